@@ -1,0 +1,28 @@
+"""Predict spatial gene expression from H&E images, inside the scverse ecosystem."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from stpred._core.settings import settings
+from stpred._core.specs import GeneRule, TileSpec
+
+if TYPE_CHECKING:
+    from stpred import datasets, encoders, io, metrics, models, pl, pp, tl
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "tl")
+
+__all__ = ["GeneRule", "TileSpec", "__version__", "settings", *_SUBMODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"stpred.{name}")
+    raise AttributeError(f"module 'stpred' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,187 @@
+"""Finding images, regions and tables in a SpatialData object, and their place in micrometres."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core import keys
+from stpred._core.checks import InputError, key_in, listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+ANISOTROPY_LIMIT = 0.02
+
+
+def affine_to(element: Any, coordinate_system: str = keys.UM) -> np.ndarray | None:
+    """Return the (3, 3) affine from an element's own x, y to a coordinate system, or None if it is not placed there."""
+    from spatialdata.transformations import get_transformation
+
+    transformations = get_transformation(element, get_all=True)
+    if coordinate_system not in transformations:
+        return None
+    matrix = transformations[coordinate_system].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def mpp_of(affine: np.ndarray, *, what: str = "image") -> float:
+    """Return micrometres per pixel, sqrt|det|, of a pixel-to-um affine; an anisotropy over 2 % is refused."""
+    linear = affine[:2, :2]
+    largest, smallest = np.linalg.svd(linear, compute_uv=False)
+    if smallest <= 0 or not np.isfinite(largest):
+        raise InputError(f"The transformation of {what} to micrometres is singular: {linear.tolist()}.")
+    if largest / smallest - 1 > ANISOTROPY_LIMIT:
+        raise InputError(
+            f"The pixels of {what} are not square: {largest:.4g} by {smallest:.4g} um per pixel "
+            f"({largest / smallest - 1:.1%} apart, {ANISOTROPY_LIMIT:.0%} allowed)."
+        )
+    return float(np.sqrt(abs(np.linalg.det(linear))))
+
+
+def apply_affine(affine: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Map (n, 2) x, y points through a (3, 3) affine."""
+    return np.asarray(xy, dtype=np.float64) @ affine[:2, :2].T + affine[:2, 2]
+
+
+def scale0(image: Any) -> Any:
+    """Return the finest DataArray of a single- or multiscale image element."""
+    from xarray import DataTree
+
+    if isinstance(image, DataTree):
+        return next(iter(image["scale0"].ds.values()))
+    return image
+
+
+def rgb_problem(image: Any) -> str | None:
+    """Say why an image element is not 8-bit RGB, or return None if it is."""
+    array = scale0(image)
+    channels = int(array.sizes.get("c", 0))
+    if channels != 3:
+        names = {1: "greyscale", 4: "RGBA or 4-channel"}
+        return f"it has {channels} channel{'s' * (channels != 1)} ({names.get(channels, 'not RGB')})"
+    if array.dtype != np.uint8:
+        return f"its pixels are {array.dtype}, not uint8"
+    return None
+
+
+def find_image(
+    sdata: SpatialData, image_key: str | None = None, *, coordinate_system: str = keys.UM, calibrated: bool = True
+) -> str:
+    """Return the key of the H&E image: the named one, or the only RGB image in the coordinate system.
+
+    With ``calibrated=False`` an image that is not yet placed in micrometres is accepted, and of several the finest
+    (most pixels) is taken; two of the same size are refused.
+    """
+    images = sdata.images
+    if image_key is not None:
+        key_in(image_key, images, what="image", name="image_key")
+        if (problem := rgb_problem(images[image_key])) is not None:
+            raise InputError(f"Image {image_key!r} cannot be used as H&E: {problem}; 8-bit RGB with 3 channels is needed.")
+        if calibrated and affine_to(images[image_key], coordinate_system) is None:
+            raise InputError(
+                f"Image {image_key!r} is not placed in the coordinate system {coordinate_system!r}; "
+                "run stpred.pp.calibrate(sdata) or pass mpp= to the reader."
+            )
+        return image_key
+    if not images:
+        raise InputError("The object has no image; add the H&E slide to `sdata.images` or read it with stpred.io.")
+    problems = {k: rgb_problem(v) for k, v in images.items()}
+    rgb = [k for k, problem in problems.items() if problem is None]
+    if not rgb:
+        said = "; ".join(f"{k!r}: {problem}" for k, problem in problems.items())
+        raise InputError(f"The object has no 8-bit RGB image to use as H&E ({said}).")
+    placed = [k for k in rgb if affine_to(images[k], coordinate_system) is not None]
+    if calibrated:
+        if not placed:
+            raise InputError(
+                f"No H&E image is placed in the coordinate system {coordinate_system!r} (RGB images: {listing(rgb)}); "
+                "run stpred.pp.calibrate(sdata) first."
+            )
+        if len(placed) > 1:
+            raise InputError(
+                f"{len(placed)} H&E images are placed in {coordinate_system!r}: {listing(placed)}; name one with `image_key`."
+            )
+        return placed[0]
+    sizes = {k: int(np.prod([scale0(images[k]).sizes[d] for d in "yx"])) for k in rgb}
+    largest = [k for k in rgb if sizes[k] == max(sizes.values())]
+    if len(largest) > 1:
+        raise InputError(f"{len(largest)} images could be the H&E slide: {listing(largest)}; name one with `image_key`.")
+    return largest[0]
+
+
+def find_region(sdata: SpatialData, shapes_key: str | None = None, *, prefer: str | None = None) -> str:
+    """Return the key of the region to work on: the named one, the preferred one if present, or the only one but `tissue`."""
+    shapes = sdata.shapes
+    if shapes_key is not None:
+        if shapes_key not in shapes and shapes_key in sdata.labels:
+            raise InputError(
+                f"`shapes_key`={shapes_key!r} is a label image; stpred needs shapes (available: {listing(shapes)}). "
+                "Make polygons from it with spatialdata.to_polygons."
+            )
+        return key_in(shapes_key, shapes, what="shapes element", name="shapes_key")
+    candidates = [k for k in shapes if k != keys.TISSUE]
+    if prefer is not None and prefer in candidates:
+        return prefer
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise InputError("The object has no shapes to predict on; make some with stpred.pp.grid(sdata).")
+    raise InputError(f"Several shapes elements could be meant: {listing(candidates)}; name one with `shapes_key`.")
+
+
+def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None) -> str:
+    """Return the key of the measured table of a region: the named one, `{shapes}_counts`, or the only other raw one."""
+    if table_key is not None:
+        key_in(table_key, sdata.tables, what="table", name="table_key")
+        if shapes_key not in table_regions(sdata.tables[table_key]):
+            raise InputError(
+                f"Table {table_key!r} annotates {listing(table_regions(sdata.tables[table_key]))}, not {shapes_key!r}."
+            )
+        return table_key
+    if keys.counts(shapes_key) in sdata.tables:
+        return keys.counts(shapes_key)
+    candidates = [
+        k for k, t in sdata.tables.items() if shapes_key in table_regions(t) and keys.UNS not in t.uns
+    ]  # what stpred wrote itself (features, predictions) carries its provenance
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        annotated = {k: table_regions(t) for k, t in sdata.tables.items()}
+        raise InputError(f"No measured table annotates shapes {shapes_key!r}; tables and their regions: {annotated}.")
+    raise InputError(f"Several tables annotate {shapes_key!r}: {listing(candidates)}; name one with `table_key`.")
+
+
+def table_regions(table: AnnData) -> list[str]:
+    """Return the elements that a table annotates."""
+    region = table.uns.get("spatialdata_attrs", {}).get("region", [])
+    return [region] if isinstance(region, str) else [str(r) for r in region]
+
+
+def table_instances(table: AnnData, shapes_key: str) -> tuple[np.ndarray, pd.Index]:
+    """Return the table's rows that annotate `shapes_key` and, for each, the instance id."""
+    import pandas as pd
+
+    attrs = table.uns.get("spatialdata_attrs")
+    if not isinstance(attrs, Mapping):
+        raise InputError("The table annotates no element: it lacks uns['spatialdata_attrs'].")
+    rows = np.flatnonzero(table.obs[attrs["region_key"]].astype(str).to_numpy() == shapes_key)
+    return rows, pd.Index(table.obs[attrs["instance_key"]].to_numpy()[rows])
+
+
+def centroids(sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM) -> tuple[np.ndarray, pd.Index]:
+    """Return the (n, 2) float64 centroids of a region in micrometres and its instance ids, in the element's order."""
+    element = sdata.shapes[shapes_key]
+    affine = affine_to(element, coordinate_system)
+    if affine is None:
+        raise InputError(
+            f"Shapes {shapes_key!r} are not placed in the coordinate system {coordinate_system!r}; "
+            "run stpred.pp.calibrate(sdata) first."
+        )
+    points = element.geometry.centroid
+    xy = np.column_stack([points.x.to_numpy(), points.y.to_numpy()]).astype(np.float64)
+    return apply_affine(affine, xy.reshape(-1, 2)), element.index

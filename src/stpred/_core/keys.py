@@ -1,0 +1,49 @@
+"""Every element name and key that stpred reads or writes, in one place."""
+
+from __future__ import annotations
+
+import re
+
+UM = "um"
+"""The coordinate system in which 1 unit = 1 micrometre."""
+
+IMAGE = "he"
+SPOTS = "spots"
+CELLS = "cells"
+NUCLEI = "nuclei"
+GRID = "grid"
+TISSUE = "tissue"
+SPATIAL = "spatial"
+"""`obsm` key of centroids in micrometres."""
+
+UNS = "stpred"
+"""`uns` key of the one JSON string that explains a table."""
+
+OOD_SCORE = "ood_score"
+IN_DISTRIBUTION = "in_distribution"
+STD = "std"
+
+
+def bins(size_um: int) -> str:
+    """Name of the shapes element of Visium HD bins, such as ``bins_008um``."""
+    return f"bins_{size_um:03d}um"
+
+
+def counts(shapes_key: str) -> str:
+    """Name of the measured table of a region."""
+    return f"{shapes_key}_counts"
+
+
+def features(shapes_key: str, encoder: str) -> str:
+    """Name of the feature table of a region."""
+    return f"{shapes_key}_feat_{slug(encoder)}"
+
+
+def predicted(shapes_key: str, model: str) -> str:
+    """Name of the predicted table of a region."""
+    return f"{shapes_key}_{slug(model)}"
+
+
+def slug(name: str) -> str:
+    """Turn any registry or hub name into an element-safe one: lower case, anything else becomes ``-``."""
+    return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")

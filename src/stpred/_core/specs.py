@@ -1,0 +1,122 @@
+"""Frozen, JSON-able recipes: what an encoder sees, and which genes are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from stpred._core.checks import InputError, one_of, positive
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """What an encoder sees: a square of `size_px` pixels at `mpp` micrometres per pixel.
+
+    Parameters
+    ----------
+    mpp
+        Micrometres per pixel of the tile after resampling.
+    size_px
+        Height and width of the tile in pixels.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.TileSpec(mpp=0.5, size_px=224).size_um
+    112.0
+    """
+
+    mpp: float = 0.5
+    size_px: int = 224
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mpp", positive(self.mpp, name="TileSpec.mpp", unit="um per pixel"))
+        if int(self.size_px) != self.size_px or self.size_px < 1:
+            raise InputError(f"`TileSpec.size_px` must be a positive whole number of pixels, got {self.size_px!r}.")
+        object.__setattr__(self, "size_px", int(self.size_px))
+
+    @property
+    def size_um(self) -> float:
+        """Edge length in micrometres."""
+        return self.mpp * self.size_px
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, value: TileSpec | Mapping[str, Any] | None, *, default: TileSpec) -> TileSpec:
+        """Accept a spec, a mapping of its fields or None (the default)."""
+        if value is None:
+            return default
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            unknown = set(value) - {"mpp", "size_px"}
+            if unknown:
+                raise InputError(f"`tile` has unknown fields {sorted(unknown)}; it takes mpp and size_px.")
+            return cls(**{**default.to_dict(), **value})
+        raise InputError(f"`tile` must be a stpred.TileSpec, a mapping of mpp and size_px, or None, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class GeneRule:
+    """Which genes a model predicts; always computed on the training slides alone.
+
+    Parameters
+    ----------
+    method
+        ``"mean"`` (highest mean count), ``"hvg"`` (Seurat v3, per slide as batch), ``"svg"`` (Moran's I),
+        ``"rmax"`` (highest attainable Pearson correlation given Poisson noise), ``"all"`` (every shared gene)
+        or ``"list"`` (exactly `genes`).
+    n
+        Number of genes to keep; None keeps every gene that the rule can score.
+    genes
+        The explicit list of ``"list"``.
+    min_total
+        Genes with fewer counts than this over all training slides are never chosen (not used by ``"list"``).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.GeneRule("rmax", n=1000)
+    GeneRule(method='rmax', n=1000, genes=None, min_total=10)
+    """
+
+    METHODS: ClassVar[tuple[str, ...]] = ("mean", "hvg", "svg", "rmax", "all", "list")
+
+    method: str = "mean"
+    n: int | None = None
+    genes: tuple[str, ...] | None = None
+    min_total: float = 10
+
+    def __post_init__(self) -> None:
+        one_of(self.method, self.METHODS, name="GeneRule.method")
+        if self.n is not None and (int(self.n) != self.n or self.n < 1):
+            raise InputError(f"`GeneRule.n` must be a positive whole number or None, got {self.n!r}.")
+        if (self.method == "list") != (self.genes is not None):
+            raise InputError("`GeneRule.genes` goes with method='list', and only with it.")
+        if self.genes is not None:
+            genes = tuple(map(str, self.genes))
+            repeated = sorted({g for g in genes if genes.count(g) > 1})
+            if not genes or repeated:
+                raise InputError(f"`GeneRule.genes` must be distinct and not empty; repeated: {repeated}.")
+            object.__setattr__(self, "genes", genes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def parse(cls, value: GeneRule | str | Iterable[str] | Mapping[str, Any] | None) -> GeneRule:
+        """Accept a rule, a method name, a list of genes, a mapping of fields, or None (the 250 highest means)."""
+        if value is None:
+            return cls("mean", n=250)
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(value) if value in cls.METHODS else cls("list", genes=(value,))
+        if isinstance(value, Mapping):
+            return cls(**value)
+        return cls("list", genes=tuple(value))

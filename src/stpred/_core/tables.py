@@ -1,0 +1,122 @@
+"""Writing tables that annotate a region, with provenance, so that scanpy, squidpy and spatialdata-plot use them as they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core import keys
+from stpred._core.checks import InputError, element_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpred")
+
+REGION_KEY = "region"
+INSTANCE_KEY = "instance_id"
+
+
+def build_table(
+    X: Any,
+    *,
+    shapes_key: str,
+    instances: pd.Index,
+    var: pd.DataFrame,
+    spatial_um: np.ndarray,
+    obs: Mapping[str, Any] | None = None,
+    layers: Mapping[str, np.ndarray] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> AnnData:
+    """Build the AnnData that annotates `shapes_key`, validated by spatialdata's TableModel.
+
+    Parameters
+    ----------
+    X
+        (n, n_genes) values, dense or sparse.
+    instances
+        (n,) index values of the shapes.
+    var
+        (n_genes, ...) frame indexed by gene symbol.
+    spatial_um
+        (n, 2) centroids in micrometres.
+    obs, layers
+        Further columns and layers.
+    provenance
+        JSON-able facts; stored as one string in ``uns["stpred"]``.
+    """
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata.models import TableModel
+
+    frame = pd.DataFrame(
+        {REGION_KEY: pd.Categorical([shapes_key] * len(instances), categories=[shapes_key]), INSTANCE_KEY: instances},
+        index=pd.Index([str(i) for i in instances]),
+    )
+    for name, values in (obs or {}).items():
+        frame[name] = np.asarray(values)
+    table = AnnData(X, obs=frame, var=var, layers=dict(layers or {}))
+    table.obsm[keys.SPATIAL] = np.ascontiguousarray(spatial_um, dtype=np.float64)
+    if provenance is not None:
+        table.uns[keys.UNS] = json.dumps(dict(provenance), sort_keys=True, default=_plain)
+    return TableModel.parse(table, region=shapes_key, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
+
+
+def check_writable(sdata: SpatialData, key: str) -> None:
+    """Refuse a table name that SpatialData cannot hold or that is taken by an element of another type or on disk."""
+    element_name(key)
+    for kind in ("images", "labels", "points", "shapes"):
+        for taken in getattr(sdata, kind):
+            if taken.lower() == key.lower():
+                raise InputError(f"`key_added`={key!r} is the name of an element in `sdata.{kind}`; choose another name.")
+    for taken in sdata.tables:
+        if taken.lower() == key.lower() and taken != key:
+            raise InputError(f"`key_added`={key!r} differs from the table {taken!r} only by case; choose another name.")
+
+
+def put_table(sdata: SpatialData, key: str, table: AnnData) -> None:
+    """Put a table into the object in memory; an existing one is replaced with a warning."""
+    check_writable(sdata, key)
+    if key in sdata.tables:
+        warnings.warn(f"Table {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=3)
+        del sdata.tables[key]
+    sdata.tables[key] = table
+
+
+def read_provenance(table: AnnData, *, what: str = "table") -> dict[str, Any]:
+    """Return the facts that stpred stored with a table."""
+    if keys.UNS not in table.uns:
+        raise InputError(f"The {what} was not written by stpred: it has no uns[{keys.UNS!r}].")
+    return json.loads(table.uns[keys.UNS])
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a result."""
+    found = {}
+    for name in ("stpred", "spatialdata", "anndata", "numpy", "torch", "scikit-image", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays, tuples and specs into JSON values."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)

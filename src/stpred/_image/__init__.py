@@ -1,0 +1,1 @@
+"""Arrays only: stain separation, texture, nuclei (rank 1)."""
