@@ -1,0 +1,76 @@
+"""What an encoder is: images in, features out, with a card that says what it saw."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core.specs import TileSpec
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What is known of an encoder; travels with every feature table and model.
+
+    Parameters
+    ----------
+    name
+        Registry name, such as ``"morphology"`` or ``"timm/resnet50.a1_in1k"``.
+    tile
+        The tile that the encoder expects.
+    width
+        Number of features per tile.
+    source
+        Where weights come from (a hub id, a local path, ``"built in"``).
+    revision
+        Revision of the weights or version of the algorithm; features of different revisions are never mixed.
+    licence
+        Licence of the weights.
+    gated
+        Whether the weights need an access request.
+    feature_names
+        Documented names, where features have a meaning.
+    mean, std
+        Channel normalisation on the 0..1 scale, where the encoder uses one.
+    dense
+        Rows, columns and width of the dense tokens, where the encoder gives them.
+    """
+
+    name: str
+    tile: TileSpec
+    width: int
+    source: str = "built in"
+    revision: str = "1"
+    licence: str = "BSD-3-Clause"
+    gated: bool = False
+    feature_names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    dense: tuple[int, int, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON (without the feature names, which belong in `var`)."""
+        record = asdict(self)
+        record.pop("feature_names")
+        return record
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns uint8 RGB tiles of the card's size into float32 features."""
+
+    @property
+    def card(self) -> EncoderCard:
+        """What is known of the encoder."""
+        ...
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (n, size_px, size_px, 3) uint8 tiles to (n, width) float32 features; each row depends on its tile alone."""
+        ...
+
+    def to(self, device: str | None) -> Encoder:
+        """Return the encoder on a device (None: GPU if there is one); encoders without parameters return themselves."""
+        ...
