@@ -1,0 +1,69 @@
+"""From counts to the values that a model is trained on and scored against."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stpred._core.checks import InputError, one_of
+
+Target = Literal["log1p_cp10k", "counts"]
+TARGETS: tuple[str, ...] = get_args(Target)
+
+CP10K = 1e4
+
+
+def dense(values: Any, dtype: Any = np.float64) -> NDArray[Any]:
+    """Return a dense array of `values`, which may be a scipy sparse matrix or array."""
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=dtype)
+
+
+def totals(counts: Any) -> NDArray[np.float64]:
+    """Return the (n,) library sizes of (n, G) counts of *all* measured genes, dense or sparse."""
+    return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+
+
+def transform(counts: Any, totals: ArrayLike, *, target: str) -> NDArray[np.float32]:
+    """Turn the counts of chosen genes into target values.
+
+    Parameters
+    ----------
+    counts
+        (n, g) counts of the chosen genes, dense or sparse.
+    totals
+        (n,) library sizes over *all* measured genes, not only the chosen ones: otherwise a value would depend on which
+        other genes were chosen.
+    target
+        ``"log1p_cp10k"`` (natural log of one plus counts per ten thousand) or ``"counts"``.
+
+    Returns
+    -------
+    (n, g) float32, dense. A row with an empty library becomes 0.
+    """
+    one_of(target, TARGETS, name="target")
+    values = dense(counts)
+    library = np.asarray(totals, dtype=np.float64)
+    if values.ndim != 2 or library.shape != values.shape[:1]:
+        raise InputError(f"`totals` must have one value per row of `counts`: got {library.shape} for {values.shape}.")
+    if target == "log1p_cp10k":
+        scale = np.divide(CP10K, library, out=np.zeros_like(library), where=library > 0)
+        values = np.log1p(values * scale[:, None])
+    return values.astype(np.float32)
+
+
+def check_counts(counts: Any, *, what: str) -> None:
+    """Refuse counts that are NaN, negative or not whole; `what` names them in the message, such as "table 'x'"."""
+    stored = np.asarray(counts.data if hasattr(counts, "toarray") else counts)
+    if stored.dtype.kind in "ub":
+        return
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise InputError(f"The counts of {what} hold NaN or infinite values; raw counts are needed.")
+    if stored.size and stored.min() < 0:
+        raise InputError(f"The counts of {what} hold negative values (lowest {stored.min():g}); raw counts are needed.")
+    if stored.dtype.kind == "f" and (fractional := stored[stored != np.floor(stored)]).size:
+        raise InputError(
+            f"The counts of {what} are not whole numbers ({fractional[0]:g} is among them), so they look normalised "
+            "already; raw counts are needed."
+        )
