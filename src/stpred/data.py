@@ -1,0 +1,323 @@
+"""From a SpatialData object to the `Batch` that every model sees: the one path of training, validation and prediction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import genes as gene_kernels
+from stpred import links
+from stpred._core import keys, targets
+from stpred._core.checks import InputError, listing
+from stpred._core.elements import centroids, find_image, find_region, find_table, table_instances
+from stpred._core.progress import track
+from stpred._core.tables import read_provenance
+from stpred.encoders._base import Encoder
+from stpred.models._base import Batch, Needs
+from stpred.regions import Lattice, on_tissue
+from stpred.tiles import Pyramid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpred")
+
+OUTSIDE_LIMIT = 0.1
+"""Share of locations off the image from which on the object is refused: its coordinates and its image do not belong together."""
+
+SAME_PITCH = 0.1
+"""Relative difference of pitch up to which a region gives its own context."""
+
+FEW_SOURCES = 30
+"""Fewer locations than this are no basis for a slide's own feature statistics."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Locations of one slide on its image, and what was measured there.
+
+    Attributes
+    ----------
+    slide, shapes_key, image_key
+        Where it comes from.
+    instances
+        (n,) index values of the shapes.
+    coords_um
+        (n, 2) centres.
+    n_outside
+        Locations that were left out because they are off the image.
+    counts, totals, var
+        (n, G) raw counts, (n,) library sizes and the genes' frame, where a table was asked for.
+    """
+
+    sdata: SpatialData
+    pyramid: Pyramid
+    slide: str
+    shapes_key: str
+    image_key: str
+    instances: pd.Index
+    coords_um: NDArray[np.float64]
+    n_outside: int = 0
+    counts: csr_matrix | None = None
+    totals: NDArray[np.float64] | None = None
+    var: pd.DataFrame | None = None
+
+    def target(self, names: list[str], target: str) -> NDArray[np.float32]:
+        """Return the (n, n_genes) training target of the named genes."""
+        if self.counts is None or self.var is None or self.totals is None:
+            raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
+        return targets.transform(self.counts[:, self.var.index.get_indexer(names)], self.totals, target=target)
+
+
+def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, SpatialData]:
+    """Accept one object or a mapping of them."""
+    if not isinstance(slides, Mapping):
+        from spatialdata import SpatialData
+
+        if not isinstance(slides, SpatialData):
+            raise InputError(f"`slides` must be a SpatialData or a mapping of names to them, got {type(slides).__name__}.")
+        return {"slide": slides}
+    if not slides:
+        raise InputError("`slides` is empty; give at least one SpatialData object.")
+    return {str(k): v for k, v in slides.items()}
+
+
+def read_region(
+    sdata: SpatialData,
+    *,
+    slide: str = "slide",
+    shapes_key: str | None = None,
+    image_key: str | None = None,
+    table_key: str | None = None,
+    measured: bool = False,
+    prefer: str | None = None,
+    coordinate_system: str = keys.UM,
+) -> Region:
+    """Find image, region and (with `measured`) counts of a slide, check them, and drop locations off the image."""
+    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+    shapes_key = _region_key(sdata, shapes_key, table_key=table_key, measured=measured, prefer=prefer)
+    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+    coords, instances = centroids(sdata, shapes_key, coordinate_system=coordinate_system)
+    counts = totals = var = None
+    if measured:
+        rows, counts, var = _counts(sdata, slide, shapes_key, table_key, instances)
+        coords, instances = coords[rows], instances[rows]
+        totals = targets.totals(counts)
+    inside = _inside(pyramid, coords, slide=slide, shapes_key=shapes_key, image_key=image_key)
+    keep = inside if totals is None else inside & (totals > 0)
+    if totals is not None and (empty := int((totals == 0).sum())):
+        logger.info("Slide %r: %d locations of %r without any count are left out.", slide, empty, shapes_key)
+    if not keep.any():
+        raise InputError(f"Slide {slide!r} has no usable location in {shapes_key!r} (of {len(keep)}).")
+    return Region(
+        sdata=sdata,
+        pyramid=pyramid,
+        slide=slide,
+        shapes_key=shapes_key,
+        image_key=image_key,
+        instances=instances[keep],
+        coords_um=coords[keep],
+        n_outside=int((~inside).sum()),
+        counts=None if counts is None else counts[keep],
+        totals=None if totals is None else totals[keep],
+        var=var,
+    )
+
+
+def _region_key(
+    sdata: SpatialData, shapes_key: str | None, *, table_key: str | None, measured: bool, prefer: str | None
+) -> str:
+    """Return the region; for training the only one with counts is meant if several shapes exist."""
+    if shapes_key is None and measured and (prefer is None or prefer not in sdata.shapes):
+        from stpred._core.elements import table_regions
+
+        tables = [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if keys.UNS not in t.uns]
+        with_counts = [k for k in sdata.shapes if any(k in table_regions(sdata.tables[t]) for t in tables)]
+        if len(with_counts) == 1:
+            return with_counts[0]
+    return find_region(sdata, shapes_key, prefer=prefer)
+
+
+def _counts(
+    sdata: SpatialData, slide: str, shapes_key: str, table_key: str | None, instances: pd.Index
+) -> tuple[NDArray[np.int64], csr_matrix, pd.DataFrame]:
+    """Return rows of the shapes that were measured, their counts in that order, and the genes."""
+    from scipy.sparse import csr_matrix
+
+    table_key = find_table(sdata, shapes_key, table_key)
+    table = sdata.tables[table_key]
+    what = f"table {table_key!r} of slide {slide!r}"
+    if not table.var_names.is_unique:
+        repeated = table.var_names[table.var_names.duplicated()].unique()
+        raise InputError(f"The gene names of {what} are not unique: {listing(repeated)}; run var_names_make_unique() first.")
+    table_rows, ids = table_instances(table, shapes_key)
+    position = instances.get_indexer(ids)
+    if (position < 0).all():
+        raise InputError(
+            f"No instance of {what} is in shapes {shapes_key!r}: the table has {listing(ids[:3])}, the shapes {listing(instances[:3])}."
+        )
+    if (missing := int((position < 0).sum())) > 0:
+        logger.warning("%d rows of %s have no shape in %r and are left out.", missing, what, shapes_key)
+    known = position >= 0
+    counts = csr_matrix(table.X[table_rows[known]])
+    targets.check_counts(counts, what=what)
+    return position[known], counts, table.var
+
+
+def _inside(
+    pyramid: Pyramid, coords_um: NDArray[np.float64], *, slide: str, shapes_key: str, image_key: str
+) -> NDArray[np.bool_]:
+    """Say which locations are on the image; refuse an object where many are not, with both boxes."""
+    inside = pyramid.contains(coords_um)
+    share = 1 - inside.mean() if len(inside) else 0.0
+    if share > OUTSIDE_LIMIT:
+        low, high = coords_um.min(axis=0), coords_um.max(axis=0)
+        box = [round(float(v), 1) for v in (*low, *high)]
+        image_box = [round(v, 1) for v in pyramid.bounds_um]
+        raise InputError(
+            f"{share:.0%} of {shapes_key!r} in slide {slide!r} lie outside image {image_key!r}: locations span {box} um, the image "
+            f"{image_box} um (x0, y0, x1, y1); check that the image is the full-resolution one and that x and y are not swapped."
+        )
+    if share > 0:
+        logger.warning("%d of %r in slide %r are off the image and left out.", int((~inside).sum()), shapes_key, slide)
+    return inside
+
+
+def embed(
+    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, batch_size: int | None = None
+) -> NDArray[np.float32]:
+    """Return (n, width) features of the tiles at `coords_um`, read in one streaming pass."""
+    card = encoder.card
+    out = np.empty((len(coords_um), card.width), dtype=np.float32)
+    tiles = region.pyramid.read(coords_um, card.tile, batch_size=batch_size)
+    for rows, images in track(tiles, total=len(out), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0])):
+        out[rows] = encoder.encode(images)
+    return out
+
+
+def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | None:
+    """Return features that `pp.features` wrote for exactly these locations, image and encoder, or None."""
+    key = keys.features(region.shapes_key, encoder.card.name)
+    if key not in region.sdata.tables:
+        return None
+    table = region.sdata.tables[key]
+    facts = read_provenance(table, what=f"table {key!r}")
+    if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
+        return None
+    rows = _match(table_instances(table, region.shapes_key)[1], region.instances)
+    if rows is None or not np.allclose(table.obsm[keys.SPATIAL][rows], region.coords_um, atol=1e-3):
+        return None
+    return np.asarray(table.X[rows], dtype=np.float32)
+
+
+def _match(have: pd.Index, want: pd.Index) -> NDArray[np.int64] | None:
+    rows = have.get_indexer(want)
+    return None if (rows < 0).any() else rows
+
+
+def make_batch(
+    region: Region,
+    encoder: Encoder,
+    needs: Needs,
+    *,
+    lattice: Lattice | None = None,
+    batch_size: int | None = None,
+    allow_upsampling: bool = False,
+    y: NDArray[np.float32] | None = None,
+) -> Batch:
+    """Embed a region's locations, and what their context needs, once each.
+
+    Parameters
+    ----------
+    region
+        Locations to embed.
+    encoder
+        What turns tiles into features.
+    needs
+        What the model asks for.
+    lattice
+        Training lattice of the model; None while training, when the region itself is the lattice. A region of another pitch
+        takes its context from one shared grid of points at the training pitch.
+    batch_size
+        Tiles per encoder call.
+    allow_upsampling
+        Read an image that is too coarse for the encoder all the same.
+    y
+        (n, n_genes) training target to carry along.
+    """
+    what = f"Image {region.image_key!r} of slide {region.slide!r}"
+    region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
+    n = len(region.coords_um)
+    rows = np.arange(n)
+    grid = _source_grid(region, needs, lattice)
+    features = stored_features(region, encoder)
+    if features is None:
+        points = region.coords_um if grid is None else np.concatenate([region.coords_um, grid])
+        features = embed(region, encoder, points, batch_size=batch_size)
+    elif grid is not None:
+        features = np.concatenate([features, embed(region, encoder, grid, batch_size=batch_size)])
+    sources = rows if grid is None else np.arange(n, n + len(grid))
+    around = None
+    if needs.context_um is not None:
+        source_um = region.coords_um if grid is None else grid
+        pitch = lattice.pitch_um if lattice is not None and grid is not None else 0.0
+        # Training never shows a location to itself, so a grid point on top of the target is left out as well.
+        around = links.radius(region.coords_um, source_um, radius_um=needs.context_um, beyond_um=pitch / 2)
+        around = links.Links(around.indptr, sources[around.indices])
+    return Batch(
+        slide=region.slide,
+        features=features,
+        targets=rows,
+        sources=sources,
+        coords_um=region.coords_um,
+        links=around,
+        y=y,
+        totals=region.totals,
+    )
+
+
+def _source_grid(region: Region, needs: Needs, lattice: Lattice | None) -> NDArray[np.float64] | None:
+    """Return grid points at the training pitch, or None where the region itself serves."""
+    if not needs.sources or lattice is None:
+        return None
+    own = Lattice.of(region.coords_um)
+    same = own is not None and abs(own.pitch_um / lattice.pitch_um - 1) <= SAME_PITCH
+    if same and (not needs.slide_statistics or len(region.coords_um) >= FEW_SOURCES):
+        return None
+    from scipy.spatial import cKDTree
+
+    points = lattice.points(region.pyramid.bounds_um)
+    points = points[region.pyramid.contains(points)]
+    if needs.slide_statistics:  # a slide's statistics speak for its tissue, whichever targets are asked for
+        points = points[on_tissue(region.pyramid, points)]
+    else:
+        reach = cKDTree(region.coords_um).query(points, distance_upper_bound=needs.context_um)[0]
+        points = points[np.isfinite(reach)]
+    if len(points) == 0:
+        raise InputError(f"Slide {region.slide!r} has no tissue to take the context of {region.shapes_key!r} from.")
+    return points
+
+
+def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str, str]:
+    """Return each slide's donor; ``groups="slide"`` makes each slide its own."""
+    if isinstance(groups, str):
+        if groups != "slide":
+            raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
+        return {s: s for s in slides}
+    if missing := [s for s in slides if s not in groups]:
+        raise InputError(f"`groups` names no donor for slides {listing(missing)}; it has {listing(groups)}.")
+    return {s: str(groups[s]) for s in slides}
+
+
+def choose_genes(regions: list[Region], rule: Any) -> pd.DataFrame:
+    """Return genes chosen by a rule on these regions alone, best first, with their scores."""
+    counts = {r.slide: r.counts for r in regions}
+    names = {r.slide: r.var.index for r in regions if r.var is not None}
+    return gene_kernels.select(rule, counts, names, coords_um={r.slide: r.coords_um for r in regions})

@@ -1,0 +1,69 @@
+"""Which model families and bundled models exist. A new method is one file here and one line in `FAMILIES`."""
+
+from __future__ import annotations
+
+import builtins
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stpred._core.checks import InputError, listing
+
+if TYPE_CHECKING:
+    from stpred.models._base import Config, Model
+
+FAMILIES = {
+    "intensity": "stpred.models.intensity:Intensity",
+    "mean": "stpred.models.mean:Mean",
+    "ridge": "stpred.models.ridge:Ridge",
+}
+
+ENTRY_POINTS = "stpred.models"
+
+BUNDLED = Path(__file__).parent / "_bundled"
+
+
+def families() -> dict[str, str]:
+    """Return every family's name and where its class is, third parties' (entry points) included."""
+    return FAMILIES | {e.name: e.value for e in entry_points(group=ENTRY_POINTS)}
+
+
+def bundled() -> builtins.list[str]:
+    """Return the names of the trained models that come with the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def list() -> builtins.list[str]:
+    """Return the names that `tl.train` and `tl.predict` accept: bundled trained models first, then families to train.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> "ridge" in st.models.list()
+    True
+    """
+    return [*bundled(), *sorted(families())]
+
+
+def family(name: str) -> type[Model]:
+    """Return the class of a family."""
+    known = families()
+    if name not in known:
+        raise InputError(f"No model family named {name!r}; available: {listing(sorted(known), most=40)}.")
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def resolve(model: str | Config | type[Model]) -> tuple[type[Model], Config]:
+    """Return family and settings from a name, a family class or a `Config`."""
+    if isinstance(model, str):
+        found = family(model)
+        return found, found.Config()
+    if isinstance(model, type):
+        return model, model.Config()
+    for name in families():
+        found = family(name)
+        if type(model) is found.Config:
+            return found, model
+    raise InputError(f"`model` must be a family name {listing(sorted(families()))}, a family or its Config, got {model!r}.")

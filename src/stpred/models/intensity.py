@@ -1,0 +1,79 @@
+"""Per-gene linear model on 5-binned channel intensities: what colour alone can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stpred._core.checks import InputError
+from stpred.models._base import Batch, Model
+from stpred.models._base import Config as BaseConfig
+
+
+@dataclass(frozen=True)
+class IntensityConfig(BaseConfig):
+    """Settings of :class:`Intensity`.
+
+    Parameters
+    ----------
+    n_bins
+        Number of equally filled bins per colour channel.
+    """
+
+    n_bins: int = 5
+
+    def __post_init__(self) -> None:
+        if int(self.n_bins) != self.n_bins or self.n_bins < 2:
+            raise InputError(f"`n_bins` must be a whole number of at least 2, got {self.n_bins!r}.")
+
+
+class Intensity(Model):
+    """Least squares on the one-hot bins of a tile's mean red, green and blue (the colour baseline of XFuse's publication).
+
+    A method that does not clearly beat it reads stain, not tissue.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slide = st.datasets.toy(seed=0)
+    >>> model = st.tl.train(slide, "intensity", genes=["EPCAM"])
+    """
+
+    family: ClassVar[str] = "intensity"
+    Config: ClassVar[type[BaseConfig]] = IntensityConfig
+    default_encoder: ClassVar[str] = "intensity"
+    config: IntensityConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        bins = self.config.n_bins
+        self.register_buffer("edges", torch.zeros(n_features, bins - 1))
+        self.register_buffer("coef", torch.zeros(n_features * bins, n_genes))
+        self.register_buffer("intercept", torch.zeros(n_genes))
+
+    def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
+        """Place the bins at quantiles of the training tiles and solve least squares."""
+        x = np.concatenate([b.own for b in batches])
+        y = np.concatenate([b.y for b in batches if b.y is not None]).astype(np.float64)
+        self._set("edges", np.quantile(x, np.arange(1, self.config.n_bins) / self.config.n_bins, axis=0).T)
+        design = self._design(x)
+        center, intercept = design.mean(axis=0), y.mean(axis=0)
+        # The bins of a channel sum to one, so the design has no full rank: the least-norm solution is taken.
+        coef = np.linalg.lstsq(design - center, y - intercept, rcond=1e-8)[0]
+        self._set("coef", coef)
+        self._set("intercept", intercept - center @ coef)
+        return {}
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
+        """Look the bins up."""
+        values = self._design(batch.own) @ self.coef.cpu().numpy() + self.intercept.cpu().numpy()
+        return values.astype(np.float32), None
+
+    def _design(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        bins = (x[:, :, None] >= self.edges.cpu().numpy()[None]).sum(axis=2)
+        return np.eye(self.config.n_bins)[bins].reshape(len(x), -1)

@@ -1,0 +1,195 @@
+"""Ridge regression with intercept on tile features, with optional context: the baseline that is hard to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stpred import metrics
+from stpred._core.checks import InputError, one_of, positive
+from stpred.models._base import Batch, Model, Needs
+from stpred.models._base import Config as BaseConfig
+
+STANDARDIZE = ("train", "slide")
+PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
+
+
+@dataclass(frozen=True)
+class RidgeConfig(BaseConfig):
+    """Settings of :class:`Ridge`.
+
+    Parameters
+    ----------
+    penalty
+        Penalty per training location on standardised features; None chooses it from `penalties`, by leaving donors out
+        if there are several groups and by generalised cross-validation otherwise.
+    penalties
+        What None chooses from.
+    n_components
+        Principal components that the features are reduced to first; None keeps the features.
+    context_um
+        Radius in micrometres around each location within which the neighbours' features are averaged and added;
+        None: the tile alone.
+    standardize
+        ``"train"``: by mean and standard deviation over the training tiles; ``"slide"``: by each slide's own, which removes
+        shifts of stain and scanner.
+    """
+
+    penalty: float | None = None
+    penalties: tuple[float, ...] = PENALTIES
+    n_components: int | None = None
+    context_um: float | None = None
+    standardize: str = "train"
+
+    def __post_init__(self) -> None:
+        one_of(self.standardize, STANDARDIZE, name="standardize")
+        if self.penalty is not None:
+            positive(self.penalty, name="penalty")
+        if not self.penalties:
+            raise InputError("`penalties` must name at least one penalty.")
+        object.__setattr__(self, "penalties", tuple(positive(p, name="penalties") for p in self.penalties))
+        if self.n_components is not None and (int(self.n_components) != self.n_components or self.n_components < 1):
+            raise InputError(f"`n_components` must be a positive whole number or None, got {self.n_components!r}.")
+        if self.context_um is not None:
+            positive(self.context_um, name="context_um", unit="micrometres")
+
+
+class Ridge(Model):
+    """Standardise, optionally reduce by PCA, then ridge with intercept; all genes share one penalty.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(3)
+    >>> model = st.tl.train(slides, st.models.Ridge.Config(context_um=120), genes=st.GeneRule("mean", n=20))
+    """
+
+    family: ClassVar[str] = "ridge"
+    Config: ClassVar[type[BaseConfig]] = RidgeConfig
+    config: RidgeConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        width = n_features * (2 if self.config.context_um is not None else 1)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
+        self.register_buffer("coef", torch.zeros(width, n_genes))
+        self.register_buffer("intercept", torch.zeros(n_genes))
+
+    @property
+    def needs(self) -> Needs:
+        """Neighbours within the radius; slide statistics when each slide is standardised by itself."""
+        return Needs(context_um=self.config.context_um, slide_statistics=self.config.standardize == "slide")
+
+    def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
+        """Choose the penalty and solve in closed form."""
+        sources = np.concatenate([b.features[b.sources] for b in batches]).astype(np.float64)
+        self._set("mean", sources.mean(axis=0))
+        self._set("std", _safe(sources.std(axis=0)))
+        x = [self._design(b) for b in batches]
+        y = [np.asarray(b.y, dtype=np.float64) for b in batches]
+        penalty, scores, how = self.config.penalty, {}, "given"
+        if penalty is None:
+            penalty, scores, how = self._choose(x, y, groups)
+        coef, intercept = _solve(np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components)
+        self._set("coef", coef[0])
+        self._set("intercept", intercept[0])
+        return {"penalty": penalty, "penalty_chosen_by": how, "penalty_scores": scores}
+
+    def _choose(
+        self, x: list[NDArray[np.float64]], y: list[NDArray[np.float64]], groups: Sequence[str]
+    ) -> tuple[float, dict[str, float], str]:
+        """Return the best penalty, the score of each, and how they were compared."""
+        penalties, rank = self.config.penalties, self.config.n_components
+        names = sorted(set(groups))
+        if len(names) < 2:
+            errors = _gcv(np.concatenate(x), np.concatenate(y), penalties=penalties, rank=rank)
+            scores = dict(zip(map(str, penalties), (-errors).tolist(), strict=True))
+            return penalties[int(np.argmin(errors))], scores, "generalised cross-validation"
+        total = np.zeros((len(names), len(penalties)))
+        for f, name in enumerate(names):
+            train = [i for i, g in enumerate(groups) if g != name]
+            coef, intercept = _solve(
+                np.concatenate([x[i] for i in train]), np.concatenate([y[i] for i in train]), penalties=penalties, rank=rank
+            )
+            held = [i for i, g in enumerate(groups) if g == name]
+            for p in range(len(penalties)):
+                r = [np.nan_to_num(metrics.pearson(x[i] @ coef[p] + intercept[p], y[i])).mean() for i in held]
+                total[f, p] = np.mean(r)
+        mean = total.mean(axis=0)
+        scores = dict(zip(map(str, penalties), mean.round(5).tolist(), strict=True))
+        return penalties[int(np.argmax(mean))], scores, "leaving groups out"
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
+        """Apply the linear map."""
+        coef = self.coef.cpu().numpy().astype(np.float64)
+        return (self._design(batch) @ coef + self.intercept.cpu().numpy()).astype(np.float32), None
+
+    def _design(self, batch: Batch) -> NDArray[np.float64]:
+        """Return standardised own features and, with context, the neighbours' mean beside them."""
+        mean, std = self.mean.cpu().numpy(), self.std.cpu().numpy()
+        if self.config.standardize == "slide":
+            sources = batch.features[batch.sources].astype(np.float64)
+            mean, std = sources.mean(axis=0), _safe(sources.std(axis=0))
+        own = (batch.own - mean) / std
+        if self.config.context_um is None:
+            return own
+        if batch.links is None:
+            raise InputError(f"Slide {batch.slide!r} came without neighbours, which this model needs.")
+        # A location without neighbours is its own context, not an average tile.
+        around = batch.links.mean(batch.features.astype(np.float64))
+        alone = batch.links.counts() == 0
+        around[alone] = batch.own[alone]
+        return np.concatenate([own, (around - mean) / std], axis=1)
+
+
+def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leave constant features at zero instead of dividing by nothing."""
+    return np.where(std < 1e-8, 1.0, std)
+
+
+def _decompose(
+    x: NDArray[np.float64], y: NDArray[np.float64], rank: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return singular values s and vt of the centred x, cut to `rank`, u' y of the centred y, and the centres of x and y."""
+    center_x, center_y = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - center_x, y - center_y
+    if x.shape[0] < x.shape[1]:
+        u, s, vt = np.linalg.svd(x, full_matrices=False)
+        projected = u.T @ y
+    else:  # many locations: the features' own cross-product is small
+        values, vectors = np.linalg.eigh(x.T @ x)
+        s, vt = np.sqrt(values[::-1].clip(0)), vectors[:, ::-1].T
+        projected = (vt @ (x.T @ y)) / np.maximum(s, 1e-300)[:, None]
+    keep = s > 1e-6 * max(s.max(initial=0.0), 1e-300)
+    if rank is not None:
+        keep[rank:] = False
+    return s[keep], vt[keep], projected[keep], center_x, center_y
+
+
+def _solve(
+    x: NDArray[np.float64], y: NDArray[np.float64], *, penalties: Sequence[float], rank: int | None
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Ridge with an unpenalised intercept for every penalty, from one decomposition."""
+    s, vt, projected, center_x, center_y = _decompose(x, y, rank)
+    coefs = [vt.T @ ((s / (s**2 + p * len(x)))[:, None] * projected) for p in penalties]
+    return coefs, [center_y - center_x @ coef for coef in coefs]
+
+
+def _gcv(x: NDArray[np.float64], y: NDArray[np.float64], *, penalties: Sequence[float], rank: int | None) -> NDArray[np.float64]:
+    """Generalised cross-validation error, mean over genes scaled to unit variance, of every penalty."""
+    y = (y - y.mean(axis=0)) / _safe(y.std(axis=0))
+    s, _, projected, _, _ = _decompose(x, y, rank)
+    outside = np.square(y).sum() - np.square(projected).sum()
+    errors = []
+    for p in penalties:
+        shrink = s**2 / (s**2 + p * len(x))
+        residual = np.square((1 - shrink)[:, None] * projected).sum() + outside
+        freedom = 1 - (1 + shrink.sum()) / len(x)
+        errors.append(residual / y.size / max(freedom, 1e-6) ** 2)
+    return np.asarray(errors)

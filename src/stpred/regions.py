@@ -1,0 +1,151 @@
+"""Making regions where a slide has none: the outline of the tissue, and lattices of points on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core import keys
+from stpred._core.checks import InputError, one_of, positive
+from stpred._core.elements import affine_to, apply_affine, find_image
+from stpred._image.tissue import tissue_mask
+from stpred.tiles import Pyramid
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+
+TISSUE_MPP = 8.0
+"""Resolution at which tissue is told from glass."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Spacing and arrangement of locations."""
+
+    pitch_um: float
+    hexagonal: bool
+
+    @classmethod
+    def of(cls, coords_um: NDArray[np.float64]) -> Lattice | None:
+        """Measure it on (n, 2) centres; None for fewer than three locations."""
+        if len(coords_um) < 3:
+            return None
+        from scipy.spatial import cKDTree
+
+        tree = cKDTree(coords_um)
+        pitch = float(np.median(tree.query(coords_um, k=2)[0][:, 1]))
+        if pitch <= 0:
+            return None
+        around = tree.query_ball_point(coords_um, 1.2 * pitch, return_length=True) - 1
+        return cls(pitch, hexagonal=bool(np.quantile(around, 0.75) >= 5))
+
+    def points(self, bounds_um: tuple[float, float, float, float]) -> NDArray[np.float64]:
+        """Return (n, 2) points of the lattice in a box, anchored at the frame's origin so that boxes agree on them."""
+        x0, y0, x1, y1 = bounds_um
+        step_y = self.pitch_um * (np.sqrt(3) / 2 if self.hexagonal else 1.0)
+        rows = np.arange(np.ceil(y0 / step_y), np.floor(y1 / step_y) + 1)
+        parts = []
+        for row in rows:
+            shift = 0.5 * (row % 2) if self.hexagonal else 0.0
+            columns = np.arange(np.ceil(x0 / self.pitch_um - shift), np.floor(x1 / self.pitch_um - shift) + 1)
+            parts.append(np.column_stack([(columns + shift) * self.pitch_um, np.full(len(columns), row * step_y)]))
+        return np.concatenate(parts) if parts else np.empty((0, 2))
+
+
+def on_tissue(pyramid: Pyramid, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Say which (n, 2) points lie on tissue."""
+    mask, origin_um = _mask(pyramid)
+    column, row = np.floor((points_um - origin_um) / TISSUE_MPP).astype(int).T
+    on = (column >= 0) & (row >= 0) & (column < mask.shape[1]) & (row < mask.shape[0])
+    return on & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
+
+
+def _mask(pyramid: Pyramid) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
+    return tissue_mask(thumbnail, mpp=TISSUE_MPP), origin_um
+
+
+def outline_tissue(
+    sdata: SpatialData, *, image_key: str | None = None, coordinate_system: str = keys.UM, min_area_um2: float = 20_000.0
+) -> GeoDataFrame:
+    """Return polygons in micrometres around the pieces of tissue."""
+    import geopandas as gpd
+    from shapely import Polygon, make_valid
+    from skimage.measure import approximate_polygon, find_contours
+
+    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+    thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
+    mask = tissue_mask(thumbnail, mpp=TISSUE_MPP, min_area_um2=min_area_um2)
+    if not mask.any():
+        raise InputError(f"No tissue was found on image {image_key!r}; is it an H&E slide, stained and in focus?")
+    rings = []
+    for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
+        # Padding by one pixel and pixel centres at half: column c of the padded mask is c - 0.5 pixels from the border.
+        ring = approximate_polygon(contour, tolerance=0.7)[:, ::-1] - 0.5
+        if len(ring) >= 4:
+            rings.append(Polygon(ring * TISSUE_MPP + origin_um))
+    rings.sort(key=lambda p: -p.area)
+    pieces: list[Polygon] = []
+    for ring in rings:  # a contour inside a piece is its hole
+        inside = next((i for i, piece in enumerate(pieces) if piece.contains(ring.representative_point())), None)
+        if inside is None:
+            pieces.append(ring)
+        else:
+            pieces[inside] = pieces[inside].difference(ring)
+    geometry = [make_valid(p) for p in pieces]
+    return gpd.GeoDataFrame(geometry=geometry, index=[f"tissue{i}" for i in range(len(geometry))]).explode(index_parts=False)
+
+
+def lay_grid(
+    sdata: SpatialData,
+    *,
+    pitch_um: float = 100.0,
+    layout: Literal["square", "hexagonal"] = "square",
+    image_key: str | None = None,
+    tissue_key: str | None = None,
+    coordinate_system: str = keys.UM,
+) -> GeoDataFrame:
+    """Return circles in micrometres, one per lattice point that lies on the image and on tissue."""
+    import geopandas as gpd
+    from shapely import contains_xy, points, union_all
+
+    pitch_um = positive(pitch_um, name="pitch_um", unit="micrometres")
+    one_of(layout, ("square", "hexagonal"), name="layout")
+    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+    centers = Lattice(pitch_um, layout == "hexagonal").points(pyramid.bounds_um)
+    centers = centers[pyramid.contains(centers)]
+    if tissue_key is None:
+        centers = centers[on_tissue(pyramid, centers)]
+    else:
+        affine = affine_to(sdata.shapes[tissue_key], coordinate_system)
+        if affine is None:
+            raise InputError(f"Shapes {tissue_key!r} are not placed in {coordinate_system!r}.")
+        area = union_all(sdata.shapes[tissue_key].geometry.to_numpy())
+        own = apply_affine(np.linalg.inv(affine), centers)
+        centers = centers[contains_xy(area, own[:, 0], own[:, 1])]
+    if len(centers) == 0:
+        raise InputError(f"No grid point of pitch {pitch_um:g} um lies on the tissue of image {image_key!r}.")
+    # An area as large as the lattice's cell, so that tables of different pitch can be compared by area.
+    radius = pitch_um / 2
+    index = [f"x{x:.0f}y{y:.0f}" for x, y in centers] if pitch_um >= 2 else [str(i) for i in range(len(centers))]
+    return gpd.GeoDataFrame({"radius": np.full(len(centers), radius)}, geometry=points(centers), index=index)
+
+
+def put_shapes(sdata: SpatialData, key: str, frame: GeoDataFrame, *, coordinate_system: str = keys.UM) -> None:
+    """Put shapes whose coordinates are micrometres into the object."""
+    import warnings
+
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    element = ShapesModel.parse(frame, transformations={coordinate_system: Identity()})
+    if key in sdata.shapes:
+        warnings.warn(f"Shapes {key!r} existed and are overwritten in memory.", UserWarning, stacklevel=3)
+        del sdata.shapes[key]
+    sdata.shapes[key] = element
