@@ -1,0 +1,111 @@
+"""What all readers share: from counts, positions and an image file to a calibrated SpatialData."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core import keys
+from stpred._core.calibration import to_transformation
+from stpred._core.checks import InputError, MissingFileError
+from stpred._core.counts import check_counts, counts_report, looks_like_ensembl, unique_symbols
+from stpred._core.tables import build_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from geopandas import GeoDataFrame
+
+logger = logging.getLogger("stpred")
+
+_OWN_OBS = {"region", "spot_id", "location_id", "instance_id"}
+
+
+def folder(path: str | Path, *, what: str) -> Path:
+    """Return an existing folder, or say that it is missing."""
+    path = Path(path)
+    if not path.is_dir():
+        raise MissingFileError(f"There is no {what} folder {str(path)!r}.")
+    return path
+
+
+def clean_name(name: str) -> str:
+    """Return a name that SpatialData takes for elements and coordinate systems; never stpred's own ``um``."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-") or "slide"
+    return f"{name}_slide" if name == keys.UM else name
+
+
+def counts_table(
+    counts: AnnData, *, shapes_key: str, instances: pd.Index, spatial_um: np.ndarray, symbols: str | None = None
+) -> AnnData:
+    """Return the measured table of a region: sparse raw counts, symbols as names, ``gene_id`` where it is known.
+
+    Parameters
+    ----------
+    counts
+        Raw counts as they were read; rows in the order of `instances`.
+    shapes_key
+        The region.
+    instances
+        (n,) index values of the shapes.
+    spatial_um
+        (n, 2) centroids in micrometres.
+    symbols
+        Column of `counts.var` with gene symbols, where the names are something else.
+    """
+    from scipy import sparse
+
+    what = f"counts of {shapes_key!r}"
+    X = counts.X if sparse.issparse(counts.X) else sparse.csr_matrix(np.asarray(counts.X))
+    X = X.tocsr()
+    check_counts(X, what=what)
+    var = counts.var.copy()
+    if "gene_ids" in var:
+        var = var.rename(columns={"gene_ids": "gene_id"})
+    names = var[symbols].astype(str) if symbols is not None else counts.var_names.astype(str)
+    if looks_like_ensembl(names):
+        var["gene_id"] = np.asarray(names)
+        logger.info("%s: genes are named by Ensembl ids; no symbols are known.", what)
+    var.index = unique_symbols(list(names), what=what)
+    obs = {c: counts.obs[c].to_numpy() for c in counts.obs if c not in _OWN_OBS}
+    table = build_table(X, shapes_key=shapes_key, instances=instances, var=var, spatial_um=spatial_um, obs=obs)
+    report = counts_report(table)
+    if n := len(report["empty_instances"]):
+        logger.info("%s: %d of %d instances have no counts; they are kept.", what, n, table.n_obs)
+    return table
+
+
+def circles(xy: np.ndarray, *, radius: float, index: pd.Index, affines: Mapping[str, np.ndarray]) -> GeoDataFrame:
+    """Return circles at (n, 2) positions, placed by (3, 3) matrices."""
+    from spatialdata.models import ShapesModel
+
+    return ShapesModel.parse(
+        np.ascontiguousarray(xy, dtype=np.float64),
+        geometry=0,
+        radius=radius,
+        index=index,
+        transformations={name: to_transformation(a) for name, a in affines.items()},
+    )
+
+
+def first_existing(base: Path, patterns: Sequence[str]) -> Path | None:
+    """Return the first file or folder in `base` that matches one of the glob patterns, in their order."""
+    for pattern in patterns:
+        found = sorted(p for p in base.glob(pattern) if not p.name.startswith("._"))
+        if len(found) > 1:
+            raise InputError(f"Several files in {str(base)!r} match {pattern!r}: {[p.name for p in found]}; keep one.")
+        if found:
+            return found[0]
+    return None
+
+
+def slide(*, images: Mapping[str, Any], shapes: Mapping[str, Any], tables: Mapping[str, Any], **elements: Any) -> Any:
+    """Return the SpatialData object."""
+    from spatialdata import SpatialData
+
+    return SpatialData(images=dict(images), shapes=dict(shapes), tables=dict(tables), **elements)

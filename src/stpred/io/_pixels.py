@@ -1,0 +1,207 @@
+"""Pixels of an H&E image file as a lazy pyramid: nothing is decoded before it is looked at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from stpred._core.calibration import Evidence, to_transformation
+from stpred._core.checks import InputError, MissingFileError, listing
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from xarray import DataTree
+
+CHUNK_PX = 1024
+COARSEST_PX = 1024
+"""Levels are added until the longer side of the coarsest is at most this."""
+
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff")
+FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
+VENDOR_SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".dcm", ".czi", ".vsi", ".isyntax")
+SUFFIXES = TIFF_SUFFIXES + FLAT_SUFFIXES + VENDOR_SUFFIXES
+
+
+class Level(Protocol):
+    """One pyramid level: an array of c, y, x that reads when it is indexed."""
+
+    shape: tuple[int, int, int]
+    chunk_px: tuple[int, int]
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An opened image file: its levels, the finest first, and what it says of its resolution."""
+
+    path: Path
+    levels: tuple[Level, ...]
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Pixels in x of the finest level."""
+        return self.levels[0].shape[2]
+
+    @property
+    def height(self) -> int:
+        """Pixels in y of the finest level."""
+        return self.levels[0].shape[1]
+
+
+def open_pixels(path: str | Path) -> Pixels:
+    """Open an image file without decoding it.
+
+    Tiled, stripped and pyramidal tifs (OME, Aperio, Hamamatsu, generic) go through tifffile, png and jpg through Pillow,
+    other vendors' slides through wsidata.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    InputError
+        If it is no 8-bit RGB image, is cut off, or is of a format that nothing here reads.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"There is no image file {str(path)!r}.")
+    suffix = path.suffix.lower()
+    if suffix in TIFF_SUFFIXES:
+        from stpred.io._tiff import open_tiff
+
+        return open_tiff(path)
+    if suffix in FLAT_SUFFIXES:
+        from stpred.io._flat import open_flat
+
+        return open_flat(path)
+    if suffix in VENDOR_SUFFIXES:
+        from stpred.io._vendor import open_vendor
+
+        return open_vendor(path)
+    raise InputError(f"{path.name!r} is no image format that can be read; known: {listing(SUFFIXES, most=40)}.")
+
+
+def to_image(pixels: Pixels, affines: Mapping[str, np.ndarray]) -> DataTree:
+    """Return the multiscale SpatialData image of a file, lazily, placed by (3, 3) pixel-to-frame matrices.
+
+    The file's own levels are used; where it has none (or its coarsest is large), further ones are averaged lazily.
+
+    Parameters
+    ----------
+    pixels
+        The opened file.
+    affines
+        Coordinate system -> matrix from pixels of the finest level, x and y.
+
+    Returns
+    -------
+    ``DataTree`` with ``scale0``, ``scale1``, ..., each of dims c, y, x, uint8.
+    """
+    return multiscale([to_dask(level) for level in pixels.levels], affines)
+
+
+def to_dask(level: Level) -> da.Array:
+    """Return a level as a dask array of c, y, x whose chunks lie on the file's own tiles or strips."""
+    import dask.array as da
+
+    return da.from_array(
+        level, chunks=(3, *level.chunk_px), name=False, asarray=False, lock=False, meta=np.empty((0, 0, 0), np.uint8)
+    )
+
+
+def multiscale(levels: Sequence[da.Array], affines: Mapping[str, np.ndarray]) -> DataTree:
+    """Assemble levels (the finest first, c, y, x) to a SpatialData image; missing coarse levels are averaged lazily."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import set_transformation
+    from xarray import DataArray, Dataset, DataTree
+
+    levels = list(levels)
+    while max(levels[-1].shape[1:]) > COARSEST_PX and min(levels[-1].shape[1:]) > 1:
+        levels.append(halve(levels[-1]))
+    height, width = levels[0].shape[1:]
+    nodes = {}
+    for k, array in enumerate(levels):
+        coords = {"c": ["r", "g", "b"]}
+        for axis, full, n in (("y", height, array.shape[1]), ("x", width, array.shape[2])):
+            coords[axis] = (np.arange(n) + 0.5) * (full / n)
+        nodes[f"scale{k}"] = Dataset({"image": DataArray(array, dims=("c", "y", "x"), coords=coords)})
+    tree = DataTree.from_dict(nodes)
+    set_transformation(tree, {name: to_transformation(a) for name, a in affines.items()}, set_all=True)
+    Image2DModel.validate(tree)
+    return tree
+
+
+def halve(array: da.Array) -> da.Array:
+    """Average 2 x 2 pixels of a (c, y, x) uint8 dask array; an odd last row or column is left out."""
+    even = tuple(_even(sizes) for sizes in array.chunks[1:])
+    array = array.rechunk((array.chunks[0], *even))
+    halved = tuple(tuple(n // 2 for n in sizes) for sizes in even)
+    half = array.map_blocks(
+        _mean_of_four, dtype=np.uint8, chunks=(array.chunks[0], *halved), meta=np.empty((0, 0, 0), np.uint8)
+    )
+    keep = tuple(slice(sum(n)) for n in halved)
+    return half[(slice(None), *keep)].rechunk((3, CHUNK_PX, CHUNK_PX))
+
+
+def _even(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return chunk sizes of the same total that are even, but for the last."""
+    total = sum(sizes)
+    edges = np.unique(np.append(np.cumsum(sizes)[:-1] // 2 * 2, total))
+    edges = edges[edges > 0]
+    chunks = np.diff(np.concatenate([[0], edges]))
+    if len(chunks) > 1 and chunks[-1] < 2:  # a lone last pixel would average to nothing
+        chunks = np.append(chunks[:-2], chunks[-2:].sum())
+    return tuple(int(n) for n in chunks)
+
+
+def _mean_of_four(block: np.ndarray) -> np.ndarray:
+    height, width = block.shape[1] // 2 * 2, block.shape[2] // 2 * 2
+    total = np.zeros((block.shape[0], height // 2, width // 2), dtype=np.uint16)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            total += block[:, dy:height:2, dx:width:2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+class FlatImage:
+    """A level that can only be decoded as a whole; the decoded image is kept, one per process, until another is read."""
+
+    _lock = threading.Lock()
+    _kept: tuple[tuple[str, int], np.ndarray] | None = None
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], decode: Callable[[Path], np.ndarray]) -> None:
+        self.path = path
+        self.shape = shape
+        self.dtype = np.dtype(np.uint8)
+        self.ndim = 3
+        self.chunk_px = (CHUNK_PX, CHUNK_PX)
+        self._decode = decode
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        channel, *rest = index
+        # a copy, so that a small crop does not keep the whole image alive
+        return self._decoded()[tuple(rest)].transpose(2, 0, 1)[channel].copy()
+
+    def _decoded(self) -> np.ndarray:
+        key = (str(self.path), self.path.stat().st_mtime_ns)
+        with FlatImage._lock:
+            if FlatImage._kept is None or FlatImage._kept[0] != key:
+                FlatImage._kept = None  # frees the other image before this one is decoded
+                image = self._decode(self.path)
+                if image.shape != (*self.shape[1:], 3):
+                    raise InputError(f"{self.path.name!r} changed since it was opened; read it again.")
+                FlatImage._kept = (key, image)
+            return FlatImage._kept[1]
+
+
+def refuse_mode(path: Path, *, found: str) -> Any:
+    """Raise the error that says what an image is and what is needed."""
+    raise InputError(
+        f"The image {path.name!r} is {found}; an H&E image with three 8-bit channels (RGB) is needed, so convert it first."
+    )

@@ -1,0 +1,51 @@
+"""A plain H&E image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stpred._core import keys
+from stpred._core.calibration import scaling, settle_mpp
+from stpred.io._assemble import slide
+from stpred.io._pixels import open_pixels, to_image
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def wsi(path: str | Path, *, mpp: float | None = None) -> SpatialData:
+    """Read a plain H&E slide: a whole-slide image, a tif of any layout, or a png or jpg.
+
+    Nothing is decoded here; the file's own pyramid is used, and coarser levels are averaged lazily where it has none.
+
+    Parameters
+    ----------
+    path
+        svs, ome.tif, pyramidal or flat tif, btf, ndpi, png or jpg; other vendors' formats with ``stpred[wsi]``.
+    mpp
+        Micrometres per pixel; needed where the file does not state it. It wins over what the file states, with a warning
+        where the two differ by more than ``settings.mpp_tolerance``.
+
+    Returns
+    -------
+    Object with the image ``he`` (dims c, y, x, uint8, lazy, multiscale), placed in the coordinate systems ``"um"``
+    (micrometres) and ``"global"`` (pixels). It has no shapes; ``stpred.pp.tissue`` and ``stpred.pp.grid`` make some.
+
+    Raises
+    ------
+    InputError
+        If the image is not 8-bit RGB, is damaged, or its resolution is neither stated nor given.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> sdata = st.io.wsi("slide.svs")  # doctest: +SKIP
+    >>> sdata = st.io.wsi("slide.png", mpp=0.5)  # doctest: +SKIP
+    """
+    pixels = open_pixels(path)
+    resolution = settle_mpp(pixels.evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    image = to_image(pixels, {"global": np.eye(3), keys.UM: scaling(resolution)})
+    return slide(images={keys.IMAGE: image}, shapes={}, tables={})
