@@ -1,10 +1,10 @@
-"""From a SpatialData object to the `Batch` that every model sees: the one path of training, validation and prediction."""
+"""From a SpatialData object to the `Batch` that every model sees, in training, validation and prediction alike."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from stpred import genes as gene_kernels
 from stpred import links
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing
-from stpred._core.elements import centroids, find_image, find_region, find_table, table_instances
+from stpred._core.elements import centroids, find_image, find_region, find_table, table_instances, table_regions
 from stpred._core.progress import track
 from stpred._core.tables import read_provenance
 from stpred.encoders._base import Encoder
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 OUTSIDE_LIMIT = 0.1
-"""Share of locations off the image from which on the object is refused: its coordinates and its image do not belong together."""
+"""Share of locations off the image from which on the object is refused: its coordinates and its image do not belong
+together.
+"""
 
 SAME_PITCH = 0.1
 """Relative difference of pitch up to which a region gives its own context."""
@@ -82,7 +84,9 @@ def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, Spat
         from spatialdata import SpatialData
 
         if not isinstance(slides, SpatialData):
-            raise InputError(f"`slides` must be a SpatialData or a mapping of names to them, got {type(slides).__name__}.")
+            raise InputError(
+                f"`slides` must be a SpatialData or a mapping of names to them, got {type(slides).__name__}."
+            )
         return {"slide": slides}
     if not slides:
         raise InputError("`slides` is empty; give at least one SpatialData object.")
@@ -136,9 +140,9 @@ def _region_key(
 ) -> str:
     """Return the region; for training the only one with counts is meant if several shapes exist."""
     if shapes_key is None and measured and (prefer is None or prefer not in sdata.shapes):
-        from stpred._core.elements import table_regions
-
-        tables = [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if keys.UNS not in t.uns]
+        tables = (
+            [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if keys.UNS not in t.uns]
+        )
         with_counts = [k for k in sdata.shapes if any(k in table_regions(sdata.tables[t]) for t in tables)]
         if len(with_counts) == 1:
             return with_counts[0]
@@ -156,12 +160,15 @@ def _counts(
     what = f"table {table_key!r} of slide {slide!r}"
     if not table.var_names.is_unique:
         repeated = table.var_names[table.var_names.duplicated()].unique()
-        raise InputError(f"The gene names of {what} are not unique: {listing(repeated)}; run var_names_make_unique() first.")
+        raise InputError(
+            f"The gene names of {what} are not unique: {listing(repeated)}; run var_names_make_unique() first."
+        )
     table_rows, ids = table_instances(table, shapes_key)
     position = instances.get_indexer(ids)
     if (position < 0).all():
         raise InputError(
-            f"No instance of {what} is in shapes {shapes_key!r}: the table has {listing(ids[:3])}, the shapes {listing(instances[:3])}."
+            f"No instance of {what} is in shapes {shapes_key!r}: the table has {listing(ids[:3])}, the shapes "
+            f"{listing(instances[:3])}."
         )
     if (missing := int((position < 0).sum())) > 0:
         logger.warning("%d rows of %s have no shape in %r and are left out.", missing, what, shapes_key)
@@ -182,8 +189,10 @@ def _inside(
         box = [round(float(v), 1) for v in (*low, *high)]
         image_box = [round(v, 1) for v in pyramid.bounds_um]
         raise InputError(
-            f"{share:.0%} of {shapes_key!r} in slide {slide!r} lie outside image {image_key!r}: locations span {box} um, the image "
-            f"{image_box} um (x0, y0, x1, y1); check that the image is the full-resolution one and that x and y are not swapped."
+            f"{share:.0%} of {shapes_key!r} in slide {slide!r} lie outside image {image_key!r}: locations span "
+            f"{box} um, the image "
+            f"{image_box} um (x0, y0, x1, y1); check that the image is the full-resolution one and that x and y are "
+            f"not swapped."
         )
     if share > 0:
         logger.warning("%d of %r in slide %r are off the image and left out.", int((~inside).sum()), shapes_key, slide)
@@ -197,7 +206,9 @@ def embed(
     card = encoder.card
     out = np.empty((len(coords_um), card.width), dtype=np.float32)
     tiles = region.pyramid.read(coords_um, card.tile, batch_size=batch_size)
-    for rows, images in track(tiles, total=len(out), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0])):
+    for rows, images in track(
+        tiles, total=len(out), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0])
+    ):
         out[rows] = encoder.encode(images)
     return out
 
@@ -243,7 +254,8 @@ def make_batch(
     needs
         What the model asks for.
     lattice
-        Training lattice of the model; None while training, when the region itself is the lattice. A region of another pitch
+        Training lattice of the model; None while training, when the region itself is the lattice. A region of another
+        pitch
         takes its context from one shared grid of points at the training pitch.
     batch_size
         Tiles per encoder call.
@@ -255,7 +267,6 @@ def make_batch(
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
     n = len(region.coords_um)
-    rows = np.arange(n)
     grid = _source_grid(region, needs, lattice)
     features = stored_features(region, encoder)
     if features is None:
@@ -263,24 +274,27 @@ def make_batch(
         features = embed(region, encoder, points, batch_size=batch_size)
     elif grid is not None:
         features = np.concatenate([features, embed(region, encoder, grid, batch_size=batch_size)])
-    sources = rows if grid is None else np.arange(n, n + len(grid))
-    around = None
-    if needs.context_um is not None:
-        source_um = region.coords_um if grid is None else grid
-        pitch = lattice.pitch_um if lattice is not None and grid is not None else 0.0
-        # Training never shows a location to itself, so a grid point on top of the target is left out as well.
-        around = links.radius(region.coords_um, source_um, radius_um=needs.context_um, beyond_um=pitch / 2)
-        around = links.Links(around.indptr, sources[around.indices])
-    return Batch(
-        slide=region.slide,
-        features=features,
-        targets=rows,
-        sources=sources,
-        coords_um=region.coords_um,
-        links=around,
-        y=y,
-        totals=region.totals,
-    )
+    rows = np.arange(n)
+    batch = Batch(region.slide, features, rows, rows, region.coords_um, y=y, totals=region.totals)
+    if grid is None or lattice is None:
+        return with_needs(batch, needs)
+    batch = replace(batch, sources=np.arange(n, n + len(grid)))
+    # Training never shows a location to itself, so a grid point on top of the target is left out as well.
+    return with_needs(batch, needs, source_um=grid, beyond_um=lattice.pitch_um / 2)
+
+
+def with_needs(
+    batch: Batch, needs: Needs, *, source_um: NDArray[np.float64] | None = None, beyond_um: float = 0.0
+) -> Batch:
+    """Return the batch with links to its neighbours.
+
+    `source_um` are the places of ``batch.sources``; None: those of the targets.
+    """
+    if needs.context_um is None:
+        return replace(batch, links=None)
+    places = batch.coords_um if source_um is None else source_um
+    around = links.radius(batch.coords_um, places, radius_um=needs.context_um, beyond_um=beyond_um)
+    return replace(batch, links=links.Links(around.indptr, batch.sources[around.indices]))
 
 
 def _source_grid(region: Region, needs: Needs, lattice: Lattice | None) -> NDArray[np.float64] | None:

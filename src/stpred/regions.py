@@ -70,7 +70,11 @@ def _mask(pyramid: Pyramid) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def outline_tissue(
-    sdata: SpatialData, *, image_key: str | None = None, coordinate_system: str = keys.UM, min_area_um2: float = 20_000.0
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    coordinate_system: str = keys.UM,
+    min_area_um2: float = 20_000.0,
 ) -> GeoDataFrame:
     """Return polygons in micrometres around the pieces of tissue."""
     import geopandas as gpd
@@ -98,7 +102,9 @@ def outline_tissue(
         else:
             pieces[inside] = pieces[inside].difference(ring)
     geometry = [make_valid(p) for p in pieces]
-    return gpd.GeoDataFrame(geometry=geometry, index=[f"tissue{i}" for i in range(len(geometry))]).explode(index_parts=False)
+    return gpd.GeoDataFrame(geometry=geometry, index=[f"tissue{i}" for i in range(len(geometry))]).explode(
+        index_parts=False
+    )
 
 
 def lay_grid(

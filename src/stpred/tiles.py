@@ -1,6 +1,7 @@
 """Reading tiles in micrometres from an image of any pyramid and any affine placement.
 
-A tile is a centre plus a :class:`~stpred.TileSpec`; it is axis-aligned in the micrometre frame, whatever rotation, flip or
+A tile is a centre plus a :class:`~stpred.TileSpec`; it is axis-aligned in the micrometre frame, whatever rotation,
+flip or
 scale places the image there. Tiles are read in a streaming order in which each image chunk is decoded once and dropped
 after the last tile that touches it.
 """
@@ -53,7 +54,7 @@ class Level:
     @cached_property
     def from_um(self) -> NDArray[np.float64]:
         """The (3, 3) affine from micrometres to pixels."""
-        return np.linalg.inv(self.to_um)
+        return np.asarray(np.linalg.inv(self.to_um), dtype=np.float64)
 
     @cached_property
     def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -78,7 +79,11 @@ class Pyramid:
         affine = affine_to(image, coordinate_system)
         if affine is None:
             raise InputError(f"The image is not placed in the coordinate system {coordinate_system!r}.")
-        arrays = [next(iter(node.ds.values())) for node in image.children.values()] if isinstance(image, DataTree) else [image]
+        arrays = (
+            [next(iter(node.ds.values())) for node in image.children.values()]
+            if isinstance(image, DataTree)
+            else [image]
+        )
         arrays = [a.transpose("c", "y", "x") for a in arrays]
         height, width = arrays[0].sizes["y"], arrays[0].sizes["x"]
         levels = []
@@ -102,7 +107,9 @@ class Pyramid:
     def bounds_um(self) -> tuple[float, float, float, float]:
         """Smallest box (x0, y0, x1, y1) in micrometres around the image."""
         height, width = self.shape
-        corners = apply_affine(self.levels[0].to_um, np.array([[0, 0], [width, 0], [0, height], [width, height]], float))
+        corners = apply_affine(
+            self.levels[0].to_um, np.array([[0, 0], [width, 0], [0, height], [width, height]], float)
+        )
         return (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
 
     def contains(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -121,8 +128,10 @@ class Pyramid:
         factor = self.mpp / tile.mpp
         if factor > settings.max_upsampling * (1 + _LEVEL_TOLERANCE) and not allow_upsampling:
             raise UnsafeResolutionError(
-                f"{what} has {self.mpp:.4g} um per pixel, {factor:.3g}x coarser than the {tile.mpp:g} um per pixel that the "
-                f"encoder expects; use the full-resolution slide, or pass allow_upsampling=True to predict from blurred tiles."
+                f"{what} has {self.mpp:.4g} um per pixel, {factor:.3g}x coarser than the {tile.mpp:g} um per pixel "
+                f"that the "
+                f"encoder expects; use the full-resolution slide, or pass allow_upsampling=True to predict from "
+                f"blurred tiles."
             )
 
     def sample(self) -> NDArray[np.uint8]:
@@ -188,7 +197,8 @@ class Pyramid:
 
         Notes
         -----
-        Cubic resampling with anti-aliasing. What lies beyond the image is filled with :attr:`background`. The next batch
+        Cubic resampling with anti-aliasing. What lies beyond the image is filled with :attr:`background`. The next
+        batch
         is read while the caller works on this one.
         """
         centers_um = np.asarray(centers_um, dtype=np.float64).reshape(-1, 2)
@@ -238,7 +248,7 @@ class _TileStream:
         self.cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def _plan(self) -> NDArray[np.int64]:
-        """Return (n, 4) first row, last row, first column, last column of the chunks under each tile (empty if none)."""
+        """Return (n, 4): first row, last row, first column, last column of the chunks under each tile."""
         height, width = self.level.shape
         rows, columns = self.level.edges
         first_row = np.searchsorted(rows, np.clip(self.lower[:, 1], 0, height), side="right") - 1

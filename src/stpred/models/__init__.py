@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stpred.models._base import Batch, Config, Model, Needs, Record
+    from stpred.models._base import BaseConfig, Batch, Model, Needs, Record
     from stpred.models._files import load, save
     from stpred.models._registry import list
     from stpred.models.intensity import Intensity
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
 _WHERE = {
+    "BaseConfig": "_base",
     "Batch": "_base",
-    "Config": "_base",
     "Intensity": "intensity",
     "Mean": "mean",
     "Model": "_base",
@@ -31,7 +31,7 @@ _WHERE = {
     "save": "_files",
 }
 
-__all__ = ["Batch", "Config", "Intensity", "Mean", "Model", "Needs", "Record", "Ridge", "list", "load", "save"]
+__all__ = ["BaseConfig", "Batch", "Intensity", "Mean", "Model", "Needs", "Record", "Ridge", "list", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What every model family shares: its batch, its declared needs, its record, and how far a tile is from the training tiles."""
+"""What every model family shares: its batch, its needs, its record, and how far a tile is from the training tiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Needs:
     context_um
         Radius around a target from which neighbours' features are taken; None: the tile alone.
     slide_statistics
-        Whether features are standardised by the slide they come from, which needs the slide's points at the training pitch.
+        Whether features are standardised by the slide they come from, which needs the slide's points at the training
+        pitch.
     """
 
     context_um: float | None = None
@@ -80,7 +81,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Config:
+class BaseConfig:
     """Hyperparameters of a family; frozen, JSON-able, validated when made."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +108,8 @@ class Record:
     genes
         Gene symbols, in output order.
     var
-        Per-gene facts, column name to values: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted``, ``gene_id``.
+        Per-gene facts, column name to values: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted``,
+        ``gene_id``.
     encoder, tile, gene_rule
         Recipes (their ``to_dict``).
     target
@@ -133,10 +135,17 @@ class Record:
 class TypicalTiles(nn.Module):
     """How far features lie from those of training: Mahalanobis distance in the leading components plus the rest.
 
-    The score is 0 up to the 99th percentile of distances that tiles of left-out training slides have, and grows linearly beyond.
+    The score is 0 up to the 99th percentile of distances that tiles of left-out training slides have, and grows
+    linearly beyond.
     """
 
     MAX_COMPONENTS: ClassVar[int] = 24
+    mean: Tensor
+    std: Tensor
+    components: Tensor
+    spread: Tensor
+    rest: Tensor
+    limit: Tensor
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
@@ -207,10 +216,10 @@ class Model(nn.Module, ABC):
     """
 
     family: ClassVar[str]
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
     default_encoder: ClassVar[str] = "morphology"
 
-    def __init__(self, config: Config, *, n_features: int, n_genes: int) -> None:
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__()
         self.config, self.n_features, self.n_genes = config, n_features, n_genes
         self.typical = TypicalTiles(n_features)

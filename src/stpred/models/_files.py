@@ -90,7 +90,8 @@ def load(path: str | Path) -> Model:
     folder = _registry.BUNDLED / str(path) if str(path) in _registry.bundled() else Path(path)
     if not (folder / CONFIG).is_file():
         raise MissingFileError(
-            f"No model at {str(path)!r} (a folder with {CONFIG} and {WEIGHTS} is needed); bundled: {listing(_registry.bundled())}."
+            f"No model at {str(path)!r} (a folder with {CONFIG} and {WEIGHTS} is needed); bundled: "
+            f"{listing(_registry.bundled())}."
         )
     try:
         facts = json.loads((folder / CONFIG).read_text())
@@ -124,11 +125,14 @@ def _load_tensors(model: Model, path: Path) -> None:
     if missing := sorted(expected.keys() - tensors.keys()):
         raise InputError(f"Model file {str(path)!r} lacks tensors {listing(missing)}.")
     if unknown := sorted(tensors.keys() - expected.keys()):
-        raise InputError(f"Model file {str(path)!r} has tensors that {model.family!r} does not know: {listing(unknown)}.")
+        raise InputError(
+            f"Model file {str(path)!r} has tensors that {model.family!r} does not know: {listing(unknown)}."
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise InputError(
-                f"Tensor {name!r} of {str(path)!r} has shape {tuple(tensor.shape)}, {model.family!r} with this config needs "
+                f"Tensor {name!r} of {str(path)!r} has shape {tuple(tensor.shape)}, {model.family!r} with this "
+                f"config needs "
                 f"{tuple(expected[name].shape)}."
             )
     model.load_state_dict(tensors)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stpred._core.checks import InputError, listing
 
 if TYPE_CHECKING:
-    from stpred.models._base import Config, Model
+    from stpred.models._base import BaseConfig, Model
 
 FAMILIES = {
     "intensity": "stpred.models.intensity:Intensity",
@@ -55,7 +55,7 @@ def family(name: str) -> type[Model]:
     return getattr(import_module(module), attribute)
 
 
-def resolve(model: str | Config | type[Model]) -> tuple[type[Model], Config]:
+def resolve(model: str | BaseConfig | type[Model]) -> tuple[type[Model], BaseConfig]:
     """Return family and settings from a name, a family class or a `Config`."""
     if isinstance(model, str):
         found = family(model)
@@ -66,4 +66,6 @@ def resolve(model: str | Config | type[Model]) -> tuple[type[Model], Config]:
         found = family(name)
         if type(model) is found.Config:
             return found, model
-    raise InputError(f"`model` must be a family name {listing(sorted(families()))}, a family or its Config, got {model!r}.")
+    raise InputError(
+        f"`model` must be a family name {listing(sorted(families()))}, a family or its Config, got {model!r}."
+    )

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred.models._base import Batch, Model
-from stpred.models._base import Config as BaseConfig
+from stpred.models._base import BaseConfig, Batch, Model
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class IntensityConfig(BaseConfig):
 
 
 class Intensity(Model):
-    """Least squares on the one-hot bins of a tile's mean red, green and blue (the colour baseline of XFuse's publication).
+    """Least squares on the one-hot bins of a tile's mean red, green and blue.
+
+    The colour baseline of XFuse's publication.
 
     A method that does not clearly beat it reads stain, not tissue.
 
@@ -47,6 +49,9 @@ class Intensity(Model):
     family: ClassVar[str] = "intensity"
     Config: ClassVar[type[BaseConfig]] = IntensityConfig
     default_encoder: ClassVar[str] = "intensity"
+    edges: Tensor
+    coef: Tensor
+    intercept: Tensor
     config: IntensityConfig
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:

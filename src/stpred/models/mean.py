@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from stpred.models._base import Batch, Model
-from stpred.models._base import Config as BaseConfig
+from stpred.models._base import BaseConfig, Batch, Model
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Mean(Model):
     family: ClassVar[str] = "mean"
     Config: ClassVar[type[BaseConfig]] = MeanConfig
     default_encoder: ClassVar[str] = "intensity"
+    mean: Tensor
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)

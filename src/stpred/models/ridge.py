@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
-from stpred.models._base import Batch, Model, Needs
-from stpred.models._base import Config as BaseConfig
+from stpred.models._base import BaseConfig, Batch, Model, Needs
 
 STANDARDIZE = ("train", "slide")
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
@@ -36,7 +36,8 @@ class RidgeConfig(BaseConfig):
         Radius in micrometres around each location within which the neighbours' features are averaged and added;
         None: the tile alone.
     standardize
-        ``"train"``: by mean and standard deviation over the training tiles; ``"slide"``: by each slide's own, which removes
+        ``"train"``: by mean and standard deviation over the training tiles; ``"slide"``: by each slide's own, which
+        removes
         shifts of stain and scanner.
     """
 
@@ -70,6 +71,10 @@ class Ridge(Model):
     """
 
     family: ClassVar[str] = "ridge"
+    mean: Tensor
+    std: Tensor
+    coef: Tensor
+    intercept: Tensor
     Config: ClassVar[type[BaseConfig]] = RidgeConfig
     config: RidgeConfig
 
@@ -93,10 +98,13 @@ class Ridge(Model):
         self._set("std", _safe(sources.std(axis=0)))
         x = [self._design(b) for b in batches]
         y = [np.asarray(b.y, dtype=np.float64) for b in batches]
-        penalty, scores, how = self.config.penalty, {}, "given"
+        penalty, how = self.config.penalty, "given"
+        scores: dict[str, float] = {}
         if penalty is None:
             penalty, scores, how = self._choose(x, y, groups)
-        coef, intercept = _solve(np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components)
+        coef, intercept = _solve(
+            np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components
+        )
         self._set("coef", coef[0])
         self._set("intercept", intercept[0])
         return {"penalty": penalty, "penalty_chosen_by": how, "penalty_scores": scores}
@@ -115,7 +123,10 @@ class Ridge(Model):
         for f, name in enumerate(names):
             train = [i for i, g in enumerate(groups) if g != name]
             coef, intercept = _solve(
-                np.concatenate([x[i] for i in train]), np.concatenate([y[i] for i in train]), penalties=penalties, rank=rank
+                np.concatenate([x[i] for i in train]),
+                np.concatenate([y[i] for i in train]),
+                penalties=penalties,
+                rank=rank,
             )
             held = [i for i, g in enumerate(groups) if g == name]
             for p in range(len(penalties)):
@@ -156,7 +167,7 @@ def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:
 def _decompose(
     x: NDArray[np.float64], y: NDArray[np.float64], rank: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return singular values s and vt of the centred x, cut to `rank`, u' y of the centred y, and the centres of x and y."""
+    """Return s and vt of the centred x, cut to `rank`, u' y of the centred y, and the centres of x and y."""
     center_x, center_y = x.mean(axis=0), y.mean(axis=0)
     x, y = x - center_x, y - center_y
     if x.shape[0] < x.shape[1]:
@@ -181,7 +192,9 @@ def _solve(
     return coefs, [center_y - center_x @ coef for coef in coefs]
 
 
-def _gcv(x: NDArray[np.float64], y: NDArray[np.float64], *, penalties: Sequence[float], rank: int | None) -> NDArray[np.float64]:
+def _gcv(
+    x: NDArray[np.float64], y: NDArray[np.float64], *, penalties: Sequence[float], rank: int | None
+) -> NDArray[np.float64]:
     """Generalised cross-validation error, mean over genes scaled to unit variance, of every penalty."""
     y = (y - y.mean(axis=0)) / _safe(y.std(axis=0))
     s, _, projected, _, _ = _decompose(x, y, rank)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import data, encoders, models, regions
+from stpred._core import keys, tables
+from stpred._core.checks import InputError, listing
+from stpred._core.specs import TileSpec
+from stpred.models._base import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from stpred.encoders._base import Encoder
+    from stpred.models import Model
+
+logger = logging.getLogger("stpred")
+
+UNLIKE_LIMIT = 0.5
+"""Share of tiles unlike those of training from which on the user is warned."""
+
+
+def predict(
+    sdata: SpatialData,
+    model: Model | str | Path | None = None,
+    *,
+    shapes_key: str | None = None,
+    image_key: str | None = None,
+    key_added: str | None = None,
+    genes: Iterable[str] | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+    inplace: bool = True,
+) -> AnnData | None:
+    """Predict expression for every location of a region from the H&E image.
+
+    Parameters
+    ----------
+    sdata
+        Object whose H&E image is calibrated in micrometres (every stpred reader leaves it so; see
+        :func:`stpred.pp.calibrate`).
+    model
+        A trained model, a folder that :func:`stpred.models.save` wrote, the name of a bundled model, or None: the
+        bundled default.
+    shapes_key
+        Region to predict on; None takes the model's own training region when present, else the only one. A slide
+        without any gets
+        ``tissue`` and ``grid`` (at the training pitch).
+    image_key
+        H&E image; None takes the one in the micrometre frame.
+    key_added
+        Name of the table; None makes ``{shapes}_{model}``. An existing one is overwritten in memory with a warning.
+    genes
+        Genes to keep; None keeps all that the model knows.
+    batch_size
+        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
+    device
+        Where the encoder runs; None takes a GPU if there is one.
+    allow_upsampling
+        Predict from an image that is too coarse for the encoder all the same; the provenance says so.
+    coordinate_system
+        The slide's micrometre frame.
+    inplace
+        With False the table is returned and the object is left alone.
+
+    Returns
+    -------
+    None, or with ``inplace=False`` the AnnData. The table (validated by ``TableModel``) has
+
+    - ``X``: float32 (n_instances, n_genes) mean prediction on the model's output scale;
+    - ``layers["std"]`` where the model gives an uncertainty;
+    - ``obs``: ``region``, ``instance_id``, ``ood_score`` (float32, 0 = like the training tiles), ``in_distribution``
+    (bool);
+    - ``obsm["spatial"]``: float64 (n_instances, 2) centroids in micrometres;
+    - ``var``: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted`` and more, as far as known;
+    - ``uns["stpred"]``: one JSON string with model, encoder, tile, gene rule, output scale, ``support_um``, left-out
+    locations, versions.
+
+    Raises
+    ------
+    InputError
+        If there is no (or more than one) H&E image, it is not calibrated or too coarse, or many locations lie off it.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slide = st.datasets.toy(seed=1)
+    >>> model = st.tl.train(st.datasets.toy_cohort(2), genes=["EPCAM", "COL1A2"])
+    >>> st.tl.predict(slide, model, shapes_key="spots")
+    >>> slide.tables["spots_ridge"].var_names.tolist()
+    ['EPCAM', 'COL1A2']
+    """
+    trained = _model(model)
+    columns = _columns(trained, genes)
+    encoder = _encoder(trained, device=device)
+    if shapes_key is None and set(sdata.shapes) <= {keys.TISSUE} and inplace:
+        _make_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
+    region = data.read_region(
+        sdata,
+        shapes_key=shapes_key,
+        image_key=image_key,
+        prefer=trained.record.region,
+        coordinate_system=coordinate_system,
+    )
+    key = keys.predicted(region.shapes_key, trained.record.name) if key_added is None else key_added
+    if inplace:
+        tables.check_writable(sdata, key)
+    pitch = trained.record.pitch_um
+    lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
+    batch = data.make_batch(
+        region, encoder, trained.needs, lattice=lattice, batch_size=batch_size, allow_upsampling=allow_upsampling
+    )
+    mean, std = trained.predict(batch)
+    score = trained.typical.score(batch.own)
+    table = tables.build_table(
+        np.ascontiguousarray(mean[:, columns], dtype=np.float32),
+        shapes_key=region.shapes_key,
+        instances=region.instances,
+        var=gene_frame(trained).iloc[columns],
+        spatial_um=region.coords_um,
+        obs={keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0},
+        layers=None if std is None else {keys.STD: np.ascontiguousarray(std[:, columns], dtype=np.float32)},
+        provenance=_provenance(trained, encoder, region, batch),
+    )
+    _warn_unlike(trained, score)
+    if not inplace:
+        return table
+    tables.put_table(sdata, key, table)
+    return None
+
+
+def gene_frame(model: Model) -> pd.DataFrame:
+    """Return what is known of each gene, indexed by symbol."""
+    import pandas as pd
+
+    frame = pd.DataFrame(index=pd.Index(model.record.genes, dtype=object))
+    for name, values in model.record.var.items():
+        if name == "gene_id":
+            frame[name] = np.asarray(values, dtype=object)
+        elif name == "trusted":
+            frame[name] = np.asarray(values, dtype=bool)
+        else:
+            frame[name] = np.asarray([np.nan if v is None else v for v in values])
+    return frame
+
+
+def _model(model: Any) -> Model:
+    """Return a trained model from whatever names it."""
+    if model is None:
+        return models.load("default")
+    if isinstance(model, (str, Path)):
+        return models.load(model)
+    if not isinstance(model, models.Model):
+        raise InputError(
+            f"`model` must be a trained model, its folder or a bundled name, got {type(model).__name__}; train one "
+            f"with stpred.tl.train."
+        )
+    if not model.record.genes:
+        raise InputError(f"The {model.family!r} model is not trained; make it with stpred.tl.train.")
+    return model
+
+
+def _encoder(model: Model, *, device: str | None) -> Encoder:
+    """Return the encoder that the model was trained with, and nothing else."""
+    wanted = model.record.encoder
+    own = getattr(model, "encoder", None)
+    encoder = (
+        own.to(device)
+        if own is not None
+        else encoders.get(wanted["name"], tile=TileSpec(**model.record.tile), device=device)
+    )
+    found = encoder.card.to_dict()
+    if different := [k for k in ("name", "width", "revision", "tile") if found[k] != wanted.get(k)]:
+        said = "; ".join(f"{k}: trained with {wanted.get(k)}, found {found[k]}" for k in different)
+        raise InputError(f"The encoder is not the one that model {model.record.name!r} was trained with ({said}).")
+    return encoder
+
+
+def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
+    """Return positions of the wanted genes."""
+    known = model.record.genes
+    if genes is None:
+        return list(range(len(known)))
+    wanted = [genes] if isinstance(genes, str) else [str(g) for g in genes]
+    position = {g: i for i, g in enumerate(known)}
+    if missing := [g for g in wanted if g not in position]:
+        raise InputError(
+            f"Model {model.record.name!r} does not predict {listing(missing)}; it knows {len(known)} genes, such as "
+            f"{listing(known[:5])}."
+        )
+    return [position[g] for g in dict.fromkeys(wanted)]
+
+
+def _make_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> None:
+    """Give a slide without a region its tissue and a grid at the training pitch."""
+    where: dict[str, Any] = {"image_key": image_key, "coordinate_system": coordinate_system}
+    if keys.TISSUE not in sdata.shapes:
+        tissue = regions.outline_tissue(sdata, **where)
+        regions.put_shapes(sdata, keys.TISSUE, tissue, coordinate_system=coordinate_system)
+    pitch = 100.0 if model.record.pitch_um is None else model.record.pitch_um
+    grid = regions.lay_grid(sdata, pitch_um=pitch, tissue_key=keys.TISSUE, **where)
+    regions.put_shapes(sdata, keys.GRID, grid, coordinate_system=coordinate_system)
+    logger.info("The slide has no region: made %r with %d points on %r.", keys.GRID, len(grid), keys.TISSUE)
+
+
+def _warn_unlike(model: Model, score: np.ndarray) -> None:
+    share = float((score > 0).mean())
+    if share > UNLIKE_LIMIT:
+        warnings.warn(
+            f"{share:.0%} of the tiles look unlike those that model {model.record.name!r} was trained on "
+            f"(obs['in_distribution'] is False); "
+            "its predictions here are guesses. Train on slides like this one.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _provenance(model: Model, encoder: Encoder, region: data.Region, batch: Any) -> dict[str, Any]:
+    record = model.record
+    return {
+        "kind": "prediction",
+        "model": record.name,
+        "model_id": model.id,
+        "family": model.family,
+        "config": model.config.to_dict(),
+        "format_version": FORMAT_VERSION,
+        "encoder": encoder.card.to_dict(),
+        "tile": record.tile,
+        "gene_rule": record.gene_rule,
+        "training": record.training,
+        "output_scale": record.target,
+        "support_um": model.support_um,
+        "context": None
+        if not model.needs.sources
+        else ("grid" if batch.sources[0] >= len(batch.targets) else "region"),
+        "image": region.pyramid.fingerprint,
+        "image_key": region.image_key,
+        "mpp": region.pyramid.mpp,
+        "upsampled": region.pyramid.mpp > encoder.card.tile.mpp * 1.01,
+        "n_predicted": len(batch.targets),
+        "left_out": {"off_image": region.n_outside},
+        "versions": tables.package_versions(),
+    }

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import data, encoders, training
+from stpred._core import keys
+from stpred._core.checks import InputError, one_of
+from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.targets import TARGETS
+from stpred.models import _registry
+from stpred.regions import Lattice
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stpred.models import BaseConfig, Model
+
+logger = logging.getLogger("stpred")
+
+TRUSTED = 0.1
+"""Mean Pearson correlation on left-out slides from which a gene counts as predictable."""
+
+
+def train(
+    slides: SpatialData | Mapping[str, SpatialData],
+    model: str | BaseConfig | type[Model] = "ridge",
+    *,
+    genes: GeneRule | str | Iterable[str] | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    target: str | None = None,
+    encoder: Any = None,
+    tile: TileSpec | Mapping[str, float] | None = None,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    batch_size: int | None = None,
+    name: str | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> Model:
+    """Train a model that predicts expression from H&E tiles.
+
+    Parameters
+    ----------
+    slides
+        One SpatialData object, or a mapping of slide names to them: calibrated image, region and measured raw counts.
+    model
+        A family (``"ridge"``, ``"mean"``, ``"intensity"``, ...), its class, or its ``Config``.
+    genes
+        A :class:`~stpred.GeneRule`, a rule's name, or a list of symbols; None takes the 250 genes of highest mean
+        count. Rules are
+        computed on these slides alone.
+    shapes_key, table_key, image_key
+        Region, its raw counts and the H&E image; None finds them.
+    target
+        ``"log1p_cp10k"`` (None) or ``"counts"``.
+    encoder
+        An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``.
+    tile
+        :class:`~stpred.TileSpec` to read tiles at; None takes the encoder's own.
+    groups
+        Donor of each slide. With two or more donors, penalties are chosen and genes are scored by leaving donors out;
+        None takes
+        each slide for its own donor and says so in the record.
+    seed
+        Seed of whatever is random.
+    device
+        Where the encoder runs; None takes a GPU if there is one.
+    batch_size
+        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
+    name
+        What the model and its tables are called after; None takes the family's name.
+    allow_upsampling
+        Train on images that are too coarse for the encoder all the same.
+    coordinate_system
+        The slides' micrometre frame.
+
+    Returns
+    -------
+    Model
+        Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
+        per gene
+        ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
+        ``mean_count``,
+        ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1).
+
+    Raises
+    ------
+    InputError
+        If slides lack an image, counts or shared genes, if counts are not raw, or an image is too coarse.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(3)
+    >>> model = st.tl.train(slides, "ridge", genes=st.GeneRule("rmax", n=50))
+    >>> model.record.genes[:2]  # doctest: +SKIP
+    """
+    slides = data.as_slides(slides)
+    family, config = _registry.resolve(model)
+    rule = GeneRule.parse(genes)
+    target = one_of("log1p_cp10k" if target is None else target, TARGETS, name="target")
+    donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
+    encoder = encoders.get(family.default_encoder if encoder is None else encoder, tile=tile, device=device)
+    regions = [
+        data.read_region(
+            sdata,
+            slide=slide,
+            shapes_key=shapes_key,
+            image_key=image_key,
+            table_key=table_key,
+            measured=True,
+            coordinate_system=coordinate_system,
+        )
+        for slide, sdata in slides.items()
+    ]
+    chosen = data.choose_genes(regions, rule)
+    names = chosen.index.tolist()
+    needs = family(config, n_features=1, n_genes=1).needs
+    batches = [
+        data.make_batch(
+            r, encoder, needs, batch_size=batch_size, allow_upsampling=allow_upsampling, y=r.target(names, target)
+        )
+        for r in regions
+    ]
+    order = [donors[b.slide] for b in batches]
+    fitted, facts = training.fit(family, config, batches, groups=order, seed=seed)
+    var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean_count", "rmax") if c in chosen}
+    var |= _held_out(family, config, batches, order, seed=seed)
+    var["trusted"] = np.nan_to_num(np.asarray(var["cv_pearson"], dtype=float)) > TRUSTED
+    if (ids := _gene_ids(regions, names)) is not None:
+        var["gene_id"] = ids
+    lattices = [lattice for r in regions if (lattice := Lattice.of(r.coords_um)) is not None]
+    record = fitted.record
+    record.name = keys.slug(family.family if name is None else name)
+    if not record.name:
+        raise InputError(f"`name` must hold a letter or digit, got {name!r}.")
+    record.genes = names
+    record.var = {k: _plain(v) for k, v in var.items()}
+    record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
+    record.gene_rule, record.target = rule.to_dict(), target
+    record.region = regions[0].shapes_key
+    record.pitch_um = round(float(np.median([x.pitch_um for x in lattices])), 3) if lattices else None
+    record.training = {
+        "slides": {r.slide: {"donor": donors[r.slide], "n_locations": len(r.coords_um)} for r in regions},
+        "n_donors": len(set(order)),
+        "donors_given": groups is not None,
+        "hexagonal": bool(lattices and lattices[0].hexagonal),
+        "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
+        "seed": seed,
+        **facts,
+    }
+    fitted.encoder = encoder
+    return fitted
+
+
+def _held_out(family: Any, config: Any, batches: list[Any], groups: list[str], *, seed: int) -> dict[str, Any]:
+    """Return per-gene scores on left-out donors; unknown (NaN) where there is a single one."""
+    n_genes = batches[0].y.shape[1]
+    if len(set(groups)) < 2:
+        logger.warning("One donor only: no gene can be scored on unseen tissue, so none is marked as trusted.")
+        unknown = np.full(n_genes, np.nan)
+        return {"cv_pearson": unknown, "cv_spearman": unknown, "n_slides": np.zeros(n_genes, dtype=int)}
+    return training.held_out_scores(family, config, batches, groups=groups, seed=seed).columns()
+
+
+def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:
+    """Return Ensembl ids of the genes if a slide knows them."""
+    for region in regions:
+        for column in ("gene_id", "gene_ids"):
+            if region.var is not None and column in region.var:
+                return region.var.loc[names, column].astype(str).to_numpy()
+    return None
+
+
+def _plain(values: Any) -> list[Any]:
+    """Return a JSON list; NaN becomes None, numbers keep six digits."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        return array.tolist()
+    return [None if not np.isfinite(v) else float(f"{v:.6g}") for v in array]

@@ -1,0 +1,113 @@
+"""Fitting a family on batches, and scoring it on slides it has not seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import metrics
+from stpred._core.checks import InputError
+from stpred.models._base import BaseConfig, Batch, Model
+
+logger = logging.getLogger("stpred")
+
+
+def fit(
+    family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int = 0
+) -> tuple[Model, dict[str, Any]]:
+    """Return a fitted model and what its fit chose.
+
+    Parameters
+    ----------
+    family, config
+        What to fit.
+    batches
+        One per training slide, with targets.
+    groups
+        Donor of each batch.
+    seed
+        For what is random; global random state is left alone.
+    """
+    import torch
+
+    y = batches[0].y
+    if y is None:
+        raise InputError(f"Slide {batches[0].slide!r} came without training targets.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family(config, n_features=batches[0].features.shape[1], n_genes=y.shape[1])
+        chosen = model.fit(batches, groups=groups)
+    model.typical.fit([b.own for b in batches])
+    return model.eval(), chosen
+
+
+def leave_groups_out(groups: Mapping[str, str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield ``(fold, training slides, test slides)``, one fold per donor; a donor is never on both sides."""
+    for donor in sorted(set(groups.values())):
+        test = [s for s, g in groups.items() if g == donor]
+        yield donor, [s for s in groups if s not in test], test
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Per-gene scores on slides that were left out of training: (n_slides, n_genes)."""
+
+    pearson: NDArray[np.float64]
+    spearman: NDArray[np.float64]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return each gene's mean over slides (NaN where it never varied) and its number of scored slides."""
+        n_slides = np.isfinite(self.pearson).sum(axis=0)
+        return {"cv_pearson": _mean(self.pearson), "cv_spearman": _mean(self.spearman), "n_slides": n_slides}
+
+
+def held_out_scores(
+    family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int = 0
+) -> HeldOut:
+    """Fit with each group left out and score its slides, gene by gene."""
+    by_slide = {b.slide: b for b in batches}
+    pearson, spearman = [], []
+    for _, train, test in leave_groups_out(dict(zip(by_slide, groups, strict=True))):
+        donors = [g for s, g in zip(by_slide, groups, strict=True) if s in train]
+        model, _ = fit(family, config, [by_slide[s] for s in train], groups=donors, seed=seed)
+        for s in test:
+            mean, _ = model.predict(by_slide[s])
+            pearson.append(metrics.pearson(mean, by_slide[s].y))
+            spearman.append(metrics.spearman(mean, by_slide[s].y))
+    return HeldOut(np.asarray(pearson), np.asarray(spearman))
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = np.isfinite(values)
+    return np.where(
+        known.any(axis=0), np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan
+    )
+
+
+def choose_config(
+    options: Sequence[tuple[type[Model], BaseConfig]],
+    batches: Mapping[int, Sequence[Batch]],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+) -> tuple[int, list[float]]:
+    """Return which of several settings scores best on left-out groups of the *training* slides, and every score.
+
+    `batches` holds, for each option, the training batches as that option needs them. The score is the mean Pearson
+    correlation
+    over genes and slides, genes without variance counted as zero.
+    """
+    if len(options) == 1:
+        return 0, [float("nan")]
+    if len(set(groups)) < 2:
+        raise InputError("Choosing between settings needs at least two donors (or slides) among the training slides.")
+    scores = []
+    for i, (family, config) in enumerate(options):
+        held = held_out_scores(family, config, batches[i], groups=groups, seed=seed)
+        scores.append(float(np.nan_to_num(held.pearson).mean()))
+    return int(np.argmax(scores)), scores
