@@ -230,6 +230,29 @@ def read_tiles(pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec
     return out
 
 
+def thumbnail_element(pyramid: Pyramid, *, max_px: int = 1500, coordinate_system: str = keys.UM) -> Any:
+    """Return a small image element of the whole slide, axis-aligned in micrometres.
+
+    Parameters
+    ----------
+    pyramid
+        Image placed in micrometres.
+    max_px
+        Longest edge in pixels.
+    """
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale, Sequence, Translation
+
+    x0, y0, x1, y1 = pyramid.bounds_um
+    mpp = max(pyramid.mpp, max(x1 - x0, y1 - y0) / max_px)
+    pixels, corner_um = pyramid.thumbnail(mpp)
+    place = Sequence([Scale([mpp, mpp], axes=("x", "y")), Translation(corner_um, axes=("x", "y"))])
+    data = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    return Image2DModel.parse(
+        data, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={coordinate_system: place}
+    )
+
+
 class _TileStream:
     """One pass over the image: which chunks each tile needs, and the chunks that are decoded now."""
 

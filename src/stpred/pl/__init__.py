@@ -1,1 +1,22 @@
-"""To be filled."""
+"""Plots of predictions on the tissue, through spatialdata-plot and matplotlib."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stpred.pl._compare import compare
+    from stpred.pl._spatial import spatial
+
+__all__ = ["compare", "spatial"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(f"stpred.pl._{name}"), name)
+    raise AttributeError(f"module 'stpred.pl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -87,7 +87,7 @@ def train(
         Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
         per gene
         ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
-        ``mean_count``,
+        ``mean``,
         ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1).
 
     Raises
@@ -131,7 +131,7 @@ def train(
     ]
     order = [donors[b.slide] for b in batches]
     fitted, facts = training.fit(family, config, batches, groups=order, seed=seed)
-    var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean_count", "rmax") if c in chosen}
+    var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean", "rmax") if c in chosen}
     var |= _held_out(family, config, batches, order, seed=seed)
     var["trusted"] = np.nan_to_num(np.asarray(var["cv_pearson"], dtype=float)) > TRUSTED
     if (ids := _gene_ids(regions, names)) is not None:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core import keys, targets
+from stpred._core.checks import InputError, key_in, listing
+from stpred._core.elements import table_instances, table_regions
+from stpred.pl._maps import Canvas
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+
+def spatial(
+    sdata: SpatialData,
+    table_key: str,
+    genes: str | Sequence[str] | None = None,
+    *,
+    layer: str | None = None,
+    image_key: str | None = None,
+    ncols: int = 4,
+    cmap: str = "viridis",
+    show_image: bool = True,
+    coordinate_system: str = keys.UM,
+) -> Figure:
+    """Draw genes of a table on the tissue, beside the H&E image.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image, the shapes and the table.
+    table_key
+        Predicted or measured table.
+    genes
+        Gene symbols, or columns of ``obs`` such as ``"ood_score"``; None takes the three genes that the model predicts
+        best.
+    layer
+        Layer to draw instead of ``X``, such as ``"std"``.
+    image_key
+        H&E image; None takes the one in the micrometre frame.
+    ncols
+        Panels per row.
+    cmap
+        Matplotlib colour map.
+    show_image
+        Draw the H&E image under the values.
+    coordinate_system
+        The slide's micrometre frame.
+
+    Returns
+    -------
+    The matplotlib figure. Colours span the 1st to 99th percentile of each gene.
+
+    Raises
+    ------
+    InputError
+        If the table or a gene is not there.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slide = st.datasets.toy(seed=0)
+    >>> figure = st.pl.spatial(slide, "spots_counts", ["EPCAM"])
+    """
+    import matplotlib.pyplot as plt
+
+    key_in(table_key, sdata.tables, what="table", name="table_key")
+    table = sdata.tables[table_key]
+    wanted = _wanted(table, table_key, genes)
+    region = table_regions(table)[0]
+    rows, instances = table_instances(table, region)
+    canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
+    columns = min(ncols, len(wanted) + 1)
+    n_rows = -(-(len(wanted) + 1) // columns)
+    figure, axes = plt.subplots(
+        n_rows, columns, figsize=(4.2 * columns, 3.8 * n_rows), squeeze=False, layout="constrained"
+    )
+    panels = axes.ravel()
+    canvas.image(panels[0])
+    for ax, name in zip(panels[1:], wanted, strict=False):
+        values = _values(table, name, layer)[rows]
+        canvas.values(ax, values, instances, title=_title(table, name), cmap=cmap, image=show_image)
+    for ax in panels[len(wanted) + 1 :]:
+        ax.set_axis_off()
+    plt.close(figure)
+    return figure
+
+
+def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -> list[str]:
+    """Return what to draw, refusing what the table does not have."""
+    if genes is None:
+        order = table.var_names
+        if "cv_pearson" in table.var:
+            order = table.var["cv_pearson"].fillna(-1).sort_values(ascending=False, kind="stable").index
+        return list(order[:3])
+    wanted = [genes] if isinstance(genes, str) else list(genes)
+    if missing := [g for g in wanted if g not in table.var_names and g not in table.obs]:
+        raise InputError(
+            f"Table {table_key!r} has no gene {listing(missing)}; it has {listing(table.var_names[:5])} ..."
+        )
+    return wanted
+
+
+def _values(table: AnnData, name: str, layer: str | None) -> Any:
+    if name not in table.var_names:
+        return table.obs[name].to_numpy(dtype=np.float32)
+    if layer is not None:
+        key_in(layer, table.layers, what="layer", name="layer")
+    source = table.X if layer is None else table.layers[layer]
+    return targets.dense(source[:, [table.var_names.get_loc(name)]], dtype=np.float32).ravel()
+
+
+def _title(table: AnnData, name: str) -> str:
+    """Say beside the gene how far it was predictable on left-out slides."""
+    if name not in table.var_names or "cv_pearson" not in table.var:
+        return name
+    score = table.var.loc[name, "cv_pearson"]
+    return f"{name} (held-out r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"
