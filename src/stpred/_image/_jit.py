@@ -1,0 +1,22 @@
+"""The one way kernels are compiled: no GIL, and kept on disk only where the machine allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compile a function of arrays and numbers; it runs without the GIL, so that threads can share the tiles.
+
+    The machine code is cached beside the source or in the user's cache folder. Where neither can be written (a read-only
+    installation without a home), numba refuses to cache at decoration; then it is compiled once per process instead.
+    """
+    import numba
+
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True)(function)

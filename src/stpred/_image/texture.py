@@ -1,0 +1,246 @@
+"""Texture of one grey plane: Gaussian scale space, local binary patterns, structure tensor, distribution of values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._image._jit import kernel
+
+Plane = NDArray[np.float32]
+
+N_LBP = 10
+"""Codes of `lbp_histogram`: 0 to 8 ones on the circle with at most two changes, and 9 for all other patterns."""
+
+_BITS = (np.arange(256)[:, None] >> np.arange(8)) & 1
+_UNIFORM = (_BITS != np.roll(_BITS, 1, axis=1)).sum(1) <= 2
+_LBP_CODES = np.where(_UNIFORM, _BITS.sum(1), N_LBP - 1).astype(np.int64)
+
+
+def gaussian(image: Plane, sigma_px: float, *, truncate: float = 3.0) -> Plane:
+    """Return a float32 plane blurred by a normalised Gaussian cut at `truncate` sigma; borders are mirrored."""
+    if sigma_px <= 0:
+        return image
+    radius = min(max(1, math.ceil(truncate * sigma_px)), *image.shape)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
+    return _convolve(image, (weights / weights.sum()).astype(np.float32))
+
+
+def halve(image: Plane) -> Plane:
+    """Return every second pixel of every second row; blur first."""
+    return np.ascontiguousarray(image[::2, ::2])
+
+
+def lbp_histogram(image: Plane, radius_px: float, *, stride_px: int = 1, tolerance: float = 0.0) -> NDArray[np.float64]:
+    """Return the share of each uniform rotation-invariant pattern of 8 neighbours (Ojala et al. 2002, IEEE TPAMI 24:971).
+
+    Parameters
+    ----------
+    image
+        (h, w) float32 plane.
+    radius_px
+        Radius of the circle of neighbours; values between pixels are interpolated bilinearly.
+    stride_px
+        Only every `stride_px`-th row is read.
+    tolerance
+        A neighbour counts as one where it is no more than this below the centre; above 0, noise on flat ground is one
+        pattern (all ones) and not all of them.
+
+    Returns
+    -------
+    (10,) float64 shares that sum to one, of the pixels whose circle lies inside the image; zeros if there are none.
+    """
+    return _lbp_histogram(image, float(radius_px), stride_px, np.float32(tolerance), _LBP_CODES)
+
+
+def coherence(tensor: NDArray[np.float64], *, floor: float) -> tuple[float, float]:
+    """Return the total gradient energy of block tensors, and how oriented they are.
+
+    Parameters
+    ----------
+    tensor
+        (n, n, 3) sums of gxx, gyy and gxy from `block_tensor`.
+    floor
+        Energy that is added to the denominator, so that flat ground is not called oriented.
+
+    Returns
+    -------
+    Energy, and the energy-weighted mean of (l1 - l2) / (l1 + l2) of the tensors' eigenvalues, in 0..1.
+    """
+    gxx, gyy, gxy = tensor[..., 0], tensor[..., 1], tensor[..., 2]
+    total = float((gxx + gyy).sum())
+    return total, float(np.hypot(gxx - gyy, 2 * gxy).sum()) / (total + floor)
+
+
+def pool(tensor: NDArray[np.float64], by: int) -> NDArray[np.float64]:
+    """Return the (n, n, 3) block tensors summed over `by` x `by` blocks."""
+    n = tensor.shape[0] // by
+    return tensor[: n * by, : n * by].reshape(n, by, n, by, 3).sum((1, 3))
+
+
+@kernel
+def _convolve(image: Plane, weights: Plane) -> Plane:
+    h, w = image.shape
+    radius = weights.size // 2
+    out = np.empty((h, w), np.float32)
+    row = np.empty(w + 2 * radius, np.float32)
+    for y in range(h):
+        inner = row[radius : radius + w]
+        inner[:] = 0
+        for k in range(2 * radius + 1):
+            source = y + k - radius
+            if source < 0:
+                source = -source - 1
+            elif source >= h:
+                source = 2 * h - 1 - source
+            weight = weights[k]
+            line = image[source]
+            for x in range(w):
+                inner[x] += weight * line[x]
+        for k in range(radius):
+            row[radius - 1 - k] = row[radius + k]
+            row[radius + w + k] = row[radius + w - 1 - k]
+        target = out[y]
+        target[:] = 0
+        for k in range(2 * radius + 1):
+            weight = weights[k]
+            shifted = row[k : k + w]
+            for x in range(w):
+                target[x] += weight * shifted[x]
+    return out
+
+
+@kernel
+def _lbp_histogram(
+    image: Plane, radius_px: float, stride_px: int, tolerance: np.float32, codes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    h, w = image.shape
+    margin = int(math.ceil(radius_px))
+    n = w - 2 * margin
+    counts = np.zeros(10, np.float64)
+    if n <= 0 or h - 2 * margin <= 0:
+        return counts
+    pattern = np.empty(n, np.uint8)
+    rows = 0
+    for y in range(margin, h - margin, stride_px):
+        pattern[:] = 0
+        centre = image[y, margin : margin + n]
+        for k in range(8):
+            # Rounded, so that neighbours on the axes are exact pixels.
+            oy = -round(radius_px * math.sin(2 * math.pi * k / 8), 5)
+            ox = round(radius_px * math.cos(2 * math.pi * k / 8), 5)
+            top, left = y + int(math.floor(oy)), margin + int(math.floor(ox))
+            wy, wx = np.float32(oy - math.floor(oy)), np.float32(ox - math.floor(ox))
+            down, right = top + int(wy > 0), left + int(wx > 0)
+            a, b = image[top, left : left + n], image[top, right : right + n]
+            c, d = image[down, left : left + n], image[down, right : right + n]
+            bit = np.uint8(1 << k)
+            for x in range(n):
+                above = a[x] + wx * (b[x] - a[x])
+                below = c[x] + wx * (d[x] - c[x])
+                value = above + wy * (below - above)
+                pattern[x] |= bit * np.uint8(value >= centre[x] - tolerance)
+        for x in range(n):
+            counts[codes[pattern[x]]] += 1
+        rows += 1
+    return counts / (rows * n)
+
+
+@kernel
+def block_tensor(image: Plane, n_blocks: int) -> NDArray[np.float64]:
+    """Return the structure tensor summed over a grid of blocks: (n_blocks, n_blocks, 3) of gxx, gyy, gxy.
+
+    Gradients are central differences; their products are divided by the number of pixels, so that the sum over the
+    blocks is the mean over the image. The outermost pixels have no gradient (Bigun & Granlund 1987).
+    """
+    h, w = image.shape
+    sums = np.zeros((n_blocks, n_blocks, 3), np.float64)
+    for by in range(n_blocks):
+        for y in range(max(by * h // n_blocks, 1), min((by + 1) * h // n_blocks, h - 1)):
+            above, line, below = image[y - 1], image[y], image[y + 1]
+            for bx in range(n_blocks):
+                gxx, gyy, gxy = 0.0, 0.0, 0.0
+                for x in range(max(bx * w // n_blocks, 1), min((bx + 1) * w // n_blocks, w - 1)):
+                    gx = 0.5 * (line[x + 1] - line[x - 1])
+                    gy = 0.5 * (below[x] - above[x])
+                    gxx += gx * gx
+                    gyy += gy * gy
+                    gxy += gx * gy
+                sums[by, bx, 0] += gxx
+                sums[by, bx, 1] += gyy
+                sums[by, bx, 2] += gxy
+    return sums / max((h - 2) * (w - 2), 1)
+
+
+@kernel
+def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return mean, standard deviation, then the quantiles at rising `levels`, read off 1024 bins over [low, high]."""
+    n_bins = 1024
+    flat = image.ravel()
+    n = flat.size
+    counts = np.zeros(n_bins, np.int64)
+    total, squares = 0.0, 0.0
+    scale = n_bins / (high - low)
+    for i in range(n):
+        value = float(flat[i])
+        total += value
+        squares += value * value
+        counts[min(max(int((value - low) * scale), 0), n_bins - 1)] += 1
+    out = np.empty(2 + levels.size, np.float64)
+    out[0] = total / n
+    out[1] = math.sqrt(max(squares / n - out[0] * out[0], 0.0))
+    seen, b = 0, 0
+    for j in range(levels.size):
+        wanted = levels[j] * n
+        while b < n_bins - 1 and seen + counts[b] < wanted:
+            seen += counts[b]
+            b += 1
+        inside = (wanted - seen) / counts[b] if counts[b] > 0 else 0.0
+        out[2 + j] = low + (b + min(max(inside, 0.0), 1.0)) / scale
+    return out
+
+
+@kernel
+def difference_moments(fine: Plane, coarse: Plane) -> NDArray[np.float64]:
+    """Return the root mean square, skewness and kurtosis of the band `fine` - `coarse` (0, 0, 0 where it is empty)."""
+    h, w = fine.shape
+    mean, second, third, fourth = 0.0, 0.0, 0.0, 0.0
+    for y in range(h):
+        for x in range(w):
+            d = float(fine[y, x] - coarse[y, x])
+            square = d * d
+            mean += d
+            second += square
+            third += square * d
+            fourth += square * square
+    n = h * w
+    mean, second, third, fourth = mean / n, second / n, third / n, fourth / n
+    variance = second - mean * mean
+    out = np.zeros(3, np.float64)
+    out[0] = math.sqrt(second)
+    if variance > 1e-8:  # below a hundredth of a grey value there is nothing but rounding
+        out[1] = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
+        out[2] = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2
+    return out
+
+
+@kernel
+def class_means(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
+    """Return share, mean and standard deviation of `values` in each class 0..n-1, (n_classes, 3); zeros where it is empty."""
+    out = np.zeros((n_classes, 3), np.float64)
+    v, c = values.ravel(), classes.ravel()
+    for i in range(v.size):
+        row = out[c[i]]
+        value = float(v[i])
+        row[0] += 1
+        row[1] += value
+        row[2] += value * value
+    for k in range(n_classes):
+        count = out[k, 0]
+        if count > 0:
+            out[k, 0] = count / v.size
+            out[k, 1] /= count
+            out[k, 2] = math.sqrt(max(out[k, 2] / count - out[k, 1] ** 2, 0.0))
+    return out
