@@ -112,7 +112,8 @@ def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple
     if lengths.max() > (1 + LATTICE_TOLERANCE) * lengths.min() or residual > 0.25 * pitch:
         raise InputError(
             f"The spot positions do not follow their array coordinates: neighbours lie {lengths.min():.4g} to "
-            f"{lengths.max():.4g} px apart, with a scatter of {residual:.4g} px; are rows and columns, or x and y, swapped?"
+            f"{lengths.max():.4g} px apart, with a scatter of {residual:.4g} px; are rows and columns, or x and y, "
+            "swapped?"
         )
     return pitch
 
@@ -122,6 +123,17 @@ def grid_steps(array: np.ndarray) -> tuple[tuple[int, int], ...]:
     parity = np.round(np.asarray(array, dtype=np.float64)).astype(int).sum(axis=1) % 2
     staggered = len(parity) >= 4 and (parity == parity[0]).all()
     return STAGGERED_STEPS if staggered else SQUARE_STEPS
+
+
+def is_hexagonal(array: np.ndarray, xy: np.ndarray) -> bool:
+    """Tell whether (n, 2) array rows and columns are those of Visium: neighbours in six directions, equally far."""
+    array = np.asarray(array, dtype=np.float64)
+    if len(array) < 4 or (np.round(array).sum(axis=1) % 2 != 0).any():
+        return False
+    try:
+        return lattice_pitch_px(array, xy, steps=HEX_STEPS) is not None
+    except InputError:
+        return False
 
 
 def nearest_pitch(xy: np.ndarray) -> float | None:
@@ -193,9 +205,9 @@ def check_inside(
         return
     low, high = np.min(xy_px, axis=0), np.max(xy_px, axis=0)
     raise InputError(
-        f"{share:.0%} of the {what} lie outside the image: they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to "
-        f"{high[1]:.0f} px ({_um(low[0], high[0], mpp)} by {_um(low[1], high[1], mpp)} um), the image x 0 to {width}, "
-        f"y 0 to {height} px ({_um(0, width, mpp)} by {_um(0, height, mpp)} um){'; ' + hint if hint else '.'}"
+        f"{share:.0%} of the {what} lie outside the image: they span x {low[0]:.0f} to {high[0]:.0f}, "
+        f"y {low[1]:.0f} to {high[1]:.0f} px ({_um(low[0], high[0], mpp)} by {_um(low[1], high[1], mpp)} um), "
+        f"the image x 0 to {width}, y 0 to {height} px ({_um(0, width, mpp)} by {_um(0, height, mpp)} um){'; ' + hint if hint else '.'}"
     )
 
 

@@ -130,11 +130,12 @@ def _counts(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     rows, columns = (np.mean([bool(_SPOT.match(n)) for n in names]) for names in (frame.index, frame.columns))
     if max(rows, columns) < 0.5:
         raise InputError(
-            f"The counts name no spots: rows are {listing(frame.index, most=3)}, columns {listing(frame.columns, most=3)}; "
-            "spots are named by their array position, such as '10x21'."
+            f"The counts name no spots: rows are {listing(frame.index, most=3)}, "
+            f"columns {listing(frame.columns, most=3)}; spots are named by their array position, such as '10x21'."
         )
     frame = frame if rows >= columns else frame.T
-    frame.index = [_spot_name(*_SPOT.match(n).groups()) if _SPOT.match(n) else n for n in frame.index]
+    matches = [_SPOT.match(name) for name in frame.index]
+    frame.index = [name if m is None else _spot_name(m[1], m[2]) for name, m in zip(frame.index, matches, strict=True)]
     if frame.index.has_duplicates:
         raise InputError(f"The counts hold spots twice: {listing(frame.index[frame.index.duplicated()])}.")
     odd = [c for c, kind in frame.dtypes.items() if kind.kind not in "iufb"]

@@ -58,8 +58,8 @@ class Pixels:
 def open_pixels(path: str | Path) -> Pixels:
     """Open an image file without decoding it.
 
-    Tiled, stripped and pyramidal tifs (OME, Aperio, Hamamatsu, generic) go through tifffile, png and jpg through Pillow,
-    other vendors' slides through wsidata.
+    Tiled, stripped and pyramidal tifs (OME, Aperio, Hamamatsu, generic) go through tifffile, png and jpg through
+    Pillow, other vendors' slides through wsidata.
 
     Raises
     ------
@@ -139,14 +139,23 @@ def multiscale(levels: Sequence[da.Array], affines: Mapping[str, np.ndarray]) ->
 
 def halve(array: da.Array) -> da.Array:
     """Average 2 x 2 pixels of a (c, y, x) uint8 dask array; an odd last row or column is left out."""
+    import dask.array as da
+
     even = tuple(_even(sizes) for sizes in array.chunks[1:])
     array = array.rechunk((array.chunks[0], *even))
     halved = tuple(tuple(n // 2 for n in sizes) for sizes in even)
-    half = array.map_blocks(
-        _mean_of_four, dtype=np.uint8, chunks=(array.chunks[0], *halved), meta=np.empty((0, 0, 0), np.uint8)
+    half = da.map_blocks(
+        _mean_of_four, array, dtype=np.uint8, chunks=(array.chunks[0], *halved), meta=np.empty((0, 0, 0), np.uint8)
     )
-    keep = tuple(slice(sum(n)) for n in halved)
-    return half[(slice(None), *keep)].rechunk((3, CHUNK_PX, CHUNK_PX))
+    # whole chunks are merged, so that a coarse chunk reaches for no fine chunk that its neighbour needs too
+    return half.rechunk((half.chunks[0], *map(_merged, halved)))
+
+
+def _merged(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Merge neighbouring chunk sizes in pairs where they are small enough."""
+    if 2 * max(sizes) > 1.5 * CHUNK_PX:
+        return sizes
+    return tuple(sum(sizes[i : i + 2]) for i in range(0, len(sizes), 2))
 
 
 def _even(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -170,7 +179,7 @@ def _mean_of_four(block: np.ndarray) -> np.ndarray:
 
 
 class FlatImage:
-    """A level that can only be decoded as a whole; the decoded image is kept, one per process, until another is read."""
+    """A level that can only be decoded as a whole; one decoded image per process is kept, until another is read."""
 
     _lock = threading.Lock()
     _kept: tuple[tuple[str, int], np.ndarray] | None = None
@@ -203,5 +212,6 @@ class FlatImage:
 def refuse_mode(path: Path, *, found: str) -> Any:
     """Raise the error that says what an image is and what is needed."""
     raise InputError(
-        f"The image {path.name!r} is {found}; an H&E image with three 8-bit channels (RGB) is needed, so convert it first."
+        f"The image {path.name!r} is {found}; an H&E image with three 8-bit channels (RGB) is needed, so "
+        "convert it first."
     )

@@ -123,7 +123,7 @@ def find_fullres(
     copies: Mapping[str, Path | None],
     scalefactors: Mapping[str, float],
 ) -> Pixels | None:
-    """Return the full-resolution image: the given one, or the only image beside the run whose size fits its scale factors."""
+    """Return the full-resolution image: the given one, or the only one beside the run whose size fits."""
     sized = _sized_copy(copies, scalefactors)
     if given is not None:
         pixels = open_pixels(given)
@@ -139,7 +139,8 @@ def find_fullres(
     found = [p for p in map(_try_open, _candidates(folders)) if p is not None and _fits(p, sized)]
     if len(found) > 1:
         raise InputError(
-            f"Several images could be the full-resolution one: {listing(p.path for p in found)}; name one as fullres_image=."
+            f"Several images could be the full-resolution one: {listing(p.path for p in found)}; "
+            "name one as fullres_image=."
         )
     if found:
         logger.info("%s is taken as the full-resolution image.", found[0].path)

@@ -33,8 +33,8 @@ def _reader(path: Path) -> Any:
         from wsidata import READERS
     except ImportError as error:
         raise InputError(
-            f"{path.name!r} is a {path.suffix} slide, which needs wsidata: pip install 'stpred[wsi]' (or convert it to a "
-            "pyramidal tif)."
+            f"{path.name!r} is a {path.suffix} slide, which needs wsidata: pip install 'stpred[wsi]' (or convert it to "
+            "a pyramidal tif)."
         ) from error
     try:
         return READERS.try_open(str(path))

@@ -55,7 +55,8 @@ def visium(
         The ``outs`` folder, or the folder that holds it.
     fullres_image
         The image that Space Ranger was run on. None takes the only image in `path`, ``outs`` or the folder above whose
-        size fits the scale factors; without any, Space Ranger's hires image becomes ``he``, at its own coarse resolution.
+        size fits the scale factors; without any, Space Ranger's hires image becomes ``he``, at its own coarse
+        resolution.
     mpp
         Micrometres per full-resolution pixel; None derives it from the spot pitch of 100 um.
     dataset_id
@@ -178,8 +179,8 @@ def _read(
     unplaced = counts.obs["in_tissue"].isna().to_numpy()
     if unplaced.any():
         raise InputError(
-            f"{int(unplaced.sum())} barcodes of the counts have no position, such as {counts.obs_names[unplaced][0]!r}; "
-            "do counts and positions belong to the same slide?"
+            f"{int(unplaced.sum())} barcodes of the counts have no position, such as {counts.obs_names[unplaced][0]!r}; do "
+            " counts and positions belong to the same slide?"
         )
     under = counts.obs["in_tissue"].to_numpy() == 1
     if not under.any():

@@ -26,8 +26,8 @@ def wsi(path: str | Path, *, mpp: float | None = None) -> SpatialData:
     path
         svs, ome.tif, pyramidal or flat tif, btf, ndpi, png or jpg; other vendors' formats with ``stpred[wsi]``.
     mpp
-        Micrometres per pixel; needed where the file does not state it. It wins over what the file states, with a warning
-        where the two differ by more than ``settings.mpp_tolerance``.
+        Micrometres per pixel; needed where the file does not state it. It wins over what the file states, with a
+        warning where the two differ by more than ``settings.mpp_tolerance``.
 
     Returns
     -------

@@ -1,0 +1,118 @@
+"""Recognising a format from the files of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stpred._core.checks import InputError, MissingFileError, listing, one_of
+from stpred.io._pixels import SUFFIXES
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+FORMATS = ("visium", "visium_hd", "xenium", "legacy_st", "hest", "wsi")
+
+_LOOKED_FOR = (
+    "an image file (wsi); 'binned_outputs/square_*um' (visium_hd); 'experiment.xenium', or 'cell_feature_matrix.h5' "
+    "with 'cells' or 'cell_boundaries' (xenium); 'spatial' with '*feature_bc_matrix*' (visium); one h5ad file and one image "
+    "(hest); counts and spots tsv files and one image (legacy_st)"
+)
+
+
+def read(path: str | Path, *, format: str | None = None, **kwargs: Any) -> SpatialData:
+    """Read a slide of any format that stpred knows; which one is recognised from the files.
+
+    Parameters
+    ----------
+    path
+        Image file or folder.
+    format
+        One of ``"visium"``, ``"visium_hd"``, ``"xenium"``, ``"legacy_st"``, ``"hest"``, ``"wsi"``; None looks
+        at the files.
+    **kwargs
+        Passed to the reader of that format.
+
+    Returns
+    -------
+    What the reader returns: an object calibrated in micrometres.
+
+    Raises
+    ------
+    InputError
+        If the format is not recognised; the message says what was looked for.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> sdata = st.io.read("sample1/outs")  # doctest: +SKIP
+    """
+    from stpred import io
+
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"There is nothing at {str(path)!r}.")
+    format = detect(path) if format is None else one_of(format, FORMATS, name="format")
+    if format in ("legacy_st", "hest"):
+        return getattr(io, format)(*_members(path, format), **kwargs)
+    reader: Callable[..., SpatialData] = getattr(io, format)
+    return reader(path, **kwargs)
+
+
+def detect(path: str | Path) -> str:
+    """Return the name of the format of an image file or a folder, or say what was looked for."""
+    path = Path(path)
+    if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            return "wsi"
+        raise InputError(f"{path.name!r} is of no known format; looked for {_LOOKED_FOR}.")
+    for base in (path, path / "outs"):
+        if found := _in_folder(base):
+            return found
+    names = listing(sorted(p.name for p in path.iterdir()))
+    raise InputError(f"The format of {str(path)!r} (holding {names}) is not known; looked for {_LOOKED_FOR}.")
+
+
+def _in_folder(base: Path) -> str | None:
+    def has(*patterns: str) -> bool:
+        return any(next(base.glob(pattern), None) is not None for pattern in patterns)
+
+    if not base.is_dir():
+        return None
+    if has("binned_outputs/square_*um", "square_*um"):
+        return "visium_hd"
+    if has("experiment.xenium") or (has("cell_feature_matrix*") and has("cells.*", "cell_boundaries.*")):
+        return "xenium"
+    if has("*feature_bc_matrix*") and has("spatial", "*tissue_positions*"):
+        return "visium"
+    for format in ("hest", "legacy_st"):
+        if all(len(found) == 1 for found in _candidates(base, format)):
+            return format
+    return None
+
+
+def _candidates(base: Path, format: str) -> list[list[Path]]:
+    """Return what could be each of a reader's arguments."""
+    files = sorted(p for p in base.iterdir() if p.is_file() and not p.name.startswith("."))
+    images = [p for p in files if p.suffix.lower() in SUFFIXES]
+    if format == "hest":
+        return [[p for p in files if p.suffix == ".h5ad"], images]
+    tables = [p for p in files if any(p.name.lower().endswith(e) for e in (".tsv", ".tsv.gz", ".csv", ".csv.gz"))]
+    spots = [p for p in tables if any(word in p.name.lower() for word in ("spot", "alignment", "selection"))]
+    return [[p for p in tables if p not in spots], images, spots]
+
+
+def _members(base: Path, format: str) -> list[Path]:
+    if not base.is_dir():
+        raise InputError(f"`format`={format!r} needs the folder of its files, got the file {base.name!r}.")
+    parts = ("h5ad", "image") if format == "hest" else ("counts", "image", "spots")
+    found = _candidates(base, format)
+    for part, candidates in zip(parts, found, strict=True):
+        if len(candidates) != 1:
+            raise InputError(
+                f"{str(base)!r} has {len(candidates)} {part} files for {format!r}: "
+                f"{listing(p.name for p in candidates)}; "
+                f"exactly one is needed (call stpred.io.{format} with the files otherwise)."
+            )
+    return [candidates[0] for candidates in found]

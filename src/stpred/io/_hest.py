@@ -1,0 +1,198 @@
+"""HEST-style data: an AnnData with pixel positions, and an image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core import keys
+from stpred._core.calibration import (
+    HEX_STEPS,
+    VISIUM_PITCH_UM,
+    Evidence,
+    check_inside,
+    grid_steps,
+    is_hexagonal,
+    lattice_pitch_px,
+    nearest_pitch,
+    scaling,
+    settle_mpp,
+)
+from stpred._core.checks import InputError, MissingFileError, element_name, key_in, listing, positive
+from stpred.io._assemble import circles, counts_table, slide
+from stpred.io._pixels import open_pixels, to_image
+from stpred.io._swap import refuse_swapped
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpred")
+
+_OBS_POSITIONS = (
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ("x_pixel", "y_pixel"),
+    ("pixel_x", "pixel_y"),
+)
+_MPP_FIELDS = ("pixel_size_um_estimated", "pixel_size_um_embedded", "pixel_size_um", "pixel_size", "mpp")
+_SPOT_UM, _CELL_UM = 55.0, 10.0
+
+
+def hest(
+    adata: AnnData | str | Path,
+    image: str | Path,
+    *,
+    mpp: float | None = None,
+    pitch_um: float | None = None,
+    diameter_um: float | None = None,
+    shapes_key: str = keys.SPOTS,
+    layer: str | None = None,
+    swap_xy: bool | None = None,
+) -> SpatialData:
+    """Read HEST-style data: raw counts with positions in pixels of an image.
+
+    Parameters
+    ----------
+    adata
+        AnnData (or its h5ad file) of raw counts, with positions in ``obsm["spatial"]`` (x, y) or in ``obs`` as
+        ``pxl_col_in_fullres``/``pxl_row_in_fullres``, ``x_pixel``/``y_pixel`` or ``pixel_x``/``pixel_y``.
+    image
+        The image that the positions refer to, at full resolution.
+    mpp
+        Micrometres per pixel. None takes a pixel size stated in ``uns`` (such as ``pixel_size_um_estimated``), the spot
+        pitch, or the image's own header, in this order.
+    pitch_um
+        Distance between neighbouring spots, for arrays other than Visium; None takes 100 um where ``array_row`` and
+        ``array_col`` are those of Visium.
+    diameter_um
+        Diameter of the circles; None: 55 um for spots, 10 um for other regions.
+    shapes_key
+        Name of the region: ``"spots"``, or ``"cells"`` for single cells.
+    layer
+        Layer with the raw counts; None: ``X``.
+    swap_xy
+        Exchange x and y of the positions. None checks whether they look exchanged (outside the image as they are,
+        or off the tissue; this looks at up to 128 places of the image) and refuses them if so; False keeps them.
+
+    Returns
+    -------
+    Object with the image ``he``, the circles ``spots`` (index = names of the observations) and the table
+    ``spots_counts``, placed in ``"um"`` and ``"global"`` (pixels).
+
+    Raises
+    ------
+    InputError
+        If there are no positions or no resolution, positions look swapped or lie outside, or the counts are not raw.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> sdata = st.io.hest("TENX95.h5ad", "TENX95.tif")  # doctest: +SKIP
+    """
+    element_name(shapes_key, name="shapes_key")
+    counts = _load(adata)
+    if layer is not None:
+        counts = counts.copy()
+        counts.X = counts.layers[key_in(layer, counts.layers, what="layer", name="layer")]
+    xy = _positions(counts)
+    if swap_xy:
+        xy = xy[:, ::-1].copy()
+    pixels = open_pixels(image)
+    if swap_xy is None:
+        refuse_swapped(xy, pixels, what=shapes_key)
+    evidence = [*_stated(counts.uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
+    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    check_inside(
+        xy,
+        width=pixels.width,
+        height=pixels.height,
+        mpp=resolution,
+        what=shapes_key,
+        hint="is the image the full-resolution one that the positions refer to?",
+    )
+    diameter = diameter_um if diameter_um is not None else _SPOT_UM if shapes_key == keys.SPOTS else _CELL_UM
+    radius = positive(diameter, name="diameter_um", unit="um") / 2 / resolution
+    affines = {"global": np.eye(3), keys.UM: scaling(resolution)}
+    index = counts.obs_names.astype(str)
+    if index.has_duplicates:
+        raise InputError(f"The names of the observations are not unique: {listing(index[index.duplicated()])}.")
+    table = counts_table(counts, shapes_key=shapes_key, instances=index, spatial_um=xy * resolution)
+    return slide(
+        images={keys.IMAGE: to_image(pixels, affines)},
+        shapes={shapes_key: circles(xy, radius=radius, index=index, affines=affines)},
+        tables={keys.counts(shapes_key): table},
+    )
+
+
+def _load(source: AnnData | str | Path) -> AnnData:
+    import anndata
+
+    if isinstance(source, anndata.AnnData):
+        return source
+    path = Path(source)
+    if not path.is_file():
+        raise MissingFileError(f"There is no AnnData file {str(path)!r}.")
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path.name!r} cannot be read as an AnnData file: {error}.") from error
+
+
+def _positions(counts: AnnData) -> np.ndarray:
+    if keys.SPATIAL in counts.obsm:
+        xy = np.asarray(counts.obsm[keys.SPATIAL], dtype=np.float64)
+        if xy.ndim != 2 or xy.shape[1] < 2:
+            raise InputError(f"obsm['spatial'] must hold x and y, got shape {xy.shape}.")
+        xy = xy[:, :2]
+    else:
+        named = next(((x, y) for x, y in _OBS_POSITIONS if x in counts.obs and y in counts.obs), None)
+        if named is None:
+            raise InputError(
+                f"The AnnData has no positions: neither obsm['spatial'] nor one of {listing(_OBS_POSITIONS)} in obs; "
+                f"obsm holds {listing(counts.obsm)}, obs {listing(counts.obs)}."
+            )
+        xy = counts.obs[list(named)].to_numpy(dtype=np.float64)
+    if not np.isfinite(xy).all():
+        raise InputError(f"{int((~np.isfinite(xy)).any(axis=1).sum())} positions are NaN or infinite.")
+    return xy
+
+
+def _stated(uns: Mapping[str, Any]) -> list[Evidence]:
+    """Return the pixel sizes that ``uns`` states, at any depth, the field of the best quality first."""
+    found = {name: value for name, value in _walk(uns) if name in _MPP_FIELDS}
+    numbers = [(name, _number(found[name])) for name in _MPP_FIELDS if name in found]
+    return [Evidence(value, f"uns field {name!r}") for name, value in numbers if value is not None]
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(np.asarray(value).reshape(-1)[0])
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
+def _walk(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value)
+        else:
+            yield str(name), value
+
+
+def _pitch(counts: AnnData, xy: np.ndarray, pitch_um: float | None) -> list[Evidence]:
+    if {"array_row", "array_col"} <= set(counts.obs):
+        array = counts.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+        if pitch_um is not None:
+            pitch_px = lattice_pitch_px(array, xy, steps=HEX_STEPS if is_hexagonal(array, xy) else grid_steps(array))
+        else:
+            pitch_px = lattice_pitch_px(array, xy, steps=HEX_STEPS) if is_hexagonal(array, xy) else None
+    else:
+        pitch_px = nearest_pitch(xy) if pitch_um is not None else None
+    if pitch_px is None:
+        return []
+    pitch = VISIUM_PITCH_UM if pitch_um is None else positive(pitch_um, name="pitch_um", unit="um")
+    return [Evidence(pitch / pitch_px, f"the spot pitch of {pitch:g} um")]

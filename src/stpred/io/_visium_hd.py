@@ -1,0 +1,284 @@
+"""Visium HD: binned and segmented output of Space Ranger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stpred._core import keys
+from stpred._core.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
+from stpred._core.checks import InputError, MissingFileError
+from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
+from stpred.io._spaceranger import calibrate_run, find_fullres, place_images, read_positions, read_scalefactors
+from stpred.io._stage import staged
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpred")
+
+DEFAULT_BINS_UM = (8, 16)
+
+_BIN = re.compile(r"^square_(\d{3})um$")
+_COUNTS = "filtered_feature_bc_matrix.h5"
+_CELL_COUNTS = "filtered_feature_cell_matrix.h5"
+_CELLS = "cell_segmentations.geojson"
+_NUCLEI = "nucleus_segmentations.geojson"
+_ID = "slide"
+"""Name under which the files are handed over; the caller's own name is set afterwards."""
+
+
+def visium_hd(
+    path: str | Path,
+    *,
+    bin_sizes: Sequence[int] | int | None = None,
+    fullres_image: str | Path | None = None,
+    mpp: float | None = None,
+    segmentations: bool | None = None,
+    dataset_id: str | None = None,
+) -> SpatialData:
+    """Read a Visium HD slide as Space Ranger wrote it, calibrated in micrometres.
+
+    Parameters
+    ----------
+    path
+        The ``outs`` folder, the folder that holds it, or ``binned_outputs``.
+    bin_sizes
+        Edge lengths of the bins to load, in micrometres. None loads 8 and 16 where they are; 2 um bins (millions of
+        squares) only when asked for.
+    fullres_image
+        The microscope image that Space Ranger was run on; None looks as :func:`stpred.io.visium` does, and in
+        ``microscope_image``.
+    mpp
+        Micrometres per full-resolution pixel; None takes ``microns_per_pixel`` of the scale factors.
+    segmentations
+        Load segmented cells (``cells``, ``cells_counts``) and nuclei (``nuclei``). None: where they are.
+    dataset_id
+        Name of the vendor's coordinate system; None takes it from the file names or the folder.
+
+    Returns
+    -------
+    Object with the image ``he`` (and ``he_hires``, ``he_lowres``), squares ``bins_008um``, ``bins_016um``, ... (index =
+    barcode), tables ``bins_008um_counts``, ... and, with segmentations, ``cells``, ``cells_counts`` and ``nuclei``,
+    placed in ``"um"`` and in the vendor's coordinate systems as :func:`stpred.io.visium` does.
+
+    Raises
+    ------
+    InputError
+        If a bin size is not there (those present are listed), or the image does not fit.
+    MissingFileError
+        If there is no binned output.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> sdata = st.io.visium_hd("colon/outs", bin_sizes=8)  # doctest: +SKIP
+    """
+    given = folder(path, what="Visium HD")
+    outs, present = _outs(given)
+    sizes = _chosen(bin_sizes, present)
+    segmented = _segmented(outs, wanted=segmentations)
+    dataset_id = clean_name(dataset_id or _dataset_id(outs))
+    scalefactors = read_scalefactors(present[sizes[0]] / "spatial" / "scalefactors_json.json")
+    copies = {kind: _copy(outs, present[sizes[0]], kind) for kind in ("hires", "lowres")}
+
+    regions = _read(present, sizes, segmented, scalefactors, dataset_id)
+    coarsest = keys.bins(max(sizes))
+    counts, squares = regions[coarsest]
+    xy = _centres(squares)
+    fullres = find_fullres(
+        fullres_image,
+        folders=(outs, outs / "microscope_image", given, outs.parent),
+        copies=copies,
+        scalefactors=scalefactors,
+    )
+    evidence = _evidence(scalefactors, counts.obs, xy, size_um=max(sizes))
+    resolution = calibrate_run(evidence, fullres=fullres, xy_px=xy, given=mpp, dataset_id=dataset_id, what="bins")
+    shapes, tables = {}, {}
+    for name, (region_counts, element) in regions.items():
+        place(element, scaling(resolution))
+        shapes[name] = element
+        if region_counts is not None:
+            centres = _centres(element) * resolution
+            table = counts_table(region_counts, shapes_key=name, instances=element.index, spatial_um=centres)
+            tables[keys.counts(name)] = table
+    images = place_images(
+        fullres=fullres, copies=copies, scalefactors=scalefactors, dataset_id=dataset_id, mpp=resolution
+    )
+    return slide(images=images, shapes=shapes, tables=tables)
+
+
+def bin_folders(base: Path) -> dict[int, Path]:
+    """Return the bin sizes (um) that a folder holds, each with its own folder."""
+    found = {}
+    for child in sorted(base.iterdir()) if base.is_dir() else ():
+        if (match := _BIN.match(child.name)) and child.is_dir():
+            found[int(match[1])] = child
+    return found
+
+
+def _outs(path: Path) -> tuple[Path, dict[int, Path]]:
+    for outs in (path, path / "outs"):
+        if present := bin_folders(outs / "binned_outputs"):
+            return outs, present
+    if present := bin_folders(path):
+        return (path.parent if path.name == "binned_outputs" else path), present
+    raise MissingFileError(
+        f"{str(path)!r} is no Visium HD output: it has no 'binned_outputs/square_008um' or the like."
+    )
+
+
+def _chosen(bin_sizes: Sequence[int] | int | None, present: dict[int, Path]) -> list[int]:
+    usable = {size for size, base in present.items() if (base / _COUNTS).exists()}
+    if bin_sizes is None:
+        chosen = [size for size in DEFAULT_BINS_UM if size in usable]
+        if not chosen:
+            raise InputError(f"No bins of {DEFAULT_BINS_UM} um; present: {sorted(usable)}. Name them with bin_sizes=.")
+        return chosen
+    asked = sorted({int(size) for size in np.atleast_1d(np.asarray(bin_sizes))})
+    if not asked or set(asked) - usable:
+        raise InputError(f"`bin_sizes`={asked} are not all there; present (um): {sorted(usable)}.")
+    return asked
+
+
+def _segmented(outs: Path, *, wanted: bool | None) -> Path | None:
+    base = outs / "segmented_outputs"
+    complete = (base / _CELL_COUNTS).exists() and (base / _CELLS).exists()
+    if wanted and not complete:
+        raise MissingFileError(f"`segmentations=True`, but {str(base)!r} lacks {_CELL_COUNTS!r} or {_CELLS!r}.")
+    return base if complete and wanted is not False else None
+
+
+def _dataset_id(outs: Path) -> str:
+    found = first_existing(outs, ("*_feature_slice.h5",))
+    if found is not None:
+        return found.name.removesuffix("_feature_slice.h5")
+    base = outs.resolve()
+    return base.parent.name if base.name == "outs" else base.name
+
+
+def _copy(outs: Path, bin_folder: Path, kind: str) -> Path | None:
+    for base in (outs / "spatial", bin_folder / "spatial"):
+        if (found := first_existing(base, (f"tissue_{kind}_image.png",))) is not None:
+            return found
+    return None
+
+
+def _read(
+    present: dict[int, Path], sizes: list[int], segmented: Path | None, scalefactors: dict[str, float], dataset_id: str
+) -> dict[str, tuple[Any, GeoDataFrame]]:
+    """Return counts and polygons by region name; the polygons are indexed by barcode and placed in vendor systems."""
+    from spatialdata_io import visium_hd as vendor_reader
+
+    with staged(_files(present, sizes, segmented, scalefactors)) as root:
+        sdata = vendor_reader(root, dataset_id=_ID, bin_size=list(sizes), load_segmentations_only=False)
+    regions: dict[str, tuple[Any, GeoDataFrame]] = {}
+    for size in sizes:
+        vendor = f"square_{size:03d}um"
+        regions[keys.bins(size)] = _region(sdata.tables[vendor], sdata.shapes[f"{_ID}_{vendor}"])
+    if segmented is not None:
+        cells = sdata.shapes[f"{_ID}_cell_segmentations"]
+        regions[keys.CELLS] = _region(sdata.tables["cell_segmentations"], cells)
+        if (segmented / _NUCLEI).exists():
+            regions[keys.NUCLEI] = (None, _nuclei(segmented / _NUCLEI))
+    for _, element in regions.values():
+        _place_vendor(element, scalefactors, dataset_id)
+    return regions
+
+
+def _region(counts: Any, element: GeoDataFrame) -> tuple[Any, GeoDataFrame]:
+    element = element[["geometry"]].copy()
+    element.index = counts.obs_names.copy()
+    element.index.name = None
+    return counts, element
+
+
+def _files(
+    present: dict[int, Path], sizes: list[int], segmented: Path | None, scalefactors: dict[str, float]
+) -> dict[str, Path | bytes]:
+    from io import BytesIO
+
+    files: dict[str, Path | bytes] = {"feature_slice.h5": _feature_slice()}
+    for size in sizes:
+        target, source = f"binned_outputs/square_{size:03d}um", present[size]
+        positions = source / "spatial" / "tissue_positions.parquet"
+        if not positions.exists():
+            raise MissingFileError(f"{str(source)!r} lacks 'spatial/tissue_positions.parquet'.")
+        buffer = BytesIO()
+        read_positions(positions).reset_index().to_parquet(buffer, index=False)
+        files[f"{target}/spatial/tissue_positions.parquet"] = buffer.getvalue()
+        own = read_scalefactors(source / "spatial" / "scalefactors_json.json")
+        files[f"{target}/spatial/scalefactors_json.json"] = json.dumps(_complete(own)).encode()
+        files[f"{target}/{_COUNTS}"] = source / _COUNTS
+    if segmented is not None:
+        files[f"segmented_outputs/{_CELL_COUNTS}"] = segmented / _CELL_COUNTS
+        files[f"segmented_outputs/{_CELLS}"] = segmented / _CELLS
+        files["segmented_outputs/spatial/scalefactors_json.json"] = json.dumps(_complete(scalefactors)).encode()
+    return files
+
+
+def _complete(scalefactors: dict[str, float]) -> dict[str, float]:
+    """Return scale factors with stand-ins for the small images, whose placing is set afterwards."""
+    return {"tissue_hires_scalef": 1.0, "tissue_lowres_scalef": 1.0} | scalefactors
+
+
+def _feature_slice() -> bytes:
+    """Return a stand-in for the file in which the vendor reader looks up the format version and nothing else.
+
+    It is not always shipped with the binned output.
+    """
+    from io import BytesIO
+
+    import h5py
+
+    buffer = BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs["metadata_json"] = json.dumps({"hd_layout_json": json.dumps({"file_format": "1.0"})})
+    return buffer.getvalue()
+
+
+def _nuclei(path: Path) -> GeoDataFrame:
+    """Return nucleus polygons by cell id; they need no counts of their own."""
+    import geopandas as gpd
+    from spatialdata.models import ShapesModel
+
+    frame = gpd.read_file(path)
+    index = [f"cellid_{int(n):09d}-1" for n in frame["cell_id"]]
+    polygons = gpd.GeoDataFrame({"geometry": frame.geometry.to_numpy()}, index=index)
+    return ShapesModel.parse(polygons[~polygons.index.duplicated()])
+
+
+def _place_vendor(element: GeoDataFrame, scalefactors: dict[str, float], dataset_id: str) -> None:
+    from spatialdata.transformations import set_transformation
+
+    from stpred._core.calibration import to_transformation
+
+    systems = {dataset_id: np.eye(3)}
+    for kind in ("hires", "lowres"):
+        if f"tissue_{kind}_scalef" in scalefactors:
+            systems[f"{dataset_id}_downscaled_{kind}"] = scaling(scalefactors[f"tissue_{kind}_scalef"])
+    set_transformation(element, {k: to_transformation(v) for k, v in systems.items()}, set_all=True)
+
+
+def _centres(squares: GeoDataFrame) -> np.ndarray:
+    points = squares.geometry.centroid
+    return np.column_stack([points.x.to_numpy(), points.y.to_numpy()])
+
+
+def _evidence(scalefactors: dict[str, float], obs: pd.DataFrame, xy: np.ndarray, *, size_um: int) -> list[Evidence]:
+    found = []
+    if "microns_per_pixel" in scalefactors:
+        found.append(Evidence(scalefactors["microns_per_pixel"], "microns_per_pixel of the scale factors"))
+    array = obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    pitch = lattice_pitch_px(array, xy, steps=SQUARE_STEPS)
+    if pitch is not None:
+        found.append(Evidence(size_um / pitch, f"the bin size of {size_um} um"))
+    return found
