@@ -1,0 +1,33 @@
+"""From stain to colour: Beer-Lambert absorption with a slide's own stain vectors, then a scanner's own response."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
+EOSIN = np.array([0.07, 0.99, 0.11])
+"""Stain vectors (red, green, blue) of Ruifrok & Johnston 2001, Anal. Quant. Cytol. Histol. 23:291."""
+
+
+def scan(
+    haematoxylin: NDArray[np.float32], eosin: NDArray[np.float32], *, mpp: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Return the uint8 RGB image (rows, columns, 3) that a scanner makes of two (rows, columns) stain maps.
+
+    Stain vectors, white point, gamma, sharpness and noise are drawn from `rng`, so each slide has its own.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    vectors = [np.clip(v + rng.normal(0, 0.035, 3), 0.02, None) for v in (HAEMATOXYLIN, EOSIN)]
+    h, e = (1.0 * v / np.linalg.norm(v) for v in vectors)
+    strength = 1.35, 1.0
+    white, gamma = rng.uniform(234, 248, 3), rng.normal(1.0, 0.05)
+    blur_px, noise = rng.uniform(0.20, 0.32) / mpp, rng.uniform(1.2, 2.4)
+    image = np.empty((*haematoxylin.shape, 3), dtype=np.uint8)
+    for c in range(3):
+        light = np.exp(np.float32(-strength[0] * h[c]) * haematoxylin - np.float32(strength[1] * e[c]) * eosin)
+        light = gaussian_filter(light, blur_px, truncate=3) ** np.float32(gamma) * np.float32(white[c])
+        light += np.float32(noise) * rng.standard_normal(light.shape, dtype=np.float32)
+        image[..., c] = np.clip(np.rint(light, out=light), 0, 255)
+    return image

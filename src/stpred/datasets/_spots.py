@@ -1,0 +1,158 @@
+"""From cells to spots and bins: who lies where, what is expected there, and where single molecules lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stpred.datasets._expression import draw_counts
+from stpred.datasets._tissue import Tissue
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+RASTER_UM = 0.5
+"""Pixel on which cells are drawn to share them among bins and to place molecules."""
+SPOT_LIBRARY_SD = 0.3
+BARCODES, PLACES, LIBRARY, SPOT_NOISE, MOLECULES = range(10, 15)
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Spots or bins of a slide with counts and truth; every position of the array is there, in tissue or not.
+
+    Parameters
+    ----------
+    positions
+        Frame indexed by barcode: ``in_tissue`` (0 or 1), ``array_row``, ``array_col``, ``x_um``, ``y_um``, ``n_cells``.
+    expected
+        (n_positions, n_genes) float32 noiseless expectation.
+    counts
+        (n_positions, n_genes) int32 counts.
+    diameter_um
+        Diameter of a spot or edge of a bin.
+    """
+
+    positions: pd.DataFrame
+    expected: NDArray[np.float32]
+    counts: NDArray[np.int32]
+    diameter_um: float
+
+
+def visium_spots(tissue: Tissue) -> Spots:
+    """Return Visium spots: a hexagonal array of pitch 100 um and diameter 55 um that fits into the image."""
+    width, height = tissue.size_um
+    rows, columns = int((height - 60) / 86.6025), int((width - 60) / 50.0)
+    row, column = (a.ravel() for a in np.mgrid[:rows, :columns])
+    kept = (row + column) % 2 == 0
+    row, column = row[kept], column[kept]
+    xy = np.column_stack(
+        [(column - (columns - 1) / 2) * 50.0 + width / 2, (row - (rows - 1) / 2) * 86.6025 + height / 2]
+    )
+    return round_spots(tissue, xy_um=xy, array=(row, column), diameter_um=55.0)
+
+
+def legacy_spots(tissue: Tissue) -> Spots:
+    """Return the spots of the first ST arrays: a square array of pitch 200 um and diameter 100 um, numbered from 1."""
+    width, height = tissue.size_um
+    columns, rows = int((width - 110) / 200.0) + 1, int((height - 110) / 200.0) + 1
+    row, column = (a.ravel() for a in np.mgrid[:rows, :columns])
+    xy = np.column_stack(
+        [(column - (columns - 1) / 2) * 200.0 + width / 2, (row - (rows - 1) / 2) * 200.0 + height / 2]
+    )
+    return round_spots(tissue, xy_um=xy, array=(row + 1, column + 1), diameter_um=100.0)
+
+
+def round_spots(
+    tissue: Tissue, *, xy_um: NDArray, array: tuple[NDArray, NDArray], diameter_um: float, per_spot: bool = True
+) -> Spots:
+    """Sum the cells whose centre lies in each circle, times a library factor for each spot if `per_spot`."""
+    from scipy.sparse import csr_matrix
+    from scipy.spatial import cKDTree
+
+    members = cKDTree(tissue.xy_um).query_ball_point(xy_um, diameter_um / 2)
+    n_cells = np.array([len(m) for m in members])
+    indices = np.concatenate([np.asarray(m, dtype=int) for m in members])
+    link = csr_matrix(
+        (np.ones(len(indices), np.float32), indices, np.concatenate([[0], np.cumsum(n_cells)])),
+        shape=(len(xy_um), len(tissue.cells)),
+    )
+    factor = np.exp(tissue.rng(LIBRARY).normal(0, SPOT_LIBRARY_SD * per_spot, len(xy_um)))
+    expected = (link @ tissue.expected * factor[:, None]).astype(np.float32)
+    positions = pd.DataFrame(
+        {
+            "in_tissue": (n_cells > 0).astype(int),
+            "array_row": array[0],
+            "array_col": array[1],
+            "x_um": xy_um[:, 0],
+            "y_um": xy_um[:, 1],
+            "n_cells": n_cells,
+        },
+        index=pd.Index(barcodes(len(xy_um), rng=tissue.rng(BARCODES)), name="barcode"),
+    )
+    counts = draw_counts(expected, rng=tissue.rng(SPOT_NOISE), dispersion=0.02)
+    return Spots(positions, expected, counts, diameter_um)
+
+
+def barcodes(n: int, *, rng: np.random.Generator) -> list[str]:
+    """Return n distinct barcodes of 16 bases with the suffix ``-1``, in no order."""
+    codes = rng.choice(4**12, size=n, replace=False)
+    digits = codes[:, None] // 4 ** np.arange(12) % 4
+    tail = (digits[:, :4] + digits[:, 4:8] + digits[:, 8:12]) % 4
+    return ["".join(row) + "-1" for row in np.array(list("ACGT"))[np.hstack([digits, tail])]]
+
+
+def cell_labels(tissue: Tissue, *, step_um: float = RASTER_UM, nuclei: bool = False) -> NDArray[np.int32]:
+    """Draw cells (or nuclei) as a label image of pixels of `step_um`; cell i gets i + 1, background is 0."""
+    import shapely
+    from PIL import Image, ImageDraw
+
+    shape = (int(np.ceil(tissue.size_um[1] / step_um)), int(np.ceil(tissue.size_um[0] / step_um)))
+    image = Image.new("I", (shape[1], shape[0]))
+    draw = ImageDraw.Draw(image)
+    for i, polygon in enumerate(tissue.nuclei if nuclei else tissue.outlines):
+        corners = shapely.get_coordinates(polygon.exterior) / step_um - 0.5
+        draw.polygon(list(map(tuple, corners)), fill=i + 1)
+    return np.asarray(image, dtype=np.int32)
+
+
+def bin_shares(labels: NDArray[np.int32], *, n_cells: int, per_bin: int) -> csr_matrix:
+    """Return the (n_bins, n_cells) share of each cell's area in each square bin of `per_bin` label pixels."""
+    from scipy.sparse import coo_matrix
+
+    i, j = np.nonzero(labels)
+    cell = labels[i, j] - 1
+    columns = -(-labels.shape[1] // per_bin)
+    rows = -(-labels.shape[0] // per_bin)
+    area = np.bincount(cell, minlength=n_cells)
+    where = (i // per_bin) * columns + j // per_bin
+    return coo_matrix((1.0 / area[cell], (where, cell)), shape=(rows * columns, n_cells)).tocsr()
+
+
+def place_molecules(tissue: Tissue, labels: NDArray[np.int32]) -> pd.DataFrame:
+    """Place every counted molecule at a random point of its cell's label pixels.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``x_um``, ``y_um`` (float32), ``cell`` and ``gene`` (row and column of the counts), in random order.
+    """
+    rng = tissue.rng(MOLECULES)
+    flat = labels.ravel()
+    inside = np.flatnonzero(flat)
+    inside = inside[np.argsort(flat[inside], kind="stable")]
+    size = np.bincount(flat[inside] - 1, minlength=len(tissue.cells))
+    start = np.cumsum(size) - size
+    cell, gene = np.nonzero(tissue.counts * (size > 0)[:, None])
+    times = tissue.counts[cell, gene]
+    cell, gene = np.repeat(cell, times), np.repeat(gene, times)
+    order = rng.permutation(len(cell))
+    cell, gene = cell[order], gene[order]
+    pixel = inside[start[cell] + (rng.random(len(cell)) * size[cell]).astype(int)]
+    i, j = np.divmod(pixel, labels.shape[1])
+    x, y = ((k + rng.random(len(cell))) * RASTER_UM for k in (j, i))
+    return pd.DataFrame({"x_um": x.astype(np.float32), "y_um": y.astype(np.float32), "cell": cell, "gene": gene})

@@ -1,0 +1,191 @@
+"""Synthetic slides in memory, ready to train on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stpred._core import keys
+from stpred._core.checks import InputError
+from stpred._core.tables import build_table
+from stpred.datasets._spots import Spots, visium_spots
+from stpred.datasets._tissue import Tissue, make_tissue
+from stpred.datasets._truth import EXPECTED
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+VENDOR = "toy"
+"""Coordinate system of full-resolution pixels, as a vendor's reader would leave it."""
+SHUFFLE = 20
+
+
+def toy(
+    *,
+    seed: int = 0,
+    donor: int = 0,
+    size_um: tuple[float, float] = (1000.0, 1000.0),
+    mpp: float = 0.5,
+    n_genes: int = 200,
+    shuffled: bool = False,
+    tissue: Tissue | None = None,
+) -> SpatialData:
+    """Make a synthetic slide with spots and cells whose expression is known.
+
+    Parameters
+    ----------
+    seed, donor, size_um, mpp, n_genes
+        As in :func:`make_tissue`.
+    shuffled
+        Give each spot the expression of another, and each cell that of another: nothing is left to predict.
+    tissue
+        An existing slide to use instead of making one from these.
+
+    Returns
+    -------
+    spatialdata.SpatialData
+        Image ``he`` (multiscale), shapes ``spots`` (circles of 55 um at a pitch of 100 um, those that hold a cell) and
+        ``cells`` (polygons), tables ``spots_counts`` and ``cells_counts`` (int32 counts in sparse ``X``, the noiseless
+        expectation as float32 in ``layers["expected"]``; of cells also ``type``, ``tissue_region`` and nuclear morphology
+        in ``obs``); all placed in ``"um"`` and in ``"toy"`` (pixels).
+
+    Raises
+    ------
+    stpred._core.checks.InputError
+        If a size is too small or a number is not positive.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> sdata = st.datasets.toy(size_um=(400, 400), n_genes=20)
+    >>> sorted(sdata.tables)
+    ['cells_counts', 'spots_counts']
+    """
+    from spatialdata import SpatialData
+
+    if tissue is None:
+        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
+    rng = tissue.rng(SHUFFLE) if shuffled else None
+    circles, spot_table = _spots(tissue, visium_spots(tissue), rng)
+    polygons, cell_table = _cells(tissue, rng)
+    return SpatialData(
+        images={keys.IMAGE: _image(tissue)},
+        shapes={keys.SPOTS: circles, keys.CELLS: polygons},
+        tables={keys.counts(keys.SPOTS): spot_table, keys.counts(keys.CELLS): cell_table},
+    )
+
+
+def toy_cohort(
+    n_slides: int = 3,
+    *,
+    seed: int = 0,
+    size_um: tuple[float, float] = (1000.0, 1000.0),
+    mpp: float = 0.5,
+    n_genes: int = 200,
+    shuffled: bool = False,
+) -> dict[str, SpatialData]:
+    """Make several synthetic slides, one donor each: the same biology, another stain, scanner, library size and layout.
+
+    Parameters
+    ----------
+    n_slides
+        Number of slides.
+    seed, size_um, mpp, n_genes, shuffled
+        As in :func:`toy`.
+
+    Returns
+    -------
+    dict
+        ``{"donor0": sdata, "donor1": sdata, ...}``.
+
+    Raises
+    ------
+    stpred._core.checks.InputError
+        If `n_slides` is not a positive whole number, or as in :func:`toy`.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> list(st.datasets.toy_cohort(2, size_um=(400, 400), n_genes=20))
+    ['donor0', 'donor1']
+    """
+    if int(n_slides) != n_slides or n_slides < 1:
+        raise InputError(f"`n_slides` must be a positive whole number, got {n_slides!r}.")
+    return {
+        f"donor{d}": toy(seed=seed, donor=d, size_um=size_um, mpp=mpp, n_genes=n_genes, shuffled=shuffled)
+        for d in range(int(n_slides))
+    }
+
+
+def _image(tissue: Tissue) -> Any:
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity, Scale
+
+    smaller = max(1, int(np.log2(max(tissue.image.shape) / 512)))
+    return Image2DModel.parse(
+        tissue.image,
+        dims=("y", "x", "c"),
+        c_coords=["r", "g", "b"],
+        scale_factors=[2] * smaller,
+        chunks=(3, 512, 512),
+        transformations={keys.UM: Scale([tissue.mpp, tissue.mpp], axes=("x", "y")), VENDOR: Identity()},
+    )
+
+
+def _placed(tissue: Tissue) -> dict[str, Any]:
+    from spatialdata.transformations import Identity, Scale
+
+    return {keys.UM: Identity(), VENDOR: Scale([1 / tissue.mpp, 1 / tissue.mpp], axes=("x", "y"))}
+
+
+def _spots(tissue: Tissue, spots: Spots, rng: np.random.Generator | None) -> tuple[Any, Any]:
+    from spatialdata.models import ShapesModel
+
+    kept = np.flatnonzero(spots.positions["n_cells"].to_numpy() > 0)
+    frame = spots.positions.iloc[kept]
+    xy = frame[["x_um", "y_um"]].to_numpy()
+    circles = ShapesModel.parse(
+        xy, geometry=0, radius=spots.diameter_um / 2, index=frame.index, transformations=_placed(tissue)
+    )
+    rows = kept if rng is None else rng.permutation(kept)
+    obs = {k: frame[k].to_numpy() for k in ("array_row", "array_col", "n_cells")}
+    return circles, _table(tissue, keys.SPOTS, spots.counts[rows], spots.expected[rows], frame.index, xy, obs)
+
+
+def _cells(tissue: Tissue, rng: np.random.Generator | None) -> tuple[Any, Any]:
+    import geopandas as gpd
+    from spatialdata.models import ShapesModel
+
+    frame = gpd.GeoDataFrame(geometry=tissue.outlines, index=tissue.cells.index)
+    rows = np.arange(len(frame)) if rng is None else rng.permutation(len(frame))
+    obs = {k: tissue.cells[k].to_numpy() for k in ("area_um2", "eccentricity", "chromatin")}
+    table = _table(
+        tissue, keys.CELLS, tissue.counts[rows], tissue.expected[rows], tissue.cells.index, tissue.xy_um, obs
+    )
+    table.obs["type"], table.obs["tissue_region"] = (pd.Categorical(tissue.cells[k]) for k in ("type", "region"))
+    return ShapesModel.parse(frame, transformations=_placed(tissue)), table
+
+
+def _table(
+    tissue: Tissue,
+    shapes_key: str,
+    counts: NDArray[np.int32],
+    expected: NDArray[np.float32],
+    instances: pd.Index,
+    xy_um: NDArray[np.float64],
+    obs: dict[str, NDArray],
+) -> Any:
+    from scipy.sparse import csr_matrix
+
+    return build_table(
+        csr_matrix(counts),
+        shapes_key=shapes_key,
+        instances=instances,
+        var=tissue.genes.copy(),
+        spatial_um=xy_um,
+        obs=obs,
+        layers={EXPECTED: expected},
+    )
