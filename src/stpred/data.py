@@ -14,6 +14,7 @@ from stpred import genes as gene_kernels
 from stpred import links
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing
+from stpred._core.counts import check_counts
 from stpred._core.elements import centroids, find_image, find_region, find_table, table_instances, table_regions
 from stpred._core.progress import track
 from stpred._core.tables import read_provenance
@@ -174,7 +175,7 @@ def _counts(
         logger.warning("%d rows of %s have no shape in %r and are left out.", missing, what, shapes_key)
     known = position >= 0
     counts = csr_matrix(table.X[table_rows[known]])
-    targets.check_counts(counts, what=what)
+    check_counts(counts, what=f"counts of {what}")
     return position[known], counts, table.var
 
 
@@ -332,6 +333,6 @@ def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str,
 
 def choose_genes(regions: list[Region], rule: Any) -> pd.DataFrame:
     """Return genes chosen by a rule on these regions alone, best first, with their scores."""
-    counts = {r.slide: r.counts for r in regions}
-    names = {r.slide: r.var.index for r in regions if r.var is not None}
+    names, columns = gene_kernels.shared_genes({r.slide: r.var.index for r in regions if r.var is not None})
+    counts = {r.slide: r.counts[:, columns[r.slide]] for r in regions if r.counts is not None}
     return gene_kernels.select(rule, counts, names, coords_um={r.slide: r.coords_um for r in regions})

@@ -190,7 +190,14 @@ def within(centers_um: ArrayLike, radius_um: ArrayLike, points_um: ArrayLike, *,
     return _from_pairs(target, source, distance, n_targets=len(centers))
 
 
-def radius(targets_um: ArrayLike, sources_um: ArrayLike, *, radius_um: float, include_self: bool = False) -> Links:
+def radius(
+    targets_um: ArrayLike,
+    sources_um: ArrayLike,
+    *,
+    radius_um: float,
+    include_self: bool = False,
+    beyond_um: float = 0.0,
+) -> Links:
     """Link each target to the sources within a distance, such as a spot to its neighbours.
 
     Parameters
@@ -202,6 +209,8 @@ def radius(targets_um: ArrayLike, sources_um: ArrayLike, *, radius_um: float, in
         pitches reach eight.
     include_self
         Keep a source at the target's own place (closer than 0.001 um).
+    beyond_um
+        Leave out sources closer than this, such as points of another lattice that all but coincide with the target.
 
     Returns
     -------
@@ -217,10 +226,9 @@ def radius(targets_um: ArrayLike, sources_um: ArrayLike, *, radius_um: float, in
     targets, sources = _points(targets_um, name="targets_um"), _points(sources_um, name="sources_um")
     radii = np.full(len(targets), positive(radius_um, name="radius_um", unit="um"))
     target, source, distance = _pairs_within(targets, sources, radii)
-    if not include_self:
-        kept = distance >= _SAME_PLACE_UM
-        target, source, distance = target[kept], source[kept], distance[kept]
-    return _from_pairs(target, source, distance, n_targets=len(targets))
+    nearest = max(float(beyond_um), 0.0 if include_self else _SAME_PLACE_UM)
+    kept = distance >= nearest
+    return _from_pairs(target[kept], source[kept], distance[kept], n_targets=len(targets))
 
 
 def knn(

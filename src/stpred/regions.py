@@ -37,7 +37,8 @@ class Lattice:
         from scipy.spatial import cKDTree
 
         tree = cKDTree(coords_um)
-        pitch = float(np.median(tree.query(coords_um, k=2)[0][:, 1]))
+        # Spots are not always where they should be: the four nearest say more of the pitch than the very nearest.
+        pitch = float(np.median(tree.query(coords_um, k=min(5, len(coords_um)))[0][:, 1:]))
         if pitch <= 0:
             return None
         around = tree.query_ball_point(coords_um, 1.2 * pitch, return_length=True) - 1

@@ -35,7 +35,10 @@ def one_of(value: Any, options: Iterable[Any], *, name: str) -> Any:
 
 
 def key_in(key: str, available: Iterable[str], *, what: str, name: str | None = None) -> str:
-    """Return `key` if it is `available`, else say what exists (`what`: such as "shapes element", `name`: the parameter)."""
+    """Return `key` if it is `available`, else say what exists.
+
+    `what` says what kind of thing it is, such as "shapes element", and `name` the parameter that gave it.
+    """
     available = list(available)
     if key not in available:
         given = f" (`{name}`)" if name else ""

@@ -81,7 +81,9 @@ def find_image(
     if image_key is not None:
         key_in(image_key, images, what="image", name="image_key")
         if (problem := rgb_problem(images[image_key])) is not None:
-            raise InputError(f"Image {image_key!r} cannot be used as H&E: {problem}; 8-bit RGB with 3 channels is needed.")
+            raise InputError(
+                f"Image {image_key!r} cannot be used as H&E: {problem}; 8-bit RGB with 3 channels is needed."
+            )
         if calibrated and affine_to(images[image_key], coordinate_system) is None:
             raise InputError(
                 f"Image {image_key!r} is not placed in the coordinate system {coordinate_system!r}; "
@@ -104,18 +106,21 @@ def find_image(
             )
         if len(placed) > 1:
             raise InputError(
-                f"{len(placed)} H&E images are placed in {coordinate_system!r}: {listing(placed)}; name one with `image_key`."
+                f"{len(placed)} H&E images are placed in {coordinate_system!r}: {listing(placed)}; name one with "
+                f"`image_key`."
             )
         return placed[0]
     sizes = {k: int(np.prod([scale0(images[k]).sizes[d] for d in "yx"])) for k in rgb}
     largest = [k for k in rgb if sizes[k] == max(sizes.values())]
     if len(largest) > 1:
-        raise InputError(f"{len(largest)} images could be the H&E slide: {listing(largest)}; name one with `image_key`.")
+        raise InputError(
+            f"{len(largest)} images could be the H&E slide: {listing(largest)}; name one with `image_key`."
+        )
     return largest[0]
 
 
 def find_region(sdata: SpatialData, shapes_key: str | None = None, *, prefer: str | None = None) -> str:
-    """Return the key of the region to work on: the named one, the preferred one if present, or the only one but `tissue`."""
+    """Return the region to work on: the named one, the preferred one if present, or the only one but `tissue`."""
     shapes = sdata.shapes
     if shapes_key is not None:
         if shapes_key not in shapes and shapes_key in sdata.labels:

@@ -15,7 +15,9 @@ def track(items: Iterable[T], *, total: int | None = None, describe: str = "", w
     """Yield items while a bar advances by one each, or by ``weight(item)``."""
     from tqdm.auto import tqdm
 
-    hidden = not (sys.stderr.isatty() or "ipykernel" in sys.modules) if settings.progress is None else not settings.progress
+    hidden = (
+        not (sys.stderr.isatty() or "ipykernel" in sys.modules) if settings.progress is None else not settings.progress
+    )
     with tqdm(total=total, desc=describe, disable=hidden, unit="" if weight is None else "tile", leave=False) as bar:
         for item in items:
             yield item

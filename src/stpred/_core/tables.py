@@ -1,4 +1,4 @@
-"""Writing tables that annotate a region, with provenance, so that scanpy, squidpy and spatialdata-plot use them as they are."""
+"""Tables that annotate a region, with provenance: scanpy, squidpy and spatialdata-plot use them as they are."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def check_writable(sdata: SpatialData, key: str) -> None:
     for kind in ("images", "labels", "points", "shapes"):
         for taken in getattr(sdata, kind):
             if taken.lower() == key.lower():
-                raise InputError(f"`key_added`={key!r} is the name of an element in `sdata.{kind}`; choose another name.")
+                raise InputError(
+                    f"`key_added`={key!r} is the name of an element in `sdata.{kind}`; choose another name."
+                )
     for taken in sdata.tables:
         if taken.lower() == key.lower() and taken != key:
             raise InputError(f"`key_added`={key!r} differs from the table {taken!r} only by case; choose another name.")

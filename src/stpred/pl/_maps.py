@@ -33,10 +33,13 @@ class Canvas:
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
         thumbnail = thumbnail_element(pyramid, max_px=max_px, coordinate_system=coordinate_system)
         self.shapes_key, self.coordinate_system = shapes_key, coordinate_system
+        self.box_um = _box(sdata.shapes[shapes_key], thumbnail, coordinate_system)
         self.small = Object(images={keys.IMAGE: thumbnail}, shapes={shapes_key: sdata.shapes[shapes_key]})
 
     def image(self, ax: Axes, *, title: str = "H&E") -> None:
         """Draw the tissue alone."""
+        import spatialdata_plot  # noqa: F401  (registers .pl)
+
         self._show(self.small.pl.render_images(keys.IMAGE), ax, title=title)
 
     def values(
@@ -48,12 +51,12 @@ class Canvas:
         title: str,
         cmap: str = "viridis",
         limits: tuple[float, float] | None = None,
-        label: str = "",
         image: bool = True,
     ) -> None:
         """Draw one value per instance over the tissue."""
         import pandas as pd
         import spatialdata_plot  # noqa: F401  (registers .pl)
+        from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
         table = build_table(
@@ -66,25 +69,40 @@ class Canvas:
         self.small.tables["values"] = table
         finite = values[np.isfinite(values)]
         low, high = (np.quantile(finite, [0.01, 0.99]) if len(finite) else (0, 1)) if limits is None else limits
+        norm = Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
         base = self.small.pl.render_images(keys.IMAGE, alpha=0.6) if image else self.small
         drawn = base.pl.render_shapes(
             self.shapes_key,
             color="value",
             table_name="values",
             cmap=cmap,
-            norm=Normalize(float(low), float(max(high, low + 1e-6)), clip=True),
+            norm=norm,
+            colorbar=False,
             method="datashader" if len(instances) > _MANY else "matplotlib",
         )
         self._show(drawn, ax, title=title)
         del self.small.tables["values"]
-        if label and ax.figure.axes[-1] is not ax:
-            ax.figure.axes[-1].set_ylabel(label, fontsize=8)
+        ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax, shrink=0.8, pad=0.02)
 
     def _show(self, drawn: Any, ax: Axes, *, title: str) -> None:
         drawn.pl.show(
             coordinate_systems=self.coordinate_system, ax=ax, title=title, scalebar_dx=1.0, scalebar_units="um"
         )
+        x0, y0, x1, y1 = self.box_um
+        ax.set_xlim(x0, x1)
+        ax.set_ylim(y1, y0)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_xlabel("")
         ax.set_ylabel("")
+
+
+def _box(shapes: Any, image: Any, coordinate_system: str) -> tuple[float, float, float, float]:
+    """Return the part of the image (x0, y0, x1, y1) that holds the region, with a margin."""
+    from spatialdata import get_extent
+
+    part, whole = (get_extent(e, coordinate_system=coordinate_system) for e in (shapes, image))
+    margin = 0.05 * max(part[a][1] - part[a][0] for a in "xy")
+    low = [max(part[a][0] - margin, whole[a][0]) for a in "xy"]
+    high = [min(part[a][1] + margin, whole[a][1]) for a in "xy"]
+    return low[0], low[1], high[0], high[1]

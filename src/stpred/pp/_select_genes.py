@@ -37,7 +37,7 @@ def select_genes(
 
     Returns
     -------
-    DataFrame indexed by gene symbol, best first: the rule's score, ``mean_count``, ``rmax`` and ``n_slides``.
+    DataFrame indexed by gene symbol, best first: the rule's score, ``mean``, ``rmax`` and ``n_slides``.
 
     Examples
     --------
