@@ -151,6 +151,18 @@ def nearest_pitch(xy: np.ndarray) -> float | None:
     return float(np.median(distance[distance <= 1.3 * near]))
 
 
+def looks_hexagonal(xy: np.ndarray) -> bool:
+    """Tell from (n, 2) positions alone whether most have six equally far neighbours (or five or six, at borders)."""
+    from scipy.spatial import cKDTree
+
+    pitch = nearest_pitch(xy)
+    if pitch is None or len(xy) < 20:
+        return False
+    tree = cKDTree(np.asarray(xy, dtype=np.float64))
+    near = tree.query_ball_point(tree.data, 1.2 * pitch, return_length=True) - 1
+    return bool(np.median(near) >= 5 and near.max() == 6)
+
+
 def place(element: Any, affine: np.ndarray, *, coordinate_system: str = keys.UM) -> None:
     """Set the transformation of an element's own x, y to micrometres, beside those it has."""
     from spatialdata.transformations import set_transformation
@@ -207,7 +219,8 @@ def check_inside(
     raise InputError(
         f"{share:.0%} of the {what} lie outside the image: they span x {low[0]:.0f} to {high[0]:.0f}, "
         f"y {low[1]:.0f} to {high[1]:.0f} px ({_um(low[0], high[0], mpp)} by {_um(low[1], high[1], mpp)} um), "
-        f"the image x 0 to {width}, y 0 to {height} px ({_um(0, width, mpp)} by {_um(0, height, mpp)} um){'; ' + hint if hint else '.'}"
+        f"the image x 0 to {width}, y 0 to {height} px ({_um(0, width, mpp)} by {_um(0, height, mpp)} um)"
+        f"{'; ' + hint if hint else '.'}"
     )
 
 

@@ -16,8 +16,8 @@ FORMATS = ("visium", "visium_hd", "xenium", "legacy_st", "hest", "wsi")
 
 _LOOKED_FOR = (
     "an image file (wsi); 'binned_outputs/square_*um' (visium_hd); 'experiment.xenium', or 'cell_feature_matrix.h5' "
-    "with 'cells' or 'cell_boundaries' (xenium); 'spatial' with '*feature_bc_matrix*' (visium); one h5ad file and one image "
-    "(hest); counts and spots tsv files and one image (legacy_st)"
+    "with 'cells' or 'cell_boundaries' (xenium); 'spatial' with '*feature_bc_matrix*' (visium); one h5ad file and one "
+    "image (hest); counts and spots tsv files and one image (legacy_st)"
 )
 
 

@@ -179,8 +179,8 @@ def _read(
     unplaced = counts.obs["in_tissue"].isna().to_numpy()
     if unplaced.any():
         raise InputError(
-            f"{int(unplaced.sum())} barcodes of the counts have no position, such as {counts.obs_names[unplaced][0]!r}; do "
-            " counts and positions belong to the same slide?"
+            f"{int(unplaced.sum())} barcodes of the counts have no position, such as "
+            f"{counts.obs_names[unplaced][0]!r}; do counts and positions belong to the same slide?"
         )
     under = counts.obs["in_tissue"].to_numpy() == 1
     if not under.any():

@@ -66,8 +66,8 @@ def xenium(
     Returns
     -------
     Object with polygons ``cells`` (index = cell id) and ``nuclei``, the table ``cells_counts`` (annotates ``cells``;
-    the vendor's label number stays in ``obs["cell_labels"]`` with ``labels=True``; ``obsm["spatial"]`` in micrometres) and
-    the image ``he``, placed in ``"um"`` and in the vendor's ``"global"`` (morphology pixels).
+    the vendor's label number stays in ``obs["cell_labels"]`` with ``labels=True``; ``obsm["spatial"]`` in micrometres)
+    and the image ``he``, placed in ``"um"`` and in the vendor's ``"global"`` (morphology pixels).
 
     Raises
     ------
