@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +14,21 @@ from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
 from stpred.encoders._base import EncoderCard
 
+if TYPE_CHECKING:
+    from stpred._image.texture import ScaleSpace
+
 Values = NDArray[np.float64]
 Plane = NDArray[np.float32]
 
 _STAINS = ("haematoxylin", "eosin", "residual")
 _CHANNELS = ("red", "green", "blue")
 _TEXTURED = ("haematoxylin", "eosin", "density")
-_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 _BANDS_UM = (0.5, 1.0, 2.0, 4.0, 8.0)
 _EDGES_UM = (0.5, 1.0, 2.0)
 _LBP_UM = (0.5, 1.0, 2.0, 4.0)
-_POOLS = (("8um", 1), ("16um", 2), ("tile", 14))
+_BLOCKS = 14
+_POOLS = (("fine", 1), ("mid", 2), ("tile", _BLOCKS))
 _CLASSES = ("empty", "nuclear", "perinuclear", "stromal")
 _NUCLEUS_STATS = (
     "log_area",
@@ -127,6 +132,7 @@ def feature_names() -> tuple[str, ...]:
             f"{plane}_edges_{s:g}um_{m}" for s in _EDGES_UM for m in ("energy", *(f"coherence_{p}" for p, _ in _POOLS))
         ]
         texture += [f"{plane}_lbp_{r:g}um_{k}" for r in _LBP_UM for k in range(10)]
+    texture += [f"haematoxylin_eosin_mixing_{s:g}um" for s in _BANDS_UM]
     nuclei = ["nuclei_threshold", "nuclei_number", "nuclei_share", "nuclei_alignment"]
     nuclei += [f"nuclei_{s}_{m}" for s in _NUCLEUS_STATS for m in ("mean", "std", "q10", "q50", "q90")]
     sizes = ("tiny", "small", "medium", "large")
@@ -140,58 +146,60 @@ def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
     """Return the features of one (h, w, 3) uint8 tile, in the order of `feature_names`."""
     from stpred._image.nuclei import region_stats, segment
     from stpred._image.stain import optical_density, unmix
+    from stpred._image.texture import distribution, scale_space
 
     density = optical_density(tile)
     stains = unmix(density)
-    grey = density.mean(axis=0)
-    parts = [_colour(plane) for plane in (*stains, *density)]
-    for plane in (stains[0], stains[1], grey):
-        parts += [_scale_space(plane, mpp), _patterns(plane, mpp)]
+    grey = (density[0] + density[1] + density[2]) * np.float32(1 / 3)
+    parts = [distribution(plane, -0.5, 2.5, _LEVELS) for plane in (*stains, *density)]
+    spaces = [scale_space(plane, [s / mpp for s in _BANDS_UM]) for plane in (stains[0], stains[1], grey)]
+    parts += [f(space, mpp) for space in spaces for f in (_bands, _edges, _patterns)]
+    parts.append(_mixing(spaces[0], spaces[1]))
     labels, threshold = segment(stains[0], mpp=mpp)
-    parts += [
-        _nuclei(region_stats(labels, stains[0]), threshold, mpp, grey.size),
-        _compartments(labels, stains, grey, mpp),
-    ]
+    parts.append(_nuclei(region_stats(labels, stains[0]), threshold, mpp, grey.size))
+    parts.append(_compartments(labels, stains, grey, mpp))
     return np.concatenate(parts)
 
 
-def _colour(plane: Plane) -> Values:
-    from stpred._image.texture import distribution
+def _bands(space: ScaleSpace, mpp: float) -> Values:
+    """Log strength, and signed logs of skewness and kurtosis, of every band; log strength of what is left."""
+    from stpred._image.texture import difference_moments
 
-    return distribution(plane, -0.5, 2.5, np.asarray(_LEVELS))
-
-
-def _scale_space(plane: Plane, mpp: float) -> Values:
-    """Bands between successive blurs, then edges; the plane is halved as soon as the blur allows it."""
-    from stpred._image.texture import block_tensor, coherence, difference_moments, gaussian, halve, pool
-
-    bands: list[float] = []
-    edges: list[float] = []
-    image, sigma_px, step = plane, 0.0, 1
-    for scale_um in _BANDS_UM:
-        target_px = max(scale_um / mpp, sigma_px)
-        blurred = gaussian(image, math.sqrt(target_px**2 - sigma_px**2) / step)
-        rms, skewness, kurtosis = difference_moments(image, blurred)
-        bands += [math.log(rms + _FLOOR), math.copysign(math.log1p(abs(skewness)), skewness), math.log1p(kurtosis)]
-        if scale_um in _EDGES_UM:
-            tensor = block_tensor(blurred, 14)
-            edges.append(0.5 * math.log(tensor[..., :2].sum() + _FLOOR**2))
-            edges += [coherence(pool(tensor, by), floor=_FLOOR**2)[1] for _, by in _POOLS]
-        image, sigma_px = blurred, target_px
-        if sigma_px / step >= 4 and min(image.shape) >= 32:
-            image, step = halve(blurred), step * 2
-    return np.array([*bands, math.log(float(image.std(dtype=np.float64)) + _FLOOR), *edges])
+    out: list[float] = []
+    for fine, coarse in zip(space.fine, space.coarse, strict=False):
+        rms, skewness, kurtosis = difference_moments(fine, coarse)
+        out += [math.log(rms + _FLOOR), math.copysign(math.log1p(abs(skewness)), skewness), math.log1p(kurtosis)]
+    return np.array([*out, math.log(float(space.fine[-1].std(dtype=np.float64)) + _FLOOR)])
 
 
-def _patterns(plane: Plane, mpp: float) -> Values:
-    from stpred._image.texture import gaussian, lbp_histogram
+def _edges(space: ScaleSpace, mpp: float) -> Values:
+    """Log gradient (optical density per um) of every fine blur and its coherence over growing neighbourhoods."""
+    from stpred._image.texture import block_tensor, coherence, pool
 
-    parts = []
-    for radius_um in _LBP_UM:
-        radius_px = max(radius_um / mpp, 1.0)
-        smooth = gaussian(plane, 0.4 * radius_px if radius_px > 1.5 else 0.0)
-        parts.append(lbp_histogram(smooth, radius_px, stride_px=max(1, round(radius_px / 2))))
-    return np.sqrt(np.concatenate(parts))
+    out: list[float] = []
+    for k in range(1, 1 + len(_EDGES_UM)):
+        tensor = block_tensor(space.fine[k], _BLOCKS) / (space.steps[k] * mpp) ** 2
+        out.append(0.5 * math.log(tensor[..., :2].sum() + _FLOOR**2))
+        out += [coherence(pool(tensor, by), floor=_FLOOR**2) for _, by in _POOLS]
+    return np.array(out)
+
+
+def _patterns(space: ScaleSpace, mpp: float) -> Values:
+    """Square roots of the shares of local binary patterns, at twice the width of the blur that they are read from."""
+    from stpred._image.texture import lbp_histogram
+
+    shares = []
+    for radius_um, image, step in zip(_LBP_UM, space.fine, space.steps, strict=False):
+        shares.append(lbp_histogram(image, max(radius_um / mpp / step, 1.0), stride_px=2 if step == 1 else 1))
+    return np.sqrt(np.concatenate(shares))
+
+
+def _mixing(first: ScaleSpace, second: ScaleSpace) -> Values:
+    """Correlation of two stains in every band: do they vary together, or does one give way to the other?"""
+    from stpred._image.texture import difference_correlation
+
+    planes = zip(first.fine, first.coarse, second.fine, second.coarse, strict=False)
+    return np.array([difference_correlation(*four, _FLOOR) for four in planes])
 
 
 def _nuclei(stats: Values, threshold: float, mpp: float, n_px: int) -> Values:
@@ -240,13 +248,13 @@ def _compartments(labels: NDArray[np.int32], stains: Plane, grey: Plane, mpp: fl
     """Share and staining of empty ground, nuclei, what lies within about 3 um of them, and the rest."""
     from stpred._image.texture import class_means, gaussian, halve
 
-    nuclear = labels > 0
-    near = gaussian(nuclear.astype(np.float32), 1.5 / mpp) > 0.05
-    empty = gaussian(grey, 0.5 / mpp) < _EMPTY_DENSITY
+    nuclear = np.ascontiguousarray(labels[::2, ::2] > 0)  # half the pixels tell shares and means as well
+    near = gaussian(nuclear.astype(np.float32), 0.75 / mpp) > 0.05
+    empty = halve(gaussian(grey, 0.5 / mpp)) < _EMPTY_DENSITY
     classes = np.where(nuclear, 1, np.where(empty, 0, np.where(near, 2, 3))).astype(np.uint8)
-    tables = [class_means(plane, classes, len(_CLASSES)) for plane in stains]
+    tables = [class_means(halve(plane), classes, len(_CLASSES)) for plane in stains]
     staining = np.stack([t[1:, 1:] for t in tables], axis=1)  # (class, stain, mean and std)
-    holes = gaussian(halve(empty.astype(np.float32)), 2.0 / mpp)
+    holes = gaussian(empty.astype(np.float32), 2.0 / mpp)
     return np.concatenate([tables[0][:, 0], staining.ravel(), [math.log(float(holes.std(dtype=np.float64)) + 1e-2)]])
 
 
