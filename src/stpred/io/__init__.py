@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stpred.io._cohort import read_cohort
     from stpred.io._detect import read
     from stpred.io._hest import hest
     from stpred.io._legacy_st import legacy_st
@@ -18,13 +19,14 @@ _HOMES = {
     "hest": "_hest",
     "legacy_st": "_legacy_st",
     "read": "_detect",
+    "read_cohort": "_cohort",
     "visium": "_visium",
     "visium_hd": "_visium_hd",
     "wsi": "_wsi",
     "xenium": "_xenium",
 }
 
-__all__ = ["hest", "legacy_st", "read", "visium", "visium_hd", "wsi", "xenium"]
+__all__ = ["hest", "legacy_st", "read", "read_cohort", "visium", "visium_hd", "wsi", "xenium"]
 
 
 def __getattr__(name: str) -> Any:

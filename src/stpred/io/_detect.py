@@ -87,14 +87,17 @@ def _in_folder(base: Path) -> str | None:
     if has("*feature_bc_matrix*") and has("spatial", "*tissue_positions*"):
         return "visium"
     for format in ("hest", "legacy_st"):
-        if all(len(found) == 1 for found in _candidates(base, format)):
+        if all(len(found) == 1 for found in candidates(_files(base), format)):
             return format
     return None
 
 
-def _candidates(base: Path, format: str) -> list[list[Path]]:
-    """Return what could be each of a reader's arguments."""
-    files = sorted(p for p in base.iterdir() if p.is_file() and not p.name.startswith("."))
+def _files(base: Path) -> list[Path]:
+    return sorted(p for p in base.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def candidates(files: list[Path], format: str) -> list[list[Path]]:
+    """Return which of the files could be each of a reader's arguments (h5ad and image; counts, image and spots)."""
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if format == "hest":
         return [[p for p in files if p.suffix == ".h5ad"], images]
@@ -107,12 +110,11 @@ def _members(base: Path, format: str) -> list[Path]:
     if not base.is_dir():
         raise InputError(f"`format`={format!r} needs the folder of its files, got the file {base.name!r}.")
     parts = ("h5ad", "image") if format == "hest" else ("counts", "image", "spots")
-    found = _candidates(base, format)
-    for part, candidates in zip(parts, found, strict=True):
-        if len(candidates) != 1:
+    found = candidates(_files(base), format)
+    for part, those in zip(parts, found, strict=True):
+        if len(those) != 1:
             raise InputError(
-                f"{str(base)!r} has {len(candidates)} {part} files for {format!r}: "
-                f"{listing(p.name for p in candidates)}; "
+                f"{str(base)!r} has {len(those)} {part} files for {format!r}: {listing(p.name for p in those)}; "
                 f"exactly one is needed (call stpred.io.{format} with the files otherwise)."
             )
-    return [candidates[0] for candidates in found]
+    return [those[0] for those in found]

@@ -47,7 +47,7 @@ class Intensity(Model):
     """
 
     family: ClassVar[str] = "intensity"
-    Config: ClassVar[type[BaseConfig]] = IntensityConfig
+    Config: ClassVar[type[IntensityConfig]] = IntensityConfig
     default_encoder: ClassVar[str] = "intensity"
     edges: Tensor
     coef: Tensor

@@ -30,7 +30,7 @@ class Mean(Model):
     """
 
     family: ClassVar[str] = "mean"
-    Config: ClassVar[type[BaseConfig]] = MeanConfig
+    Config: ClassVar[type[MeanConfig]] = MeanConfig
     default_encoder: ClassVar[str] = "intensity"
     mean: Tensor
 

@@ -75,7 +75,7 @@ class Ridge(Model):
     std: Tensor
     coef: Tensor
     intercept: Tensor
-    Config: ClassVar[type[BaseConfig]] = RidgeConfig
+    Config: ClassVar[type[RidgeConfig]] = RidgeConfig
     config: RidgeConfig
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:

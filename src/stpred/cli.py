@@ -1,0 +1,366 @@
+"""The command line, thin over the Python functions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from stpred._core.checks import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from stpred import GeneRule
+
+app = typer.Typer(
+    name="stpred",
+    help="Predict spatial gene expression from H&E images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(stderr=False, soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+Slides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SLIDES...",
+        help="Slides (path or name=path), folders of slides, or a csv that lists them "
+        "(columns slide, path, donor, format, image, spots, mpp).",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="visium, visium_hd, xenium, legacy_st, hest or wsi; default: found from the files."),
+]
+Mpp = Annotated[float | None, typer.Option(help="Micrometres per pixel of the full-resolution image.")]
+Genes = Annotated[
+    str | None,
+    typer.Option(help="Rule and number (mean:250, hvg:1000, svg:200, rmax:500, all), or symbols separated by commas."),
+]
+Encoder = Annotated[str | None, typer.Option(help="Encoder; default: the model family's own (mostly morphology).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")]
+ShapesKey = Annotated[str | None, typer.Option("--shapes", help="Region to work on; default: found by itself.")]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Donors: 'slide' (each slide its own) or slide=donor pairs with commas; default: the csv's column."
+    ),
+]
+
+
+@app.callback()
+def common(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")] = False,
+) -> None:
+    """Predict spatial gene expression from H&E images."""
+    from stpred import settings
+
+    if quiet:
+        settings.progress = False
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
+) -> None:
+    """Make synthetic slides in the vendor's format, train, predict on held-out tissue and compare with the truth."""
+    from stpred._demo import run
+
+    with _sentences():
+        run(out, console=console, overwrite=overwrite)
+
+
+@app.command()
+def predict(
+    slide: Annotated[Path, typer.Argument(help="Slide: an image file or a vendor's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store to write.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or bundled name; default: the bundled model.")] = None,
+    format: Format = None,
+    mpp: Mpp = None,
+    image: Annotated[Path | None, typer.Option(help="Full-resolution H&E image that belongs to the folder.")] = None,
+    shapes: ShapesKey = None,
+    genes: Annotated[str | None, typer.Option(help="Keep only these symbols, separated by commas.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw; default: beside the store.")] = None,
+    with_image: Annotated[bool, typer.Option("--with-image", help="Copy the slide's pixels into the store.")] = False,
+    allow_upsampling: Annotated[bool, typer.Option("--allow-upsampling", help="Accept a too coarse image.")] = False,
+    device: Device = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+) -> None:
+    """Predict expression for a slide: a table on its spots, bins or cells, or on a grid, and a picture."""
+    import stpred as st
+    from stpred.stores import check_free, write_result
+
+    with _sentences():
+        check_free(out, overwrite=overwrite)
+        trained = st.models.load("default" if model is None else model)
+        given = {"path": slide, "format": format, "image": image, "mpp": mpp}
+        slides, _ = st.io.read_cohort([{k: v for k, v in given.items() if v is not None}])
+        ((name, sdata),) = slides.items()
+        before = set(sdata.tables)
+        st.tl.predict(
+            sdata,
+            trained,
+            shapes_key=shapes,
+            genes=None if genes is None else genes.split(","),
+            device=device,
+            allow_upsampling=allow_upsampling,
+        )
+        (key,) = set(sdata.tables) - before
+        figure = st.pl.spatial(sdata, key)
+        write_result(sdata, out, with_image=with_image, overwrite=overwrite)
+        picture = out.with_suffix(".png") if picture is None else picture
+        figure.savefig(picture, dpi=130)
+        table = sdata.tables[key]
+        known = int(table.var["trusted"].sum()) if "trusted" in table.var else 0
+        console.print(f"Predicted {table.n_vars} genes for {table.n_obs} locations of slide {name!r} ({key!r}).")
+        console.print(f"  store    {out}\n  picture  {picture}")
+        console.print(
+            f"  trust    {known} genes were predictable on left-out slides of the model's own training data; "
+            f"{float(table.obs['in_distribution'].mean()):.0%} of the tiles look like its training tiles."
+        )
+        console.print(f'Next: spatialdata.read_zarr("{out}").tables["{key}"], ready for scanpy and squidpy.')
+
+
+@app.command()
+def train(
+    slides: Slides,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
+    model: Annotated[str, typer.Option(help="Family: see stpred models.")] = "ridge",
+    genes: Genes = None,
+    groups: Groups = None,
+    format: Format = None,
+    mpp: Mpp = None,
+    shapes: ShapesKey = None,
+    encoder: Encoder = None,
+    target: Annotated[str | None, typer.Option(help="log1p_cp10k (default) or counts.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: the output folder's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
+    device: Device = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+) -> None:
+    """Train a model on slides with measured expression."""
+    import stpred as st
+    from stpred.stores import check_free
+
+    with _sentences():
+        check_free(out, overwrite=overwrite)
+        read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
+        trained = st.tl.train(
+            read,
+            model,
+            genes=_rule(genes),
+            groups=_donors(groups, donors, required=False),
+            shapes_key=shapes,
+            encoder=encoder,
+            target=target,
+            name=out.name if name is None else name,
+            seed=seed,
+            device=device,
+        )
+        st.models.save(trained, out, overwrite=overwrite)
+        scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
+        held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else "not validated (one donor)"
+        console.print(f"Trained {model} on {len(read)} slides, {len(trained.record.genes)} genes, {held_out}: {out}")
+        console.print(f"Next: stpred predict SLIDE -o OUT.zarr --model {out}")
+
+
+@app.command()
+def evaluate(
+    slides: Slides,
+    groups: Groups = None,
+    models: Annotated[str, typer.Option(help="Families, separated by commas; ridge_best chooses settings.")] = (
+        "mean,intensity,ridge,ridge_best"
+    ),
+    genes: Genes = None,
+    format: Format = None,
+    mpp: Mpp = None,
+    shapes: ShapesKey = None,
+    encoder: Encoder = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="csv of all scores.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
+    device: Device = None,
+) -> None:
+    """Score models on donors they have not seen, on the log and on the raw scale, beside the library size alone."""
+    import pandas as pd
+
+    import stpred as st
+
+    with _sentences():
+        read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
+        chosen = _families(models, read, shapes)
+        grouping = _donors(groups, donors, required=True)
+        parts = [
+            st.tl.cross_validate(
+                read,
+                chosen,
+                groups=grouping,
+                genes=_rule(genes),
+                shapes_key=shapes,
+                encoder=encoder,
+                target=target,
+                seed=seed,
+                device=device,
+            )
+            for target in ("log1p_cp10k", "counts")
+        ]
+        scores = pd.concat(parts, ignore_index=True)
+        if out is not None:
+            scores.to_csv(out, index=False)
+        _print_scores(scores, list(chosen))
+        if out is not None:
+            console.print(f"All scores: {out}")
+
+
+@app.command("models")
+def list_models() -> None:
+    """List the models that come with stpred, and the families that can be trained."""
+    from rich.table import Table
+
+    import stpred as st
+    from stpred.models._registry import bundled, families, family
+
+    table = Table(title="Models", title_justify="left")
+    for column in ("name", "what", "genes", "scale", "encoder"):
+        table.add_column(column)
+    for name in bundled():
+        record = st.models.load(name).record
+        table.add_row(
+            name,
+            record.training.get("summary", "trained"),
+            str(len(record.genes)),
+            record.target,
+            record.encoder["name"],
+        )
+    for name in sorted(families()):
+        found = family(name)
+        table.add_row(name, f"to train: {(found.__doc__ or '').strip().splitlines()[0]}", "", "", found.default_encoder)
+    console.print(table)
+    console.print("stpred predict SLIDE -o OUT.zarr --model NAME, or stpred train SLIDES... -o MODEL --model FAMILY")
+
+
+def _rule(text: str | None) -> GeneRule | list[str] | None:
+    """Read ``rule:n`` or symbols separated by commas."""
+    from stpred import GeneRule
+
+    if text is None:
+        return None
+    method, _, n = text.partition(":")
+    if method not in GeneRule.METHODS or method == "list":
+        return [g.strip() for g in text.split(",") if g.strip()]
+    if n and not n.isdigit():
+        raise InputError(f"`--genes` takes a whole number after the rule, got {text!r}.")
+    return GeneRule(method, n=int(n) if n else None)
+
+
+def _donors(text: str | None, listed: dict[str, str], *, required: bool) -> Any:
+    """Return donors from the option or from the csv."""
+    if text == "slide":
+        return "slide" if required else None
+    if text:
+        pairs = [p.split("=", 1) for p in text.split(",")]
+        if any(len(p) != 2 for p in pairs):
+            raise InputError(f"`--groups` must be 'slide' or slide=donor pairs separated by commas, got {text!r}.")
+        return dict(pairs)
+    if listed:
+        return listed
+    if required:
+        raise InputError(
+            "Which slides share a donor? Give `--groups slide1=donorA,slide2=donorA,...`, a csv with a donor "
+            "column, or "
+            "`--groups slide` to take every slide for its own (sections of one donor are then scored as if they "
+            "were independent)."
+        )
+    return None
+
+
+def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str, Any]:
+    """Return models by name; ``ridge_best`` is a grid around the slides' own pitch."""
+    from stpred import data, models
+    from stpred.regions import Lattice
+
+    chosen: dict[str, Any] = {}
+    for name in (n.strip() for n in text.split(",")):
+        if name != "ridge_best":
+            chosen[name] = name
+            continue
+        first = next(iter(slides.items()))
+        lattice = Lattice.of(data.read_region(first[1], slide=first[0], shapes_key=shapes, measured=True).coords_um)
+        reaches = (
+            [None] if lattice is None else [None, round(1.6 * lattice.pitch_um, 1), round(2.6 * lattice.pitch_um, 1)]
+        )
+        chosen[name] = [
+            models.Ridge.Config(context_um=reach, standardize=how, n_components=rank)
+            for reach in reaches
+            for how in ("train", "slide")
+            for rank in (None, 32)
+        ]
+    return chosen
+
+
+def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:
+    """Print mean Pearson per slide: one column per model and scale."""
+    from rich.table import Table
+
+    pearson = scores[scores.metric == "pearson"]
+    wide = pearson.assign(value=pearson.value.fillna(0.0)).pivot_table(
+        index="slide", columns=["target", "model"], values="value", aggfunc="mean", observed=True
+    )
+    n_genes = pearson.groupby("slide").gene.nunique().max()
+    table = Table(title=f"Mean Pearson over {n_genes} genes, slides left out in turn", title_justify="left")
+    table.add_column("slide")
+    columns = [(t, m) for t in ("log1p_cp10k", "counts") for m in [*models, "library_size"]]
+    for target, model in columns:
+        table.add_column(f"{model}\n{'log' if target == 'log1p_cp10k' else 'raw'}", justify="right")
+    for slide, row in wide.iterrows():
+        table.add_row(str(slide), *(f"{row[c]:.3f}" for c in columns))
+    table.add_section()
+    table.add_row("mean", *(f"{wide[c].mean():.3f}" for c in columns))
+    console.print(table)
+    if scores.donor_shared.any():
+        console.print(
+            "donor_shared=True: one donor's slides are on both sides; for new donors these scores are optimistic."
+        )
+    for (fold, model), part in scores[scores.target == "log1p_cp10k"].groupby(["fold", "model"]):
+        if model.endswith("_best"):
+            console.print(f"  {fold}: {model} chose {part.chosen.iloc[0]}")
+    console.print("library_size: a spot's total of all other genes alone; never read raw-count scores without it.")
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn expected errors into one sentence and exit code 2, and show warnings as sentences."""
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        errors.print(f"[yellow]Warning:[/yellow] {message}", highlight=False)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module=r"stpred(\.|$)")
+        warnings.showwarning = show
+        try:
+            yield
+        except InputError as error:
+            errors.print(f"[red]Error:[/red] {error}", highlight=False, markup=True)
+            raise typer.Exit(2) from error
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

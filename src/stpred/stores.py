@@ -1,0 +1,64 @@
+"""Writing results to disk, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stpred._core import keys
+from stpred._core.checks import InputError
+from stpred._core.elements import affine_to, find_image
+from stpred.tiles import Pyramid, thumbnail_element
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Return `path` if something can be written there; refuse an existing one unless it may be replaced."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{str(path)!r} exists; choose another name or say that it may be overwritten (overwrite).")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{str(path)!r} is a file, not a folder to replace.")
+    return path
+
+
+def light_copy(sdata: SpatialData, *, coordinate_system: str = keys.UM, max_px: int = 2000) -> SpatialData:
+    """Return tables, the shapes placed in micrometres, and a thumbnail of the H&E image under its usual key."""
+    from spatialdata import SpatialData as Object
+
+    key = find_image(sdata, None, coordinate_system=coordinate_system)
+    pyramid = Pyramid.from_image(sdata.images[key], coordinate_system=coordinate_system)
+    image = thumbnail_element(pyramid, max_px=max_px, coordinate_system=coordinate_system)
+    shapes = {k: v for k, v in sdata.shapes.items() if affine_to(v, coordinate_system) is not None}
+    return Object(images={keys.IMAGE: image}, shapes=shapes, tables=dict(sdata.tables))
+
+
+def write_result(sdata: SpatialData, path: str | Path, *, with_image: bool = False, overwrite: bool = False) -> Path:
+    """Write tables, shapes and a thumbnail as a zarr store that appears whole or not at all.
+
+    Parameters
+    ----------
+    sdata
+        Object with predictions.
+    path
+        Store to make.
+    with_image
+        Write the object as it is, pixels included, instead of a thumbnail.
+    overwrite
+        Replace an existing store.
+    """
+    path = check_free(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        (sdata if with_image else light_copy(sdata)).write(staging / "store.zarr")
+        if path.exists():
+            shutil.rmtree(path)
+        (staging / "store.zarr").rename(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return path
