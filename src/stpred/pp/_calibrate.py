@@ -58,8 +58,8 @@ def calibrate(
 
     For objects that stpred did not read: the output of spatialdata-io's ``visium``, ``visium_hd`` and ``xenium`` with
     its own names, or one made by hand. The resolution comes from `mpp`, from one of the ``um_*`` sizes of `shapes_key`,
-    or is derived: from the hexagonal spot pitch of Visium (100 um), from bins named by their size (``square_008um``), or
-    from Xenium's shapes, whose own unit is the micrometre. Calling it again changes nothing.
+    or is derived: from the hexagonal spot pitch of Visium (100 um), from bins named by their size (``square_008um``),
+    or from Xenium's shapes, whose own unit is the micrometre. Calling it again changes nothing.
 
     Parameters
     ----------
