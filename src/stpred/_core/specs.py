@@ -46,18 +46,16 @@ class TileSpec:
         return asdict(self)
 
     @classmethod
-    def parse(cls, value: TileSpec | Mapping[str, Any] | None, *, default: TileSpec) -> TileSpec:
-        """Accept a spec, a mapping of its fields or None (the default)."""
-        if value is None:
-            return default
+    def parse(cls, value: TileSpec | Mapping[str, Any]) -> TileSpec:
+        """Accept a spec or a mapping of its fields."""
         if isinstance(value, cls):
             return value
         if isinstance(value, Mapping):
             unknown = set(value) - {"mpp", "size_px"}
             if unknown:
                 raise InputError(f"`tile` has unknown fields {sorted(unknown)}; it takes mpp and size_px.")
-            return cls(**{**default.to_dict(), **value})
-        raise InputError(f"`tile` must be a stpred.TileSpec, a mapping of mpp and size_px, or None, got {value!r}.")
+            return cls(**value)
+        raise InputError(f"`tile` must be a stpred.TileSpec, or a mapping of mpp and size_px, got {value!r}.")
 
 
 @dataclass(frozen=True)

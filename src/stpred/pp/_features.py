@@ -75,7 +75,7 @@ def features(
     import pandas as pd
 
     one_of(dtype, ("float32", "float16"), name="dtype")
-    used = encoders.get(encoder, tile=tile, device=device)
+    used = encoders.get(encoder, tile=None if tile is None else TileSpec.parse(tile), device=device)
     region = data.read_region(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     key = keys.features(region.shapes_key, used.card.name) if key_added is None else key_added
     if inplace:

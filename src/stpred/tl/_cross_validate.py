@@ -165,7 +165,7 @@ def _embed(
     for default in sorted({k[0] for k in wanted}):
         # Baselines that bring an encoder of their own (colour) keep it whatever the others use.
         given = encoder if encoder is not None and default == Model.default_encoder else default
-        used = encoders.get(given, tile=tile, device=device)
+        used = encoders.get(given, tile=None if tile is None else TileSpec.parse(tile), device=device)
         for s, region in regions.items():
             first = data.make_batch(region, used, Needs(), **reading)
             for key in (k for k in wanted if k[0] == default):

@@ -107,6 +107,7 @@ def train(
     rule = GeneRule.parse(genes)
     target = one_of("log1p_cp10k" if target is None else target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
+    tile = None if tile is None else TileSpec.parse(tile)
     encoder = encoders.get(family.default_encoder if encoder is None else encoder, tile=tile, device=device)
     regions = [
         data.read_region(

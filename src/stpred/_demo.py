@@ -1,0 +1,133 @@
+"""The demonstration: synthetic slides in the vendor's format, from files to a prediction on an unseen donor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stpred import datasets, io, metrics, models, pl, tl
+from stpred._core import targets
+from stpred._core.specs import GeneRule
+from stpred.stores import check_free, write_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from spatialdata import SpatialData
+
+TRAIN, TEST = ("donor1", "donor2", "donor3"), "donor4"
+SIZE_UM = (1600.0, 1600.0)
+N_GENES = 200
+FILES = ("slides", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv")
+
+
+def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame:
+    """Make, read, train, predict, compare, draw; return the per-gene scores of the unseen donor.
+
+    Parameters
+    ----------
+    out
+        Folder to write `FILES` into.
+    console
+        Where to report.
+    overwrite
+        Replace what an earlier demonstration left there; other files are kept.
+    """
+    from rich.progress import Progress
+
+    _clear(out, overwrite=overwrite)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("making synthetic slides", total=len(TRAIN) + 5)
+
+        def step(text: str) -> None:
+            progress.update(bar, advance=1, description=text)
+
+        paths = {}
+        for number, name in enumerate((*TRAIN, TEST)):
+            paths[name] = datasets.toy_visium(
+                out / "slides" / name / "outs",
+                seed=number,
+                donor=number,
+                size_um=SIZE_UM,
+                n_genes=N_GENES,
+                overwrite=True,
+            )
+            step(f"made slide {name}")
+        slides = {name: io.visium(path) for name, path in paths.items()}
+        unseen = slides.pop(TEST)
+        step("training")
+        trained = {
+            "ridge": tl.train(slides, models.Ridge.Config(standardize="slide"), genes=GeneRule("mean", n=N_GENES)),
+            "intensity": tl.train(slides, "intensity", genes=GeneRule("mean", n=N_GENES)),
+        }
+        models.save(trained["ridge"], out / "model", overwrite=True)
+        step(f"predicting {TEST}")
+        for model in trained.values():
+            tl.predict(unseen, model, shapes_key="spots")
+        step("comparing and drawing")
+        scores = tl.compare(unseen, "spots_ridge", "spots_counts", write=True)
+        scores["intensity"] = tl.compare(unseen, "spots_intensity", "spots_counts")["pearson"]
+        for key in trained:
+            scores[f"{key}_truth"] = _against_truth(unseen, f"spots_{key}", paths[TEST])
+        scores.to_csv(out / "scores.csv")
+        pl.compare(unseen, "spots_ridge", "spots_counts").savefig(out / "compare.png", dpi=110)
+        pl.spatial(unseen, "spots_ridge", [*scores.index[:2], "ood_score"]).savefig(out / "spatial.png", dpi=110)
+        write_result(unseen, out / "predicted.zarr", overwrite=True)
+    _report(scores, out, n_spots=unseen.tables["spots_ridge"].n_obs, console=console)
+    return scores
+
+
+def _clear(out: Path, *, overwrite: bool) -> None:
+    """Refuse to mix with an earlier demonstration unless it may be replaced; other files are not touched."""
+    earlier = [out / name for name in FILES if (out / name).exists()]
+    for path in earlier:
+        if path.is_file() and overwrite:
+            path.unlink()
+        else:
+            shutil.rmtree(check_free(path, overwrite=overwrite))
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _against_truth(unseen: SpatialData, key: str, path: Path) -> pd.Series:
+    """Return each gene's Pearson correlation with the noiseless expectation, on the log scale."""
+    import pandas as pd
+
+    truth = datasets.load_truth(path)["spots"]
+    table = unseen.tables[key]
+    truth = truth[table.obs["instance_id"].astype(str).to_numpy()]
+    expected = np.asarray(truth.X)
+    values = targets.transform(expected, expected.sum(axis=1), target="log1p_cp10k")
+    columns = truth.var_names.get_indexer(table.var_names)
+    return pd.Series(metrics.pearson(np.asarray(table.X), values[:, columns]), index=table.var_names)
+
+
+def _report(scores: pd.DataFrame, out: Path, *, n_spots: int, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{TEST}, never seen in training: {n_spots} spots, {len(scores)} genes", title_justify="left")
+    table.add_column("median Pearson per gene")
+    table.add_column("measured counts (log1p CP10k)", justify="right")
+    table.add_column("noiseless truth", justify="right")
+    table.add_row("ridge on morphology", f"{scores.pearson.median():.2f}", f"{scores.ridge_truth.median():.2f}")
+    table.add_row(
+        "colour alone (intensity)", f"{scores.intensity.median():.2f}", f"{scores.intensity_truth.median():.2f}"
+    )
+    table.add_row("library size alone", f"{scores.library_size.median():.2f}", "")
+    console.print(table)
+    best = ", ".join(f"{g} {r:.2f}" for g, r in scores.pearson.head(5).items())
+    console.print(f"Best genes: {best}")
+    console.print(f"Made in {out}/:")
+    for name, what in (
+        ("slides/", "synthetic Space Ranger folders with their truth"),
+        ("model/", "the trained model (config.json + model.safetensors)"),
+        ("predicted.zarr", "SpatialData: spots, measured and predicted tables, thumbnail"),
+        ("compare.png, spatial.png", "measured beside predicted; predictions on the tissue"),
+        ("scores.csv", "every gene's scores"),
+    ):
+        console.print(f"  {name:26}{what}")
+    console.print("Next:")
+    console.print(f"  stpred predict {out}/slides/{TEST}/outs -o mine.zarr --model {out}/model")
+    console.print(f"  python -c 'import spatialdata as sd; print(sd.read_zarr(\"{out}/predicted.zarr\"))'")
