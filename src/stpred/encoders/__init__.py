@@ -1,1 +1,35 @@
-"""To be filled."""
+"""Encoders: what turns H&E tiles into features.
+
+``list`` says what exists, ``get`` makes one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stpred.encoders._base import Encoder, EncoderCard
+from stpred.encoders._registry import get, register
+from stpred.encoders._registry import list_encoders as list
+
+if TYPE_CHECKING:
+    from stpred.encoders._intensity import IntensityEncoder
+    from stpred.encoders._morphology import Morphology
+
+__all__ = ["Encoder", "EncoderCard", "IntensityEncoder", "Morphology", "get", "list", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `import stpred.encoders` stays light.
+    if name == "Morphology":
+        from stpred.encoders._morphology import Morphology
+
+        return Morphology
+    if name == "IntensityEncoder":
+        from stpred.encoders._intensity import IntensityEncoder
+
+        return IntensityEncoder
+    raise AttributeError(f"module 'stpred.encoders' has no attribute {name!r}")
+
+
+def __dir__() -> Any:
+    return sorted(__all__)

@@ -1,0 +1,115 @@
+"""Any timm model as an encoder."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stpred._core.checks import InputError, listing
+from stpred._core.specs import TileSpec
+from stpred.encoders._base import EncoderCard
+from stpred.encoders._module import TorchEncoder, digest, hub_revision, load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_MPP = 0.5
+_HUB = ("hf-hub:", "hf_hub:")
+
+
+def names() -> list[str]:
+    """Return the model names of timm, without weight tags; empty if timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return list(timm.list_models())
+
+
+def make(
+    name: str, *, tile: TileSpec | None, weights: str | Path | None, pretrained: bool, **kwargs: Any
+) -> TorchEncoder:
+    """Make the encoder ``timm/<model>``, see :func:`stpred.encoders.get`.
+
+    Input size, mean and std are those of the model's own timm configuration. A tile of another size is resampled to the
+    input size.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"The encoder {name!r} needs timm: pip install 'stpred[encoders]'.") from error
+    model_name = name.split("/", 1)[1]
+    _check_name(model_name, timm=timm)
+    if model_name.startswith(_HUB) and (weights is not None or not pretrained):
+        raise InputError(
+            f"{name!r} takes its architecture from the hub; to use local weights name the architecture, "
+            "as in get('timm/vit_small_patch16_224', weights=...)."
+        )
+    model = _build(model_name, timm=timm, download=pretrained and weights is None, **kwargs)
+    if weights is not None:
+        head = model.pretrained_cfg.get("classifier") or ()
+        load_weights(model, weights, ignore=(head,) if isinstance(head, str) else tuple(head))
+    model.eval()
+    facts = timm.data.resolve_data_config({}, model=model)
+    repository = model.pretrained_cfg.get("hf_hub_id") if pretrained and weights is None else None
+    input_px = int(facts["input_size"][-1])
+    card = EncoderCard(
+        name,
+        TileSpec(DEFAULT_MPP, input_px) if tile is None else tile,
+        width=0,  # measured
+        source=_source(repository, weights),
+        revision=hub_revision(repository) or digest(model.state_dict()),
+        licence=(model.pretrained_cfg.get("license") if repository else None) or "unknown",
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
+    return TorchEncoder(model, card=card, dense=patch_tokens(model), input_px=input_px)
+
+
+def patch_tokens(model: nn.Module) -> Any:
+    """Return what maps prepared tiles to (n, patches, width) tokens, or None if the model is no plain ViT."""
+    from timm.models import VisionTransformer
+
+    if not isinstance(model, VisionTransformer):
+        return None
+    return lambda batch: model.forward_features(batch)[:, model.num_prefix_tokens :]
+
+
+def _build(model_name: str, *, timm: Any, download: bool, **kwargs: Any) -> Any:
+    """Create a model; without a download its weights are random, the same every time."""
+    import torch
+
+    if not download:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return timm.create_model(model_name, pretrained=False, num_classes=0, **kwargs)
+    try:
+        return timm.create_model(model_name, pretrained=True, num_classes=0, **kwargs)
+    except TypeError:  # a keyword that the model does not take
+        raise
+    except Exception as error:
+        raise InputError(
+            f"The weights of 'timm/{model_name}' could not be fetched ({type(error).__name__}); pass "
+            "`weights=` a local .safetensors or torch file, or `pretrained=False` for random weights. Gated weights "
+            "need an access request on their hub page and your own Hugging Face login."
+        ) from error
+
+
+def _check_name(model_name: str, *, timm: Any) -> None:
+    """Refuse names that timm does not have, before anything is fetched."""
+    if model_name.startswith(_HUB):
+        return
+    architecture, _, tag = model_name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=3)
+        raise InputError(f"timm has no model {architecture!r}{f'; did you mean {listing(near)}?' if near else '.'}")
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise InputError(f"timm has no weights {tag!r} for {architecture!r}; available: {listing(tags)}.")
+
+
+def _source(repository: str | None, weights: str | Path | None) -> str:
+    if weights is not None:
+        return f"file {Path(weights).name}"
+    return f"https://huggingface.co/{repository}" if repository else "random weights"
