@@ -11,12 +11,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compile a function of arrays and numbers; it runs without the GIL, so that threads can share the tiles.
 
-    The machine code is cached beside the source or in the user's cache folder. Where neither can be written (a read-only
-    installation without a home), numba refuses to cache at decoration; then it is compiled once per process instead.
+    The machine code is cached beside the source or in the user's cache folder. Where neither can be written (a
+    read-only installation without a home), numba refuses at decoration; then it is compiled once per process.
     """
     import numba
 
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        compiled: Any = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
-        return numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=True)(function)
+    return compiled

@@ -20,6 +20,7 @@ STAT_NAMES = (
     "perimeter_px",
     "mean",
     "std",
+    "hollowness",
 )
 """Columns of `region_stats`."""
 
@@ -28,7 +29,7 @@ Labels = NDArray[np.int32]
 
 @kernel
 def otsu(image: Plane, low: float, high: float) -> float:
-    """Return the threshold in [low, high] that separates two classes best (Otsu 1979, IEEE Trans. SMC 9:62), on 256 bins."""
+    """Return the threshold in [low, high] that parts two classes best, on 256 bins (Otsu 1979)."""
     n_bins = 256
     counts = np.zeros(n_bins, np.int64)
     scale = n_bins / (high - low)
@@ -101,18 +102,19 @@ def climb(height: Plane, mask: NDArray[np.bool_]) -> Labels:
 
 @kernel
 def region_stats(labels: Labels, intensity: Plane) -> NDArray[np.float64]:
-    """Return one row per label 1..n: area, centroid, axes and angle of the ellipse of equal moments, perimeter, intensity.
+    """Return one row per label 1..n with the columns `STAT_NAMES`: place, ellipse, outline and staining.
 
-    Axes are full lengths, 4 sqrt(eigenvalue of the covariance); the angle is that of the major axis against the x axis,
-    in (-pi/2, pi/2]; the perimeter counts edges to other labels or background, times pi/4 (exact for a long random
-    line). Columns: `STAT_NAMES`.
+    Axes are full lengths of the ellipse of equal moments, 4 sqrt(eigenvalue of the covariance); the angle is that of the
+    major axis against the x axis towards y, in (-pi/2, pi/2]. The perimeter counts pixel edges to anything else, times
+    pi/4, which is right for a line of random direction. Hollowness is the mean squared distance from the centroid weighted
+    by intensity over the unweighted one: 1 for an even filling, above 1 for a dark rim. Labels without pixels give zeros.
     """
     h, w = labels.shape
     n = 0
     for y in range(h):
         for x in range(w):
             n = max(n, labels[y, x])
-    sums = np.zeros((n, 9), np.float64)
+    sums = np.zeros((n, 12), np.float64)
     for y in range(h):
         for x in range(w):
             label = labels[y, x]
@@ -130,7 +132,10 @@ def region_stats(labels: Labels, intensity: Plane) -> NDArray[np.float64]:
             s[7] += value * value
             s[8] += int(y == 0 or labels[y - 1, x] != label) + int(y == h - 1 or labels[y + 1, x] != label)
             s[8] += int(x == 0 or labels[y, x - 1] != label) + int(x == w - 1 or labels[y, x + 1] != label)
-    out = np.zeros((n, 9), np.float64)
+            s[9] += value * y
+            s[10] += value * x
+            s[11] += value * (y * y + x * x)
+    out = np.zeros((n, 10), np.float64)
     for i in range(n):
         s, o = sums[i], out[i]
         area = s[0]
@@ -142,10 +147,14 @@ def region_stats(labels: Labels, intensity: Plane) -> NDArray[np.float64]:
         half, spread = 0.5 * (vyy + vxx), math.sqrt((0.5 * (vyy - vxx)) ** 2 + vxy * vxy)
         mean = s[6] / area
         o[0], o[1], o[2] = area, cy, cx
-        o[3], o[4] = 4 * math.sqrt(half + spread), 4 * math.sqrt(max(half - spread, 0.0))
+        o[3], o[4] = 4 * math.sqrt(half + spread), 4 * math.sqrt(max(half - spread, 1 / 12))
         o[5] = 0.5 * math.atan2(2 * vxy, vxx - vyy)
         o[6] = s[8] * math.pi / 4
         o[7], o[8] = mean, math.sqrt(max(s[7] / area - mean * mean, 0.0))
+        o[9] = 1.0
+        if s[6] > 0:
+            weighted = s[11] - 2 * (cy * s[9] + cx * s[10]) + (cy * cy + cx * cx) * s[6]
+            o[9] = (weighted / s[6] + 1 / 6) / (vyy + vxx)
     return out
 
 

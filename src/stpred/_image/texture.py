@@ -66,7 +66,9 @@ def halve(image: Plane) -> Plane:
 
 
 def lbp_histogram(image: Plane, radius_px: float, *, stride_px: int = 1, tolerance: float = 0.0) -> NDArray[np.float64]:
-    """Return the share of each uniform rotation-invariant pattern of 8 neighbours (Ojala et al. 2002, IEEE TPAMI 24:971).
+    """Return the share of each uniform rotation-invariant pattern of 8 neighbours.
+
+    Local binary patterns of Ojala et al. 2002 (IEEE TPAMI 24:971).
 
     Parameters
     ----------
@@ -234,32 +236,29 @@ def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float
 
 
 @kernel
-def difference_moments(fine: Plane, coarse: Plane) -> NDArray[np.float64]:
-    """Return the root mean square, skewness and kurtosis of the band `fine` - `coarse` (0, 0, 0 where it is empty)."""
+def difference_moments(fine: Plane, coarse: Plane) -> tuple[float, float]:
+    """Return the root mean square and the skewness of the band `fine` - `coarse` (0 where the band is empty)."""
     h, w = fine.shape
-    sums = np.zeros((4, w), np.float32)  # one lane per column: the compiler can use vector registers, sums stay short
-    mean, second, third, fourth = sums[0], sums[1], sums[2], sums[3]
+    sums = np.zeros((3, w), np.float32)  # a lane per column lets the compiler use vector registers
+    first, second, third = sums[0], sums[1], sums[2]
     for y in range(h):
         above, below = fine[y], coarse[y]
         for x in range(w):
             d = above[x] - below[x]
             square = d * d
-            mean[x] += d
+            first[x] += d
             second[x] += square
             third[x] += square * d
-            fourth[x] += square * square
-    total = np.zeros(4, np.float64)
-    for k in range(4):
-        for x in range(w):
-            total[k] += sums[k, x]
-    m1, m2, m3, m4 = total / (h * w)
+    m1, m2, m3 = 0.0, 0.0, 0.0
+    for x in range(w):
+        m1 += first[x]
+        m2 += second[x]
+        m3 += third[x]
+    m1, m2, m3 = m1 / (h * w), m2 / (h * w), m3 / (h * w)
     variance = m2 - m1 * m1
-    out = np.zeros(3, np.float64)
-    out[0] = math.sqrt(m2)
-    if variance > 1e-8:  # below a tenth of a grey value there is nothing but rounding
-        out[1] = (m3 - 3 * m1 * m2 + 2 * m1**3) / variance**1.5
-        out[2] = (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2
-    return out
+    if variance <= 1e-8:  # below a tenth of a grey value there is nothing but rounding
+        return math.sqrt(max(m2, 0.0)), 0.0
+    return math.sqrt(m2), (m3 - 3 * m1 * m2 + 2 * m1**3) / variance**1.5
 
 
 @kernel
@@ -280,7 +279,7 @@ def difference_correlation(fine: Plane, coarse: Plane, other_fine: Plane, other_
 
 @kernel
 def class_means(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
-    """Return share, mean and standard deviation of `values` in each class 0..n-1, (n_classes, 3); zeros where it is empty."""
+    """Return (n_classes, 3): share, mean and standard deviation of `values` in each class 0..n-1; zeros if it is empty."""
     out = np.zeros((n_classes, 3), np.float64)
     v, c = values.ravel(), classes.ravel()
     for i in range(v.size):

@@ -1,0 +1,230 @@
+"""What the morphology encoder measures on one tile, group by group, and the name of every number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._image.nuclei import nearest_neighbours, region_stats, segment
+from stpred._image.stain import optical_density, unmix
+from stpred._image.texture import (
+    N_LBP,
+    ScaleSpace,
+    block_tensor,
+    class_means,
+    coherence,
+    difference_correlation,
+    difference_moments,
+    distribution,
+    gaussian,
+    halve,
+    lbp_histogram,
+    pool,
+    scale_space,
+)
+
+Values = NDArray[np.float64]
+Plane = NDArray[np.float32]
+
+_STAINS = ("haematoxylin", "eosin", "residual")
+_CHANNELS = ("red", "green", "blue")
+_LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+_BANDS_UM = (0.5, 1.0, 2.0, 4.0, 8.0)
+_EDGES_UM = (0.5, 1.0, 2.0)
+_LBP_UM = (1.0, 2.0, 4.0)
+_CHROMATIN_UM = (0.5, 1.0)
+_BLOCKS = 14
+_POOLS = {"fine": 1, "tile": _BLOCKS}
+_COMPOSITION_UM = 4.0
+_COMPOSITION_H = np.array([0.0, 0.15, 0.3, 0.5, 0.75])
+_COMPOSITION_E = np.array([0.0, 0.1, 0.25, 0.5])
+_PER_NUCLEUS = (
+    "log_area",
+    "elongation",
+    "staining",
+    "contrast",
+    "hollowness",
+    "fill",
+    "roughness",
+    "log_distance",
+    "relative_distance",
+)
+_AREAS_UM2 = (25.0, 45.0, 80.0)
+_SIZES = ("tiny", "small", "medium", "large")
+_CLASSES = ("empty", "nuclear", "perinuclear", "stromal")
+
+_ROUND = 0.5  # log ratio of axes that parts round from long nuclei
+_EMPTY_DENSITY = 0.12  # grey optical density below which H&E is lumen, fat or glass
+_FLOOR = 1e-3  # optical density of a quarter of a grey value: less is rounding, not texture
+
+
+def feature_names() -> tuple[str, ...]:
+    """Return the name of every number of `describe`, in its order."""
+    edge_stats = ("energy", *(f"coherence_{p}" for p in _POOLS))
+    composition = [(i, j) for i in range(len(_COMPOSITION_H)) for j in range(len(_COMPOSITION_E))]
+    return (
+        *(f"{s}_{m}" for s in _STAINS for m in ("mean", "std", *(f"q{100 * q:02.0f}" for q in _LEVELS))),
+        *(f"{c}_{m}" for c in _CHANNELS for m in ("mean", "std")),
+        *(n for p in ("haematoxylin", "eosin", "density") for n in _band_names(p)),
+        *(f"{p}_edges_{s:g}um_{m}" for p in _STAINS[:2] for s in _EDGES_UM for m in edge_stats),
+        *(f"haematoxylin_lbp_{r:g}um_{k}" for r in _LBP_UM for k in range(N_LBP)),
+        *(f"mixing_{s:g}um" for s in _BANDS_UM),
+        *(f"composition_h{i}_e{j}" for i, j in composition),
+        *("nuclei_threshold", "nuclei_number", "nuclei_share", "nuclei_alignment"),
+        *(f"nuclei_{s}_{m}" for s in _PER_NUCLEUS for m in ("mean", "std", "q10", "q90")),
+        *(f"nuclei_{shape}_{size}" for shape in ("round", "long") for size in _SIZES),
+        *(f"{where}_texture_{s:g}um" for s in _CHROMATIN_UM for where in ("other", "chromatin")),
+        *(f"{c}_share" for c in _CLASSES),
+        *(f"{c}_{s}_{m}" for c in _CLASSES[1:] for s in _STAINS for m in ("mean", "std")),
+        "empty_patchiness",
+    )
+
+
+def _band_names(plane: str) -> list[str]:
+    names = [f"{plane}_band_{s:g}um_{m}" for s in _BANDS_UM for m in ("strength", "skewness")]
+    return [*names, f"{plane}_band_rest_strength"]
+
+
+def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
+    """Return the numbers of one (h, w, 3) uint8 tile, in the order of `feature_names`."""
+    channels = optical_density(tile)
+    stains = unmix(channels)
+    density = (channels[0] + channels[1] + channels[2]) * np.float32(1 / 3)
+    haematoxylin, eosin, grey = (scale_space(p, [s / mpp for s in _BANDS_UM]) for p in (stains[0], stains[1], density))
+    labels, threshold = segment(stains[0], mpp=mpp)
+    return np.concatenate(
+        [
+            *(distribution(plane, -0.5, 2.5, _LEVELS) for plane in stains),
+            *(distribution(plane, -0.5, 2.5, _LEVELS[:0]) for plane in channels),
+            *(_bands(space) for space in (haematoxylin, eosin, grey)),
+            *(_edges(space, mpp) for space in (haematoxylin, eosin)),
+            _patterns(haematoxylin, mpp),
+            _mixing(haematoxylin, eosin),
+            _composition(haematoxylin, eosin),
+            _nuclei(region_stats(labels, stains[0]), threshold=threshold, mpp=mpp, shape=labels.shape),
+            _chromatin(haematoxylin, labels),
+            _compartments(labels, stains, density=density, mpp=mpp),
+        ]
+    )
+
+
+def _bands(space: ScaleSpace) -> Values:
+    """Log strength and skewness (signed log) of every band, and log strength of what is left below the last."""
+    out: list[float] = []
+    for fine, coarse in zip(space.fine, space.coarse, strict=False):
+        rms, skewness = difference_moments(fine, coarse)
+        out += [math.log(rms + _FLOOR), math.copysign(math.log1p(abs(skewness)), skewness)]
+    return np.array([*out, math.log(float(space.fine[-1].std(dtype=np.float64)) + _FLOOR)])
+
+
+def _edges(space: ScaleSpace, mpp: float) -> Values:
+    """Log gradient (optical density per um) of the finer blurs, and how parallel it runs within blocks and the tile."""
+    out: list[float] = []
+    for k in range(1, 1 + len(_EDGES_UM)):
+        tensor = block_tensor(space.fine[k], _BLOCKS) / (space.steps[k] * mpp) ** 2
+        out.append(0.5 * math.log(tensor[..., :2].sum() + _FLOOR**2))
+        out += [coherence(pool(tensor, by), floor=_FLOOR**2) for by in _POOLS.values()]
+    return np.array(out)
+
+
+def _patterns(space: ScaleSpace, mpp: float) -> Values:
+    """Square roots of the shares of local binary patterns, each radius on the blur of half its width."""
+    shares = []
+    for k, radius_um in enumerate(_LBP_UM, start=_BANDS_UM.index(_LBP_UM[0] / 2) + 1):
+        radius_px = max(radius_um / mpp / space.steps[k], 1.0)
+        shares.append(lbp_histogram(space.fine[k], radius_px, stride_px=2 if space.steps[k] == 1 else 1))
+    return np.sqrt(np.concatenate(shares))
+
+
+def _mixing(first: ScaleSpace, second: ScaleSpace) -> Values:
+    """Correlation of two stains in every band: do they vary together, or does one give way to the other?"""
+    planes = zip(first.fine, first.coarse, second.fine, second.coarse, strict=False)
+    return np.array([difference_correlation(*four, _FLOOR) for four in planes])
+
+
+def _composition(haematoxylin: ScaleSpace, eosin: ScaleSpace) -> Values:
+    """Square roots of the shares of haematoxylin and eosin levels met together at 4 um, with soft borders."""
+    k = _BANDS_UM.index(_COMPOSITION_UM) + 1
+    first = _memberships(haematoxylin.fine[k], _COMPOSITION_H)
+    second = _memberships(eosin.fine[k], _COMPOSITION_E)
+    shares = np.einsum("ip,jp->ij", first, second) / first.shape[1]
+    return np.sqrt(np.maximum(shares, 0)).ravel()
+
+
+def _memberships(plane: Plane, nodes: Values) -> Values:
+    """Return (n_nodes, n) weights of each value in the hat functions around `nodes`; they sum to one."""
+    flat = np.clip(plane.ravel().astype(np.float64), nodes[0], nodes[-1])
+    upper = np.clip(np.searchsorted(nodes, flat), 1, len(nodes) - 1)
+    part = (flat - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1])
+    weights = np.zeros((len(nodes), flat.size))
+    at = np.arange(flat.size)
+    weights[upper - 1, at] = 1 - part
+    weights[upper, at] = part
+    return weights
+
+
+def _nuclei(stats: Values, *, threshold: float, mpp: float, shape: Sequence[int]) -> Values:
+    """Number, area and alignment of nuclei, the spread of their shapes and distances, numbers by shape and size."""
+    n, height, width = len(stats), *shape
+    tile_um2 = height * width * mpp**2
+    per_area = 1e4 / tile_um2  # numbers are per 100 x 100 um
+    if n == 0:
+        return np.concatenate([[threshold], np.zeros(3 + 4 * len(_PER_NUCLEUS) + 2 * len(_SIZES))])
+    area, y, x, major, minor, angle, perimeter, staining, contrast, hollowness = stats.T
+    elongation = np.log(major / minor)
+    far_px = math.hypot(height, width)
+    distance = np.minimum(nearest_neighbours(np.column_stack([y, x])), far_px)
+    columns = np.column_stack(
+        [
+            np.log(area * mpp**2),
+            elongation,
+            staining,
+            contrast,
+            hollowness,
+            area / (math.pi / 4 * major * minor),
+            perimeter**2 / (4 * math.pi * area),
+            np.log(distance * mpp),
+            distance / np.sqrt(area),
+        ]
+    )
+    alignment = abs((elongation * np.exp(2j * angle)).sum()) / (elongation.sum() + 1e-9)
+    kind = np.searchsorted(_AREAS_UM2, area * mpp**2, side="right") + len(_SIZES) * (elongation > _ROUND)
+    numbers = np.sqrt(np.bincount(kind, minlength=2 * len(_SIZES)) * per_area)
+    head = [threshold, math.sqrt(n * per_area), area.sum() / (height * width), alignment]
+    return np.concatenate([head, _spread(columns).ravel(), numbers])
+
+
+def _spread(columns: Values) -> Values:
+    """Return (k, 4): mean, standard deviation and 10 and 90 % quantile of every column of (n, k)."""
+    n = len(columns)
+    ranked = np.sort(columns, axis=0)
+    at = np.array([0.1, 0.9]) * (n - 1)
+    low = np.floor(at).astype(int)
+    part = (at - low)[:, None]
+    quantiles = ranked[low] * (1 - part) + ranked[np.minimum(low + 1, n - 1)] * part
+    return np.vstack([columns.mean(axis=0), columns.std(axis=0), quantiles]).T
+
+
+def _chromatin(space: ScaleSpace, labels: NDArray[np.int32]) -> Values:
+    """Log strength of the finest bands outside and inside nuclei."""
+    out: list[float] = []
+    for k in range(len(_CHROMATIN_UM)):
+        step = space.steps[k]
+        inside = (labels[::step, ::step] > 0).astype(np.uint8)
+        out += [math.log(s + _FLOOR) for s in class_means(space.fine[k] - space.coarse[k], inside, 2)[:, 2]]
+    return np.array(out)
+
+
+def _compartments(labels: NDArray[np.int32], stains: Plane, *, density: Plane, mpp: float) -> Values:
+    """Share and staining of empty ground, nuclei, what lies within about 3 um of them, and the rest; size of the voids."""
+    nuclear = np.ascontiguousarray(labels[::2, ::2] > 0)  # half the rows and columns tell shares and means as well
+    near = gaussian(nuclear.astype(np.float32), 0.75 / mpp) > 0.05
+    empty = halve(gaussian(density, 0.5 / mpp)) < _EMPTY_DENSITY
+    classes = np.where(nuclear, 1, np.where(empty, 0, np.where(near, 2, 3))).astype(np.uint8)
+    tables = [class_means(halve(plane), classes, len(_CLASSES)) for plane in stains]
+    staining = np.stack([t[1:, 1:] for t in tables], axis=1)  # (class, stain, mean and std)
+    voids = gaussian(empty.astype(np.float32), 2.0 / mpp)
+    return np.concatenate([tables[0][:, 0], staining.ravel(), [math.log(float(voids.std(dtype=np.float64)) + 1e-2)]])
