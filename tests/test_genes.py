@@ -183,7 +183,7 @@ def test_select_refuses_what_it_cannot_use(slides) -> None:
         genes.select(GeneRule("mean"), {}, NAMES)
     with pytest.raises(InputError, match="None of the 60 shared genes can be chosen by 'mean' with at least 1e"):
         genes.select(GeneRule("mean", min_total=1e9), slides, NAMES)
-    with pytest.raises(InputError, match="counts of slide 'a' are not whole numbers"):
+    with pytest.raises(InputError, match="counts of slide 'a' hold .* not whole numbers"):
         genes.select(GeneRule("mean"), {"a": slides["a"] * 0.3}, NAMES)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, listing
+from stpred._core.counts import check_counts
 from stpred._core.gene_names import mismatch, refuse_duplicates, shared_genes
 from stpred._core.specs import GeneRule
-from stpred._core.targets import check_counts, totals, transform
+from stpred._core.targets import totals, transform
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -297,7 +298,7 @@ def _check_select(counts: Mapping[str, Any], names: list[str]) -> None:
     for slide, matrix in counts.items():
         if matrix.shape[1] != len(names):
             raise InputError(f"Slide {slide!r} has {matrix.shape[1]} genes, but there are {len(names)} gene names.")
-        check_counts(matrix, what=f"slide {slide!r}")
+        check_counts(matrix, what=f"counts of slide {slide!r}")
 
 
 def _listed(wanted: Sequence[str], names: list[str]) -> list[str]:

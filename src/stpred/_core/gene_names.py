@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
-
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+from stpred._core.counts import looks_like_ensembl
 
 
 def shared_genes(
@@ -89,8 +87,8 @@ def _no_overlap(tables: Mapping[str, list[str]], *, kind: str) -> str:
 
 def mismatch(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
     """Guess why two lists of gene names do not meet."""
-    ensembl = [np.mean([bool(_ENSEMBL.fullmatch(g)) for g in side]) > 0.5 for side in (ours, theirs) if side]
-    if len(ensembl) == 2 and ensembl[0] != ensembl[1]:
+    ensembl = [looks_like_ensembl(side) for side in (ours, theirs)]
+    if ensembl[0] != ensembl[1]:
         sides = ("the first", "the second") if ensembl[0] else ("the second", "the first")
         return f"{sides[0]} look like Ensembl ids and {sides[1]} like symbols, so name both the same way"
     alike: tuple[tuple[Callable[[str], str], str], ...] = (

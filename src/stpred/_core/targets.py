@@ -51,19 +51,3 @@ def transform(counts: Any, totals: ArrayLike, *, target: str) -> NDArray[np.floa
         scale = np.divide(CP10K, library, out=np.zeros_like(library), where=library > 0)
         values = np.log1p(values * scale[:, None])
     return values.astype(np.float32)
-
-
-def check_counts(counts: Any, *, what: str) -> None:
-    """Refuse counts that are NaN, negative or not whole; `what` names them in the message, such as "table 'x'"."""
-    stored = np.asarray(counts.data if hasattr(counts, "toarray") else counts)
-    if stored.dtype.kind in "ub":
-        return
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        raise InputError(f"The counts of {what} hold NaN or infinite values; raw counts are needed.")
-    if stored.size and stored.min() < 0:
-        raise InputError(f"The counts of {what} hold negative values (lowest {stored.min():g}); raw counts are needed.")
-    if stored.dtype.kind == "f" and (fractional := stored[stored != np.floor(stored)]).size:
-        raise InputError(
-            f"The counts of {what} are not whole numbers ({fractional[0]:g} is among them), so they look normalised "
-            "already; raw counts are needed."
-        )
