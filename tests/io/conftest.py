@@ -138,6 +138,81 @@ def _write_mtx(folder: Path, counts: np.ndarray, barcodes: list[str], *, packed:
 
 
 @pytest.fixture
+def make_hd(tmp_path: Path) -> Callable[..., SimpleNamespace]:
+    """Writes binned outputs of 8 and 16 um on a turned lattice, 0.5 um per px, on a 400 x 480 px slide."""
+
+    def make(
+        *, sizes: tuple[int, ...] = (8, 16), feature_slice: bool = False, fullres: bool = True, cells: bool = False
+    ) -> SimpleNamespace:
+        outs = tmp_path / "colon" / "outs"
+        image = picture(400, 480)
+        turn = np.array([[np.cos(0.03), -np.sin(0.03)], [np.sin(0.03), np.cos(0.03)]])
+        truth = {}
+        for size in sizes:
+            base = outs / "binned_outputs" / f"square_{size:03d}um"
+            (base / "spatial").mkdir(parents=True)
+            side = 80 // size
+            array = np.array([(r, c) for r in range(side) for c in range(side)])
+            xy = 60 + ((array[:, ::-1] + 0.5) * size / 0.5) @ turn.T
+            barcodes = [f"s_{size:03d}um_{r:05d}_{c:05d}-1" for r, c in array]
+            frame = pd.DataFrame(
+                {
+                    "barcode": barcodes,
+                    "in_tissue": 1,
+                    "array_row": array[:, 0],
+                    "array_col": array[:, 1],
+                    "pxl_row_in_fullres": xy[:, 1],
+                    "pxl_col_in_fullres": xy[:, 0],
+                }
+            )
+            frame.to_parquet(base / "spatial" / "tissue_positions.parquet")
+            scale = {
+                "spot_diameter_fullres": size / 0.5,
+                "bin_size_um": float(size),
+                "microns_per_pixel": 0.5,
+                "tissue_hires_scalef": 0.25,
+                "tissue_lowres_scalef": 0.125,
+            }
+            (base / "spatial" / "scalefactors_json.json").write_text(json.dumps(scale))
+            Image.fromarray(image).resize((120, 100)).save(base / "spatial" / "tissue_hires_image.png")
+            counts = counts_of(len(array), seed=size)
+            order = np.random.default_rng(size).permutation(len(array))[:-2]  # two bins without counts
+            write_10x(base / "filtered_feature_bc_matrix.h5", counts[order], [barcodes[i] for i in order])
+            truth[size] = SimpleNamespace(counts=counts[order], barcodes=[barcodes[i] for i in order], xy=xy[order])
+        if fullres:
+            (outs / "microscope_image").mkdir()
+            tifffile.imwrite(outs / "microscope_image" / "slide.btf", image, photometric="rgb")
+        if feature_slice:
+            with h5py.File(outs / "s7_feature_slice.h5", "w") as file:
+                file.attrs["metadata_json"] = "{}"
+        if cells:
+            _write_cells(outs / "segmented_outputs")
+        return SimpleNamespace(outs=outs, image=image, bins=truth, mpp=0.5)
+
+    return make
+
+
+def _write_cells(folder: Path) -> None:
+    names = [f"cellid_{i:09d}-1" for i in (3, 1, 7)]
+    write_10x(folder / "filtered_feature_cell_matrix.h5", counts_of(3), names)
+    for stem, half in (("cell", 6), ("nucleus", 3)):
+        features = []
+        for i in (1, 3, 7, 9):  # one that has no counts
+            x, y = 70 + 20 * i, 90 + 10 * i
+            ring = [
+                [x - half, y - half],
+                [x + half, y - half],
+                [x + half, y + half],
+                [x - half, y + half],
+                [x - half, y - half],
+            ]
+            geometry = {"type": "Polygon", "coordinates": [ring]}
+            features.append({"type": "Feature", "properties": {"cell_id": i}, "geometry": geometry})
+        content = {"type": "FeatureCollection", "features": features}
+        (folder / f"{stem}_segmentations.geojson").write_text(json.dumps(content))
+
+
+@pytest.fixture
 def make_xenium(tmp_path: Path) -> Callable[..., SimpleNamespace]:
     """Writes a small bundle without cells.zarr.zip: 30 square cells in um."""
 

@@ -79,9 +79,9 @@ def test_bad_tables_say_what_is_wrong(section: SimpleNamespace) -> None:
         st.io.legacy_st(counts, image, section.spots.assign(selected=0))
     with pytest.raises(InputError, match="spots twice"):
         st.io.legacy_st(counts, image, pd.concat([section.spots, section.spots[-1:]]))
+    bad = section.counts.copy()
+    bad.loc["8x8", "VIM"] = -1
     with pytest.raises(InputError, match="1 negative values"):
-        bad = section.counts.copy()
-        bad.loc["8x8", "VIM"] = -1
         st.io.legacy_st(bad, image, spots)
     with pytest.raises(InputError, match=r"\['VIM'\] are not numbers"):
         st.io.legacy_st(section.counts.astype({"VIM": str}), image, spots)

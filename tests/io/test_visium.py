@@ -231,6 +231,6 @@ def test_breast_crop_has_only_a_coarse_image(real_data: Path) -> None:
     assert sdata.tables["spots_counts"].var_names.is_unique
     assert mpp_of(affine_to(sdata.images["he"])) == pytest.approx(25.45, rel=0.01)
     assert mpp_of(affine_to(sdata.shapes["spots"])) == pytest.approx(0.367, rel=0.01)
+    hires = real_data / "visium_breast_outs" / "spatial" / "tissue_hires_image.png"
     with pytest.raises(InputError, match="not the full-resolution image"):
-        hires = real_data / "visium_breast_outs" / "spatial" / "tissue_hires_image.png"
         st.io.visium(real_data / "visium_breast_outs", fullres_image=hires)

@@ -215,8 +215,8 @@ def _files(
         buffer = BytesIO()
         read_positions(positions).reset_index().to_parquet(buffer, index=False)
         files[f"{target}/spatial/tissue_positions.parquet"] = buffer.getvalue()
-        own = read_scalefactors(source / "spatial" / "scalefactors_json.json")
-        files[f"{target}/spatial/scalefactors_json.json"] = json.dumps(_complete(own)).encode()
+        own = _complete(read_scalefactors(source / "spatial" / "scalefactors_json.json"))
+        files[f"{target}/spatial/scalefactors_json.json"] = json.dumps(_consistent(own, source, size_um=size)).encode()
         files[f"{target}/{_COUNTS}"] = source / _COUNTS
     if segmented is not None:
         files[f"segmented_outputs/{_CELL_COUNTS}"] = segmented / _CELL_COUNTS
@@ -228,6 +228,22 @@ def _files(
 def _complete(scalefactors: dict[str, float]) -> dict[str, float]:
     """Return scale factors with stand-ins for the small images, whose placing is set afterwards."""
     return {"tissue_hires_scalef": 1.0, "tissue_lowres_scalef": 1.0} | scalefactors
+
+
+def _consistent(scalefactors: dict[str, float], source: Path, *, size_um: int) -> dict[str, float]:
+    """Return scale factors whose bin size, edge and resolution agree, as the vendor reader asserts.
+
+    The resolution is judged afterwards, by the positions of the bins; here only the edge of the squares is taken.
+    """
+    edge = scalefactors.get("spot_diameter_fullres")
+    if edge is None:
+        if "microns_per_pixel" not in scalefactors:
+            raise InputError(
+                f"The scale factors of {source.name!r} state neither spot_diameter_fullres nor microns_per_pixel."
+            )
+        edge = size_um / scalefactors["microns_per_pixel"]
+    own = {"bin_size_um": float(size_um), "spot_diameter_fullres": edge, "microns_per_pixel": size_um / edge}
+    return scalefactors | own
 
 
 def _feature_slice() -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.calibration import XENIUM_PIXEL_UM, Evidence, check_inside, place, scaling, settle_mpp
 from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.counts import unique_symbols
 from stpred._core.elements import apply_affine, mpp_of
 from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
@@ -126,18 +127,23 @@ def _pixel_size(bundle: Path, given: float | None) -> float:
 def _complete(
     bundle: Path, *, labels: bool, transcripts: bool, morphology: bool
 ) -> tuple[AnnData, dict[str, GeoDataFrame], dict[str, Any]]:
+    import warnings
+
     from spatialdata_io import xenium as vendor_reader
 
-    sdata = vendor_reader(
-        bundle,
-        cells_labels=labels,
-        nucleus_labels=labels,
-        nucleus_boundaries=(bundle / "nucleus_boundaries.parquet").exists(),
-        transcripts=transcripts,
-        morphology_mip=morphology and (bundle / "morphology_mip.ome.tif").exists(),
-        morphology_focus=morphology,
-        aligned_images=False,
-    )
+    with warnings.catch_warnings():
+        # the table is made to annotate the cells below, and repeated symbols are handled there
+        warnings.filterwarnings("ignore", message="The table is annotating|Variable names are not unique")
+        sdata = vendor_reader(
+            bundle,
+            cells_labels=labels,
+            nucleus_labels=labels,
+            nucleus_boundaries=(bundle / "nucleus_boundaries.parquet").exists(),
+            transcripts=transcripts,
+            morphology_mip=morphology and (bundle / "morphology_mip.ome.tif").exists(),
+            morphology_focus=morphology,
+            aligned_images=False,
+        )
     shapes = {keys.CELLS: sdata.shapes["cell_boundaries"]}
     if "nucleus_boundaries" in sdata.shapes:
         shapes[keys.NUCLEI] = sdata.shapes["nucleus_boundaries"]
@@ -157,6 +163,7 @@ def _table(counts: AnnData, cells: GeoDataFrame) -> tuple[AnnData, np.ndarray]:
     """Return the table that annotates the cell polygons, and its (n, 2) centroids in micrometres."""
     import pandas as pd
 
+    counts.var_names = unique_symbols(list(counts.var_names), what="cells")
     ids = pd.Index(counts.obs_names.astype(str))
     known = ids.isin(cells.index)
     if not known.any():
