@@ -104,10 +104,11 @@ def climb(height: Plane, mask: NDArray[np.bool_]) -> Labels:
 def region_stats(labels: Labels, intensity: Plane) -> NDArray[np.float64]:
     """Return one row per label 1..n with the columns `STAT_NAMES`: place, ellipse, outline and staining.
 
-    Axes are full lengths of the ellipse of equal moments, 4 sqrt(eigenvalue of the covariance); the angle is that of the
-    major axis against the x axis towards y, in (-pi/2, pi/2]. The perimeter counts pixel edges to anything else, times
-    pi/4, which is right for a line of random direction. Hollowness is the mean squared distance from the centroid weighted
-    by intensity over the unweighted one: 1 for an even filling, above 1 for a dark rim. Labels without pixels give zeros.
+    Axes are full lengths of the ellipse of equal moments, 4 sqrt(eigenvalue of the covariance); the angle is that of
+    the major axis against the x axis towards y, in (-pi/2, pi/2]. The perimeter counts pixel edges to anything else,
+    times pi/4, which is right for a line of random direction. Hollowness is the mean squared distance from the centroid
+    weighted by intensity over the unweighted one: 1 for an even filling, above 1 for a dark rim. Labels without pixels
+    give zeros.
     """
     h, w = labels.shape
     n = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,7 +85,7 @@ def unmix(density: NDArray[np.float32], *, matrix: NDArray[np.float64] | None = 
     -------
     (3, ...) float32 amounts, in optical density along the unit vectors, one contiguous plane per stain.
     """
-    inverse = np.linalg.inv(stain_matrix() if matrix is None else matrix).astype(np.float32)
+    inverse = _he_inverse() if matrix is None else np.linalg.inv(matrix).astype(np.float32)
     planes = np.ascontiguousarray(density, dtype=np.float32).reshape(3, -1)
     return _combine(planes, inverse).reshape(density.shape)
 
@@ -91,6 +93,11 @@ def unmix(density: NDArray[np.float32], *, matrix: NDArray[np.float64] | None = 
 def separate(rgb: NDArray[np.uint8], *, matrix: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
     """Return the (3, ...) amounts of each stain in (..., 3) uint8 pixels: `unmix` of the `optical_density`."""
     return unmix(optical_density(rgb), matrix=matrix)
+
+
+@cache
+def _he_inverse() -> NDArray[np.float32]:
+    return np.linalg.inv(stain_matrix()).astype(np.float32)
 
 
 @kernel

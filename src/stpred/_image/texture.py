@@ -26,8 +26,8 @@ def gaussian(image: Plane, sigma_px: float, *, truncate: float = 3.0) -> Plane:
     if sigma_px <= 0:
         return image
     radius = min(max(1, math.ceil(truncate * sigma_px)), *image.shape)
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
-    return _convolve(image, (weights / weights.sum()).astype(np.float32))
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma_px) ** 2)
+    return _convolve(image, (weights / (2 * weights.sum() - 1)).astype(np.float32))
 
 
 class ScaleSpace(NamedTuple):
@@ -115,33 +115,34 @@ def pool(tensor: NDArray[np.float64], by: int) -> NDArray[np.float64]:
 
 @kernel
 def _convolve(image: Plane, weights: Plane) -> Plane:
+    """Convolve rows and columns with symmetric weights, given from the centre outwards."""
     h, w = image.shape
-    radius = weights.size // 2
+    radius = weights.size - 1
     out = np.empty((h, w), np.float32)
     row = np.empty(w + 2 * radius, np.float32)
+    inner = row[radius : radius + w]
     for y in range(h):
-        inner = row[radius : radius + w]
-        inner[:] = 0
-        for k in range(2 * radius + 1):
-            source = y + k - radius
-            if source < 0:
-                source = -source - 1
-            elif source >= h:
-                source = 2 * h - 1 - source
+        line = image[y]
+        for x in range(w):
+            inner[x] = weights[0] * line[x]
+        for k in range(1, radius + 1):
+            above, below = y - k, y + k
+            line = image[above if above >= 0 else -above - 1]
+            other = image[below if below < h else 2 * h - 1 - below]
             weight = weights[k]
-            line = image[source]
             for x in range(w):
-                inner[x] += weight * line[x]
+                inner[x] += weight * (line[x] + other[x])
         for k in range(radius):
             row[radius - 1 - k] = row[radius + k]
             row[radius + w + k] = row[radius + w - 1 - k]
         target = out[y]
-        target[:] = 0
-        for k in range(2 * radius + 1):
+        for x in range(w):
+            target[x] = weights[0] * inner[x]
+        for k in range(1, radius + 1):
+            left, right = row[radius - k : radius - k + w], row[radius + k : radius + k + w]
             weight = weights[k]
-            shifted = row[k : k + w]
             for x in range(w):
-                target[x] += weight * shifted[x]
+                target[x] += weight * (left[x] + right[x])
     return out
 
 
@@ -211,19 +212,30 @@ def block_tensor(image: Plane, n_blocks: int) -> NDArray[np.float64]:
 def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return mean, standard deviation, then the quantiles at rising `levels`, read off 1024 bins over [low, high]."""
     n_bins = 1024
-    flat = image.ravel()
-    n = flat.size
+    h, w = image.shape
+    n = h * w
     counts = np.zeros(n_bins, np.int64)
-    total, squares = 0.0, 0.0
-    scale = n_bins / (high - low)
-    for i in range(n):
-        value = float(flat[i])
-        total += value
-        squares += value * value
-        counts[min(max(int((value - low) * scale), 0), n_bins - 1)] += 1
+    first, second = np.zeros(w, np.float32), np.zeros(w, np.float32)  # a lane per column: see difference_moments
+    middle = image[h // 2, w // 2]  # sums about a value of the image lose nothing where it is nearly constant
+    scale = np.float32(n_bins / (high - low))
+    start = np.float32(low)
+    for y in range(h):
+        line = image[y]
+        for x in range(w):
+            d = line[x] - middle
+            first[x] += d
+            second[x] += d * d
+        if levels.size > 0:
+            for x in range(w):
+                counts[min(max(int((line[x] - start) * scale), 0), n_bins - 1)] += 1
+    m1, m2 = 0.0, 0.0
+    for x in range(w):
+        m1 += first[x]
+        m2 += second[x]
+    m1, m2 = m1 / n, m2 / n
     out = np.empty(2 + levels.size, np.float64)
-    out[0] = total / n
-    out[1] = math.sqrt(max(squares / n - out[0] * out[0], 0.0))
+    out[0] = middle + m1
+    out[1] = math.sqrt(max(m2 - m1 * m1, 0.0))
     seen, b = 0, 0
     for j in range(levels.size):
         wanted = levels[j] * n
@@ -263,23 +275,30 @@ def difference_moments(fine: Plane, coarse: Plane) -> tuple[float, float]:
 
 @kernel
 def difference_correlation(fine: Plane, coarse: Plane, other_fine: Plane, other_coarse: Plane, floor: float) -> float:
-    """Return the correlation of two bands about zero; `floor` is added to each band's strength, so that noise is not one."""
+    """Return the correlation of two bands about zero; `floor` is added to each band's strength, against mere noise."""
     h, w = fine.shape
-    both, one, two = 0.0, 0.0, 0.0
+    sums = np.zeros((3, w), np.float32)
+    both, one, two = sums[0], sums[1], sums[2]
     for y in range(h):
+        a, b, c, d = fine[y], coarse[y], other_fine[y], other_coarse[y]
         for x in range(w):
-            a = fine[y, x] - coarse[y, x]
-            b = other_fine[y, x] - other_coarse[y, x]
-            both += a * b
-            one += a * a
-            two += b * b
+            p = a[x] - b[x]
+            q = c[x] - d[x]
+            both[x] += p * q
+            one[x] += p * p
+            two[x] += q * q
+    product, first, second = 0.0, 0.0, 0.0
+    for x in range(w):
+        product += both[x]
+        first += one[x]
+        second += two[x]
     n = h * w
-    return both / n / ((math.sqrt(one / n) + floor) * (math.sqrt(two / n) + floor))
+    return product / n / ((math.sqrt(first / n) + floor) * (math.sqrt(second / n) + floor))
 
 
 @kernel
 def class_means(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
-    """Return (n_classes, 3): share, mean and standard deviation of `values` in each class 0..n-1; zeros if it is empty."""
+    """Return (n_classes, 3): share, mean and standard deviation of `values` in each class; zeros for an empty one."""
     out = np.zeros((n_classes, 3), np.float64)
     v, c = values.ravel(), classes.ravel()
     for i in range(v.size):

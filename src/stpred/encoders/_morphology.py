@@ -21,32 +21,33 @@ class Morphology:
     Parameters
     ----------
     tile
-        What the tiles look like; None: 224 px at 0.5 um per pixel. All scales are in micrometres and follow ``tile.mpp``.
+        What the tiles look like; None: 224 px at 0.5 um per pixel. Scales are in micrometres, whatever ``tile.mpp``.
     threads
         Threads that share a batch; None: one per core.
 
     Attributes
     ----------
     card
-        Name ``"morphology"``, the tile, and `feature_names` in the order of the columns.
+        Name ``"morphology"``, the tile, and ``feature_names`` in the order of the columns.
 
     Notes
     -----
-    Stains are amounts in optical density by colour deconvolution (Ruifrok & Johnston 2001). By the start of their names:
+    Stains are amounts in optical density by colour deconvolution (Ruifrok & Johnston 2001). By the start of the names:
 
-    - ``haematoxylin_``, ``eosin_``, ``residual_`` (mean, std, quantiles), ``red_``, ``green_``, ``blue_`` (optical density);
-    - ``*_band_{s}um_``: log strength and skewness of what a Gaussian of `s` um removes from the blur before it; ``density``
-      is the mean optical density of the channels;
-    - ``*_edges_{s}um_``: log gradient of the blur of `s` um, and the coherence of its direction within 1/14 of the tile's
-      edge and over the tile (structure tensor, Bigun & Granlund 1987);
-    - ``haematoxylin_lbp_{r}um_{k}``: square root of the share of local binary patterns (Ojala et al. 2002) with `k` ones on
-      the circle of radius `r`; 9 is every pattern that is not uniform;
+    - ``haematoxylin_``, ``eosin_``, ``residual_`` (mean, std, quantiles), ``red_``, ``green_``, ``blue_`` (optical
+      density);
+    - ``*_band_{s}um_``: log strength and skewness of what a Gaussian of `s` um removes from the blur before it;
+      ``density`` is the mean optical density of the channels;
+    - ``*_edges_{s}um_``: log gradient of the blur of `s` um, and the coherence of its direction within 1/14 of the
+      tile's edge and over the tile (structure tensor, Bigun & Granlund 1987);
+    - ``haematoxylin_lbp_{r}um_{k}``: square root of the share of local binary patterns (Ojala et al. 2002) with `k`
+      ones on the circle of radius `r`; 9 is every pattern that is not uniform;
     - ``mixing_{s}um``: correlation of haematoxylin and eosin in each band;
-    - ``composition_h{i}_e{j}``: square root of the share of tissue with haematoxylin level `i` and eosin level `j` at 4 um;
-    - ``nuclei_``: threshold, number per 100 x 100 um (square root), area share, alignment; mean, std and quantiles of each
-      nucleus' log area (um2), elongation (log ratio of axes), staining, contrast, hollowness (above 1: chromatin at the
-      rim), fill of its ellipse, roughness, log distance to the nearest other (um) and that relative to its own size;
-      numbers of round and long ones below 25, 45, 80 um2 and above (square root);
+    - ``composition_h{i}_e{j}``: square root of the share of tissue with haematoxylin level `i` and eosin level `j`;
+    - ``nuclei_``: threshold, number per 100 x 100 um (square root), area share, alignment; mean, std and quantiles of
+      each nucleus' log area (um2), elongation (log ratio of axes), staining, contrast, hollowness (above 1: chromatin
+      at the rim), fill of its ellipse, roughness, log distance to the nearest other (um) and that relative to its own
+      size; numbers of round and long ones below 25, 45, 80 um2 and above (square root);
     - ``chromatin_texture_``, ``other_texture_``: log strength of the finest bands inside and outside nuclei;
     - ``empty_``, ``nuclear_``, ``perinuclear_``, ``stromal_``: share of each compartment and its staining.
 

@@ -140,7 +140,7 @@ def _patterns(space: ScaleSpace, mpp: float) -> Values:
 
 
 def _mixing(first: ScaleSpace, second: ScaleSpace) -> Values:
-    """Correlation of two stains in every band: do they vary together, or does one give way to the other?"""
+    """Correlation of two stains in every band: positive where they rise together, negative where they trade places."""
     planes = zip(first.fine, first.coarse, second.fine, second.coarse, strict=False)
     return np.array([difference_correlation(*four, _FLOOR) for four in planes])
 
@@ -219,7 +219,7 @@ def _chromatin(space: ScaleSpace, labels: NDArray[np.int32]) -> Values:
 
 
 def _compartments(labels: NDArray[np.int32], stains: Plane, *, density: Plane, mpp: float) -> Values:
-    """Share and staining of empty ground, nuclei, what lies within about 3 um of them, and the rest; size of the voids."""
+    """Share and staining of empty ground, nuclei, what lies within about 3 um of them, and the rest; size of voids."""
     nuclear = np.ascontiguousarray(labels[::2, ::2] > 0)  # half the rows and columns tell shares and means as well
     near = gaussian(nuclear.astype(np.float32), 0.75 / mpp) > 0.05
     empty = halve(gaussian(density, 0.5 / mpp)) < _EMPTY_DENSITY
