@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from stpred.datasets._hest import toy_hest
+from stpred.datasets._legacy_st import toy_legacy_st
 from stpred.datasets._tissue import Tissue, make_tissue
 from stpred.datasets._toy import toy, toy_cohort
 from stpred.datasets._truth import load_truth
 from stpred.datasets._visium import toy_visium
+from stpred.datasets._visium_hd import toy_visium_hd
+from stpred.datasets._wsi import toy_wsi
+from stpred.datasets._xenium import toy_xenium
 
 __all__ = [
     "Tissue",
@@ -13,5 +18,10 @@ __all__ = [
     "make_tissue",
     "toy",
     "toy_cohort",
+    "toy_hest",
+    "toy_legacy_st",
     "toy_visium",
+    "toy_visium_hd",
+    "toy_wsi",
+    "toy_xenium",
 ]

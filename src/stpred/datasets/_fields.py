@@ -39,13 +39,10 @@ class Canvas:
 
     def noise(self, rng: np.random.Generator, scale_um: float) -> Field:
         """Return Gaussian noise smoothed with a kernel of `scale_um`, standardised to mean 0 and sd 1."""
-        from scipy.ndimage import gaussian_filter
-
         sigma = scale_um / self.step_um
-        pad = int(np.ceil(2 * sigma))
+        pad = int(np.ceil(4 * sigma))  # so that opposite borders do not know of each other
         rows, columns = self.shape
-        white = rng.standard_normal((rows + 2 * pad, columns + 2 * pad), dtype=np.float32)
-        smooth = gaussian_filter(white, sigma, mode="wrap")[pad : pad + rows, pad : pad + columns]
+        smooth = wrapped_noise(rng, (rows + pad, columns + pad), sigma)[:rows, :columns]
         return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
 
     def at(self, field: NDArray, x_um: NDArray, y_um: NDArray) -> NDArray:
@@ -87,7 +84,14 @@ def wrapped_noise(
     rng: np.random.Generator, shape: tuple[int, int], sigma: tuple[float, float] | float
 ) -> NDArray[np.float32]:
     """Return noise that tiles without a seam, smoothed by `sigma` pixels and standardised."""
-    from scipy.ndimage import gaussian_filter
+    from scipy import fft
 
-    smooth = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
+    down, right = np.broadcast_to(sigma, 2)
+    damp = [
+        np.exp(-2 * np.square(np.pi * s * f))
+        for s, f in ((down, fft.fftfreq(shape[0])), (right, fft.rfftfreq(shape[1])))
+    ]
+    spectrum = fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
+    spectrum *= np.outer(*damp).astype(np.float32)
+    smooth = fft.irfft2(spectrum, s=shape)
     return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)

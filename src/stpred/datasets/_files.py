@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 
-TILE_PX = 256
+TILED: dict[str, Any] = {"tile": (256, 256), "compression": "zlib", "predictor": True}
 GENOME = "TOY"
 
 
@@ -59,6 +59,7 @@ def write_10x_h5(
     library_id: str,
     chemistry: str,
     software: str,
+    feature_types: Sequence[str] | None = None,
 ) -> None:
     """Write a (n, genes) count matrix as the vendor's feature-barcode HDF5."""
     import h5py
@@ -69,7 +70,7 @@ def write_10x_h5(
     features = {
         "id": genes["gene_id"],
         "name": genes.index,
-        "feature_type": ["Gene Expression"] * len(genes),
+        "feature_type": ["Gene Expression"] * len(genes) if feature_types is None else feature_types,
         "genome": [GENOME] * len(genes),
     }
     with h5py.File(path, "w") as file:
@@ -128,10 +129,48 @@ def write_thumbnails(folder: Path, image: NDArray[np.uint8]) -> dict[str, float]
     return factors
 
 
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield a path in the same folder that takes the place of `path` when the block ends well."""
+    part = path.with_name(f".partial-{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_tiled_tif(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an RGB image as one tiled, losslessly compressed TIFF that says nothing of its resolution."""
     import tifffile
 
-    tifffile.imwrite(
-        path, image, tile=(TILE_PX, TILE_PX), photometric="rgb", compression="zlib", predictor=True, metadata=None
-    )
+    tifffile.imwrite(path, image, photometric="rgb", metadata=None, **TILED)
+
+
+def write_ome_tif(path: Path, image: NDArray[Any], *, mpp: float, channel: str | None = None) -> None:
+    """Write an RGB (rows, columns, 3) or one-channel (rows, columns) image as a pyramidal OME-TIFF."""
+    import tifffile
+
+    rgb = image.ndim == 3
+    levels = pyramid(image)
+    metadata: dict[str, Any] = {"axes": "YXS" if rgb else "YX"}
+    for axis in "XY":
+        metadata |= {f"PhysicalSize{axis}": mpp, f"PhysicalSize{axis}Unit": "µm"}
+    if channel is not None:
+        metadata["Channel"] = {"Name": [channel]}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        form = {"photometric": "rgb" if rgb else "minisblack", **TILED}
+        file.write(levels[0], subifds=len(levels) - 1, metadata=metadata, **form)
+        for level in levels[1:]:
+            file.write(level, subfiletype=1, metadata=None, **form)
+
+
+def pyramid(image: NDArray[Any], *, smallest_px: int = 256) -> list[NDArray[Any]]:
+    """Return the image and its halvings (means of 2 x 2 pixels) down to `smallest_px`."""
+    levels = [image]
+    while max(levels[-1].shape[:2]) >= 2 * smallest_px:
+        last = levels[-1]
+        even = last[: last.shape[0] // 2 * 2, : last.shape[1] // 2 * 2].astype(np.float32)
+        halved = (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
+        levels.append(np.rint(halved).astype(image.dtype))
+    return levels

@@ -42,7 +42,7 @@ class Nuclei:
     amplitude: NDArray[np.float64]
     phase: NDArray[np.float64]
 
-    def outline_um(self, n_vertices: int = 28) -> NDArray[np.float64]:
+    def outline_um(self, n_vertices: int = 25) -> NDArray[np.float64]:
         """Return (n, n_vertices, 2) closed outlines around the origin."""
         t = np.linspace(0, 2 * np.pi, n_vertices)
         waves = np.cos(WOBBLE_ORDERS * t[None, :, None] + self.phase[:, None, :])

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred.datasets._celltypes import CELL_TYPES, REGIONS, CellType
 from stpred.datasets._fields import Canvas, wrapped_noise
-from stpred.datasets._layout import APICAL_UM, WOBBLE_ORDERS, Glands, Layout
+from stpred.datasets._layout import APICAL_UM, Glands, Layout
 from stpred.datasets._scan import scan
 
 Map = NDArray[np.float32]
-BATCH = 256
+BATCH = 64
 MARGIN_UM = 24.0
 """Border around the maps, so that a nucleus at the slide's edge needs no special case."""
 LEVEL_UM = 32.0
 """Kernel over which stains are levelled: that of a 112 um tile's box."""
+LEVEL_ROUNDS = 3
+RED_ABSORBED, GREEN_ABSORBED = 0.185, 0.42
+"""Share of light that haematoxylin takes from red, and both stains from green, averaged over a tile."""
 FIBRE_STEP_UM = 0.5
 FIBRE_SIZE = 1024
 
@@ -47,10 +52,8 @@ def render(layout: Layout, *, mpp: float, rng: np.random.Generator, scanner: np.
     tissue = canvas.to_pixels(layout.tissue, shape).clip(0, 1)
     haematoxylin, eosin = maps[0] * tissue, maps[1] * tissue
     del padded, maps
-    _level(haematoxylin, eosin, canvas, layout.tissue)
-    for stain in (haematoxylin, eosin):
-        drift = 0.13 * canvas.noise(scanner, 130.0) + scanner.normal(0, 0.05)
-        stain *= np.exp(canvas.to_pixels(drift, shape))
+    drift = [0.13 * canvas.noise(scanner, 130.0) + np.float32(scanner.normal(0, 0.05)) for _ in range(2)]
+    _level(haematoxylin, eosin, canvas, layout.tissue, drift)
     return scan(haematoxylin, eosin, mpp=mpp, rng=scanner)
 
 
@@ -119,8 +122,8 @@ def _draw_type(padded: Map, layout: Layout, index: int, mpp: float, margin: int,
         x, y = (layout.cells[k].to_numpy()[batch] for k in ("x_um", "y_um"))
         column, row = (x / mpp).astype(int), (y / mpp).astype(int)
         offset = (np.arange(-half, half + 1) + 0.5) * mpp
-        dx = (offset + (column * mpp - x)[:, None])[:, None, :]
-        dy = (offset + (row * mpp - y)[:, None])[:, :, None]
+        dx = (offset + (column * mpp - x)[:, None]).astype(np.float32)[:, None, :]
+        dy = (offset + (row * mpp - y)[:, None]).astype(np.float32)[:, :, None]
         u, v, depth = _own_frame(layout, batch, dx, dy)
         noise = [_crops(t, len(batch), u.shape[1:], rng) for t in textures]
         chromatin = layout.cells["chromatin"].to_numpy()[batch]
@@ -132,17 +135,16 @@ def _draw_type(padded: Map, layout: Layout, index: int, mpp: float, margin: int,
 def _own_frame(layout: Layout, batch: NDArray, dx: NDArray, dy: NDArray) -> tuple[Map, Map, Map]:
     """Return each pixel along the long and short axis of its nucleus and its depth, 1 at the outline."""
     nuclei = layout.nuclei
-    angle = nuclei.angle[batch][:, None, None]
-    u = (dx * np.cos(angle) + dy * np.sin(angle)).astype(np.float32)
-    v = (dy * np.cos(angle) - dx * np.sin(angle)).astype(np.float32)
+    cos, sin = (f(nuclei.angle[batch]).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    u, v = dx * cos + dy * sin, dy * cos - dx * sin
     semi = nuclei.semi_um[batch].astype(np.float32)
     p, q = u / semi[:, :1, None], v / semi[:, 1:, None]
-    around = np.arctan2(q, p)
-    stretch = np.ones_like(around)
-    for k, order in enumerate(WOBBLE_ORDERS):
-        amplitude, phase = (a[batch, k].astype(np.float32)[:, None, None] for a in (nuclei.amplitude, nuclei.phase))
-        stretch += amplitude * np.cos(np.float32(order) * around + phase)
-    return u, v, np.hypot(p, q) / stretch
+    wave = (nuclei.amplitude[batch] * np.exp(1j * nuclei.phase[batch])).astype(np.complex64)[:, :, None, None]
+    ellipse = np.hypot(p, q)
+    around = (p + 1j * q) / np.maximum(ellipse, 1e-6)
+    # cos(k a + phase) for k = 2, 3, 4 is the real part of a power of exp(i a): no angle has to be computed.
+    stretch = 1 + (around * around * (wave[:, 0] + around * (wave[:, 1] + around * wave[:, 2]))).real
+    return u, v, ellipse / stretch
 
 
 def _crops(texture: Map, n: int, shape: tuple[int, ...], rng: np.random.Generator) -> Map:
@@ -175,8 +177,8 @@ def _nucleus(
     if spec.nucleoli:
         n = np.minimum(rng.poisson(spec.nucleoli, len(u)), 3)
         for k in range(3):
-            at = rng.uniform(-0.45, 0.45, (2, len(u))) * semi_um.T
-            radius = rng.uniform(0.65, 1.0, len(u))[:, None, None]
+            at = (rng.uniform(-0.45, 0.45, (2, len(u))) * semi_um.T).astype(np.float32)
+            radius = rng.uniform(0.65, 1.0, len(u)).astype(np.float32)[:, None, None]
             gap = np.square(u - at[0][:, None, None]) + np.square(v - at[1][:, None, None])
             body = body + 0.95 * (k < n)[:, None, None] * np.exp(-gap / np.square(radius))
     return (body * cover).astype(np.float32), cover
@@ -207,24 +209,34 @@ def _paste(
         part[1] *= 1 - 0.45 * cover[k]
 
 
-def _level(haematoxylin: Map, eosin: Map, canvas: Canvas, tissue: Map, *, rounds: int = 3) -> None:
-    """Scale both stains, in place, by smooth fields until each place absorbs the same red and the same green."""
+def _level(haematoxylin: Map, eosin: Map, canvas: Canvas, tissue: Map, drift: Sequence[Map]) -> None:
+    """Scale both stains, in place, by smooth fields until each place absorbs the same red and green, then by the drift.
+
+    The fields are found on every other pixel, which is as good for fields this smooth.
+    """
     from scipy.ndimage import gaussian_filter
 
     sigma = LEVEL_UM / canvas.step_um
     weight = gaussian_filter(tissue, sigma) + 1e-3
+    thin = [np.ascontiguousarray(stain[::2, ::2]) for stain in (haematoxylin, eosin)]
+    factors = [np.ones(canvas.shape, dtype=np.float32) for _ in thin]
 
-    def local(absorbed: Map) -> Map:
-        return gaussian_filter(_shrink(absorbed, canvas.shape), sigma) / weight
+    def absorbed(h: float, e: float) -> Map:
+        light = np.exp(-h * thin[0] - e * thin[1]) if e else np.exp(-h * thin[0])
+        return gaussian_filter(_shrink(1 - light, canvas.shape), sigma) / weight
 
-    for _ in range(rounds):
-        red = local(1 - np.exp(-0.9 * haematoxylin))
-        haematoxylin *= canvas.to_pixels(np.clip(0.185 / np.maximum(red, 1e-3), 0.5, 2.0), haematoxylin.shape)
-    base = local(1 - np.exp(-0.95 * haematoxylin))
-    for _ in range(rounds):
-        green = local(1 - np.exp(-0.95 * haematoxylin - eosin))
-        factor = (0.42 - base) / np.maximum(green - base, 1e-3)
-        eosin *= canvas.to_pixels(np.clip(factor, 0.5, 2.0), eosin.shape)
+    def rescale(which: int, wanted: Map | float, found: Map) -> None:
+        factor = np.clip(wanted / np.maximum(found, 1e-3), 0.5, 2.0)
+        factors[which] *= factor
+        thin[which] *= canvas.to_pixels(factor, thin[which].shape)
+
+    for _ in range(LEVEL_ROUNDS):
+        rescale(0, RED_ABSORBED, absorbed(0.9, 0.0))
+    base = absorbed(0.95, 0.0)
+    for _ in range(LEVEL_ROUNDS):
+        rescale(1, GREEN_ABSORBED - base, absorbed(0.95, 1.0) - base)
+    for stain, factor, wave in zip((haematoxylin, eosin), factors, drift, strict=True):
+        stain *= canvas.to_pixels(factor * np.exp(wave), stain.shape)
 
 
 def _shrink(image: Map, shape: tuple[int, int]) -> Map:

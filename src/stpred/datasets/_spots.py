@@ -1,9 +1,8 @@
-"""From cells to spots and bins: who lies where, what is expected there, and where single molecules lie."""
+"""From cells to round spots: who lies where, what is expected there, and what is counted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,18 +11,13 @@ from numpy.typing import NDArray
 from stpred.datasets._expression import draw_counts
 from stpred.datasets._tissue import Tissue
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-RASTER_UM = 0.5
-"""Pixel on which cells are drawn to share them among bins and to place molecules."""
 SPOT_LIBRARY_SD = 0.3
-BARCODES, PLACES, LIBRARY, SPOT_NOISE, MOLECULES = range(10, 15)
+BARCODES, LIBRARY, SPOT_NOISE = range(10, 13)
 
 
 @dataclass(frozen=True)
 class Spots:
-    """Spots or bins of a slide with counts and truth; every position of the array is there, in tissue or not.
+    """Spots of a slide with counts and truth; every position of the array is there, in tissue or not.
 
     Parameters
     ----------
@@ -34,7 +28,7 @@ class Spots:
     counts
         (n_positions, n_genes) int32 counts.
     diameter_um
-        Diameter of a spot or edge of a bin.
+        Diameter of a spot.
     """
 
     positions: pd.DataFrame
@@ -104,55 +98,3 @@ def barcodes(n: int, *, rng: np.random.Generator) -> list[str]:
     digits = codes[:, None] // 4 ** np.arange(12) % 4
     tail = (digits[:, :4] + digits[:, 4:8] + digits[:, 8:12]) % 4
     return ["".join(row) + "-1" for row in np.array(list("ACGT"))[np.hstack([digits, tail])]]
-
-
-def cell_labels(tissue: Tissue, *, step_um: float = RASTER_UM, nuclei: bool = False) -> NDArray[np.int32]:
-    """Draw cells (or nuclei) as a label image of pixels of `step_um`; cell i gets i + 1, background is 0."""
-    import shapely
-    from PIL import Image, ImageDraw
-
-    shape = (int(np.ceil(tissue.size_um[1] / step_um)), int(np.ceil(tissue.size_um[0] / step_um)))
-    image = Image.new("I", (shape[1], shape[0]))
-    draw = ImageDraw.Draw(image)
-    for i, polygon in enumerate(tissue.nuclei if nuclei else tissue.outlines):
-        corners = shapely.get_coordinates(polygon.exterior) / step_um - 0.5
-        draw.polygon(list(map(tuple, corners)), fill=i + 1)
-    return np.asarray(image, dtype=np.int32)
-
-
-def bin_shares(labels: NDArray[np.int32], *, n_cells: int, per_bin: int) -> csr_matrix:
-    """Return the (n_bins, n_cells) share of each cell's area in each square bin of `per_bin` label pixels."""
-    from scipy.sparse import coo_matrix
-
-    i, j = np.nonzero(labels)
-    cell = labels[i, j] - 1
-    columns = -(-labels.shape[1] // per_bin)
-    rows = -(-labels.shape[0] // per_bin)
-    area = np.bincount(cell, minlength=n_cells)
-    where = (i // per_bin) * columns + j // per_bin
-    return coo_matrix((1.0 / area[cell], (where, cell)), shape=(rows * columns, n_cells)).tocsr()
-
-
-def place_molecules(tissue: Tissue, labels: NDArray[np.int32]) -> pd.DataFrame:
-    """Place every counted molecule at a random point of its cell's label pixels.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``x_um``, ``y_um`` (float32), ``cell`` and ``gene`` (row and column of the counts), in random order.
-    """
-    rng = tissue.rng(MOLECULES)
-    flat = labels.ravel()
-    inside = np.flatnonzero(flat)
-    inside = inside[np.argsort(flat[inside], kind="stable")]
-    size = np.bincount(flat[inside] - 1, minlength=len(tissue.cells))
-    start = np.cumsum(size) - size
-    cell, gene = np.nonzero(tissue.counts * (size > 0)[:, None])
-    times = tissue.counts[cell, gene]
-    cell, gene = np.repeat(cell, times), np.repeat(gene, times)
-    order = rng.permutation(len(cell))
-    cell, gene = cell[order], gene[order]
-    pixel = inside[start[cell] + (rng.random(len(cell)) * size[cell]).astype(int)]
-    i, j = np.divmod(pixel, labels.shape[1])
-    x, y = ((k + rng.random(len(cell))) * RASTER_UM for k in (j, i))
-    return pd.DataFrame({"x_um": x.astype(np.float32), "y_um": y.astype(np.float32), "cell": cell, "gene": gene})

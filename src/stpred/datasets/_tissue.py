@@ -157,8 +157,10 @@ def _polygons(layout: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
 
     xy = layout.cells[["x_um", "y_um"]].to_numpy()
     nuclei = shapely.polygons(layout.nuclei.outline_um() + xy[:, None, :])
-    grown = shapely.intersection(shapely.buffer(nuclei, CELL_GROWTH_UM, quad_segs=4), _voronoi(xy))
-    cells = shapely.union(grown, nuclei)
+    own = _voronoi(xy)
+    cells = shapely.intersection(shapely.buffer(nuclei, CELL_GROWTH_UM, quad_segs=2), own)
+    cut = np.flatnonzero(~shapely.contains(own, nuclei))
+    cells[cut] = shapely.union(cells[cut], nuclei[cut])
     for i in np.flatnonzero(shapely.get_type_id(cells) != shapely.GeometryType.POLYGON):
         parts = shapely.get_parts(cells[i])
         cells[i] = parts[np.argmax(shapely.area(parts))]

@@ -49,8 +49,8 @@ def toy(
     spatialdata.SpatialData
         Image ``he`` (multiscale), shapes ``spots`` (circles of 55 um at a pitch of 100 um, those that hold a cell) and
         ``cells`` (polygons), tables ``spots_counts`` and ``cells_counts`` (int32 counts in sparse ``X``, the noiseless
-        expectation as float32 in ``layers["expected"]``; of cells also ``type``, ``tissue_region`` and nuclear morphology
-        in ``obs``); all placed in ``"um"`` and in ``"toy"`` (pixels).
+        expectation as float32 in ``layers["expected"]``; of cells also ``type``, ``tissue_region`` and nuclear
+        morphology in ``obs``); all placed in ``"um"`` and in ``"toy"`` (pixels).
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +44,23 @@ def spot_truth(spots: Spots, tissue: Tissue) -> AnnData:
     return table
 
 
-def save_truth(folder: Path, tissue: Tissue, *, tables: Mapping[str, AnnData] | None = None) -> None:
-    """Write the cells, further tables and the polygons (``nuclei.parquet``, ``outlines.parquet``) into a folder."""
+def save_truth(
+    folder: Path, tissue: Tissue, *, tables: Mapping[str, AnnData] | None = None, names: Sequence[str] | None = None
+) -> None:
+    """Write the cells, further tables and the polygons (``nuclei.parquet``, ``outlines.parquet``) into a folder.
+
+    `names` are the cells' names in the vendor's files, where these have cells.
+    """
     import geopandas as gpd
 
-    folder.mkdir(parents=True)
-    for name, table in {keys.CELLS: cell_truth(tissue), **(tables or {})}.items():
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = cell_truth(tissue)
+    if names is not None:
+        cells.obs_names = list(names)
+    for name, table in {keys.CELLS: cells, **(tables or {})}.items():
         table.write_h5ad(folder / f"{name}.h5ad")
     for name, polygons in (("nuclei", tissue.nuclei), ("outlines", tissue.outlines)):
-        gpd.GeoDataFrame(geometry=polygons, index=tissue.cells.index).to_parquet(folder / f"{name}.parquet")
+        gpd.GeoDataFrame(geometry=polygons, index=cells.obs_names).to_parquet(folder / f"{name}.parquet")
 
 
 def load_truth(path: str | Path) -> dict[str, AnnData]:
@@ -68,8 +76,8 @@ def load_truth(path: str | Path) -> dict[str, AnnData]:
     dict
         ``"cells"`` and what the format has besides (``"spots"``, ``"bins_008um"`` ...): AnnData with the noiseless
         expectation in ``X`` (float32), counts in ``layers["counts"]``, centres in micrometres in ``obsm["spatial"]``,
-        of cells ``type``, ``region`` and morphology in ``obs``, and ``gene_id``, ``marks`` and ``driver`` in ``var``. Bins
-        hold each cell's share of area in ``obsm["cell_shares"]``.
+        of cells ``type``, ``region`` and morphology in ``obs``, and ``gene_id``, ``marks`` and ``driver`` in ``var``.
+        Bins hold each cell's share of area in ``obsm["cell_shares"]``.
 
     Raises
     ------

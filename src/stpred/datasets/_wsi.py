@@ -1,0 +1,128 @@
+"""A synthetic whole slide without expression, as scanners write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core.checks import InputError, one_of, positive
+from stpred.datasets import _files
+from stpred.datasets._tissue import Tissue, make_tissue
+from stpred.datasets._truth import save_truth, truth_folder
+
+FORMATS = {"svs": (".svs",), "ome.tif": (".ome.tif", ".ome.tiff"), "tif": (".tif", ".tiff"), "png": (".png",)}
+
+
+def toy_wsi(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    stated_mpp: float | None = None,
+    seed: int = 0,
+    donor: int = 0,
+    size_um: tuple[float, float] = (1000.0, 1000.0),
+    mpp: float = 0.5,
+    tissue: Tissue | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a synthetic whole slide: an image and nothing else.
+
+    Parameters
+    ----------
+    path
+        File to write; appears whole or not at all.
+    format
+        ``"svs"`` (tiled pyramid with an Aperio description), ``"ome.tif"`` (tiled pyramid with ``PhysicalSizeX``),
+        ``"tif"`` (one level in strips, resolution in the TIFF tags) or ``"png"`` (no resolution); None: by the name.
+    stated_mpp
+        Resolution that the file claims, to make one that is wrong; None: the true one.
+    seed, donor, size_um, mpp
+        As in :func:`make_tissue`.
+    tissue
+        An existing slide to write instead of making one from these.
+    overwrite
+        Replace an existing file.
+
+    Returns
+    -------
+    pathlib.Path
+        The file; the truth lies beside it in ``<name>.truth``, where :func:`load_truth` finds it.
+
+    Raises
+    ------
+    stpred._core.checks.InputError
+        If the format is unknown or the file exists.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> path = st.datasets.toy_wsi("toy.svs", size_um=(400, 400))
+    >>> sdata = st.io.wsi(path)
+    """
+    path = Path(path)
+    format = _format(path) if format is None else one_of(format, FORMATS, name="format")
+    stated = mpp if tissue is None else tissue.mpp
+    stated = stated if stated_mpp is None else positive(stated_mpp, name="stated_mpp", unit="um per pixel")
+    _files.refuse_existing(path, overwrite=overwrite)
+    if tissue is None:
+        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = {"svs": _write_svs, "ome.tif": _write_ome, "tif": _write_flat, "png": _write_png}[format]
+    with _files.staged(truth_folder(path), overwrite=True) as folder:
+        save_truth(folder, tissue)
+        with _files.staged_file(path) as part:
+            write(part, tissue.image, stated)
+    return path
+
+
+def _format(path: Path) -> str:
+    for format, suffixes in FORMATS.items():
+        if path.name.lower().endswith(suffixes):
+            return format
+    known = [s for suffixes in FORMATS.values() for s in suffixes]
+    raise InputError(f"`path`='{path}' says no known format; end it in one of {known}, or pass `format`.")
+
+
+def _write_svs(path: Path, image: NDArray[np.uint8], mpp: float) -> None:
+    """Write the levels as pages of one file, the thumbnail second, as Aperio scanners do."""
+    import tifffile
+
+    height, width = image.shape[:2]
+    levels = _files.pyramid(image, smallest_px=512)
+    thumbnail = _files.pyramid(image)[-1]
+    head = "Aperio Image Library v12.0.15\r\n"
+    facts = f"|AppMag = {10 / mpp:.4g}|MPP = {mpp:.6g}|Filename = toy"
+    form: dict[str, Any] = {"photometric": "rgb", "metadata": None, "software": False}
+    with tifffile.TiffWriter(path) as file:
+        for k, level in enumerate(levels):
+            size = f"{width}x{height} [0,0 {width}x{height}] (256x256)"
+            if k:
+                size += f" -> {level.shape[1]}x{level.shape[0]}"
+            file.write(level, description=f"{head}{size} Deflate{facts}", **form, **_files.TILED)
+            if k == 0:
+                size = f"{width}x{height} -> {thumbnail.shape[1]}x{thumbnail.shape[0]} - {facts}"
+                file.write(thumbnail, description=head + size, rowsperstrip=16, **form)
+
+
+def _write_ome(path: Path, image: NDArray[np.uint8], mpp: float) -> None:
+    _files.write_ome_tif(path, image, mpp=mpp)
+
+
+def _write_flat(path: Path, image: NDArray[np.uint8], mpp: float) -> None:
+    import tifffile
+
+    per_cm = (1e4 / mpp, 1e4 / mpp)
+    tifffile.imwrite(
+        path, image, photometric="rgb", rowsperstrip=64, compression="zlib", predictor=True, metadata=None,
+        resolution=per_cm, resolutionunit="CENTIMETER",
+    )  # fmt: skip
+
+
+def _write_png(path: Path, image: NDArray[np.uint8], _: float) -> None:
+    """Write a PNG, which keeps its resolution to itself."""
+    from PIL import Image
+
+    Image.fromarray(image).save(path, format="PNG", compress_level=1)
