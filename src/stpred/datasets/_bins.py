@@ -52,9 +52,7 @@ def make_bins(tissue: Tissue, labels: NDArray[np.int32], molecules: pd.DataFrame
     positions = pd.DataFrame(
         {"in_tissue": np.isfinite(nearest).astype(np.uint8), "array_row": row, "array_col": column}
         | {"x_um": xy[:, 0], "y_um": xy[:, 1]},
-        index=pd.Index(
-            [f"s_{size_um:03d}um_{i:05d}_{j:05d}-1" for i, j in zip(row, column, strict=True)], name="barcode"
-        ),
+        index=pd.Index(bin_names(rows, columns, size_um=size_um), name="barcode"),
     )
     i, j = ((molecules[k].to_numpy() // size_um).astype(int) for k in ("y_um", "x_um"))
     kept = (i < rows) & (j < columns)
@@ -77,6 +75,12 @@ def cell_labels(tissue: Tissue, *, step_um: float = RASTER_UM, nuclei: bool = Fa
         corners = shapely.get_coordinates(polygon.exterior) / step_um - 0.5
         draw.polygon(list(map(tuple, corners)), fill=i + 1)
     return np.asarray(image, dtype=np.int32)
+
+
+def bin_names(rows: int, columns: int, *, size_um: int) -> NDArray[np.str_]:
+    """Return the vendor's barcodes of a grid of bins, row by row."""
+    first = np.array([f"s_{size_um:03d}um_{i:05d}_" for i in range(rows)])
+    return np.char.add(first[:, None], np.array([f"{j:05d}-1" for j in range(columns)])).ravel()
 
 
 def bin_shares(labels: NDArray[np.int32], *, n_cells: int, shape: tuple[int, int], per_bin: int) -> csr_matrix:

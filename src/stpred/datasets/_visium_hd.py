@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stpred._core import keys
 from stpred._core.checks import one_of
 from stpred.datasets import _files
-from stpred.datasets._bins import Bins, cell_labels, make_bins, place_molecules
+from stpred.datasets._bins import Bins, bin_names, cell_labels, make_bins, place_molecules
 from stpred.datasets._tissue import Tissue, make_tissue
 from stpred.datasets._truth import COUNTS, FOLDER, SHARES, save_truth
 from stpred.datasets._visium import FIDUCIAL_UM, FULLRES
@@ -178,15 +178,14 @@ def _write_mapping(folder: Path, tissue: Tissue, labels: NDArray[np.int32]) -> N
     columns, rows = (int(s // 16) * 8 for s in tissue.size_um)
     at = np.ix_(np.arange(rows) * 4 + 2, np.arange(columns) * 4 + 2)
     cell, nucleus = (image[at].ravel() for image in (labels, cell_labels(tissue, nuclei=True)))
-    i, j = (a.ravel() for a in np.mgrid[:rows, :columns])
     kept = np.flatnonzero(cell)
+    i, j = np.divmod(kept, columns)
     names = np.array(cell_names(len(tissue.cells)))
-    frame: dict[str, Any] = {
-        f"square_{size:03d}um": [
-            f"s_{size:03d}um_{a * 2 // size:05d}_{b * 2 // size:05d}-1" for a, b in zip(i[kept], j[kept], strict=True)
-        ]
-        for size in BIN_SIZES_UM
-    }
+    frame: dict[str, Any] = {}
+    for size in BIN_SIZES_UM:
+        fold = size // 2
+        barcodes = bin_names(rows // fold, columns // fold, size_um=size)
+        frame[f"square_{size:03d}um"] = barcodes[i // fold * (columns // fold) + j // fold]
     frame |= {"cell_id": names[cell[kept] - 1], "in_nucleus": nucleus[kept] == cell[kept], "in_cell": True}
     pd.DataFrame(frame).to_parquet(folder / "barcode_mappings.parquet", index=False)
 

@@ -206,13 +206,12 @@ def _write_zarr(
         "nucleus_count": cells["nucleus_count"],
     }
     with zarr.storage.ZipStore(path, mode="w") as store:
-        root = zarr.open_group(store, mode="w", zarr_format=2)
-        root.attrs.update(
-            {"major_version": 6, "minor_version": 0, "number_cells": len(ids), "spatial_units": "microns"}
-        )
+        # Attributes are given with each element: writing them later would put a second copy into the zip.
+        about = {"major_version": 6, "minor_version": 0, "number_cells": len(ids), "spatial_units": "microns"}
+        root = zarr.create_group(store, zarr_format=2, attributes=about)
         root.create_array("cell_id", data=np.column_stack([ids, np.ones_like(ids)]))
         summary = np.column_stack([np.asarray(v, dtype=np.float64) for v in columns.values()])
-        root.create_array("cell_summary", data=summary).attrs["column_names"] = list(columns)
+        root.create_array("cell_summary", data=summary, attributes={"column_names": list(columns)})
         for k, mask in enumerate(masks):
             root.create_array(f"masks/{k}", data=mask.astype(np.uint32), chunks=(1024, 1024))
             root.create_array(f"polygon_sets/{k}/cell_index", data=np.arange(len(ids), dtype=np.uint32))
