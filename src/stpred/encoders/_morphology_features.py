@@ -36,6 +36,7 @@ _BANDS_UM = (0.5, 1.0, 2.0, 4.0, 8.0)
 _EDGES_UM = (0.5, 1.0, 2.0)
 _LBP_UM = (1.0, 2.0, 4.0)
 _CHROMATIN_UM = (0.5, 1.0)
+_CENTRE_EDGES_UM = 1.0
 _BLOCKS = 14
 _POOLS = {"fine": 1, "tile": _BLOCKS}
 _COMPOSITION_UM = 4.0
@@ -50,8 +51,8 @@ _PER_NUCLEUS = (
     "fill",
     "roughness",
     "log_distance",
-    "relative_distance",
 )
+_CENTRE_NUCLEUS = _PER_NUCLEUS[:5]
 _AREAS_UM2 = (25.0, 45.0, 80.0)
 _SIZES = ("tiny", "small", "medium", "large")
 _CLASSES = ("empty", "nuclear", "perinuclear", "stromal")
@@ -74,18 +75,31 @@ def feature_names() -> tuple[str, ...]:
         *(f"mixing_{s:g}um" for s in _BANDS_UM),
         *(f"composition_h{i}_e{j}" for i, j in composition),
         *("nuclei_threshold", "nuclei_number", "nuclei_share", "nuclei_alignment"),
-        *(f"nuclei_{s}_{m}" for s in _PER_NUCLEUS for m in ("mean", "std", "q10", "q90")),
+        *(f"nuclei_{s}_{m}" for s in _PER_NUCLEUS for m in ("mean", "std")),
         *(f"nuclei_{shape}_{size}" for shape in ("round", "long") for size in _SIZES),
         *(f"{where}_texture_{s:g}um" for s in _CHROMATIN_UM for where in ("other", "chromatin")),
         *(f"{c}_share" for c in _CLASSES),
         *(f"{c}_{s}_{m}" for c in _CLASSES[1:] for s in _STAINS for m in ("mean", "std")),
         "empty_patchiness",
+        *(f"centre_{n}" for n in _centre_names()),
     )
 
 
 def _band_names(plane: str) -> list[str]:
     names = [f"{plane}_band_{s:g}um_{m}" for s in _BANDS_UM for m in ("strength", "skewness")]
     return [*names, f"{plane}_band_rest_strength"]
+
+
+def _centre_names() -> list[str]:
+    return [
+        *(f"{s}_mean" for s in _STAINS[:2]),
+        *(f"{p}_band_{s:g}um_strength" for p in ("haematoxylin", "eosin", "density") for s in _BANDS_UM),
+        *(f"{s}_coherence" for s in _STAINS[:2]),
+        *(f"haematoxylin_lbp_{_LBP_UM[0]:g}um_{k}" for k in range(N_LBP)),
+        *("nuclei_number", "nuclei_share"),
+        *(f"nuclei_{s}_mean" for s in _CENTRE_NUCLEUS),
+        *(f"nuclei_{shape}_{size}" for shape in ("round", "long") for size in _SIZES),
+    ]
 
 
 def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
@@ -95,6 +109,7 @@ def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
     density = (channels[0] + channels[1] + channels[2]) * np.float32(1 / 3)
     haematoxylin, eosin, grey = (scale_space(p, [s / mpp for s in _BANDS_UM]) for p in (stains[0], stains[1], density))
     labels, threshold = segment(stains[0], mpp=mpp)
+    nuclei = _with_distance(region_stats(labels, stains[0]), labels.shape)
     return np.concatenate(
         [
             *(distribution(plane, -0.5, 2.5, _LEVELS) for plane in stains),
@@ -104,9 +119,11 @@ def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
             _patterns(haematoxylin, mpp),
             _mixing(haematoxylin, eosin),
             _composition(haematoxylin, eosin),
-            _nuclei(region_stats(labels, stains[0]), threshold=threshold, mpp=mpp, shape=labels.shape),
+            [threshold],
+            *_nuclei(nuclei, mpp=mpp, shape=labels.shape),
             _chromatin(haematoxylin, labels),
             _compartments(labels, stains, density=density, mpp=mpp),
+            *_centre((haematoxylin, eosin, grey), stains, nuclei, mpp=mpp),
         ]
     )
 
@@ -166,17 +183,14 @@ def _memberships(plane: Plane, nodes: Values) -> Values:
     return weights
 
 
-def _nuclei(stats: Values, *, threshold: float, mpp: float, shape: Sequence[int]) -> Values:
-    """Number, area and alignment of nuclei, the spread of their shapes and distances, numbers by shape and size."""
+def _nuclei(stats: Values, *, mpp: float, shape: Sequence[float]) -> tuple[Values, Values, Values]:
+    """Return number, area share and alignment of nuclei; mean and std of each shape statistic; numbers by kind."""
     n, height, width = len(stats), *shape
-    tile_um2 = height * width * mpp**2
-    per_area = 1e4 / tile_um2  # numbers are per 100 x 100 um
+    per_area = 1e4 / (height * width * mpp**2)  # per 100 x 100 um
     if n == 0:
-        return np.concatenate([[threshold], np.zeros(3 + 4 * len(_PER_NUCLEUS) + 2 * len(_SIZES))])
-    area, y, x, major, minor, angle, perimeter, staining, contrast, hollowness = stats.T
+        return np.zeros(3), np.zeros(2 * len(_PER_NUCLEUS)), np.zeros(2 * len(_SIZES))
+    area, _, _, major, minor, angle, perimeter, staining, contrast, hollowness, distance = stats.T
     elongation = np.log(major / minor)
-    far_px = math.hypot(height, width)
-    distance = np.minimum(nearest_neighbours(np.column_stack([y, x])), far_px)
     columns = np.column_stack(
         [
             np.log(area * mpp**2),
@@ -187,25 +201,42 @@ def _nuclei(stats: Values, *, threshold: float, mpp: float, shape: Sequence[int]
             area / (math.pi / 4 * major * minor),
             perimeter**2 / (4 * math.pi * area),
             np.log(distance * mpp),
-            distance / np.sqrt(area),
         ]
     )
     alignment = abs((elongation * np.exp(2j * angle)).sum()) / (elongation.sum() + 1e-9)
     kind = np.searchsorted(_AREAS_UM2, area * mpp**2, side="right") + len(_SIZES) * (elongation > _ROUND)
     numbers = np.sqrt(np.bincount(kind, minlength=2 * len(_SIZES)) * per_area)
-    head = [threshold, math.sqrt(n * per_area), area.sum() / (height * width), alignment]
-    return np.concatenate([head, _spread(columns).ravel(), numbers])
+    spread = np.column_stack([columns.mean(axis=0), columns.std(axis=0)]).ravel()
+    return np.array([math.sqrt(n * per_area), area.sum() / (height * width), alignment]), spread, numbers
 
 
-def _spread(columns: Values) -> Values:
-    """Return (k, 4): mean, standard deviation and 10 and 90 % quantile of every column of (n, k)."""
-    n = len(columns)
-    ranked = np.sort(columns, axis=0)
-    at = np.array([0.1, 0.9]) * (n - 1)
-    low = np.floor(at).astype(int)
-    part = (at - low)[:, None]
-    quantiles = ranked[low] * (1 - part) + ranked[np.minimum(low + 1, n - 1)] * part
-    return np.vstack([columns.mean(axis=0), columns.std(axis=0), quantiles]).T
+def _with_distance(stats: Values, shape: Sequence[float]) -> Values:
+    """Add the distance to the nearest other nucleus, at most the tile's diagonal, to the columns of `region_stats`."""
+    distance = nearest_neighbours(np.ascontiguousarray(stats[:, 1:3]))
+    return np.column_stack([stats, np.minimum(distance, math.hypot(*shape))])
+
+
+def _centre(spaces: Sequence[ScaleSpace], stains: Plane, nuclei: Values, *, mpp: float) -> tuple[Values, ...]:
+    """Return the leading statistics again for the middle half of the rows and columns."""
+    shape = stains.shape[1:]
+    means = np.array([distribution(_middle(plane), -0.5, 2.5, _LEVELS[:0])[0] for plane in stains[:2]])
+    pairs = [pair for space in spaces for pair in zip(space.fine, space.coarse, strict=False)]
+    bands = np.array([math.log(difference_moments(_middle(a), _middle(b))[0] + _FLOOR) for a, b in pairs])
+    k = _BANDS_UM.index(_CENTRE_EDGES_UM) + 1
+    lines = [coherence(block_tensor(_middle(space.fine[k]), 1), floor=_FLOOR**2) for space in spaces[:2]]
+    k = _BANDS_UM.index(_LBP_UM[0] / 2) + 1
+    radius_px = max(_LBP_UM[0] / mpp / spaces[0].steps[k], 1.0)
+    patterns = np.sqrt(lbp_histogram(_middle(spaces[0].fine[k]), radius_px))
+    y, x = nuclei[:, 1], nuclei[:, 2]
+    inside = (abs(y + 0.5 - shape[0] / 2) < shape[0] / 4) & (abs(x + 0.5 - shape[1] / 2) < shape[1] / 4)
+    head, spread, numbers = _nuclei(nuclei[inside], mpp=mpp, shape=(shape[0] / 2, shape[1] / 2))
+    return means, bands, np.array(lines), patterns, head[:2], spread[: 2 * len(_CENTRE_NUCLEUS) : 2], numbers
+
+
+def _middle(plane: Plane) -> Plane:
+    """Return the middle half of the rows and columns."""
+    h, w = plane.shape
+    return np.ascontiguousarray(plane[h // 4 : h - h // 4, w // 4 : w - w // 4])
 
 
 def _chromatin(space: ScaleSpace, labels: NDArray[np.int32]) -> Values:
