@@ -197,11 +197,16 @@ def evaluate(
     import pandas as pd
 
     import stpred as st
+    from stpred import data
 
     with _sentences():
         read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
         chosen = _families(models, read, shapes)
         grouping = _donors(groups, donors, required=True)
+        for name, sdata in read.items():  # once for both scales
+            region = data.read_region(sdata, slide=name, shapes_key=shapes, measured=True).shapes_key
+            for used in _encoders(chosen, encoder):
+                st.pp.features(sdata, used, shapes_key=region, device=device)
         parts = [
             st.tl.cross_validate(
                 read,
@@ -302,32 +307,40 @@ def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str
             [None] if lattice is None else [None, round(1.6 * lattice.pitch_um, 1), round(2.6 * lattice.pitch_um, 1)]
         )
         chosen[name] = [
-            models.Ridge.Config(context_um=reach, standardize=how, n_components=rank)
-            for reach in reaches
-            for how in ("train", "slide")
-            for rank in (None, 32)
+            models.Ridge.Config(context_um=reach, standardize=how) for reach in reaches for how in ("train", "slide")
         ]
     return chosen
 
 
+def _encoders(chosen: dict[str, Any], encoder: str | None) -> set[str]:
+    """Return the encoders that the models see through."""
+    from stpred.models._base import Model
+    from stpred.models._registry import resolve
+
+    own = {resolve(o)[0].default_encoder for m in chosen.values() for o in (m if isinstance(m, list) else [m])}
+    return {encoder if encoder is not None and name == Model.default_encoder else name for name in own}
+
+
 def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:
-    """Print mean Pearson per slide: one column per model and scale."""
+    """Print mean Pearson: a row per scale and model, a column per slide while they are few, and the mean over slides."""
     from rich.table import Table
 
     pearson = scores[scores.metric == "pearson"]
     wide = pearson.assign(value=pearson.value.fillna(0.0)).pivot_table(
-        index="slide", columns=["target", "model"], values="value", aggfunc="mean", observed=True
+        index=["target", "model"], columns="slide", values="value", aggfunc="mean", observed=True
     )
     n_genes = pearson.groupby("slide").gene.nunique().max()
     table = Table(title=f"Mean Pearson over {n_genes} genes, slides left out in turn", title_justify="left")
-    table.add_column("slide")
-    columns = [(t, m) for t in ("log1p_cp10k", "counts") for m in [*models, "library_size"]]
-    for target, model in columns:
-        table.add_column(f"{model}\n{'log' if target == 'log1p_cp10k' else 'raw'}", justify="right")
-    for slide, row in wide.iterrows():
-        table.add_row(str(slide), *(f"{row[c]:.3f}" for c in columns))
-    table.add_section()
-    table.add_row("mean", *(f"{wide[c].mean():.3f}" for c in columns))
+    table.add_column("scale")
+    table.add_column("model")
+    slides = list(wide.columns) if len(wide.columns) <= 8 else []
+    for column in [*map(str, slides), "mean"]:
+        table.add_column(column, justify="right")
+    for target, short in (("log1p_cp10k", "log1p CP10k"), ("counts", "raw counts")):
+        for model in [*models, "library_size"]:
+            row = wide.loc[(target, model)]
+            table.add_row(short, model, *(f"{row[s]:.3f}" for s in slides), f"{row.mean():.3f}")
+        table.add_section()
     console.print(table)
     if scores.donor_shared.any():
         console.print(

@@ -18,7 +18,13 @@ logger = logging.getLogger("stpred")
 
 
 def fit(
-    family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int = 0
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    typical: bool = True,
 ) -> tuple[Model, dict[str, Any]]:
     """Return a fitted model and what its fit chose.
 
@@ -32,6 +38,8 @@ def fit(
         Donor of each batch.
     seed
         For what is random; global random state is left alone.
+    typical
+        Also learn what training tiles look like; not needed by a model that is only scored.
     """
     import torch
 
@@ -42,7 +50,8 @@ def fit(
         torch.manual_seed(seed)
         model = family(config, n_features=batches[0].features.shape[1], n_genes=y.shape[1])
         chosen = model.fit(batches, groups=groups)
-    model.typical.fit([b.own for b in batches])
+    if typical:
+        model.typical.fit([b.own for b in batches])
     return model.eval(), chosen
 
 
@@ -74,7 +83,7 @@ def held_out_scores(
     pearson, spearman = [], []
     for _, train, test in leave_groups_out(dict(zip(by_slide, groups, strict=True))):
         donors = [g for s, g in zip(by_slide, groups, strict=True) if s in train]
-        model, _ = fit(family, config, [by_slide[s] for s in train], groups=donors, seed=seed)
+        model, _ = fit(family, config, [by_slide[s] for s in train], groups=donors, seed=seed, typical=False)
         for s in test:
             mean, _ = model.predict(by_slide[s])
             pearson.append(metrics.pearson(mean, by_slide[s].y))

@@ -101,7 +101,7 @@ class Ridge(Model):
         penalty, how = self.config.penalty, "given"
         scores: dict[str, float] = {}
         if penalty is None:
-            penalty, scores, how = self._choose(x, y, groups)
+            penalty, scores, how = self._choose(x, y, list(groups))
         coef, intercept = _solve(
             np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components
         )
@@ -110,7 +110,7 @@ class Ridge(Model):
         return {"penalty": penalty, "penalty_chosen_by": how, "penalty_scores": scores}
 
     def _choose(
-        self, x: list[NDArray[np.float64]], y: list[NDArray[np.float64]], groups: Sequence[str]
+        self, x: list[NDArray[np.float64]], y: list[NDArray[np.float64]], groups: list[str]
     ) -> tuple[float, dict[str, float], str]:
         """Return the best penalty, the score of each, and how they were compared."""
         penalties, rank = self.config.penalties, self.config.n_components
@@ -122,16 +122,13 @@ class Ridge(Model):
         total = np.zeros((len(names), len(penalties)))
         for f, name in enumerate(names):
             train = [i for i, g in enumerate(groups) if g != name]
-            coef, intercept = _solve(
-                np.concatenate([x[i] for i in train]),
-                np.concatenate([y[i] for i in train]),
-                penalties=penalties,
-                rank=rank,
-            )
-            held = [i for i, g in enumerate(groups) if g == name]
-            for p in range(len(penalties)):
-                r = [np.nan_to_num(metrics.pearson(x[i] @ coef[p] + intercept[p], y[i])).mean() for i in held]
-                total[f, p] = np.mean(r)
+            rows, truth = np.concatenate([x[i] for i in train]), np.concatenate([y[i] for i in train])
+            s, vt, projected, center_x, center_y = _decompose(rows, truth, rank)
+            for i in (i for i, g in enumerate(groups) if g == name):
+                z = (x[i] - center_x) @ vt.T
+                for p, penalty in enumerate(penalties):
+                    guess = (z * _shrink(s, penalty, len(rows))) @ projected + center_y
+                    total[f, p] += np.nan_to_num(metrics.pearson(guess, y[i])).mean() / groups.count(name)
         mean = total.mean(axis=0)
         scores = dict(zip(map(str, penalties), mean.round(5).tolist(), strict=True))
         return penalties[int(np.argmax(mean))], scores, "leaving groups out"
@@ -170,17 +167,22 @@ def _decompose(
     """Return s and vt of the centred x, cut to `rank`, u' y of the centred y, and the centres of x and y."""
     center_x, center_y = x.mean(axis=0), y.mean(axis=0)
     x, y = x - center_x, y - center_y
-    if x.shape[0] < x.shape[1]:
-        u, s, vt = np.linalg.svd(x, full_matrices=False)
-        projected = u.T @ y
-    else:  # many locations: the features' own cross-product is small
-        values, vectors = np.linalg.eigh(x.T @ x)
-        s, vt = np.sqrt(values[::-1].clip(0)), vectors[:, ::-1].T
-        projected = (vt @ (x.T @ y)) / np.maximum(s, 1e-300)[:, None]
-    keep = s > 1e-6 * max(s.max(initial=0.0), 1e-300)
+    # The smaller of the two cross-products decides: many features (deep encoders) or many locations.
+    wide = x.shape[0] < x.shape[1]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    s, vectors = np.sqrt(values[keep]), vectors[:, keep]
+    vt = (x.T @ vectors / s).T if wide else vectors.T
+    projected = vectors.T @ y if wide else (vt @ (x.T @ y)) / s[:, None]
     if rank is not None:
-        keep[rank:] = False
-    return s[keep], vt[keep], projected[keep], center_x, center_y
+        s, vt, projected = s[:rank], vt[:rank], projected[:rank]
+    return s, vt, projected, center_x, center_y
+
+
+def _shrink(s: NDArray[np.float64], penalty: float, n: int) -> NDArray[np.float64]:
+    """Return what a penalty per location makes of the inverse singular values."""
+    return s / (s**2 + penalty * n)
 
 
 def _solve(
@@ -188,7 +190,7 @@ def _solve(
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Ridge with an unpenalised intercept for every penalty, from one decomposition."""
     s, vt, projected, center_x, center_y = _decompose(x, y, rank)
-    coefs = [vt.T @ ((s / (s**2 + p * len(x)))[:, None] * projected) for p in penalties]
+    coefs = [vt.T @ (_shrink(s, p, len(x))[:, None] * projected) for p in penalties]
     return coefs, [center_y - center_x @ coef for coef in coefs]
 
 
@@ -201,7 +203,7 @@ def _gcv(
     outside = np.square(y).sum() - np.square(projected).sum()
     errors = []
     for p in penalties:
-        shrink = s**2 / (s**2 + p * len(x))
+        shrink = s * _shrink(s, p, len(x))
         residual = np.square((1 - shrink)[:, None] * projected).sum() + outside
         freedom = 1 - (1 + shrink.sum()) / len(x)
         errors.append(residual / y.size / max(freedom, 1e-6) ** 2)

@@ -110,5 +110,5 @@ def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float
     ax.axvline(0, color="black", linewidth=0.8)
     low = min(-0.3, float(np.nanmin(np.r_[scores, baseline, 0.0])) - 0.05)
     ax.set(xlim=(low, 1), xlabel=f"Pearson correlation per gene ({scale})", ylabel="genes")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     ax.spines[["top", "right"]].set_visible(False)

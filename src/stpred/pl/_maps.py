@@ -69,7 +69,9 @@ class Canvas:
         self.small.tables["values"] = table
         finite = values[np.isfinite(values)]
         low, high = (np.quantile(finite, [0.01, 0.99]) if len(finite) else (0, 1)) if limits is None else limits
-        norm = Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
+        # A constant (such as a score that is zero everywhere) gets a scale of its own size, not one of rounding errors.
+        high = high if high - low > 1e-3 * max(abs(low), 1e-3) else low + max(abs(low), 1.0)
+        norm = Normalize(float(low), float(high), clip=True)
         base = self.small.pl.render_images(keys.IMAGE, alpha=0.6) if image else self.small
         drawn = base.pl.render_shapes(
             self.shapes_key,

@@ -111,7 +111,7 @@ def cross_validate(
             inner = {i: [b[s] for s in train] for i, b in enumerate(batches)}
             order = [donors[s] for s in train]
             best, _ = training.choose_config(options, inner, groups=order, seed=seed)
-            model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed)
+            model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=False)
             said = ", ".join(f"{k}={v}" for k, v in _told(options[best][1], facts).items())
             for s in test:
                 mean, _ = model.predict(batches[best][s])
