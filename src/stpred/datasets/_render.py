@@ -170,8 +170,10 @@ def _nucleus(
     """Return haematoxylin (n, rows, columns) and coverage of nuclei: body, rim, chromatin texture and nucleoli."""
     edge_um = max(0.5, mpp)
     cover = np.clip((1 - depth) * semi_um[:, 1:, None].astype(np.float32) / edge_um + 0.5, 0, 1)
-    rim = np.exp(-np.square((depth - 0.86) / 0.15))
-    body = spec.optical_density * (1 - spec.hollow + 1.35 * spec.hollow * rim)
+    body: Map = np.full_like(depth, spec.optical_density)
+    if spec.hollow:
+        rim = np.exp(-np.square((depth - 0.86) / 0.15))
+        body *= 1 - spec.hollow + 1.35 * spec.hollow * rim
     strength = (0.3 + 1.4 * chromatin).astype(np.float32)[:, None, None]
     body = body * np.clip(1 + strength * (spec.stipple * noise[0] + spec.clump * noise[1]), 0.15, 2.2)
     if spec.nucleoli:
@@ -180,8 +182,8 @@ def _nucleus(
             at = (rng.uniform(-0.45, 0.45, (2, len(u))) * semi_um.T).astype(np.float32)
             radius = rng.uniform(0.65, 1.0, len(u)).astype(np.float32)[:, None, None]
             gap = np.square(u - at[0][:, None, None]) + np.square(v - at[1][:, None, None])
-            body = body + 0.95 * (k < n)[:, None, None] * np.exp(-gap / np.square(radius))
-    return (body * cover).astype(np.float32), cover
+            body += 0.95 * (k < n)[:, None, None] * np.exp(-gap / np.square(radius))
+    return body * cover, cover
 
 
 def _cytoplasm(spec: CellType, semi_um: NDArray, depth: Map, noise: Map) -> Map | None:
