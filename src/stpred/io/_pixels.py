@@ -138,14 +138,18 @@ def multiscale(levels: Sequence[da.Array], affines: Mapping[str, np.ndarray]) ->
 
 
 def halve(array: da.Array) -> da.Array:
-    """Average 2 x 2 pixels of a (c, y, x) uint8 dask array; an odd last row or column is left out."""
+    """Average a (c, y, x) uint8 dask array over 2 x 2 pixels.
+
+    The borders of both images coincide, as all that reads pyramids assumes: of an odd number of rows or columns each
+    coarse pixel covers slightly more than two.
+    """
     import dask.array as da
 
     even = tuple(_even(sizes) for sizes in array.chunks[1:])
     array = array.rechunk((array.chunks[0], *even))
     halved = tuple(tuple(n // 2 for n in sizes) for sizes in even)
     half = da.map_blocks(
-        _mean_of_four, array, dtype=np.uint8, chunks=(array.chunks[0], *halved), meta=np.empty((0, 0, 0), np.uint8)
+        _shrink, array, dtype=np.uint8, chunks=(array.chunks[0], *halved), meta=np.empty((0, 0, 0), np.uint8)
     )
     # whole chunks are merged, so that a coarse chunk reaches for no fine chunk that its neighbour needs too
     return half.rechunk((half.chunks[0], *map(_merged, halved)))
@@ -169,13 +173,36 @@ def _even(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(n) for n in chunks)
 
 
-def _mean_of_four(block: np.ndarray) -> np.ndarray:
-    height, width = block.shape[1] // 2 * 2, block.shape[2] // 2 * 2
-    total = np.zeros((block.shape[0], height // 2, width // 2), dtype=np.uint16)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            total += block[:, dy:height:2, dx:width:2]
-    return ((total + 2) // 4).astype(np.uint8)
+def _shrink(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+    """Shrink one chunk; `block_info` (from dask) says where in the image it lies."""
+    whole, location = block_info[0]["shape"], block_info[0]["array-location"]
+    if whole[1] % 2 == 0 and whole[2] % 2 == 0:
+        total = np.zeros((block.shape[0], block.shape[1] // 2, block.shape[2] // 2), dtype=np.uint16)
+        for dy in (0, 1):
+            for dx in (0, 1):
+                total += block[:, dy::2, dx::2]
+        return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)  # halves to even: no level is brighter
+    means = block.astype(np.float32)
+    for axis in (1, 2):
+        means = np.moveaxis(_pairs(np.moveaxis(means, axis, 0), start=location[axis][0], of=whole[axis]), 0, axis)
+    return np.rint(means).astype(np.uint8)
+
+
+def _pairs(rows: np.ndarray, *, start: int, of: int) -> np.ndarray:
+    """Average rows to half as many; `start` (even) is their first row in an image of `of` rows.
+
+    Of an odd number of rows N, coarse row i covers [i, i + 1) * N / (N // 2): a part of row 2i, all of 2i + 1 and a
+    part of 2i + 2. At a chunk's end, row 2i + 1 stands for the first row of the next, which is not fetched for it.
+    """
+    first, second = rows[: len(rows) // 2 * 2 : 2], rows[1::2]
+    if of % 2 == 0:
+        return (first + second) / 2
+    n = of // 2
+    third = rows[2::2]
+    if len(third) < len(second):
+        third = np.concatenate([third, second[-1:]])
+    i = (start // 2 + np.arange(len(second), dtype=np.float32)).reshape(-1, *[1] * (rows.ndim - 1))
+    return ((1 - i / n) * first + second + ((i + 1) / n) * third) / (of / n)
 
 
 class FlatImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ def open_tiff(path: Path) -> Pixels:
     try:
         with tifffile.TiffFile(path) as tif:
             series = max(enumerate(tif.series), key=lambda s: math.prod(s[1].shape))[0]
-            levels = tif.series[series].levels
-            _check_rgb(path, levels[0])
-            _check_complete(path, levels)
-            kept = [k for k in range(len(levels)) if k == 0 or _is_level(levels[0], levels[k])]
-            sources = tuple(_level(path, series, k, levels[k]) for k in kept)
-            return Pixels(path, sources, tiff_resolution(tif, levels[0].keyframe))
+            places = [(series, k) for k in range(len(tif.series[series].levels))]
+            if tif.is_svs:  # written without a thumbnail, the second level is taken for one
+                places += [(s, 0) for s in range(len(tif.series)) if s != series and tif.series[s].keyframe.is_tiled]
+            levels = {place: tif.series[place[0]].levels[place[1]] for place in places}
+            finest = levels[series, 0]
+            _check_rgb(path, finest)
+            _check_complete(path, levels.values())
+            kept = [p for p, level in levels.items() if level is finest or _is_level(finest, level)]
+            kept.sort(key=lambda p: -_sizes(levels[p])["Y"])
+            sources = tuple(_level(path, *place, levels[place]) for place in kept)
+            return Pixels(path, sources, tiff_resolution(tif, finest.keyframe))
     except (tifffile.TiffFileError, IndexError, KeyError, OSError) as error:
         raise InputError(
             f"The image {path.name!r} cannot be read as a tif ({error}); it may be damaged or cut off."
@@ -56,7 +61,7 @@ def _check_rgb(path: Path, level: Any) -> None:
         refuse_mode(path, found=f"{8 * level.dtype.itemsize}-bit ({level.dtype})")
 
 
-def _check_complete(path: Path, levels: Sequence[Any]) -> None:
+def _check_complete(path: Path, levels: Iterable[Any]) -> None:
     """Refuse a file that ends before the data that its directory promises."""
     size = path.stat().st_size
     for level in levels:
