@@ -13,11 +13,13 @@ def kernel(function: F) -> F:
 
     The machine code is cached beside the source or in the user's cache folder. Where neither can be written (a
     read-only installation without a home), numba refuses at decoration; then it is compiled once per process.
+
+    Kernels hold loops over pixels only. What NumPy does as well stays outside, since each line costs compile time.
     """
     import numba
 
     try:
-        compiled: Any = numba.njit(nogil=True, cache=True)(function)
+        compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:
-        compiled = numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=True, error_model="numpy")(function)
     return compiled

@@ -86,7 +86,30 @@ def lbp_histogram(image: Plane, radius_px: float, *, stride_px: int = 1, toleran
     -------
     (10,) float64 shares that sum to one, of the pixels whose circle lies inside the image; zeros if there are none.
     """
-    return _lbp_histogram(image, float(radius_px), stride_px, np.float32(tolerance), _LBP_CODES)
+    h, w = image.shape
+    margin = math.ceil(radius_px)
+    if min(h, w) <= 2 * margin:
+        return np.zeros(N_LBP)
+    angle = 2 * np.pi * np.arange(8) / 8
+    # Rounded, so that neighbours on the axes are exact pixels.
+    offset = np.round([-radius_px * np.sin(angle), radius_px * np.cos(angle)], 5)
+    whole = np.floor(offset)
+    counts = _lbp_counts(
+        image, margin, stride_px, np.float32(tolerance), whole.astype(np.int64), (offset - whole).astype(np.float32)
+    )
+    shares = np.bincount(_LBP_CODES, weights=counts, minlength=N_LBP)
+    return shares / shares.sum()
+
+
+def block_tensor(image: Plane, n_blocks: int) -> NDArray[np.float64]:
+    """Return the structure tensor summed over a grid of blocks: (n_blocks, n_blocks, 3) of gxx, gyy, gxy.
+
+    Gradients are central differences; their products are divided by the number of pixels, so that the sum over the
+    blocks is the mean over the image. The outermost pixels have no gradient (Bigun & Granlund 1987).
+    """
+    h, w = image.shape
+    rows, cols = (np.clip(np.arange(n_blocks + 1) * n // n_blocks, 1, n - 1) for n in (h, w))
+    return _block_tensor(image, rows, cols) / max((h - 2) * (w - 2), 1)
 
 
 def coherence(tensor: NDArray[np.float64], *, floor: float) -> float:
@@ -111,6 +134,45 @@ def pool(tensor: NDArray[np.float64], by: int) -> NDArray[np.float64]:
     """Return the (n, n, 3) block tensors summed over `by` x `by` blocks."""
     n = tensor.shape[0] // by
     return tensor[: n * by, : n * by].reshape(n, by, n, by, 3).sum((1, 3))
+
+
+def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return mean, standard deviation, then the quantiles at `levels`, read off 1024 bins over [low, high]."""
+    # Sums about a value of the image lose nothing where it is nearly constant.
+    middle = image[image.shape[0] // 2, image.shape[1] // 2]
+    sums = _sums_about(image, middle) / image.size
+    moments = [float(middle) + sums[0], math.sqrt(max(sums[1] - sums[0] ** 2, 0.0))]
+    if len(levels) == 0:
+        return np.array(moments)
+    counts = histogram(image, low, high, 1024)
+    reached = np.cumsum(counts)
+    wanted = levels * image.size
+    b = np.minimum(np.searchsorted(reached, wanted), 1023)
+    part = (wanted - reached[b] + counts[b]) / np.maximum(counts[b], 1)
+    return np.concatenate([moments, low + (b + np.clip(part, 0, 1)) * (high - low) / 1024])
+
+
+def difference_moments(fine: Plane, coarse: Plane) -> tuple[float, float]:
+    """Return the root mean square and the skewness of the band `fine` - `coarse` (0 where the band is empty)."""
+    m1, m2, m3, _, _ = _difference_sums(fine, coarse, fine, coarse) / fine.size
+    variance = m2 - m1 * m1
+    if variance <= 1e-8:  # below a tenth of a grey value there is nothing but rounding
+        return math.sqrt(m2), 0.0
+    return math.sqrt(m2), float((m3 - 3 * m1 * m2 + 2 * m1**3) / variance**1.5)
+
+
+def difference_correlation(fine: Plane, coarse: Plane, other_fine: Plane, other_coarse: Plane, floor: float) -> float:
+    """Return the correlation of two bands about zero; `floor` is added to each band's strength, against mere noise."""
+    _, one, _, two, both = _difference_sums(fine, coarse, other_fine, other_coarse) / fine.size
+    return float(both / ((math.sqrt(one) + floor) * (math.sqrt(two) + floor)))
+
+
+def class_means(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
+    """Return (n_classes, 3): share, mean and standard deviation of `values` in each class; zeros for an empty one."""
+    count, total, squares = _class_sums(values, classes, n_classes).T
+    mean = total / np.maximum(count, 1)
+    spread = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+    return np.column_stack([count / values.size, mean, spread])
 
 
 @kernel
@@ -147,26 +209,25 @@ def _convolve(image: Plane, weights: Plane) -> Plane:
 
 
 @kernel
-def _lbp_histogram(
-    image: Plane, radius_px: float, stride_px: int, tolerance: np.float32, codes: NDArray[np.int64]
+def _lbp_counts(
+    image: Plane,
+    margin: int,
+    stride_px: int,
+    tolerance: np.float32,
+    whole: NDArray[np.int64],
+    part: Plane,
 ) -> NDArray[np.float64]:
     h, w = image.shape
-    margin = int(math.ceil(radius_px))
     n = w - 2 * margin
-    counts = np.zeros(10, np.float64)
-    if n <= 0 or h - 2 * margin <= 0:
-        return counts
+    counts = np.zeros(256, np.float64)
     pattern = np.empty(n, np.uint8)
-    rows = 0
     for y in range(margin, h - margin, stride_px):
-        pattern[:] = 0
+        for x in range(n):
+            pattern[x] = 0
         centre = image[y, margin : margin + n]
         for k in range(8):
-            # Rounded, so that neighbours on the axes are exact pixels.
-            oy = -round(radius_px * math.sin(2 * math.pi * k / 8), 5)
-            ox = round(radius_px * math.cos(2 * math.pi * k / 8), 5)
-            top, left = y + int(math.floor(oy)), margin + int(math.floor(ox))
-            wy, wx = np.float32(oy - math.floor(oy)), np.float32(ox - math.floor(ox))
+            top, left = y + whole[0, k], margin + whole[1, k]
+            wy, wx = part[0, k], part[1, k]
             down, right = top + int(wy > 0), left + int(wx > 0)
             a, b = image[top, left : left + n], image[top, right : right + n]
             c, d = image[down, left : left + n], image[down, right : right + n]
@@ -177,26 +238,19 @@ def _lbp_histogram(
                 value = above + wy * (below - above)
                 pattern[x] |= bit * np.uint8(value >= centre[x] - tolerance)
         for x in range(n):
-            counts[codes[pattern[x]]] += 1
-        rows += 1
-    return counts / (rows * n)
+            counts[pattern[x]] += 1
+    return counts
 
 
 @kernel
-def block_tensor(image: Plane, n_blocks: int) -> NDArray[np.float64]:
-    """Return the structure tensor summed over a grid of blocks: (n_blocks, n_blocks, 3) of gxx, gyy, gxy.
-
-    Gradients are central differences; their products are divided by the number of pixels, so that the sum over the
-    blocks is the mean over the image. The outermost pixels have no gradient (Bigun & Granlund 1987).
-    """
-    h, w = image.shape
-    sums = np.zeros((n_blocks, n_blocks, 3), np.float64)
-    for by in range(n_blocks):
-        for y in range(max(by * h // n_blocks, 1), min((by + 1) * h // n_blocks, h - 1)):
+def _block_tensor(image: Plane, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.float64]:
+    sums = np.zeros((rows.size - 1, cols.size - 1, 3), np.float64)
+    for by in range(rows.size - 1):
+        for y in range(rows[by], rows[by + 1]):
             above, line, below = image[y - 1], image[y], image[y + 1]
-            for bx in range(n_blocks):
+            for bx in range(cols.size - 1):
                 gxx, gyy, gxy = 0.0, 0.0, 0.0
-                for x in range(max(bx * w // n_blocks, 1), min((bx + 1) * w // n_blocks, w - 1)):
+                for x in range(cols[bx], cols[bx + 1]):
                     gx = 0.5 * (line[x + 1] - line[x - 1])
                     gy = 0.5 * (below[x] - above[x])
                     gxx += gx * gx
@@ -205,112 +259,74 @@ def block_tensor(image: Plane, n_blocks: int) -> NDArray[np.float64]:
                 sums[by, bx, 0] += gxx
                 sums[by, bx, 1] += gyy
                 sums[by, bx, 2] += gxy
-    return sums / max((h - 2) * (w - 2), 1)
+    return sums
 
 
 @kernel
-def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return mean, standard deviation, then the quantiles at rising `levels`, read off 1024 bins over [low, high]."""
-    n_bins = 1024
+def histogram(image: Plane, low: float, high: float, n_bins: int) -> NDArray[np.int64]:
+    """Return the counts of `n_bins` equal bins over [low, high]; values beyond fall into the outermost."""
     h, w = image.shape
-    n = h * w
     counts = np.zeros(n_bins, np.int64)
-    first, second = np.zeros(w, np.float32), np.zeros(w, np.float32)  # a lane per column: see difference_moments
-    middle = image[h // 2, w // 2]  # sums about a value of the image lose nothing where it is nearly constant
-    scale = np.float32(n_bins / (high - low))
-    start = np.float32(low)
+    start, scale = np.float32(low), np.float32(n_bins / (high - low))
     for y in range(h):
         line = image[y]
         for x in range(w):
-            d = line[x] - middle
+            b = int((line[x] - start) * scale)
+            counts[0 if b < 0 else b if b < n_bins else n_bins - 1] += 1
+    return counts
+
+
+@kernel
+def _sums_about(image: Plane, origin: np.float32) -> NDArray[np.float64]:
+    h, w = image.shape
+    lanes = np.zeros((2, w), np.float32)  # one per column, so that the compiler can use vector registers
+    first, second = lanes[0], lanes[1]
+    for y in range(h):
+        line = image[y]
+        for x in range(w):
+            d = line[x] - origin
             first[x] += d
             second[x] += d * d
-        if levels.size > 0:
-            for x in range(w):
-                counts[min(max(int((line[x] - start) * scale), 0), n_bins - 1)] += 1
-    m1, m2 = 0.0, 0.0
-    for x in range(w):
-        m1 += first[x]
-        m2 += second[x]
-    m1, m2 = m1 / n, m2 / n
-    out = np.empty(2 + levels.size, np.float64)
-    out[0] = middle + m1
-    out[1] = math.sqrt(max(m2 - m1 * m1, 0.0))
-    seen, b = 0, 0
-    for j in range(levels.size):
-        wanted = levels[j] * n
-        while b < n_bins - 1 and seen + counts[b] < wanted:
-            seen += counts[b]
-            b += 1
-        inside = (wanted - seen) / counts[b] if counts[b] > 0 else 0.0
-        out[2 + j] = low + (b + min(max(inside, 0.0), 1.0)) / scale
-    return out
+    sums = np.zeros(2, np.float64)
+    for k in range(2):
+        for x in range(w):
+            sums[k] += lanes[k, x]
+    return sums
 
 
 @kernel
-def difference_moments(fine: Plane, coarse: Plane) -> tuple[float, float]:
-    """Return the root mean square and the skewness of the band `fine` - `coarse` (0 where the band is empty)."""
-    h, w = fine.shape
-    sums = np.zeros((3, w), np.float32)  # a lane per column lets the compiler use vector registers
-    first, second, third = sums[0], sums[1], sums[2]
+def _difference_sums(a: Plane, b: Plane, c: Plane, d: Plane) -> NDArray[np.float64]:
+    """Return the sums of p, p^2, p^3, q^2 and p q, with p = a - b and q = c - d."""
+    h, w = a.shape
+    lanes = np.zeros((5, w), np.float32)
+    first, second, third, other, both = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     for y in range(h):
-        above, below = fine[y], coarse[y]
+        aa, bb, cc, dd = a[y], b[y], c[y], d[y]
         for x in range(w):
-            d = above[x] - below[x]
-            square = d * d
-            first[x] += d
+            p = aa[x] - bb[x]
+            q = cc[x] - dd[x]
+            square = p * p
+            first[x] += p
             second[x] += square
-            third[x] += square * d
-    m1, m2, m3 = 0.0, 0.0, 0.0
-    for x in range(w):
-        m1 += first[x]
-        m2 += second[x]
-        m3 += third[x]
-    m1, m2, m3 = m1 / (h * w), m2 / (h * w), m3 / (h * w)
-    variance = m2 - m1 * m1
-    if variance <= 1e-8:  # below a tenth of a grey value there is nothing but rounding
-        return math.sqrt(max(m2, 0.0)), 0.0
-    return math.sqrt(m2), (m3 - 3 * m1 * m2 + 2 * m1**3) / variance**1.5
-
-
-@kernel
-def difference_correlation(fine: Plane, coarse: Plane, other_fine: Plane, other_coarse: Plane, floor: float) -> float:
-    """Return the correlation of two bands about zero; `floor` is added to each band's strength, against mere noise."""
-    h, w = fine.shape
-    sums = np.zeros((3, w), np.float32)
-    both, one, two = sums[0], sums[1], sums[2]
-    for y in range(h):
-        a, b, c, d = fine[y], coarse[y], other_fine[y], other_coarse[y]
-        for x in range(w):
-            p = a[x] - b[x]
-            q = c[x] - d[x]
+            third[x] += square * p
+            other[x] += q * q
             both[x] += p * q
-            one[x] += p * p
-            two[x] += q * q
-    product, first, second = 0.0, 0.0, 0.0
-    for x in range(w):
-        product += both[x]
-        first += one[x]
-        second += two[x]
-    n = h * w
-    return product / n / ((math.sqrt(first / n) + floor) * (math.sqrt(second / n) + floor))
+    sums = np.zeros(5, np.float64)
+    for k in range(5):
+        for x in range(w):
+            sums[k] += lanes[k, x]
+    return sums
 
 
 @kernel
-def class_means(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
-    """Return (n_classes, 3): share, mean and standard deviation of `values` in each class; zeros for an empty one."""
-    out = np.zeros((n_classes, 3), np.float64)
-    v, c = values.ravel(), classes.ravel()
-    for i in range(v.size):
-        row = out[c[i]]
-        value = float(v[i])
-        row[0] += 1
-        row[1] += value
-        row[2] += value * value
-    for k in range(n_classes):
-        count = out[k, 0]
-        if count > 0:
-            out[k, 0] = count / v.size
-            out[k, 1] /= count
-            out[k, 2] = math.sqrt(max(out[k, 2] / count - out[k, 1] ** 2, 0.0))
-    return out
+def _class_sums(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
+    h, w = values.shape
+    sums = np.zeros((n_classes, 3), np.float64)
+    for y in range(h):
+        for x in range(w):
+            k = classes[y, x]
+            value = float(values[y, x])
+            sums[k, 0] += 1
+            sums[k, 1] += value
+            sums[k, 2] += value * value
+    return sums
