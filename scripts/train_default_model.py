@@ -2,9 +2,8 @@
 
     python scripts/train_default_model.py ../shared/data/her2st
 
-The folder holds sections C2-C5 of the public HER2-positive breast cancer data (Andersson et al. 2021):
-``C2.counts.tsv.gz``,
-``C2.jpg``, ``C2.spots.tsv`` and so on. Nothing of it is stored but the weights of the model.
+The folder holds sections C2-C5 of the public HER2-positive breast cancer data (Andersson et al. 2021), as
+``C2.counts.tsv.gz``, ``C2.jpg``, ``C2.spots.tsv`` and so on. Nothing of it is stored but the weights of the model.
 """
 
 from __future__ import annotations
@@ -23,40 +22,28 @@ SUMMARY = "trained on one breast cancer patient (HER2ST C2-C5); to try things ou
 CARD = """# Model card: `default`
 
 **What it is.** Ridge regression from the built-in `"morphology"` features of a 112 um H&E tile to log1p CP10k
-expression of
-{n_genes} genes. It comes with stpred so that `st.tl.predict(sdata)` works at once, offline.
+expression of {n_genes} genes. It comes with stpred so that `st.tl.predict(sdata)` works at once, offline.
 
 **What it was trained on.** {n_sections} sections ({sections}) of **one patient** with HER2-positive breast cancer,
-{n_spots} spots of legacy
-Spatial Transcriptomics (100 um spots, 200 um pitch, {mpp} um per pixel): Andersson et al. 2021, Nat. Commun. 12:6012.
-Weights only; no image,
-count or crop of it is included. Trained by `scripts/train_default_model.py`.
+{n_spots} spots of legacy Spatial Transcriptomics (100 um spots, 200 um pitch, {mpp} um per pixel): Andersson et al.
+2021, Nat. Commun. 12:6012. Weights only: no image, count or crop of them is included. Made by
+`scripts/train_default_model.py`.
 
 **How well it predicts.** Each section left out in turn, Pearson correlation per gene over the spots of the left-out
-section, mean over sections.
-All sections are of the same patient, so these are scores for *more tissue of this patient*; on other patients expect
-less, on other
-tissues, stains or scanners nothing at all.
+section, mean over sections. All sections are of the same patient, so these are scores for *more tissue of this
+patient*: expect less on other patients, and nothing at all on other organs, stains or scanners.
 
-| genes | n | mean Pearson | median | 5 % to 95 % |
-|---|---|---|---|---|
-| candidates (highest mean counts) | {n_candidates} | {candidate_mean:.3f} | {candidate_median:.3f} |
-{candidate_low:.2f} to {candidate_high:.2f} |
-| kept: cross-section Pearson above 0.1 | {n_genes} | {kept_mean:.3f} | {kept_median:.3f} | {kept_low:.2f} to
-{kept_high:.2f} |
-| of which the 250 most counted | {n_top} | {top_mean:.3f} | {top_median:.3f} | {top_low:.2f} to {top_high:.2f} |
+{table}
 
-Best: {best}. The genes were kept *because* they scored well here, so the scores of the kept ones are optimistic. Every
-gene's own score is in
-`var["cv_pearson"]` of the predicted table.
+Best: {best}.
+The genes were kept *because* they scored well here, so the scores of the kept ones are optimistic. Every gene's own
+score is in `var["cv_pearson"]` of the predicted table.
 
-**What it must not be used for.** Diagnosis, treatment or any decision about a person. Conclusions about other
-patients, organs or stains. As a
-benchmark of the method. Train on your own slides: `st.tl.train`.
+**What it must not be used for.** Diagnosis, treatment or any decision about a person. Conclusions about other patients,
+organs or stains. As a benchmark of the method. Train on your own slides: `st.tl.train`.
 
 **How to see that it does not fit.** `obs["in_distribution"]` and `obs["ood_score"]` of the predicted table;
-`st.tl.predict` warns when most tiles look
-unlike the training tiles.
+`st.tl.predict` warns when most tiles look unlike the training tiles.
 
 **Settings.** {config}; penalty {penalty:g}, chosen by leaving sections out; encoder `morphology` revision {revision}.
 """
@@ -67,11 +54,11 @@ def main(folder: str) -> None:
     config = st.models.Ridge.Config(standardize="slide")
     for sdata in slides.values():  # once, for both trainings
         st.pp.features(sdata, shapes_key="spots")
-    candidates = st.tl.train(slides, config, genes=st.GeneRule("mean", n=6000, min_total=100), name="default")
+    candidates = st.tl.train(slides, config, genes=st.GeneRule("mean", n=4000, min_total=100), name="default")
     cv = np.array([np.nan if v is None else v for v in candidates.record.var["cv_pearson"]])
     kept = [g for g, trusted in zip(candidates.record.genes, candidates.record.var["trusted"], strict=True) if trusted]
     model = st.tl.train(slides, config, genes=kept, name="default")
-    model.record.gene_rule = {"method": "mean", "n": 6000, "min_total": 100, "then": "cross-section Pearson > 0.1"}
+    model.record.gene_rule = {"method": "mean", "n": 4000, "min_total": 100, "then": "cross-section Pearson > 0.1"}
     model.record.training["summary"] = SUMMARY
     path = st.models.save(model, BUNDLED / "default", overwrite=(BUNDLED / "default").exists())
     (path / "CARD.md").write_text(card(model, cv, config))
@@ -85,27 +72,28 @@ def card(model: st.models.Model, candidates: np.ndarray, config: st.models.BaseC
     record = model.record
     kept = np.array([np.nan if v is None else v for v in record.var["cv_pearson"]])
     top = kept[np.argsort(-np.asarray(record.var["mean"], dtype=float))[:250]]
-    groups = {"candidate": np.nan_to_num(candidates), "kept": kept, "top": top}
-    facts: dict[str, float] = {}
-    for name, values in groups.items():
+    rows = ["| genes | n | mean Pearson | median | 5 % to 95 % |", "|---|---|---|---|---|"]
+    for name, values in (
+        ("candidates (highest mean counts)", np.nan_to_num(candidates)),
+        ("kept: cross-section Pearson above 0.1", kept),
+        ("of which the 250 most counted", top),
+    ):
         low, high = np.nanquantile(values, [0.05, 0.95])
-        facts |= {f"{name}_mean": np.nanmean(values), f"{name}_median": np.nanmedian(values)}
-        facts |= {f"{name}_low": low, f"{name}_high": high}
+        middle = f"{np.nanmean(values):.3f} | {np.nanmedian(values):.3f}"
+        rows.append(f"| {name} | {len(values)} | {middle} | {low:.2f} to {high:.2f} |")
     order = np.argsort(-np.nan_to_num(kept))[:8]
     sections = record.training["slides"]
     return CARD.format(
         n_genes=len(kept),
-        n_candidates=len(candidates),
-        n_top=len(top),
+        table="\n".join(rows),
         n_sections=len(sections),
         sections=", ".join(sections),
         n_spots=sum(s["n_locations"] for s in sections.values()),
         mpp=f"{np.median(list(record.training['mpp'].values())):.3f}",
         best=", ".join(f"{record.genes[i]} {kept[i]:.2f}" for i in order),
-        config=", ".join(f"{k}={v}" for k, v in config.to_dict().items() if k != "penalties"),
+        config=", ".join(f"{k}={v}" for k, v in config.to_dict().items() if not k.startswith("penalt")),
         penalty=record.training["penalty"],
         revision=record.encoder["revision"],
-        **facts,
     )
 
 

@@ -322,7 +322,7 @@ def _encoders(chosen: dict[str, Any], encoder: str | None) -> set[str]:
 
 
 def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:
-    """Print mean Pearson: a row per scale and model, a column per slide while they are few, and the mean over slides."""
+    """Print mean Pearson: a row per scale and model, a column per slide while they are few, and the mean."""
     from rich.table import Table
 
     pearson = scores[scores.metric == "pearson"]
