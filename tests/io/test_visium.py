@@ -131,6 +131,12 @@ def test_full_image_is_found_beside_the_run_by_its_size(make_visium: Make) -> No
     check(st.io.visium(truth.outs, fullres_image=truth.outs / "copy.tif"), truth)
 
 
+def test_without_small_images_none_is_taken_from_the_folder_above(make_visium: Make, tmp_path: Path) -> None:
+    truth = make_visium(hires=False, lowres=False)  # the slide lies beside outs
+    assert not st.io.visium(truth.outs).images
+    assert "he" in st.io.visium(tmp_path / "s1").images
+
+
 def test_hires_given_as_full_resolution_is_refused(make_visium: Make) -> None:
     truth = make_visium()
     with pytest.raises(

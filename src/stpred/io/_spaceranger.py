@@ -124,7 +124,7 @@ def find_fullres(
     scalefactors: Mapping[str, float],
 ) -> Pixels | None:
     """Return the full-resolution image: the given one, or the only one beside the run whose size fits."""
-    sized = _sized_copy(copies, scalefactors)
+    sized = _sized_copy(copies, scalefactors)  # `folders` end with the one above the run
     if given is not None:
         pixels = open_pixels(given)
         if sized is not None:
@@ -136,6 +136,8 @@ def find_fullres(
                 what=f"The image {pixels.path.name!r}",
             )
         return pixels
+    if sized is None:  # nothing tells which image belongs to the run, so none is taken from the folder above it
+        folders = list(folders)[:-1]
     found = [p for p in map(_try_open, _candidates(folders)) if p is not None and _fits(p, sized)]
     if len(found) > 1:
         raise InputError(
