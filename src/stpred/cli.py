@@ -16,6 +16,7 @@ from stpred._core.checks import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from spatialdata import SpatialData
 
     from stpred import GeneRule
 
@@ -113,7 +114,7 @@ def predict(
         st.tl.predict(
             sdata,
             trained,
-            shapes_key=shapes,
+            shapes_key=_usual(sdata, trained.record.region) if shapes is None else shapes,
             genes=None if genes is None else genes.split(","),
             device=device,
             allow_upsampling=allow_upsampling,
@@ -254,6 +255,19 @@ def list_models() -> None:
         table.add_row(name, f"to train: {(found.__doc__ or '').strip().splitlines()[0]}", "", "", found.default_encoder)
     console.print(table)
     console.print("stpred predict SLIDE -o OUT.zarr --model NAME, or stpred train SLIDES... -o MODEL --model FAMILY")
+
+
+def _usual(sdata: SpatialData, trained_on: str | None) -> str | None:
+    """Return the region that is mostly meant where a slide has several; Python asks instead."""
+    from stpred._core import keys
+
+    candidates = [k for k in sdata.shapes if k != keys.TISSUE]
+    if len(candidates) < 2 or trained_on in candidates:
+        return None
+    found = next((k for k in (keys.SPOTS, keys.CELLS, keys.bins(8), keys.bins(16)) if k in candidates), None)
+    if found is not None:
+        console.print(f"Of the regions {', '.join(candidates)} took {found}; --shapes names another.")
+    return found
 
 
 def _rule(text: str | None) -> GeneRule | list[str] | None:

@@ -120,7 +120,7 @@ def find_image(
 
 
 def find_region(sdata: SpatialData, shapes_key: str | None = None, *, prefer: str | None = None) -> str:
-    """Return the region to work on: the named one, the preferred one, `spots`, or the only one but `tissue`."""
+    """Return the region to work on: the named one, the preferred one if present, or the only one but `tissue`."""
     shapes = sdata.shapes
     if shapes_key is not None:
         if shapes_key not in shapes and shapes_key in sdata.labels:
@@ -130,9 +130,8 @@ def find_region(sdata: SpatialData, shapes_key: str | None = None, *, prefer: st
             )
         return key_in(shapes_key, shapes, what="shapes element", name="shapes_key")
     candidates = [k for k in shapes if k != keys.TISSUE]
-    for usual in (prefer, keys.SPOTS):
-        if usual in candidates:
-            return usual
+    if prefer is not None and prefer in candidates:
+        return prefer
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:

@@ -43,7 +43,7 @@ class Intensity(Model):
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(seed=0)
-    >>> model = st.tl.train(slide, "intensity", genes=["EPCAM"])
+    >>> model = st.tl.train(slide, "intensity", genes=["EPCAM"], shapes_key="spots")
     """
 
     family: ClassVar[str] = "intensity"

@@ -26,7 +26,7 @@ class Mean(Model):
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(seed=0)
-    >>> model = st.tl.train(slide, "mean", genes=["EPCAM"])
+    >>> model = st.tl.train(slide, "mean", genes=["EPCAM"], shapes_key="spots")
     """
 
     family: ClassVar[str] = "mean"

@@ -67,7 +67,8 @@ class Ridge(Model):
     --------
     >>> import stpred as st
     >>> slides = st.datasets.toy_cohort(3)
-    >>> model = st.tl.train(slides, st.models.Ridge.Config(context_um=120), genes=st.GeneRule("mean", n=20))
+    >>> config = st.models.Ridge.Config(context_um=120)
+    >>> model = st.tl.train(slides, config, genes=st.GeneRule("mean", n=20), shapes_key="spots")
     """
 
     family: ClassVar[str] = "ridge"

@@ -57,7 +57,9 @@ def compare(
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(seed=1)
-    >>> st.tl.predict(slide, st.tl.train(st.datasets.toy_cohort(2), genes=["EPCAM", "COL1A2"]), shapes_key="spots")
+    >>> cohort = st.datasets.toy_cohort(2)
+    >>> model = st.tl.train(cohort, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    >>> st.tl.predict(slide, model)
     >>> figure = st.pl.compare(slide, "spots_ridge", "spots_counts", genes="EPCAM")
     """
     import matplotlib.pyplot as plt

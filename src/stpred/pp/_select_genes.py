@@ -42,7 +42,7 @@ def select_genes(
     Examples
     --------
     >>> import stpred as st
-    >>> chosen = st.pp.select_genes(st.datasets.toy(seed=0), st.GeneRule("rmax", n=10))
+    >>> chosen = st.pp.select_genes(st.datasets.toy(seed=0), st.GeneRule("rmax", n=10), shapes_key="spots")
     >>> len(chosen)
     10
     """

@@ -57,7 +57,9 @@ def compare(
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(seed=1)
-    >>> st.tl.predict(slide, st.tl.train(st.datasets.toy_cohort(2), genes=["EPCAM", "COL1A2"]), shapes_key="spots")
+    >>> cohort = st.datasets.toy_cohort(2)
+    >>> model = st.tl.train(cohort, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    >>> st.tl.predict(slide, model)
     >>> st.tl.compare(slide, "spots_ridge", "spots_counts").columns[:2].tolist()
     ['pearson', 'spearman']
     """

@@ -78,8 +78,10 @@ def cross_validate(
     --------
     >>> import stpred as st
     >>> slides = st.datasets.toy_cohort(3)
-    >>> scores = st.tl.cross_validate(slides, ["mean", "ridge"], groups={s: s for s in slides})
-    >>> scores.query("metric == 'pearson'").groupby("model").value.mean()  # doctest: +SKIP
+    >>> donors = {"donor0": "A", "donor1": "B", "donor2": "C"}
+    >>> scores = st.tl.cross_validate(slides, ["mean", "ridge"], groups=donors, shapes_key="spots")
+    >>> sorted(scores["model"].unique())
+    ['library_size', 'mean', 'ridge']
     """
     slides = data.as_slides(slides)
     donors = data.donor_folds(list(slides), groups)

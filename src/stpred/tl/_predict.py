@@ -36,6 +36,7 @@ def predict(
     image_key: str | None = None,
     key_added: str | None = None,
     genes: Iterable[str] | None = None,
+    encoder: Any = None,
     batch_size: int | None = None,
     device: str | None = None,
     allow_upsampling: bool = False,
@@ -62,6 +63,9 @@ def predict(
         Name of the table; None makes ``{shapes}_{model}``. An existing one is overwritten in memory with a warning.
     genes
         Genes to keep; None keeps all that the model knows.
+    encoder
+        The encoder that the model was trained with, when it cannot be made again from its name (a module of your own, local
+        weights); any other is refused. None makes it.
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
@@ -95,14 +99,15 @@ def predict(
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(seed=1)
-    >>> model = st.tl.train(st.datasets.toy_cohort(2), genes=["EPCAM", "COL1A2"])
-    >>> st.tl.predict(slide, model, shapes_key="spots")
+    >>> cohort = st.datasets.toy_cohort(2)
+    >>> model = st.tl.train(cohort, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    >>> st.tl.predict(slide, model)
     >>> slide.tables["spots_ridge"].var_names.tolist()
     ['EPCAM', 'COL1A2']
     """
     trained = _model(model)
     columns = _columns(trained, genes)
-    encoder = _encoder(trained, device=device)
+    used = _encoder(trained, encoder, device=device)
     if shapes_key is None and set(sdata.shapes) <= {keys.TISSUE} and inplace:
         _make_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
     region = data.read_region(
@@ -118,7 +123,7 @@ def predict(
     pitch = trained.record.pitch_um
     lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
     batch = data.make_batch(
-        region, encoder, trained.needs, lattice=lattice, batch_size=batch_size, allow_upsampling=allow_upsampling
+        region, used, trained.needs, lattice=lattice, batch_size=batch_size, allow_upsampling=allow_upsampling
     )
     mean, std = trained.predict(batch)
     score = trained.typical.score(batch.own)
@@ -130,7 +135,7 @@ def predict(
         spatial_um=region.coords_um,
         obs={keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0},
         layers=None if std is None else {keys.STD: np.ascontiguousarray(std[:, columns], dtype=np.float32)},
-        provenance=_provenance(trained, encoder, region, batch),
+        provenance=_provenance(trained, used, region, batch),
     )
     _warn_unlike(trained, score)
     if not inplace:
@@ -170,10 +175,10 @@ def _model(model: Any) -> Model:
     return model
 
 
-def _encoder(model: Model, *, device: str | None) -> Encoder:
+def _encoder(model: Model, given: Any, *, device: str | None) -> Encoder:
     """Return the encoder that the model was trained with, and nothing else."""
     wanted = model.record.encoder
-    own = getattr(model, "encoder", None)
+    own = getattr(model, "encoder", None) if given is None else encoders.get(given, tile=TileSpec(**model.record.tile))
     encoder = (
         own.to(device)
         if own is not None

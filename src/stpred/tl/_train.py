@@ -99,8 +99,9 @@ def train(
     --------
     >>> import stpred as st
     >>> slides = st.datasets.toy_cohort(3)
-    >>> model = st.tl.train(slides, "ridge", genes=st.GeneRule("rmax", n=50))
-    >>> model.record.genes[:2]  # doctest: +SKIP
+    >>> model = st.tl.train(slides, "ridge", genes=st.GeneRule("rmax", n=50), shapes_key="spots")
+    >>> len(model.record.genes)
+    50
     """
     slides = data.as_slides(slides)
     family, config = _registry.resolve(model)
