@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +27,14 @@ def gaussian(image: Plane, sigma_px: float, *, truncate: float = 3.0) -> Plane:
     if sigma_px <= 0:
         return image
     radius = min(max(1, math.ceil(truncate * sigma_px)), *image.shape)
+    return _convolve(image, _half_gaussian(sigma_px, radius))
+
+
+@lru_cache(maxsize=256)
+def _half_gaussian(sigma_px: float, radius: int) -> Plane:
+    """Return the weights from the centre outwards."""
     weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma_px) ** 2)
-    return _convolve(image, (weights / (2 * weights.sum() - 1)).astype(np.float32))
+    return (weights / (2 * weights.sum() - 1)).astype(np.float32)
 
 
 class ScaleSpace(NamedTuple):
@@ -90,26 +97,37 @@ def lbp_histogram(image: Plane, radius_px: float, *, stride_px: int = 1, toleran
     margin = math.ceil(radius_px)
     if min(h, w) <= 2 * margin:
         return np.zeros(N_LBP)
-    angle = 2 * np.pi * np.arange(8) / 8
-    # Rounded, so that neighbours on the axes are exact pixels.
-    offset = np.round([-radius_px * np.sin(angle), radius_px * np.cos(angle)], 5)
-    whole = np.floor(offset)
-    counts = _lbp_counts(
-        image, margin, stride_px, np.float32(tolerance), whole.astype(np.int64), (offset - whole).astype(np.float32)
-    )
+    whole, part = _circle(radius_px)
+    counts = _lbp_counts(image, margin, stride_px, np.float32(tolerance), whole, part)
     shares = np.bincount(_LBP_CODES, weights=counts, minlength=N_LBP)
     return shares / shares.sum()
 
 
-def block_tensor(image: Plane, n_blocks: int) -> NDArray[np.float64]:
+@lru_cache(maxsize=256)
+def _circle(radius_px: float) -> tuple[NDArray[np.int64], Plane]:
+    """Return (2, 8) rows and columns of the neighbours: whole pixels, and what is left to interpolate."""
+    angle = 2 * np.pi * np.arange(8) / 8
+    # Rounded, so that neighbours on the axes are exact pixels.
+    offset = np.round([-radius_px * np.sin(angle), radius_px * np.cos(angle)], 5)
+    whole = np.floor(offset)
+    return whole.astype(np.int64), (offset - whole).astype(np.float32)
+
+
+def block_tensor(image: Plane, n_blocks: int, *, margin: float = 0.0) -> NDArray[np.float64]:
     """Return the structure tensor summed over a grid of blocks: (n_blocks, n_blocks, 3) of gxx, gyy, gxy.
 
     Gradients are central differences; their products are divided by the number of pixels, so that the sum over the
-    blocks is the mean over the image. The outermost pixels have no gradient (Bigun & Granlund 1987).
+    blocks is the mean over the image. The outermost pixels have no gradient (Bigun & Granlund 1987). `margin` is the
+    share of rows and columns to leave out on every side.
     """
-    h, w = image.shape
-    rows, cols = (np.clip(np.arange(n_blocks + 1) * n // n_blocks, 1, n - 1) for n in (h, w))
-    return _block_tensor(image, rows, cols) / max((h - 2) * (w - 2), 1)
+    rows, cols = (_block_bounds(n, n_blocks, margin) for n in image.shape)
+    return _block_tensor(image, rows, cols) / max((rows[-1] - rows[0]) * (cols[-1] - cols[0]), 1)
+
+
+@lru_cache(maxsize=256)
+def _block_bounds(n: int, n_blocks: int, margin: float) -> NDArray[np.int64]:
+    skip = int(n * margin)
+    return np.clip(skip + np.arange(n_blocks + 1) * (n - 2 * skip) // n_blocks, 1, n - 1)
 
 
 def coherence(tensor: NDArray[np.float64], *, floor: float) -> float:
@@ -140,8 +158,8 @@ def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float
     """Return mean, standard deviation, then the quantiles at `levels`, read off 1024 bins over [low, high]."""
     # Sums about a value of the image lose nothing where it is nearly constant.
     middle = image[image.shape[0] // 2, image.shape[1] // 2]
-    sums = _sums_about(image, middle) / image.size
-    moments = [float(middle) + sums[0], math.sqrt(max(sums[1] - sums[0] ** 2, 0.0))]
+    m1, m2 = (_sums_about(image, middle) / image.size).tolist()
+    moments = [float(middle) + m1, math.sqrt(max(m2 - m1 * m1, 0.0))]
     if len(levels) == 0:
         return np.array(moments)
     counts = histogram(image, low, high, 1024)
@@ -152,19 +170,28 @@ def distribution(image: Plane, low: float, high: float, levels: NDArray[np.float
     return np.concatenate([moments, low + (b + np.clip(part, 0, 1)) * (high - low) / 1024])
 
 
-def difference_moments(fine: Plane, coarse: Plane) -> tuple[float, float]:
-    """Return the root mean square and the skewness of the band `fine` - `coarse` (0 where the band is empty)."""
-    m1, m2, m3, _, _ = _difference_sums(fine, coarse, fine, coarse) / fine.size
+def difference_moments(fine: Plane, coarse: Plane, *, margin: float = 0.0) -> tuple[float, float]:
+    """Return the root mean square and the skewness of the band `fine` - `coarse` (0 where the band is empty).
+
+    `margin` is the share of rows and columns to leave out on every side.
+    """
+    m1, m2, m3, _, _ = _difference_means(fine, coarse, fine, coarse, margin)
     variance = m2 - m1 * m1
     if variance <= 1e-8:  # below a tenth of a grey value there is nothing but rounding
         return math.sqrt(m2), 0.0
-    return math.sqrt(m2), float((m3 - 3 * m1 * m2 + 2 * m1**3) / variance**1.5)
+    return math.sqrt(m2), (m3 - 3 * m1 * m2 + 2 * m1**3) / variance**1.5
 
 
 def difference_correlation(fine: Plane, coarse: Plane, other_fine: Plane, other_coarse: Plane, floor: float) -> float:
     """Return the correlation of two bands about zero; `floor` is added to each band's strength, against mere noise."""
-    _, one, _, two, both = _difference_sums(fine, coarse, other_fine, other_coarse) / fine.size
-    return float(both / ((math.sqrt(one) + floor) * (math.sqrt(two) + floor)))
+    _, one, _, two, both = _difference_means(fine, coarse, other_fine, other_coarse, 0.0)
+    return both / ((math.sqrt(one) + floor) * (math.sqrt(two) + floor))
+
+
+def _difference_means(a: Plane, b: Plane, c: Plane, d: Plane, margin: float) -> list[float]:
+    y, x = (int(n * margin) for n in a.shape)
+    sums = _difference_sums(a, b, c, d, y, x)
+    return (sums / ((a.shape[0] - 2 * y) * (a.shape[1] - 2 * x))).tolist()
 
 
 def class_means(values: Plane, classes: NDArray[np.uint8], n_classes: int) -> NDArray[np.float64]:
@@ -295,13 +322,14 @@ def _sums_about(image: Plane, origin: np.float32) -> NDArray[np.float64]:
 
 
 @kernel
-def _difference_sums(a: Plane, b: Plane, c: Plane, d: Plane) -> NDArray[np.float64]:
+def _difference_sums(a: Plane, b: Plane, c: Plane, d: Plane, skip_y: int, skip_x: int) -> NDArray[np.float64]:
     """Return the sums of p, p^2, p^3, q^2 and p q, with p = a - b and q = c - d."""
-    h, w = a.shape
+    h = a.shape[0]
+    w = a.shape[1] - 2 * skip_x
     lanes = np.zeros((5, w), np.float32)
     first, second, third, other, both = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
-    for y in range(h):
-        aa, bb, cc, dd = a[y], b[y], c[y], d[y]
+    for y in range(skip_y, h - skip_y):
+        aa, bb, cc, dd = a[y, skip_x:], b[y, skip_x:], c[y, skip_x:], d[y, skip_x:]
         for x in range(w):
             p = aa[x] - bb[x]
             q = cc[x] - dd[x]

@@ -37,6 +37,7 @@ _EDGES_UM = (0.5, 1.0, 2.0)
 _LBP_UM = (1.0, 2.0, 4.0)
 _CHROMATIN_UM = (0.5, 1.0)
 _CENTRE_EDGES_UM = 1.0
+_CENTRE = 0.25  # share of rows and columns that the centre leaves out on every side
 _BLOCKS = 14
 _POOLS = {"fine": 1, "tile": _BLOCKS}
 _COMPOSITION_UM = 4.0
@@ -221,9 +222,9 @@ def _centre(spaces: Sequence[ScaleSpace], stains: Plane, nuclei: Values, *, mpp:
     shape = stains.shape[1:]
     means = np.array([distribution(_middle(plane), -0.5, 2.5, _LEVELS[:0])[0] for plane in stains[:2]])
     pairs = [pair for space in spaces for pair in zip(space.fine, space.coarse, strict=False)]
-    bands = np.array([math.log(difference_moments(_middle(a), _middle(b))[0] + _FLOOR) for a, b in pairs])
+    bands = np.array([math.log(difference_moments(a, b, margin=_CENTRE)[0] + _FLOOR) for a, b in pairs])
     k = _BANDS_UM.index(_CENTRE_EDGES_UM) + 1
-    lines = [coherence(block_tensor(_middle(space.fine[k]), 1), floor=_FLOOR**2) for space in spaces[:2]]
+    lines = [coherence(block_tensor(space.fine[k], 1, margin=_CENTRE), floor=_FLOOR**2) for space in spaces[:2]]
     k = _BANDS_UM.index(_LBP_UM[0] / 2) + 1
     radius_px = max(_LBP_UM[0] / mpp / spaces[0].steps[k], 1.0)
     patterns = np.sqrt(lbp_histogram(_middle(spaces[0].fine[k]), radius_px))
@@ -244,8 +245,8 @@ def _chromatin(space: ScaleSpace, labels: NDArray[np.int32]) -> Values:
     out: list[float] = []
     for k in range(len(_CHROMATIN_UM)):
         step = space.steps[k]
-        inside = (labels[::step, ::step] > 0).astype(np.uint8)
-        out += [math.log(s + _FLOOR) for s in class_means(space.fine[k] - space.coarse[k], inside, 2)[:, 2]]
+        inside = (labels[:: 2 * step, ::step] > 0).astype(np.uint8)  # every other row tells as much
+        out += [math.log(s + _FLOOR) for s in class_means(space.fine[k][::2] - space.coarse[k][::2], inside, 2)[:, 2]]
     return np.array(out)
 
 
