@@ -85,6 +85,15 @@ def test_flat_pyramid_and_chunks_agree(picture: np.ndarray, mpp: float) -> None:
     assert np.abs(flat.astype(int) - levels).mean() < 2.0
 
 
+@pytest.mark.parametrize("mpp", [0.25, 0.4, 0.5, 0.6, 0.75, 1.0, 1.5])
+def test_a_grainy_slide_looks_the_same_with_and_without_a_pyramid(picture: np.ndarray, mpp: float) -> None:
+    grain = np.random.default_rng(0).normal(0, 12, picture.shape)
+    grainy = (picture + grain).clip(0, 255).astype(np.uint8)
+    tile, at = TileSpec(mpp, 64), centers(10)
+    flat = read_tiles(pyramid_of(grainy), at, tile)
+    assert np.abs(flat.astype(int) - read_tiles(pyramid_of(grainy, levels=4), at, tile)).mean() < 2.0
+
+
 @pytest.mark.parametrize("turn", range(8))
 def test_quarter_turns_and_flips_are_exact(picture: np.ndarray, turn: int) -> None:
     h, w = picture.shape[:2]

@@ -31,6 +31,8 @@ _CUBIC_REACH_PX = 2
 # A rotation that moves a tile's corner by less than this is read as axis-aligned.
 _STRAIGHT_PX = 0.02
 _LEVEL_TOLERANCE = 0.01
+# How much finer than the tile a stored level has to be to stand in for the finest one.
+_FINER = 1.5
 _THUMBNAIL_TILE_UM = 512.0
 
 
@@ -119,8 +121,13 @@ class Pyramid:
         return (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
 
     def level_for(self, mpp: float) -> Level:
-        """Return the coarsest level that is at least as fine as `mpp`, or else the finest."""
-        fine = [level for level in self.levels if level.mpp <= mpp * (1 + _LEVEL_TOLERANCE)]
+        """Return the coarsest level that is clearly finer than `mpp`, or else the finest.
+
+        A level of about the same resolution would be faster, but its pixels went through the scanner's own averaging:
+        the same
+        tissue would look different with and without a pyramid.
+        """
+        fine = [level for level in self.levels if level.mpp * _FINER <= mpp * (1 + _LEVEL_TOLERANCE)]
         return fine[-1] if fine else self.levels[0]
 
     def check_resolution(self, tile: TileSpec, *, what: str = "The image", allow_upsampling: bool = False) -> None:

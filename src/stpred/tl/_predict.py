@@ -64,8 +64,8 @@ def predict(
     genes
         Genes to keep; None keeps all that the model knows.
     encoder
-        The encoder that the model was trained with, when it cannot be made again from its name (a module of your own, local
-        weights); any other is refused. None makes it.
+        The encoder that the model was trained with, when it cannot be made again from its name (a module of your own,
+        local weights); any other is refused. None makes it.
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
