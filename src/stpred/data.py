@@ -256,8 +256,7 @@ def make_batch(
         What the model asks for.
     lattice
         Training lattice of the model; None while training, when the region itself is the lattice. A region of another
-        pitch
-        takes its context from one shared grid of points at the training pitch.
+        pitch takes its context from one shared grid of points at the training pitch.
     batch_size
         Tiles per encoder call.
     allow_upsampling

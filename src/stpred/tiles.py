@@ -1,9 +1,8 @@
 """Reading tiles in micrometres from an image of any pyramid and any affine placement.
 
 A tile is a centre plus a :class:`~stpred.TileSpec`; it is axis-aligned in the micrometre frame, whatever rotation,
-flip or
-scale places the image there. Tiles are read in a streaming order in which each image chunk is decoded once and dropped
-after the last tile that touches it.
+flip or scale places the image there. Tiles are read in a streaming order in which each image chunk is decoded once and
+dropped after the last tile that touches it.
 """
 
 from __future__ import annotations
@@ -124,8 +123,7 @@ class Pyramid:
         """Return the coarsest level that is clearly finer than `mpp`, or else the finest.
 
         A level of about the same resolution would be faster, but its pixels went through the scanner's own averaging:
-        the same
-        tissue would look different with and without a pyramid.
+        the same tissue would look different with and without a pyramid.
         """
         fine = [level for level in self.levels if level.mpp * _FINER <= mpp * (1 + _LEVEL_TOLERANCE)]
         return fine[-1] if fine else self.levels[0]
@@ -205,8 +203,7 @@ class Pyramid:
         Notes
         -----
         Cubic resampling with anti-aliasing. What lies beyond the image is filled with :attr:`background`. The next
-        batch
-        is read while the caller works on this one.
+        batch is read while the caller works on this one.
         """
         centers_um = np.asarray(centers_um, dtype=np.float64).reshape(-1, 2)
         size = settings.batch_size if batch_size is None else int(batch_size)

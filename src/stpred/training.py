@@ -108,8 +108,7 @@ def choose_config(
     """Return which of several settings scores best on left-out groups of the *training* slides, and every score.
 
     `batches` holds, for each option, the training batches as that option needs them. The score is the mean Pearson
-    correlation
-    over genes and slides, genes without variance counted as zero.
+    correlation over genes and slides, genes without variance counted as zero.
     """
     if len(options) == 1:
         return 0, [float("nan")]

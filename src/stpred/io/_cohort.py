@@ -25,12 +25,10 @@ def read_cohort(
     ----------
     sources
         Each a slide (anything that :func:`stpred.io.read` takes, also as ``name=path``), a folder of slides
-        (subfolders, image
-        files, or legacy ST files that share the part of their names before the first dot), or a csv or tsv file with
-        columns
-        ``slide``, ``path`` and optionally ``format``, ``donor``, ``image``, ``spots``, ``mpp`` (paths relative to the
-        file; `path` is
-        the counts file of legacy ST and the h5ad file of HEST-style data), or a mapping of such columns.
+        (subfolders, image files, or legacy ST files that share the part of their names before the first dot), or a csv
+        or tsv file with columns ``slide``, ``path`` and optionally ``format``, ``donor``, ``image``, ``spots``,
+        ``mpp`` (paths relative to the file; `path` is the counts file of legacy ST and the h5ad file of HEST-style
+        data), or a mapping of such columns.
     format
         As in :func:`stpred.io.read`.
     **kwargs
@@ -39,6 +37,21 @@ def read_cohort(
     Returns
     -------
     Slide names to objects, and slide names to donors as far as a table names them.
+
+    Raises
+    ------
+    InputError
+        If a source holds no slide, two slides have one name, or a table has unknown columns.
+
+    Examples
+    --------
+    >>> import stpred as st, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for name in ("first", "second"):
+    ...     _ = st.datasets.toy_legacy_st(folder / name, size_um=(600, 600))
+    >>> slides, donors = st.io.read_cohort([folder])
+    >>> sorted(slides)
+    ['first', 'second']
     """
     slides: dict[str, SpatialData] = {}
     donors: dict[str, str] = {}

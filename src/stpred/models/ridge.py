@@ -37,8 +37,7 @@ class RidgeConfig(BaseConfig):
         None: the tile alone.
     standardize
         ``"train"``: by mean and standard deviation over the training tiles; ``"slide"``: by each slide's own, which
-        removes
-        shifts of stain and scanner.
+        removes shifts of stain and scanner.
     """
 
     penalty: float | None = None

@@ -42,11 +42,9 @@ def compare(
     Returns
     -------
     DataFrame indexed by gene, best Pearson first: ``pearson``, ``spearman``, ``r2`` and ``rmse`` (float64; NaN where
-    either side has no
-    variance), ``library_size`` (Pearson of the measurement with a location's total of all other genes: what knowing
-    nothing but the
-    amount of RNA gives), ``mean_count``, ``n_locations``, and ``cv_pearson`` and ``trusted`` as the model states them.
-    Raw-count scores are never to be read without ``library_size`` beside them.
+    either side has no variance), ``library_size`` (Pearson of the measurement with a location's total of all other
+    genes: what knowing nothing but the amount of RNA gives), ``mean_count``, ``n_locations``, and ``cv_pearson`` and
+    ``trusted`` as the model states them. Raw-count scores are never to be read without ``library_size`` beside them.
 
     Raises
     ------

@@ -49,25 +49,24 @@ def cross_validate(
         Names to SpatialData objects with measured raw counts.
     models
         One model, a list, or a mapping of names to models; each a family name or a ``Config``. A *list of configs*
-        under one name is a grid:
-        the best one is chosen inside the training slides of every fold, by leaving out their donors in turn.
+        under one name is a grid: the best one is chosen inside the training slides of every fold, by leaving out their
+        donors in turn.
     groups
         Slide to donor, required: folds never share a donor. ``"slide"`` is the explicit exception for sections of one
-        donor, and every row
-        of the result then says ``donor_shared=True``.
+        donor, and every row of the result then says ``donor_shared=True``.
     genes
         Gene rule, computed on the training slides of every fold anew; None takes the 250 genes of highest mean count.
-    shapes_key, table_key, image_key, target, encoder, tile, seed, device, batch_size, allow_upsampling,
-    coordinate_system
+    shapes_key, table_key, image_key, coordinate_system
+        As in :func:`stpred.tl.train`.
+    target, encoder, tile, seed, device, batch_size, allow_upsampling
         As in :func:`stpred.tl.train`.
 
     Returns
     -------
     Tidy DataFrame, one row per model, fold, slide, gene and metric: ``model``, ``fold`` (the left-out donor),
-    ``slide``, ``gene``,
-    ``metric`` (``pearson``, ``spearman``, ``r2``), ``value``, ``target``, ``donor_shared``, ``chosen`` (settings
-    chosen inside the fold).
-    The model ``library_size`` is added to show what knowing a location's total counts alone gives.
+    ``slide``, ``gene``, ``metric`` (``pearson``, ``spearman``, ``r2``), ``value``, ``target``, ``donor_shared``,
+    ``chosen`` (settings chosen inside the fold). The model ``library_size`` is added to show what knowing a location's
+    total counts alone gives.
 
     Raises
     ------

@@ -55,8 +55,7 @@ def predict(
         bundled default.
     shapes_key
         Region to predict on; None takes the model's own training region when present, else the only one. A slide
-        without any gets
-        ``tissue`` and ``grid`` (at the training pitch).
+        without any gets ``tissue`` and ``grid`` (at the training pitch).
     image_key
         H&E image; None takes the one in the micrometre frame.
     key_added

@@ -54,8 +54,7 @@ def train(
         A family (``"ridge"``, ``"mean"``, ``"intensity"``, ...), its class, or its ``Config``.
     genes
         A :class:`~stpred.GeneRule`, a rule's name, or a list of symbols; None takes the 250 genes of highest mean
-        count. Rules are
-        computed on these slides alone.
+        count. Rules are computed on these slides alone.
     shapes_key, table_key, image_key
         Region, its raw counts and the H&E image; None finds them.
     target
@@ -66,8 +65,7 @@ def train(
         :class:`~stpred.TileSpec` to read tiles at; None takes the encoder's own.
     groups
         Donor of each slide. With two or more donors, penalties are chosen and genes are scored by leaving donors out;
-        None takes
-        each slide for its own donor and says so in the record.
+        None takes each slide for its own donor and says so in the record.
     seed
         Seed of whatever is random.
     device
@@ -85,10 +83,8 @@ def train(
     -------
     Model
         Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
-        per gene
-        ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
-        ``mean``,
-        ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1).
+        per gene ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
+        ``mean``, ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1).
 
     Raises
     ------
