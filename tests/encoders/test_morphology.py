@@ -106,7 +106,18 @@ def test_degenerate_tiles_give_finite_numbers(encoder: Morphology) -> None:
 def test_a_white_tile_is_empty_and_has_no_nuclei(encoder: Morphology) -> None:
     (white,) = features(encoder, np.full((224, 224, 3), 250, np.uint8))
     assert white["empty_share"] == 1
-    assert white["nuclei_number"] == white["nuclei_share"] == white["nuclei_long_tiny"] == 0
+    assert (
+        white["nuclei_number"] == white["nuclei_share"] == white["nuclei_long_tiny"] == white["nuclei_alignment"] == 0
+    )
+    assert np.exp(white["nuclei_log_area_mean"]) == pytest.approx(40)
+    assert white["nuclei_log_area_std"] == 0
+
+
+def test_numbers_stay_in_range_when_there_is_hardly_anything_to_measure(encoder: Morphology) -> None:
+    usual = encoder.encode(np.stack([tissue(n=20 + 10 * s, seed=s, white=0.1 * s) for s in range(5)]))
+    sparse = encoder.encode(np.stack([tissue(n=n, seed=n, white=0.7) for n in range(3)]))
+    scale = usual.std(axis=0) + 0.05 * np.abs(usual).max(axis=0) + 0.05
+    assert np.abs((sparse - usual.mean(axis=0)) / scale).max() < 15
 
 
 KNOWN = {

@@ -58,19 +58,18 @@ def region_stats(labels: Labels, intensity: Plane) -> NDArray[np.float64]:
     Axes are full lengths of the ellipse of equal moments, 4 sqrt(eigenvalue of the covariance); the angle is that of
     the major axis against the x axis towards y, in (-pi/2, pi/2]. The perimeter counts pixel edges to anything else,
     times pi/4, which is right for a line of random direction. Hollowness is the mean squared distance from the centroid
-    weighted by intensity over the unweighted one: 1 for an even filling, above 1 for a dark rim. Labels without pixels
-    give zeros.
+    weighted by (positive) intensity over the unweighted one: 1 for an even filling, above 1 for a dark rim. Labels
+    without pixels give zeros.
     """
     n = int(labels.max(initial=0))
-    area, y, x, yy, xx, yx, stain, squares, edges, wy, wx, wr = _region_sums(labels, intensity, n).T
+    area, y, x, yy, xx, yx, stain, squares, edges, weight, wy, wx, wr = _region_sums(labels, intensity, n).T
     some = np.maximum(area, 1)
     cy, cx = y / some, x / some
     # A pixel is a square, not a point: its own variance is 1/12.
     vyy, vxx, vyx = yy / some - cy**2 + 1 / 12, xx / some - cx**2 + 1 / 12, yx / some - cy * cx
     half, spread = (vyy + vxx) / 2, np.hypot((vyy - vxx) / 2, vyx)
     mean = stain / some
-    weighted = wr - 2 * (cy * wy + cx * wx) + (cy**2 + cx**2) * stain
-    stained = np.where(stain > 0, stain, 1)
+    weighted = wr - 2 * (cy * wy + cx * wx) + (cy**2 + cx**2) * weight
     columns = [
         area,
         cy,
@@ -81,7 +80,7 @@ def region_stats(labels: Labels, intensity: Plane) -> NDArray[np.float64]:
         edges * np.pi / 4,
         mean,
         np.sqrt(np.maximum(squares / some - mean**2, 0)),
-        np.where(stain > 0, (weighted / stained + 1 / 6) / (vyy + vxx), 1),
+        np.where(weight > 0, (weighted / np.where(weight > 0, weight, 1) + 1 / 6) / (vyy + vxx), 1),
     ]
     return np.column_stack(columns) * (area > 0)[:, None]
 
@@ -176,7 +175,7 @@ def _climb(raised: Plane, wide: int, labels: Labels) -> None:
 @kernel
 def _region_sums(labels: Labels, intensity: Plane, n: int) -> NDArray[np.float64]:
     h, w = labels.shape
-    sums = np.zeros((n, 12), np.float64)
+    sums = np.zeros((n, 13), np.float64)
     for y in range(h):
         for x in range(w):
             label = labels[y, x]
@@ -194,7 +193,9 @@ def _region_sums(labels: Labels, intensity: Plane, n: int) -> NDArray[np.float64
             s[7] += value * value
             s[8] += int(y == 0 or labels[y - 1, x] != label) + int(y == h - 1 or labels[y + 1, x] != label)
             s[8] += int(x == 0 or labels[y, x - 1] != label) + int(x == w - 1 or labels[y, x + 1] != label)
-            s[9] += value * y
-            s[10] += value * x
-            s[11] += value * (y * y + x * x)
+            if value > 0:
+                s[9] += value
+                s[10] += value * y
+                s[11] += value * x
+                s[12] += value * (y * y + x * x)
     return sums

@@ -43,11 +43,10 @@ class Morphology:
     - ``haematoxylin_lbp_{r}um_{k}``: square root of the share of local binary patterns (Ojala et al. 2002) with `k`
       ones on the circle of radius `r`; 9 is every pattern that is not uniform;
     - ``mixing_{s}um``: correlation of haematoxylin and eosin in each band;
-    - ``composition_h{i}_e{j}``: square root of the share of tissue with haematoxylin level `i` and eosin level `j`;
     - ``nuclei_``: threshold, number per 100 x 100 um (square root), area share, alignment; mean and std over nuclei of
       log area (um2), elongation (log ratio of axes), staining, contrast, hollowness (above 1: chromatin at the rim),
-      fill of its ellipse, roughness, log distance to the nearest other (um); numbers of round and long ones below 25,
-      45, 80 um2 and above (square root);
+      fill of its ellipse, log roughness, log distance to the nearest other (um), all drawn towards an ordinary nucleus
+      with the weight of two; numbers of round and long ones below 25, 45, 80 um2 and above (square root);
     - ``chromatin_texture_``, ``other_texture_``: log strength of the finest bands inside and outside nuclei;
     - ``empty_``, ``nuclear_``, ``perinuclear_``, ``stromal_``: share of each compartment and its staining;
     - ``centre_``: the leading ones of these for the middle half of the rows and columns.

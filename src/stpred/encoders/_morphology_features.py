@@ -40,9 +40,6 @@ _CENTRE_EDGES_UM = 1.0
 _CENTRE = 0.25  # share of rows and columns that the centre leaves out on every side
 _BLOCKS = 14
 _POOLS = {"fine": 1, "tile": _BLOCKS}
-_COMPOSITION_UM = 4.0
-_COMPOSITION_H = np.array([0.0, 0.15, 0.3, 0.5, 0.75])
-_COMPOSITION_E = np.array([0.0, 0.1, 0.25, 0.5])
 _PER_NUCLEUS = (
     "log_area",
     "elongation",
@@ -60,13 +57,14 @@ _CLASSES = ("empty", "nuclear", "perinuclear", "stromal")
 
 _ROUND = 0.5  # log ratio of axes that parts round from long nuclei
 _EMPTY_DENSITY = 0.12  # grey optical density below which H&E is lumen, fat or glass
+_PRIOR = 2.0  # ordinary nuclei that every tile is thought to hold besides its own
+_RARE = 0.01  # share of the tile below which a compartment is described as the tile around it
 _FLOOR = 1e-3  # optical density of a quarter of a grey value: less is rounding, not texture
 
 
 def feature_names() -> tuple[str, ...]:
     """Return the name of every number of `describe`, in its order."""
     edge_stats = ("energy", *(f"coherence_{p}" for p in _POOLS))
-    composition = [(i, j) for i in range(len(_COMPOSITION_H)) for j in range(len(_COMPOSITION_E))]
     return (
         *(f"{s}_{m}" for s in _STAINS for m in ("mean", "std", *(f"q{100 * q:02.0f}" for q in _LEVELS))),
         *(f"{c}_{m}" for c in _CHANNELS for m in ("mean", "std")),
@@ -74,7 +72,6 @@ def feature_names() -> tuple[str, ...]:
         *(f"{p}_edges_{s:g}um_{m}" for p in _STAINS[:2] for s in _EDGES_UM for m in edge_stats),
         *(f"haematoxylin_lbp_{r:g}um_{k}" for r in _LBP_UM for k in range(N_LBP)),
         *(f"mixing_{s:g}um" for s in _BANDS_UM),
-        *(f"composition_h{i}_e{j}" for i, j in composition),
         *("nuclei_threshold", "nuclei_number", "nuclei_share", "nuclei_alignment"),
         *(f"nuclei_{s}_{m}" for s in _PER_NUCLEUS for m in ("mean", "std")),
         *(f"nuclei_{shape}_{size}" for shape in ("round", "long") for size in _SIZES),
@@ -119,12 +116,11 @@ def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
             *(_edges(space, mpp) for space in (haematoxylin, eosin)),
             _patterns(haematoxylin, mpp),
             _mixing(haematoxylin, eosin),
-            _composition(haematoxylin, eosin),
             [threshold],
-            *_nuclei(nuclei, mpp=mpp, shape=labels.shape),
+            *_nuclei(nuclei, threshold=threshold, mpp=mpp, shape=labels.shape),
             _chromatin(haematoxylin, labels),
             _compartments(labels, stains, density=density, mpp=mpp),
-            *_centre((haematoxylin, eosin, grey), stains, nuclei, mpp=mpp),
+            *_centre((haematoxylin, eosin, grey), stains, nuclei, threshold=threshold, mpp=mpp),
         ]
     )
 
@@ -163,33 +159,13 @@ def _mixing(first: ScaleSpace, second: ScaleSpace) -> Values:
     return np.array([difference_correlation(*four, _FLOOR) for four in planes])
 
 
-def _composition(haematoxylin: ScaleSpace, eosin: ScaleSpace) -> Values:
-    """Square roots of the shares of haematoxylin and eosin levels met together at 4 um, with soft borders."""
-    k = _BANDS_UM.index(_COMPOSITION_UM) + 1
-    first = _memberships(haematoxylin.fine[k], _COMPOSITION_H)
-    second = _memberships(eosin.fine[k], _COMPOSITION_E)
-    shares = np.einsum("ip,jp->ij", first, second) / first.shape[1]
-    return np.sqrt(np.maximum(shares, 0)).ravel()
+def _nuclei(stats: Values, *, threshold: float, mpp: float, shape: Sequence[float]) -> tuple[Values, Values, Values]:
+    """Return number, area share and alignment of nuclei; mean and std of each shape statistic; numbers by kind.
 
-
-def _memberships(plane: Plane, nodes: Values) -> Values:
-    """Return (n_nodes, n) weights of each value in the hat functions around `nodes`; they sum to one."""
-    flat = np.clip(plane.ravel().astype(np.float64), nodes[0], nodes[-1])
-    upper = np.clip(np.searchsorted(nodes, flat), 1, len(nodes) - 1)
-    part = (flat - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1])
-    weights = np.zeros((len(nodes), flat.size))
-    at = np.arange(flat.size)
-    weights[upper - 1, at] = 1 - part
-    weights[upper, at] = part
-    return weights
-
-
-def _nuclei(stats: Values, *, mpp: float, shape: Sequence[float]) -> tuple[Values, Values, Values]:
-    """Return number, area share and alignment of nuclei; mean and std of each shape statistic; numbers by kind."""
+    Means are drawn towards an ordinary nucleus with the weight of two: few nuclei say little and none say nothing.
+    """
     n, height, width = len(stats), *shape
     per_area = 1e4 / (height * width * mpp**2)  # per 100 x 100 um
-    if n == 0:
-        return np.zeros(3), np.zeros(2 * len(_PER_NUCLEUS)), np.zeros(2 * len(_SIZES))
     area, _, _, major, minor, angle, perimeter, staining, contrast, hollowness, distance = stats.T
     elongation = np.log(major / minor)
     columns = np.column_stack(
@@ -200,15 +176,18 @@ def _nuclei(stats: Values, *, mpp: float, shape: Sequence[float]) -> tuple[Value
             contrast,
             hollowness,
             area / (math.pi / 4 * major * minor),
-            perimeter**2 / (4 * math.pi * area),
+            np.log(perimeter**2 / (4 * math.pi * area)),
             np.log(distance * mpp),
         ]
     )
-    alignment = abs((elongation * np.exp(2j * angle)).sum()) / (elongation.sum() + 1e-9)
+    ordinary = np.array([math.log(40), 0.4, 1.25 * threshold, 0.1, 1.0, 0.97, 0.1, math.log(15)])
+    mean = (columns.sum(axis=0) + _PRIOR * ordinary) / (n + _PRIOR)
+    std = np.sqrt(((columns - mean) ** 2).sum(axis=0) / (n + _PRIOR))
+    turn = abs((elongation * np.exp(2j * angle)).sum()) / (elongation.sum() + _PRIOR * ordinary[1])
     kind = np.searchsorted(_AREAS_UM2, area * mpp**2, side="right") + len(_SIZES) * (elongation > _ROUND)
     numbers = np.sqrt(np.bincount(kind, minlength=2 * len(_SIZES)) * per_area)
-    spread = np.column_stack([columns.mean(axis=0), columns.std(axis=0)]).ravel()
-    return np.array([math.sqrt(n * per_area), area.sum() / (height * width), alignment]), spread, numbers
+    head = np.array([math.sqrt(n * per_area), area.sum() / (height * width), turn])
+    return head, np.column_stack([mean, std]).ravel(), numbers
 
 
 def _with_distance(stats: Values, shape: Sequence[float]) -> Values:
@@ -217,7 +196,9 @@ def _with_distance(stats: Values, shape: Sequence[float]) -> Values:
     return np.column_stack([stats, np.minimum(distance, math.hypot(*shape))])
 
 
-def _centre(spaces: Sequence[ScaleSpace], stains: Plane, nuclei: Values, *, mpp: float) -> tuple[Values, ...]:
+def _centre(
+    spaces: Sequence[ScaleSpace], stains: Plane, nuclei: Values, *, threshold: float, mpp: float
+) -> tuple[Values, ...]:
     """Return the leading statistics again for the middle half of the rows and columns."""
     shape = stains.shape[1:]
     means = np.array([distribution(_middle(plane), -0.5, 2.5, _LEVELS[:0])[0] for plane in stains[:2]])
@@ -230,7 +211,7 @@ def _centre(spaces: Sequence[ScaleSpace], stains: Plane, nuclei: Values, *, mpp:
     patterns = np.sqrt(lbp_histogram(_middle(spaces[0].fine[k]), radius_px))
     y, x = nuclei[:, 1], nuclei[:, 2]
     inside = (abs(y + 0.5 - shape[0] / 2) < shape[0] / 4) & (abs(x + 0.5 - shape[1] / 2) < shape[1] / 4)
-    head, spread, numbers = _nuclei(nuclei[inside], mpp=mpp, shape=(shape[0] / 2, shape[1] / 2))
+    head, spread, numbers = _nuclei(nuclei[inside], threshold=threshold, mpp=mpp, shape=(shape[0] / 2, shape[1] / 2))
     return means, bands, np.array(lines), patterns, head[:2], spread[: 2 * len(_CENTRE_NUCLEUS) : 2], numbers
 
 
@@ -246,8 +227,17 @@ def _chromatin(space: ScaleSpace, labels: NDArray[np.int32]) -> Values:
     for k in range(len(_CHROMATIN_UM)):
         step = space.steps[k]
         inside = (labels[:: 2 * step, ::step] > 0).astype(np.uint8)  # every other row tells as much
-        out += [math.log(s + _FLOOR) for s in class_means(space.fine[k][::2] - space.coarse[k][::2], inside, 2)[:, 2]]
+        out += [math.log(s + _FLOOR) for s in _by_class(space.fine[k][::2] - space.coarse[k][::2], inside, 2)[:, 2]]
     return np.array(out)
+
+
+def _by_class(plane: Plane, classes: NDArray[np.uint8], n: int) -> Values:
+    """Return (n, 3) share, mean and std of each class, where a rare class is taken to look like all of the tile."""
+    table = class_means(plane, classes, n)
+    share = table[:, :1]
+    overall = np.array([(share[:, 0] * table[:, 1]).sum(), math.sqrt((share[:, 0] * table[:, 2] ** 2).sum())])
+    table[:, 1:] = (share * table[:, 1:] + _RARE * overall) / (share + _RARE)
+    return table
 
 
 def _compartments(labels: NDArray[np.int32], stains: Plane, *, density: Plane, mpp: float) -> Values:
@@ -256,7 +246,7 @@ def _compartments(labels: NDArray[np.int32], stains: Plane, *, density: Plane, m
     near = gaussian(nuclear.astype(np.float32), 0.75 / mpp) > 0.05
     empty = halve(gaussian(density, 0.5 / mpp)) < _EMPTY_DENSITY
     classes = np.where(nuclear, 1, np.where(empty, 0, np.where(near, 2, 3))).astype(np.uint8)
-    tables = [class_means(halve(plane), classes, len(_CLASSES)) for plane in stains]
+    tables = [_by_class(halve(plane), classes, len(_CLASSES)) for plane in stains]
     staining = np.stack([t[1:, 1:] for t in tables], axis=1)  # (class, stain, mean and std)
     voids = gaussian(empty.astype(np.float32), 2.0 / mpp)
     return np.concatenate([tables[0][:, 0], staining.ravel(), [math.log(float(voids.std(dtype=np.float64)) + 1e-2)]])
