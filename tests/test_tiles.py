@@ -34,7 +34,8 @@ def pyramid_of(picture: np.ndarray, *, affine: np.ndarray | None = None, chunk: 
         f = 2**k
         h, w = picture.shape[0] // f * f, picture.shape[1] // f * f
         small = picture[:h, :w].reshape(h // f, f, w // f, f, 3).mean(axis=(1, 3)).round().astype(np.uint8)
-        made.append(Level(da.from_array(np.moveaxis(small, -1, 0), chunks=(3, chunk, chunk)), affine @ np.diag([f, f, 1.0])))
+        array = da.from_array(np.moveaxis(small, -1, 0), chunks=(3, chunk, chunk))
+        made.append(Level(array, affine @ np.diag([f, f, 1.0])))
     return Pyramid(made)
 
 
@@ -146,7 +147,8 @@ def test_each_chunk_is_decoded_once_and_dropped(picture: np.ndarray, levels: int
         seen[y0, x0] += 1
         return np.moveaxis(picture, -1, 0)[:, y0:y1, x0:x1]
 
-    array = da.map_blocks(load, chunks=((3,), (250,) * 6, (300,) * 6), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    meta = np.empty((0, 0, 0), np.uint8)
+    array = da.map_blocks(load, chunks=((3,), (250,) * 6, (300,) * 6), dtype=np.uint8, meta=meta)
     pyramid = Pyramid([Level(array, np.diag([MPP, MPP, 1.0]))])
     at = centers(300, margin_um=40)
     for rows, tiles in pyramid.read(at, TileSpec(0.5, 96), batch_size=16):
@@ -190,7 +192,8 @@ def test_thumbnail_of_a_rotated_slide_is_upright(picture: np.ndarray) -> None:
     upright, corner = pyramid_of(picture).thumbnail(2.0)
     assert upright.shape[:2] == (188, 225)
     assert corner.tolist() == [0, 0]
-    turned = pyramid_of(np.rot90(picture).copy(), affine=np.diag([MPP, MPP, 1.0]) @ np.array([[0, -1, 1800], [1, 0, 0], [0, 0, 1.0]]))
+    quarter = np.array([[0, -1, 1800], [1, 0, 0], [0, 0, 1.0]])
+    turned = pyramid_of(np.rot90(picture).copy(), affine=np.diag([MPP, MPP, 1.0]) @ quarter)
     again, corner = turned.thumbnail(2.0)
     assert np.abs(again.astype(int) - upright).mean() < 1.0
     element = thumbnail_element(pyramid_of(picture), max_px=200)

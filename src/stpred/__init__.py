@@ -15,7 +15,20 @@ __version__ = "0.1.0"
 
 _SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "tl")
 
-__all__ = ["GeneRule", "TileSpec", "__version__", "settings", *_SUBMODULES]
+__all__ = [
+    "GeneRule",
+    "TileSpec",
+    "__version__",
+    "datasets",
+    "encoders",
+    "io",
+    "metrics",
+    "models",
+    "pl",
+    "pp",
+    "settings",
+    "tl",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -62,17 +62,38 @@ def leave_groups_out(groups: Mapping[str, str]) -> Iterator[tuple[str, list[str]
         yield donor, [s for s in groups if s not in test], test
 
 
+TRUSTED = 0.1
+"""Mean Pearson correlation on left-out slides from which a gene counts as predictable."""
+
+CHANCE = 2.33
+"""Standard errors (one-sided p of 0.01) by which it has to differ from zero as well: few spots reach 0.1 by luck."""
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """Per-gene scores on slides that were left out of training: (n_slides, n_genes)."""
+    """Per-gene scores on slides that were left out of training: (n_slides, n_genes), and (n_slides,) locations."""
 
     pearson: NDArray[np.float64]
     spearman: NDArray[np.float64]
+    n_locations: NDArray[np.int64]
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return each gene's mean over slides (NaN where it never varied) and its number of scored slides."""
         n_slides = np.isfinite(self.pearson).sum(axis=0)
-        return {"cv_pearson": _mean(self.pearson), "cv_spearman": _mean(self.spearman), "n_slides": n_slides}
+        pearson = _mean(self.pearson)
+        return {
+            "cv_pearson": pearson,
+            "cv_spearman": _mean(self.spearman),
+            "n_slides": n_slides,
+            "trusted": (np.nan_to_num(pearson) > TRUSTED) & (self._beyond_chance() > CHANCE),
+        }
+
+    def _beyond_chance(self) -> NDArray[np.float64]:
+        """Return how many standard errors each gene's correlations (Fisher's z, slides pooled) lie above zero."""
+        known = np.isfinite(self.pearson)
+        weight = np.where(known, np.maximum(self.n_locations - 3, 0)[:, None], 0)
+        z = np.arctanh(np.where(known, self.pearson, 0).clip(-0.999999, 0.999999))
+        return (weight * z).sum(axis=0) / np.sqrt(np.maximum(weight.sum(axis=0), 1))
 
 
 def held_out_scores(
@@ -80,7 +101,7 @@ def held_out_scores(
 ) -> HeldOut:
     """Fit with each group left out and score its slides, gene by gene."""
     by_slide = {b.slide: b for b in batches}
-    pearson, spearman = [], []
+    pearson, spearman, n = [], [], []
     for _, train, test in leave_groups_out(dict(zip(by_slide, groups, strict=True))):
         donors = [g for s, g in zip(by_slide, groups, strict=True) if s in train]
         model, _ = fit(family, config, [by_slide[s] for s in train], groups=donors, seed=seed, typical=False)
@@ -88,7 +109,8 @@ def held_out_scores(
             mean, _ = model.predict(by_slide[s])
             pearson.append(metrics.pearson(mean, by_slide[s].y))
             spearman.append(metrics.spearman(mean, by_slide[s].y))
-    return HeldOut(np.asarray(pearson), np.asarray(spearman))
+            n.append(len(mean))
+    return HeldOut(np.asarray(pearson), np.asarray(spearman), np.asarray(n))
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

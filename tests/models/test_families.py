@@ -194,3 +194,10 @@ def test_unknown_family_says_what_exists() -> None:
         _registry.resolve("rigde")
     assert _registry.resolve(Ridge)[0] is Ridge
     assert _registry.resolve(Ridge.Config(penalty=1.0))[1].penalty == 1.0
+
+
+def test_trusted_needs_more_than_luck() -> None:
+    few = training.HeldOut(np.array([[0.15, 0.6, np.nan]]), np.zeros((1, 3)), np.array([40]))
+    many = training.HeldOut(np.array([[0.15, 0.05, np.nan]]), np.zeros((1, 3)), np.array([4000]))
+    assert few.columns()["trusted"].tolist() == [False, True, False]
+    assert many.columns()["trusted"].tolist() == [True, False, False]

@@ -25,7 +25,12 @@ def fitted(family: type[Model], config: object = None) -> tuple[Model, Batch]:
 
 @pytest.mark.parametrize(
     ("family", "config"),
-    [(Mean, None), (Intensity, Intensity.Config(n_bins=3)), (Ridge, None), (Ridge, Ridge.Config(penalty=2.0, n_components=2))],
+    [
+        (Mean, None),
+        (Intensity, Intensity.Config(n_bins=3)),
+        (Ridge, None),
+        (Ridge, Ridge.Config(penalty=2.0, n_components=2)),
+    ],
 )
 def test_round_trip_is_bit_identical(tmp_path: Path, family: type[Model], config: object) -> None:
     model, batch = fitted(family, config)

@@ -29,8 +29,8 @@ def tissue_mask(
 
     Notes
     -----
-    Optical density against the slide's own glass, smoothed over 10 um, cut at Otsu's threshold within physical bounds: a
-    field full of tissue stays whole and an empty one stays empty.
+    Optical density against the slide's own glass, smoothed over 10 um, cut at Otsu's threshold within physical bounds:
+    a field full of tissue stays whole and an empty one stays empty.
     """
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
-TRUSTED = 0.1
-"""Mean Pearson correlation on left-out slides from which a gene counts as predictable."""
-
 
 def train(
     slides: SpatialData | Mapping[str, SpatialData],
@@ -84,7 +81,8 @@ def train(
     Model
         Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
         per gene ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
-        ``mean``, ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1).
+        ``mean``, ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1 and, by its number of locations, beyond
+        chance).
 
     Raises
     ------
@@ -131,7 +129,6 @@ def train(
     fitted, facts = training.fit(family, config, batches, groups=order, seed=seed)
     var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean", "rmax") if c in chosen}
     var |= _held_out(family, config, batches, order, seed=seed)
-    var["trusted"] = np.nan_to_num(np.asarray(var["cv_pearson"], dtype=float)) > TRUSTED
     if (ids := _gene_ids(regions, names)) is not None:
         var["gene_id"] = ids
     lattices = [lattice for r in regions if (lattice := Lattice.of(r.coords_um)) is not None]
@@ -164,7 +161,8 @@ def _held_out(family: Any, config: Any, batches: list[Any], groups: list[str], *
     if len(set(groups)) < 2:
         logger.warning("One donor only: no gene can be scored on unseen tissue, so none is marked as trusted.")
         unknown = np.full(n_genes, np.nan)
-        return {"cv_pearson": unknown, "cv_spearman": unknown, "n_slides": np.zeros(n_genes, dtype=int)}
+        none = np.zeros(n_genes, dtype=int)
+        return {"cv_pearson": unknown, "cv_spearman": unknown, "n_slides": none, "trusted": none.astype(bool)}
     return training.held_out_scores(family, config, batches, groups=groups, seed=seed).columns()
 
 
