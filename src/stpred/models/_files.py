@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError, MissingFileError, listing, whole
 from stpred.models import _registry
 from stpred.models._base import FORMAT_VERSION, Model, Record
 
@@ -42,6 +43,10 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     'copy'
     """
     path = Path(path)
+    if not isinstance(model, Model):
+        raise InputError(f"`model` must be a trained model, got {type(model).__name__}.")
+    if not model.record.genes:
+        raise InputError(f"The {model.family!r} model is not trained, so there is nothing to keep.")
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the model.")
     if path.exists() and not (path.is_dir() and (path / CONFIG).exists()):
@@ -59,7 +64,8 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     try:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, staging / WEIGHTS)
         (staging / CONFIG).write_text(json.dumps(facts, indent=1, allow_nan=False, default=float))
-        staging.chmod(0o755)
+        staging.chmod(0o755)  # a temporary folder and safetensors' own file are closed to everybody else
+        (staging / WEIGHTS).chmod(0o644)
         if path.exists():
             shutil.rmtree(path)
         staging.rename(path)
@@ -106,11 +112,32 @@ def load(path: str | Path) -> Model:
     if missing := {"family", "config", "n_features", "record"} - facts.keys():
         raise InputError(f"{str(folder / CONFIG)!r} lacks {sorted(missing)}.")
     family = _registry.family(facts["family"])
-    record = Record(**facts["record"])
-    model = family(family.Config.parse(facts["config"]), n_features=facts["n_features"], n_genes=len(record.genes))
+    record = _record(facts["record"], folder / CONFIG)
+    if not isinstance(facts["config"], dict):
+        raise InputError(f"{str(folder / CONFIG)!r} holds no settings under 'config' but {facts['config']!r}.")
+    width = whole(facts["n_features"], name=f"n_features of {folder / CONFIG}")
+    model = family(family.Config.parse(facts["config"]), n_features=width, n_genes=len(record.genes))
     model.record = record
     _load_tensors(model, folder / WEIGHTS)
     return model.eval()
+
+
+def _record(facts: Any, path: Path) -> Record:
+    """Return the record of a model, after checking that its parts are there and fit each other."""
+    if not isinstance(facts, dict):
+        raise InputError(f"{str(path)!r} holds no facts under 'record' but {facts!r}.")
+    known = {f.name for f in fields(Record)}
+    if unknown := sorted(set(facts) - known):
+        raise InputError(f"The record of {str(path)!r} has unknown fields {unknown}; known are {sorted(known)}.")
+    lacking = [k for k in ("name", "genes") if not facts.get(k)]
+    lacking += [f"{k}.{part}" for k, part in (("encoder", "name"), ("tile", "mpp")) if part not in facts.get(k, {})]
+    if lacking:
+        raise InputError(f"The record of {str(path)!r} lacks {lacking}.")
+    if odd := [k for k, v in facts.get("var", {}).items() if len(v) != len(facts["genes"])]:
+        raise InputError(
+            f"The record of {str(path)!r} has {len(facts['genes'])} genes, but not as many values of {odd}."
+        )
+    return Record(**facts)
 
 
 def _load_tensors(model: Model, path: Path) -> None:

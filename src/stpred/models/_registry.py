@@ -60,7 +60,7 @@ def resolve(model: str | BaseConfig | type[Model]) -> tuple[type[Model], BaseCon
     if isinstance(model, str):
         found = family(model)
         return found, found.Config()
-    if isinstance(model, type):
+    if isinstance(model, type) and hasattr(model, "Config") and hasattr(model, "fit"):
         return model, model.Config()
     for name in families():
         found = family(name)

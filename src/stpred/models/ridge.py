@@ -16,6 +16,8 @@ from stpred._core.checks import InputError, one_of, positive
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 
 STANDARDIZE = ("train", "slide")
+# A feature that hardly varied in training must not carry a strange tile's prediction away.
+_EXTREME = 8.0
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
 
 
@@ -36,15 +38,15 @@ class RidgeConfig(BaseConfig):
         Radius in micrometres around each location within which the neighbours' features are averaged and added;
         None: the tile alone.
     standardize
-        ``"train"``: by mean and standard deviation over the training tiles; ``"slide"``: by each slide's own, which
-        removes shifts of stain and scanner.
+        ``"slide"``: features by each slide's own mean and standard deviation, which removes shifts of stain and scanner;
+        ``"train"``: by those of the training tiles, which keeps differences between whole slides.
     """
 
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None
     context_um: float | None = None
-    standardize: str = "train"
+    standardize: str = "slide"
 
     def __post_init__(self) -> None:
         one_of(self.standardize, STANDARDIZE, name="standardize")
@@ -144,7 +146,7 @@ class Ridge(Model):
         if self.config.standardize == "slide":
             sources = batch.features[batch.sources].astype(np.float64)
             mean, std = sources.mean(axis=0), _safe(sources.std(axis=0))
-        own = (batch.own - mean) / std
+        own = ((batch.own - mean) / std).clip(-_EXTREME, _EXTREME)
         if self.config.context_um is None:
             return own
         if batch.links is None:
@@ -153,7 +155,7 @@ class Ridge(Model):
         around = batch.links.mean(batch.features.astype(np.float64))
         alone = batch.links.counts() == 0
         around[alone] = batch.own[alone]
-        return np.concatenate([own, (around - mean) / std], axis=1)
+        return np.concatenate([own, ((around - mean) / std).clip(-_EXTREME, _EXTREME)], axis=1)
 
 
 def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+from typer.testing import CliRunner
+
+import stpred as st
+from stpred.cli import app
+
+run = CliRunner()
+SIZE_UM = (600.0, 600.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two Visium slides and a table that lists them."""
+    base = tmp_path_factory.mktemp("cohort")
+    for i, name in enumerate(("a", "b")):
+        st.datasets.toy_visium(base / name / "outs", seed=i, donor=i, size_um=SIZE_UM, n_genes=30)
+    pd.DataFrame({"slide": ["a", "b"], "path": ["a/outs", "b/outs"], "donor": ["p", "q"]}).to_csv(
+        base / "slides.csv", index=False
+    )
+    return base
+
+
+def ok(*arguments: object) -> str:
+    result = run.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    result = run.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_help_of_every_command() -> None:
+    assert "Predict spatial gene expression" in ok("--help")
+    for command in ("demo", "predict", "train", "evaluate", "models"):
+        assert "--help" in ok(command, "--help")
+
+
+def test_train_predict_evaluate(folder: Path, tmp_path: Path) -> None:
+    said = ok("train", folder / "slides.csv", "-o", tmp_path / "mine", "--genes", "mean:10", "--model", "intensity")
+    assert "10 genes, mean held-out Pearson" in said
+    model = st.models.load(tmp_path / "mine")
+    assert model.record.name == "mine"
+    assert model.record.training["n_donors"] == 2
+
+    said = ok("predict", folder / "a" / "outs", "-o", tmp_path / "out.zarr", "--model", tmp_path / "mine")
+    assert "Predicted 10 genes" in said
+    assert "Next:" in said
+    back = sd.read_zarr(tmp_path / "out.zarr")
+    assert {"spots_mine", "spots_counts"} <= set(back.tables)
+    assert set(back.images) == {"he"}
+    assert max(back.images["he"].shape) <= 2000
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out.png", "out.zarr"]
+
+    scores = tmp_path / "scores.csv"
+    said = ok("evaluate", folder / "slides.csv", "--models", "mean,intensity", "--genes", "mean:10", "-o", scores)
+    assert "library_size" in said
+    assert "donor_shared" not in said
+    frame = pd.read_csv(scores)
+    assert set(frame["target"]) == {"log1p_cp10k", "counts"}
+    assert set(frame["fold"]) == {"p", "q"}
+
+
+def test_evaluate_demands_donors(folder: Path) -> None:
+    assert "Which slides share a donor?" in refused("evaluate", folder / "a", folder / "b", "--models", "mean")
+    said = ok("evaluate", folder / "a", folder / "b", "--groups", "slide", "--models", "mean", "--genes", "mean:5")
+    assert "donor_shared=True" in said
+
+
+def test_predict_a_plain_slide_on_a_grid(folder: Path, tmp_path: Path) -> None:
+    slide = st.datasets.toy_wsi(tmp_path / "slide.svs", format="svs", size_um=SIZE_UM)
+    ok(
+        "train",
+        folder / "slides.csv",
+        "-o",
+        tmp_path / "m",
+        "--genes",
+        "mean:5",
+        "--model",
+        "intensity",
+        "--name",
+        "colour",
+    )
+    ok(
+        "predict",
+        slide,
+        "-o",
+        tmp_path / "o.zarr",
+        "--model",
+        tmp_path / "m",
+        "--picture",
+        tmp_path / "p.png",
+        "--with-image",
+    )
+    back = sd.read_zarr(tmp_path / "o.zarr")
+    assert {"tissue", "grid"} <= set(back.shapes)
+    facts = json.loads(back.tables["grid_colour"].uns["stpred"])
+    assert facts["mpp"] == pytest.approx(0.5)
+    assert (tmp_path / "p.png").exists()
+    assert max(back.images["he"]["scale0"]["image"].shape) == 1200
+
+
+def test_predict_takes_the_usual_region_of_several(tmp_path: Path, folder: Path) -> None:
+    bundle = st.datasets.toy_xenium(tmp_path / "x", size_um=(400, 400), rotation_deg=25)
+    ok("train", folder / "slides.csv", "-o", tmp_path / "m", "--genes", "mean:5", "--model", "intensity")
+    said = ok("predict", bundle, "-o", tmp_path / "o.zarr", "--model", tmp_path / "m")
+    assert "took cells" in said
+    assert "cells_m" in sd.read_zarr(tmp_path / "o.zarr").tables
+
+
+def test_existing_output_is_kept(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    out.mkdir()
+    (out / "precious").write_text("x")
+    assert "exists" in refused("predict", folder / "a" / "outs", "-o", out)
+    assert (out / "precious").read_text() == "x"
+    assert "exists" in refused("train", folder / "slides.csv", "-o", out)
+
+
+def test_errors_are_one_sentence(folder: Path, tmp_path: Path) -> None:
+    assert "There is nothing at" in refused("predict", tmp_path / "nowhere.svs", "-o", tmp_path / "o.zarr")
+    assert "No model at 'oracle'" in refused("predict", folder / "a", "-o", tmp_path / "o.zarr", "--model", "oracle")
+    assert "No model family named 'oracle'" in refused(
+        "train", folder / "slides.csv", "-o", tmp_path / "m", "--model", "oracle"
+    )
+    (tmp_path / "bad.csv").write_text("name,file\na,b\n")
+    assert "lacks the columns ['path', 'slide']" in refused("train", tmp_path / "bad.csv", "-o", tmp_path / "m")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv"]
+
+
+def test_models_are_listed() -> None:
+    said = ok("models")
+    for name in ("default", "ridge", "intensity", "mean"):
+        assert name in said
+
+
+@pytest.mark.slow
+def test_demo_leaves_what_it_says(tmp_path: Path) -> None:
+    said = ok("demo", "-o", tmp_path / "demo")
+    assert "noiseless truth" in said
+    assert {"slides", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv"} == {
+        p.name for p in (tmp_path / "demo").iterdir()
+    }
+    scores = pd.read_csv(tmp_path / "demo" / "scores.csv", index_col=0)
+    assert scores["ridge_truth"].median() >= 0.7
+    assert scores["intensity_truth"].median() <= 0.5 * scores["ridge_truth"].median()
+    assert "exists" in refused("demo", "-o", tmp_path / "demo")
+    assert np.isfinite(sd.read_zarr(tmp_path / "demo" / "predicted.zarr").tables["spots_ridge"].X).all()
