@@ -307,6 +307,8 @@ def _listed(wanted: Sequence[str], names: list[str]) -> list[str]:
     missing = [g for g in wanted if g not in known]
     if missing:
         hint = mismatch(missing, names)
+        if hint is None and len(wanted) == 1:  # one name alone may be meant as a rule
+            hint = f"nor is it a gene rule: {listing(GeneRule.METHODS)}"
         raise InputError(
             f"{len(missing)} of the {len(wanted)} listed genes are not measured on every training slide: "
             f"{listing(missing)}; measured are for example {listing(names[:3])}{'; ' + hint if hint else ''}."

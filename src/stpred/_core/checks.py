@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
+
+_ELEMENT = re.compile(r"[\w.-]+")
 
 
 class InputError(ValueError):
@@ -48,8 +51,8 @@ def key_in(key: str, available: Iterable[str], *, what: str, name: str | None = 
 
 def positive(value: float, *, name: str, unit: str = "") -> float:
     """Return `value` as float if it is finite and above zero."""
-    try:
-        number = float(value)
+    try:  # text and truth values pass as numbers in Python, not here
+        number = float("nan") if isinstance(value, (str, bytes, bool)) else float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if not (0 < number < float("inf")):
@@ -57,8 +60,25 @@ def positive(value: float, *, name: str, unit: str = "") -> float:
     return number
 
 
+def whole(value: Any, *, name: str, unit: str = "", unset: bool = False) -> int:
+    """Return `value` as int if it is a whole number above zero; with `unset`, the message also offers None."""
+    try:
+        number = 0.0 if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not (number >= 1 and number.is_integer()):
+        raise InputError(
+            f"`{name}` must be a positive whole number{' of ' + unit if unit else ''}{' or None' if unset else ''}, "
+            f"got {value!r}."
+        )
+    return int(number)
+
+
 def element_name(key: str, *, name: str = "key_added") -> str:
     """Return `key` if SpatialData and zarr can store an element of that name."""
-    if not isinstance(key, str) or not key or any(c in key for c in "/:\\ ") or key.startswith("__"):
-        raise InputError(f"`{name}` must be a non-empty name without '/', ':' or spaces, got {key!r}.")
+    if not isinstance(key, str) or not _ELEMENT.fullmatch(key) or key.startswith(("__", ".")):
+        raise InputError(
+            f"`{name}` must be a non-empty name without '/', ':' or spaces (letters, digits, '_', '-' and '.', not "
+            f"beginning with '.' or '__'), got {key!r}."
+        )
     return key

@@ -32,6 +32,8 @@ def check_counts(X: Any, *, what: str = "counts") -> None:
     InputError
         One sentence that names `what` and the first kind of trouble.
     """
+    if X is None:
+        raise InputError(f"The {what} are missing: the table has no X.")
     values = stored(X)
     if values.size == 0:
         return

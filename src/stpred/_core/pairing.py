@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import targets
-from stpred._core.checks import InputError, key_in, listing
-from stpred._core.counts import check_counts, looks_like_ensembl
+from stpred._core.checks import InputError, key_in, listing, one_of
+from stpred._core.counts import check_counts
 from stpred._core.elements import table_instances, table_regions
+from stpred._core.gene_names import mismatch
 from stpred._core.tables import read_provenance
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def pair(sdata: SpatialData, predicted_key: str, measured_key: str, *, target: s
     facts = read_provenance(predicted, what=f"table {predicted_key!r}")
     if facts.get("kind") != "prediction":
         raise InputError(f"Table {predicted_key!r} holds {facts.get('kind')}, not predictions.")
-    target = facts["output_scale"] if target is None else target
+    target = facts["output_scale"] if target is None else one_of(target, targets.TARGETS, name="target")
     shared = [r for r in table_regions(predicted) if r in table_regions(measured)]
     if not shared:
         raise InputError(
@@ -66,8 +67,8 @@ def pair(sdata: SpatialData, predicted_key: str, measured_key: str, *, target: s
     names = (predicted_key, measured_key)
     rows, measured_rows, instances = _instances(predicted, measured, shared[0], names=names)
     genes = _genes(predicted, measured, names=names)
-    counts = measured.X[measured_rows]
-    check_counts(counts, what=f"counts of table {measured_key!r}")
+    check_counts(measured.X, what=f"counts of table {measured_key!r}")
+    counts: Any = measured.X[measured_rows]
     totals = targets.totals(counts)
     kept = totals > 0  # a location without any count says nothing of its expression
     if not kept.any():
@@ -109,11 +110,9 @@ def _genes(predicted: AnnData, measured: AnnData, *, names: tuple[str, str]) -> 
         raise InputError(f"Gene names of table {names[1]!r} are not unique: {listing(repeated)}.")
     genes = predicted.var_names[predicted.var_names.isin(measured.var_names)]
     if len(genes) == 0:
-        ensembl = looks_like_ensembl(predicted.var_names) != looks_like_ensembl(measured.var_names)
+        hint = mismatch(list(predicted.var_names), list(measured.var_names))
         raise InputError(
-            f"Tables {names[0]!r} and {names[1]!r} share no gene"
-            f"{' (one side has Ensembl ids, the other symbols)' if ensembl else ''}: "
-            f"{listing(predicted.var_names[:3])} "
-            f"against {listing(measured.var_names[:3])}."
+            f"Tables {names[0]!r} and {names[1]!r} share no gene: {listing(predicted.var_names[:3])} against "
+            f"{listing(measured.var_names[:3])}{'; ' + hint if hint else ''}."
         )
     return genes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from stpred._core.checks import InputError, one_of, positive
+from stpred._core.checks import InputError, one_of, positive, whole
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mpp", positive(self.mpp, name="TileSpec.mpp", unit="um per pixel"))
-        if int(self.size_px) != self.size_px or self.size_px < 1:
-            raise InputError(f"`TileSpec.size_px` must be a positive whole number of pixels, got {self.size_px!r}.")
-        object.__setattr__(self, "size_px", int(self.size_px))
+        object.__setattr__(self, "size_px", whole(self.size_px, name="TileSpec.size_px", unit="pixels"))
 
     @property
     def size_um(self) -> float:
@@ -91,8 +89,8 @@ class GeneRule:
 
     def __post_init__(self) -> None:
         one_of(self.method, self.METHODS, name="GeneRule.method")
-        if self.n is not None and (int(self.n) != self.n or self.n < 1):
-            raise InputError(f"`GeneRule.n` must be a positive whole number or None, got {self.n!r}.")
+        if self.n is not None:
+            object.__setattr__(self, "n", whole(self.n, name="GeneRule.n", unset=True))
         if (self.method == "list") != (self.genes is not None):
             raise InputError("`GeneRule.genes` goes with method='list', and only with it.")
         if self.genes is not None:
@@ -116,5 +114,13 @@ class GeneRule:
         if isinstance(value, str):
             return cls(value) if value in cls.METHODS else cls("list", genes=(value,))
         if isinstance(value, Mapping):
+            known = [f.name for f in fields(cls)]
+            if unknown := sorted(set(value) - set(known)):
+                raise InputError(f"`genes` has unknown fields {unknown}; a GeneRule takes {known}.")
             return cls(**value)
+        if not isinstance(value, Iterable):
+            raise InputError(
+                f"`genes` must be a stpred.GeneRule, a rule's name {list(cls.METHODS)} or a list of symbols, "
+                f"got {value!r}."
+            )
         return cls("list", genes=tuple(value))

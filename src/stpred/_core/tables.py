@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, element_name
+from stpred._core.checks import InputError, element_name, listing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +57,13 @@ def build_table(
     from anndata import AnnData
     from spatialdata.models import TableModel
 
+    if len(instances) == 0:
+        raise InputError(f"A table of {shapes_key!r} would have no row.")
+    if not instances.is_unique:
+        repeated = instances[instances.duplicated()].unique()
+        raise InputError(
+            f"The ids of {shapes_key!r} are not unique: {listing(repeated)}; give its shapes a unique index."
+        )
     frame = pd.DataFrame(
         {REGION_KEY: pd.Categorical([shapes_key] * len(instances), categories=[shapes_key]), INSTANCE_KEY: instances},
         index=pd.Index([str(i) for i in instances]),
@@ -79,9 +86,14 @@ def check_writable(sdata: SpatialData, key: str) -> None:
                 raise InputError(
                     f"`key_added`={key!r} is the name of an element in `sdata.{kind}`; choose another name."
                 )
-    for taken in sdata.tables:
+    for taken, table in sdata.tables.items():
         if taken.lower() == key.lower() and taken != key:
             raise InputError(f"`key_added`={key!r} differs from the table {taken!r} only by case; choose another name.")
+        if taken == key and keys.UNS not in table.uns:
+            raise InputError(
+                f"`key_added`={key!r} is a table that stpred did not write, so it is not overwritten; choose another "
+                "name."
+            )
 
 
 def put_table(sdata: SpatialData, key: str, table: AnnData) -> None:
@@ -97,7 +109,13 @@ def read_provenance(table: AnnData, *, what: str = "table") -> dict[str, Any]:
     """Return the facts that stpred stored with a table."""
     if keys.UNS not in table.uns:
         raise InputError(f"The {what} was not written by stpred: it has no uns[{keys.UNS!r}].")
-    return json.loads(table.uns[keys.UNS])
+    try:
+        facts = json.loads(table.uns[keys.UNS])
+    except (TypeError, ValueError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise InputError(f"The {what} was changed since stpred wrote it: uns[{keys.UNS!r}] is no JSON string of facts.")
+    return facts
 
 
 def package_versions() -> dict[str, str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred.io._damage import readable
 from stpred.io._detect import FORMATS, candidates, detect, read
 from stpred.io._pixels import SUFFIXES
 
@@ -125,7 +126,8 @@ def _listed(path: Path) -> list[dict[str, Any]]:
     """Read a table of slides."""
     import pandas as pd
 
-    frame = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", dtype=str, comment="#")
+    with readable(path, what="table of slides"):
+        frame = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", dtype=str, comment="#")
     if missing := {"slide", "path"} - set(frame.columns):
         raise InputError(f"{path.name!r} lacks the columns {sorted(missing)}; it may have {listing(_COLUMNS)}.")
     if unknown := set(frame.columns) - set(_COLUMNS):
@@ -133,12 +135,20 @@ def _listed(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {str(k): v for k, v in row.items() if isinstance(v, str) and v} for row in frame.to_dict("records")
     ]
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if missing := {"slide", "path"} - set(row):
+            raise InputError(f"Row {number} of {path.name!r} names no {' and no '.join(sorted(missing))}.")
         for column in ("path", "image", "spots"):
             if column in row:
                 row[column] = path.parent / row[column]
         if "mpp" in row:
-            row["mpp"] = float(row["mpp"])
+            try:
+                row["mpp"] = positive(float(row["mpp"]), name="mpp", unit="um per pixel")
+            except ValueError as error:
+                raise InputError(
+                    f"Slide {row['slide']!r} of {path.name!r}: `mpp` must be a positive number of um per pixel, got "
+                    f"{row['mpp']!r}."
+                ) from error
     return rows
 
 

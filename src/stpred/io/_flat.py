@@ -51,7 +51,12 @@ def _image_file(path: Path) -> Any:
     if not magic.startswith((b"\xff\xd8", b"\x89PNG")):
         raise InputError(f"{path.name!r} is neither a png nor a jpg, whatever its name says.")
     try:
-        return PngImageFile(path) if magic.startswith(b"\x89PNG") else JpegImageFile(path)
+        image: Any = PngImageFile(path) if magic.startswith(b"\x89PNG") else JpegImageFile(path)
+        if 0 in image.size:
+            raise InputError(f"The image {path.name!r} holds no pixels.")
+        return image
+    except InputError:
+        raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"The image {path.name!r} cannot be read: {error}.") from error
 

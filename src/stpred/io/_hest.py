@@ -24,6 +24,7 @@ from stpred._core.calibration import (
 )
 from stpred._core.checks import InputError, MissingFileError, element_name, key_in, listing, positive
 from stpred.io._assemble import circles, counts_table, slide
+from stpred.io._damage import readable
 from stpred.io._pixels import open_pixels, to_image
 from stpred.io._swap import refuse_swapped
 
@@ -95,6 +96,8 @@ def hest(
     """
     element_name(shapes_key, name="shapes_key")
     counts = _load(adata)
+    if counts.n_obs == 0:
+        raise InputError(f"The AnnData has no observation (shape {counts.shape}).")
     if layer is not None:
         counts = counts.copy()
         counts.X = counts.layers[key_in(layer, counts.layers, what="layer", name="layer")]
@@ -119,7 +122,9 @@ def hest(
     affines = {"global": np.eye(3), keys.UM: scaling(resolution)}
     index = counts.obs_names.astype(str)
     if index.has_duplicates:
-        raise InputError(f"The names of the observations are not unique: {listing(index[index.duplicated()])}.")
+        raise InputError(
+            f"The names of the observations are not unique: {listing(index[index.duplicated()].unique())}."
+        )
     table = counts_table(counts, shapes_key=shapes_key, instances=index, spatial_um=xy * resolution)
     return slide(
         images={keys.IMAGE: to_image(pixels, affines)},
@@ -133,13 +138,13 @@ def _load(source: AnnData | str | Path) -> AnnData:
 
     if isinstance(source, anndata.AnnData):
         return source
+    if not isinstance(source, (str, Path)):
+        raise InputError(f"`adata` must be an AnnData or the path of its h5ad file, got {type(source).__name__}.")
     path = Path(source)
     if not path.is_file():
         raise MissingFileError(f"There is no AnnData file {str(path)!r}.")
-    try:
+    with readable(path, what="AnnData file"):
         return anndata.read_h5ad(path)
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path.name!r} cannot be read as an AnnData file: {error}.") from error
 
 
 def _positions(counts: AnnData) -> np.ndarray:
@@ -156,8 +161,9 @@ def _positions(counts: AnnData) -> np.ndarray:
                 f"obsm holds {listing(counts.obsm)}, obs {listing(counts.obs)}."
             )
         xy = counts.obs[list(named)].to_numpy(dtype=np.float64)
-    if not np.isfinite(xy).all():
-        raise InputError(f"{int((~np.isfinite(xy)).any(axis=1).sum())} positions are NaN or infinite.")
+    odd = ~np.isfinite(xy).all(axis=1)
+    if odd.any():
+        raise InputError(f"{int(odd.sum())} positions are NaN or infinite: those of {listing(counts.obs_names[odd])}.")
     return xy
 
 

@@ -20,6 +20,7 @@ from stpred._core.calibration import (
 )
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred.io._assemble import circles, counts_table, slide
+from stpred.io._damage import readable
 from stpred.io._pixels import open_pixels, to_image
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _counts(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     matches = [_SPOT.match(name) for name in frame.index]
     frame.index = [name if m is None else _spot_name(m[1], m[2]) for name, m in zip(frame.index, matches, strict=True)]
     if frame.index.has_duplicates:
-        raise InputError(f"The counts hold spots twice: {listing(frame.index[frame.index.duplicated()])}.")
+        raise InputError(f"The counts hold spots twice: {listing(frame.index[frame.index.duplicated()].unique())}.")
     odd = [c for c, kind in frame.dtypes.items() if kind.kind not in "iufb"]
     if odd:
         raise InputError(f"The counts of {listing(odd)} are not numbers.")
@@ -145,6 +146,8 @@ def _counts(source: str | Path | pd.DataFrame) -> pd.DataFrame:
 
 
 def _spots(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     frame = _table(source, index_col=None, what="spots")
     needed = ["x", "y", "pixel_x", "pixel_y"]
     if missing := [c for c in needed if c not in frame]:
@@ -153,6 +156,8 @@ def _spots(source: str | Path | pd.DataFrame) -> pd.DataFrame:
         frame = frame[frame["selected"].astype(float) == 1]
     if frame.empty:
         raise InputError("The spots table has no spot with selected = 1.")
+    if (odd := frame[needed].apply(pd.to_numeric, errors="coerce").isna().any(axis=1)).any():
+        raise InputError(f"The spots table has {int(odd.sum())} rows without a number in one of {listing(needed)}.")
     frame = frame.copy()
     frame.index = _names(frame)
     if frame.index.has_duplicates:
@@ -177,7 +182,5 @@ def _table(source: str | Path | pd.DataFrame, *, index_col: int | None, what: st
     if not path.is_file():
         raise MissingFileError(f"There is no {what} file {str(path)!r}.")
     separator = "," if ".csv" in path.suffixes[-2:] else "\t"
-    try:
+    with readable(path, what=f"{what} file"):
         return pd.read_csv(path, sep=separator, index_col=index_col, engine="c")
-    except (pd.errors.ParserError, EOFError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The {what} file {path.name!r} cannot be read: {error}.") from error

@@ -34,7 +34,7 @@ def tiff_resolution(tif: Any, page: Any) -> tuple[Evidence, ...]:
 def _aperio(description: str, name: str) -> Evidence | None:
     if not description.startswith("Aperio"):
         return None
-    match = re.search(r"\bMPP\s*=\s*([0-9.]+)", description)
+    match = re.search(r"\bMPP\s*=\s*(\d*\.?\d+)", description)
     return Evidence(float(match[1]), f"the Aperio header of {name}") if match else None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.calibration import Evidence, check_fullres_size, check_inside, scaling, settle_mpp
 from stpred._core.checks import InputError, MissingFileError, listing
+from stpred.io._damage import readable
 from stpred.io._pixels import FLAT_SUFFIXES, TIFF_SUFFIXES, Pixels, open_pixels, to_image
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _FULLRES_SUFFIXES = (*(s for s in TIFF_SUFFIXES if s != ".scn"), *FLAT_SUFFIXES)
 
 def read_scalefactors(path: Path) -> dict[str, float]:
     """Return the scale factors of a run."""
+    if not path.is_file():
+        raise MissingFileError(f"There are no scale factors {str(path)!r}.")
     try:
         return {k: float(v) for k, v in json.loads(path.read_text()).items() if isinstance(v, (int, float))}
     except ValueError as error:
@@ -40,21 +43,28 @@ def read_positions(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
-    else:
-        with path.open() as file:
-            headed = "in_tissue" in file.readline()
-        frame = pd.read_csv(path, header=0 if headed else None)
-        if not headed and frame.shape[1] == len(POSITION_COLUMNS):
-            frame.columns = pd.Index(POSITION_COLUMNS)
+    headed = True
+    with readable(path, what="positions file"):
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            with path.open() as file:
+                headed = "in_tissue" in file.readline()
+            frame = pd.read_csv(path, header=0 if headed else None)
+    if not headed and frame.shape[1] == len(POSITION_COLUMNS):
+        frame.columns = pd.Index(POSITION_COLUMNS)
     if missing := [c for c in POSITION_COLUMNS if c not in frame]:
         raise InputError(f"The positions {path.name!r} lack {missing}; found {listing(frame.columns)}.")
+    numbers = frame[POSITION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce")
+    if (odd := numbers.isna().any(axis=1).to_numpy()).any():
+        raise InputError(
+            f"The positions {path.name!r} have no number in a column of {int(odd.sum())} barcodes: "
+            f"{listing(frame['barcode'][odd])}."
+        )
     frame = frame.set_index("barcode")[POSITION_COLUMNS[1:]]
     if frame.index.has_duplicates:
-        raise InputError(
-            f"The positions {path.name!r} hold barcodes twice: {listing(frame.index[frame.index.duplicated()])}."
-        )
+        repeated = frame.index[frame.index.duplicated()].unique()
+        raise InputError(f"The positions {path.name!r} hold barcodes twice: {listing(repeated)}.")
     return frame
 
 
@@ -138,7 +148,10 @@ def find_fullres(
         return pixels
     if sized is None:  # nothing tells which image belongs to the run, so none is taken from the folder above it
         folders = list(folders)[:-1]
-    found = [p for p in map(_try_open, _candidates(folders)) if p is not None and _fits(p, sized)]
+    refused: list[str] = []
+    found = [p for p in (_try_open(c, refused) for c in _candidates(folders)) if p is not None and _fits(p, sized)]
+    if not found and refused:
+        logger.warning("No full-resolution image was found; not taken: %s", " ".join(refused))
     if len(found) > 1:
         raise InputError(
             f"Several images could be the full-resolution one: {listing(p.path for p in found)}; "
@@ -158,8 +171,11 @@ def _sized_copy(
     for kind in ("hires", "lowres"):
         path, scalef = copies.get(kind), scalefactors.get(f"tissue_{kind}_scalef")
         if path is not None and scalef is not None:
-            with Image.open(path) as image:
-                return image.size, scalef
+            try:
+                with Image.open(path) as image:
+                    return image.size, scalef
+            except OSError as error:
+                logger.info("%s tells no size: %s", path.name, error)
     return None
 
 
@@ -171,12 +187,12 @@ def _candidates(folders: Iterable[Path]) -> list[Path]:
     return list(unique)
 
 
-def _try_open(path: Path) -> Pixels | None:
-    """Open a file that may be the slide; others (fluorescence, plots) are no candidates."""
+def _try_open(path: Path, refused: list[str]) -> Pixels | None:
+    """Open a file that may be the slide; of others (fluorescence, plots, damaged files) note why they are not."""
     try:
         return open_pixels(path)
     except InputError as error:
-        logger.debug("%s is no full-resolution H&E image: %s", path, error)
+        refused.append(str(error))
         return None
 
 

@@ -24,6 +24,8 @@ def open_tiff(path: Path) -> Pixels:
 
     try:
         with tifffile.TiffFile(path) as tif:
+            if not any(math.prod(s.shape) for s in tif.series):
+                raise InputError(f"The image {path.name!r} holds no pixels.")
             series = max(enumerate(tif.series), key=lambda s: math.prod(s[1].shape))[0]
             places = [(series, k) for k in range(len(tif.series[series].levels))]
             if tif.is_svs:  # written without a thumbnail, the second level is taken for one

@@ -22,6 +22,7 @@ from stpred._core.calibration import (
 )
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
+from stpred.io._damage import check_readable, readable
 from stpred.io._spaceranger import calibrate_run, find_fullres, need, place_images, read_positions, read_scalefactors
 from stpred.io._stage import staged
 
@@ -168,9 +169,10 @@ def _read(
     if "spot_diameter_fullres" not in scales:
         raise InputError(f"The scale factors lack 'spot_diameter_fullres'; they hold {listing(scalefactors)}.")
     files, name = _count_files(counts_path)
+    check_readable(counts_path)
     files["spatial/tissue_positions.csv"] = positions.to_csv().encode()
     files["spatial/scalefactors_json.json"] = json.dumps(scales).encode()
-    with staged(files) as root:
+    with readable(counts_path, what="counts"), staged(files) as root:
         sdata = vendor_reader(root, dataset_id=dataset_id, counts_file=name)
     counts, spots = sdata.tables["table"], sdata.shapes[dataset_id]
     _drop_systems(

@@ -16,6 +16,7 @@ from stpred._core import keys
 from stpred._core.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
 from stpred._core.checks import InputError, MissingFileError
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
+from stpred.io._damage import check_readable, readable
 from stpred.io._spaceranger import calibrate_run, find_fullres, place_images, read_positions, read_scalefactors
 from stpred.io._stage import staged
 
@@ -178,7 +179,9 @@ def _read(
     """Return counts and polygons by region name; the polygons are indexed by barcode and placed in vendor systems."""
     from spatialdata_io import visium_hd as vendor_reader
 
-    with staged(_files(present, sizes, segmented, scalefactors)) as root:
+    files = _files(present, sizes, segmented, scalefactors)
+    check_readable(*(f for f in files.values() if isinstance(f, Path)))
+    with readable(next(iter(present.values())).parent, what="output"), staged(files) as root:
         sdata = vendor_reader(root, dataset_id=_ID, bin_size=list(sizes), load_segmentations_only=False)
     regions: dict[str, tuple[Any, GeoDataFrame]] = {}
     for size in sizes:
@@ -266,7 +269,8 @@ def _nuclei(path: Path) -> GeoDataFrame:
     import geopandas as gpd
     from spatialdata.models import ShapesModel
 
-    frame = gpd.read_file(path)
+    with readable(path, what="file"):
+        frame = gpd.read_file(path)
     index = [f"cellid_{int(n):09d}-1" for n in frame["cell_id"]]
     polygons = gpd.GeoDataFrame({"geometry": frame.geometry.to_numpy()}, index=index)
     return ShapesModel.parse(polygons[~polygons.index.duplicated()])

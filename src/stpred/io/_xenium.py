@@ -17,6 +17,7 @@ from stpred._core.counts import unique_symbols
 from stpred._core.elements import apply_affine, mpp_of
 from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
+from stpred.io._damage import check_readable, readable
 from stpred.io._pixels import TIFF_SUFFIXES, Pixels, open_pixels, to_image
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ logger = logging.getLogger("stpred")
 
 _SPECS = "experiment.xenium"
 _COMPLETE = (_SPECS, "cells.zarr.zip", "cells.parquet", "cell_feature_matrix.h5", "cell_boundaries.parquet")
+_UNUSED = ("transcripts.parquet",)
 _HE_PATTERNS = ("*he_image*", "*_he_*", "*h_and_e*", "*h&e*")
 _HE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpg", ".jpeg")
 
@@ -131,7 +133,8 @@ def _complete(
 
     from spatialdata_io import xenium as vendor_reader
 
-    with warnings.catch_warnings():
+    check_readable(*(p for p in sorted(bundle.iterdir()) if p.name not in _UNUSED or transcripts))
+    with readable(bundle, what="bundle"), warnings.catch_warnings():
         # the table is made to annotate the cells below, and repeated symbols are handled there
         warnings.filterwarnings("ignore", message="The table is annotating|Variable names are not unique")
         sdata = vendor_reader(
@@ -257,7 +260,10 @@ def _find_alignment(bundle: Path, image: Path) -> Path | None:
 def _read_matrix(path: Path) -> np.ndarray:
     if not path.is_file():
         raise MissingFileError(f"There is no alignment file {str(path)!r}.")
+    if not path.read_text(errors="replace").strip():
+        raise InputError(f"The alignment {path.name!r} is empty.")
     try:
         return np.loadtxt(path, delimiter=",", ndmin=2)
     except ValueError as error:
-        raise InputError(f"The alignment {path.name!r} is not a matrix of numbers: {error}.") from error
+        said = str(error).rstrip(".")
+        raise InputError(f"The alignment {path.name!r} is not a matrix of numbers: {said}.") from error

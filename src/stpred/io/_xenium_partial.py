@@ -10,6 +10,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing
+from stpred.io._damage import readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +53,11 @@ def _counts(bundle: Path) -> AnnData:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Variable names are not unique")
         if (h5 := bundle / "cell_feature_matrix.h5").exists():
-            return sc.read_10x_h5(h5, gex_only=True)
+            with readable(h5, what="counts"):
+                return sc.read_10x_h5(h5, gex_only=True)
         if (mtx := bundle / "cell_feature_matrix").is_dir():
-            return sc.read_10x_mtx(mtx, gex_only=True, make_unique=False)
+            with readable(mtx, what="counts"):
+                return sc.read_10x_mtx(mtx, gex_only=True, make_unique=False)
     raise MissingFileError(
         f"{str(bundle)!r} has no counts; looked for 'cell_feature_matrix.h5' and 'cell_feature_matrix'."
     )
@@ -66,7 +69,8 @@ def _frame(bundle: Path, stem: str) -> pd.DataFrame | None:
     for suffix in _TABLES:
         path = bundle / f"{stem}{suffix}"
         if path.exists():
-            frame = pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path)
+            with readable(path, what="file"):
+                frame = pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path)
             if "cell_id" not in frame:
                 raise InputError(f"{path.name!r} has no column 'cell_id'; it has {listing(frame.columns)}.")
             frame["cell_id"] = [c.decode() if isinstance(c, bytes) else str(c) for c in frame["cell_id"]]

@@ -129,9 +129,7 @@ def _record(facts: Any, path: Path) -> Record:
     known = {f.name for f in fields(Record)}
     if unknown := sorted(set(facts) - known):
         raise InputError(f"The record of {str(path)!r} has unknown fields {unknown}; known are {sorted(known)}.")
-    lacking = [k for k in ("name", "genes") if not facts.get(k)]
-    lacking += [f"{k}.{part}" for k, part in (("encoder", "name"), ("tile", "mpp")) if part not in facts.get(k, {})]
-    if lacking:
+    if lacking := [k for k in ("name", "genes") if not facts.get(k)]:
         raise InputError(f"The record of {str(path)!r} lacks {lacking}.")
     if odd := [k for k, v in facts.get("var", {}).items() if len(v) != len(facts["genes"])]:
         raise InputError(

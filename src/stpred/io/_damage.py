@@ -1,0 +1,53 @@
+"""What the libraries raise on damaged vendor files, as one sentence that names the file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stpred._core.checks import InputError
+
+
+@contextmanager
+def readable(path: Path, *, what: str) -> Iterator[None]:
+    """Turn the errors of reading one file (or folder) into one sentence that names it; ours pass."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"The {what} {str(path)!r} cannot be read: {said}; is it damaged or cut off?") from error
+
+
+def check_readable(*paths: Path) -> None:
+    """Refuse damaged files before a vendor's reader, which does not say which one it is, opens them all.
+
+    Looks at headers and footers only; files that are not there, and kinds that are not known here, pass.
+    """
+    for path in paths:
+        if not path.is_file():
+            continue
+        with readable(path, what="file"):
+            _open(path)
+
+
+def _open(path: Path) -> None:
+    if path.suffix == ".h5":
+        import h5py
+
+        h5py.File(path, "r").close()
+    elif path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        parquet.read_metadata(path)
+    elif path.suffix == ".zip":
+        zipfile.ZipFile(path).close()
+    elif path.suffix == ".geojson":
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 64))
+            if not file.read().rstrip().endswith(b"}"):
+                raise ValueError("the JSON does not end")
