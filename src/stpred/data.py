@@ -15,7 +15,15 @@ from stpred import links
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing
 from stpred._core.counts import check_counts
-from stpred._core.elements import centroids, find_image, find_region, find_table, table_instances, table_regions
+from stpred._core.elements import (
+    centroids,
+    find_image,
+    find_region,
+    find_table,
+    shapes_in,
+    table_instances,
+    table_regions,
+)
 from stpred._core.progress import track
 from stpred._core.tables import read_provenance
 from stpred.encoders._base import Encoder
@@ -107,7 +115,9 @@ def read_region(
 ) -> Region:
     """Find image, region and (with `measured`) counts of a slide, check them, and drop locations off the image."""
     image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
-    shapes_key = _region_key(sdata, shapes_key, table_key=table_key, measured=measured, prefer=prefer)
+    if shapes_key is None and measured:
+        shapes_key = _measured_region(sdata, table_key, prefer=prefer, coordinate_system=coordinate_system)
+    shapes_key = find_region(sdata, shapes_key, prefer=prefer, coordinate_system=coordinate_system)
     pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
     coords, instances = centroids(sdata, shapes_key, coordinate_system=coordinate_system)
     counts = totals = var = None
@@ -136,18 +146,16 @@ def read_region(
     )
 
 
-def _region_key(
-    sdata: SpatialData, shapes_key: str | None, *, table_key: str | None, measured: bool, prefer: str | None
-) -> str:
-    """Return the region; for training the only one with counts is meant if several shapes exist."""
-    if shapes_key is None and measured and (prefer is None or prefer not in sdata.shapes):
-        tables = (
-            [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if keys.UNS not in t.uns]
-        )
-        with_counts = [k for k in sdata.shapes if any(k in table_regions(sdata.tables[t]) for t in tables)]
-        if len(with_counts) == 1:
-            return with_counts[0]
-    return find_region(sdata, shapes_key, prefer=prefer)
+def _measured_region(
+    sdata: SpatialData, table_key: str | None, *, prefer: str | None, coordinate_system: str
+) -> str | None:
+    """Return the slide's only region with counts, unless the preferred one is there or several could be meant."""
+    if prefer is not None and prefer in sdata.shapes:
+        return None
+    tables = [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if keys.UNS not in t.uns]
+    annotated = {region for t in tables for region in table_regions(sdata.tables[t])}
+    with_counts = [k for k in shapes_in(sdata, coordinate_system) if k in annotated]
+    return with_counts[0] if len(with_counts) == 1 else None
 
 
 def _counts(

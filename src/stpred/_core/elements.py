@@ -29,6 +29,13 @@ def affine_to(element: Any, coordinate_system: str = keys.UM) -> np.ndarray | No
     return np.asarray(matrix, dtype=np.float64)
 
 
+def frames_of(element: Any) -> set[str]:
+    """Return the coordinate systems in which an element is placed."""
+    from spatialdata.transformations import get_transformation
+
+    return set(get_transformation(element, get_all=True))
+
+
 def mpp_of(affine: np.ndarray, *, what: str = "image") -> float:
     """Return micrometres per pixel, sqrt|det|, of a pixel-to-um affine; an anisotropy over 2 % is refused."""
     linear = affine[:2, :2]
@@ -119,8 +126,32 @@ def find_image(
     return largest[0]
 
 
-def find_region(sdata: SpatialData, shapes_key: str | None = None, *, prefer: str | None = None) -> str:
-    """Return the region to work on: the named one, the preferred one if present, or the only one but `tissue`."""
+def shapes_in(sdata: SpatialData, coordinate_system: str = keys.UM) -> list[str]:
+    """Return the shapes of the slide in `coordinate_system`, but its `tissue`.
+
+    Where none is placed there, all but those of another slide: that share a frame with its image and none with ours.
+    """
+    regions = {
+        k: frames_of(v)
+        for k, v in sdata.shapes.items()
+        if k not in (keys.TISSUE, keys.in_frame(keys.TISSUE, coordinate_system))
+    }
+    if placed := [k for k, frames in regions.items() if coordinate_system in frames]:
+        return placed
+    images = [frames_of(image) for image in sdata.images.values()]
+    ours = {f for frames in images if coordinate_system in frames for f in frames}
+    theirs = {f for frames in images if coordinate_system not in frames for f in frames}
+    return [k for k, frames in regions.items() if frames & ours or not frames & theirs]
+
+
+def find_region(
+    sdata: SpatialData,
+    shapes_key: str | None = None,
+    *,
+    prefer: str | None = None,
+    coordinate_system: str = keys.UM,
+) -> str:
+    """Return the region to work on: the named one, the preferred one if present, or the slide's only one."""
     shapes = sdata.shapes
     if shapes_key is not None:
         if shapes_key not in shapes and shapes_key in sdata.labels:
@@ -129,9 +160,11 @@ def find_region(sdata: SpatialData, shapes_key: str | None = None, *, prefer: st
                 "Make polygons from it with spatialdata.to_polygons."
             )
         return key_in(shapes_key, shapes, what="shapes element", name="shapes_key")
-    candidates = [k for k in shapes if k != keys.TISSUE]
-    if prefer is not None and prefer in candidates:
-        return prefer
+    candidates = shapes_in(sdata, coordinate_system)
+    if prefer is not None:
+        for name in (keys.in_frame(prefer, coordinate_system), prefer):
+            if name in candidates:
+                return name
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:

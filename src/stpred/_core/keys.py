@@ -44,6 +44,15 @@ def predicted(shapes_key: str, model: str) -> str:
     return f"{shapes_key}_{slug(model)}"
 
 
+def in_frame(name: str, coordinate_system: str) -> str:
+    """Name of an element of the slide in `coordinate_system`: as it is in ``"um"``, else with the frame's suffix.
+
+    ``spatialdata.concatenate`` turns ``"um"`` into ``"um-a"`` and ``spots`` into ``spots-a``; so does this.
+    """
+    suffix = coordinate_system.removeprefix(UM) if coordinate_system.startswith(UM) else f"-{coordinate_system}"
+    return name + re.sub(r"[^A-Za-z0-9_.-]+", "-", suffix)
+
+
 def slug(name: str) -> str:
     """Turn any registry or hub name into an element-safe one: lower case, anything else becomes ``-``."""
     return re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")

@@ -17,7 +17,7 @@ def grid(
     layout: Literal["square", "hexagonal"] = "square",
     image_key: str | None = None,
     tissue_key: str | None = None,
-    key_added: str = keys.GRID,
+    key_added: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> None:
     """Lay a grid of circles on the tissue, to predict on a slide that has no spots.
@@ -35,7 +35,7 @@ def grid(
     tissue_key
         Shapes to stay on; None takes ``tissue`` when present and detects the tissue otherwise.
     key_added
-        Name of the shapes.
+        Name of the shapes; None makes ``grid``, with the frame's suffix in a frame other than ``"um"``.
     coordinate_system
         The slide's micrometre frame.
 
@@ -56,9 +56,10 @@ def grid(
     >>> float(slide.shapes["grid"].radius.iloc[0])
     25.0
     """
-    element_name(key_added)
+    key_added = element_name(keys.in_frame(keys.GRID, coordinate_system) if key_added is None else key_added)
     if tissue_key is None:
-        tissue_key = keys.TISSUE if keys.TISSUE in sdata.shapes else None
+        usual = keys.in_frame(keys.TISSUE, coordinate_system)
+        tissue_key = usual if usual in sdata.shapes else None
     else:
         key_in(tissue_key, sdata.shapes, what="shapes element", name="tissue_key")
     frame = regions.lay_grid(

@@ -14,7 +14,7 @@ def tissue(
     sdata: SpatialData,
     *,
     image_key: str | None = None,
-    key_added: str = keys.TISSUE,
+    key_added: str | None = None,
     min_area_um2: float = 20_000.0,
     coordinate_system: str = keys.UM,
 ) -> None:
@@ -27,7 +27,7 @@ def tissue(
     image_key
         H&E image; None takes the one in the micrometre frame.
     key_added
-        Name of the shapes.
+        Name of the shapes; None makes ``tissue``, with the frame's suffix in a frame other than ``"um"``.
     min_area_um2
         Smaller pieces are dropped.
     coordinate_system
@@ -50,7 +50,7 @@ def tissue(
     >>> "tissue" in slide.shapes
     True
     """
-    element_name(key_added)
+    key_added = element_name(keys.in_frame(keys.TISSUE, coordinate_system) if key_added is None else key_added)
     frame = regions.outline_tissue(
         sdata, image_key=image_key, coordinate_system=coordinate_system, min_area_um2=min_area_um2
     )

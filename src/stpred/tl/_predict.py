@@ -11,6 +11,7 @@ import numpy as np
 from stpred import data, encoders, models, regions
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
+from stpred._core.elements import shapes_in
 from stpred._core.specs import TileSpec
 from stpred.models._base import FORMAT_VERSION
 
@@ -54,8 +55,8 @@ def predict(
         A trained model, a folder that :func:`stpred.models.save` wrote, the name of a bundled model, or None: the
         bundled default.
     shapes_key
-        Region to predict on; None takes the model's own training region when present, else the only one. A slide
-        without any gets ``tissue`` and ``grid`` (at the training pitch).
+        Region to predict on; None takes the model's own training region when present, else the slide's only one. A
+        slide without any gets ``tissue`` and ``grid`` (at the training pitch).
     image_key
         H&E image; None takes the one in the micrometre frame.
     key_added
@@ -72,7 +73,8 @@ def predict(
     allow_upsampling
         Predict from an image that is too coarse for the encoder all the same; the provenance says so.
     coordinate_system
-        The slide's micrometre frame.
+        The slide's micrometre frame: ``"um"``, or of one slide among several in an object, such as ``"um-a"`` after
+        ``spatialdata.concatenate({"a": a, "b": b})``.
     inplace
         With False the table is returned and the object is left alone.
 
@@ -107,7 +109,7 @@ def predict(
     trained = _model(model)
     columns = _columns(trained, genes)
     used = _encoder(trained, encoder, device=device)
-    if shapes_key is None and set(sdata.shapes) <= {keys.TISSUE} and inplace:
+    if shapes_key is None and inplace and not shapes_in(sdata, coordinate_system):
         _make_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
     region = data.read_region(
         sdata,
@@ -208,13 +210,14 @@ def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
 def _make_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> None:
     """Give a slide without a region its tissue and a grid at the training pitch."""
     where: dict[str, Any] = {"image_key": image_key, "coordinate_system": coordinate_system}
-    if keys.TISSUE not in sdata.shapes:
+    tissue_key, grid_key = (keys.in_frame(k, coordinate_system) for k in (keys.TISSUE, keys.GRID))
+    if tissue_key not in sdata.shapes:
         tissue = regions.outline_tissue(sdata, **where)
-        regions.put_shapes(sdata, keys.TISSUE, tissue, coordinate_system=coordinate_system)
+        regions.put_shapes(sdata, tissue_key, tissue, coordinate_system=coordinate_system)
     pitch = 100.0 if model.record.pitch_um is None else model.record.pitch_um
-    grid = regions.lay_grid(sdata, pitch_um=pitch, tissue_key=keys.TISSUE, **where)
-    regions.put_shapes(sdata, keys.GRID, grid, coordinate_system=coordinate_system)
-    logger.info("The slide has no region: made %r with %d points on %r.", keys.GRID, len(grid), keys.TISSUE)
+    grid = regions.lay_grid(sdata, pitch_um=pitch, tissue_key=tissue_key, **where)
+    regions.put_shapes(sdata, grid_key, grid, coordinate_system=coordinate_system)
+    logger.info("The slide has no region: made %r with %d points on %r.", grid_key, len(grid), tissue_key)
 
 
 def _warn_unlike(model: Model, score: np.ndarray) -> None:
