@@ -10,8 +10,9 @@ import numpy as np
 
 from stpred import datasets, io, metrics, models, pl, tl
 from stpred._core import targets
+from stpred._core.checks import InputError, listing
 from stpred._core.specs import GeneRule
-from stpred.stores import check_free, write_result
+from stpred.stores import check_free, check_parent, write_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,12 +83,24 @@ def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame
 
 def _clear(out: Path, *, overwrite: bool) -> None:
     """Refuse to mix with an earlier demonstration unless it may be replaced; other files are not touched."""
+    if check_parent(out).is_file():
+        raise InputError(f"{str(out)!r} is a file, not a folder to write into.")
     earlier = [out / name for name in FILES if (out / name).exists()]
+    if earlier and not overwrite:
+        raise InputError(
+            f"{str(out)!r} holds what exists from an earlier demonstration, {listing(p.name for p in earlier)}; choose "
+            "another folder or say that it may be overwritten (overwrite)."
+        )
+    for path in earlier:  # only what a demonstration wrote is replaced
+        if path.name in ("model", "predicted.zarr"):
+            check_free(path, overwrite=True)
+        elif path.name == "slides" and {p.name for p in path.iterdir()} - {*TRAIN, TEST}:
+            raise InputError(f"{str(path)!r} holds more than an earlier demonstration did; choose another folder.")
     for path in earlier:
-        if path.is_file() and overwrite:
-            path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            shutil.rmtree(check_free(path, overwrite=overwrite))
+            path.unlink()
     out.mkdir(parents=True, exist_ok=True)
 
 

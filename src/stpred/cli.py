@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from stpred._core.checks import InputError
 
@@ -102,10 +103,12 @@ def predict(
 ) -> None:
     """Predict expression for a slide: a table on its spots, bins or cells, or on a grid, and a picture."""
     import stpred as st
-    from stpred.stores import check_free, write_result
+    from stpred.stores import check_free, check_picture, write_result
 
     with _sentences():
         check_free(out, overwrite=overwrite)
+        picture = out.with_suffix(".png") if picture is None else picture
+        check_picture(picture, overwrite=overwrite, keep=(slide, image))
         trained = st.models.load("default" if model is None else model)
         given = {"path": slide, "format": format, "image": image, "mpp": mpp}
         slides, _ = st.io.read_cohort([{k: v for k, v in given.items() if v is not None}])
@@ -122,7 +125,7 @@ def predict(
         (key,) = set(sdata.tables) - before
         figure = st.pl.spatial(sdata, key)
         write_result(sdata, out, with_image=with_image, overwrite=overwrite)
-        picture = out.with_suffix(".png") if picture is None else picture
+        picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture, dpi=130)
         table = sdata.tables[key]
         known = int(table.var["trusted"].sum()) if "trusted" in table.var else 0
@@ -199,8 +202,10 @@ def evaluate(
 
     import stpred as st
     from stpred import data
+    from stpred.stores import check_file
 
     with _sentences():
+        check_file(out)
         read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
         chosen = _families(models, read, shapes)
         grouping = _donors(groups, donors, required=True)
@@ -224,6 +229,7 @@ def evaluate(
         ]
         scores = pd.concat(parts, ignore_index=True)
         if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
             scores.to_csv(out, index=False)
         _print_scores(scores, list(chosen))
         if out is not None:
@@ -371,7 +377,7 @@ def _sentences() -> Iterator[None]:
     """Turn expected errors into one sentence and exit code 2, and show warnings as sentences."""
 
     def show(message: Any, *_: Any, **__: Any) -> None:
-        errors.print(f"[yellow]Warning:[/yellow] {message}", highlight=False)
+        errors.print(f"[yellow]Warning:[/yellow] {escape(str(message))}", highlight=False)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore")
@@ -379,8 +385,9 @@ def _sentences() -> Iterator[None]:
         warnings.showwarning = show
         try:
             yield
-        except InputError as error:
-            errors.print(f"[red]Error:[/red] {error}", highlight=False, markup=True)
+        except (InputError, OSError) as error:
+            said = str(error) if isinstance(error, InputError) else f"{error.strerror or error}: {error.filename!r}."
+            errors.print(f"[red]Error:[/red] {escape(said)}", highlight=False)
             raise typer.Exit(2) from error
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stpred._core import keys
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, one_of
 from stpred._core.elements import affine_to, find_image
 from stpred.tiles import Pyramid, thumbnail_element
 
@@ -16,14 +18,48 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
+
+_REPLACEABLE = ("zarr.json", ".zgroup", "config.json")
+
+
 def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Return `path` if something can be written there; refuse an existing one unless it may be replaced."""
+    """Return `path` if a store or model can be written there; only such a one is ever replaced, and only if told."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; choose another name or say that it may be overwritten (overwrite).")
     if path.exists() and not path.is_dir():
         raise InputError(f"{str(path)!r} is a file, not a folder to replace.")
+    if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in _REPLACEABLE):
+        raise InputError(f"{str(path)!r} is neither a zarr store nor a model, so it is not overwritten; name another.")
+    return check_parent(path)
+
+
+def check_parent(path: Path) -> Path:
+    """Return `path` if the folder that is to hold it exists or can be made."""
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise InputError(f"{str(path)!r} cannot be written: {str(above)!r} is a file, not a folder.")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be written: the folder {str(above)!r} is not writable.")
     return path
+
+
+def check_file(path: Path | None) -> None:
+    """Refuse a path, if given, at which no file can be written."""
+    if path is not None and check_parent(path).is_dir():
+        raise InputError(f"{str(path)!r} is a folder, not a file to write.")
+
+
+def check_picture(path: Path, *, overwrite: bool = False, keep: Iterable[Path | None] = ()) -> Path:
+    """Return `path` if a picture can be written there; `keep` are files that it never replaces, such as the slide."""
+    one_of(path.suffix.lower(), PICTURES, name="picture")
+    if path.exists():
+        if not overwrite:
+            raise InputError(f"The picture {str(path)!r} exists; name another or say that it may be overwritten.")
+        if path.is_dir() or any(path.samefile(p) for p in keep if p is not None and p.exists()):
+            raise InputError(f"The picture {str(path)!r} would replace a folder or the slide itself; name another.")
+    return check_parent(path)
 
 
 def light_copy(sdata: SpatialData, *, coordinate_system: str = keys.UM, max_px: int = 2000) -> SpatialData:
@@ -56,8 +92,8 @@ def write_result(sdata: SpatialData, path: str | Path, *, with_image: bool = Fal
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         (sdata if with_image else light_copy(sdata)).write(staging / "store.zarr")
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # the old store goes only when the new one is whole
+            path.rename(staging / "old.zarr")
         (staging / "store.zarr").rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
