@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from stpred._core import keys
 from stpred._core.checks import InputError, UnsafeResolutionError
+from stpred._core.chunks import ChunkDecoder
 from stpred._core.elements import affine_to, apply_affine, mpp_of
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
@@ -139,8 +139,9 @@ class Pyramid:
                 f"blurred tiles."
             )
 
-    def sample(self) -> NDArray[np.uint8]:
-        """Return (n, 3) pixels from small windows spread along the border and the middle of the finest level."""
+    @cached_property
+    def _sample(self) -> NDArray[np.uint8]:
+        """The (n, 3) pixels of small windows spread along the border and the middle of the finest level."""
         level, window = self.levels[0], 48
         height, width = level.shape
         spots = [(fy, fx) for fy in (0.0, 0.5, 1.0) for fx in (0.0, 0.5, 1.0)]
@@ -153,17 +154,15 @@ class Pyramid:
     @cached_property
     def background(self) -> tuple[int, int, int]:
         """Colour of empty glass: the median of the brightest tenth of sampled pixels; pads tiles beyond the border."""
-        pixels = self.sample()
-        brightness = pixels.sum(axis=1, dtype=np.int64)
-        bright = pixels[brightness >= np.quantile(brightness, 0.9)]
-        r, g, b = np.median(bright, axis=0)
+        brightness = self._sample.sum(axis=1, dtype=np.int64)
+        r, g, b = np.median(self._sample[brightness >= np.quantile(brightness, 0.9)], axis=0)
         return int(r), int(g), int(b)
 
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of size, placement and sampled pixels, so that features of another image are never reused."""
         digest = hashlib.sha256(repr((self.shape, self.levels[0].to_um.round(9).tolist())).encode())
-        digest.update(self.sample().tobytes())
+        digest.update(self._sample.tobytes())
         return digest.hexdigest()[:16]
 
     def thumbnail(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -271,13 +270,15 @@ class _TileStream:
         half = np.abs(self.linear) @ np.full(2, tile.size_px / 2) + self.margin
         self.lower = np.floor(self.centers_px - half).astype(np.int64)
         self.upper = np.ceil(self.centers_px + half).astype(np.int64)
+        self.edges = self.level.edges
         self.blocks = self._plan()
+        self.decode = ChunkDecoder(self.level.pixels)
         self.cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def _plan(self) -> NDArray[np.int64]:
         """Return (n, 4): first row, last row, first column, last column of the chunks under each tile."""
         height, width = self.level.shape
-        rows, columns = self.level.edges
+        rows, columns = self.edges
         first_row = np.searchsorted(rows, np.clip(self.lower[:, 1], 0, height), side="right") - 1
         last_row = np.searchsorted(rows, np.clip(self.upper[:, 1], 0, height), side="left") - 1
         first_column = np.searchsorted(columns, np.clip(self.lower[:, 0], 0, width), side="right") - 1
@@ -287,54 +288,58 @@ class _TileStream:
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         # Row of chunks by row of chunks, left to right: two or three rows of chunks are in memory at a time.
         order = np.lexsort((self.centers_px[:, 1], self.centers_px[:, 0], self.blocks[:, 0]))
-        uses: Counter[tuple[int, int]] = Counter()
-        for row in order:
-            uses.update(self._needed(row))
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        to_come = self._users(order)
+        workers = min(os.cpu_count() or 1, 8)
+        with ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                self._decode({block for row in rows for block in self._needed(row)})
-                tiles = np.stack(list(pool.map(self._read_one, rows)))
-                for row in rows:
-                    for block in self._needed(row):
-                        uses[block] -= 1
-                        if uses[block] == 0:
-                            del self.cache[block]
+                users = self._users(rows)
+                self._fetch(users)
+                tiles = np.empty((len(rows), self.tile.size_px, self.tile.size_px, 3), dtype=np.uint8)
+                list(pool.map(lambda k: self._fill(tiles[k::workers], rows[k::workers]), range(workers)))  # noqa: B023
+                to_come -= users
+                for block in [b for b in self.cache if to_come[b] == 0]:
+                    del self.cache[block]
                 yield rows, tiles
 
-    def _needed(self, row: int) -> list[tuple[int, int]]:
+    def _users(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return for each chunk how many of these tiles lie on it."""
+        corners = np.zeros((len(self.edges[0]), len(self.edges[1])), dtype=np.int64)
+        r0, r1, c0, c1 = self.blocks[rows].T
+        for r, c, sign in ((r0, c0, 1), (r0, c1 + 1, -1), (r1 + 1, c0, -1), (r1 + 1, c1 + 1, 1)):
+            np.add.at(corners, (r, c), sign)
+        return corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+
+    def _fetch(self, users: NDArray[np.int64]) -> None:
+        missing = [(r, c) for r, c in np.argwhere(users).tolist() if (r, c) not in self.cache]
+        self.cache.update(zip(missing, self.decode(missing), strict=True))
+
+    def _region(self, row: int, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the pixels around one tile, filled with background beyond the image; put together in `room`."""
+        (x0, y0), (x1, y1) = self.lower[row].tolist(), self.upper[row].tolist()
         r0, r1, c0, c1 = self.blocks[row].tolist()
-        return [(r, c) for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)]
-
-    def _decode(self, blocks: set[tuple[int, int]]) -> None:
-        missing = sorted(blocks - self.cache.keys())
-        if not missing:
-            return
-        import dask
-
-        rows, columns = self.level.edges
-        parts = [self.level.pixels[:, rows[r] : rows[r + 1], columns[c] : columns[c + 1]] for r, c in missing]
-        for block, part in zip(missing, dask.compute(*parts, scheduler="threads"), strict=True):
-            self.cache[block] = np.ascontiguousarray(np.moveaxis(np.asarray(part), 0, -1))
-
-    def _region(self, row: int) -> NDArray[np.uint8]:
-        """Return the pixels around one tile, filled with background beyond the image."""
-        (x0, y0), (x1, y1) = self.lower[row], self.upper[row]
-        height, width = self.level.shape
-        region = np.empty((y1 - y0, x1 - x0, 3), dtype=np.uint8)
-        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            region[:] = self.pyramid.background
-        rows, columns = self.level.edges
-        for r, c in self._needed(row):
-            top, bottom = max(rows[r], y0), min(rows[r + 1], y1)
-            left, right = max(columns[c], x0), min(columns[c + 1], x1)
-            part = self.cache[r, c][top - rows[r] : bottom - rows[r], left - columns[c] : right - columns[c]]
-            region[top - y0 : bottom - y0, left - x0 : right - x0] = part
+        rows, columns = self.edges
+        beyond = x0 < 0 or y0 < 0 or x1 > columns[-1] or y1 > rows[-1]
+        if r0 == r1 and c0 == c1 and not beyond:  # nothing to put together
+            top, left = rows[r0], columns[c0]
+            return self.cache[r0, c0][y0 - top : y1 - top, x0 - left : x1 - left]
+        region = room[: (y1 - y0) * (x1 - x0) * 3].reshape(y1 - y0, x1 - x0, 3)
+        if beyond:
+            region.reshape(y1 - y0, -1)[:] = np.tile(np.array(self.pyramid.background, np.uint8), x1 - x0)
+        for r in range(r0, r1 + 1):
+            for c in range(c0, c1 + 1):
+                top, bottom = max(rows[r], y0), min(rows[r + 1], y1)
+                left, right = max(columns[c], x0), min(columns[c + 1], x1)
+                part = self.cache[r, c][top - rows[r] : bottom - rows[r], left - columns[c] : right - columns[c]]
+                region[top - y0 : bottom - y0, left - x0 : right - x0] = part
         return region
 
-    def _read_one(self, row: int) -> NDArray[np.uint8]:
-        center = self.centers_px[row] - self.lower[row]
-        return resample(self._region(row), center, self.linear, size_px=self.tile.size_px)
+    def _fill(self, out: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        """Read tiles into `out`; one room for all of them, since fresh memory costs more than the copy."""
+        room = np.empty(3 * int((self.upper - self.lower)[rows].prod(axis=1).max(initial=0)), dtype=np.uint8)
+        for k, row in enumerate(rows):
+            center = self.centers_px[row] - self.lower[row]
+            out[k] = resample(self._region(row, room), center, self.linear, size_px=self.tile.size_px)
 
 
 def resample(

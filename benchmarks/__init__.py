@@ -1,0 +1,1 @@
+"""Benchmarks in the style of asv; ``python -m benchmarks`` runs them without it."""
