@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from matplotlib.collections import PatchCollection
 from spatialdata import SpatialData, get_values, match_table_to_element, read_zarr
 from spatialdata.models import TableModel
 
@@ -40,7 +39,7 @@ def test_table_survives_disk(predicted: SpatialData, table: AnnData, region: str
     back = read_zarr(tmp_path / "slide.zarr").tables[f"{region}_ridge"]
     np.testing.assert_array_equal(back.X, table.X)
     assert back.X.dtype == np.float32
-    assert set(back.layers) == set(table.layers) == {"std"}
+    assert set(back.layers) - {None} == {"std"}  # anndata 0.13 lists X as the layer None
     np.testing.assert_array_equal(back.layers["std"], table.layers["std"])
     assert back.layers["std"].dtype == np.float32
     np.testing.assert_array_equal(back.obsm["spatial"], table.obsm["spatial"])
@@ -48,11 +47,13 @@ def test_table_survives_disk(predicted: SpatialData, table: AnnData, region: str
     assert back.uns["stpred"] == table.uns["stpred"]
     assert back.uns["spatialdata_attrs"] == table.uns["spatialdata_attrs"]
     # How strings are held (object, or pandas' own type) is the reader's business; their values are not.
-    pd.testing.assert_frame_equal(back.obs, table.obs, check_dtype=False, check_categorical=False)
+    pd.testing.assert_frame_equal(
+        back.obs, table.obs, check_dtype=False, check_categorical=False, check_index_type=False
+    )
     assert isinstance(back.obs["region"].dtype, pd.CategoricalDtype)
     for name in ("ood_score", "in_distribution"):
         assert back.obs[name].dtype == table.obs[name].dtype
-    pd.testing.assert_frame_equal(back.var, table.var, check_dtype=False)
+    pd.testing.assert_frame_equal(back.var, table.var, check_dtype=False, check_index_type=False)
     assert back.var["trusted"].dtype == bool
 
 
@@ -68,7 +69,7 @@ def test_plots_by_gene_name(predicted: SpatialData, table: AnnData, region: str,
     )
     drawn.pl.show(coordinate_systems="um", ax=ax)
     figure.canvas.draw()
-    colours = np.concatenate([c.get_facecolor() for c in ax.collections if isinstance(c, PatchCollection)])
+    colours = np.concatenate([c.get_facecolor() for c in ax.collections])
     assert len(colours) == len(predicted.shapes[region])
     values = np.asarray(table[:, gene].X if layer is None else table[:, gene].layers[layer])
     assert len(np.unique(colours, axis=0)) > 0.3 * min(len(np.unique(values)), 256)
