@@ -34,13 +34,22 @@ def tissue_mask(
     """
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
-    from skimage.morphology import remove_small_holes, remove_small_objects
 
     gray = thumbnail.astype(np.float32).mean(axis=2)
-    glass = max(float(np.quantile(gray, 0.995)), 180.0)
+    glass = max(float(np.quantile(gray, 0.995)), 215.0)
     density = gaussian_filter(-np.log10((gray + 1) / (glass + 1)), 10.0 / mpp)
     flat = float(np.ptp(density)) < 1e-6
     cut = _TISSUE_OD if flat else float(np.clip(threshold_otsu(density), _GLASS_OD, _TISSUE_OD))
     mask = density > cut
-    mask = remove_small_objects(mask, max_size=int(min_area_um2 / mpp**2))
-    return np.asarray(remove_small_holes(mask, max_size=int(min_hole_um2 / mpp**2)), dtype=bool)
+    mask = _without_small(mask, min_px=min_area_um2 / mpp**2)
+    return ~_without_small(~mask, min_px=min_hole_um2 / mpp**2)
+
+
+def _without_small(mask: NDArray[np.bool_], *, min_px: float) -> NDArray[np.bool_]:
+    """Drop connected pieces of fewer than `min_px` pixels."""
+    from scipy.ndimage import label
+
+    pieces, _ = label(mask)
+    kept = np.bincount(pieces.ravel()) >= min_px
+    kept[0] = False
+    return np.asarray(kept[pieces], dtype=bool)

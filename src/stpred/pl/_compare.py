@@ -91,9 +91,8 @@ def _chosen(both: Pair, scores: NDArray[np.float64], genes: str | Sequence[str] 
         return list(dict.fromkeys(int(order[p]) for p in picks))
     wanted = [genes] if isinstance(genes, str) else list(genes)
     if missing := [g for g in wanted if g not in both.genes]:
-        raise InputError(
-            f"Not both predicted and measured: {listing(missing)}; shared genes: {listing(both.genes[:5])} ..."
-        )
+        some = listing(both.genes[:5])
+        raise InputError(f"Genes {listing(missing)} are not both predicted and measured; shared ones are {some} ...")
     return [int(both.genes.get_loc(g)) for g in wanted]
 
 

@@ -100,9 +100,8 @@ def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -
         return list(order[:3])
     wanted = [genes] if isinstance(genes, str) else list(genes)
     if missing := [g for g in wanted if g not in table.var_names and g not in table.obs]:
-        raise InputError(
-            f"Table {table_key!r} has no gene {listing(missing)}; it has {listing(table.var_names[:5])} ..."
-        )
+        some = listing(table.var_names[:5])
+        raise InputError(f"Table {table_key!r} has no gene or obs column {listing(missing)}; its genes are {some} ...")
     return wanted
 
 

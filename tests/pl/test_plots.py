@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+import stpred as st
+from stpred._core.checks import InputError
+from stpred.models import Model
+
+mpl.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def slide() -> object:
+    sdata = st.datasets.toy(size_um=(600, 600), n_genes=20)
+    model = st.tl.train(sdata, "intensity", genes="all", shapes_key="spots")
+    assert isinstance(model, Model)
+    st.tl.predict(sdata, model, shapes_key="spots")
+    return sdata
+
+
+def drawn(figure: object) -> np.ndarray:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=60)
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def test_spatial_draws_the_genes_and_says_how_far_they_are_validated(slide: object) -> None:
+    figure = st.pl.spatial(slide, "spots_intensity", ["EPCAM", "ood_score"])
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[:3] == ["H&E", "EPCAM (not validated)", "ood_score"]
+    assert len({tuple(c) for c in drawn(figure).reshape(-1, 3)[::50]}) > 50
+    again = st.pl.spatial(slide, "spots_counts", "EPCAM", show_image=False)
+    assert again.axes[1].get_title() == "EPCAM"
+    assert "values" not in slide.tables
+
+
+def test_compare_shows_measured_beside_predicted(slide: object) -> None:
+    figure = st.pl.compare(slide, "spots_intensity", "spots_counts", genes=["EPCAM"])
+    titles = [ax.get_title() for ax in figure.axes]
+    assert {"EPCAM, measured", "EPCAM, predicted"} <= set(titles)
+    score = st.tl.compare(slide, "spots_intensity", "spots_counts").loc["EPCAM", "pearson"]
+    assert f"EPCAM: r = {score:.2f}" in titles
+    assert len(drawn(figure)) > 100
+    assert len(st.pl.compare(slide, "spots_intensity", "spots_counts").axes) > len(figure.axes)
+
+
+def test_unknown_genes_and_tables_are_named(slide: object) -> None:
+    with pytest.raises(InputError, match=r"no gene or obs column \['NOPE'\]"):
+        st.pl.spatial(slide, "spots_intensity", "NOPE")
+    with pytest.raises(InputError, match=r"No table named 'nope'"):
+        st.pl.spatial(slide, "nope")
+    with pytest.raises(InputError, match=r"No layer named 'std'"):
+        st.pl.spatial(slide, "spots_intensity", "EPCAM", layer="std")
+    with pytest.raises(InputError, match=r"Genes \['NOPE'\] are not both predicted and measured"):
+        st.pl.compare(slide, "spots_intensity", "spots_counts", genes="NOPE")
