@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from stpred import genes as gene_kernels
 from stpred import links
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, whole
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
@@ -45,6 +46,9 @@ together.
 
 SAME_PITCH = 0.1
 """Relative difference of pitch up to which a region gives its own context."""
+
+_ONLY = "slide"
+"""What a slide is called that came without a name."""
 
 FEW_SOURCES = 30
 """Fewer locations than this are no basis for a slide's own feature statistics."""
@@ -89,23 +93,28 @@ class Region:
 
 def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, SpatialData]:
     """Accept one object or a mapping of them."""
-    if not isinstance(slides, Mapping):
-        from spatialdata import SpatialData
+    from spatialdata import SpatialData
 
+    if not isinstance(slides, Mapping):
         if not isinstance(slides, SpatialData):
             raise InputError(
                 f"`slides` must be a SpatialData or a mapping of names to them, got {type(slides).__name__}."
             )
-        return {"slide": slides}
+        return {_ONLY: slides}
     if not slides:
         raise InputError("`slides` is empty; give at least one SpatialData object.")
+    for name, sdata in slides.items():
+        if not isinstance(sdata, SpatialData):
+            raise InputError(
+                f"`slides` must map names to SpatialData objects, but {name!r} is a {type(sdata).__name__}."
+            )
     return {str(k): v for k, v in slides.items()}
 
 
 def read_region(
     sdata: SpatialData,
     *,
-    slide: str = "slide",
+    slide: str = _ONLY,
     shapes_key: str | None = None,
     image_key: str | None = None,
     table_key: str | None = None,
@@ -114,14 +123,17 @@ def read_region(
     coordinate_system: str = keys.UM,
 ) -> Region:
     """Find image, region and (with `measured`) counts of a slide, check them, and drop locations off the image."""
-    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
-    if shapes_key is None and measured:
-        shapes_key = _measured_region(sdata, table_key, prefer=prefer, coordinate_system=coordinate_system)
-    shapes_key = find_region(sdata, shapes_key, prefer=prefer, coordinate_system=coordinate_system)
-    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-    coords, instances = centroids(sdata, shapes_key, coordinate_system=coordinate_system)
+    with _about(slide):
+        image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+        if shapes_key is None and measured:
+            shapes_key = _measured_region(sdata, table_key, prefer=prefer, coordinate_system=coordinate_system)
+        shapes_key = find_region(sdata, shapes_key, prefer=prefer, coordinate_system=coordinate_system)
+        if measured:
+            table_key = find_table(sdata, shapes_key, table_key)
+        pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+        coords, instances = _locations(sdata, shapes_key, coordinate_system)
     counts = totals = var = None
-    if measured:
+    if measured and table_key is not None:
         rows, counts, var = _counts(sdata, slide, shapes_key, table_key, instances)
         coords, instances = coords[rows], instances[rows]
         totals = targets.totals(counts)
@@ -146,6 +158,32 @@ def read_region(
     )
 
 
+@contextmanager
+def _about(slide: str) -> Iterator[None]:
+    """Say of several slides which one an error is about."""
+    try:
+        yield
+    except InputError as error:
+        if slide != _ONLY:
+            error.args = (f"Slide {slide!r}: {error}",)
+        raise
+
+
+def _locations(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> tuple[NDArray[np.float64], pd.Index]:
+    """Return centres and ids of a region; an empty one, NaN and repeated ids are refused."""
+    coords, instances = centroids(sdata, shapes_key, coordinate_system=coordinate_system)
+    if len(instances) == 0:
+        raise InputError(f"Shapes {shapes_key!r} are empty.")
+    if (odd := ~np.isfinite(coords).all(axis=1)).any():
+        raise InputError(
+            f"{int(odd.sum())} of the shapes {shapes_key!r} have no finite centre: {listing(instances[odd])}."
+        )
+    if not instances.is_unique:
+        repeated = instances[instances.duplicated()].unique()
+        raise InputError(f"The index of shapes {shapes_key!r} is not unique: {listing(repeated)}.")
+    return coords, instances
+
+
 def _measured_region(
     sdata: SpatialData, table_key: str | None, *, prefer: str | None, coordinate_system: str
 ) -> str | None:
@@ -159,12 +197,11 @@ def _measured_region(
 
 
 def _counts(
-    sdata: SpatialData, slide: str, shapes_key: str, table_key: str | None, instances: pd.Index
+    sdata: SpatialData, slide: str, shapes_key: str, table_key: str, instances: pd.Index
 ) -> tuple[NDArray[np.int64], csr_matrix, pd.DataFrame]:
     """Return rows of the shapes that were measured, their counts in that order, and the genes."""
     from scipy.sparse import csr_matrix
 
-    table_key = find_table(sdata, shapes_key, table_key)
     table = sdata.tables[table_key]
     what = f"table {table_key!r} of slide {slide!r}"
     if not table.var_names.is_unique:
@@ -182,9 +219,9 @@ def _counts(
     if (missing := int((position < 0).sum())) > 0:
         logger.warning("%d rows of %s have no shape in %r and are left out.", missing, what, shapes_key)
     known = position >= 0
-    counts = csr_matrix(table.X[table_rows[known]])
+    counts = None if table.X is None else table.X[table_rows[known]]
     check_counts(counts, what=f"counts of {what}")
-    return position[known], counts, table.var
+    return position[known], csr_matrix(counts), table.var
 
 
 def _inside(
@@ -213,6 +250,8 @@ def embed(
 ) -> NDArray[np.float32]:
     """Return (n, width) features of the tiles at `coords_um`, read in one streaming pass."""
     card = encoder.card
+    if batch_size is not None:
+        batch_size = whole(batch_size, name="batch_size")
     out = np.empty((len(coords_um), card.width), dtype=np.float32)
     tiles = region.pyramid.read(coords_um, card.tile, batch_size=batch_size)
     for rows, images in track(
@@ -333,6 +372,8 @@ def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str,
         if groups != "slide":
             raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
         return {s: s for s in slides}
+    if not isinstance(groups, Mapping):
+        raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
     if missing := [s for s in slides if s not in groups]:
         raise InputError(f"`groups` names no donor for slides {listing(missing)}; it has {listing(groups)}.")
     return {s: str(groups[s]) for s in slides}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core import keys
+from stpred._core import keys, tables
 from stpred._core.checks import InputError, one_of, positive
-from stpred._core.elements import affine_to, apply_affine, find_image
+from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, table_regions
 from stpred._image.tissue import tissue_mask
 from stpred.tiles import Pyramid
 
@@ -103,9 +103,8 @@ def outline_tissue(
         else:
             pieces[inside] = pieces[inside].difference(ring)
     geometry = [make_valid(p) for p in pieces]
-    return gpd.GeoDataFrame(geometry=geometry, index=[f"tissue{i}" for i in range(len(geometry))]).explode(
-        index_parts=False
-    )
+    frame = gpd.GeoDataFrame(geometry=geometry).explode(index_parts=False)
+    return frame.set_axis([f"tissue{i}" for i in range(len(frame))])
 
 
 def lay_grid(
@@ -144,6 +143,18 @@ def lay_grid(
     return gpd.GeoDataFrame({"radius": np.full(len(centers), radius)}, geometry=points(centers), index=index)
 
 
+def check_shapes(sdata: SpatialData, key: str) -> None:
+    """Refuse a name of shapes that is taken by another element, or by shapes that carry measured values."""
+    need_sdata(sdata)
+    tables.check_name(sdata, key, kind="shapes")
+    for name, table in sdata.tables.items() if key in sdata.shapes else ():
+        if key in table_regions(table) and keys.UNS not in table.uns:
+            raise InputError(
+                f"Shapes {key!r} carry the measured table {name!r}, so they are not overwritten; choose another "
+                "`key_added`."
+            )
+
+
 def put_shapes(sdata: SpatialData, key: str, frame: GeoDataFrame, *, coordinate_system: str = keys.UM) -> None:
     """Put shapes whose coordinates are micrometres into the object."""
     import warnings
@@ -151,6 +162,7 @@ def put_shapes(sdata: SpatialData, key: str, frame: GeoDataFrame, *, coordinate_
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
+    check_shapes(sdata, key)
     element = ShapesModel.parse(frame, transformations={coordinate_system: Identity()})
     if key in sdata.shapes:
         warnings.warn(f"Shapes {key!r} existed and are overwritten in memory.", UserWarning, stacklevel=3)

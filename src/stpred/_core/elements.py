@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 ANISOTROPY_LIMIT = 0.02
 
 
+def need_sdata(sdata: Any) -> None:
+    """Refuse what is no SpatialData object."""
+    from spatialdata import SpatialData
+
+    if not isinstance(sdata, SpatialData):
+        several = "; call it for each slide in turn" if isinstance(sdata, (Mapping, list, tuple)) else ""
+        raise InputError(f"`sdata` must be a SpatialData object, got {type(sdata).__name__}{several}.")
+
+
 def affine_to(element: Any, coordinate_system: str = keys.UM) -> np.ndarray | None:
     """Return the (3, 3) affine from an element's own x, y to a coordinate system, or None if it is not placed there."""
     from spatialdata.transformations import get_transformation
@@ -84,6 +93,7 @@ def find_image(
     With ``calibrated=False`` an image that is not yet placed in micrometres is accepted, and of several the finest
     (most pixels) is taken; two of the same size are refused.
     """
+    need_sdata(sdata)
     images = sdata.images
     if image_key is not None:
         key_in(image_key, images, what="image", name="image_key")
@@ -91,11 +101,14 @@ def find_image(
             raise InputError(
                 f"Image {image_key!r} cannot be used as H&E: {problem}; 8-bit RGB with 3 channels is needed."
             )
-        if calibrated and affine_to(images[image_key], coordinate_system) is None:
-            raise InputError(
-                f"Image {image_key!r} is not placed in the coordinate system {coordinate_system!r}; "
-                "run stpred.pp.calibrate(sdata) or pass mpp= to the reader."
-            )
+        if calibrated:
+            affine = affine_to(images[image_key], coordinate_system)
+            if affine is None:
+                raise InputError(
+                    f"Image {image_key!r} is not placed in the coordinate system {coordinate_system!r}; "
+                    "run stpred.pp.calibrate(sdata) or pass mpp= to the reader."
+                )
+            mpp_of(affine, what=f"image {image_key!r}")
         return image_key
     if not images:
         raise InputError("The object has no image; add the H&E slide to `sdata.images` or read it with stpred.io.")
@@ -116,7 +129,7 @@ def find_image(
                 f"{len(placed)} H&E images are placed in {coordinate_system!r}: {listing(placed)}; name one with "
                 f"`image_key`."
             )
-        return placed[0]
+        return find_image(sdata, placed[0], coordinate_system=coordinate_system)
     sizes = {k: int(np.prod([scale0(images[k]).sizes[d] for d in "yx"])) for k in rgb}
     largest = [k for k in rgb if sizes[k] == max(sizes.values())]
     if len(largest) > 1:
@@ -168,7 +181,7 @@ def find_region(
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise InputError("The object has no shapes to predict on; make some with stpred.pp.grid(sdata).")
+        raise InputError("The object has no shapes to work on; make some with stpred.pp.grid(sdata).")
     raise InputError(f"Several shapes elements could be meant: {listing(candidates)}; name one with `shapes_key`.")
 
 
@@ -176,21 +189,24 @@ def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None
     """Return the key of the measured table of a region: the named one, `{shapes}_counts`, or the only other raw one."""
     if table_key is not None:
         key_in(table_key, sdata.tables, what="table", name="table_key")
-        if shapes_key not in table_regions(sdata.tables[table_key]):
+    elif keys.counts(shapes_key) in sdata.tables:
+        table_key = keys.counts(shapes_key)
+    if table_key is not None:
+        annotated = table_regions(sdata.tables[table_key])
+        if shapes_key not in annotated:
             raise InputError(
-                f"Table {table_key!r} annotates {listing(table_regions(sdata.tables[table_key]))}, not {shapes_key!r}."
+                f"Table {table_key!r} annotates {regions_told(annotated)}, not {shapes_key!r} (tables: "
+                f"{listing(sdata.tables)})."
             )
         return table_key
-    if keys.counts(shapes_key) in sdata.tables:
-        return keys.counts(shapes_key)
     candidates = [
         k for k, t in sdata.tables.items() if shapes_key in table_regions(t) and keys.UNS not in t.uns
     ]  # what stpred wrote itself (features, predictions) carries its provenance
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        annotated = {k: table_regions(t) for k, t in sdata.tables.items()}
-        raise InputError(f"No measured table annotates shapes {shapes_key!r}; tables and their regions: {annotated}.")
+        all_regions = {k: table_regions(t) for k, t in sdata.tables.items()}
+        raise InputError(f"No measured table annotates shapes {shapes_key!r}; tables and their regions: {all_regions}.")
     raise InputError(f"Several tables annotate {shapes_key!r}: {listing(candidates)}; name one with `table_key`.")
 
 
@@ -198,6 +214,11 @@ def table_regions(table: AnnData) -> list[str]:
     """Return the elements that a table annotates."""
     region = table.uns.get("spatialdata_attrs", {}).get("region", [])
     return [region] if isinstance(region, str) else [str(r) for r in region]
+
+
+def regions_told(annotated: list[str]) -> str:
+    """Write the regions of a table for a message."""
+    return listing(annotated) if annotated else "no element (it lacks uns['spatialdata_attrs'])"
 
 
 def table_instances(table: AnnData, shapes_key: str) -> tuple[np.ndarray, pd.Index]:

@@ -10,7 +10,7 @@ import numpy as np
 from stpred._core import targets
 from stpred._core.checks import InputError, key_in, listing, one_of
 from stpred._core.counts import check_counts
-from stpred._core.elements import table_instances, table_regions
+from stpred._core.elements import need_sdata, regions_told, table_instances, table_regions
 from stpred._core.gene_names import mismatch
 from stpred._core.tables import read_provenance
 
@@ -51,6 +51,7 @@ class Pair:
 
 def pair(sdata: SpatialData, predicted_key: str, measured_key: str, *, target: str | None = None) -> Pair:
     """Match instances by id and genes by symbol; `target` None takes the prediction's own scale."""
+    need_sdata(sdata)
     for name, key in (("predicted_key", predicted_key), ("measured_key", measured_key)):
         key_in(key, sdata.tables, what="table", name=name)
     predicted, measured = sdata.tables[predicted_key], sdata.tables[measured_key]
@@ -61,8 +62,8 @@ def pair(sdata: SpatialData, predicted_key: str, measured_key: str, *, target: s
     shared = [r for r in table_regions(predicted) if r in table_regions(measured)]
     if not shared:
         raise InputError(
-            f"Table {predicted_key!r} annotates {listing(table_regions(predicted))}, {measured_key!r} annotates "
-            f"{listing(table_regions(measured))}: predict on the measured shapes to compare them."
+            f"Table {predicted_key!r} annotates {regions_told(table_regions(predicted))}, {measured_key!r} annotates "
+            f"{regions_told(table_regions(measured))}: predict on the measured shapes to compare them."
         )
     names = (predicted_key, measured_key)
     rows, measured_rows, instances = _instances(predicted, measured, shared[0], names=names)

@@ -77,23 +77,26 @@ def build_table(
     return TableModel.parse(table, region=shapes_key, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
 
 
-def check_writable(sdata: SpatialData, key: str) -> None:
-    """Refuse a table name that SpatialData cannot hold or that is taken by an element of another type or on disk."""
+def check_name(sdata: SpatialData, key: str, *, kind: str) -> None:
+    """Refuse a name that SpatialData cannot hold in `kind`, since it is taken there but for case, or elsewhere."""
     element_name(key)
-    for kind in ("images", "labels", "points", "shapes"):
-        for taken in getattr(sdata, kind):
-            if taken.lower() == key.lower():
-                raise InputError(
-                    f"`key_added`={key!r} is the name of an element in `sdata.{kind}`; choose another name."
-                )
-    for taken, table in sdata.tables.items():
-        if taken.lower() == key.lower() and taken != key:
-            raise InputError(f"`key_added`={key!r} differs from the table {taken!r} only by case; choose another name.")
-        if taken == key and keys.UNS not in table.uns:
+    for other in ("images", "labels", "points", "shapes", "tables"):
+        for taken in getattr(sdata, other):
+            if taken.lower() != key.lower() or (taken == key and other == kind):
+                continue
+            said = "is the name of" if taken == key else "differs only by case from"
             raise InputError(
-                f"`key_added`={key!r} is a table that stpred did not write, so it is not overwritten; choose another "
-                "name."
+                f"`key_added`={key!r} {said} the element {taken!r} in `sdata.{other}`; choose another name."
             )
+
+
+def check_writable(sdata: SpatialData, key: str) -> None:
+    """Refuse a table name that SpatialData cannot hold, and one of a table that stpred did not write."""
+    check_name(sdata, key, kind="tables")
+    if key in sdata.tables and keys.UNS not in sdata.tables[key].uns:
+        raise InputError(
+            f"`key_added`={key!r} is a table that stpred did not write, so it is not overwritten; choose another name."
+        )
 
 
 def put_table(sdata: SpatialData, key: str, table: AnnData) -> None:

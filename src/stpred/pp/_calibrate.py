@@ -28,6 +28,7 @@ from stpred._core.elements import (
     apply_affine,
     find_image,
     mpp_of,
+    need_sdata,
     rgb_problem,
     scale0,
     table_instances,
@@ -99,6 +100,7 @@ def calibrate(
     >>> st.pp.calibrate(sdata)  # doctest: +SKIP
     """
     sizes = {"um_between_centers": um_between_centers, "um_diameter": um_diameter, "um_square_edge": um_square_edge}
+    need_sdata(sdata)
     told = _told(sizes, mpp)
     image_key = _image(sdata, image_key, coordinate_system)
     image = sdata.images[image_key]

@@ -57,6 +57,7 @@ def grid(
     25.0
     """
     key_added = element_name(keys.in_frame(keys.GRID, coordinate_system) if key_added is None else key_added)
+    regions.check_shapes(sdata, key_added)
     if tissue_key is None:
         usual = keys.in_frame(keys.TISSUE, coordinate_system)
         tissue_key = usual if usual in sdata.shapes else None

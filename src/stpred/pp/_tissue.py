@@ -51,6 +51,7 @@ def tissue(
     True
     """
     key_added = element_name(keys.in_frame(keys.TISSUE, coordinate_system) if key_added is None else key_added)
+    regions.check_shapes(sdata, key_added)
     frame = regions.outline_tissue(
         sdata, image_key=image_key, coordinate_system=coordinate_system, min_area_um2=min_area_um2
     )

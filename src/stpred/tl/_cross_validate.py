@@ -9,7 +9,7 @@ import pandas as pd
 
 from stpred import data, encoders, metrics, training
 from stpred._core import keys
-from stpred._core.checks import InputError, one_of
+from stpred._core.checks import InputError, listing, one_of
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
@@ -85,6 +85,8 @@ def cross_validate(
     slides = data.as_slides(slides)
     donors = data.donor_folds(list(slides), groups)
     if len(set(donors.values())) < 2:
+        if groups == "slide":
+            raise InputError(f"Cross-validation needs at least two slides, got {listing(slides)}.")
         raise InputError(
             f"Cross-validation needs at least two donors, got {sorted(set(donors.values()))}; for sections of one "
             f"donor pass groups='slide'."
@@ -139,6 +141,8 @@ def _grids(models: Any) -> dict[str, list[Option]]:
             named[name] = m
     if not named:
         raise InputError("`models` is empty.")
+    if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
+        raise InputError(f"`models` holds no setting for {listing(empty)}.")
     return {
         str(name): [_registry.resolve(o) for o in (value if isinstance(value, (list, tuple)) else [value])]
         for name, value in named.items()

@@ -11,7 +11,7 @@ import numpy as np
 from stpred import data, encoders, models, regions
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
-from stpred._core.elements import shapes_in
+from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
 from stpred.models._base import FORMAT_VERSION
 
@@ -109,10 +109,14 @@ def predict(
     trained = _model(model)
     columns = _columns(trained, genes)
     used = _encoder(trained, encoder, device=device)
+    need_sdata(sdata)
+    if inplace and key_added is not None:
+        tables.check_writable(sdata, key_added)
+    holder = sdata  # regions that are made go into the object together with the table, when all has gone well
     if shapes_key is None and inplace and not shapes_in(sdata, coordinate_system):
-        _make_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
+        holder = _with_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
     region = data.read_region(
-        sdata,
+        holder,
         shapes_key=shapes_key,
         image_key=image_key,
         prefer=trained.record.region,
@@ -121,6 +125,7 @@ def predict(
     key = keys.predicted(region.shapes_key, trained.record.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)
+        tables.check_name(holder, key, kind="tables")
     pitch = trained.record.pitch_um
     lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
     batch = data.make_batch(
@@ -141,6 +146,8 @@ def predict(
     _warn_unlike(trained, score)
     if not inplace:
         return table
+    for made in [k for k in holder.shapes if k not in sdata.shapes]:
+        sdata.shapes[made] = holder.shapes[made]
     tables.put_table(sdata, key, table)
     return None
 
@@ -179,6 +186,8 @@ def _model(model: Any) -> Model:
 def _encoder(model: Model, given: Any, *, device: str | None) -> Encoder:
     """Return the encoder that the model was trained with, and nothing else."""
     wanted = model.record.encoder
+    if "name" not in wanted or not {"mpp", "size_px"} <= set(model.record.tile):
+        raise InputError(f"Model {model.record.name!r} does not say which encoder and tile it was trained with.")
     own = getattr(model, "encoder", None) if given is None else encoders.get(given, tile=TileSpec(**model.record.tile))
     encoder = (
         own.to(device)
@@ -197,7 +206,13 @@ def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
     known = model.record.genes
     if genes is None:
         return list(range(len(known)))
+    if not isinstance(genes, Iterable):
+        raise InputError(f"`genes` must be a list of symbols or None, got {genes!r}.")
     wanted = [genes] if isinstance(genes, str) else [str(g) for g in genes]
+    if not wanted:
+        raise InputError(
+            f"`genes` is empty; model {model.record.name!r} knows {len(known)}, such as {listing(known[:5])}."
+        )
     position = {g: i for i, g in enumerate(known)}
     if missing := [g for g in wanted if g not in position]:
         raise InputError(
@@ -207,8 +222,11 @@ def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
     return [position[g] for g in dict.fromkeys(wanted)]
 
 
-def _make_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> None:
-    """Give a slide without a region its tissue and a grid at the training pitch."""
+def _with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> SpatialData:
+    """Return a slide without a region with its tissue and a grid at the training pitch; the object is left alone."""
+    from spatialdata import SpatialData as Object
+
+    sdata = Object(images=dict(sdata.images), shapes=dict(sdata.shapes))
     where: dict[str, Any] = {"image_key": image_key, "coordinate_system": coordinate_system}
     tissue_key, grid_key = (keys.in_frame(k, coordinate_system) for k in (keys.TISSUE, keys.GRID))
     if tissue_key not in sdata.shapes:
@@ -218,6 +236,7 @@ def _make_regions(sdata: SpatialData, model: Model, *, image_key: str | None, co
     grid = regions.lay_grid(sdata, pitch_um=pitch, tissue_key=tissue_key, **where)
     regions.put_shapes(sdata, grid_key, grid, coordinate_system=coordinate_system)
     logger.info("The slide has no region: made %r with %d points on %r.", grid_key, len(grid), tissue_key)
+    return sdata
 
 
 def _warn_unlike(model: Model, score: np.ndarray) -> None:
