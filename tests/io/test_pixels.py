@@ -13,7 +13,8 @@ from PIL import Image
 from stpred._core.checks import InputError, MissingFileError
 from stpred._core.elements import affine_to, mpp_of
 from stpred.io import _pixels, _tiff
-from stpred.io._pixels import FlatImage, halve, multiscale, open_pixels, to_dask, to_image
+from stpred.io._open import open_pixels
+from stpred.io._pixels import FlatImage, halve, multiscale, to_dask, to_image
 
 
 def picture(height: int = 301, width: int = 405, *, seed: int = 0) -> np.ndarray:

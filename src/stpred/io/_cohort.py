@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred.io._damage import readable
 from stpred.io._detect import FORMATS, candidates, detect, read
-from stpred.io._pixels import SUFFIXES
+from stpred.io._open import SUFFIXES
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

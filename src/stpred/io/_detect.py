@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, listing, one_of
-from stpred.io._pixels import SUFFIXES
+from stpred.io._open import SUFFIXES
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

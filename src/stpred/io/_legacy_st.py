@@ -21,7 +21,8 @@ from stpred._core.calibration import (
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred.io._assemble import circles, counts_table, slide
 from stpred.io._damage import readable
-from stpred.io._pixels import open_pixels, to_image
+from stpred.io._open import open_pixels
+from stpred.io._pixels import to_image
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from stpred._core.calibration import Evidence, to_transformation
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 CHUNK_PX = 1024
 COARSEST_PX = 1024
 """Levels are added until the longer side of the coarsest is at most this."""
-
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff")
-FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
-VENDOR_SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".dcm", ".czi", ".vsi", ".isyntax")
-SUFFIXES = TIFF_SUFFIXES + FLAT_SUFFIXES + VENDOR_SUFFIXES
+KEPT_PX = 6400
+"""The first averaged level whose longer side is at most this is kept in memory, at most 120 MB, once it was looked at:
+outline, thumbnails and pictures of a slide without levels of its own cost one pass over it together.
+"""
 
 
 class Level(Protocol):
@@ -53,38 +52,6 @@ class Pixels:
     def height(self) -> int:
         """Pixels in y of the finest level."""
         return self.levels[0].shape[1]
-
-
-def open_pixels(path: str | Path) -> Pixels:
-    """Open an image file without decoding it.
-
-    Tiled, stripped and pyramidal tifs (OME, Aperio, Hamamatsu, generic) go through tifffile, png and jpg through
-    Pillow, other vendors' slides through wsidata.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    InputError
-        If it is no 8-bit RGB image, is cut off, or is of a format that nothing here reads.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"There is no image file {str(path)!r}.")
-    suffix = path.suffix.lower()
-    if suffix in TIFF_SUFFIXES:
-        from stpred.io._tiff import open_tiff
-
-        return open_tiff(path)
-    if suffix in FLAT_SUFFIXES:
-        from stpred.io._flat import open_flat
-
-        return open_flat(path)
-    if suffix in VENDOR_SUFFIXES:
-        from stpred.io._vendor import open_vendor
-
-        return open_vendor(path)
-    raise InputError(f"{path.name!r} is no image format that can be read; known: {listing(SUFFIXES, most=40)}.")
 
 
 def to_image(pixels: Pixels, affines: Mapping[str, np.ndarray]) -> DataTree:
@@ -121,9 +88,12 @@ def multiscale(levels: Sequence[da.Array], affines: Mapping[str, np.ndarray]) ->
     from spatialdata.transformations import set_transformation
     from xarray import DataArray, Dataset, DataTree
 
-    levels = list(levels)
+    levels, kept = list(levels), False
     while max(levels[-1].shape[1:]) > COARSEST_PX and min(levels[-1].shape[1:]) > 1:
-        levels.append(halve(levels[-1]))
+        coarse = halve(levels[-1])
+        if not kept and max(coarse.shape) <= KEPT_PX:
+            coarse, kept = to_dask(KeptLevel(coarse)), True
+        levels.append(coarse)
     height, width = levels[0].shape[1:]
     nodes = {}
     for k, array in enumerate(levels):
@@ -145,14 +115,15 @@ def halve(array: da.Array) -> da.Array:
     """
     import dask.array as da
 
+    # y, x, c inside, as files are decoded: no block is ever turned around in memory
     even = tuple(_even(sizes) for sizes in array.chunks[1:])
-    array = array.rechunk((array.chunks[0], *even))
+    array = array.transpose(1, 2, 0).rechunk((*even, array.chunks[0]))
     halved = tuple(tuple(n // 2 for n in sizes) for sizes in even)
     half = da.map_blocks(
-        _shrink, array, dtype=np.uint8, chunks=(array.chunks[0], *halved), meta=np.empty((0, 0, 0), np.uint8)
+        _shrink, array, dtype=np.uint8, chunks=(*halved, array.chunks[2]), meta=np.empty((0, 0, 0), np.uint8)
     )
     # whole chunks are merged, so that a coarse chunk reaches for no fine chunk that its neighbour needs too
-    return half.rechunk((half.chunks[0], *map(_merged, halved)))
+    return half.rechunk((*map(_merged, halved), half.chunks[2])).transpose(2, 0, 1)
 
 
 def _merged(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -176,14 +147,15 @@ def _even(sizes: tuple[int, ...]) -> tuple[int, ...]:
 def _shrink(block: np.ndarray, block_info: Any = None) -> np.ndarray:
     """Shrink one chunk; `block_info` (from dask) says where in the image it lies."""
     whole, location = block_info[0]["shape"], block_info[0]["array-location"]
-    if whole[1] % 2 == 0 and whole[2] % 2 == 0:
-        total = np.zeros((block.shape[0], block.shape[1] // 2, block.shape[2] // 2), dtype=np.uint16)
-        for dy in (0, 1):
-            for dx in (0, 1):
-                total += block[:, dy::2, dx::2]
+    if whole[0] % 2 == 0 and whole[1] % 2 == 0:
+        rows = np.ascontiguousarray(block[::2]).astype(np.uint16)
+        rows += block[1::2]
+        total = np.empty((rows.shape[0], rows.shape[1] // 2, rows.shape[2]), dtype=np.uint16)
+        for channel in range(rows.shape[2]):  # long strides are faster than adding three by three
+            np.add(rows[:, ::2, channel], rows[:, 1::2, channel], out=total[:, :, channel])
         return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)  # halves to even: no level is brighter
     means = block.astype(np.float32)
-    for axis in (1, 2):
+    for axis in (0, 1):
         means = np.moveaxis(_pairs(np.moveaxis(means, axis, 0), start=location[axis][0], of=whole[axis]), 0, axis)
     return np.rint(means).astype(np.uint8)
 
@@ -205,6 +177,36 @@ def _pairs(rows: np.ndarray, *, start: int, of: int) -> np.ndarray:
     return ((1 - i / n) * first + second + ((i + 1) / n) * third) / (of / n)
 
 
+class KeptLevel:
+    """A coarse level that is averaged from the finer one when it is first looked at, and then kept."""
+
+    def __init__(self, source: da.Array) -> None:
+        self.shape = source.shape
+        self.dtype = source.dtype
+        self.ndim = 3
+        self.chunk_px = (CHUNK_PX, CHUNK_PX)
+        self._source = source
+        self._kept: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        import dask.array as da
+
+        with self._lock:
+            if self._kept is None:
+                kept = np.empty((*self.shape[1:], self.shape[0]), dtype=self.dtype)
+                # chunk by chunk into its place, so that no more than a few finer ones are there at a time
+                da.store(self._source.transpose(1, 2, 0), kept, lock=False, scheduler="threads")
+                self._kept = kept
+        return self._kept.transpose(2, 0, 1)[index].copy(order="K")
+
+
 class FlatImage:
     """A level that can only be decoded as a whole; one decoded image per process is kept, until another is read."""
 
@@ -222,7 +224,7 @@ class FlatImage:
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         channel, *rest = index
         # a copy, so that a small crop does not keep the whole image alive
-        return self._decoded()[tuple(rest)].transpose(2, 0, 1)[channel].copy()
+        return self._decoded()[tuple(rest)].transpose(2, 0, 1)[channel].copy(order="K")
 
     def _decoded(self) -> np.ndarray:
         key = (str(self.path), self.path.stat().st_mtime_ns)

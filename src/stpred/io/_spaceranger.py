@@ -14,7 +14,8 @@ from stpred._core import keys
 from stpred._core.calibration import Evidence, check_fullres_size, check_inside, scaling, settle_mpp
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred.io._damage import readable
-from stpred.io._pixels import FLAT_SUFFIXES, TIFF_SUFFIXES, Pixels, open_pixels, to_image
+from stpred.io._open import FLAT_SUFFIXES, TIFF_SUFFIXES, open_pixels
+from stpred.io._pixels import Pixels, to_image
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,8 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.calibration import scaling, settle_mpp
 from stpred.io._assemble import slide
-from stpred.io._pixels import open_pixels, to_image
+from stpred.io._open import open_pixels
+from stpred.io._pixels import to_image
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -18,7 +18,8 @@ from stpred._core.elements import apply_affine, mpp_of
 from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable, readable
-from stpred.io._pixels import TIFF_SUFFIXES, Pixels, open_pixels, to_image
+from stpred.io._open import TIFF_SUFFIXES, open_pixels
+from stpred.io._pixels import Pixels, to_image
 
 if TYPE_CHECKING:
     from anndata import AnnData
