@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,30 +84,34 @@ def _tiles(encoded: list[list[bytes]], size_px: int, *, full: bool) -> Iterator[
             yield tissue[(7 * row + 3 * column) % len(tissue)] if here else empty[0]
 
 
-def rows_of(size_px: int, *, rows: int, full: bool = True) -> Iterator[np.ndarray]:
-    """Yield the slide in strips of (rows, size_px, 3), the last one shorter."""
+def strips_of(size_px: int, *, rows: int, full: bool = True) -> tuple[list[np.ndarray], list[int]]:
+    """Return different strips of (rows, size_px, 3), and which of them follow each other; the last one may be cut.
+
+    Without `full` the tissue is a square that leaves a rim of glass.
+    """
     band = np.concatenate([texture(TILE_PX, seed=k) for k in range(_VARIANTS)], axis=1)
-    band = np.tile(band, (2, -(-size_px // band.shape[1]), 1))[:, :size_px]
+    band = np.tile(band, (1, -(-size_px // band.shape[1]), 1))[:, :size_px]
     empty = np.tile(glass(rows, TILE_PX), (1, -(-size_px // TILE_PX), 1))[:, :size_px]
-    for top in range(0, size_px, rows):
-        here = min(rows, size_px - top)
-        strip = band[top % TILE_PX : top % TILE_PX + here]
-        if not full:
-            inside = [on_disc(top + rows / 2, x, size_px=size_px) for x in range(size_px)]
-            strip = np.where(np.array(inside)[None, :, None], strip, empty[:here])
-        yield np.ascontiguousarray(strip)
+    rim = 0 if full else size_px // 16
+    strips = [band[top : top + rows].copy() for top in range(0, TILE_PX, rows)]
+    for strip in strips:
+        strip[:, :rim] = empty[:, :rim]
+        strip[:, size_px - rim :] = empty[:, size_px - rim :]
+    tops = range(0, size_px, rows)
+    inside = [rim <= top < size_px - rim for top in tops]
+    return [*strips, empty], [k % len(strips) if here else len(strips) for k, here in enumerate(inside)]
 
 
 def write_strips(path: Path, *, size_px: int, rows: int = 64, compressed: bool = True, full: bool = True) -> None:
     """Write a flat tif in strips: deflated, or uncompressed and so one contiguous block."""
     import tifffile
 
-    strips: Iterator[Any] = rows_of(size_px, rows=rows, full=full)
-    if compressed:
-        strips = (zlib.compress(strip.tobytes(), 1) for strip in strips)
+    strips, order = strips_of(size_px, rows=rows, full=full)
+    encoded = [zlib.compress(strip.tobytes(), 1) if compressed else strip for strip in strips]
+    last = strips[order[-1]][: size_px - rows * (len(order) - 1)]
     tifffile.imwrite(
         path,
-        strips,
+        itertools.chain((encoded[k] for k in order[:-1]), [zlib.compress(last.tobytes(), 1) if compressed else last]),
         shape=(size_px, size_px, 3),
         dtype=np.uint8,
         bigtiff=True,
@@ -121,4 +126,5 @@ def write_jpg(path: Path, *, size_px: int) -> None:
     """Write one large jpg."""
     from PIL import Image
 
-    Image.fromarray(np.concatenate(list(rows_of(size_px, rows=TILE_PX)))).save(path, quality=85, subsampling=0)
+    strips, order = strips_of(size_px, rows=TILE_PX)
+    Image.fromarray(np.concatenate([strips[k] for k in order])[:size_px]).save(path, quality=85, subsampling=0)
