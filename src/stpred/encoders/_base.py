@@ -68,9 +68,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map (n, size_px, size_px, 3) uint8 tiles to (n, width) float32 features; each row depends on its tile
-        alone.
-        """
+        """Map (n, size_px, size_px, 3) uint8 tiles to (n, width) float32 features, each from its tile alone."""
         ...
 
     def to(self, device: str | None) -> Encoder:

@@ -111,7 +111,7 @@ def get(
     Parameters
     ----------
     encoder
-        ``"morphology"`` or another name of :func:`list`; ``"timm/<model>"`` with any model name of timm; an encoder,
+        ``"morphology"`` or another name of :func:`list`; any model name of timm, with or without ``timm/``; an encoder,
         which is returned; or a ``torch.nn.Module`` that maps (n, 3, size_px, size_px) to (n, width).
     tile
         What the encoder sees; None takes its own (0.5 um per pixel and its input size, where it does not say).
@@ -184,6 +184,10 @@ def _by_name(
         if not pretrained:
             raise InputError(f"{name!r} of lazyslide-models comes with its weights only; pass `weights` or none.")
         return _lazyslide.make(name.lower(), tile=tile, weights=weights, **kwargs).to(device)
+    from stpred.encoders import _timm
+
+    if name.partition(".")[0] in _timm.names():  # timm's own spelling, such as "resnet50.a1_in1k"
+        return _by_name(TIMM + name, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
     raise InputError(_unknown(name))
 
 
@@ -199,12 +203,10 @@ def _lazyslide_names() -> list[str]:
 
 def _unknown(name: str) -> str:
     """Say that a name is not known, and what comes near."""
-    from stpred.encoders import _lazyslide, _timm
+    from stpred.encoders import _lazyslide
 
     known = [*_own(), *_lazyslide_names()]
     near = get_close_matches(name.lower(), known, n=3)
-    if not near and name in _timm.names():
-        near = [TIMM + name]
     said = (
         f"did you mean {listing(near)}?" if near else f"available: {listing(known, most=40)}, 'timm/<any timm model>'."
     )
