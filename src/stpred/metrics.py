@@ -164,7 +164,7 @@ def summarise(scores: ArrayLike, *, nan: Literal["drop", "zero"] = "drop") -> di
 
 
 def library_size_baseline(
-    counts: Any, *, target: Literal["log1p_cp10k", "counts"] = "log1p_cp10k", genes: ArrayLike | None = None
+    counts: Any, *, target: str = "log1p_cp10k", genes: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """Pearson correlation of each gene with the spot's total count of all *other* genes.
 

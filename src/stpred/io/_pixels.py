@@ -148,12 +148,15 @@ def _shrink(block: np.ndarray, block_info: Any = None) -> np.ndarray:
     """Shrink one chunk; `block_info` (from dask) says where in the image it lies."""
     whole, location = block_info[0]["shape"], block_info[0]["array-location"]
     if whole[0] % 2 == 0 and whole[1] % 2 == 0:
-        rows = np.ascontiguousarray(block[::2]).astype(np.uint16)
+        rows = block[::2].astype(np.uint16, order="C")
         rows += block[1::2]
-        total = np.empty((rows.shape[0], rows.shape[1] // 2, rows.shape[2]), dtype=np.uint16)
-        for channel in range(rows.shape[2]):  # long strides are faster than adding three by three
-            np.add(rows[:, ::2, channel], rows[:, 1::2, channel], out=total[:, :, channel])
-        return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)  # halves to even: no level is brighter
+        height, width, deep = rows.shape
+        pairs = rows.reshape(height, width // 2, 2 * deep)
+        total = np.empty((height, width // 2, deep), dtype=np.uint16)
+        for channel in range(deep):  # long strides are faster than adding three by three
+            np.add(pairs[:, :, channel], pairs[:, :, channel + deep], out=total[:, :, channel])
+        total += 1 + (total >> 2 & 1)  # halves to even: no level is brighter
+        return (total >> 2).astype(np.uint8)
     means = block.astype(np.float32)
     for axis in (0, 1):
         means = np.moveaxis(_pairs(np.moveaxis(means, axis, 0), start=location[axis][0], of=whole[axis]), 0, axis)

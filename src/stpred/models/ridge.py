@@ -38,8 +38,8 @@ class RidgeConfig(BaseConfig):
         Radius in micrometres around each location within which the neighbours' features are averaged and added;
         None: the tile alone.
     standardize
-        ``"slide"``: features by each slide's own mean and standard deviation, which removes shifts of stain and scanner;
-        ``"train"``: by those of the training tiles, which keeps differences between whole slides.
+        ``"slide"``: features by each slide's own mean and standard deviation, which removes shifts of stain and
+        scanner; ``"train"``: by those of the training tiles, which keeps differences between whole slides.
     """
 
     penalty: float | None = None

@@ -103,7 +103,7 @@ def _scatter(ax: Axes, observed: NDArray[np.float32], predicted: NDArray[np.floa
 
 
 def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float64], *, scale: str) -> None:
-    bins = np.linspace(-1, 1, 81)
+    bins = np.linspace(-1, 1, 81).tolist()
     for values, label, color in ((scores, "predicted from the image", "C0"), (baseline, "library size alone", "C7")):
         known = values[np.isfinite(values)]
         median = np.median(known) if len(known) else np.nan
