@@ -230,7 +230,7 @@ def select(
     A frame indexed by gene, best first (equal scores by name; an explicit list in its own order), with ``score`` (of
     the rule; mean counts for ``"all"`` and ``"list"``), ``rmax`` (mean over the slides that have counts of the gene),
     ``mean`` (mean count over all rows) and ``n_slides`` (slides with counts of the gene). Fewer than ``rule.n`` genes
-    come back when fewer reach ``rule.min_total`` and have a score.
+    come back when fewer reach ``rule.min_total`` and have a score; genes without any count never do.
 
     Examples
     --------
@@ -261,7 +261,7 @@ def select(
     if rule.method == "list":
         return frame.loc[_listed(rule.genes or (), names)]
     total = mean * sum(c.shape[0] for c in slides)
-    frame = frame[(total >= rule.min_total - 1e-6) & frame["score"].notna().to_numpy()]
+    frame = frame[(total > 0) & (total >= rule.min_total - 1e-6) & frame["score"].notna().to_numpy()]
     if frame.empty:
         raise InputError(
             f"None of the {len(names)} shared genes can be chosen by {rule.method!r} with at least "

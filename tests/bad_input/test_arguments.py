@@ -200,7 +200,7 @@ def test_results_in_memory_are_overwritten_with_a_warning(rebuild: Any, trained:
 def test_results_on_disk_are_kept_unless_told(rebuild: Any, refused: Any, trained: Model, tmp_path: Path) -> None:
     from stpred.stores import write_result
 
-    sdata = rebuild()
+    sdata = rebuild(tables={})
     st.tl.predict(sdata, trained, shapes_key="spots", genes=["EPCAM"])
     write_result(sdata, tmp_path / "out.zarr")
     with pytest.warns(UserWarning, match="overwritten in memory"):

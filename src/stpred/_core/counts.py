@@ -44,15 +44,15 @@ def check_counts(X: Any, *, what: str = "counts") -> None:
         raise InputError(f"The {what} hold {int((~finite).sum())} NaN or infinite values; raw counts are needed.")
     if (lowest := values.min()) < 0:
         raise InputError(
-            f"The {what} hold {int((values < 0).sum())} negative values (down to {lowest:.4g}); are they scaled? "
-            "Raw counts are needed."
+            f"The {what} hold {int((values < 0).sum())} negative values (down to {lowest:.4g}); raw counts are "
+            "needed (are they scaled?)."
         )
     if not np.issubdtype(values.dtype, np.integer):
         odd = values != np.round(values)
         if odd.any():
             raise InputError(
                 f"The {what} hold {int(odd.sum())} values that are not whole numbers (such as {values[odd][0]:.4g}); "
-                "are they normalised? Raw counts are needed."
+                "raw counts are needed (are they normalised?)."
             )
 
 

@@ -169,8 +169,8 @@ def find_region(
     if shapes_key is not None:
         if shapes_key not in shapes and shapes_key in sdata.labels:
             raise InputError(
-                f"`shapes_key`={shapes_key!r} is a label image; stpred needs shapes (available: {listing(shapes)}). "
-                "Make polygons from it with spatialdata.to_polygons."
+                f"`shapes_key`={shapes_key!r} is a label image; stpred needs shapes (available: {listing(shapes)}); "
+                "make polygons from it with spatialdata.to_polygons."
             )
         return key_in(shapes_key, shapes, what="shapes element", name="shapes_key")
     candidates = shapes_in(sdata, coordinate_system)

@@ -88,7 +88,7 @@ def _samples(source: str | Path | Mapping[str, Any], format: str | None) -> list
     except InputError as error:
         found = _inside(path)
         if not found:
-            raise InputError(f"{error} Nor does it hold several slides.") from error
+            raise InputError(f"{str(error).rstrip('.')}; nor does it hold several slides.") from error
         return found
 
 

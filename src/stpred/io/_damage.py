@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ def readable(path: Path, *, what: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        said = re.split(r"[.] (?=[A-Z])", " ".join(str(error).split()))[0].rstrip(".") or type(error).__name__
         raise InputError(f"The {what} {str(path)!r} cannot be read: {said}; is it damaged or cut off?") from error
 
 

@@ -142,7 +142,7 @@ def _chosen(bin_sizes: Sequence[int] | int | None, present: dict[int, Path]) -> 
     if bin_sizes is None:
         chosen = [size for size in DEFAULT_BINS_UM if size in usable]
         if not chosen:
-            raise InputError(f"No bins of {DEFAULT_BINS_UM} um; present: {sorted(usable)}. Name them with bin_sizes=.")
+            raise InputError(f"No bins of {DEFAULT_BINS_UM} um; present: {sorted(usable)}; name them with bin_sizes=.")
         return chosen
     asked = sorted({int(size) for size in np.atleast_1d(np.asarray(bin_sizes))})
     if not asked or set(asked) - usable:
