@@ -1,8 +1,8 @@
 """Peak memory of ``stpred predict`` on a 30 000 x 30 000 px tif: under 3 GB, whatever the layout of the file.
 
 The command runs in a process of its own, with the bundled model, on a slide without shapes: tissue, grid, tiles,
-features, table, picture and store are all in it. Pages of the file that the system maps count as resident memory too, so
-what the process holds itself (anonymous memory) is tracked beside it.
+features, table, picture and store are all in it. Pages of the file that the system maps count as resident memory too,
+so what the process holds itself (anonymous memory) is tracked beside it.
 """
 
 from __future__ import annotations

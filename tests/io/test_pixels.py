@@ -147,6 +147,36 @@ def test_missing_levels_are_averages_of_the_finest(tmp_path: Path) -> None:
     assert list(tree["scale2"]["image"].coords["c"].values) == ["r", "g", "b"]
 
 
+class Counting:
+    """A level in memory that says what was read of it."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image, self.shape, self.dtype, self.ndim = image, image.shape, image.dtype, 3
+        self.chunk_px = (1000, 1000)
+        self.reads: list[tuple] = []
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        self.reads.append(index)
+        return self.image[index]
+
+
+def test_coarse_levels_of_a_flat_slide_cost_one_pass_together() -> None:
+    image = picture(4000, 3000).transpose(2, 0, 1)
+    source = Counting(image)
+    tree = multiscale([to_dask(source)], {"global": np.eye(3)})
+    assert not source.reads
+    expected = halve(to_dask(Counting(image)))
+    np.testing.assert_array_equal(tree["scale1"]["image"].data.compute(), expected.compute())
+    np.testing.assert_array_equal(tree["scale2"]["image"].data.compute(), halve(expected).compute())
+    assert len(source.reads) == 4 * 3
+
+
+def test_a_kept_level_survives_pickling() -> None:
+    half = halve(to_dask(Counting(picture(2000, 1500).transpose(2, 0, 1))))
+    again = pickle.loads(pickle.dumps(_pixels.KeptLevel(half)))
+    np.testing.assert_array_equal(again[:, 10:40, 20:90], half[:, 10:40, 20:90].compute())
+
+
 def test_coarse_chunks_decode_each_fine_chunk_once() -> None:
     import dask.array as da
 

@@ -24,6 +24,7 @@ KEPT_PX = 6400
 """The first averaged level whose longer side is at most this is kept in memory, at most 120 MB, once it was looked at:
 outline, thumbnails and pictures of a slide without levels of its own cost one pass over it together.
 """
+_SLAB_PX = 64
 
 
 class Level(Protocol):
@@ -148,19 +149,27 @@ def _shrink(block: np.ndarray, block_info: Any = None) -> np.ndarray:
     """Shrink one chunk; `block_info` (from dask) says where in the image it lies."""
     whole, location = block_info[0]["shape"], block_info[0]["array-location"]
     if whole[0] % 2 == 0 and whole[1] % 2 == 0:
-        rows = block[::2].astype(np.uint16, order="C")
-        rows += block[1::2]
-        height, width, deep = rows.shape
-        pairs = rows.reshape(height, width // 2, 2 * deep)
-        total = np.empty((height, width // 2, deep), dtype=np.uint16)
-        for channel in range(deep):  # long strides are faster than adding three by three
-            np.add(pairs[:, :, channel], pairs[:, :, channel + deep], out=total[:, :, channel])
-        total += 1 + (total >> 2 & 1)  # halves to even: no level is brighter
-        return (total >> 2).astype(np.uint8)
+        half = np.empty((block.shape[0] // 2, block.shape[1] // 2, block.shape[2]), dtype=np.uint8)
+        for top in range(0, len(half), _SLAB_PX):  # a few rows at a time need little memory besides
+            half[top : top + _SLAB_PX] = _mean4(block[2 * top : 2 * (top + _SLAB_PX)])
+        return half
     means = block.astype(np.float32)
     for axis in (0, 1):
         means = np.moveaxis(_pairs(np.moveaxis(means, axis, 0), start=location[axis][0], of=whole[axis]), 0, axis)
     return np.rint(means).astype(np.uint8)
+
+
+def _mean4(block: np.ndarray) -> np.ndarray:
+    """Average (y, x, c) pixels over 2 x 2; halves go to the even number, so that no level is brighter."""
+    rows = block[::2].astype(np.uint16, order="C")
+    rows += block[1::2]
+    height, width, deep = rows.shape
+    pairs = rows.reshape(height, width // 2, 2 * deep)
+    total = np.empty((height, width // 2, deep), dtype=np.uint16)
+    for channel in range(deep):  # long strides are faster than adding three by three
+        np.add(pairs[:, :, channel], pairs[:, :, channel + deep], out=total[:, :, channel])
+    total += 1 + (total >> 2 & 1)
+    return (total >> 2).astype(np.uint8)
 
 
 def _pairs(rows: np.ndarray, *, start: int, of: int) -> np.ndarray:

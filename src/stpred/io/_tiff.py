@@ -16,6 +16,8 @@ from stpred.io._resolution import tiff_resolution
 
 STRIP_BYTES = 64 * 2**20
 """Strips whose decoded size is larger cannot be read piecewise: the image is decoded once and kept."""
+BAND_BYTES = 24 * 2**20
+"""Strips are read together up to this decoded size: bands of a wide slide are as large as few chunks of a tiled one."""
 
 
 def open_tiff(path: Path) -> Pixels:
@@ -108,7 +110,7 @@ def _chunk_px(page: Any, shape: tuple[int, int, int], *, contiguous: bool) -> tu
         tile_y, tile_x = page.tilelength, page.tilewidth
         return max(1, CHUNK_PX // tile_y) * tile_y, max(1, CHUNK_PX // tile_x) * tile_x
     rows = max(1, int(page.rowsperstrip))
-    fitting = min(CHUNK_PX, STRIP_BYTES // (3 * shape[2]))
+    fitting = min(CHUNK_PX, BAND_BYTES // (3 * shape[2]))
     return min(shape[1], max(1, fitting // rows) * rows), shape[2]
 
 
