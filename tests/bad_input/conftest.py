@@ -25,13 +25,14 @@ Refused = Callable[..., AbstractContextManager[None]]
 Rebuild = Callable[..., SpatialData]
 Copied = Callable[[str], Path]
 
-SIZE_UM = (400.0, 600.0)
+SIZE_UM = (320.0, 480.0)
 
 
 @pytest.fixture(autouse=True)
 def _short_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the import of all histology encoders where the message lists their names."""
+    """Spare the import of all histology and timm encoders where a name is looked for among theirs."""
     monkeypatch.setattr("stpred.encoders._lazyslide.names", lambda: ["uni", "virchow2"])
+    monkeypatch.setattr("stpred.encoders._timm.names", lambda: ["resnet18"])
 
 
 @pytest.fixture(scope="session")
@@ -150,8 +151,10 @@ def _state(sdata: SpatialData | None) -> Any:
 
 
 def _table(table: Any) -> Any:
-    values = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
-    digest = hashlib.sha256(values.tobytes() + table.obs.to_csv().encode() + table.var.to_csv().encode())
+    x = table.X
+    stored = (x.data, x.indices, x.indptr) if hasattr(x, "indptr") else (np.asarray(x),)
+    text = table.obs.to_csv() + table.var.to_csv()
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in stored) + text.encode())
     return digest.hexdigest(), sorted(table.layers), sorted(table.obsm), repr(dict(table.uns))
 
 

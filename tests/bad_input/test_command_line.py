@@ -91,7 +91,9 @@ def test_predict_on_a_slide_with_odd_options(stpred: Any, copied: Any, model: Pa
         stpred("predict", outs, "-o", out, "--model", model, *given, says=says)
     stpred("predict", outs, "-o", tmp_path / "mine.txt" / "o.zarr", "--model", model, says=("mine.txt' is a file",))
     (outs / "fullres_image.tif").unlink()
-    stpred("predict", outs, "-o", out, "--model", model, says=("2 um per pixel", "0.5 um per pixel", "full-resolution"))
+    stpred(
+        "predict", outs, "-o", out, "--model", model, says=("1.999 um per pixel", "0.5 um per pixel", "full-resolution")
+    )
 
 
 def test_nothing_of_the_user_is_replaced(stpred: Any, copied: Any, model: Path, slide: Path, tmp_path: Path) -> None:

@@ -20,8 +20,6 @@ def test_visium_crop_is_too_coarse_to_predict_from(real_data: Path, refused: Any
     for model in (trained, None):
         with refused("'he'", "25.4", "um per pixel", "allow_upsampling=True", sdata=sdata, error=UnsafeResolutionError):
             st.tl.predict(sdata, model)
-    with refused("25.4", "um per pixel", sdata=sdata, error=UnsafeResolutionError):
-        st.tl.train(sdata, "intensity")
     st.tl.predict(sdata, trained, allow_upsampling=True)
     facts = json.loads(sdata.tables["spots_tiny"].uns["stpred"])
     assert facts["upsampled"] is True

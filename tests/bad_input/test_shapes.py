@@ -89,7 +89,7 @@ def test_no_shapes_at_all(rebuild: Any, refused: Any, trained: Model) -> None:
 def test_off_the_image(changed: Any, refused: Any, trained: Model) -> None:
     sdata = changed(lambda f: f.set_geometry(f.geometry.translate(5000, 0)))
     for use in uses(sdata, trained):
-        with refused("100% of 'spots'", "image 'he'", "[0.0, 0.0, 400.0, 600.0]", "x and y", sdata=sdata):
+        with refused("100% of 'spots'", "image 'he'", "[0.0, 0.0, 320.0, 480.0]", "x and y", sdata=sdata):
             use()
 
 

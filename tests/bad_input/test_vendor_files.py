@@ -112,8 +112,8 @@ def test_cut_h5_files_are_named(copied: Any, refused: Any) -> None:
 @pytest.mark.parametrize("kind", ["hires", "lowres"])
 def test_copies_given_as_the_full_image(kind: str, vendor_files: Path, refused: Any) -> None:
     outs = vendor_files / "visium"
-    size = {"hires": "200 x 300", "lowres": "80 x 120"}[kind]
-    with refused(f"'tissue_{kind}_image.png' is not the full-resolution image", size, "800 x 1200", "fullres_image="):
+    size = {"hires": "160 x 240", "lowres": "64 x 96"}[kind]
+    with refused(f"'tissue_{kind}_image.png' is not the full-resolution image", size, "640 x 960", "fullres_image="):
         st.io.visium(outs, fullres_image=outs / "spatial" / f"tissue_{kind}_image.png")
 
 
@@ -125,7 +125,7 @@ def test_without_a_full_image_predicting_is_refused(
     full.write_bytes(full.read_bytes()[: full.stat().st_size // 2])
     sdata = st.io.visium(folder)
     assert "'fullres_image.tif' is cut off" in caplog.text
-    with refused("Image 'he'", "2 um per pixel", "allow_upsampling=True", sdata=sdata):
+    with refused("Image 'he'", "1.999 um per pixel", "allow_upsampling=True", sdata=sdata):
         st.tl.predict(sdata, trained)
 
 
@@ -134,18 +134,18 @@ def test_swapped_axes_are_found(vendor_files: Path, refused: Any) -> None:
     straight = counts.obsm["spatial"].copy()
     counts.obsm["spatial"] = straight[:, ::-1].copy()
     image = vendor_files / "hest" / "toy.tif"
-    with refused("of the spots lie outside the image of 800 x 1200 px", "look swapped", "swap_xy=True"):
+    with refused("of the spots lie outside the image of 640 x 960 px", "look swapped", "swap_xy=True"):
         st.io.hest(counts, image)
     sdata = st.io.hest(counts, image, swap_xy=True)
     np.testing.assert_allclose(sdata.tables["spots_counts"].obsm["spatial"], straight / 2)
-    with refused("of the spots lie outside the image", "800", "1200", "full-resolution"):
+    with refused("of the spots lie outside the image", "640", "960", "full-resolution"):
         st.io.hest(counts, image, swap_xy=False)
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda a: a.obsm["spatial"].__iadd__(1e5), ("100% of the spots lie outside", "0 to 800", "0 to 1200")),
+        (lambda a: a.obsm["spatial"].__iadd__(1e5), ("100% of the spots lie outside", "0 to 640", "0 to 960")),
         (lambda a: a.obsm["spatial"].__setitem__((0, 0), np.nan), ("1 positions are NaN", "-1'")),
         (lambda a: setattr(a, "X", a.X * 0.3), ("counts of 'spots'", "not whole numbers", "normalised")),
         (lambda a: setattr(a, "X", -a.X), ("counts of 'spots'", "negative")),
