@@ -65,10 +65,12 @@ def without_resampling() -> Iterator[None]:
 
 
 def opened(path: Path, *, mpp: float) -> Pyramid:
-    """Open a slide; nothing is decoded."""
+    """Open a slide; nothing is decoded, and what an earlier run decoded and kept is forgotten."""
     import stpred as st
+    from stpred.io._pixels import FlatImage
     from stpred.tiles import Pyramid
 
+    FlatImage._kept = None
     return Pyramid.from_image(st.io.wsi(path, mpp=mpp).images["he"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,8 @@ class KeptLevel:
             if self._kept is None:
                 kept = np.empty((*self.shape[1:], self.shape[0]), dtype=self.dtype)
                 # chunk by chunk into its place, so that no more than a few finer ones are there at a time
-                da.store(self._source.transpose(1, 2, 0), kept, lock=False, scheduler="threads")
+                workers = min(os.cpu_count() or 1, 8)
+                da.store(self._source.transpose(1, 2, 0), kept, lock=False, scheduler="threads", num_workers=workers)
                 self._kept = kept
         return self._kept.transpose(2, 0, 1)[index].copy(order="K")
 
