@@ -113,11 +113,11 @@ class Reading:
             return cpu_seconds(lambda: read(pyramid)) / cpu_seconds(lambda: decode(self.path))
 
     def track_tiles_per_second(self, layout: str, mpp: float) -> float:
-        """Tiles per second of wall time, resampling included."""
-        pyramid = opened(self.path, mpp=mpp)
+        """Tiles per second of wall time, decoding and resampling included, of a fifth as many."""
+        pyramid, n = opened(self.path, mpp=mpp), N_TILES // 5
         start = time.perf_counter()
-        read(pyramid)
-        return N_TILES / (time.perf_counter() - start)
+        read(pyramid, n=n)
+        return n / (time.perf_counter() - start)
 
     track_reading_over_decoding.unit = "ratio"  # type: ignore[attr-defined]
     track_tiles_per_second.unit = "tiles/s"  # type: ignore[attr-defined]

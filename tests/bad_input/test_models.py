@@ -160,7 +160,11 @@ def test_stored_features_of_other_places_or_another_encoder_are_not_used(trained
     np.testing.assert_array_equal(fresh(sdata, trained), expected)  # another tile
 
     sdata = rebuild()
-    st.pp.features(sdata, "morphology", shapes_key="spots", key_added="spots_feat_intensity")
+    st.pp.features(sdata, "intensity", shapes_key="spots")
+    features = sdata.tables["spots_feat_intensity"]
+    written = json.loads(features.uns["stpred"])
+    written["encoder"]["revision"] = "another"
+    features.X, features.uns["stpred"] = features.X + 5, json.dumps(written)
     np.testing.assert_array_equal(fresh(sdata, trained), expected)  # another encoder
 
     sdata = rebuild()

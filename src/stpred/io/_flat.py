@@ -83,6 +83,6 @@ def _check_end(path: Path) -> None:
 def _decode(path: Path) -> np.ndarray:
     with _image_file(path) as image:
         try:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image)  # RGB, as was seen when it was opened; converting would copy all of it
         except OSError as error:
             raise InputError(f"The image {path.name!r} is damaged: {error}.") from error
