@@ -201,11 +201,12 @@ class TiffLevel:
             for column in range(x0 // tile_x, math.ceil(x1 / tile_x))
         ]
         segments = page.parent.filehandle.read_segments(
-            [page.dataoffsets[n] for n in numbers], [page.databytecounts[n] for n in numbers], numbers, lock=self._lock
-        )
-        for data, number in segments:
+            [page.dataoffsets[n] for n in numbers], [page.databytecounts[n] for n in numbers], lock=self._lock
+        )  # numbers are not handed over: before 2025.12.20 tifffile misreads those of a single segment
+        for data, position in segments:
             if data is None:
                 continue
+            number = numbers[position]
             tile = self._decode(keyframe, page, data, number)
             top, left = (number // across - plane * down) * tile_y, (number % across) * tile_x
             a, b = max(y0, top), min(y1, top + tile.shape[0])
