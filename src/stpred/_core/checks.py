@@ -42,7 +42,7 @@ def key_in(key: str, available: Iterable[str], *, what: str, name: str | None = 
 
     `what` says what kind of thing it is, such as "shapes element", and `name` the parameter that gave it.
     """
-    available = list(available)
+    available = [k for k in available if k is not None]  # anndata 0.13 lists X as the layer None
     if key not in available:
         given = f" (`{name}`)" if name else ""
         raise InputError(f"No {what} named {key!r}{given}; available: {listing(available)}.")
