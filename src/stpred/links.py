@@ -238,6 +238,7 @@ def knn(
     k: int | None = None,
     rings: int | None = None,
     include_self: bool = False,
+    beyond_um: float = 0.0,
     max_distance_um: float | None = None,
 ) -> Links:
     """Link each target to its nearest sources.
@@ -252,6 +253,9 @@ def knn(
         Instead of `k`: complete rings of a hexagonal lattice, ``3 * rings * (rings + 1)`` sources (6, 18, 36, 60, ...).
     include_self
         Put a source at the target's own place (closer than 0.001 um) first, beside the `k` others.
+    beyond_um
+        Leave out other sources closer than this, such as points of another lattice that all but coincide with the
+        target.
     max_distance_um
         Leave out sources that are farther away, such as across a gap in the tissue.
 
@@ -274,9 +278,11 @@ def knn(
         raise InputError(f"`{name}` must be a positive whole number, got {wanted!r}.")
     number = int(k) if rings is None else 3 * int(rings) * (int(rings) + 1)  # type: ignore[arg-type]
     limit = float("inf") if max_distance_um is None else positive(max_distance_um, name="max_distance_um", unit="um")
-    target, source, distance = _pairs_within(targets, sources, np.minimum(_reach(targets, sources, number), limit))
+    reach = _reach(targets, sources, number + _most_within(targets, sources, beyond_um))
+    target, source, distance = _pairs_within(targets, sources, np.minimum(reach, limit))
     own = distance < _SAME_PLACE_UM
-    links = _from_pairs(target[~own], source[~own], distance[~own], n_targets=len(targets))
+    other = distance >= max(float(beyond_um), _SAME_PLACE_UM)
+    links = _from_pairs(target[other], source[other], distance[other], n_targets=len(targets))
     # More than k are there when several are equally far: the order decides, and no library's whim.
     place = np.arange(links.indices.size) - np.repeat(links.indptr[:-1], links.counts())
     kept = place < number
@@ -341,6 +347,15 @@ def _whole(values: ArrayLike, *, name: str) -> NDArray[np.int64]:
 def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where each set starts, and the end of the last."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _most_within(targets: NDArray[np.float64], sources: NDArray[np.float64], distance_um: float) -> int:
+    """Return how many sources at most lie closer to a target than this."""
+    from scipy.spatial import cKDTree
+
+    if distance_um <= 0 or len(sources) == 0 or len(targets) == 0:
+        return 0
+    return int(cKDTree(sources).query_ball_point(targets, distance_um, return_length=True).max())
 
 
 def _reach(targets: NDArray[np.float64], sources: NDArray[np.float64], k: int) -> NDArray[np.float64]:

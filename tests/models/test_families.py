@@ -190,7 +190,7 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 
 
 def test_unknown_family_says_what_exists() -> None:
-    with pytest.raises(InputError, match=r"No model family named 'rigde'; available: \['intensity', 'mean', 'ridge'\]"):
+    with pytest.raises(InputError, match=r"No model family named 'rigde'; available: .*'mean', 'miso', .*'ridge'"):
         _registry.resolve("rigde")
     assert _registry.resolve(Ridge)[0] is Ridge
     assert _registry.resolve(Ridge.Config(penalty=1.0))[1].penalty == 1.0

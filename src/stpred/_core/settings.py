@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -20,12 +21,15 @@ class Settings:
         0.5 um/px encoder).
     mpp_tolerance
         Relative difference of two sources of resolution that is reported.
+    cache_dir
+        Folder in which features are kept between sessions; None keeps none.
     """
 
     progress: bool | None = None
     batch_size: int = 64
     max_upsampling: float = 2.0
     mpp_tolerance: float = 0.05
+    cache_dir: Path | str | None = None
 
 
 settings = Settings()

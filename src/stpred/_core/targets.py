@@ -14,6 +14,9 @@ TARGETS: tuple[str, ...] = get_args(Target)
 
 CP10K = 1e4
 
+LOG_SHARE = "log_share"
+"""What ST-Net is trained on; not a scale that anything is reported on."""
+
 
 def dense(values: Any, dtype: Any = np.float64) -> NDArray[Any]:
     """Return a dense array of `values`, which may be a scipy sparse matrix or array."""
@@ -25,7 +28,7 @@ def totals(counts: Any) -> NDArray[np.float64]:
     return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
 
 
-def transform(counts: Any, totals: ArrayLike, *, target: str) -> NDArray[np.float32]:
+def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | None = None) -> NDArray[np.float32]:
     """Turn the counts of chosen genes into target values.
 
     Parameters
@@ -36,13 +39,16 @@ def transform(counts: Any, totals: ArrayLike, *, target: str) -> NDArray[np.floa
         (n,) library sizes over *all* measured genes, not only the chosen ones: otherwise a value would depend on which
         other genes were chosen.
     target
-        ``"log1p_cp10k"`` (natural log of one plus counts per ten thousand) or ``"counts"``.
+        ``"log1p_cp10k"`` (natural log of one plus counts per ten thousand), ``"counts"``, or ``"log_share"``:
+        ``log((1 + count) / (n_measured + total))``.
+    n_measured
+        Number of all measured genes, for ``"log_share"``.
 
     Returns
     -------
     (n, g) float32, dense. A row with an empty library becomes 0.
     """
-    one_of(target, TARGETS, name="target")
+    one_of(target, (*TARGETS, LOG_SHARE), name="target")
     values = dense(counts)
     library = np.asarray(totals, dtype=np.float64)
     if values.ndim != 2 or library.shape != values.shape[:1]:
@@ -50,4 +56,8 @@ def transform(counts: Any, totals: ArrayLike, *, target: str) -> NDArray[np.floa
     if target == "log1p_cp10k":
         scale = np.divide(CP10K, library, out=np.zeros_like(library), where=library > 0)
         values = np.log1p(values * scale[:, None])
+    elif target == LOG_SHARE:
+        if n_measured is None:
+            raise InputError("The target 'log_share' needs `n_measured`, the number of all measured genes.")
+        values = np.log((1 + values) / (n_measured + library)[:, None])
     return values.astype(np.float32)

@@ -32,7 +32,13 @@ def _intensity(**kwargs: Any) -> Encoder:
     return IntensityEncoder(**kwargs)
 
 
-_BUILT_IN: dict[str, Factory] = {"intensity": _intensity, "morphology": _morphology}
+def _pixels(**kwargs: Any) -> Encoder:
+    from stpred.encoders._pixels import Pixels
+
+    return Pixels(**kwargs)
+
+
+_BUILT_IN: dict[str, Factory] = {"intensity": _intensity, "morphology": _morphology, "pixels": _pixels}
 _registered: dict[str, Factory] = {}
 
 

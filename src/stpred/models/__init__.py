@@ -11,27 +11,65 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stpred.models._base import BaseConfig, Batch, Model, Needs, Record
     from stpred.models._files import load, save
+    from stpred.models._network import Network, NetworkConfig
+    from stpred.models._reference import load_reference
     from stpred.models._registry import list
+    from stpred.models.deepspot import DeepSpot
+    from stpred.models.ensemble import Ensemble
     from stpred.models.intensity import Intensity
     from stpred.models.mean import Mean
+    from stpred.models.miso import MISO
+    from stpred.models.mlp import MLP
     from stpred.models.ridge import Ridge
+    from stpred.models.stnet import STNet
+    from stpred.models.transformer import Transformer
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
 _WHERE = {
     "BaseConfig": "_base",
     "Batch": "_base",
+    "DeepSpot": "deepspot",
+    "Ensemble": "ensemble",
     "Intensity": "intensity",
+    "MISO": "miso",
+    "MLP": "mlp",
     "Mean": "mean",
     "Model": "_base",
     "Needs": "_base",
+    "Network": "_network",
+    "NetworkConfig": "_network",
     "Record": "_base",
     "Ridge": "ridge",
+    "STNet": "stnet",
+    "Transformer": "transformer",
     "list": "_registry",
     "load": "_files",
+    "load_reference": "_reference",
     "save": "_files",
 }
 
-__all__ = ["BaseConfig", "Batch", "Intensity", "Mean", "Model", "Needs", "Record", "Ridge", "list", "load", "save"]
+__all__ = [
+    "BaseConfig",
+    "Batch",
+    "DeepSpot",
+    "Ensemble",
+    "Intensity",
+    "MISO",
+    "MLP",
+    "Mean",
+    "Model",
+    "Needs",
+    "Network",
+    "NetworkConfig",
+    "Record",
+    "Ridge",
+    "STNet",
+    "Transformer",
+    "list",
+    "load",
+    "load_reference",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

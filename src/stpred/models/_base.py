@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError
+from stpred._core.specs import TileSpec
 from stpred.links import Links
 
 FORMAT_VERSION = 1
@@ -30,15 +31,29 @@ class Needs:
     slide_statistics
         Whether features are standardised by the slide they come from, which needs the slide's points at the training
         pitch.
+    n_neighbors
+        Number of nearest others that a target is linked to, instead of a radius.
+    whole_slide
+        Whether every point of the slide at the training pitch bears on every target.
+    parts
+        Sub-tiles along each edge of a target's tile (3: nine sub-tiles), or None.
     """
 
     context_um: float | None = None
     slide_statistics: bool = False
+    n_neighbors: int | None = None
+    whole_slide: bool = False
+    parts: int | None = None
+
+    @property
+    def linked(self) -> bool:
+        """Whether targets are linked to their neighbours."""
+        return self.context_um is not None or self.n_neighbors is not None
 
     @property
     def sources(self) -> bool:
         """Whether points at the training pitch are needed beside the targets."""
-        return self.context_um is not None or self.slide_statistics
+        return self.linked or self.slide_statistics or self.whole_slide
 
 
 @dataclass(frozen=True)
@@ -50,34 +65,72 @@ class Batch:
     slide
         Name of the slide.
     features
-        (m, n_features) float32, every embedded point once.
+        (m, n_features) float32 (uint8 for pixels), every embedded point once.
     targets
         (n,) rows of `features` that are predicted.
     sources
         (p,) rows of `features` at the training pitch: context and slide statistics come from these alone.
-    links
-        Ragged index from targets to rows of `features`, neighbours within the radius, or None.
     coords_um
         (n, 2) centres of the targets.
+    links
+        Ragged index from targets to rows of `features`: their neighbours, the target itself not among them; or None.
+    parts
+        Ragged index from targets to rows of `features`: sub-tiles of the target's tile; or None.
     y
         (n, n_genes) float32 training target, or None.
-    totals
-        (n,) library sizes, or None.
+    truth
+        (n, n_genes) float32 values that predictions are scored against; None: `y`.
+    totals, n_measured
+        (n,) library sizes and the number of genes that they are over, or None.
+    scale
+        What `y` is: ``"log1p_cp10k"``, ``"counts"`` or ``"log_share"``.
+    context
+        Where `sources` are from: ``"region"`` (the targets' own), ``"grid"`` or the name of another region.
     """
 
     slide: str
-    features: NDArray[np.float32]
+    features: NDArray[Any]
     targets: NDArray[np.int64]
     sources: NDArray[np.int64]
     coords_um: NDArray[np.float64]
     links: Links | None = None
+    parts: Links | None = None
     y: NDArray[np.float32] | None = None
+    truth: NDArray[np.float32] | None = None
     totals: NDArray[np.float64] | None = None
+    n_measured: int | None = None
+    scale: str | None = None
+    context: str | None = None
 
     @property
-    def own(self) -> NDArray[np.float32]:
+    def own(self) -> NDArray[Any]:
         """(n, n_features) features of the targets themselves."""
         return self.features[self.targets]
+
+    @property
+    def scored(self) -> NDArray[np.float32]:
+        """(n, n_genes) values that predictions are scored against."""
+        values = self.y if self.truth is None else self.truth
+        if values is None:
+            raise InputError(f"Slide {self.slide!r} came without measured expression.")
+        return values
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
+
+        def some(values: Any) -> Any:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            targets=self.targets[rows],
+            coords_um=self.coords_um[rows],
+            links=None if self.links is None else self.links.take(rows),
+            parts=None if self.parts is None else self.parts.take(rows),
+            y=some(self.y),
+            truth=some(self.truth),
+            totals=some(self.totals),
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +148,10 @@ class BaseConfig:
         if unknown := set(values) - known:
             raise InputError(f"{cls.__qualname__} has no fields {sorted(unknown)}; it takes {sorted(known)}.")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def at_pitch(self, pitch_um: float | None) -> Self:
+        """Return the settings with distances that follow the training locations' pitch filled in."""
+        return self
 
 
 @dataclass
@@ -116,6 +173,8 @@ class Record:
         Output scale: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``.
     pitch_um, region
         Median spacing and name of the training locations.
+    reach_um
+        How far from a location its context went in training; None: the tile alone.
     training
         Slides, donors, numbers of locations, seed, how settings were chosen.
     """
@@ -129,6 +188,7 @@ class Record:
     target: str = "log1p_cp10k"
     pitch_um: float | None = None
     region: str | None = None
+    reach_um: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -218,11 +278,15 @@ class Model(nn.Module, ABC):
     family: ClassVar[str]
     Config: ClassVar[type[BaseConfig]] = BaseConfig
     default_encoder: ClassVar[str] = "morphology"
+    default_tile: ClassVar[TileSpec | None] = None
+    """What the family reads tiles at when the user does not say; None: the encoder's own."""
+    seeded: ClassVar[bool] = False
+    """Whether two fits on the same data differ by their seed."""
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__()
         self.config, self.n_features, self.n_genes = config, n_features, n_genes
-        self.typical = TypicalTiles(n_features)
+        self.typical = TypicalTiles(self.typical_width)
         self.record = Record(name=self.family, genes=[])
 
     @property
@@ -231,10 +295,28 @@ class Model(nn.Module, ABC):
         return Needs()
 
     @property
+    def typical_width(self) -> int:
+        """Number of values by which tiles are told from those of training."""
+        return self.n_features
+
+    def describe(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (n, typical_width) values by which tiles are told from those of training."""
+        return np.asarray(batch.own, dtype=np.float32)
+
+    def training_target(self, target: str | None) -> str:
+        """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""
+        return "log1p_cp10k" if target is None else target
+
+    def output_scale(self, target: str | None) -> str:
+        """Return the scale of what it predicts: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
+        return self.training_target(target)
+
+    @property
     def support_um(self) -> float:
         """Width of tissue that one predicted value speaks for."""
         tile = self.record.tile.get("mpp", 0.5) * self.record.tile.get("size_px", 224)
-        return float(tile + 2 * (self.needs.context_um or 0.0))
+        reach = self.needs.context_um if self.record.reach_um is None else self.record.reach_um
+        return float(tile + 2 * (reach or 0.0))
 
     @property
     def id(self) -> str:
@@ -244,9 +326,12 @@ class Model(nn.Module, ABC):
             digest.update(name.encode() + np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()[:12]
 
-    @abstractmethod
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
-        """Fit on training batches (one per slide, `groups` names each one's donor) and return what was chosen."""
+        """Fit in closed form on training batches (one per slide, `groups` names each one's donor).
+
+        Returns what was chosen. Families that are trained step by step are a `Network` instead.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form fit.")
 
     @abstractmethod
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from stpred.models._base import BaseConfig, Model
 
 FAMILIES = {
+    "deepspot": "stpred.models.deepspot:DeepSpot",
+    "ensemble": "stpred.models.ensemble:Ensemble",
     "intensity": "stpred.models.intensity:Intensity",
     "mean": "stpred.models.mean:Mean",
+    "miso": "stpred.models.miso:MISO",
+    "mlp": "stpred.models.mlp:MLP",
     "ridge": "stpred.models.ridge:Ridge",
+    "stnet": "stpred.models.stnet:STNet",
+    "transformer": "stpred.models.transformer:Transformer",
 }
 
 ENTRY_POINTS = "stpred.models"
@@ -53,6 +59,14 @@ def family(name: str) -> type[Model]:
         raise InputError(f"No model family named {name!r}; available: {listing(sorted(known), most=40)}.")
     module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def probe(family: type[Model], config: BaseConfig) -> Model:
+    """Return an empty model that says what it needs; its tensors hold nothing and take no memory."""
+    import torch
+
+    with torch.device("meta"):
+        return family(config, n_features=1, n_genes=1)
 
 
 def resolve(model: str | BaseConfig | type[Model]) -> tuple[type[Model], BaseConfig]:

@@ -1,26 +1,43 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stpred import data, encoders, metrics, training
+from stpred import data, metrics, training
 from stpred._core import keys
-from stpred._core.checks import InputError, listing, one_of
+from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs
+from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.tl._train import common_lattice, encoder_of
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+logger = logging.getLogger("stpred")
+
 Option = tuple[type[Model], BaseConfig]
+
+COLUMNS = [
+    "model", "fold", "slide", "gene", "metric", "value", "target", "trained_on", "donor_shared", "split", "chosen"
+]  # fmt: skip
+
+BLOCK_FOLDS = 4
+BUFFER_PITCHES = 2.5
+"""Distance between training and test locations of one slide: neighbours share their image and their RNA."""
 
 
 def cross_validate(
@@ -29,19 +46,28 @@ def cross_validate(
     *,
     groups: Mapping[str, str] | str,
     genes: GeneRule | str | Iterable[str] | None = None,
+    n_folds: int | None = None,
     shapes_key: str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
     target: str | None = None,
+    scored_on: str | Sequence[str] | None = None,
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
+    n_ensemble: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    precision: str | None = None,
+    checkpoint: str | Path | None = None,
+    fabric: Fabric | None = None,
     batch_size: int | None = None,
     allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Score models on donors that they have not seen: leave one donor out.
+    """Score models on donors that they have not seen.
+
+    Genes are chosen, features and genes scaled, numbers of epochs, penalties and settings picked inside the training
+    slides of every fold anew.
 
     Parameters
     ----------
@@ -49,24 +75,38 @@ def cross_validate(
         Names to SpatialData objects with measured raw counts.
     models
         One model, a list, or a mapping of names to models; each a family name or a ``Config``. A *list of configs*
-        under one name is a grid: the best one is chosen inside the training slides of every fold, by leaving out their
-        donors in turn.
+        (of one or several families) under one name is a grid: the best one is chosen inside the training slides of
+        every fold, by leaving out their donors in turn. Features are computed once for all of them.
     groups
-        Slide to donor, required: folds never share a donor. ``"slide"`` is the explicit exception for sections of one
-        donor, and every row of the result then says ``donor_shared=True``.
+        Slide to donor, required: folds never share a donor. Two explicit exceptions, for which every row of the result
+        says ``donor_shared=True``: ``"slide"`` leaves out sections of one donor; ``"blocks"`` leaves out parts of each
+        slide, with a buffer of 2.5 pitches to what is trained on (``split`` then says ``"block"``).
     genes
         Gene rule, computed on the training slides of every fold anew; None takes the 250 genes of highest mean count.
+    n_folds
+        Number of folds that the donors are dealt out to; None leaves one donor out at a time (``"blocks"``: 4 blocks).
     shapes_key, table_key, image_key, coordinate_system
         As in :func:`stpred.tl.train`.
-    target, encoder, tile, seed, device, batch_size, allow_upsampling
+    target
+        What models are trained on, as in :func:`stpred.tl.train`; None: each family's own.
+    scored_on
+        Scale or scales of the measurement that predictions are compared with, ``"log1p_cp10k"`` or ``"counts"``; None:
+        `target` if it is given, else log1p CP10k.
+    encoder, tile, seed, device, precision, fabric, batch_size, allow_upsampling
         As in :func:`stpred.tl.train`.
+    n_ensemble
+        Train so many members of every model and score their mean.
+    checkpoint
+        Folder in which finished folds and the state of the running training are kept; called again with the same
+        arguments, what is done is not done again. Delete it when it is no longer needed.
 
     Returns
     -------
-    Tidy DataFrame, one row per model, fold, slide, gene and metric: ``model``, ``fold`` (the left-out donor),
-    ``slide``, ``gene``, ``metric`` (``pearson``, ``spearman``, ``r2``), ``value``, ``target``, ``donor_shared``,
-    ``chosen`` (settings chosen inside the fold). The model ``library_size`` is added to show what knowing a location's
-    total counts alone gives.
+    Tidy DataFrame, one row per model, fold, slide, gene, scale and metric: ``model``, ``fold`` (the left-out donors),
+    ``slide``, ``gene``, ``metric`` (``pearson``, ``spearman``, ``r2``; the last is missing where the prediction is on
+    another scale), ``value`` (missing where a gene does not vary), ``target`` (the scale scored on), ``trained_on``,
+    ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside the fold). The
+    model ``library_size`` is added to show what knowing a location's total counts alone gives.
 
     Raises
     ------
@@ -83,17 +123,20 @@ def cross_validate(
     ['library_size', 'mean', 'ridge']
     """
     slides = data.as_slides(slides)
-    donors = data.donor_folds(list(slides), groups)
-    if len(set(donors.values())) < 2:
-        if groups == "slide":
-            raise InputError(f"Cross-validation needs at least two slides, got {listing(slides)}.")
-        raise InputError(
-            f"Cross-validation needs at least two donors, got {sorted(set(donors.values()))}; for sections of one "
-            f"donor pass groups='slide'."
-        )
-    grids = _grids(models)
+    grids = _grids(models, n_ensemble)
     rule = GeneRule.parse(genes)
-    target = one_of("log1p_cp10k" if target is None else target, TARGETS, name="target")
+    if target is not None:
+        one_of(target, TARGETS, name="target")
+    scales = _scales(scored_on, target)
+    if n_folds is not None:
+        n_folds = whole(n_folds, name="n_folds", unset=True)
+        if n_folds < 2:
+            raise InputError(f"`n_folds` must be at least 2 or None, got {n_folds}.")
+    donors = data.donor_folds(list(slides), "slide" if isinstance(groups, str) and groups == "blocks" else groups)
+    split = {"slide": "slide", "blocks": "block"}.get(groups if isinstance(groups, str) else "", "donor")
+    if split != "block":
+        _check_donors(donors, split, n_folds)
+    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     where: dict[str, Any] = {
         "shapes_key": shapes_key,
         "image_key": image_key,
@@ -101,33 +144,214 @@ def cross_validate(
         "coordinate_system": coordinate_system,
     }
     regions = {s: data.read_region(sdata, slide=s, measured=True, **where) for s, sdata in slides.items()}
+    lattice = common_lattice(list(regions.values()))
+    pitch_um = None if lattice is None else lattice.pitch_um
+    grids = {n: [(family, config.at_pitch(pitch_um)) for family, config in options] for n, options in grids.items()}
+    folds = (
+        _block_folds(regions, BLOCK_FOLDS if n_folds is None else n_folds)
+        if split == "block"
+        else [
+            _Fold(name, dict.fromkeys(train), dict.fromkeys(test))
+            for name, train, test in training.group_folds(donors, n_folds=n_folds)
+        ]
+    )
     reading = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
-    embedded = _embed(regions, grids, encoder=encoder, tile=tile, device=device, reading=reading)
+    embedded: dict[Any, dict[str, Batch]] = {}
+    used_for = [getattr(encoder, "card", encoder), tile, coordinate_system]
     rows: list[pd.DataFrame] = []
-    folds = list(training.leave_groups_out(donors))
-    for fold, train, test in track(folds, total=len(folds), describe="folds"):
-        chosen = data.choose_genes([regions[s] for s in train], rule)
-        names = [g for g in chosen.index if all(g in regions[s].var.index for s in test)]  # type: ignore[union-attr]
-        y = {s: regions[s].target(names, target) for s in slides}
+    for fold in track(folds, total=len(folds), describe="folds"):
+        chosen = data.choose_genes([_part(regions[s], r) for s, r in fold.train.items()], rule)
+        names = [g for g in chosen.index if all(g in regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
         for name, options in grids.items():
-            batches = [{s: replace(embedded[_key(o)][s], y=y[s]) for s in slides} for o in options]
-            inner = {i: [b[s] for s in train] for i, b in enumerate(batches)}
-            order = [donors[s] for s in train]
-            best, _ = training.choose_config(options, inner, groups=order, seed=seed)
-            model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=False)
-            said = ", ".join(f"{k}={v}" for k, v in _told(options[best][1], facts).items())
-            for s in test:
-                mean, _ = model.predict(batches[best][s])
-                rows.append(_scores(mean, y[s], names).assign(model=name, fold=fold, slide=s, chosen=said))
-        for s in test:
-            rows.append(
-                _library_size(regions[s], names, target).assign(model="library_size", fold=fold, slide=s, chosen="")
-            )
-    result = pd.concat(rows, ignore_index=True).assign(target=target, donor_shared=groups == "slide")
-    return result[["model", "fold", "slide", "gene", "metric", "value", "target", "donor_shared", "chosen"]]
+            facts = [name, options, fold, names, target, scales, seed, rule.to_dict(), _facts(regions), used_for]
+            kept = _Kept(checkpoint, facts)
+            found = kept.load()
+            if found is None:
+                if not embedded:
+                    embedded = _embed(regions, grids, encoder=encoder, tile=tile, device=device, reading=reading)
+                found = _score_model(
+                    options, fold, regions, embedded, names,
+                    donors=donors, target=target, scales=scales, seed=seed, run=run,
+                )  # fmt: skip
+                kept.save(found)
+            rows.append(found.assign(model=name, fold=fold.name))
+        for s, kept_rows in fold.test.items():
+            for scale in scales:
+                size = _library_size(_part(regions[s], kept_rows), names, scale)
+                rows.append(size.assign(model="library_size", fold=fold.name, slide=s, chosen="", trained_on=scale))
+    run.clear()
+    result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
+    return result[COLUMNS]
 
 
-def _grids(models: Any) -> dict[str, list[Option]]:
+@dataclass(frozen=True)
+class _Fold:
+    """Slides and, within them, rows (None: all) that are trained on and tested."""
+
+    name: str
+    train: dict[str, Any]
+    test: dict[str, Any]
+
+
+def _check_donors(donors: dict[str, str], split: str, n_folds: int | None) -> None:
+    n = len(set(donors.values()))
+    if n < 2 and split == "slide":
+        raise InputError(f"Cross-validation needs at least two slides, got {listing(donors)}.")
+    if n < 2:
+        raise InputError(
+            f"Cross-validation needs at least two donors, got {sorted(set(donors.values()))}; for sections of one "
+            f"donor pass groups='slide'."
+        )
+    if n_folds is not None and n_folds > n:
+        raise InputError(f"`n_folds` is {n_folds}, but there are only {n} donors to deal out.")
+
+
+def _scales(scored_on: str | Sequence[str] | None, target: str | None) -> list[str]:
+    """Return the scales that are scored on."""
+    if scored_on is None:
+        return [TARGETS[0] if target is None else target]
+    scales = [scored_on] if isinstance(scored_on, str) else list(scored_on)
+    if not scales:
+        raise InputError(f"`scored_on` is empty; give one or more of {listing(TARGETS)}.")
+    return [one_of(s, TARGETS, name="scored_on") for s in dict.fromkeys(scales)]
+
+
+def _part(region: data.Region, rows: Any) -> data.Region:
+    return region if rows is None else region.take(rows)
+
+
+def _block_folds(regions: dict[str, data.Region], n_folds: int) -> list[_Fold]:
+    """Return folds that leave out one block of every slide, and nothing near it is trained on."""
+    from scipy.spatial import cKDTree
+
+    blocks = {s: _blocks(r.coords_um, n_folds, slide=s) for s, r in regions.items()}
+    folds = []
+    for k in range(n_folds):
+        train, test = {}, {}
+        for s, region in regions.items():
+            lattice = common_lattice([region])
+            left = np.flatnonzero(blocks[s] == k)
+            buffer_um = BUFFER_PITCHES * (100.0 if lattice is None else lattice.pitch_um)
+            far = cKDTree(region.coords_um[left]).query(region.coords_um)[0] > buffer_um
+            train[s], test[s] = np.flatnonzero(far), left
+            if not far.any():
+                raise InputError(
+                    f"Slide {s!r} is too small for {n_folds} blocks with a buffer of {buffer_um:g} um: nothing is left "
+                    f"to train on."
+                )
+        folds.append(_Fold(f"block{k}", train, test))
+    return folds
+
+
+def _blocks(coords_um: NDArray[np.float64], n_folds: int, *, slide: str) -> NDArray[np.int64]:
+    """Cut a slide into compact blocks of equal size, by halving it across its longer side again and again."""
+    if len(coords_um) < 2 * n_folds:
+        raise InputError(f"Slide {slide!r} has {len(coords_um)} locations, too few for {n_folds} blocks.")
+    out = np.zeros(len(coords_um), dtype=np.int64)
+
+    def cut(rows: NDArray[np.int64], first: int, n: int) -> None:
+        if n == 1:
+            out[rows] = first
+            return
+        axis = int(np.argmax(np.ptp(coords_um[rows], axis=0)))
+        order = rows[np.lexsort((coords_um[rows, 1 - axis], coords_um[rows, axis]))]
+        where = len(order) * (n // 2) // n
+        cut(order[:where], first, n // 2)
+        cut(order[where:], first + n // 2, n - n // 2)
+
+    cut(np.arange(len(coords_um)), 0, n_folds)
+    return out
+
+
+def _score_model(
+    options: list[Option],
+    fold: _Fold,
+    regions: dict[str, data.Region],
+    embedded: dict[Any, dict[str, Batch]],
+    names: list[str],
+    *,
+    donors: dict[str, str],
+    target: str | None,
+    scales: list[str],
+    seed: int,
+    run: training.Run,
+) -> pd.DataFrame:
+    """Choose, train and score one model in one fold."""
+    blanks = [_registry.probe(*o) for o in options]
+    inner, order = [], []
+    for o, blank in zip(options, blanks, strict=True):
+        scale = blank.training_target(target)
+        scored = scales[0]
+        batches, order = [], []
+        for s, rows in fold.train.items():
+            y = regions[s].target(names, scale)
+            truth = None if scored == scale else regions[s].target(names, scored)
+            batch = replace(embedded[_key(o)][s], y=y, truth=truth, scale=scale)
+            batches.append(batch if rows is None else batch.take(rows))
+            order.append(donors[s])
+        inner.append(batches)
+    best, _ = training.choose_config(options, dict(enumerate(inner)), groups=order, seed=seed, run=run)
+    model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=False, run=run)
+    said = ", ".join(f"{k}={v}" for k, v in _told(options[best], facts, several=len(options) > 1).items())
+    parts = []
+    for s, rows in fold.test.items():
+        batch = embedded[_key(options[best])][s]
+        mean, _ = model.predict(batch if rows is None else batch.take(rows))
+        for scale in scales:
+            truth = _part(regions[s], rows).target(names, scale)
+            comparable = blanks[best].output_scale(target) == scale
+            parts.append(_scores(mean, truth, names, comparable=comparable).assign(slide=s, target=scale))
+    return pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
+
+
+class _Kept:
+    """A fold's scores on disk, by everything that they depend on."""
+
+    def __init__(self, folder: str | Path | None, facts: list[Any]) -> None:
+        key = hashlib.sha256(json.dumps(facts, default=_plain, sort_keys=True).encode()).hexdigest()[:20]
+        self.path = None if folder is None else Path(folder) / f"scores-{key}.csv"
+
+    def load(self) -> pd.DataFrame | None:
+        """Return what is there, if it is."""
+        if self.path is None or not self.path.is_file():
+            return None
+        text = {"gene": str, "slide": str, "metric": str, "target": str, "chosen": str, "trained_on": str}
+        frame = pd.read_csv(
+            self.path, dtype=text, float_precision="round_trip", keep_default_na=False, na_values={"value": [""]}
+        )
+        logger.info("A finished fold was taken from %s.", self.path)
+        return frame
+
+    def save(self, frame: pd.DataFrame) -> None:
+        """Keep it; the file appears whole."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        staging = self.path.with_suffix(".writing")
+        frame.to_csv(staging, index=False)
+        staging.replace(self.path)
+
+
+def _plain(value: Any) -> Any:
+    """Return facts as JSON: configs by family and fields, folds by rows."""
+    if isinstance(value, _Fold):
+        return [value.name, value.train, value.test]
+    if isinstance(value, BaseConfig):
+        return value.to_dict()
+    if isinstance(value, type):
+        return value.__name__
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
+
+
+def _facts(regions: dict[str, data.Region]) -> dict[str, Any]:
+    """Return what tells these slides' images, locations and counts from others."""
+    return {
+        s: [r.pyramid.fingerprint, float(np.abs(r.coords_um).sum()), float(r.totals.sum()), len(r.coords_um)]  # type: ignore[union-attr]
+        for s, r in regions.items()
+    }
+
+
+def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]]:
     """Return, for each name, the settings to choose from."""
     if isinstance(models, Mapping):
         named = dict(models)
@@ -143,16 +367,19 @@ def _grids(models: Any) -> dict[str, list[Option]]:
         raise InputError("`models` is empty.")
     if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
-    return {
+    found = {
         str(name): [_registry.resolve(o) for o in (value if isinstance(value, (list, tuple)) else [value])]
         for name, value in named.items()
     }
+    if n_ensemble is None:
+        return found
+    return {n: [(Ensemble, EnsembleConfig(config, n=n_ensemble)) for _, config in o] for n, o in found.items()}
 
 
-def _key(option: Option) -> tuple[str, Needs]:
+def _key(option: Option) -> tuple[str, TileSpec | None, Needs]:
     """Options with the same key see the same batch."""
-    family, config = option
-    return family.default_encoder, family(config, n_features=1, n_genes=1).needs
+    blank = _registry.probe(*option)
+    return blank.default_encoder, blank.default_tile, blank.needs
 
 
 def _embed(
@@ -163,40 +390,49 @@ def _embed(
     tile: Any,
     device: Any,
     reading: dict[str, Any],
-) -> dict[tuple[str, Needs], dict[str, Batch]]:
-    """Return batches without targets for every (encoder, needs); tiles are embedded once per encoder."""
-    wanted = {_key(o) for options in grids.values() for o in options}
-    found: dict[tuple[str, Needs], dict[str, Batch]] = {}
-    for default in sorted({k[0] for k in wanted}):
-        # Baselines that bring an encoder of their own (colour) keep it whatever the others use.
-        given = encoder if encoder is not None and default == Model.default_encoder else default
-        used = encoders.get(given, tile=None if tile is None else TileSpec.parse(tile), device=device)
+) -> dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]]:
+    """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
+    wanted = {_key(o): _registry.probe(*o) for options in grids.values() for o in options}
+    found: dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]] = {key: {} for key in wanted}
+    for seen in sorted({key[:2] for key in wanted}, key=str):
+        mine = {key: blank for key, blank in wanted.items() if key[:2] == seen}
+        used = encoder_of(next(iter(mine.values())), encoder, tile=tile, device=device)
         for s, region in regions.items():
             first = data.make_batch(region, used, Needs(), **reading)
-            for key in (k for k in wanted if k[0] == default):
-                found.setdefault(key, {})[s] = data.with_needs(first, key[1])
+            for parts in {key[2].parts for key in mine}:
+                batch = first
+                if parts is not None:
+                    batch = data.with_parts(first, region, used, parts, batch_size=reading["batch_size"])
+                for key in mine:
+                    if key[2].parts == parts:
+                        found[key][s] = data.with_needs(batch, key[2])
     return found
 
 
-def _told(config: BaseConfig, facts: dict[str, Any]) -> dict[str, Any]:
+def _told(option: Option, facts: dict[str, Any], *, several: bool) -> dict[str, Any]:
     """Return settings that differ from the defaults, and what the fit chose."""
+    family, config = option
     default = type(config)()
-    told = {k: v for k, v in config.to_dict().items() if v != getattr(default, k)}
-    return told | {k: v for k, v in facts.items() if isinstance(v, (int, float))}
+    told = {k: v for k, v in config.to_dict().items() if v != default.to_dict()[k]}
+    first = {"family": family.family} if several else {}
+    return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float))}
 
 
-def _scores(predicted: NDArray[np.float32], observed: NDArray[np.float32], names: list[str]) -> pd.DataFrame:
+def _scores(
+    predicted: NDArray[np.float32], observed: NDArray[np.float32], names: list[str], *, comparable: bool
+) -> pd.DataFrame:
     values = {
         "pearson": metrics.pearson(predicted, observed),
         "spearman": metrics.spearman(predicted, observed),
-        "r2": metrics.r2(predicted, observed),
+        "r2": metrics.r2(predicted, observed) if comparable else np.full(len(names), np.nan),
     }
     return _tidy(values, names)
 
 
 def _library_size(region: data.Region, names: list[str], target: str) -> pd.DataFrame:
     columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
-    return _tidy({"pearson": metrics.library_size_baseline(region.counts, target=target, genes=columns)}, names)
+    size = metrics.library_size_baseline(region.counts, target=target, genes=columns)
+    return _tidy({"pearson": size}, names).assign(target=target)
 
 
 def _tidy(values: dict[str, NDArray[np.float64]], names: list[str]) -> pd.DataFrame:

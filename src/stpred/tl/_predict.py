@@ -13,6 +13,7 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
+from stpred.encoders._module import pick_device
 from stpred.models._base import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def predict(
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
-        Where the encoder runs; None takes a GPU if there is one.
+        Where encoder and model run; None takes a GPU if there is one.
     allow_upsampling
         Predict from an image that is too coarse for the encoder all the same; the provenance says so.
     coordinate_system
@@ -128,20 +129,29 @@ def predict(
         tables.check_name(holder, key, kind="tables")
     pitch = trained.record.pitch_um
     lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
-    batch = data.make_batch(
-        region, used, trained.needs, lattice=lattice, batch_size=batch_size, allow_upsampling=allow_upsampling
-    )
-    mean, std = trained.predict(batch)
-    score = trained.typical.score(batch.own)
+    trained.to(pick_device(device))
+    n = len(region.coords_um)
+    mean, score = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
+    std: np.ndarray | None = None
+    context: str | None = None
+    how = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    where = {"lattice": lattice, "home": trained.record.region}
+    for rows, batch in data.prediction_batches(region, used, trained.needs, **where, **how):
+        found, spread = trained.predict(batch)
+        mean[rows], score[rows] = found[:, columns], trained.typical.score(trained.describe(batch))
+        if spread is not None:
+            std = np.empty_like(mean) if std is None else std
+            std[rows] = spread[:, columns]
+        context = batch.context
     table = tables.build_table(
-        np.ascontiguousarray(mean[:, columns], dtype=np.float32),
+        mean,
         shapes_key=region.shapes_key,
         instances=region.instances,
         var=gene_frame(trained).iloc[columns],
         spatial_um=region.coords_um,
         obs={keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0},
-        layers=None if std is None else {keys.STD: np.ascontiguousarray(std[:, columns], dtype=np.float32)},
-        provenance=_provenance(trained, used, region, batch),
+        layers=None if std is None else {keys.STD: std},
+        provenance=_provenance(trained, used, region, context),
     )
     _warn_unlike(trained, score)
     if not inplace:
@@ -251,7 +261,7 @@ def _warn_unlike(model: Model, score: np.ndarray) -> None:
         )
 
 
-def _provenance(model: Model, encoder: Encoder, region: data.Region, batch: Any) -> dict[str, Any]:
+def _provenance(model: Model, encoder: Encoder, region: data.Region, context: str | None) -> dict[str, Any]:
     record = model.record
     return {
         "kind": "prediction",
@@ -266,14 +276,12 @@ def _provenance(model: Model, encoder: Encoder, region: data.Region, batch: Any)
         "training": record.training,
         "output_scale": record.target,
         "support_um": model.support_um,
-        "context": None
-        if not model.needs.sources
-        else ("grid" if batch.sources[0] >= len(batch.targets) else "region"),
+        "context": context,
         "image": region.pyramid.fingerprint,
         "image_key": region.image_key,
         "mpp": region.pyramid.mpp,
         "upsampled": region.pyramid.mpp > encoder.card.tile.mpp * 1.01,
-        "n_predicted": len(batch.targets),
+        "n_predicted": len(region.coords_um),
         "left_out": {"off_image": region.n_outside},
         "versions": tables.package_versions(),
     }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from stpred._core import keys
 from stpred._core.checks import InputError, one_of
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
-from stpred.models import _registry
+from stpred.models import Model, _registry
+from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.regions import Lattice
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from spatialdata import SpatialData
 
-    from stpred.models import BaseConfig, Model
+    from stpred.encoders._base import Encoder
+    from stpred.models import BaseConfig
 
 logger = logging.getLogger("stpred")
 
@@ -36,6 +40,10 @@ def train(
     groups: Mapping[str, str] | None = None,
     seed: int = 0,
     device: str | None = None,
+    precision: str | None = None,
+    n_ensemble: int | None = None,
+    checkpoint: str | Path | None = None,
+    fabric: Fabric | None = None,
     batch_size: int | None = None,
     name: str | None = None,
     allow_upsampling: bool = False,
@@ -48,25 +56,36 @@ def train(
     slides
         One SpatialData object, or a mapping of slide names to them: calibrated image, region and measured raw counts.
     model
-        A family (``"ridge"``, ``"mean"``, ``"intensity"``, ...), its class, or its ``Config``.
+        A family (``"ridge"``, ``"stnet"``, ``"deepspot"``, ``"miso"``, ...; see :func:`stpred.models.list`), its
+        class, or its ``Config``.
     genes
         A :class:`~stpred.GeneRule`, a rule's name, or a list of symbols; None takes the 250 genes of highest mean
         count. Rules are computed on these slides alone.
     shapes_key, table_key, image_key
         Region, its raw counts and the H&E image; None finds them.
     target
-        ``"log1p_cp10k"`` (None) or ``"counts"``.
+        ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former.
     encoder
         An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``.
     tile
-        :class:`~stpred.TileSpec` to read tiles at; None takes the encoder's own.
+        :class:`~stpred.TileSpec` to read tiles at; None takes the family's or the encoder's own.
     groups
-        Donor of each slide. With two or more donors, penalties are chosen and genes are scored by leaving donors out;
-        None takes each slide for its own donor and says so in the record.
+        Donor of each slide. With two or more donors, penalties and numbers of epochs are chosen and genes are scored by
+        leaving donors out; None takes each slide for its own donor and says so in the record.
     seed
         Seed of whatever is random.
     device
-        Where the encoder runs; None takes a GPU if there is one.
+        Where encoder and training run; None takes a GPU if there is one.
+    precision
+        Of training: ``"32-true"`` (None), ``"bf16-mixed"``, ``"16-mixed"`` or ``"bf16-true"``.
+    n_ensemble
+        Train so many models that differ by seed (closed forms: by a bootstrap of donors); the prediction is their mean,
+        and their spread goes into ``layers["std"]``.
+    checkpoint
+        Folder to keep the state of the training in after each epoch. Called again with the same arguments, an
+        interrupted training goes on from there to the same result; the files go when it is done.
+    fabric
+        A launched Lightning Fabric, for several GPUs; instead of `device` and `precision` of the training.
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     name
@@ -87,7 +106,8 @@ def train(
     Raises
     ------
     InputError
-        If slides lack an image, counts or shared genes, if counts are not raw, or an image is too coarse.
+        If slides lack an image, counts or shared genes, if counts are not raw, an image is too coarse, a device is not
+        there, or the loss is not finite.
 
     Examples
     --------
@@ -99,11 +119,15 @@ def train(
     """
     slides = data.as_slides(slides)
     family, config = _registry.resolve(model)
+    if n_ensemble is not None:
+        family, config = Ensemble, EnsembleConfig(config, n=n_ensemble)
     rule = GeneRule.parse(genes)
-    target = one_of("log1p_cp10k" if target is None else target, TARGETS, name="target")
+    if target is not None:
+        one_of(target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
-    tile = None if tile is None else TileSpec.parse(tile)
-    encoder = encoders.get(family.default_encoder if encoder is None else encoder, tile=tile, device=device)
+    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    blank = _registry.probe(family, config)
+    encoder = encoder_of(blank, encoder, tile=tile, device=device)
     regions = [
         data.read_region(
             sdata,
@@ -118,44 +142,94 @@ def train(
     ]
     chosen = data.choose_genes(regions, rule)
     names = chosen.index.tolist()
-    needs = family(config, n_features=1, n_genes=1).needs
+    lattice = common_lattice(regions)
+    config = config.at_pitch(None if lattice is None else lattice.pitch_um)
+    needs = _registry.probe(family, config).needs
+    reading = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
     batches = [
-        data.make_batch(
-            r, encoder, needs, batch_size=batch_size, allow_upsampling=allow_upsampling, y=r.target(names, target)
-        )
-        for r in regions
+        data.make_batch(r, encoder, needs, **reading, **measured(r, names, blank, target=target)) for r in regions
     ]
     order = [donors[b.slide] for b in batches]
-    fitted, facts = training.fit(family, config, batches, groups=order, seed=seed)
+    fitted, facts = training.fit(family, config, batches, groups=order, seed=seed, run=run)
     var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean", "rmax") if c in chosen}
-    var |= _held_out(family, config, batches, order, seed=seed)
+    var |= _held_out(family, config, batches, order, seed=seed, run=run)
     if (ids := _gene_ids(regions, names)) is not None:
         var["gene_id"] = ids
-    lattices = [lattice for r in regions if (lattice := Lattice.of(r.coords_um)) is not None]
     record = fitted.record
-    record.name = keys.slug(family.family if name is None else name)
+    record.name = keys.slug(_plain_name(config, family) if name is None else name)
     if not record.name:
         raise InputError(f"`name` must hold a letter or digit, got {name!r}.")
     record.genes = names
     record.var = {k: _plain(v) for k, v in var.items()}
     record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
-    record.gene_rule, record.target = rule.to_dict(), target
+    record.gene_rule, record.target = rule.to_dict(), blank.output_scale(target)
     record.region = regions[0].shapes_key
-    record.pitch_um = round(float(np.median([x.pitch_um for x in lattices])), 3) if lattices else None
+    record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
+    reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
+    record.reach_um = round(float(np.median(reaches)), 3) if reaches else None
     record.training = {
         "slides": {r.slide: {"donor": donors[r.slide], "n_locations": len(r.coords_um)} for r in regions},
         "n_donors": len(set(order)),
         "donors_given": groups is not None,
-        "hexagonal": bool(lattices and lattices[0].hexagonal),
+        "hexagonal": bool(lattice is not None and lattice.hexagonal),
         "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
         "seed": seed,
+        "target": batches[0].scale,
+        "scored_on": scored_scale(blank, target),
         **facts,
     }
     fitted.encoder = encoder
+    run.clear()
     return fitted
 
 
-def _held_out(family: Any, config: Any, batches: list[Any], groups: list[str], *, seed: int) -> dict[str, Any]:
+def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> Encoder:
+    """Return the encoder that a family is trained through: the one given, or its own.
+
+    Baselines and networks that bring an encoder of their own (colour, pixels) keep it whatever the others use.
+    """
+    own = model.default_encoder if given is None or model.default_encoder != Model.default_encoder else given
+    spec = model.default_tile if tile is None else TileSpec.parse(tile)
+    if isinstance(own, str):
+        return encoders.get(own, tile=spec, device=device)
+    return encoders.get(own, tile=None if tile is None else spec, device=device)
+
+
+def common_lattice(regions: list[data.Region]) -> Lattice | None:
+    """Return the training lattice: the slides' median pitch, and the arrangement of the first."""
+    lattices = [lattice for r in regions if (lattice := Lattice.of(r.coords_um)) is not None]
+    if not lattices:
+        return None
+    return Lattice(float(np.median([x.pitch_um for x in lattices])), lattices[0].hexagonal)
+
+
+def scored_scale(model: Model, target: str | None) -> str:
+    """Return the scale that a model's predictions are scored on while it is trained.
+
+    Relative outputs are scored on log1p CP10k: on raw counts, the library size alone would make any gene look good.
+    """
+    scale = model.output_scale(target)
+    return scale if scale in TARGETS else "log1p_cp10k"
+
+
+def measured(
+    region: data.Region, names: list[str], model: Model, *, target: str | None, scored_on: str | None = None
+) -> dict[str, Any]:
+    """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
+    scale = model.training_target(target)
+    scored = scored_scale(model, target) if scored_on is None else scored_on
+    truth = None if scored == scale else region.target(names, scored)
+    return {"y": region.target(names, scale), "scale": scale, "truth": truth}
+
+
+def _plain_name(config: Any, family: type[Model]) -> str:
+    """Return what a model is called by default; an ensemble is called after its members."""
+    return config.family if isinstance(config, EnsembleConfig) else family.family
+
+
+def _held_out(
+    family: Any, config: Any, batches: list[Any], groups: list[str], *, seed: int, run: training.Run
+) -> dict[str, Any]:
     """Return per-gene scores on left-out donors; unknown (NaN) where there is a single one."""
     n_genes = batches[0].y.shape[1]
     if len(set(groups)) < 2:
@@ -163,7 +237,7 @@ def _held_out(family: Any, config: Any, batches: list[Any], groups: list[str], *
         unknown = np.full(n_genes, np.nan)
         none = np.zeros(n_genes, dtype=int)
         return {"cv_pearson": unknown, "cv_spearman": unknown, "n_slides": none, "trusted": none.astype(bool)}
-    return training.held_out_scores(family, config, batches, groups=groups, seed=seed).columns()
+    return training.held_out_scores(family, config, batches, groups=groups, seed=seed, run=run).columns()
 
 
 def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:

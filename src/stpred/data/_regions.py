@@ -1,4 +1,4 @@
-"""From a SpatialData object to the `Batch` that every model sees, in training, validation and prediction alike."""
+"""Finding and checking a slide's image, locations and counts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred import genes as gene_kernels
-from stpred import links
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, listing, whole
+from stpred._core.checks import InputError, listing
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
@@ -25,11 +23,6 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
-from stpred._core.progress import track
-from stpred._core.tables import read_provenance
-from stpred.encoders._base import Encoder
-from stpred.models._base import Batch, Needs
-from stpred.regions import Lattice, on_tissue
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -44,14 +37,8 @@ OUTSIDE_LIMIT = 0.1
 together.
 """
 
-SAME_PITCH = 0.1
-"""Relative difference of pitch up to which a region gives its own context."""
-
 _ONLY = "slide"
 """What a slide is called that came without a name."""
-
-FEW_SOURCES = 30
-"""Fewer locations than this are no basis for a slide's own feature statistics."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +67,7 @@ class Region:
     instances: pd.Index
     coords_um: NDArray[np.float64]
     n_outside: int = 0
+    coordinate_system: str = keys.UM
     counts: csr_matrix | None = None
     totals: NDArray[np.float64] | None = None
     var: pd.DataFrame | None = None
@@ -88,7 +76,18 @@ class Region:
         """Return the (n, n_genes) training target of the named genes."""
         if self.counts is None or self.var is None or self.totals is None:
             raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
-        return targets.transform(self.counts[:, self.var.index.get_indexer(names)], self.totals, target=target)
+        counts = self.counts[:, self.var.index.get_indexer(names)]
+        return targets.transform(counts, self.totals, target=target, n_measured=self.counts.shape[1])
+
+    def take(self, rows: NDArray[np.int64]) -> Region:
+        """Return some of the locations, in this order."""
+        return replace(
+            self,
+            instances=self.instances[rows],
+            coords_um=self.coords_um[rows],
+            counts=None if self.counts is None else self.counts[rows],
+            totals=None if self.totals is None else self.totals[rows],
+        )
 
 
 def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, SpatialData]:
@@ -152,6 +151,7 @@ def read_region(
         instances=instances[keep],
         coords_um=coords[keep],
         n_outside=int((~inside).sum()),
+        coordinate_system=coordinate_system,
         counts=None if counts is None else counts[keep],
         totals=None if totals is None else totals[keep],
         var=var,
@@ -243,144 +243,3 @@ def _inside(
     if share > 0:
         logger.warning("%d of %r in slide %r are off the image and left out.", int((~inside).sum()), shapes_key, slide)
     return inside
-
-
-def embed(
-    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, batch_size: int | None = None
-) -> NDArray[np.float32]:
-    """Return (n, width) features of the tiles at `coords_um`, read in one streaming pass."""
-    card = encoder.card
-    if batch_size is not None:
-        batch_size = whole(batch_size, name="batch_size")
-    out = np.empty((len(coords_um), card.width), dtype=np.float32)
-    tiles = region.pyramid.read(coords_um, card.tile, batch_size=batch_size)
-    for rows, images in track(
-        tiles, total=len(out), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0])
-    ):
-        out[rows] = encoder.encode(images)
-    return out
-
-
-def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | None:
-    """Return features that `pp.features` wrote for exactly these locations, image and encoder, or None."""
-    key = keys.features(region.shapes_key, encoder.card.name)
-    if key not in region.sdata.tables:
-        return None
-    table = region.sdata.tables[key]
-    facts = read_provenance(table, what=f"table {key!r}")
-    if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
-        return None
-    rows = _match(table_instances(table, region.shapes_key)[1], region.instances)
-    if rows is None or not np.allclose(table.obsm[keys.SPATIAL][rows], region.coords_um, atol=1e-3):
-        return None
-    return np.asarray(table.X[rows], dtype=np.float32)
-
-
-def _match(have: pd.Index, want: pd.Index) -> NDArray[np.int64] | None:
-    rows = have.get_indexer(want)
-    return None if (rows < 0).any() else rows
-
-
-def make_batch(
-    region: Region,
-    encoder: Encoder,
-    needs: Needs,
-    *,
-    lattice: Lattice | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
-    y: NDArray[np.float32] | None = None,
-) -> Batch:
-    """Embed a region's locations, and what their context needs, once each.
-
-    Parameters
-    ----------
-    region
-        Locations to embed.
-    encoder
-        What turns tiles into features.
-    needs
-        What the model asks for.
-    lattice
-        Training lattice of the model; None while training, when the region itself is the lattice. A region of another
-        pitch takes its context from one shared grid of points at the training pitch.
-    batch_size
-        Tiles per encoder call.
-    allow_upsampling
-        Read an image that is too coarse for the encoder all the same.
-    y
-        (n, n_genes) training target to carry along.
-    """
-    what = f"Image {region.image_key!r} of slide {region.slide!r}"
-    region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
-    n = len(region.coords_um)
-    grid = _source_grid(region, needs, lattice)
-    features = stored_features(region, encoder)
-    if features is None:
-        points = region.coords_um if grid is None else np.concatenate([region.coords_um, grid])
-        features = embed(region, encoder, points, batch_size=batch_size)
-    elif grid is not None:
-        features = np.concatenate([features, embed(region, encoder, grid, batch_size=batch_size)])
-    rows = np.arange(n)
-    batch = Batch(region.slide, features, rows, rows, region.coords_um, y=y, totals=region.totals)
-    if grid is None or lattice is None:
-        return with_needs(batch, needs)
-    batch = replace(batch, sources=np.arange(n, n + len(grid)))
-    # Training never shows a location to itself, so a grid point on top of the target is left out as well.
-    return with_needs(batch, needs, source_um=grid, beyond_um=lattice.pitch_um / 2)
-
-
-def with_needs(
-    batch: Batch, needs: Needs, *, source_um: NDArray[np.float64] | None = None, beyond_um: float = 0.0
-) -> Batch:
-    """Return the batch with links to its neighbours.
-
-    `source_um` are the places of ``batch.sources``; None: those of the targets.
-    """
-    if needs.context_um is None:
-        return replace(batch, links=None)
-    places = batch.coords_um if source_um is None else source_um
-    around = links.radius(batch.coords_um, places, radius_um=needs.context_um, beyond_um=beyond_um)
-    return replace(batch, links=links.Links(around.indptr, batch.sources[around.indices]))
-
-
-def _source_grid(region: Region, needs: Needs, lattice: Lattice | None) -> NDArray[np.float64] | None:
-    """Return grid points at the training pitch, or None where the region itself serves."""
-    if not needs.sources or lattice is None:
-        return None
-    own = Lattice.of(region.coords_um)
-    same = own is not None and abs(own.pitch_um / lattice.pitch_um - 1) <= SAME_PITCH
-    if same and (not needs.slide_statistics or len(region.coords_um) >= FEW_SOURCES):
-        return None
-    from scipy.spatial import cKDTree
-
-    points = lattice.points(region.pyramid.bounds_um)
-    points = points[region.pyramid.contains(points)]
-    if needs.slide_statistics:  # a slide's statistics speak for its tissue, whichever targets are asked for
-        points = points[on_tissue(region.pyramid, points)]
-    else:
-        reach = cKDTree(region.coords_um).query(points, distance_upper_bound=needs.context_um)[0]
-        points = points[np.isfinite(reach)]
-    if len(points) == 0:
-        raise InputError(f"Slide {region.slide!r} has no tissue to take the context of {region.shapes_key!r} from.")
-    return points
-
-
-def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str, str]:
-    """Return each slide's donor; ``groups="slide"`` makes each slide its own."""
-    if isinstance(groups, str):
-        if groups != "slide":
-            raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
-        return {s: s for s in slides}
-    if not isinstance(groups, Mapping):
-        raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
-    if missing := [s for s in slides if s not in groups]:
-        raise InputError(f"`groups` names no donor for slides {listing(missing)}; it has {listing(groups)}.")
-    return {s: str(groups[s]) for s in slides}
-
-
-def choose_genes(regions: list[Region], rule: Any) -> pd.DataFrame:
-    """Return genes chosen by a rule on these regions alone, best first, with their scores."""
-    names, columns = gene_kernels.shared_genes({r.slide: r.var.index for r in regions if r.var is not None})
-    counts = {r.slide: r.counts[:, columns[r.slide]] for r in regions if r.counts is not None}
-    return gene_kernels.select(rule, counts, names, coords_um={r.slide: r.coords_um for r in regions})

@@ -1,0 +1,330 @@
+"""Arrays kept in a folder between sessions, one per set of facts and coordinates; knows nothing of encoders.
+
+An entry's name is a hash of everything its values depend on, so that a stale one is never found. It is filled row by
+row and can be taken up again where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import time
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from stpred._core.checks import InputError, one_of
+
+logger = logging.getLogger("stpred")
+
+_FORMAT = 1
+_FLOAT16_MAX = 65504.0
+_FLUSH_S = 30.0
+# A lock that shows no life for this long is stale where its process cannot be asked for (another host, Windows).
+_SILENT_S = 3600.0
+_FILE = re.compile(r"([0-9a-f]{64})\.(npy|json|json\.tmp|part\.npy|part\.wide|part\.done|lock)")
+# The number of a process comes again after a restart; this does not.
+_PROCESS = uuid.uuid4().hex
+
+
+class Busy(Exception):
+    """Another process is filling the entry; compute without it."""
+
+
+class FeatureCache:
+    """Arrays in a folder.
+
+    Parameters
+    ----------
+    folder
+        Where they are kept; made with the first entry.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def entry(
+        self, facts: Mapping[str, Any], coords_um: NDArray[np.float64], *, shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Entry:
+        """Return the entry of these facts and places, whether it is there or not.
+
+        Parameters
+        ----------
+        facts
+            Everything else that the values depend on, as plain JSON values.
+        coords_um
+            (n, 2) finite places of the rows, told apart to 0.001 um.
+        shape
+            Shape of one row.
+        dtype
+            float16, or uint8 for pixels.
+        """
+        name = one_of(np.dtype(dtype).name, ("float16", "uint8"), name="dtype")
+        record = {"format": _FORMAT, "facts": facts, "n": len(coords_um), "shape": list(shape), "dtype": name}
+        text = json.dumps(record, sort_keys=True, allow_nan=False)
+        digest = hashlib.sha256(text.encode())
+        digest.update(np.rint(coords_um * 1e3).astype("<i8").tobytes())
+        return Entry(self.folder, digest.hexdigest(), json.loads(text))
+
+    def size_bytes(self) -> int:
+        """Return how much the entries take, unfinished ones included."""
+        return sum(stat.st_size for stat in self._files().values())
+
+    def clear(self, keep_bytes: int = 0) -> None:
+        """Remove entries, oldest first, until no more than `keep_bytes` are left.
+
+        Entries that a process is filling stay, and so does every file that is not the cache's own.
+        """
+        files = self._files()
+        left = sum(stat.st_size for stat in files.values())
+        newest_first = dict.fromkeys(path.name[:64] for path in sorted(files, key=lambda path: -files[path].st_mtime))
+        for key in reversed(newest_first):
+            if left <= keep_bytes:
+                break
+            lock = self.folder / f"{key}.lock"
+            own = [path for path in files if path.name.startswith(key) and path != lock]
+            with _writing(self.folder), suppress(Busy):
+                _acquire(lock)
+                for path in (*own, lock):
+                    path.unlink(missing_ok=True)
+                left -= sum(stat.st_size for path, stat in files.items() if path.name.startswith(key))
+
+    def _files(self) -> dict[Path, os.stat_result]:
+        files = {}
+        for path in self.folder.glob("*"):
+            with suppress(FileNotFoundError):  # finished or cleared meanwhile
+                if _FILE.fullmatch(path.name):
+                    files[path] = path.stat()
+        return files
+
+
+class Entry(AbstractContextManager["Entry"]):
+    """One array, whole or being filled; as a context manager it keeps what was written and lets go of its lock."""
+
+    def __init__(self, folder: Path, key: str, record: dict[str, Any]) -> None:
+        self.folder, self._record, self.shape = folder, record, (record["n"], *record["shape"])
+        ends = ("npy", "json", "part.npy", "part.done", "lock")
+        self._npy, self._json, self._part, self._marks, self._lock = (folder / f"{key}.{end}" for end in ends)
+        self._whole: NDArray[Any] | None = None
+        self._values: Any = None  # maps of the part files, while the lock is held
+        self._done: Any = None
+        self._have = np.zeros(self.shape[0], dtype=bool)
+        self._let_go: Any = None
+        self._flushed_s, self._warned = 0.0, False
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are there and undamaged."""
+        return self._stored() is not None
+
+    def read(self) -> NDArray[Any]:
+        """Return the whole array as a read-only memory map."""
+        if (stored := self._stored()) is None:
+            raise InputError(f"The cache entry {self._npy} is not complete; write the rows of todo() and finish().")
+        return stored
+
+    def todo(self) -> NDArray[np.int64]:
+        """Return the rows still missing, and take the lock if there are any; raises :class:`Busy`."""
+        return np.flatnonzero(~self._have) if self._open() else np.empty(0, dtype=np.int64)
+
+    def write(self, rows: ArrayLike, values: ArrayLike) -> None:
+        """Set rows; the first value beyond float16 turns the entry into float32 (earlier rows stay rounded)."""
+        rows, values = np.asarray(rows), np.asarray(values)
+        shape, dtype = (len(rows), *self.shape[1:]), self._record["dtype"]
+        if values.shape != shape or (dtype == "uint8" and values.dtype != np.uint8):
+            raise InputError(f"`values` must be {dtype} of shape {shape}, got {values.dtype} of shape {values.shape}.")
+        if not self._open():
+            return  # another process was faster
+        if self._values.dtype == np.float16 and not (np.abs(values) <= _FLOAT16_MAX).all():
+            self._widen()
+        self._values[rows] = values
+        self._have[rows] = True
+        if time.monotonic() - self._flushed_s > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make the rows written so far survive; :meth:`write` does it by itself now and then."""
+        if self._values is None:
+            return
+        with _writing(self.folder):
+            if _holder(self._lock) != _me():
+                raise Busy(f"{self._lock} was taken over by another process.")
+            os.utime(self._lock)  # a sign of life
+            self._values.flush()
+            self._done[: len(self._have)] = self._have  # after the values: a mark never speaks of a row that is lost
+            self._done.flush()
+        self._flushed_s = time.monotonic()
+
+    def finish(self) -> NDArray[Any]:
+        """Make the entry complete and return it as :meth:`read` does."""
+        if self._open():
+            if missing := int((~self._have).sum()):
+                raise InputError(f"{missing} of {len(self._have)} rows of the cache entry {self._part} are missing.")
+            self.flush()
+            draft = self._json.with_suffix(".json.tmp")
+            with _writing(self.folder):
+                draft.write_text(json.dumps({**self._record, "dtype": self._values.dtype.name}), encoding="utf-8")
+                self._values = self._done = None
+                os.replace(draft, self._json)
+                os.replace(self._part, self._npy)
+                self._marks.unlink(missing_ok=True)
+            self.read()  # while nobody can clear it
+            self.close()
+        return self.read()
+
+    def close(self) -> None:
+        """Keep what was written for another time, and let another process go on."""
+        try:
+            self.flush()
+        finally:
+            self._values = self._done = None
+            if self._let_go is not None:
+                self._let_go()
+
+    def _stored(self) -> NDArray[Any] | None:
+        if self._whole is not None:  # stays readable even if its files are cleared meanwhile
+            return self._whole
+        try:
+            array = self._map(self._npy)
+            if json.loads(self._json.read_text(encoding="utf-8")) != {**self._record, "dtype": array.dtype.name}:
+                raise ValueError("its description does not match")
+            self._whole = array
+        except (OSError, ValueError) as error:
+            self._warn(error)
+        return self._whole
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            logger.warning("The cache entry %s is damaged and is made anew: %s.", self._npy, error)
+            self._warned = True
+
+    def _map(self, path: Path, mode: str = "r") -> Any:
+        # Always read-only first: opened for writing, a truncated file would be lengthened without a word.
+        array = open_memmap(path, mode="r")
+        dtypes = ("uint8",) if self._record["dtype"] == "uint8" else ("float16", "float32")
+        if array.shape != self.shape or array.dtype.name not in dtypes or not array.flags.c_contiguous:
+            raise ValueError(f"it holds {array.dtype} of shape {array.shape}")
+        return array if mode == "r" else open_memmap(path, mode=mode)
+
+    def _open(self) -> bool:
+        """Take the lock and map the part files; False where the entry is complete."""
+        if self._values is None and not self.complete:
+            with _writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _acquire(self._lock)
+                self._let_go = weakref.finalize(self, _release, self._lock)  # also when it is dropped or Python ends
+                try:
+                    if not (self.complete or self._resume()):  # another process may have completed it meanwhile
+                        self._begin()
+                finally:
+                    if self._values is None:
+                        self.close()
+            self._flushed_s = time.monotonic()
+        return self._values is not None
+
+    def _begin(self) -> None:
+        for path in (self._marks, self._npy, self._json):  # marks always belong to the part file beside them
+            path.unlink(missing_ok=True)
+        self._create(self._part, self._record["dtype"])
+        self._marks.write_bytes(bytes(max(len(self._have), 1)))
+        self._resume()
+
+    def _resume(self) -> bool:
+        try:
+            values, done = self._map(self._part, "r+"), np.memmap(self._marks, dtype=np.uint8, mode="r+")
+            if len(done) != max(len(self._have), 1):
+                raise ValueError(f"it has marks for {len(done)} rows")
+        except (FileNotFoundError, ValueError) as error:
+            self._warn(error)
+            return False
+        self._values, self._done, self._have = values, done, done[: len(self._have)] == 1
+        return True
+
+    def _create(self, path: Path, dtype: str) -> Any:
+        """Return a map of a new file whose blocks are all reserved."""
+        try:
+            array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=self.shape)
+            with open(path, "r+b") as file:
+                # Writing to a hole through a map kills the process (SIGBUS) when the disk is full; this raises.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                else:
+                    file.seek(array.offset)
+                    for left in range(array.nbytes, 0, -(1 << 24)):
+                        file.write(bytes(min(left, 1 << 24)))
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return array
+
+    def _widen(self) -> None:
+        wide = self._part.with_suffix(".wide")
+        with _writing(self.folder):
+            values = self._create(wide, "float32")
+            values[:] = self._values
+            values.flush()
+            self._values = values = None
+            os.replace(wide, self._part)
+            self._values = self._map(self._part, "r+")
+
+
+def _me() -> str:
+    return f"{os.getpid()} {_PROCESS} {platform.node()}"
+
+
+def _holder(lock: Path) -> str:
+    return lock.read_text(encoding="utf-8") if lock.exists() else ""
+
+
+def _acquire(lock: Path) -> None:
+    # Of two that remove one stale lock, one may remove the other's new one; that one learns of it before it marks rows.
+    with suppress(FileNotFoundError):
+        if _stale(lock):
+            lock.unlink()
+    try:
+        with open(lock, "x", encoding="utf-8") as file:  # O_CREAT | O_EXCL
+            file.write(_me())
+    except FileExistsError:
+        raise Busy(f"{lock} is held by another process ({_holder(lock)}).") from None
+
+
+def _release(lock: Path) -> None:
+    if _holder(lock) == _me():
+        lock.unlink(missing_ok=True)
+
+
+def _stale(lock: Path) -> bool:
+    """Say whether the process that made a lock has ended."""
+    pid, process, host = [*lock.read_text(encoding="utf-8").split(" ", 2), "", "", ""][:3]
+    if not pid.isdecimal() or host != platform.node() or os.name == "nt":
+        return time.time() - lock.stat().st_mtime > _SILENT_S
+    if int(pid) == os.getpid():
+        return process != _PROCESS
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:  # or it is alive, of another user
+        return isinstance(error, ProcessLookupError)
+    return False
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"The cache folder {folder} cannot be written ({why}); free space or change it.") from error

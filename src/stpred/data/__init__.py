@@ -1,0 +1,23 @@
+"""From SpatialData objects to what models are trained on and predict from."""
+
+from stpred.data._batches import make_batch, prediction_batches, reach_um, with_needs, with_parts
+from stpred.data._features import embed, embed_dense, embed_parts, stored_features
+from stpred.data._folds import choose_genes, donor_folds
+from stpred.data._regions import Region, as_slides, read_region
+
+__all__ = [
+    "Region",
+    "as_slides",
+    "choose_genes",
+    "donor_folds",
+    "embed",
+    "embed_dense",
+    "embed_parts",
+    "make_batch",
+    "prediction_batches",
+    "reach_um",
+    "read_region",
+    "stored_features",
+    "with_needs",
+    "with_parts",
+]

@@ -1,0 +1,118 @@
+"""Features of tiles: computed in one streaming pass, or taken from where exactly these are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core import keys
+from stpred._core.checks import whole
+from stpred._core.elements import table_instances
+from stpred._core.feature_cache import Busy, FeatureCache
+from stpred._core.progress import track
+from stpred._core.settings import settings
+from stpred._core.specs import TileSpec
+from stpred._core.tables import read_provenance
+from stpred.data._regions import Region
+from stpred.encoders._base import Encoder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def embed(
+    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, batch_size: int | None = None
+) -> NDArray[Any]:
+    """Return (n, width) features of the tiles at `coords_um`, read in one streaming pass.
+
+    float32 (uint8 of the encoder ``"pixels"``); with ``stpred.settings.cache_dir`` they are kept on disk as float16,
+    and read from there where these very tiles of this image were embedded by this encoder before.
+    """
+    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="tiles", batch_size=batch_size)
+
+
+def embed_dense(
+    region: Region, encoder: Any, coords_um: NDArray[np.float64], *, batch_size: int | None = None
+) -> NDArray[Any]:
+    """Return (n, rows, columns, width) features of the patches of each tile, of encoders that have dense tokens."""
+    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="patches", batch_size=batch_size)
+
+
+def embed_parts(
+    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int, batch_size: int | None = None
+) -> NDArray[Any]:
+    """Return (n * parts ** 2, width) features of the sub-tiles of each tile, row by row of a tile.
+
+    An encoder whose scales are in micrometres sees a smaller tile at its own resolution; any other sees the sub-tile
+    enlarged to the size that it expects.
+    """
+    size_um = encoder.card.tile.size_um
+    offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * size_um
+    grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
+    places = (coords_um[:, None] + grid).reshape(-1, 2)
+    smaller = encoder.part(parts) if hasattr(encoder, "part") else encoder
+    own = smaller is not encoder
+    tile = smaller.card.tile if own else TileSpec(encoder.card.tile.mpp / parts, encoder.card.tile.size_px)
+    return _stream(region, smaller, places, tile=tile, what="parts", batch_size=batch_size)
+
+
+def _stream(
+    region: Region,
+    encoder: Any,
+    coords_um: NDArray[np.float64],
+    *,
+    tile: TileSpec,
+    what: str,
+    batch_size: int | None,
+) -> NDArray[Any]:
+    card = encoder.card
+    if batch_size is not None:
+        batch_size = whole(batch_size, name="batch_size")
+    dtype = np.dtype(getattr(encoder, "dtype", np.float32))
+    shape = card.dense if what == "patches" else (card.width,)
+    encode = encoder.encode_dense if what == "patches" else encoder.encode
+
+    def values(rows: NDArray[np.int64]) -> Any:
+        tiles = region.pyramid.read(coords_um[rows], tile, batch_size=batch_size)
+        shown = track(tiles, total=len(rows), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0]))
+        return ((rows[which], encode(images)) for which, images in shown)
+
+    if settings.cache_dir is not None and len(coords_um):
+        facts = {"image": region.pyramid.fingerprint, "encoder": card.to_dict(), "tile": tile.to_dict(), "what": what}
+        kept = "uint8" if dtype == np.uint8 else "float16"
+        entry = FeatureCache(settings.cache_dir).entry(facts, coords_um, shape=tuple(shape), dtype=kept)
+        try:
+            with entry:
+                if len(todo := entry.todo()):
+                    for rows, part in values(todo):
+                        entry.write(rows, part)
+                    return entry.finish()
+                return entry.read()
+        except Busy:  # another process is at it: compute beside it
+            pass
+    out = np.empty((len(coords_um), *shape), dtype=dtype)
+    for rows, part in values(np.arange(len(coords_um))):
+        out[rows] = part
+    return out
+
+
+def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | None:
+    """Return features that `pp.features` wrote for exactly these locations, image and encoder, or None."""
+    key = keys.features(region.shapes_key, encoder.card.name)
+    if key not in region.sdata.tables:
+        return None
+    table = region.sdata.tables[key]
+    facts = read_provenance(table, what=f"table {key!r}")
+    if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
+        return None
+    rows = _match(table_instances(table, region.shapes_key)[1], region.instances)
+    if rows is None or not np.allclose(table.obsm[keys.SPATIAL][rows], region.coords_um, atol=1e-3):
+        return None
+    return np.asarray(table.X[rows], dtype=np.float32)
+
+
+def _match(have: pd.Index, want: pd.Index) -> NDArray[np.int64] | None:
+    rows = have.get_indexer(want)
+    return None if (rows < 0).any() else rows

@@ -1,0 +1,263 @@
+"""Attention of every location to its own few neighbours, without a copy of their rows for each location.
+
+On the CPU in single and double precision, compiled kernels walk over the neighbours of one location at a time. For
+other devices and precisions, PyTorch works on a few locations at once. Both keep only the log of the softmax's
+denominator for the backward pass, and compute the weights again there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stpred._core.checks import InputError, whole
+
+_COMPILED = (torch.float32, torch.float64)
+# Entries of one gathered block in the PyTorch path: what a CPU's cache holds; a GPU needs more to be busy.
+_BLOCK = {"cpu": 2**18, "other": 2**23}
+# Multiplications below which starting threads takes longer than the work.
+_FEW = 2**20
+
+
+def local_attention(query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int) -> Tensor:
+    """Return multi-head attention of every target to its own neighbours; differentiable once.
+
+    Parameters
+    ----------
+    query
+        (n, D) floats of the targets; the columns of one head lie side by side.
+    key, value
+        (m, D) floats of all locations, with the precision and device of `query`.
+    neighbors
+        (n, k) int64 rows of `key` and `value`, -1 where there is none. A row may be named more than once.
+    n_heads
+        Number of heads that share the D columns evenly.
+
+    Returns
+    -------
+    (n, D) values averaged with the softmax of query.key / sqrt(D / n_heads) over the neighbours; 0 without neighbours.
+    """
+    n_heads = whole(n_heads, name="n_heads")
+    _check(query, key, value, neighbors, n_heads=n_heads)
+    return _LocalAttention.apply(query, key, value, neighbors if len(key) else neighbors[:, :0], n_heads)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int) -> None:
+    floats = (query, key, value)
+    shapes, kinds = [tuple(x.shape) for x in floats], [str(x.dtype) for x in floats]
+    devices = [str(x.device) for x in (*floats, neighbors)]
+    if query.ndim != 2 or key.ndim != 2 or shapes[1] != shapes[2] or shapes[0][1] != shapes[1][1]:
+        raise InputError(f"`query` must be (n, D) and `key` and `value` (m, D), got {', '.join(map(str, shapes))}.")
+    if not shapes[0][1] or shapes[0][1] % n_heads:
+        raise InputError(f"`n_heads` must divide the {shapes[0][1]} columns of `query`, got {n_heads}.")
+    if not query.is_floating_point() or len(set(kinds)) > 1:
+        raise InputError(f"`query`, `key` and `value` must be floats of one precision, got {', '.join(kinds)}.")
+    if len(set(devices)) > 1:
+        raise InputError(f"`query`, `key`, `value` and `neighbors` must be on one device, got {', '.join(devices)}.")
+    if neighbors.dtype != torch.int64 or neighbors.ndim != 2 or len(neighbors) != len(query):
+        given = f"{neighbors.dtype} of {tuple(neighbors.shape)}"
+        raise InputError(f"`neighbors` must be int64 of ({len(query)}, k), a row per row of `query`, got {given}.")
+    # A GPU refuses wrong rows by itself, and asking it would make it wait.
+    if neighbors.device.type == "cpu" and neighbors.numel():
+        low, high = (int(x) for x in neighbors.aminmax())
+        if low < -1 or high >= len(key):
+            raise InputError(f"`neighbors` must lie in -1 to {len(key) - 1}, got {low} to {high}.")
+
+
+class _LocalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, n_heads: int) -> Tensor:
+        run = _forward_compiled if _is_compiled(query) else _forward_in_blocks
+        out, log_sums = run(query, key, value, neighbors, n_heads=n_heads)
+        ctx.save_for_backward(query, key, value, neighbors, log_sums)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, log_sums = ctx.saved_tensors
+        run = _backward_compiled if _is_compiled(gradient) else _backward_in_blocks
+        return *run(*inputs, log_sums=log_sums, gradient=gradient), None, None
+
+
+def _is_compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in _COMPILED
+
+
+def _forward_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Return the output and (n, h) log-sum-exp of the scores, by PyTorch."""
+    exact = torch.promote_types(query.dtype, torch.float32)
+    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    log_sums = query.new_zeros((len(query), n_heads), dtype=exact)
+    scale = math.sqrt(n_heads / query.shape[1])
+    for rows in _blocks(query, neighbors):
+        near, q = neighbors[rows], query[rows].to(exact).view(-1, 1, n_heads, query.shape[1] // n_heads)
+        scores = (q * _gather(key, near, n_heads)).sum(-1).mul_(scale).masked_fill_((near < 0)[..., None], -math.inf)
+        log_sums[rows] = scores.logsumexp(1).clamp_(min=torch.finfo(exact).min)  # finite without neighbours
+        weights = scores.sub_(log_sums[rows, None]).exp_()
+        out[rows] = (weights[..., None] * _gather(value, near, n_heads)).sum(1).flatten(1).to(out.dtype)
+    return out, log_sums
+
+
+def _backward_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, log_sums: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradients of query, key and value, by PyTorch."""
+    n_heads, exact = log_sums.shape[1], log_sums.dtype
+    width = query.shape[1] // n_heads
+    d_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    # Many small terms meet in one row, so half precision is kept for the result.
+    d_key, d_value = (torch.zeros(x.shape, dtype=exact, device=x.device) for x in (key, value))
+    for rows in _blocks(query, neighbors):
+        near = neighbors[rows]
+        q, g = (x[rows].to(exact).reshape(-1, 1, n_heads, width) for x in (query, gradient))
+        k = _gather(key, near, n_heads)
+        scores = (q * k).sum(-1).mul_(1 / math.sqrt(width)).masked_fill_((near < 0)[..., None], -math.inf)
+        weights = scores.sub_(log_sums[rows, None]).exp_()
+        d_weights = (g * _gather(value, near, n_heads)).sum(-1)
+        mean = (weights * d_weights).sum(1, keepdim=True)
+        d_scores = weights * d_weights.sub_(mean).mul_(1 / math.sqrt(width))
+        d_query[rows] = (d_scores[..., None] * k).sum(1).flatten(1).to(query.dtype)
+        flat = near.clamp(min=0).flatten()  # what is missing adds 0 to row 0
+        d_key.index_add_(0, flat, (d_scores[..., None] * q).view(-1, query.shape[1]))
+        d_value.index_add_(0, flat, (weights[..., None] * g).view(-1, query.shape[1]))
+    return d_query, d_key.to(key.dtype), d_value.to(value.dtype)
+
+
+def _blocks(query: Tensor, neighbors: Tensor) -> Iterator[slice]:
+    per_row = neighbors.shape[1] * query.shape[1]
+    if per_row:
+        step = max(1, _BLOCK["cpu" if query.device.type == "cpu" else "other"] // per_row)
+        yield from (slice(i, i + step) for i in range(0, len(query), step))
+
+
+def _gather(table: Tensor, near: Tensor, n_heads: int) -> Tensor:
+    """Return (rows, k, heads, width); what is missing is 0, whatever the table holds."""
+    found = table.index_select(0, near.clamp(min=0).flatten()).view(*near.shape, n_heads, -1)
+    return found.masked_fill_((near < 0)[..., None, None], 0)
+
+
+def _forward_compiled(
+    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Return the output and (n, h) log-sum-exp of the scores; threads share the targets."""
+    forward, _ = _kernels(query.shape[1] // n_heads)
+    out, log_sums = query.new_empty(query.shape), query.new_empty((len(query), n_heads))
+    _share(forward, (query, key, value, neighbors), (out, log_sums), n=len(query))
+    return out, log_sums
+
+
+def _backward_compiled(
+    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, log_sums: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradients of query, key and value; threads share the heads, so that none writes where another does."""
+    n_heads = log_sums.shape[1]
+    _, backward = _kernels(query.shape[1] // n_heads)
+    found = tuple(x.new_zeros(x.shape) for x in (query, key, value))
+    _share(backward, (query, key, value, neighbors, log_sums, gradient), found, n=n_heads)
+    return found
+
+
+def _share(kernel: Callable[..., None], inputs: tuple[Tensor, ...], found: tuple[Tensor, ...], *, n: int) -> None:
+    """Call ``kernel(inputs, found, start, stop)`` for parts of ``range(n)`` in as many threads as PyTorch would use."""
+    arrays = (tuple(x.detach().contiguous().numpy() for x in inputs), tuple(x.numpy() for x in found))
+    threads = min(n, torch.get_num_threads()) if inputs[3].numel() * inputs[0].shape[1] > _FEW else 1
+    if threads == 1:
+        kernel(*arrays, 0, n)
+        return
+    edges = [n * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda start, stop: kernel(*arrays, start, stop), edges[:-1], edges[1:]))
+
+
+@cache
+def _kernels(width: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the forward and the backward kernel for heads of one width; with it fixed they are twice as fast."""
+    import numba
+
+    # Sums may be taken in any order, or they would not be vectorised. Infinities and NaN keep their meaning.
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+
+    def forward(inputs: Any, found: Any, start: int, stop: int) -> None:
+        query, key, value, neighbors = inputs
+        out, log_sums = found
+        n_heads, real = log_sums.shape[1], query.dtype.type
+        scale = real(1 / math.sqrt(width))
+        weights = np.empty((neighbors.shape[1], n_heads), query.dtype)
+        top, total = np.empty(n_heads, query.dtype), np.empty(n_heads, query.dtype)
+        for i in range(start, stop):
+            q, o = query[i], out[i]
+            top[:], total[:], o[:] = -np.inf, 0, 0
+            # Whole rows of neighbours are read, not head by head: they lie far apart in memory.
+            for c, j in enumerate(neighbors[i]):
+                if j >= 0:
+                    k, w = key[j], weights[c]
+                    for h in range(n_heads):
+                        score = real(0)
+                        for x in range(h * width, h * width + width):
+                            score += q[x] * k[x]
+                        w[h] = score * scale
+                        top[h] = max(top[h], w[h])
+            for c, j in enumerate(neighbors[i]):
+                if j >= 0:
+                    v, w = value[j], weights[c]
+                    for h in range(n_heads):
+                        weight = math.exp(w[h] - top[h])
+                        total[h] += weight
+                        for x in range(h * width, h * width + width):
+                            o[x] += weight * v[x]
+            for h in range(n_heads):
+                log_sums[i, h] = top[h] + math.log(total[h])
+                if total[h] > 0:
+                    for x in range(h * width, h * width + width):
+                        o[x] /= total[h]
+
+    def backward(inputs: Any, found: Any, start: int, stop: int) -> None:
+        query, key, value, neighbors, log_sums, gradient = inputs
+        d_query, d_key, d_value = found
+        real, scale = query.dtype.type, query.dtype.type(1 / math.sqrt(width))
+        n_heads, columns = stop - start, slice(start * width, stop * width)
+        weights = np.empty((neighbors.shape[1], n_heads), query.dtype)
+        d_weights, mean = np.empty_like(weights), np.empty(n_heads, query.dtype)
+        for i in range(len(query)):
+            q, g, d_q = query[i, columns], gradient[i, columns], d_query[i, columns]
+            log_sum, mean[:] = log_sums[i, start:stop], 0
+            for c, j in enumerate(neighbors[i]):
+                if j >= 0:
+                    k, v, d_v = key[j, columns], value[j, columns], d_value[j, columns]
+                    w, d_w = weights[c], d_weights[c]
+                    for h in range(n_heads):
+                        score, d_weight = real(0), real(0)
+                        for x in range(h * width, h * width + width):
+                            score += q[x] * k[x]
+                            d_weight += g[x] * v[x]
+                        w[h], d_w[h] = score * scale - log_sum[h], d_weight
+                    for h in range(n_heads):
+                        w[h] = math.exp(w[h])
+                    for h in range(n_heads):
+                        mean[h] += w[h] * d_w[h]
+                        for x in range(h * width, h * width + width):
+                            d_v[x] += w[h] * g[x]
+            for c, j in enumerate(neighbors[i]):
+                if j >= 0:
+                    k, d_k, w, d_w = key[j, columns], d_key[j, columns], weights[c], d_weights[c]
+                    for h in range(n_heads):
+                        d_score = w[h] * (d_w[h] - mean[h]) * scale
+                        for x in range(h * width, h * width + width):
+                            d_q[x] += d_score * k[x]
+                            d_k[x] += d_score * q[x]
+
+    try:
+        return numba.njit(cache=True, **options)(forward), numba.njit(cache=True, **options)(backward)
+    except RuntimeError:  # nowhere to keep them
+        return numba.njit(**options)(forward), numba.njit(**options)(backward)

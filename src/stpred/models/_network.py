@@ -1,0 +1,255 @@
+"""What the families that are trained step by step share: settings, standardisation, losses, prediction in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.targets import CP10K
+from stpred.models import losses
+from stpred.models._base import BaseConfig, Batch, Model, Needs
+from stpred.models._sample import Sample, Scaling, gather
+
+STANDARDIZE = ("none", "train", "slide")
+
+BLOCK = 4096
+"""Targets that are predicted at a time."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig(BaseConfig):
+    """Settings that every network has; families change the defaults to those of their publication.
+
+    Parameters
+    ----------
+    loss
+        ``"mse"``; ``"cosine"`` or ``"pearson"`` per slide and gene (the scale of each gene stays open); or ``"nb"``,
+        negative binomial on raw counts with the library size as offset and a learned dispersion per gene.
+    standardize
+        ``"slide"``: features by the mean and standard deviation of the slide's own points, which removes shifts of
+        stain and scanner; ``"train"``: by those of the training points; ``"none"``: as the encoder gives them.
+    scale_genes
+        Standardise each gene over the training locations for ``"mse"``; inverted at prediction.
+    epochs
+        Passes over the training locations. None: as many as score best on donors that are left out inside the training
+        slides; with a single donor `epochs_alone`.
+    max_epochs, patience
+        What None chooses from, and after how many epochs without a better score a left-out fold stops.
+    epochs_alone
+        Passes when there is no other donor to choose by.
+    lr, weight_decay
+        Of the optimiser.
+    batch_size
+        Locations per step (whole-slide families: slides per step).
+    clip_norm
+        Largest norm of the gradient; None leaves it.
+    """
+
+    loss: str = "mse"
+    standardize: str = "slide"
+    scale_genes: bool = True
+    epochs: int | None = None
+    max_epochs: int = 60
+    patience: int = 10
+    epochs_alone: int = 20
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    clip_norm: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        one_of(self.loss, losses.LOSSES, name="loss")
+        one_of(self.standardize, STANDARDIZE, name="standardize")
+        for name in ("max_epochs", "patience", "epochs_alone", "batch_size"):
+            object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        if self.epochs is not None:
+            object.__setattr__(self, "epochs", whole(self.epochs, name="epochs", unset=True))
+        positive(self.lr, name="lr")
+        share(self.weight_decay, name="weight_decay", below=float("inf"))
+        if self.clip_norm is not None:
+            positive(self.clip_norm, name="clip_norm")
+
+
+def share(value: float, *, name: str, below: float = 1.0) -> float:
+    """Return a number from 0 to below `below`, such as a dropout rate; zero is a value."""
+    if isinstance(value, (bool, str)) or value is None or not 0 <= float(value) < below:
+        raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
+    return float(value)
+
+
+class Network(Model):
+    """A family that is trained by gradient descent: ``forward`` and settings; the rest is here.
+
+    Subclasses define ``forward(sample) -> (n, n_genes)`` and may override ``optimizer``, ``initialise``, ``finish`` and
+    the hooks ``after_step`` and ``on_epoch_end`` (which may add or remove parameters: it returns True when it did, and
+    the optimiser is then made anew).
+    """
+
+    unit: ClassVar[Literal["locations", "slides"]] = "locations"
+    """What a training step takes `batch_size` of."""
+    criterion: ClassVar[Literal["pearson", "mse"]] = "pearson"
+    """What the number of epochs is chosen by on left-out donors."""
+    seeded: ClassVar[bool] = True
+    Config: ClassVar[type[NetworkConfig]] = NetworkConfig  # type: ignore[assignment]
+    config: NetworkConfig
+    feature_mean: Tensor
+    feature_std: Tensor
+    gene_mean: Tensor
+    gene_std: Tensor
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        if self.config.standardize == "train":
+            self.register_buffer("feature_mean", torch.zeros(n_features))
+            self.register_buffer("feature_std", torch.ones(n_features))
+        self.register_buffer("gene_mean", torch.zeros(n_genes))
+        self.register_buffer("gene_std", torch.ones(n_genes))
+        if self.config.loss == "nb":
+            self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
+
+    # What the data layer brings.
+
+    @property
+    def needs(self) -> Needs:
+        """Slide statistics when each slide is standardised by itself."""
+        return Needs(slide_statistics=self.config.standardize == "slide")
+
+    def training_target(self, target: str | None) -> str:
+        """Return raw counts for the likelihood of counts, otherwise what is asked for."""
+        return "counts" if self.config.loss == "nb" else super().training_target(target)
+
+    def output_scale(self, target: str | None) -> str:
+        """Return ``"relative"`` for losses that leave a gene's scale open."""
+        if self.config.loss in losses.RELATIVE:
+            return "relative"
+        return "log1p_cp10k" if self.config.loss == "nb" else self.training_target(target)
+
+    def scaling(self, batch: Batch) -> Scaling | None:
+        """Return what a slide's features are standardised by."""
+        if self.config.standardize == "none":
+            return None
+        if self.config.standardize == "slide":
+            return Scaling.of(batch.features[batch.sources])
+        return Scaling(self.feature_mean.cpu().numpy(), self.feature_std.cpu().numpy())
+
+    # Training.
+
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """Learn from the training batches what is not learned by gradients."""
+        if self.config.standardize == "train":
+            found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
+            self._set("feature_mean", found.mean)
+            self._set("feature_std", found.std)
+        y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches])
+        if self.config.loss == "mse" and self.config.scale_genes:
+            std = y.std(axis=0)
+            self._set("gene_mean", y.mean(axis=0))
+            self._set("gene_std", np.where(std < 1e-8, 1.0, std))
+            self.initialise(np.zeros(self.n_genes))
+        elif self.config.loss == "mse":
+            self.initialise(y.mean(axis=0))
+        elif self.config.loss == "nb":
+            totals = np.concatenate([_totals(b) for b in batches])
+            part = ((y.sum(axis=0) + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
+            self.initialise(np.log(part / (1 - part)))
+
+    def initialise(self, mean: NDArray[np.float64]) -> None:
+        """Let the outputs start at the (n_genes,) training mean."""
+        head = self.head
+        if head is not None:
+            with torch.no_grad():
+                head.bias.copy_(torch.as_tensor(mean, dtype=head.bias.dtype))
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last linear layer, whose bias starts at the training mean; None leaves it to the family."""
+        return None
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters in groups, as torch's optimisers take them."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam with decoupled weight decay (without decay it is Adam)."""
+        return torch.optim.AdamW(self.param_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def loss(self, output: Tensor, sample: Sample) -> Tensor:
+        """Return the configured loss of (n, n_genes) outputs."""
+        if sample.y is None:
+            raise InputError("The batch came without training targets.")
+        if self.config.loss == "mse":
+            return losses.mse(output, (sample.y - self.gene_mean) / self.gene_std)
+        if self.config.loss == "nb":
+            if sample.totals is None:
+                raise InputError("The loss 'nb' needs library sizes, and the batch has none.")
+            return losses.negative_binomial(output, sample.y, sample.totals, self.log_dispersion)
+        return losses.cosine(output, sample.y, sample.slides, centred=self.config.loss == "pearson")
+
+    def draws(self, batches: Sequence[Batch], *, seed: int) -> list[NDArray[Any]] | None:
+        """Return a cluster number for every location, where epochs draw equally many of each; None: each once."""
+        return None
+
+    def after_step(self) -> None:
+        """Act after an optimiser step (moving averages)."""
+
+    def on_epoch_end(self, epoch: int) -> bool:
+        """Act after an epoch; return True if parameters were added or removed."""
+        return False
+
+    # Prediction.
+
+    def finish(self, output: Tensor) -> Tensor:
+        """Turn (n, n_genes) outputs into predictions on the output scale."""
+        if self.config.loss == "nb":
+            return torch.log1p(CP10K * torch.sigmoid(output))
+        if self.config.loss == "mse":
+            output = output * self.gene_std + self.gene_mean
+        # Expression is not negative; a centred relative output has no zero to stop at.
+        return output if self.config.loss == "pearson" else output.clamp(min=0)
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Evaluation mode without gradients; families add what is worth preparing once for many blocks."""
+        was = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(was)
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the (n, n_genes) mean prediction; there is no standard deviation (see `Ensemble`)."""
+        device = next(self.parameters()).device
+        scaling = self.scaling(batch)
+        out = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
+        with self.predicting():
+            for rows in self._blocks(batch):
+                part = batch.take(rows)
+                sample = gather([part], [scaling], whole_slide=self.needs.whole_slide, device=device)
+                out[rows] = self.finish(self(sample)).float().cpu().numpy()
+        return out, None
+
+    def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
+        """Return rows of targets by place, so that a block's context is shared."""
+        n = len(batch.targets)
+        if n <= BLOCK:
+            return [np.arange(n)]
+        # Strips of the slide, each run through along the other axis.
+        x, y = batch.coords_um.T
+        strip = np.floor((x - x.min()) / max(np.ptp(x) / np.sqrt(n / BLOCK), 1e-9))
+        return np.array_split(np.lexsort((y, strip)), -(-n // BLOCK))
+
+
+def _totals(batch: Batch) -> NDArray[np.float64]:
+    if batch.totals is None:
+        raise InputError(f"Slide {batch.slide!r} came without library sizes, which the loss 'nb' needs.")
+    return batch.totals

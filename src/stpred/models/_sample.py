@@ -1,0 +1,141 @@
+"""From batches (NumPy, one per slide) to what a network computes on: tensors of the points that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stpred.links import Links
+from stpred.models._base import Batch
+
+EXTREME = 8.0
+"""A feature that hardly varied in training must not carry a strange tile's prediction away."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Targets of one or several slides.
+
+    Attributes
+    ----------
+    features
+        (m, n_features) standardised float32, or uint8 pixels; every point once.
+    targets
+        (n,) rows of `features`.
+    slides
+        (n,) number of the slide that each target is from, counted from 0.
+    neighbors, parts
+        (n, k) rows of `features`, -1 where there is none; or None.
+    sources
+        (p,) rows of `features` at the training pitch, for networks that look at whole slides; or None.
+    y, totals
+        (n, n_genes) training target and (n,) library sizes, or None.
+    """
+
+    features: Tensor
+    targets: Tensor
+    slides: Tensor
+    neighbors: Tensor | None = None
+    parts: Tensor | None = None
+    sources: Tensor | None = None
+    y: Tensor | None = None
+    totals: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What features are standardised by: (n_features,) mean and standard deviation."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, features: NDArray[Any]) -> Scaling:
+        """Measure it on (n, n_features) features; constant ones are left at zero instead of divided by nothing."""
+        values = np.asarray(features, dtype=np.float64)
+        std = values.std(axis=0)
+        return cls(values.mean(axis=0).astype(np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
+
+    def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Standardise (n, n_features) features."""
+        return ((np.asarray(features, dtype=np.float32) - self.mean) / self.std).clip(-EXTREME, EXTREME)
+
+
+def padded(links: Links) -> NDArray[np.int64]:
+    """Return ragged links as an (n, k) matrix of source rows, -1 where there is none."""
+    counts = links.counts()
+    out = np.full((links.n_targets, int(counts.max(initial=0))), -1, dtype=np.int64)
+    place = np.arange(links.indices.size) - np.repeat(links.indptr[:-1], counts)
+    out[np.repeat(np.arange(links.n_targets), counts), place] = links.indices
+    return out
+
+
+def gather(
+    batches: Sequence[Batch],
+    scalings: Sequence[Scaling | None],
+    *,
+    whole_slide: bool = False,
+    device: torch.device | str = "cpu",
+) -> Sample:
+    """Put the targets of several batches together, with the embedded points that they need and no others.
+
+    Parameters
+    ----------
+    batches
+        Targets; all with or all without links, parts, targets' values.
+    scalings
+        How each batch's features are standardised; None leaves them as they are.
+    whole_slide
+        Keep every source of the slides, not only linked ones.
+    device
+        Where the tensors go.
+    """
+    features, columns, start = [], [], 0
+    for number, (batch, scaling) in enumerate(zip(batches, scalings, strict=True)):
+        wanted = [batch.targets, *(x.indices for x in (batch.links, batch.parts) if x is not None)]
+        used = np.unique(np.concatenate([*wanted, batch.sources] if whole_slide else wanted))
+        values = batch.features if len(used) == len(batch.features) else batch.features[used]
+        features.append(_plain(values) if scaling is None else scaling.apply(values))
+
+        def place(rows: NDArray[np.int64], used: NDArray[np.int64] = used, start: int = start) -> NDArray[np.int64]:
+            return np.where(rows < 0, -1, np.searchsorted(used, rows) + start)
+
+        columns.append(
+            {
+                "targets": place(batch.targets),
+                "slides": np.full(len(batch.targets), number),
+                "neighbors": None if batch.links is None else place(padded(batch.links)),
+                "parts": None if batch.parts is None else place(padded(batch.parts)),
+                "sources": place(batch.sources) if whole_slide else None,
+                "y": batch.y,
+                "totals": None if batch.totals is None else np.asarray(batch.totals, dtype=np.float32),
+            }
+        )
+        start += len(used)
+    tensors = {k: _join([c[k] for c in columns]) for k in columns[0]}
+    points = features[0] if len(features) == 1 else np.concatenate(features)
+    return Sample(
+        features=torch.from_numpy(np.ascontiguousarray(points)).to(device),
+        **{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()},
+    )
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Return features as float32, pixels as they are; always an array of its own that torch may hold."""
+    return np.array(values, dtype=np.uint8 if values.dtype == np.uint8 else np.float32)
+
+
+def _join(parts: list[Any]) -> Any:
+    """Concatenate along the first axis; matrices of rows are padded to the widest."""
+    if any(p is None for p in parts):
+        return None
+    if parts[0].ndim == 2 and len({p.shape[1] for p in parts}) > 1:
+        width = max(p.shape[1] for p in parts)
+        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in parts]
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))

@@ -1,0 +1,232 @@
+"""DeepSpot: deep sets over a spot's tile, its sub-tiles and its neighbours (Nonchev et al. 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, positive, whole
+from stpred.models._base import BaseConfig, Batch, Needs
+from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._sample import Sample
+from stpred.models.layers import lower_median, rows_or_zero
+
+CONTEXTS = ("spot", "spot+parts", "spot+neighbors", "all")
+POOLS = ("max", "mean", "sum")
+PITCHES = 1.5
+"""Radius in training pitches: six neighbours on Visium's hexagon (the next are at 1.73), eight on a square grid."""
+
+_CHUNK = 2048
+"""Rows that phi maps at a time in prediction, since its copies are ten times as wide as what is kept."""
+
+
+@dataclass(frozen=True)
+class DeepSpotConfig(NetworkConfig):
+    """Settings of :class:`DeepSpot`; see :class:`stpred.models.NetworkConfig` for those that every network has.
+
+    Parameters
+    ----------
+    context
+        ``"all"``, ``"spot"``, ``"spot+parts"`` or ``"spot+neighbors"``.
+    context_um
+        Radius in micrometres of the neighbourhood; None: 1.5 pitches of the training locations, which makes six
+        neighbours on Visium and eight on a square grid.
+    parts
+        The tile is cut into ``parts * parts`` sub-tiles.
+    width
+        Output width of phi.
+    n_phi, n_rho
+        Copies of phi (element-wise median) and of rho (mean).
+    phi_dropout, rho_dropout, output_dropout
+        After phi's linear map, before rho's, and on rho's outputs.
+    parts_pool, neighbors_pool
+        ``"sum"``, ``"mean"`` or ``"max"``.
+    oversample
+        Clusters of locations within each slide, from which equally many are drawn in every epoch; None draws each
+        location once.
+    """
+
+    context: str = "all"
+    context_um: float | None = None
+    parts: int = 3
+    width: int = 512
+    n_phi: int = 10
+    n_rho: int = 10
+    phi_dropout: float = 0.3
+    rho_dropout: float = 0.3
+    output_dropout: float = 0.1
+    parts_pool: str = "sum"
+    neighbors_pool: str = "max"
+    oversample: int | None = None
+    lr: float = 1e-4
+    weight_decay: float = 1e-6
+    batch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.context, CONTEXTS, name="context")
+        one_of(self.parts_pool, POOLS, name="parts_pool")
+        one_of(self.neighbors_pool, POOLS, name="neighbors_pool")
+        for name in ("parts", "width", "n_phi", "n_rho"):
+            object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        for name in ("phi_dropout", "rho_dropout", "output_dropout"):
+            share(getattr(self, name), name=name)
+        if self.oversample is not None:
+            object.__setattr__(self, "oversample", whole(self.oversample, name="oversample", unset=True))
+        if self.context_um is not None:
+            positive(self.context_um, name="context_um", unit="micrometres")
+
+    def at_pitch(self, pitch_um: float | None) -> Self:
+        """Fix the radius for training locations of this pitch."""
+        if self.context_um is not None or not self.sees_neighbors or pitch_um is None:
+            return self
+        return replace(self, context_um=round(PITCHES * pitch_um, 3))
+
+    @property
+    def sees_parts(self) -> bool:
+        """Whether sub-tiles are used."""
+        return self.context in ("spot+parts", "all")
+
+    @property
+    def sees_neighbors(self) -> bool:
+        """Whether neighbours are used."""
+        return self.context in ("spot+neighbors", "all")
+
+
+class DeepSpot(Network):
+    """Deep sets: phi maps the tile, its sub-tiles and its neighbours alike; rho maps what is pooled to genes.
+
+    Notes
+    -----
+    phi is ``n_phi`` copies of Linear, dropout, ReLU, combined by the element-wise lower median. Sub-tiles are summed,
+    neighbours max-pooled, and the three concatenated. rho is the mean of ``n_rho`` copies of dropout, Linear, dropout.
+    In evaluation the mean of linear maps is one linear map, so rho is folded into a single matrix, and every location
+    is mapped by phi once, however many neighbourhoods it is in. Sets are ragged: nothing is padded with zeros that
+    could enter a pool. Unlike in the publication's code, the tile is the encoder's own (pass ``tile=`` for one of the
+    spot's diameter), and features are standardised per slide (``standardize="none"`` leaves them).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> config = st.models.DeepSpot.Config(context="spot+neighbors", width=32, n_phi=2, n_rho=2, epochs=3)
+    >>> model = st.tl.train(slides, config, shapes_key="spots")
+    """
+
+    family: ClassVar[str] = "deepspot"
+    Config: ClassVar[type[DeepSpotConfig]] = DeepSpotConfig  # type: ignore[assignment]
+    config: DeepSpotConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        c = self.config
+        n_pools = 1 + c.sees_parts + c.sees_neighbors
+        self.phi = nn.Linear(n_features, c.n_phi * c.width)
+        bound = 1 / math.sqrt(n_pools * c.width)  # torch's default for each of the linear maps
+        self.rho_weight = nn.Parameter(torch.empty(c.n_rho, n_genes, n_pools * c.width).uniform_(-bound, bound))
+        self.rho_bias = nn.Parameter(torch.empty(c.n_rho, n_genes).uniform_(-bound, bound))
+        self._folded: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """Neighbours within the radius and sub-tiles, as far as the context goes."""
+        c = self.config
+        return Needs(
+            context_um=(c.context_um or 150.0) if c.sees_neighbors else None,
+            slide_statistics=c.standardize == "slide",
+            parts=c.parts if c.sees_parts else None,
+        )
+
+    def initialise(self, mean: Any) -> None:
+        """Let the outputs start at the training mean."""
+        with torch.no_grad():
+            self.rho_bias.copy_(torch.as_tensor(mean, dtype=self.rho_bias.dtype).expand_as(self.rho_bias))
+
+    def forward(self, sample: Sample) -> Tensor:
+        """Return (n, n_genes) outputs."""
+        pooled = self.pool(self.embed(sample.features), sample)
+        weight, bias = (self.rho_weight, self.rho_bias) if self._folded is None else self._folded
+        if not self.training:
+            if self._folded is None:
+                weight, bias = self.fold()
+            return nn.functional.linear(pooled, weight, bias)
+        c = self.config
+        total: Any = 0
+        for one, offset in zip(weight, bias, strict=True):
+            kept = nn.functional.dropout(pooled, c.rho_dropout)
+            total = total + nn.functional.dropout(nn.functional.linear(kept, one, offset), c.output_dropout)
+        return total / len(weight)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Map (m, n_features) features to the (m, width) values of phi, which are never negative."""
+        if self.training:
+            return self._phi(features)
+        return torch.cat([self._phi(part) for part in features.split(_CHUNK)])
+
+    def _phi(self, features: Tensor) -> Tensor:
+        c = self.config
+        mapped = nn.functional.dropout(self.phi(features), c.phi_dropout, self.training)
+        # ReLU keeps the order of values, so that the median of ReLUs is the ReLU of the median.
+        return lower_median(mapped.view(len(features), c.n_phi, c.width)).relu()
+
+    def pool(self, z: Tensor, sample: Sample) -> Tensor:
+        """Concatenate the (n, width) pools of spot, sub-tiles and neighbours."""
+        c = self.config
+        pools = [z[sample.targets]]
+        for used, rows, how in (
+            (c.sees_parts, sample.parts, c.parts_pool),
+            (c.sees_neighbors, sample.neighbors, c.neighbors_pool),
+        ):
+            if used:
+                if rows is None:
+                    raise InputError("The batch came without the sub-tiles or neighbours that this model needs.")
+                pools.append(_pool(z, rows, how))
+        return torch.cat(pools, dim=1)
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Return the one linear map that rho is in evaluation."""
+        return self.rho_weight.mean(dim=0), self.rho_bias.mean(dim=0)
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Fold rho once for all blocks."""
+        with super().predicting():
+            self._folded = self.fold()
+            try:
+                yield
+            finally:
+                self._folded = None
+
+    def draws(self, batches: Sequence[Batch], *, seed: int) -> list[Any] | None:
+        """Return a cluster number for every location of each batch where classes are balanced, else None."""
+        if self.config.oversample is None:
+            return None
+        return [_clusters(b, n_clusters=self.config.oversample, seed=seed) for b in batches]
+
+
+def _pool(z: Tensor, rows: Tensor, how: str) -> Tensor:
+    """Pool (n, k) rows of z, -1 for none; z is not negative, so a zero row leaves sum and maximum alone."""
+    if rows.shape[1] == 0:
+        return z.new_zeros(len(rows), z.shape[1])
+    values = rows_or_zero(z, rows)
+    if how == "max":
+        return values.amax(dim=1)
+    total = values.sum(dim=1)
+    return total if how == "sum" else total / (rows >= 0).sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _clusters(batch: Batch, *, n_clusters: int, seed: int) -> Any:
+    """Cluster a slide's locations by their measured expression (50 components)."""
+    import numpy as np
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    y = np.asarray(batch.y, dtype=np.float64)
+    parts = PCA(min(50, *y.shape), random_state=seed).fit_transform(y)
+    return KMeans(min(n_clusters, len(y)), n_init=3, random_state=seed).fit_predict(parts)

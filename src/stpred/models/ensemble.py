@@ -1,0 +1,138 @@
+"""Several members of one family: their mean is the prediction, their spread its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, whole
+from stpred.models import _registry
+from stpred.models._base import BaseConfig, Batch, Model, Needs
+
+
+@dataclass(frozen=True)
+class EnsembleConfig(BaseConfig):
+    """Settings of :class:`Ensemble`.
+
+    Parameters
+    ----------
+    member
+        Family name or ``Config`` of the members.
+    n
+        Number of members.
+    """
+
+    member: Any = "ridge"
+    n: int = 5
+    family: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        found, config = _registry.resolve(self.member)
+        if found is Ensemble:
+            raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings and `n`.")
+        object.__setattr__(self, "n", whole(self.n, name="n"))
+        object.__setattr__(self, "member", config)
+        object.__setattr__(self, "family", found.family)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {"member": self.member.to_dict(), "n": self.n, "family": self.family}
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Make it from stored values."""
+        if unknown := set(values) - {"member", "n", "family"}:
+            raise InputError(f"EnsembleConfig has no fields {sorted(unknown)}; it takes ['family', 'member', 'n'].")
+        family = _registry.family(values.get("family", "ridge"))
+        return cls(family.Config.parse(values.get("member", {})), n=values.get("n", 5))
+
+    def at_pitch(self, pitch_um: float | None) -> Self:
+        """Fill in the member's distances."""
+        return type(self)(self.member.at_pitch(pitch_um), n=self.n)
+
+
+class Ensemble(Model):
+    """Members that differ by seed, or, where a family has no randomness, by a bootstrap of the training donors.
+
+    Notes
+    -----
+    The standard deviation (of the population) over members goes into ``layers["std"]``. Outputs whose scale is open
+    are brought to one scale per member and gene before they are averaged.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(3, size_um=(600, 600), n_genes=20)
+    >>> model = st.tl.train(slides, "ridge", shapes_key="spots", n_ensemble=3)
+    >>> st.tl.predict(slides["donor0"], model, shapes_key="spots")
+    >>> list(slides["donor0"].tables["spots_ridge"].layers)
+    ['std']
+    """
+
+    family: ClassVar[str] = "ensemble"
+    Config: ClassVar[type[EnsembleConfig]] = EnsembleConfig  # type: ignore[assignment]
+    config: EnsembleConfig
+    scale: Tensor
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        nn.Module.__init__(self)
+        found = _registry.family(config.family)  # type: ignore[attr-defined]
+        members = [found(config.member, n_features=n_features, n_genes=n_genes) for _ in range(config.n)]  # type: ignore[attr-defined]
+        self._first = [members[0]]  # in a list, so that torch does not take it for a child of its own
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        self.members = nn.ModuleList(members)
+        self.register_buffer("scale", torch.ones(config.n, n_genes))  # type: ignore[attr-defined]
+
+    @property
+    def first(self) -> Model:
+        """A member; all have the same needs and scales."""
+        return self._first[0]
+
+    @property
+    def typical_width(self) -> int:
+        """As of the members."""
+        return self.first.typical_width
+
+    @property
+    def needs(self) -> Needs:
+        """As of the members."""
+        return self.first.needs
+
+    def describe(self, batch: Batch) -> NDArray[np.float32]:
+        """As of the members."""
+        return self.first.describe(batch)
+
+    def training_target(self, target: str | None) -> str:
+        """As of the members."""
+        return self.first.training_target(target)
+
+    def output_scale(self, target: str | None) -> str:
+        """As of the members."""
+        return self.first.output_scale(target)
+
+    def set_members(self, members: Sequence[Model], batches: Sequence[Batch], *, relative: bool) -> None:
+        """Take trained members; where outputs are `relative`, measure each one's scale on the training batches."""
+        self.members = nn.ModuleList(members)
+        self._first = [members[0]]
+        if relative:
+            outputs = [np.concatenate([m.predict(b)[0] for b in batches]) for m in members]
+            size = np.stack([np.sqrt(np.square(o, dtype=np.float64).mean(axis=0)) for o in outputs])
+            self._set("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return mean and standard deviation over the members."""
+        scale = self.scale.cpu().numpy()
+        mean: Any = 0.0
+        square: Any = 0.0
+        for k, (member, size) in enumerate(zip(self.members, scale, strict=True), start=1):  # Welford
+            value = member.predict(batch)[0].astype(np.float64) / size
+            step = value - mean
+            mean = mean + step / k
+            square = square + step * (value - mean)
+        return mean.astype(np.float32), np.sqrt(square / len(scale)).astype(np.float32)

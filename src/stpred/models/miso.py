@@ -1,0 +1,171 @@
+"""MISO's teacher: attention over the nearest locations, one slide at a time (Schmauch et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, whole
+from stpred.models._attention import local_attention
+from stpred.models._base import BaseConfig, Needs
+from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._sample import Sample
+
+_WORTH_FOLDING = 1300
+"""Locations from which multiplying matrices first costs less than mapping every location by each of them."""
+
+
+@dataclass(frozen=True)
+class MISOConfig(NetworkConfig):
+    """Settings of :class:`MISO`; see :class:`stpred.models.NetworkConfig` for those that every network has.
+
+    Parameters
+    ----------
+    n_neighbors
+        Nearest locations that a location attends to, beside itself. 6, 18, 36, 60 and 90 are complete rings of
+        Visium's hexagon; 4, 8, 12, 20, 24, 28 and 36 of a square grid. 0: the tile alone.
+    width, inner, n_heads
+        Width of the residual stream, of queries, keys and values, and number of heads.
+    dropout
+        On the features and on the stream before the last layer.
+    """
+
+    n_neighbors: int = 36
+    width: int = 2048
+    inner: int = 1024
+    n_heads: int = 64
+    dropout: float = 0.0
+    loss: str = "cosine"
+    lr: float = 1e-4
+    batch_size: int = 1
+    epochs_alone: int = 100
+    max_epochs: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("width", "inner", "n_heads"):
+            object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        if self.n_neighbors != 0:
+            object.__setattr__(self, "n_neighbors", whole(self.n_neighbors, name="n_neighbors"))
+        share(self.dropout, name="dropout")
+        if self.inner % self.n_heads:
+            raise InputError(f"`inner` must be a multiple of `n_heads`, got {self.inner} and {self.n_heads}.")
+
+
+class MISO(Network):
+    """Linear embedding, one pre-norm transformer block whose attention is local, linear head.
+
+    Notes
+    -----
+    Sizes, loss (cosine per slide and gene on raw counts) and one slide per step are those of the publication; there the
+    number of epochs is 5 (of 21 to 28 slides) and features are not standardised (``epochs=5, standardize="none"``).
+    Besides softmax and layer norm there is no non-linearity, so that consecutive linear maps are multiplied out where
+    that saves work. ``loss="pearson"`` is the centred form. The output is relative: per gene and slide its scale is
+    open.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> config = st.models.MISO.Config(n_neighbors=6, width=32, inner=16, n_heads=2, epochs=3)
+    >>> model = st.tl.train(slides, config, shapes_key="spots")
+    >>> model.record.target
+    'relative'
+    """
+
+    family: ClassVar[str] = "miso"
+    unit = "slides"
+    Config: ClassVar[type[MISOConfig]] = MISOConfig  # type: ignore[assignment]
+    config: MISOConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        c = self.config
+        self.embedding = nn.Linear(n_features, c.width)
+        self.norm = nn.LayerNorm(c.width)
+        self.qkv = nn.Linear(c.width, 3 * c.inner)
+        self.out = nn.Linear(c.inner, c.width, bias=False)
+        self.feed_norm = nn.LayerNorm(c.width)
+        self.feed = nn.Linear(c.width, c.width)
+        self.last = nn.Linear(c.width, n_genes)
+        self._folded: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """The nearest locations at the training pitch."""
+        return Needs(n_neighbors=self.config.n_neighbors or None, slide_statistics=self.config.standardize == "slide")
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer."""
+        return self.last
+
+    def training_target(self, target: str | None) -> str:
+        """Return raw counts unless told otherwise: the cosine absorbs the scale of a slide."""
+        relative = self.output_scale("counts") == "relative"
+        return "counts" if target is None and relative else super().training_target(target)
+
+    def forward(self, sample: Sample) -> Tensor:
+        """Return (n, n_genes) outputs."""
+        drop = self.config.dropout
+        x = nn.functional.dropout(sample.features, drop, self.training)
+        h = self.embedding(x)
+        attended = self.attend(self._queries(x, h), sample)
+        stream = h[sample.targets] + self.out(attended)
+        stream = nn.functional.dropout(stream, drop, self.training)
+        if self._folded is not None:
+            weight, bias = self._folded[1]
+            last = nn.functional.linear(stream, self.last.weight)
+            return last + nn.functional.linear(self.feed_norm(stream), weight, bias)
+        return self.last(stream + self.feed(self.feed_norm(stream)))
+
+    def attend(self, qkv: Tensor, sample: Sample) -> Tensor:
+        """Attend to itself and the neighbours: (m, 3 * inner) queries, keys and values to (n, inner)."""
+        query, key, value = qkv.split(self.config.inner, dim=1)
+        rows = sample.targets[:, None]
+        if sample.neighbors is not None:
+            rows = torch.cat([rows, sample.neighbors], dim=1)
+        elif self.config.n_neighbors:
+            raise InputError("The batch came without neighbours, which this model needs.")
+        return local_attention(query[sample.targets], key, value, rows, n_heads=self.config.n_heads)
+
+    def _queries(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return the (m, 3 * inner) queries, keys and values of the normalised stream.
+
+        The embedding has no activation, so that what follows it, layer norm's centring and scaling by gamma included,
+        is one linear map of the features, divided by the deviation that layer norm divides by.
+        """
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        if self._folded is None and (len(x) < _WORTH_FOLDING or x.shape[1] >= h.shape[1] or not plain):
+            return self.qkv(self.norm(h))
+        weight, bias = self.fold_queries() if self._folded is None else self._folded[0]
+        deviation = (h.var(dim=1, unbiased=False, keepdim=True) + self.norm.eps).sqrt()
+        mapped = nn.functional.linear(x, weight, bias) / deviation
+        return mapped + nn.functional.linear(self.norm.bias, self.qkv.weight, self.qkv.bias)
+
+    def fold_queries(self) -> tuple[Tensor, Tensor]:
+        """Return embedding, layer norm's centring and gamma, and the query map as one (3 * inner, n_features) map."""
+        weight, bias = self.embedding.weight, self.embedding.bias
+        scaled = self.qkv.weight * self.norm.weight
+        return scaled @ (weight - weight.mean(dim=0)), scaled @ (bias - bias.mean())
+
+    def fold_head(self) -> tuple[Tensor, Tensor]:
+        """Return feed-forward and head as one (n_genes, width) map."""
+        weight, bias = self.last.weight, self.last.bias
+        return weight @ self.feed.weight, weight @ self.feed.bias + bias
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Multiply linear maps out once for all blocks."""
+        with super().predicting():
+            if self.embedding.weight.dtype == torch.float32:
+                self._folded = (self.fold_queries(), self.fold_head())
+            try:
+                yield
+            finally:
+                self._folded = None

@@ -1,0 +1,117 @@
+"""A perceptron on tile features: the context-free baseline of MISO, and the shape of other published predictors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, positive, whole
+from stpred.models._base import BaseConfig, Needs
+from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._sample import Sample
+from stpred.models.layers import ACTIVATIONS, activation, rows_or_zero
+
+OUTPUTS = ("linear", "relu", "softplus")
+
+
+@dataclass(frozen=True)
+class MLPConfig(NetworkConfig):
+    """Settings of :class:`MLP`; see :class:`stpred.models.NetworkConfig` for those that every network has.
+
+    Parameters
+    ----------
+    hidden
+        Widths of the hidden layers.
+    activation
+        After each hidden layer: ``"relu"``, ``"leaky_relu"``, ``"gelu"`` or ``"silu"``.
+    dropout
+        After each hidden layer's activation.
+    input_dropout
+        On the features.
+    output
+        ``"linear"``, ``"relu"``, or ``"softplus"`` (with a steepness of 20).
+    context_um
+        Radius in micrometres within which the neighbours' features are averaged and added; None: the tile alone.
+    """
+
+    hidden: tuple[int, ...] = (2048, 1024)
+    activation: str = "relu"
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    output: str = "linear"
+    context_um: float | None = None
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "hidden", tuple(whole(h, name="hidden") for h in self.hidden))
+        one_of(self.activation, ACTIVATIONS, name="activation")
+        one_of(self.output, OUTPUTS, name="output")
+        share(self.dropout, name="dropout")
+        share(self.input_dropout, name="input_dropout")
+        if self.context_um is not None:
+            positive(self.context_um, name="context_um", unit="micrometres")
+        if self.output != "linear" and self.loss == "mse" and self.scale_genes:
+            raise InputError(f"`output`={self.output!r} cannot reach standardised genes: pass scale_genes=False.")
+
+
+class MLP(Network):
+    """Perceptron on the features of a location's own tile, by default as wide as the baseline of the MISO publication.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> model = st.tl.train(slides, st.models.MLP.Config(hidden=(32,), epochs=3), shapes_key="spots")
+    """
+
+    family: ClassVar[str] = "mlp"
+    Config: ClassVar[type[MLPConfig]] = MLPConfig  # type: ignore[assignment]
+    config: MLPConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        widths = [n_features * (1 if self.config.context_um is None else 2), *self.config.hidden, n_genes]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.act = activation(self.config.activation)
+
+    @property
+    def needs(self) -> Needs:
+        """Neighbours within the radius, if one is given."""
+        return Needs(context_um=self.config.context_um, slide_statistics=super().needs.slide_statistics)
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last layer, where no function follows it."""
+        return self.layers[-1] if self.config.output == "linear" else None  # type: ignore[return-value]
+
+    def forward(self, sample: Sample) -> Tensor:
+        """Return (n, n_genes) outputs."""
+        x = sample.features[sample.targets]
+        if self.config.context_um is not None:
+            x = torch.cat([x, _around(sample, x)], dim=1)
+        return self.apply_layers(x)
+
+    def apply_layers(self, x: Tensor) -> Tensor:
+        """Map (n, width) features to (n, n_genes) outputs."""
+        x = nn.functional.dropout(x, self.config.input_dropout, self.training)
+        for layer in self.layers[:-1]:
+            x = nn.functional.dropout(self.act(layer(x)), self.config.dropout, self.training)
+        x = self.layers[-1](x)
+        if self.config.output == "relu":
+            return x.relu()
+        return nn.functional.softplus(x, beta=20) if self.config.output == "softplus" else x
+
+
+def _around(sample: Sample, own: Tensor) -> Tensor:
+    """Return the mean of the neighbours' features; a location without neighbours is its own context."""
+    if sample.neighbors is None:
+        raise InputError("The batch came without neighbours, which this model needs.")
+    if sample.neighbors.shape[1] == 0:
+        return own
+    known = (sample.neighbors >= 0).sum(dim=1, keepdim=True)
+    around: Any = rows_or_zero(sample.features, sample.neighbors).sum(dim=1) / known.clamp(min=1)
+    return torch.where(known > 0, around, own)

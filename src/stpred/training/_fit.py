@@ -1,0 +1,229 @@
+"""Fitting a family: in closed form, or for as many epochs as unseen donors find best; alone or in number."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from stpred._core.checks import InputError
+from stpred.models._base import BaseConfig, Batch, Model
+from stpred.models._network import Network
+from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.training import _loop
+from stpred.training._folds import group_folds
+from stpred.training._run import Run, fingerprint
+from stpred.training._scores import Curve, HeldOut, best_epoch, held_out
+
+logger = logging.getLogger("stpred")
+
+INNER_FOLDS = 5
+"""Into how many folds of donors a network's training slides are split at most, to choose epochs and score genes."""
+
+
+def fit(
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    typical: bool = True,
+    run: Run | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    """Return a fitted model and what its fit chose.
+
+    Parameters
+    ----------
+    family, config
+        What to fit.
+    batches
+        One per training slide, with targets.
+    groups
+        Donor of each batch.
+    seed
+        For what is random; global random state is left alone.
+    typical
+        Also learn what training tiles look like; not needed by a model that is only scored.
+    run
+        Device, precision, checkpoints.
+    """
+    run = Run() if run is None else run
+    if batches[0].y is None:
+        raise InputError(f"Slide {batches[0].slide!r} came without training targets.")
+    if isinstance(config, EnsembleConfig):
+        model, facts = _fit_ensemble(config, batches, groups=groups, seed=seed, run=run)
+    else:
+        model, facts = _fit_one(family, config, batches, groups=groups, seed=seed, run=run)
+    if typical:
+        model.typical.fit([model.describe(b) for b in batches])
+    return model.to("cpu").eval(), facts
+
+
+def _fit_one(
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int,
+    run: Run,
+    epochs: int | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    model = _new(family, config, batches, seed=seed)
+    if not isinstance(model, Network):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return model, model.fit(batches, groups=groups)
+    how = "given"
+    if epochs is None:
+        epochs, how = _epochs(family, model, batches, groups=groups, seed=seed, run=run)
+    key = fingerprint(family.family, config, batches, [], seed=seed, epochs=epochs)
+    _, facts = _loop.train(
+        model,
+        batches,
+        epochs=epochs,
+        seed=seed,
+        run=run,
+        checkpoint=run.file(key),
+        describe=f"{family.family}: {epochs} epochs",
+    )
+    return model, {**facts, "epochs_chosen_by": how}
+
+
+def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, seed: int) -> Model:
+    """Return a model with initial weights that the seed decides."""
+    y = batches[0].y
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return family(config, n_features=batches[0].features.shape[1], n_genes=y.shape[1])  # type: ignore[union-attr]
+
+
+def _epochs(
+    family: type[Model], model: Network, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+) -> tuple[int, str]:
+    """Return the number of epochs and how it was chosen."""
+    if model.config.epochs is not None:
+        return model.config.epochs, "given"
+    if len(set(groups)) < 2:
+        logger.info("One donor only: %s is trained for %d epochs.", family.family, model.config.epochs_alone)
+        return model.config.epochs_alone, "epochs_alone, for there is no other donor to choose by"
+    curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
+    return best_epoch(curves, model.criterion), "left-out donors"
+
+
+def _fit_ensemble(
+    config: EnsembleConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+) -> tuple[Model, dict[str, Any]]:
+    """Fit members that differ by seed or, where a family has no randomness, by a bootstrap of donors."""
+    from stpred.models._registry import family as named
+
+    family = named(config.family)
+    model = Ensemble(config, n_features=batches[0].features.shape[1], n_genes=batches[0].y.shape[1])  # type: ignore[union-attr]
+    members, facts, epochs = [], {}, None
+    for k in range(config.n):
+        mine, donors = list(batches), list(groups)
+        if not family.seeded and k > 0:
+            mine, donors = _bootstrap(batches, groups, seed=seed + k)
+        member, said = _fit_one(family, config.member, mine, groups=donors, seed=seed + k, run=run, epochs=epochs)
+        if k == 0:  # the number of epochs is chosen once
+            facts, epochs = said, said.get("epochs")
+        members.append(member.to("cpu").eval())
+    model.set_members(members, batches, relative=model.first.output_scale(batches[0].scale) == "relative")
+    return model, {**facts, "n_ensemble": config.n}
+
+
+def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
+    """Draw donors with replacement; the locations of a single donor."""
+    rng = np.random.default_rng(seed)
+    donors = sorted(set(groups))
+    if len(donors) > 1:
+        drawn = rng.choice(donors, len(donors))
+        picked = [i for d in drawn for i, g in enumerate(groups) if g == d]
+        return [batches[i] for i in picked], [groups[i] for i in picked]
+    rows = [np.sort(rng.integers(len(b.targets), size=len(b.targets))) for b in batches]
+    return [b.take(r) for b, r in zip(batches, rows, strict=True)], list(groups)
+
+
+def _fold_curves(
+    family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+) -> list[Curve]:
+    """Return the scores of left-out slides, fold by fold; what was trained already is not trained again."""
+    network = issubclass(family, Network)
+    slides = {b.slide: b for b in batches}
+    donors = dict(zip(slides, groups, strict=True))
+    curves = []
+    for fold, train, test in group_folds(donors, n_folds=INNER_FOLDS if network else None):
+        mine, left = [slides[s] for s in train], [slides[s] for s in test]
+        if not network:
+            model, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
+            scores = [_loop.score_slide(model, b) for b in left]
+            pearson, spearman, error = (np.stack([np.asarray(s[i]) for s in scores])[None] for i in range(3))
+            curves.append(Curve(test, np.array([len(b.targets) for b in left]), pearson, spearman, error))
+            continue
+        settings: Any = config
+        epochs = settings.max_epochs if settings.epochs is None else settings.epochs
+        key = fingerprint(family.family, config, mine, left, seed=seed, epochs=epochs)
+        if key not in run.curves:
+            net: Any = _new(family, config, mine, seed=seed)
+            found, _ = _loop.train(
+                net,
+                mine,
+                epochs=epochs,
+                seed=seed,
+                run=run,
+                validation=left,
+                patience=settings.patience if settings.epochs is None else None,
+                checkpoint=run.file(key),
+                describe=f"{family.family}: without {fold}",
+            )
+            run.curves[key] = found  # type: ignore[assignment]
+        curves.append(run.curves[key])
+    return curves
+
+
+def held_out_scores(
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    run: Run | None = None,
+) -> HeldOut:
+    """Fit with groups left out and score their slides, gene by gene; of an ensemble, its first member."""
+    run = Run() if run is None else run
+    if isinstance(config, EnsembleConfig):
+        from stpred.models._registry import family as named
+
+        family, config = named(config.family), config.member
+    curves = _fold_curves(family, config, batches, groups=groups, seed=seed, run=run)
+    epochs = getattr(config, "epochs", None)
+    return held_out(curves, getattr(family, "criterion", "pearson"), epochs=epochs)
+
+
+def choose_config(
+    options: Sequence[tuple[type[Model], BaseConfig]],
+    batches: Mapping[int, Sequence[Batch]],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    run: Run | None = None,
+) -> tuple[int, list[float]]:
+    """Return which of several settings scores best on left-out groups of the *training* slides, and every score.
+
+    `batches` holds, for each option, the training batches as that option needs them. The score is the mean Pearson
+    correlation over genes and slides, genes without variance counted as zero.
+    """
+    if len(options) == 1:
+        return 0, [float("nan")]
+    if len(set(groups)) < 2:
+        raise InputError("Choosing between settings needs at least two donors (or slides) among the training slides.")
+    scores = []
+    for i, (family, config) in enumerate(options):
+        held = held_out_scores(family, config, batches[i], groups=groups, seed=seed, run=run)
+        scores.append(float(np.nan_to_num(held.pearson).mean()))
+    return int(np.argmax(scores)), scores

@@ -1,0 +1,248 @@
+"""The one loop that every network is trained by, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stpred import metrics
+from stpred._core.checks import InputError, listing
+from stpred._core.progress import track
+from stpred.models._base import Batch
+from stpred.models._network import Network
+from stpred.models._sample import Sample, gather
+from stpred.training._checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from stpred.training._run import Run
+from stpred.training._scores import Curve
+
+logger = logging.getLogger("stpred")
+
+
+def train(
+    model: Network,
+    batches: Sequence[Batch],
+    *,
+    epochs: int,
+    seed: int,
+    run: Run,
+    validation: Sequence[Batch] = (),
+    patience: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    describe: str = "",
+) -> tuple[Curve | None, dict[str, Any]]:
+    """Train a network in place.
+
+    Parameters
+    ----------
+    model
+        With initial weights.
+    batches
+        One per training slide, with targets.
+    epochs
+        Passes over them.
+    seed
+        Of the order of locations, and of dropout; the global random state is left alone.
+    run
+        Device and precision.
+    validation
+        Left-out slides that are scored after each epoch.
+    patience
+        Epochs without a better score on them after which training stops.
+    checkpoint
+        Where the state is kept after each epoch, and taken up again from.
+    describe
+        What the progress bar is called.
+
+    Returns
+    -------
+    The scores of the left-out slides after each epoch (None without any), and facts: epochs, steps, losses.
+    """
+    fabric = run.made()
+    device = fabric.device
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed + fabric.global_rank)
+        model.begin(batches)
+        order = np.random.default_rng(seed)
+        scored: list[tuple[NDArray, NDArray, NDArray]] = []
+        losses: list[float] = []
+        scalings = [model.scaling(b) for b in batches]
+        draws = model.draws(batches, seed=seed)
+        wrapped, optimizer = fabric.setup(model, model.optimizer())
+        first = _resume(checkpoint, model, optimizer, order, scored, losses)
+        n_steps = 0
+        stopped = _stale(scored, validation, model, patience)
+        for epoch in track(range(first, epochs), total=epochs - first, describe=describe):
+            if stopped:
+                break
+            model.train()
+            total, n_batches = 0.0, 0
+            for picks in _steps(batches, model, order, draws, rank=fabric.global_rank, world=fabric.world_size):
+                sample = gather(
+                    [batches[i].take(rows) for i, rows in picks],
+                    [scalings[i] for i, _ in picks],
+                    whole_slide=model.needs.whole_slide,
+                    device=device,
+                )
+                total += _step(model, wrapped, optimizer, sample, fabric, [batches[i].slide for i, _ in picks], epoch)
+                n_batches += 1
+            n_steps += n_batches
+            losses.append(total / max(n_batches, 1))
+            if model.on_epoch_end(epoch + 1):  # parameters were added or removed
+                wrapped, optimizer = fabric.setup(model, model.optimizer())
+            if validation:
+                scored.append(_score(model, validation))
+            if checkpoint is not None and fabric.is_global_zero:
+                _keep(checkpoint, model, optimizer, order, scored, losses)
+            stopped = _stale(scored, validation, model, patience)
+    model.eval()
+    facts = {"epochs": len(losses), "loss_first": losses[0], "loss_last": losses[-1]}
+    return (_curve(scored, validation) if validation else None), facts
+
+
+def _step(
+    model: Network, wrapped: Any, optimizer: Any, sample: Sample, fabric: Any, slides: list[str], epoch: int
+) -> float:
+    """Forward, loss, backward, step; return the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = model.loss(wrapped(sample), sample)
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise InputError(
+            f"The loss became {value} in epoch {epoch + 1}, in a step of {len(sample.targets)} locations of slides "
+            f"{listing(dict.fromkeys(slides))}; look for extreme values there, or lower `lr`."
+        )
+    fabric.backward(loss)
+    if model.config.clip_norm is not None:
+        fabric.clip_gradients(wrapped, optimizer, max_norm=model.config.clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    model.after_step()
+    return value
+
+
+def _steps(
+    batches: Sequence[Batch],
+    model: Network,
+    order: np.random.Generator,
+    draws: list[NDArray] | None,
+    *,
+    rank: int,
+    world: int,
+) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
+    """Yield the (slide number, rows) of each step; with several processes, each one's share."""
+    size = model.config.batch_size * world
+    if model.unit == "slides":
+        slides = order.permutation(len(batches))
+        for start in range(0, len(slides), size):
+            mine = slides[start : start + size][rank::world]
+            mine = slides[start : start + 1] if len(mine) == 0 else mine
+            yield [(int(i), np.arange(len(batches[i].targets))) for i in mine]
+        return
+    slide, row = _locations(batches, order, draws)
+    shuffled = order.permutation(len(row))
+    for start in range(0, len(row), size):
+        mine = shuffled[start : start + size][rank::world]
+        mine = shuffled[start : start + 1] if len(mine) == 0 else mine
+        if len(mine) == 1 and len(row) > 1 and start > 0:
+            continue  # a single left-over location has no statistics of its own (batch norm)
+        yield [(int(i), np.sort(row[mine[slide[mine] == i]])) for i in np.unique(slide[mine])]
+
+
+def _locations(
+    batches: Sequence[Batch], order: np.random.Generator, draws: list[NDArray] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return slide number and row of the locations of an epoch; with clusters, equally many of each."""
+    slides, rows = [], []
+    for i, batch in enumerate(batches):
+        if draws is None:
+            chosen = np.arange(len(batch.targets))
+        else:
+            sizes = np.bincount(draws[i])
+            chosen = np.concatenate(
+                [order.choice(np.flatnonzero(draws[i] == c), sizes.max()) for c in np.flatnonzero(sizes)]
+            )
+        slides.append(np.full(len(chosen), i))
+        rows.append(chosen)
+    return np.concatenate(slides), np.concatenate(rows)
+
+
+def _score(model: Network, validation: Sequence[Batch]) -> tuple[NDArray, NDArray, NDArray]:
+    """Return (S, G) Pearson and Spearman and the (S,) squared error of left-out slides."""
+    found = [score_slide(model, b) for b in validation]
+    return np.stack([f[0] for f in found]), np.stack([f[1] for f in found]), np.array([f[2] for f in found], np.float32)
+
+
+def score_slide(model: Any, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Return Pearson and Spearman of each gene, and the mean squared error, of a slide's prediction."""
+    mean, truth = model.predict(batch)[0], batch.scored
+    error = float(np.square(mean - truth).mean())
+    return metrics.pearson(mean, truth).astype(np.float32), metrics.spearman(mean, truth).astype(np.float32), error
+
+
+def _curve(scored: list[tuple[NDArray, NDArray, NDArray]], validation: Sequence[Batch]) -> Curve:
+    return Curve(
+        [b.slide for b in validation],
+        np.array([len(b.targets) for b in validation]),
+        np.stack([s[0] for s in scored]),
+        np.stack([s[1] for s in scored]),
+        np.stack([s[2] for s in scored]),
+    )
+
+
+def _stale(scored: list[Any], validation: Sequence[Batch], model: Network, patience: int | None) -> bool:
+    """Whether the left-out slides have not scored better for `patience` epochs."""
+    if patience is None or not validation or len(scored) <= patience:
+        return False
+    quality = _curve(scored, validation).quality(model.criterion)
+    return len(quality) - 1 - int(np.argmax(quality)) >= patience
+
+
+def _keep(
+    checkpoint: Checkpoint,
+    model: Network,
+    optimizer: Any,
+    order: np.random.Generator,
+    scored: list,
+    losses: list[float],
+) -> None:
+    tensors, facts = pack_optimizer(getattr(optimizer, "optimizer", optimizer))
+    tensors |= {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    for name, part in zip(("pearson", "spearman", "error"), zip(*scored, strict=True), strict=False):
+        tensors[f"scored.{name}"] = torch.from_numpy(np.stack(part))
+    checkpoint.save(tensors, {"optimizer": facts, "order": order.bit_generator.state, "losses": losses})
+
+
+def _resume(
+    checkpoint: Checkpoint | None,
+    model: Network,
+    optimizer: Any,
+    order: np.random.Generator,
+    scored: list,
+    losses: list[float],
+) -> int:
+    """Put an interrupted training's state back; return the number of epochs that are done."""
+    state = None if checkpoint is None else checkpoint.load()
+    if state is None:
+        return 0
+    tensors, facts = state
+    own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(own)
+    unpack_optimizer(getattr(optimizer, "optimizer", optimizer), tensors, facts["optimizer"])
+    order.bit_generator.state = facts["order"]
+    torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_cuda"])
+    if "scored.error" in tensors:
+        parts = [tensors[f"scored.{name}"].numpy() for name in ("pearson", "spearman", "error")]
+        scored.extend(zip(*parts, strict=True))
+    losses.extend(facts["losses"])
+    logger.info("Training goes on after epoch %d.", len(losses))
+    return len(losses)

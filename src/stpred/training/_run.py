@@ -1,0 +1,99 @@
+"""Where and how training runs: device, precision, checkpoints; and what has been trained already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core.checks import InputError, one_of
+from stpred.models._base import BaseConfig, Batch
+from stpred.training._checkpoint import Checkpoint
+from stpred.training._scores import Curve
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
+
+
+@dataclass
+class Run:
+    """Settings of everything that is trained in one call.
+
+    Parameters
+    ----------
+    device
+        Such as ``"cpu"``, ``"cuda"``, ``"cuda:1"``; None takes a GPU if there is one.
+    precision
+        ``"32-true"`` (None), ``"bf16-mixed"``, ``"16-mixed"`` or ``"bf16-true"``.
+    checkpoint
+        Folder to keep the state of unfinished trainings in; None keeps none.
+    fabric
+        A launched Lightning Fabric, for several GPUs; it decides on device and precision instead.
+    """
+
+    device: str | None = None
+    precision: str | None = None
+    checkpoint: str | Path | None = None
+    fabric: Fabric | None = None
+    curves: dict[str, Curve] = field(default_factory=dict, repr=False)
+    files: set[Path] = field(default_factory=set, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            one_of(self.precision, PRECISIONS, name="precision")
+        if self.fabric is not None and (self.precision is not None):
+            raise InputError("A `fabric` has its own precision: give one of `fabric` and `precision`.")
+        if self.checkpoint is not None:
+            self.checkpoint = Path(self.checkpoint)
+            if self.checkpoint.exists() and not self.checkpoint.is_dir():
+                raise InputError(f"`checkpoint` must be a folder, {str(self.checkpoint)!r} is a file.")
+
+    def made(self) -> Fabric:
+        """Return the Fabric that training runs on."""
+        if self.fabric is None:
+            from lightning_fabric import Fabric
+
+            from stpred.encoders._module import pick_device
+
+            device = pick_device(self.device)
+            # A device without a number is the first.
+            devices: Any = 1 if device.type == "cpu" else [device.index or 0]
+            self.fabric = Fabric(accelerator=device.type, devices=devices, precision=self.precision or "32-true")  # type: ignore[arg-type]
+        return self.fabric
+
+    def file(self, key: str) -> Checkpoint | None:
+        """Return the checkpoint of the training with this key."""
+        if self.checkpoint is None:
+            return None
+        path = Path(self.checkpoint) / f"{key}.safetensors"
+        self.files.add(path)
+        return Checkpoint(path)
+
+    def clear(self) -> None:
+        """Remove the checkpoints of this call, when all of it is done."""
+        for path in self.files:
+            path.unlink(missing_ok=True)
+        if self.checkpoint is not None and Path(self.checkpoint).is_dir() and not any(Path(self.checkpoint).iterdir()):
+            Path(self.checkpoint).rmdir()
+
+
+def fingerprint(
+    family: str, config: BaseConfig, train: Sequence[Batch], test: Sequence[Batch], *, seed: int, epochs: int
+) -> str:
+    """Return a short hash of everything that decides how a training goes."""
+    digest = hashlib.sha256(json.dumps([family, config.to_dict(), seed, epochs], default=str).encode())
+    for batch in (*train, *test):
+        digest.update(repr((batch.slide, batch.features.shape, len(batch.targets), batch.scale)).encode())
+        for values in (batch.features[batch.targets[:3]], batch.coords_um, batch.y):
+            digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+        for links in (batch.links, batch.parts):
+            digest.update(b"" if links is None else links.indices.tobytes())
+    digest.update(str(len(train)).encode())
+    return digest.hexdigest()[:20]
