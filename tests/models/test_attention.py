@@ -70,7 +70,7 @@ def gradients(out: Tensor, floats: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize(("n_heads", "width"), [(3, 4), (1, 5), (5, 1), (2, 16)])
+@pytest.mark.parametrize(("n_heads", "width"), [(3, 4), (1, 5), (2, 16)])
 def test_equals_loops(path: str, n_heads: int, width: int, dtype: torch.dtype, within: float) -> None:
     floats, neighbors, _ = case(n_heads=n_heads, width=width, dtype=dtype)
     out = local_attention(*floats, neighbors, n_heads=n_heads)
@@ -84,15 +84,16 @@ def test_equals_loops(path: str, n_heads: int, width: int, dtype: torch.dtype, w
 
 
 def test_gradients_equal_differences(path: str) -> None:
-    floats, neighbors, n_heads = case(n=5, m=8, k=3, n_heads=2, width=2)
+    floats, neighbors, n_heads = case(n=5, m=8, k=3, n_heads=2)
     assert torch.autograd.gradcheck(lambda *x: local_attention(*x, neighbors, n_heads=n_heads), floats)
 
 
 def test_both_paths_agree_on_many_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    floats, neighbors, n_heads = case(n=300, m=200, k=11, n_heads=4, width=8, dtype=torch.float32)
+    floats, neighbors, n_heads = case(n=300, m=200, k=11, dtype=torch.float32)
     found = []
     for path in PATHS:
         take(path, monkeypatch)
+        monkeypatch.setattr(_attention, "_BLOCK", {"cpu": 20_000})
         out = local_attention(*floats, neighbors, n_heads=n_heads)
         found.append([out.detach(), *gradients(out, floats)])
     for a, b in zip(*found, strict=True):
@@ -100,7 +101,8 @@ def test_both_paths_agree_on_many_targets(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_path_follows_device_and_precision() -> None:
-    assert _attention._is_compiled(torch.zeros(1)) and _attention._is_compiled(torch.zeros(1).double())
+    assert _attention._is_compiled(torch.zeros(1))
+    assert _attention._is_compiled(torch.zeros(1).double())
     assert not _attention._is_compiled(torch.zeros(1).half())
     assert not _attention._is_compiled(torch.zeros(1, device="meta"))
 
@@ -158,10 +160,10 @@ def test_without_neighbours_it_is_zero(path: str) -> None:
 
 @pytest.mark.parametrize(("n", "m", "k"), [(3, 4, 0), (0, 4, 2), (3, 0, 2)])
 def test_nothing_to_attend_to(path: str, n: int, m: int, k: int) -> None:
-    floats = [torch.ones(rows, 6, requires_grad=True) for rows in (n, m, m)]
+    floats = [torch.ones(rows, 8, requires_grad=True) for rows in (n, m, m)]
     out = local_attention(*floats, torch.full((n, k), -1), n_heads=2)
     out.sum().backward()
-    assert out.shape == (n, 6)
+    assert out.shape == (n, 8)
     assert not out.any()
     assert all(x.grad is not None and not x.grad.any() for x in floats)
 
@@ -184,7 +186,7 @@ def test_columns_of_a_wider_array(path: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_sums_in_single(dtype: torch.dtype) -> None:
-    floats, neighbors, n_heads = case(n=200, m=6, dtype=dtype)
+    floats, neighbors, n_heads = case(n=200, m=8, dtype=dtype)
     out = local_attention(*floats, neighbors, n_heads=n_heads)
     exact = [x.detach().double().requires_grad_() for x in floats]
     want = local_attention(*exact, neighbors, n_heads=n_heads)

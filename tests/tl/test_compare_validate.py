@@ -83,7 +83,9 @@ def test_cross_validation_is_tidy_and_never_shares_a_donor(cohort: dict[str, Spa
         "metric",
         "value",
         "target",
+        "trained_on",
         "donor_shared",
+        "split",
         "chosen",
     ]
     assert set(scores["model"]) == {"mean", "ridge", "library_size"}

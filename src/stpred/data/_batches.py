@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from stpred import links
 from stpred._core.checks import InputError
@@ -22,9 +23,6 @@ SAME_PITCH = 0.1
 
 FEW_SOURCES = 30
 """Fewer locations than this are no basis for a slide's own feature statistics."""
-
-COVERED = 0.9
-"""Share of targets that must have a training location nearby for the training region to serve as their context."""
 
 PIXEL_BLOCK = 1024
 """Locations whose pixels are in memory at a time in prediction."""
@@ -53,8 +51,8 @@ def make_batch(
         What the model asks for.
     lattice
         Training lattice of the model; None while training, when the region itself is the lattice. A region of another
-        pitch takes its context from one shared set of points at the training pitch: the slide's locations of the
-        region `home` where they cover the targets, otherwise a grid on the tissue.
+        pitch takes its context from shared points at the training pitch: the slide's locations of the region `home`
+        where there is one near the target, otherwise a grid on the tissue.
     home
         Name of the region that the model was trained on.
     batch_size
@@ -67,48 +65,48 @@ def make_batch(
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
     n = len(region.coords_um)
-    points, context = _sources(region, needs, lattice, home)
+    around = _surroundings(region, needs, lattice, home)
     features = stored_features(region, encoder)
+    points = np.concatenate([around.home_um, around.grid_um])
     if features is None:
-        wanted = region.coords_um if points is None else np.concatenate([region.coords_um, points])
-        features = embed(region, encoder, wanted, batch_size=batch_size)
-    elif points is not None:
+        features = embed(region, encoder, np.concatenate([region.coords_um, points]), batch_size=batch_size)
+    elif len(points):
         features = np.concatenate([features, embed(region, encoder, points, batch_size=batch_size)])
     rows = np.arange(n)
+    at_home, on_grid = n + np.arange(len(around.home_um)), n + len(around.home_um) + np.arange(len(around.grid_um))
     batch = Batch(
         region.slide,
         features,
         rows,
-        rows if points is None else np.arange(n, n + len(points)),
+        # What speaks for the slide as a whole: its own locations at the training pitch, or else the grid.
+        at_home if len(at_home) else on_grid if len(on_grid) else rows,
         region.coords_um,
         totals=region.totals,
         n_measured=None if region.counts is None else region.counts.shape[1],
-        context=context,
+        context=around.name,
         **measured,
     )
-    if points is not None and lattice is not None:
-        # Training never shows a location to itself, so a point on top of the target is left out as well.
-        batch = with_needs(batch, needs, source_um=points, beyond_um=lattice.pitch_um / 2)
-    else:
+    if lattice is None or len(points) == 0:
         batch = with_needs(batch, needs)
+    elif needs.linked:
+        batch = replace(batch, links=_link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2))
     return batch if needs.parts is None else with_parts(batch, region, encoder, needs.parts, batch_size=batch_size)
 
 
-def with_needs(
-    batch: Batch, needs: Needs, *, source_um: NDArray[np.float64] | None = None, beyond_um: float = 0.0
-) -> Batch:
-    """Return the batch with links to its neighbours.
-
-    `source_um` are the places of ``batch.sources``; None: those of the targets.
-    """
+def with_needs(batch: Batch, needs: Needs) -> Batch:
+    """Return the batch with links among its targets, for a region that is its own context."""
     if not needs.linked:
         return replace(batch, links=None)
-    places = batch.coords_um if source_um is None else source_um
+    around = _neighbors(needs, batch.coords_um, batch.coords_um)
+    return replace(batch, links=links.Links(around.indptr, batch.targets[around.indices]))
+
+
+def _neighbors(
+    needs: Needs, targets_um: NDArray[np.float64], sources_um: NDArray[np.float64], *, beyond_um: float = 0.0
+) -> links.Links:
     if needs.n_neighbors is not None:
-        around = links.knn(batch.coords_um, places, k=needs.n_neighbors, beyond_um=beyond_um)
-    else:
-        around = links.radius(batch.coords_um, places, radius_um=needs.context_um, beyond_um=beyond_um)  # type: ignore[arg-type]
-    return replace(batch, links=links.Links(around.indptr, batch.sources[around.indices]))
+        return links.knn(targets_um, sources_um, k=needs.n_neighbors, beyond_um=beyond_um)
+    return links.radius(targets_um, sources_um, radius_um=needs.context_um, beyond_um=beyond_um)  # type: ignore[arg-type]
 
 
 def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, batch_size: int | None = None) -> Batch:
@@ -133,35 +131,89 @@ def prediction_batches(
         yield rows, make_batch(region.take(rows), encoder, needs, **how)
 
 
-def _sources(
-    region: Region, needs: Needs, lattice: Lattice | None, home: str | None
-) -> tuple[NDArray[np.float64] | None, str | None]:
-    """Return points at the training pitch (None where the region itself serves), and what they are."""
-    if not needs.sources:
-        return None, None
-    if lattice is None or _serves(Lattice.of(region.coords_um), lattice, len(region.coords_um), needs):
-        return None, "region"
-    from scipy.spatial import cKDTree
+@dataclass(frozen=True)
+class _Surroundings:
+    """Points at the training pitch around a region of another.
 
-    if home is not None and home != region.shapes_key and home in region.sdata.shapes:
-        points = _home(region, home)
-        if points is not None and _serves(Lattice.of(points), lattice, len(points), needs):
-            near = cKDTree(points).query(region.coords_um, distance_upper_bound=1.01 * lattice.pitch_um)[0]
-            if np.isfinite(near).mean() >= COVERED:
-                return points, home
+    Attributes
+    ----------
+    home_um, grid_um
+        (h, 2) locations of the training region on this slide and (g, 2) points of a grid; empty where not needed.
+    covered
+        (n,) whether a target has a training location nearby and takes its context from there, or else from the grid.
+    name
+        What the context is called.
+    """
+
+    home_um: NDArray[np.float64]
+    grid_um: NDArray[np.float64]
+    covered: NDArray[np.bool_]
+    name: str | None
+
+
+def _surroundings(region: Region, needs: Needs, lattice: Lattice | None, home: str | None) -> _Surroundings:
+    """Find the points that targets take their context from; which ones a target gets depends on its place alone."""
+    none, coords = np.empty((0, 2)), region.coords_um
+    covered = np.zeros(len(coords), dtype=bool)
+    if not needs.sources:
+        return _Surroundings(none, none, covered, None)
+    if lattice is None or _serves(Lattice.of(coords), lattice, len(coords), needs):
+        return _Surroundings(none, none, covered, "region")
+    at_home = _home(region, home) if home is not None and home != region.shapes_key else none
+    if not _serves(Lattice.of(at_home), lattice, len(at_home), needs):
+        at_home = none
+    if len(at_home):
+        covered = np.isfinite(cKDTree(at_home).query(coords, distance_upper_bound=1.01 * lattice.pitch_um)[0])
+        if covered.all() or not needs.linked:
+            return _Surroundings(at_home, none, covered, home)
+    grid = _grid(region, needs, lattice, coords[~covered], whole=len(at_home) == 0)
+    return _Surroundings(at_home, grid, covered, "grid" if len(at_home) == 0 else f"{home}+grid")
+
+
+def _grid(
+    region: Region, needs: Needs, lattice: Lattice, targets_um: NDArray[np.float64], *, whole: bool
+) -> NDArray[np.float64]:
+    """Return points of the training lattice on the tissue around targets; `whole`: they speak for the slide, too."""
     points = lattice.points(region.pyramid.bounds_um)
     points = points[region.pyramid.contains(points)]
-    if needs.slide_statistics or needs.whole_slide:
+    if whole and (needs.slide_statistics or needs.whole_slide):
         # What speaks for a slide's tissue is the same whichever targets are asked for.
         points = points[on_tissue(region.pyramid, points)]
     else:
         reach = _reach_um(needs, lattice)
-        points = points[np.isfinite(cKDTree(region.coords_um).query(points, distance_upper_bound=reach)[0])]
+        points = points[np.isfinite(cKDTree(targets_um).query(points, distance_upper_bound=reach)[0])]
         if needs.n_neighbors is not None and (tissue := on_tissue(region.pyramid, points)).any():
             points = points[tissue]
-    if len(points) == 0:
+    if len(points) == 0 and whole:
         raise InputError(f"Slide {region.slide!r} has no tissue to take the context of {region.shapes_key!r} from.")
-    return points, "grid"
+    return points
+
+
+def _link(
+    batch: Batch,
+    needs: Needs,
+    around: _Surroundings,
+    at_home: NDArray[np.int64],
+    on_grid: NDArray[np.int64],
+    *,
+    beyond_um: float,
+) -> links.Links:
+    """Link covered targets to the training region, others to the grid.
+
+    Training never shows a location to itself, so a point on top of the target is left out as well.
+    """
+    owners, sources = [], []
+    for mask, rows, places in ((around.covered, at_home, around.home_um), (~around.covered, on_grid, around.grid_um)):
+        mine = np.flatnonzero(mask)
+        if len(mine) == 0 or len(places) == 0:
+            continue
+        found = _neighbors(needs, batch.coords_um[mine], places, beyond_um=beyond_um)
+        owners.append(np.repeat(mine, found.counts()))
+        sources.append(rows[found.indices])
+    owner = np.concatenate([np.empty(0, dtype=np.int64), *owners])
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=len(batch.targets))
+    return links.Links(np.concatenate([[0], np.cumsum(counts)]), np.concatenate([np.empty(0, dtype=np.int64), *sources])[order])
 
 
 def _serves(own: Lattice | None, lattice: Lattice, n: int, needs: Needs) -> bool:
@@ -170,10 +222,12 @@ def _serves(own: Lattice | None, lattice: Lattice, n: int, needs: Needs) -> bool
     return same and (not needs.slide_statistics or n >= FEW_SOURCES)
 
 
-def _home(region: Region, home: str) -> NDArray[np.float64] | None:
+def _home(region: Region, home: str) -> NDArray[np.float64]:
     """Return the centres of the slide's own training region, as training and prediction on it would take them."""
+    if home not in region.sdata.shapes:
+        return np.empty((0, 2))
     try:
-        points = read_region(
+        return read_region(
             region.sdata,
             slide=region.slide,
             shapes_key=home,
@@ -181,8 +235,7 @@ def _home(region: Region, home: str) -> NDArray[np.float64] | None:
             coordinate_system=region.coordinate_system,
         ).coords_um
     except InputError:  # not placed in this frame, or empty: then it is no context either
-        return None
-    return points
+        return np.empty((0, 2))
 
 
 def _reach_um(needs: Needs, lattice: Lattice) -> float:

@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 
 from stpred._core.checks import InputError, whole
 
-_COMPILED = (torch.float32, torch.float64)
 # Entries of one gathered block in the PyTorch path: what a CPU's cache holds; a GPU needs more to be busy.
 _BLOCK = {"cpu": 2**18, "other": 2**23}
 # Multiplications below which starting threads takes longer than the work.
@@ -75,63 +74,61 @@ def _check(query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_he
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, n_heads: int) -> Tensor:
-        run = _forward_compiled if _is_compiled(query) else _forward_in_blocks
-        out, log_sums = run(query, key, value, neighbors, n_heads=n_heads)
-        ctx.save_for_backward(query, key, value, neighbors, log_sums)
+        inputs = (query, key, value, neighbors)
+        exact = torch.promote_types(query.dtype, torch.float32)
+        out, log_sums = query.new_zeros(query.shape), query.new_zeros((len(query), n_heads), dtype=exact)
+        if _is_compiled(query):  # threads share the targets
+            _share(_kernels(query.shape[1] // n_heads)[0], inputs, (out, log_sums), n=len(query))
+        else:
+            _forward_in_blocks(inputs, (out, log_sums))
+        ctx.save_for_backward(*inputs, log_sums)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, log_sums = ctx.saved_tensors
-        run = _backward_compiled if _is_compiled(gradient) else _backward_in_blocks
-        return *run(*inputs, log_sums=log_sums, gradient=gradient), None, None
+        query, *_, log_sums = ctx.saved_tensors
+        inputs = (*ctx.saved_tensors, gradient)
+        # Many small terms meet in one row, so half precision is kept for the result.
+        found = tuple(x.new_zeros(x.shape, dtype=log_sums.dtype) for x in inputs[:3])
+        if _is_compiled(query):  # threads share the heads, so that none writes where another does
+            _share(_kernels(query.shape[1] // log_sums.shape[1])[1], inputs, found, n=log_sums.shape[1])
+        else:
+            _backward_in_blocks(inputs, found)
+        return *(x.to(query.dtype) for x in found), None, None
 
 
 def _is_compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in _COMPILED
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
-def _forward_in_blocks(
-    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Return the output and (n, h) log-sum-exp of the scores, by PyTorch."""
-    exact = torch.promote_types(query.dtype, torch.float32)
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    log_sums = query.new_zeros((len(query), n_heads), dtype=exact)
-    scale = math.sqrt(n_heads / query.shape[1])
+def _forward_in_blocks(inputs: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
+    """Fill the output and the (n, h) log-sum-exp of the scores, by PyTorch."""
+    query, key, value, neighbors = inputs
+    out, log_sums = found
     for rows in _blocks(query, neighbors):
-        near, q = neighbors[rows], query[rows].to(exact).view(-1, 1, n_heads, query.shape[1] // n_heads)
-        scores = (q * _gather(key, near, n_heads)).sum(-1).mul_(scale).masked_fill_((near < 0)[..., None], -math.inf)
-        log_sums[rows] = scores.logsumexp(1).clamp_(min=torch.finfo(exact).min)  # finite without neighbours
+        near, (q,) = neighbors[rows], _heads(rows, query, like=log_sums)
+        scores = _scores(q, _gather(key, near, like=q), near)
+        log_sums[rows] = scores.logsumexp(1).clamp_(min=torch.finfo(q.dtype).min)  # finite without neighbours
         weights = scores.sub_(log_sums[rows, None]).exp_()
-        out[rows] = (weights[..., None] * _gather(value, near, n_heads)).sum(1).flatten(1).to(out.dtype)
-    return out, log_sums
+        out[rows] = (weights[..., None] * _gather(value, near, like=q)).sum(1).flatten(1).to(out.dtype)
 
 
-def _backward_in_blocks(
-    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, log_sums: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the gradients of query, key and value, by PyTorch."""
-    n_heads, exact = log_sums.shape[1], log_sums.dtype
-    width = query.shape[1] // n_heads
-    d_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    # Many small terms meet in one row, so half precision is kept for the result.
-    d_key, d_value = (torch.zeros(x.shape, dtype=exact, device=x.device) for x in (key, value))
+def _backward_in_blocks(inputs: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
+    """Add up the gradients of query, key and value, by PyTorch."""
+    query, key, value, neighbors, log_sums, gradient = inputs
+    d_query, d_key, d_value = found
     for rows in _blocks(query, neighbors):
-        near = neighbors[rows]
-        q, g = (x[rows].to(exact).reshape(-1, 1, n_heads, width) for x in (query, gradient))
-        k = _gather(key, near, n_heads)
-        scores = (q * k).sum(-1).mul_(1 / math.sqrt(width)).masked_fill_((near < 0)[..., None], -math.inf)
-        weights = scores.sub_(log_sums[rows, None]).exp_()
-        d_weights = (g * _gather(value, near, n_heads)).sum(-1)
+        near, (q, g) = neighbors[rows], _heads(rows, query, gradient, like=log_sums)
+        k = _gather(key, near, like=q)
+        weights = _scores(q, k, near).sub_(log_sums[rows, None]).exp_()
+        d_weights = (g * _gather(value, near, like=q)).sum(-1)
         mean = (weights * d_weights).sum(1, keepdim=True)
-        d_scores = weights * d_weights.sub_(mean).mul_(1 / math.sqrt(width))
-        d_query[rows] = (d_scores[..., None] * k).sum(1).flatten(1).to(query.dtype)
+        d_scores = (weights * d_weights.sub_(mean) / math.sqrt(q.shape[-1]))[..., None]
+        d_query[rows] = (d_scores * k).sum(1).flatten(1)
         flat = near.clamp(min=0).flatten()  # what is missing adds 0 to row 0
-        d_key.index_add_(0, flat, (d_scores[..., None] * q).view(-1, query.shape[1]))
+        d_key.index_add_(0, flat, (d_scores * q).view(-1, query.shape[1]))
         d_value.index_add_(0, flat, (weights[..., None] * g).view(-1, query.shape[1]))
-    return d_query, d_key.to(key.dtype), d_value.to(value.dtype)
 
 
 def _blocks(query: Tensor, neighbors: Tensor) -> Iterator[slice]:
@@ -141,31 +138,20 @@ def _blocks(query: Tensor, neighbors: Tensor) -> Iterator[slice]:
         yield from (slice(i, i + step) for i in range(0, len(query), step))
 
 
-def _gather(table: Tensor, near: Tensor, n_heads: int) -> Tensor:
+def _heads(rows: slice, *tables: Tensor, like: Tensor) -> list[Tensor]:
+    """Return (rows, 1, heads, width) of each table, as precise as the log-sums."""
+    return [x[rows].to(like.dtype).reshape(-1, 1, like.shape[1], x.shape[1] // like.shape[1]) for x in tables]
+
+
+def _gather(table: Tensor, near: Tensor, *, like: Tensor) -> Tensor:
     """Return (rows, k, heads, width); what is missing is 0, whatever the table holds."""
-    found = table.index_select(0, near.clamp(min=0).flatten()).view(*near.shape, n_heads, -1)
+    found = table.index_select(0, near.clamp(min=0).flatten()).view(*near.shape, *like.shape[2:])
     return found.masked_fill_((near < 0)[..., None, None], 0)
 
 
-def _forward_compiled(
-    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Return the output and (n, h) log-sum-exp of the scores; threads share the targets."""
-    forward, _ = _kernels(query.shape[1] // n_heads)
-    out, log_sums = query.new_empty(query.shape), query.new_empty((len(query), n_heads))
-    _share(forward, (query, key, value, neighbors), (out, log_sums), n=len(query))
-    return out, log_sums
-
-
-def _backward_compiled(
-    query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, log_sums: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the gradients of query, key and value; threads share the heads, so that none writes where another does."""
-    n_heads = log_sums.shape[1]
-    _, backward = _kernels(query.shape[1] // n_heads)
-    found = tuple(x.new_zeros(x.shape) for x in (query, key, value))
-    _share(backward, (query, key, value, neighbors, log_sums, gradient), found, n=n_heads)
-    return found
+def _scores(q: Tensor, k: Tensor, near: Tensor) -> Tensor:
+    scores = (q * k).sum(-1).div_(math.sqrt(q.shape[-1]))
+    return scores.masked_fill_((near < 0)[..., None], -math.inf)
 
 
 def _share(kernel: Callable[..., None], inputs: tuple[Tensor, ...], found: tuple[Tensor, ...], *, n: int) -> None:

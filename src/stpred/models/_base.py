@@ -85,7 +85,8 @@ class Batch:
     scale
         What `y` is: ``"log1p_cp10k"``, ``"counts"`` or ``"log_share"``.
     context
-        Where `sources` are from: ``"region"`` (the targets' own), ``"grid"`` or the name of another region.
+        Where context is from: ``"region"`` (the targets' own), ``"grid"``, or the name of the slide's training region
+        (with ``"+grid"`` where that does not reach all targets).
     """
 
     slide: str
@@ -114,6 +115,51 @@ class Batch:
         if values is None:
             raise InputError(f"Slide {self.slide!r} came without measured expression.")
         return values
+
+    @classmethod
+    def of(
+        cls,
+        features: NDArray[Any],
+        *,
+        neighbors: Any = None,
+        parts: NDArray[Any] | None = None,
+        coords_um: NDArray[np.float64] | None = None,
+        slide: str = "slide",
+        **measured: Any,
+    ) -> Self:
+        """Make a batch from features of your own, every location a target.
+
+        Parameters
+        ----------
+        features
+            (n, n_features) features of the locations' tiles.
+        neighbors
+            For each location the rows of its neighbours, as (n, k) whole numbers with -1 for none, or as a list of
+            lists; a location itself is dropped from its list, since models always see it.
+        parts
+            (n, p, n_features) features of the sub-tiles.
+        coords_um
+            (n, 2) centres in micrometres.
+        slide
+            Name of the slide.
+        **measured
+            ``y``, ``truth``, ``totals``, ``scale``, ``n_measured``.
+        """
+        features = np.asarray(features)
+        n = len(features)
+        rows = np.arange(n)
+        links = around = None
+        if neighbors is not None:
+            lists = [[int(j) for j in row if j >= 0 and j != i] for i, row in enumerate(neighbors)]
+            links = Links(
+                np.concatenate([[0], np.cumsum([len(x) for x in lists])]), np.array(sum(lists, []), dtype=int)
+            )
+        if parts is not None:
+            each = parts.shape[1]
+            around = Links(np.arange(n + 1) * each, n + np.arange(n * each))
+            features = np.concatenate([features, np.asarray(parts).reshape(n * each, -1)])
+        coords = np.zeros((n, 2)) if coords_um is None else np.asarray(coords_um, dtype=np.float64)
+        return cls(slide, features, rows, rows, coords, links=links, parts=around, **measured)
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
@@ -174,7 +220,7 @@ class Record:
     pitch_um, region
         Median spacing and name of the training locations.
     reach_um
-        How far from a location its context went in training; None: the tile alone.
+        How far from a location its nearest neighbours went in training, in the median; None without neighbours.
     training
         Slides, donors, numbers of locations, seed, how settings were chosen.
     """
@@ -315,7 +361,7 @@ class Model(nn.Module, ABC):
     def support_um(self) -> float:
         """Width of tissue that one predicted value speaks for."""
         tile = self.record.tile.get("mpp", 0.5) * self.record.tile.get("size_px", 224)
-        reach = self.needs.context_um if self.record.reach_um is None else self.record.reach_um
+        reach = self.record.reach_um if self.needs.context_um is None else self.needs.context_um
         return float(tile + 2 * (reach or 0.0))
 
     @property

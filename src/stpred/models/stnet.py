@@ -200,8 +200,8 @@ class STNet(Network):
     def finish(self, output: Tensor) -> Tensor:
         """Turn the log share into log1p CP10k at the training locations' median library size."""
         total, n_genes = self.library.tolist()
-        if total == 0:
-            return super().finish(output)
+        if total == 0:  # trained on another target, or published weights: the log share itself
+            return super().finish(output) if self.config.loss == "nb" else output
         counts = (output.exp() * (n_genes + total) - 1).clamp(min=0)
         return torch.log1p(counts * (CP10K / total))
 
