@@ -60,6 +60,11 @@ Groups = Annotated[
 ]
 
 
+Ensemble = Annotated[int | None, typer.Option(help="Train so many members; their spread is the uncertainty.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Folder that an interrupted training goes on from.")]
+Precision = Annotated[str | None, typer.Option(help="32-true (default), bf16-mixed, 16-mixed or bf16-true.")]
+
+
 @app.callback()
 def common(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
@@ -151,6 +156,9 @@ def train(
     encoder: Encoder = None,
     target: Annotated[str | None, typer.Option(help="log1p_cp10k (default) or counts.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; default: the output folder's.")] = None,
+    ensemble: Ensemble = None,
+    checkpoint: Checkpoint = None,
+    precision: Precision = None,
     seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
@@ -171,6 +179,9 @@ def train(
             encoder=encoder,
             target=target,
             name=out.name if name is None else name,
+            n_ensemble=ensemble,
+            checkpoint=checkpoint,
+            precision=precision,
             seed=seed,
             device=device,
         )
@@ -193,6 +204,10 @@ def evaluate(
     mpp: Mpp = None,
     shapes: ShapesKey = None,
     encoder: Encoder = None,
+    folds: Annotated[int | None, typer.Option(help="Number of folds; default: one donor left out at a time.")] = None,
+    ensemble: Ensemble = None,
+    checkpoint: Checkpoint = None,
+    precision: Precision = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="csv of all scores.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
     device: Device = None,
@@ -211,7 +226,7 @@ def evaluate(
         grouping = _donors(groups, donors, required=True)
         for name, sdata in read.items():  # once for both scales
             region = data.read_region(sdata, slide=name, shapes_key=shapes, measured=True).shapes_key
-            for used in _encoders(chosen, encoder):
+            for used in _encoders(chosen, encoder) - {"pixels"}:
                 st.pp.features(sdata, used, shapes_key=region, device=device)
         parts = [
             st.tl.cross_validate(
@@ -222,6 +237,10 @@ def evaluate(
                 shapes_key=shapes,
                 encoder=encoder,
                 target=target,
+                n_folds=folds,
+                n_ensemble=ensemble,
+                checkpoint=checkpoint,
+                precision=precision,
                 seed=seed,
                 device=device,
             )

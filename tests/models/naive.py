@@ -22,6 +22,16 @@ Weights = dict[str, Tensor]
 
 BLOCK = "transformer.layers.0"
 
+MISO_NAMES = {
+    "embedding": "emb_layer",
+    "norm": f"{BLOCK}.0",
+    "qkv": f"{BLOCK}.1.to_qkv",
+    "out": f"{BLOCK}.1.to_out",
+    "feed_norm": f"{BLOCK}.2",
+    "feed": f"{BLOCK}.3.hidden_layers.0",
+    "last": "mlp",
+}
+
 
 def _linear(weights: Weights, name: str, *, n_in: int, n_out: int, rng: torch.Generator, bias: bool = True) -> None:
     bound = 1 / math.sqrt(n_in)
@@ -53,38 +63,16 @@ def miso_weights(
 
 def fill_miso(model: Any, weights: Weights) -> None:
     """Put weights into `stpred.models.MISO`."""
-    names = {
-        "embedding": "emb_layer",
-        "norm": f"{BLOCK}.0",
-        "qkv": f"{BLOCK}.1.to_qkv",
-        "out": f"{BLOCK}.1.to_out",
-        "feed_norm": f"{BLOCK}.2",
-        "feed": f"{BLOCK}.3.hidden_layers.0",
-        "last": "mlp",
-    }
     with torch.no_grad():
-        for ours, theirs in names.items():
+        for ours, theirs in MISO_NAMES.items():
             for name, parameter in getattr(model, ours).named_parameters():
                 parameter.copy_(weights[f"{theirs}.{name}"])
 
 
 def miso_gradients(model: Any) -> Weights:
     """Return the gradients of `stpred.models.MISO` under the published names."""
-    gathered: Weights = {}
-    shadow = {k: v.grad for k, v in model.named_parameters()}
-    pairs = {
-        "embedding": "emb_layer",
-        "norm": f"{BLOCK}.0",
-        "qkv": f"{BLOCK}.1.to_qkv",
-        "out": f"{BLOCK}.1.to_out",
-        "feed_norm": f"{BLOCK}.2",
-        "feed": f"{BLOCK}.3.hidden_layers.0",
-        "last": "mlp",
-    }
-    for name, gradient in shadow.items():
-        part, _, kind = name.rpartition(".")
-        gathered[f"{pairs[part]}.{kind}"] = gradient
-    return gathered
+    found = {k.rpartition("."): v.grad for k, v in model.named_parameters()}
+    return {f"{MISO_NAMES[part]}.{kind}": gradient for (part, _, kind), gradient in found.items()}
 
 
 def naive_miso(weights: Weights, features: Tensor, neighbors: Tensor, *, n_heads: int = 64) -> Tensor:
@@ -230,25 +218,27 @@ def deepspot_by_location(
     w = {k: v.double().numpy() for k, v in weights.items()}
     copies = range(n_copies_of(weights))
 
+    def apply(name: str, row: NDArray[np.float64]) -> NDArray[np.float64]:
+        return w[f"{name}.weight"] @ row + w[f"{name}.bias"]
+
     def phi(j: int) -> NDArray[np.float64]:
-        each = [np.maximum(w[f"phi_spot.{i}.model.0.weight"] @ features[j] + w[f"phi_spot.{i}.model.0.bias"], 0) for i in copies]
+        each = [np.maximum(apply(f"phi_spot.{i}.model.0", features[j]), 0) for i in copies]
         return np.sort(np.stack(each), axis=0)[(len(each) - 1) // 2]
 
     out = []
     for i, (mine, around) in enumerate(zip(parts, neighbors, strict=True)):
         own = phi(i)
+        total = sum((phi(j) for j in mine), start=np.zeros_like(own))
         most = np.max([phi(j) for j in around], axis=0) if len(around) else np.zeros_like(own)
-        pooled = np.concatenate([own, np.sum([phi(j) for j in mine], axis=0) if len(mine) else np.zeros_like(own), most])
-        out.append(np.mean([w[f"rho.{c}.model.2.weight"] @ pooled + w[f"rho.{c}.model.2.bias"] for c in copies], axis=0))
+        pooled = np.concatenate([own, total, most])
+        out.append(np.mean([apply(f"rho.{c}.model.2", pooled) for c in copies], axis=0))
     return np.stack(out)
 
 
 # Losses.
 
 
-def cosine_loss(
-    output: NDArray[Any], y: NDArray[Any], slides: NDArray[np.int64], *, centred: bool = False
-) -> float:
+def cosine_loss(output: NDArray[Any], y: NDArray[Any], slides: NDArray[np.int64], *, centred: bool = False) -> float:
     """Return 1 - cosine (or correlation), slide by slide and gene by gene; what does not vary contributes 1."""
     values = []
     for slide in np.unique(slides):

@@ -213,7 +213,9 @@ def _link(
     owner = np.concatenate([np.empty(0, dtype=np.int64), *owners])
     order = np.argsort(owner, kind="stable")
     counts = np.bincount(owner, minlength=len(batch.targets))
-    return links.Links(np.concatenate([[0], np.cumsum(counts)]), np.concatenate([np.empty(0, dtype=np.int64), *sources])[order])
+    return links.Links(
+        np.concatenate([[0], np.cumsum(counts)]), np.concatenate([np.empty(0, dtype=np.int64), *sources])[order]
+    )
 
 
 def _serves(own: Lattice | None, lattice: Lattice, n: int, needs: Needs) -> bool:

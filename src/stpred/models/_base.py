@@ -295,6 +295,11 @@ class TypicalTiles(nn.Module):
         }.items():
             getattr(self, name).copy_(torch.from_numpy(np.asarray(value)))
 
+    @property
+    def known(self) -> bool:
+        """Whether training tiles were seen; published weights come without."""
+        return bool(self.components.any())
+
     def distance(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the (n,) distances of (n, n_features) features from the training mean."""
         arrays = {k: v.cpu().numpy().astype(np.float64) for k, v in self.named_buffers()}
@@ -304,7 +309,9 @@ class TypicalTiles(nn.Module):
         return np.sqrt(np.square(inside / arrays["spread"]).mean(axis=1) + outside.clip(0) / arrays["rest"] ** 2)
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n,) scores: 0 = like the training tiles."""
+        """Return (n,) scores: 0 = like the training tiles; NaN where those are not known."""
+        if not self.known:
+            return np.full(len(features), np.nan, dtype=np.float32)
         return np.maximum(self.distance(features) / float(self.limit) - 1.0, 0.0).astype(np.float32)
 
 

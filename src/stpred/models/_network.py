@@ -48,7 +48,7 @@ class NetworkConfig(BaseConfig):
     lr, weight_decay
         Of the optimiser.
     batch_size
-        Locations per step (whole-slide families: slides per step).
+        Locations per step, with ``"cosine"`` and ``"pearson"`` of one slide (whole-slide families: slides per step).
     clip_norm
         Largest norm of the gradient; None leaves it.
     """

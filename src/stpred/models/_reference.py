@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ def load_reference(
     encoder: Any = None,
     pitch_um: float | None = None,
     hexagonal: bool = True,
+    pixel_mean: Sequence[float] | None = None,
+    pixel_std: Sequence[float] | None = None,
     **settings: Any,
 ) -> Model:
     """Make a model from weights that the authors of a method published.
@@ -46,6 +48,8 @@ def load_reference(
     pitch_um, hexagonal
         Lattice of the training locations (Visium: 100 and True), from which context is taken on other regions; None
         takes each region as its own context.
+    pixel_mean, pixel_std
+        Channel normalisation of ST-Net's weights on the 0..1 scale; None: 0.5 and 0.25 for all channels.
     **settings
         Fields of the family's ``Config`` that the weights do not decide, such as ``n_neighbors=2`` of MISO on HER2ST,
         ``context="spot+neighbors"`` and ``context_um`` of DeepSpot, ``n_views`` of ST-Net.
@@ -56,7 +60,7 @@ def load_reference(
         Of family `miso`, `mlp` (student and sCellST, which map one patch or cell at a time), `deepspot` or `stnet`, in
         evaluation mode, with features taken as the encoder gives them. Predictions are on the scale that the weights
         have: MISO's are relative and clipped at zero; ST-Net's are the log share ``log((1 + count) / (n_genes +
-        total))``.
+        total))``. What the training tiles looked like is not known: ``ood_score`` is NaN.
 
     Raises
     ------
@@ -87,6 +91,11 @@ def load_reference(
     model.load_state_dict(
         kept | {k: v.detach().to(torch.float32, copy=True) if v.is_floating_point() else v for k, v in tensors.items()}
     )
+    for given, values in {"pixel_mean": pixel_mean, "pixel_std": pixel_std}.items():
+        if values is not None:
+            if given not in own or len(values) != 3:
+                raise InputError(f"`{given}` is three numbers, for 'stnet' only; got {values!r} for {name!r}.")
+            getattr(model, given).copy_(torch.tensor(values))
     model.record = _record(name, model, genes, encoder, pitch_um=pitch_um, hexagonal=hexagonal)
     if encoder is not None:
         model.encoder = encoder  # type: ignore[assignment]
@@ -218,6 +227,7 @@ def _deepspot(state: State, what: str) -> tuple[str, dict[str, Any], State, int,
     config: dict[str, Any] = {
         "standardize": "none",
         "scale_genes": False,
+        "parts_pool": "sum",
         "width": width,
         "n_phi": copies["phi_spot"],
         "n_rho": copies["rho"],

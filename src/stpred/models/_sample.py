@@ -18,7 +18,7 @@ EXTREME = 8.0
 """A feature that hardly varied in training must not carry a strange tile's prediction away."""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, for Fabric casts the tensors of a copy where precision is mixed
 class Sample:
     """Targets of one or several slides.
 

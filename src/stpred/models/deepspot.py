@@ -15,14 +15,14 @@ from stpred._core.checks import InputError, one_of, positive, whole
 from stpred.models._base import BaseConfig, Batch, Needs
 from stpred.models._network import Network, NetworkConfig, share
 from stpred.models._sample import Sample
-from stpred.models.layers import lower_median, rows_or_zero
+from stpred.models.layers import dropout, median_of_relus, rows_or_zero
 
 CONTEXTS = ("spot", "spot+parts", "spot+neighbors", "all")
 POOLS = ("max", "mean", "sum")
 PITCHES = 1.5
 """Radius in training pitches: six neighbours on Visium's hexagon (the next are at 1.73), eight on a square grid."""
 
-_CHUNK = 2048
+_CHUNK = 8192
 """Rows that phi maps at a time in prediction, since its copies are ten times as wide as what is kept."""
 
 
@@ -43,10 +43,11 @@ class DeepSpotConfig(NetworkConfig):
         Output width of phi.
     n_phi, n_rho
         Copies of phi (element-wise median) and of rho (mean).
-    phi_dropout, rho_dropout, output_dropout
-        After phi's linear map, before rho's, and on rho's outputs.
+    input_dropout, phi_dropout, rho_dropout, output_dropout
+        On the features, after phi's linear map, before rho's, and on rho's outputs.
     parts_pool, neighbors_pool
-        ``"sum"``, ``"mean"`` or ``"max"``.
+        ``"sum"``, ``"mean"`` or ``"max"``. The publication sums sub-tiles, which is their mean with other weights; the
+        mean starts on the scale of the rest.
     oversample
         Clusters of locations within each slide, from which equally many are drawn in every epoch; None draws each
         location once.
@@ -58,13 +59,14 @@ class DeepSpotConfig(NetworkConfig):
     width: int = 512
     n_phi: int = 10
     n_rho: int = 10
+    input_dropout: float = 0.0
     phi_dropout: float = 0.3
     rho_dropout: float = 0.3
     output_dropout: float = 0.1
-    parts_pool: str = "sum"
+    parts_pool: str = "mean"
     neighbors_pool: str = "max"
     oversample: int | None = None
-    lr: float = 1e-4
+    lr: float = 1e-3
     weight_decay: float = 1e-6
     batch_size: int = 1024
 
@@ -75,7 +77,7 @@ class DeepSpotConfig(NetworkConfig):
         one_of(self.neighbors_pool, POOLS, name="neighbors_pool")
         for name in ("parts", "width", "n_phi", "n_rho"):
             object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        for name in ("phi_dropout", "rho_dropout", "output_dropout"):
+        for name in ("input_dropout", "phi_dropout", "rho_dropout", "output_dropout"):
             share(getattr(self, name), name=name)
         if self.oversample is not None:
             object.__setattr__(self, "oversample", whole(self.oversample, name="oversample", unset=True))
@@ -157,11 +159,12 @@ class DeepSpot(Network):
                 weight, bias = self.fold()
             return nn.functional.linear(pooled, weight, bias)
         c = self.config
+        pooled = pooled / (1 - c.rho_dropout)
         total: Any = 0
         for one, offset in zip(weight, bias, strict=True):
-            kept = nn.functional.dropout(pooled, c.rho_dropout)
-            total = total + nn.functional.dropout(nn.functional.linear(kept, one, offset), c.output_dropout)
-        return total / len(weight)
+            mapped = nn.functional.linear(dropout(pooled, c.rho_dropout), one, offset)
+            total = total + dropout(mapped, c.output_dropout)
+        return total / (len(weight) * (1 - c.output_dropout))
 
     def embed(self, features: Tensor) -> Tensor:
         """Map (m, n_features) features to the (m, width) values of phi, which are never negative."""
@@ -171,9 +174,9 @@ class DeepSpot(Network):
 
     def _phi(self, features: Tensor) -> Tensor:
         c = self.config
-        mapped = nn.functional.dropout(self.phi(features), c.phi_dropout, self.training)
-        # ReLU keeps the order of values, so that the median of ReLUs is the ReLU of the median.
-        return lower_median(mapped.view(len(features), c.n_phi, c.width)).relu()
+        features = nn.functional.dropout(features, c.input_dropout, self.training)
+        mapped = self.phi(features).view(len(features), c.n_phi, c.width)
+        return median_of_relus(mapped, c.phi_dropout if self.training else 0.0)
 
     def pool(self, z: Tensor, sample: Sample) -> Tensor:
         """Concatenate the (n, width) pools of spot, sub-tiles and neighbours."""

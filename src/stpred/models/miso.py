@@ -128,10 +128,10 @@ class MISO(Network):
         """Attend to itself and the neighbours: (m, 3 * inner) queries, keys and values to (n, inner)."""
         query, key, value = qkv.split(self.config.inner, dim=1)
         rows = sample.targets[:, None]
-        if sample.neighbors is not None:
+        if self.config.n_neighbors:
+            if sample.neighbors is None:
+                raise InputError("The batch came without neighbours, which this model needs.")
             rows = torch.cat([rows, sample.neighbors], dim=1)
-        elif self.config.n_neighbors:
-            raise InputError("The batch came without neighbours, which this model needs.")
         return local_attention(query[sample.targets], key, value, rows, n_heads=self.config.n_heads)
 
     def _queries(self, x: Tensor, h: Tensor) -> Tensor:

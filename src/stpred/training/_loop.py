@@ -16,6 +16,7 @@ from stpred._core.progress import track
 from stpred.models._base import Batch
 from stpred.models._network import Network
 from stpred.models._sample import Sample, gather
+from stpred.models.losses import RELATIVE
 from stpred.training._checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from stpred.training._run import Run
 from stpred.training._scores import Curve
@@ -101,7 +102,7 @@ def train(
                 _keep(checkpoint, model, optimizer, order, scored, losses)
             stopped = _stale(scored, validation, model, patience)
     model.eval()
-    facts = {"epochs": len(losses), "loss_first": losses[0], "loss_last": losses[-1]}
+    facts = {"epochs": len(losses), "loss": {"first": losses[0], "last": losses[-1]}}
     return (_curve(scored, validation) if validation else None), facts
 
 
@@ -144,6 +145,13 @@ def _steps(
             yield [(int(i), np.arange(len(batches[i].targets))) for i in mine]
         return
     slide, row = _locations(batches, order, draws)
+    if model.config.loss in RELATIVE:  # a correlation over a slide's locations needs many of one slide in a step
+        for i in order.permutation(len(batches)):
+            mixed = order.permutation(row[slide == i])
+            for part in np.array_split(mixed, -(-len(mixed) // size)):
+                mine = part[rank::world]
+                yield [(int(i), np.sort(part[:1] if len(mine) == 0 else mine))]
+        return
     shuffled = order.permutation(len(row))
     for start in range(0, len(row), size):
         mine = shuffled[start : start + size][rank::world]

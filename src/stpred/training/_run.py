@@ -19,7 +19,7 @@ from stpred.training._scores import Curve
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Run:
     device
         Such as ``"cpu"``, ``"cuda"``, ``"cuda:1"``; None takes a GPU if there is one.
     precision
-        ``"32-true"`` (None), ``"bf16-mixed"``, ``"16-mixed"`` or ``"bf16-true"``.
+        ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``: weights stay in single precision.
     checkpoint
         Folder to keep the state of unfinished trainings in; None keeps none.
     fabric
