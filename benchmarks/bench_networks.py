@@ -221,6 +221,20 @@ class DeepSpot:
         return peak_mb("DeepSpot", "step")
 
 
+def _unit(unit: str, *methods: Callable[..., float]) -> None:
+    for method in methods:
+        method.unit = unit  # type: ignore[attr-defined]
+
+
+_unit("ratio", MISO.track_forward_over_naive, MISO.track_step_over_naive, MISO.track_forward_memory_over_naive)
+_unit("ratio", MISO.track_step_memory_over_naive, MISO.track_cost_of_a_location_at_50000_over_5000)
+_unit("ratio", DeepSpot.track_prediction_over_naive, DeepSpot.track_step_over_naive)
+_unit("ratio", DeepSpot.track_step_memory_over_naive)
+_unit("s", MISO.track_forward_seconds, MISO.track_step_seconds)
+_unit("s", DeepSpot.track_prediction_seconds, DeepSpot.track_step_seconds)
+_unit("MB", MISO.track_step_memory_mb, DeepSpot.track_step_memory_mb)
+
+
 @cache
 def peak_mb(network: str, call: str) -> float:
     """Return by how much resident memory grows at most during a call, in a process of its own."""
@@ -245,15 +259,6 @@ def _measure_peak(network: str, call: str) -> float:
     getattr(subject, call)()
     return _status_mb("VmHWM") - before
 
-
-for _name in ("forward", "step", "forward_memory", "step_memory"):
-    getattr(MISO, f"track_{_name}_over_naive").unit = "ratio"
-for _name in ("prediction", "step", "step_memory"):
-    getattr(DeepSpot, f"track_{_name}_over_naive").unit = "ratio"
-MISO.track_cost_of_a_location_at_50000_over_5000.unit = "ratio"  # type: ignore[attr-defined]
-for _class, _name in ((MISO, "forward"), (MISO, "step"), (DeepSpot, "prediction"), (DeepSpot, "step")):
-    getattr(_class, f"track_{_name}_seconds").unit = "s"
-MISO.track_step_memory_mb.unit = DeepSpot.track_step_memory_mb.unit = "MB"  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     print(_measure_peak(*sys.argv[1:]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import stpred as st
-from stpred.models import DeepSpot, MISO, MLP, Ridge, Transformer
+from stpred.models import MISO, MLP, DeepSpot, Ridge, Transformer
 
 REACH_UM = 520.0
 SHARED = {"lr": 1e-3, "weight_decay": 1e-2}
@@ -72,10 +72,11 @@ def main() -> None:
             pearson = scores[scores.metric == "pearson"].assign(value=lambda d: d.value.fillna(0.0))
             table = pearson.groupby(["target", "model", "slide"]).value.mean().unstack()
             row = table.loc[(target, name)]
-            print(
-                f"{target:12s} {name:28s}", " ".join(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}",
-                f"{time.perf_counter() - start:.0f} s", sorted(set(scores[scores.model == name].chosen))[:4], flush=True,
-            )  # fmt: skip
+            slides_row = " ".join(f"{v:.3f}" for v in row)
+            seconds = time.perf_counter() - start
+            print(f"{target:12s} {name:28s} {slides_row} mean {row.mean():.4f} {seconds:.0f} s", flush=True)
+            if name == "best":
+                print("   ", *sorted(set(scores[scores.model == name].chosen)), sep="\n    ")
             parts.append(scores)
         row = table.loc[(target, "library_size")]
         print(f"{target:12s} {'library size alone':28s}", " ".join(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}")

@@ -62,7 +62,7 @@ Groups = Annotated[
 
 Ensemble = Annotated[int | None, typer.Option(help="Train so many members; their spread is the uncertainty.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Folder that an interrupted training goes on from.")]
-Precision = Annotated[str | None, typer.Option(help="32-true (default), bf16-mixed, 16-mixed or bf16-true.")]
+Precision = Annotated[str | None, typer.Option(help="32-true (default), bf16-mixed or 16-mixed.")]
 
 
 @app.callback()

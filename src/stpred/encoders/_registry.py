@@ -35,7 +35,7 @@ def _intensity(**kwargs: Any) -> Encoder:
 def _pixels(**kwargs: Any) -> Encoder:
     from stpred.encoders._pixels import Pixels
 
-    return Pixels(**kwargs)
+    return Pixels(**kwargs)  # type: ignore[return-value]  # the one encoder whose features are uint8
 
 
 _BUILT_IN: dict[str, Factory] = {"intensity": _intensity, "morphology": _morphology, "pixels": _pixels}

@@ -122,7 +122,7 @@ def gather(
     points = features[0] if len(features) == 1 else np.concatenate(features)
     return Sample(
         features=torch.from_numpy(np.ascontiguousarray(points)).to(device),
-        **{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()},
+        **{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()},  # type: ignore[arg-type]
     )
 
 

@@ -131,7 +131,7 @@ class Ensemble(Model):
         mean: Any = 0.0
         square: Any = 0.0
         for k, (member, size) in enumerate(zip(self.members, scale, strict=True), start=1):  # Welford
-            value = member.predict(batch)[0].astype(np.float64) / size
+            value = member.predict(batch)[0].astype(np.float64) / size  # type: ignore[operator]
             step = value - mean
             mean = mean + step / k
             square = square + step * (value - mean)

@@ -116,12 +116,11 @@ class MISO(Network):
         x = nn.functional.dropout(sample.features, drop, self.training)
         h = self.embedding(x)
         attended = self.attend(self._queries(x, h), sample)
-        stream = h[sample.targets] + self.out(attended)
-        stream = nn.functional.dropout(stream, drop, self.training)
         if self._folded is not None:
             weight, bias = self._folded[1]
-            last = nn.functional.linear(stream, self.last.weight)
-            return last + nn.functional.linear(self.feed_norm(stream), weight, bias)
+            stream = torch.addmm(h[sample.targets], attended, self.out.weight.t())
+            return nn.functional.linear(self.feed_norm(stream), weight, bias).addmm_(stream, self.last.weight.t())
+        stream = nn.functional.dropout(h[sample.targets] + self.out(attended), drop, self.training)
         return self.last(stream + self.feed(self.feed_norm(stream)))
 
     def attend(self, qkv: Tensor, sample: Sample) -> Tensor:
@@ -143,10 +142,12 @@ class MISO(Network):
         plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         if self._folded is None and (len(x) < _WORTH_FOLDING or x.shape[1] >= h.shape[1] or not plain):
             return self.qkv(self.norm(h))
-        weight, bias = self.fold_queries() if self._folded is None else self._folded[0]
+        shift = nn.functional.linear(self.norm.bias, self.qkv.weight, self.qkv.bias)
+        if self._folded is not None:
+            one_over_deviation = torch.native_layer_norm(h, h.shape[1:], None, None, self.norm.eps)[2]
+            return nn.functional.linear(x, *self._folded[0]).mul_(one_over_deviation).add_(shift)
         deviation = (h.var(dim=1, unbiased=False, keepdim=True) + self.norm.eps).sqrt()
-        mapped = nn.functional.linear(x, weight, bias) / deviation
-        return mapped + nn.functional.linear(self.norm.bias, self.qkv.weight, self.qkv.bias)
+        return nn.functional.linear(x, *self.fold_queries()) / deviation + shift
 
     def fold_queries(self) -> tuple[Tensor, Tensor]:
         """Return embedding, layer norm's centring and gamma, and the query map as one (3 * inner, n_features) map."""

@@ -217,8 +217,8 @@ class STNet(Network):
                 half = max(1, size // (2 * part))
                 middle = tiles[:, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
                 columns += [middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))]
-            parts.append(np.concatenate(columns, axis=1))
-        return np.concatenate(parts).astype(np.float32)
+            parts.append(np.concatenate(columns, axis=1).astype(np.float32))
+        return np.concatenate(parts).astype(np.float32, copy=False)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         return list(np.array_split(np.arange(len(batch.targets)), -(-len(batch.targets) // _PREDICTED_AT_ONCE)))

@@ -278,7 +278,8 @@ def _score_model(
 ) -> pd.DataFrame:
     """Choose, train and score one model in one fold."""
     blanks = [_registry.probe(*o) for o in options]
-    inner, order = [], []
+    inner: list[list[Batch]] = []
+    order: list[str] = []
     for o, blank in zip(options, blanks, strict=True):
         scale = blank.training_target(target)
         scored = scales[0]

@@ -77,7 +77,7 @@ def train(
     device
         Where encoder and training run; None takes a GPU if there is one.
     precision
-        Of training: ``"32-true"`` (None), ``"bf16-mixed"``, ``"16-mixed"`` or ``"bf16-true"``.
+        Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
     n_ensemble
         Train so many models that differ by seed (closed forms: by a bootstrap of donors); the prediction is their mean,
         and their spread goes into ``layers["std"]``.
@@ -127,6 +127,10 @@ def train(
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     blank = _registry.probe(family, config)
+    if encoder is not None and blank.default_encoder not in (Model.default_encoder, encoder):
+        raise InputError(
+            f"{family.family} sees the world through its own encoder {blank.default_encoder!r}; leave `encoder` out."
+        )
     encoder = encoder_of(blank, encoder, tile=tile, device=device)
     regions = [
         data.read_region(
@@ -145,7 +149,7 @@ def train(
     lattice = common_lattice(regions)
     config = config.at_pitch(None if lattice is None else lattice.pitch_um)
     needs = _registry.probe(family, config).needs
-    reading = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
     batches = [
         data.make_batch(r, encoder, needs, **reading, **measured(r, names, blank, target=target)) for r in regions
     ]

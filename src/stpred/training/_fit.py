@@ -52,8 +52,16 @@ def fit(
         Device, precision, checkpoints.
     """
     run = Run() if run is None else run
-    if batches[0].y is None:
-        raise InputError(f"Slide {batches[0].slide!r} came without training targets.")
+    for batch in batches:
+        if batch.y is None:
+            raise InputError(f"Slide {batch.slide!r} came without training targets.")
+        for what, values in (("expression", batch.y), ("features", batch.own)):
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+                raise InputError(
+                    f"Slide {batch.slide!r} has {what} that are not finite at {len(rows)} locations, first in row "
+                    f"{rows[0]}."
+                )
     if isinstance(config, EnsembleConfig):
         model, facts = _fit_ensemble(config, batches, groups=groups, seed=seed, run=run)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from stpred.training._run import Run
 from stpred.training._scores import Curve
 
 logger = logging.getLogger("stpred")
+
+SAVE_EVERY_S = 30.0
+"""Between two states on disk: a large model's takes seconds to write."""
 
 
 def train(
@@ -76,7 +80,7 @@ def train(
         draws = model.draws(batches, seed=seed)
         wrapped, optimizer = fabric.setup(model, model.optimizer())
         first = _resume(checkpoint, model, optimizer, order, scored, losses)
-        n_steps = 0
+        saved = time.monotonic()
         stopped = _stale(scored, validation, model, patience)
         for epoch in track(range(first, epochs), total=epochs - first, describe=describe):
             if stopped:
@@ -92,15 +96,16 @@ def train(
                 )
                 total += _step(model, wrapped, optimizer, sample, fabric, [batches[i].slide for i, _ in picks], epoch)
                 n_batches += 1
-            n_steps += n_batches
             losses.append(total / max(n_batches, 1))
             if model.on_epoch_end(epoch + 1):  # parameters were added or removed
                 wrapped, optimizer = fabric.setup(model, model.optimizer())
             if validation:
                 scored.append(_score(model, validation))
-            if checkpoint is not None and fabric.is_global_zero:
-                _keep(checkpoint, model, optimizer, order, scored, losses)
             stopped = _stale(scored, validation, model, patience)
+            due = stopped or epoch + 1 == epochs or time.monotonic() - saved >= SAVE_EVERY_S
+            if checkpoint is not None and fabric.is_global_zero and due:
+                _keep(checkpoint, model, optimizer, order, scored, losses)
+                saved = time.monotonic()
     model.eval()
     facts = {"epochs": len(losses), "loss": {"first": losses[0], "last": losses[-1]}}
     return (_curve(scored, validation) if validation else None), facts

@@ -91,8 +91,10 @@ def fingerprint(
     digest = hashlib.sha256(json.dumps([family, config.to_dict(), seed, epochs], default=str).encode())
     for batch in (*train, *test):
         digest.update(repr((batch.slide, batch.features.shape, len(batch.targets), batch.scale)).encode())
-        for values in (batch.features[batch.targets[:3]], batch.coords_um, batch.y):
-            digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+        every = max(1, len(batch.targets) // 64)
+        some = np.asarray(batch.features[batch.targets[::every]])
+        for values in (some, batch.sources, batch.coords_um, batch.y, batch.truth, batch.totals):
+            digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
         for links in (batch.links, batch.parts):
             digest.update(b"" if links is None else links.indices.tobytes())
     digest.update(str(len(train)).encode())

@@ -1,0 +1,241 @@
+"""Networks through `tl.train` and `tl.predict`: pixels, ensembles, interruptions, known truth and none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import stpred as st
+from stpred import metrics
+from stpred._core.checks import InputError
+from stpred.models import Network
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+GENES = st.GeneRule("mean", n=30)
+
+
+def expected(sdata: SpatialData, table: Any) -> np.ndarray:
+    """Noiseless log1p CP10k of a synthetic slide, in the rows and columns of a predicted table."""
+    truth = sdata.tables["spots_counts"][table.obs_names]
+    share = truth.layers["expected"] / truth.layers["expected"].sum(axis=1, keepdims=True)
+    return np.log1p(1e4 * share)[:, truth.var_names.get_indexer(table.var_names)]
+
+
+@pytest.fixture(scope="module")
+def donors() -> dict[str, SpatialData]:
+    return st.datasets.toy_cohort(4, size_um=(1100, 1100), n_genes=60)
+
+
+def recovered(donors: dict[str, SpatialData], config: Any, **how: Any) -> float:
+    """Return the median gene's correlation with the noiseless truth of a donor that was not trained on."""
+    *train, last = donors
+    model = st.tl.train({s: donors[s] for s in train}, config, genes=GENES, shapes_key="spots", **how)
+    table = st.tl.predict(donors[last], model, shapes_key="spots", inplace=False)
+    return float(np.nanmedian(metrics.pearson(table.X, expected(donors[last], table))))
+
+
+SIZES = {
+    "mlp": st.models.MLP.Config(hidden=(128,), lr=1e-3, input_dropout=0.3, epochs=30),
+    "miso": st.models.MISO.Config(
+        n_neighbors=6, width=128, inner=64, n_heads=4, loss="pearson", dropout=0.3, lr=1e-3, epochs=40
+    ),
+    "deepspot": st.models.DeepSpot.Config(
+        width=64, n_phi=4, n_rho=2, context="spot+neighbors", epochs=60, batch_size=64
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_known_expression_of_an_unseen_donor_is_recovered(donors: dict[str, SpatialData], name: str) -> None:
+    target = {"target": "log1p_cp10k"} if name == "miso" else {}
+    assert recovered(donors, SIZES[name], **target) >= 0.8
+
+
+@pytest.mark.parametrize("name", ["miso", "mlp"])
+def test_nothing_is_found_in_shuffled_expression(name: str) -> None:
+    cohort = st.datasets.toy_cohort(4, size_um=(1100, 1100), n_genes=60, shuffled=True)
+    model = st.tl.train(cohort, SIZES[name], genes=GENES, shapes_key="spots")
+    assert abs(np.nanmedian([v for v in model.record.var["cv_pearson"] if v is not None])) < 0.05
+    assert sum(model.record.var["trusted"]) <= 2
+
+
+TILE = st.TileSpec(mpp=3.5, size_px=32)
+PIXELS = st.models.STNet.Config(
+    pretrained=False, backbone="resnet18", optimiser="adamw", lr=2e-3, reduction="mean", n_views=1, epochs=2
+)
+
+
+def test_pixels_stream_through_in_blocks(
+    cohort: dict[str, SpatialData], unseen: SpatialData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from stpred.data import _batches
+
+    train = {s: cohort[s] for s in list(cohort)[:2]}
+    model = st.tl.train(train, PIXELS, genes=st.GeneRule("mean", n=6), shapes_key="spots", tile=TILE)
+    assert model.record.encoder["name"] == "pixels"
+    assert model.record.tile == {"mpp": 3.5, "size_px": 32}
+    assert model.record.target == "log1p_cp10k"
+    assert model.record.training["target"] == "log_share"
+    whole = st.tl.predict(unseen, model, shapes_key="cells", inplace=False)
+    monkeypatch.setattr(_batches, "PIXEL_BLOCK", 300)
+    blocks = st.tl.predict(unseen, model, shapes_key="cells", inplace=False)
+    np.testing.assert_allclose(blocks.X, whole.X, rtol=1e-4, atol=1e-5)
+    assert blocks.obs["in_distribution"].mean() > 0.5
+    st.models.save(model, tmp_path / "m")
+    again = st.tl.predict(unseen, tmp_path / "m", shapes_key="cells", inplace=False)
+    np.testing.assert_allclose(again.X, blocks.X, atol=1e-6)
+
+
+def test_a_convolutional_network_learns_from_pixels(donors: dict[str, SpatialData]) -> None:
+    from dataclasses import replace
+
+    config = replace(PIXELS, epochs=25, normalize="slide")
+    one = dict.fromkeys(list(donors)[:-1], "one")  # the number of epochs is given: no inner folds
+    assert recovered(donors, config, tile=TILE, groups=one) >= 0.6
+
+
+def test_weights_that_cannot_be_fetched_are_explained(
+    cohort: dict[str, SpatialData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    original = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
+        if pretrained:
+            raise OSError("offline")
+        return original(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(InputError, match=r"ImageNet weights of 'densenet121' cannot be fetched .*pretrained=False"):
+        st.tl.train(cohort, "stnet", genes=["EPCAM"], shapes_key="spots", tile=TILE)
+    with pytest.raises(InputError, match=r"`backbone` must be a model of timm, got 'densnet121'"):
+        st.tl.train(cohort, st.models.STNet.Config(backbone="densnet121"), genes=["EPCAM"], shapes_key="spots")
+
+
+def test_fetched_weights_start_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+    import torch
+
+    from stpred.models.stnet import STNet, _fetch
+
+    original = timm.create_model
+    torch.manual_seed(0)
+    source = original("resnet18", num_classes=1000)
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained=False, **k: source if pretrained else original(name, **k)
+    )
+    model = STNet(STNet.Config(backbone="resnet18"), n_features=3 * 32 * 32, n_genes=5)
+    _fetch(model.net, "resnet18")
+    own = model.net.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in source.state_dict().items() if not k.startswith("fc"))
+    assert model.head.out_features == 5
+
+
+def test_ensembles_say_how_sure_they_are(cohort: dict[str, SpatialData], unseen: SpatialData, tmp_path: Path) -> None:
+    train = {s: cohort[s] for s in list(cohort)[:2]}
+    for config in (st.models.MLP.Config(hidden=(16,), epochs=3), "ridge"):
+        model = st.tl.train(train, config, genes=GENES, shapes_key="spots", n_ensemble=3)
+        st.tl.predict(unseen, model, shapes_key="spots")
+        table = unseen.tables[f"spots_{model.record.name}"]
+        assert model.record.name in ("mlp", "ridge")
+        assert table.layers["std"].shape == table.shape
+        assert (table.layers["std"] > 0).mean() > 0.9
+        members = np.stack([m.predict(model_batch(unseen, model))[0] for m in model.members])
+        np.testing.assert_allclose(table.X, members.mean(axis=0), atol=1e-4)
+        np.testing.assert_allclose(table.layers["std"], members.std(axis=0), atol=1e-4)
+        st.models.save(model, tmp_path / model.record.name)
+        again = st.tl.predict(unseen, tmp_path / model.record.name, shapes_key="spots", inplace=False)
+        assert np.array_equal(again.layers["std"], table.layers["std"])
+
+
+def model_batch(sdata: SpatialData, model: Any) -> Any:
+    from stpred import data, encoders
+
+    region = data.read_region(sdata, shapes_key="spots")
+    return data.make_batch(region, encoders.get("morphology"), model.needs)
+
+
+@pytest.mark.parametrize("n_ensemble", [None, 2])
+def test_an_interrupted_training_goes_on_to_the_same_result(
+    cohort: dict[str, SpatialData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ensemble: int | None
+) -> None:
+    config = st.models.MLP.Config(hidden=(16,), max_epochs=6, dropout=0.2)
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "n_ensemble": n_ensemble}
+    want = st.tl.train(cohort, config, **how)
+    seen = {"epochs": 0}
+
+    def interrupt(self: Network, epoch: int) -> bool:
+        seen["epochs"] += 1
+        if seen["epochs"] == 15:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(Network, "on_epoch_end", interrupt)
+    monkeypatch.setattr("stpred.training._loop.SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how)
+    assert any((tmp_path / "run").iterdir())
+    found = st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how)
+    assert found.id == want.id
+    assert found.record.var == want.record.var
+    assert not (tmp_path / "run").exists()  # done: nothing is left behind
+    # What was done before the interruption was not done again: 3 folds and the members, 6 epochs each at most.
+    total = 3 * 6 + (n_ensemble or 1) * found.record.training["epochs"]
+    assert seen["epochs"] <= total + 1
+
+
+def test_bad_input_of_networks(cohort: dict[str, SpatialData], tmp_path: Path) -> None:
+    one = {"donor0": cohort["donor0"]}
+    small = st.models.MLP.Config(hidden=(4,), epochs=1)
+    with pytest.raises(InputError, match="`device`='cuda:9' is not there"):
+        st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots", device="cuda:9")
+    with pytest.raises(InputError, match="`precision` must be one of"):
+        st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots", precision="float8")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="`checkpoint` must be a folder"):
+        st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots", checkpoint=tmp_path / "file")
+    with pytest.raises(InputError, match="stnet sees the world through its own encoder 'pixels'"):
+        st.tl.train(one, PIXELS, genes=["EPCAM"], shapes_key="spots", encoder="morphology")
+    # One donor, one slide: nothing to choose epochs by; the family's own number is taken, and it says so.
+    alone = st.models.MLP.Config(hidden=(4,), epochs_alone=3)
+    model = st.tl.train(one, alone, genes=["EPCAM"], shapes_key="spots")
+    assert model.record.training["epochs"] == 3
+    assert "no other donor" in model.record.training["epochs_chosen_by"]
+    assert model.record.var["cv_pearson"] == [None]
+
+
+def test_fewer_locations_than_neighbours(unseen: SpatialData, cohort: dict[str, SpatialData]) -> None:
+    config = st.models.MISO.Config(n_neighbors=500, width=16, inner=8, n_heads=1, epochs=1, standardize="train")
+    model = st.tl.train(cohort, config, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    table = st.tl.predict(unseen, model, shapes_key="spots", inplace=False)
+    assert np.isfinite(table.X).all()
+
+
+def test_mixed_precision_is_close(cohort: dict[str, SpatialData]) -> None:
+    config = st.models.MLP.Config(hidden=(16,), epochs=2)
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "groups": dict.fromkeys(cohort, "one")}
+    full = st.tl.train(cohort, config, **how)
+    mixed = st.tl.train(cohort, config, precision="bf16-mixed", **how)
+    slide = cohort["donor0"]
+    a, b = (st.tl.predict(slide, m, shapes_key="spots", inplace=False).X for m in (full, mixed))
+    assert 0 < np.abs(a - b).max() < 0.2
+
+
+def test_negative_binomial_predicts_on_the_log_scale(donors: dict[str, SpatialData]) -> None:
+    config = st.models.MLP.Config(hidden=(64,), loss="nb", lr=2e-3, epochs=40, input_dropout=0.3)
+    *train, last = donors
+    model = st.tl.train({s: donors[s] for s in train}, config, genes=GENES, shapes_key="spots")
+    assert model.record.target == "log1p_cp10k"
+    assert model.record.training["target"] == "counts"
+    table = st.tl.predict(donors[last], model, shapes_key="spots", inplace=False)
+    truth = expected(donors[last], table)
+    assert np.nanmedian(metrics.pearson(table.X, truth)) >= 0.7
+    assert abs(np.median(table.X.mean(axis=0) - truth.mean(axis=0))) < 0.5  # the scale is right, not only the order
+    assert json.loads(table.uns["stpred"])["family"] == "mlp"
