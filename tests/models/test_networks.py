@@ -594,9 +594,19 @@ def test_another_seed_or_setting_has_a_checkpoint_of_its_own(tmp_path: Path) -> 
 
 def test_a_loss_that_is_no_number_names_slide_and_epoch() -> None:
     a, b = batches("miso")
-    b.y[4, 1] = np.nan
-    with pytest.raises(InputError, match=r"loss became nan in epoch 1, in a step of 36 locations of slides \['b'\]"):
+    b.y[4, 1] = 1e30  # finite, but its square is not
+    with pytest.raises(
+        InputError, match=r"(loss|gradient) became (nan|inf) in epoch 1, in a step of 36 locations of slides \['b'\]"
+    ):
         fit("miso", [a, b])
+
+
+@pytest.mark.parametrize(("what", "named"), [("y", "targets"), ("features", "features")])
+def test_values_that_are_no_numbers_are_refused_before_training(what: str, named: str) -> None:
+    a, b = batches("mlp")
+    getattr(b, what)[4, 1] = np.nan
+    with pytest.raises(InputError, match=rf"Slide 'b' has {named} that are not finite at 1 locations, first in row 4"):
+        fit("mlp", [a, b])
 
 
 def test_epochs_are_chosen_on_left_out_donors() -> None:

@@ -58,7 +58,7 @@ class EnsembleConfig(BaseConfig):
 
 
 class Ensemble(Model):
-    """Members that differ by seed, or, where a family has no randomness, by a bootstrap of the training donors.
+    """Members that differ by seed, or, where a family has no randomness, by a bootstrap of donors and locations.
 
     Notes
     -----

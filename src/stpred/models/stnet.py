@@ -207,7 +207,7 @@ class STNet(Network):
 
     def describe(self, batch: Batch) -> NDArray[np.float32]:
         """Return (n, 24) means and deviations of the channels of the tile, its half, quarter and eighth."""
-        parts = []
+        parts: list[NDArray[np.float32]] = []
         for start in range(0, len(batch.targets), 256):
             tiles = np.asarray(batch.features[batch.targets[start : start + 256]])
             size = math.isqrt(tiles.shape[1] // 3)
@@ -218,7 +218,7 @@ class STNet(Network):
                 middle = tiles[:, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
                 columns += [middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))]
             parts.append(np.concatenate(columns, axis=1).astype(np.float32))
-        return np.concatenate(parts).astype(np.float32, copy=False)
+        return np.concatenate(parts)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         return list(np.array_split(np.arange(len(batch.targets)), -(-len(batch.targets) // _PREDICTED_AT_ONCE)))
@@ -229,7 +229,7 @@ class _PixelScaling(Scaling):
 
     def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
         values = np.asarray(features).reshape(len(features), -1, 3).astype(np.float32) / 255
-        return ((values - self.mean) / self.std).reshape(len(features), -1)
+        return np.asarray((values - self.mean) / self.std, dtype=np.float32).reshape(len(features), -1)
 
 
 def dihedral(tiles: Tensor) -> list[Tensor]:

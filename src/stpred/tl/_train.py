@@ -79,8 +79,8 @@ def train(
     precision
         Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
     n_ensemble
-        Train so many models that differ by seed (closed forms: by a bootstrap of donors); the prediction is their mean,
-        and their spread goes into ``layers["std"]``.
+        Train so many models that differ by seed (closed forms: by a bootstrap of donors and locations); the prediction
+        is their mean, and their spread goes into ``layers["std"]``.
     checkpoint
         Folder to keep the state of the training in after each epoch. Called again with the same arguments, an
         interrupted training goes on from there to the same result; the files go when it is done.

@@ -55,7 +55,7 @@ def fit(
     for batch in batches:
         if batch.y is None:
             raise InputError(f"Slide {batch.slide!r} came without training targets.")
-        for what, values in (("expression", batch.y), ("features", batch.own)):
+        for what, values in (("targets", batch.y), ("features", batch.own)):
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
                 raise InputError(
@@ -126,7 +126,7 @@ def _epochs(
 def _fit_ensemble(
     config: EnsembleConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
 ) -> tuple[Model, dict[str, Any]]:
-    """Fit members that differ by seed or, where a family has no randomness, by a bootstrap of donors."""
+    """Fit members that differ by seed or, where a family has no randomness, by what they are fitted on."""
     from stpred.models._registry import family as named
 
     family = named(config.family)
@@ -145,15 +145,12 @@ def _fit_ensemble(
 
 
 def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
-    """Draw donors with replacement; the locations of a single donor."""
+    """Draw donors with replacement, and locations within each slide: few donors alone would repeat themselves."""
     rng = np.random.default_rng(seed)
-    donors = sorted(set(groups))
-    if len(donors) > 1:
-        drawn = rng.choice(donors, len(donors))
-        picked = [i for d in drawn for i, g in enumerate(groups) if g == d]
-        return [batches[i] for i in picked], [groups[i] for i in picked]
-    rows = [np.sort(rng.integers(len(b.targets), size=len(b.targets))) for b in batches]
-    return [b.take(r) for b, r in zip(batches, rows, strict=True)], list(groups)
+    drawn = rng.choice(sorted(set(groups)), len(set(groups)))
+    picked = [i for d in drawn for i, g in enumerate(groups) if g == d]
+    rows = [np.sort(rng.integers(len(batches[i].targets), size=len(batches[i].targets))) for i in picked]
+    return [batches[i].take(r) for i, r in zip(picked, rows, strict=True)], [groups[i] for i in picked]
 
 
 def _fold_curves(

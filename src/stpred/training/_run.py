@@ -77,7 +77,9 @@ class Run:
         return Checkpoint(path)
 
     def clear(self) -> None:
-        """Remove the checkpoints of this call, when all of it is done."""
+        """Remove the checkpoints of this call, when all of it is done; with several processes, the first one does."""
+        if self.fabric is not None and not self.fabric.is_global_zero:
+            return
         for path in self.files:
             path.unlink(missing_ok=True)
         if self.checkpoint is not None and Path(self.checkpoint).is_dir() and not any(Path(self.checkpoint).iterdir()):

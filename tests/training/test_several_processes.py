@@ -1,0 +1,53 @@
+"""Two processes share each step: the same result as one process with steps of twice the size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import sys
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from stpred import training
+from stpred.models import Batch, MLP
+
+def batch(slide, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(64, 5)).astype(np.float32)
+    y = (x @ rng.normal(size=(5, 3))).astype(np.float32)
+    return Batch.of(x, slide=slide, y=y)
+
+def work(fabric, size, path):
+    config = MLP.Config(hidden=(8,), epochs=3, batch_size=size, standardize="none", lr=0.01, clip_norm=None)
+    run = training.Run(fabric=fabric)
+    model, _ = training.fit(MLP, config, [batch("a", 0), batch("b", 1)], groups=["a", "b"], run=run)
+    if fabric.is_global_zero:
+        np.save(path, model.layers[0].weight.detach().numpy())
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    n, path = int(sys.argv[1]), sys.argv[2]
+    fabric = Fabric(accelerator="cpu", devices=n, strategy="ddp_spawn" if n > 1 else "auto")
+    fabric.launch(work, 32 // n, path)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    weights = []
+    for n in (1, 2):
+        path = tmp_path / f"{n}.npy"
+        done = subprocess.run(
+            [sys.executable, str(script), str(n), str(path)], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        weights.append(np.load(path))
+    np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)
