@@ -27,6 +27,7 @@ def scores(real_data: Path) -> pd.DataFrame:
         lr=1e-3,
         weight_decay=1e-2,
         batch_size=1024,
+        max_epochs=40,
     )
     models = {"tile": "ridge", "neighbours": grid[2], "best": grid, "any": [grid[2], network]}
     return st.tl.cross_validate(slides, models, groups="slide", genes=st.GeneRule("mean", n=250))

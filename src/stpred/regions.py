@@ -65,6 +65,14 @@ def on_tissue(pyramid: Pyramid, points_um: NDArray[np.float64]) -> NDArray[np.bo
     return on & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
 
 
+def tissue_colour(pyramid: Pyramid) -> NDArray[np.float32]:
+    """Return (2, 3) mean and standard deviation of red, green and blue over the tissue, on the 0..1 scale."""
+    thumbnail, _ = pyramid.thumbnail(TISSUE_MPP)
+    mask = tissue_mask(thumbnail, mpp=TISSUE_MPP)
+    pixels = thumbnail[mask if mask.any() else np.ones_like(mask)] / 255.0
+    return np.stack([pixels.mean(axis=0), pixels.std(axis=0).clip(1e-3)]).astype(np.float32)
+
+
 def _mask(pyramid: Pyramid) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
     return tissue_mask(thumbnail, mpp=TISSUE_MPP), origin_um

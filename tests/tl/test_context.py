@@ -43,7 +43,7 @@ def trained(request: pytest.FixtureRequest, cohort: dict[str, SpatialData]) -> M
 
 def test_cells_at_the_spots_centres_get_the_spots_values(trained: Model, unseen: SpatialData) -> None:
     centres = unseen.shapes["spots"].geometry.centroid.to_list()
-    elsewhere = unseen.shapes["cells"].geometry.centroid.to_list()[::10]
+    elsewhere = unseen.shapes["cells"].geometry.centroid.to_list()[::20]
     put(unseen, "among", centres + elsewhere)  # the cells at the centres, and others between them
     at_spots = st.tl.predict(unseen, trained, shapes_key="spots", inplace=False)
     among = st.tl.predict(unseen, trained, shapes_key="among", inplace=False)
@@ -55,7 +55,7 @@ def test_cells_at_the_spots_centres_get_the_spots_values(trained: Model, unseen:
 
 
 def test_a_value_does_not_depend_on_which_others_are_asked_for(trained: Model, unseen: SpatialData) -> None:
-    points = unseen.shapes["cells"].geometry.centroid.to_list()[::9]
+    points = unseen.shapes["cells"].geometry.centroid.to_list()[::20]
     put(unseen, "many", points)
     put(unseen, "few", points[5:12])
     many = st.tl.predict(unseen, trained, shapes_key="many", inplace=False)
@@ -68,12 +68,13 @@ def test_without_spots_context_is_one_grid_embedded_once(
 ) -> None:
     from stpred.data import _batches
 
+    put(unseen, "some", unseen.shapes["cells"].geometry.centroid.to_list()[::8])
     del unseen.tables["spots_counts"], unseen.shapes["spots"]
-    cells = len(unseen.shapes["cells"])
+    cells = len(unseen.shapes["some"])
     calls: list[int] = []
     original = _batches.embed
     monkeypatch.setattr(_batches, "embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
-    table = st.tl.predict(unseen, trained, shapes_key="cells", inplace=False)
+    table = st.tl.predict(unseen, trained, shapes_key="some", inplace=False)
     facts = json.loads(table.uns["stpred"])
     assert facts["context"] == "grid"
     pitch = trained.record.pitch_um

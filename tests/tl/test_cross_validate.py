@@ -178,3 +178,26 @@ def test_groups_are_required_and_refused_when_incomplete(cohort: dict[str, Spati
         st.tl.cross_validate(cohort, "mean", groups={"donor0": "p"}, **HOW)
     with pytest.raises(InputError, match="must map every slide to its donor"):
         st.tl.cross_validate(cohort, "mean", groups="spots", **HOW)
+
+
+def test_a_gene_without_variance_in_a_fold_is_missing_there_and_nowhere_else(
+    cohort: dict[str, SpatialData], donors: dict[str, str]
+) -> None:
+    from scipy.sparse import csr_matrix
+    from spatialdata import SpatialData as Object
+
+    slides, genes = {}, ["EPCAM", "COL1A2", "KRT8"]
+    for name, old in cohort.items():
+        table = old.tables["spots_counts"].copy()
+        if name != "donor2":  # never seen where donor2 is left out, and not scored where these are
+            counts = table.X.toarray()
+            counts[:, table.var_names.get_loc("EPCAM")] = 0
+            table.X = csr_matrix(counts)
+        slides[name] = Object(images=dict(old.images), shapes=dict(old.shapes), tables={"spots_counts": table})
+    how = {**HOW, "genes": [g for g in genes if g in table.var_names]}
+    scores = st.tl.cross_validate(slides, {**SMALL, "ridge": "ridge"}, groups=donors, **how)
+    pearson = scores[scores["metric"] == "pearson"]
+    flat = pearson[(pearson["gene"] == "EPCAM") & (pearson["slide"] != "donor2")]
+    assert flat["value"].isna().all()
+    others = pearson[(pearson["gene"] != "EPCAM") & (pearson["model"] == "ridge")]
+    assert others["value"].notna().all()

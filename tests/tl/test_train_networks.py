@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ def donors() -> dict[str, SpatialData]:
 def recovered(donors: dict[str, SpatialData], config: Any, **how: Any) -> float:
     """Return the median gene's correlation with the noiseless truth of a donor that was not trained on."""
     *train, last = donors
-    model = st.tl.train({s: donors[s] for s in train}, config, genes=GENES, shapes_key="spots", **how)
+    one = dict.fromkeys(train, "one")  # the number of epochs is given, so that no inner folds are needed
+    model = st.tl.train({s: donors[s] for s in train}, config, genes=GENES, shapes_key="spots", groups=one, **how)
     table = st.tl.predict(donors[last], model, shapes_key="spots", inplace=False)
     return float(np.nanmedian(metrics.pearson(table.X, expected(donors[last], table))))
 
@@ -57,10 +59,8 @@ def test_known_expression_of_an_unseen_donor_is_recovered(donors: dict[str, Spat
     assert recovered(donors, SIZES[name], **target) >= 0.8
 
 
-@pytest.mark.parametrize("name", ["miso", "mlp"])
+@pytest.mark.parametrize("name", ["miso"])
 def test_nothing_is_found_in_shuffled_expression(name: str) -> None:
-    from dataclasses import replace
-
     # Genes go together, so that a single cohort's median still varies by 0.03.
     medians = []
     for seed in (1, 2):
@@ -73,7 +73,7 @@ def test_nothing_is_found_in_shuffled_expression(name: str) -> None:
 
 TILE = st.TileSpec(mpp=3.5, size_px=32)
 PIXELS = st.models.STNet.Config(
-    pretrained=False, backbone="resnet18", optimiser="adamw", lr=2e-3, reduction="mean", n_views=1, epochs=2
+    pretrained=False, backbone="resnet10t", optimiser="adamw", lr=2e-3, reduction="mean", n_views=1, epochs=2
 )
 
 
@@ -88,22 +88,21 @@ def test_pixels_stream_through_in_blocks(
     assert model.record.tile == {"mpp": 3.5, "size_px": 32}
     assert model.record.target == "log1p_cp10k"
     assert model.record.training["target"] == "log_share"
-    whole = st.tl.predict(unseen, model, shapes_key="cells", inplace=False)
-    monkeypatch.setattr(_batches, "PIXEL_BLOCK", 300)
-    blocks = st.tl.predict(unseen, model, shapes_key="cells", inplace=False)
+    unseen.shapes["some"] = unseen.shapes["cells"].iloc[::6]
+    model = st.tl.train(train, replace(PIXELS, normalize="slide"), genes=["EPCAM"], shapes_key="spots", tile=TILE)
+    whole = st.tl.predict(unseen, model, shapes_key="some", inplace=False)
+    monkeypatch.setattr(_batches, "PIXEL_BLOCK", 70)
+    blocks = st.tl.predict(unseen, model, shapes_key="some", inplace=False)
     np.testing.assert_allclose(blocks.X, whole.X, rtol=1e-4, atol=1e-5)
     assert blocks.obs["in_distribution"].mean() > 0.5
     st.models.save(model, tmp_path / "m")
-    again = st.tl.predict(unseen, tmp_path / "m", shapes_key="cells", inplace=False)
+    again = st.tl.predict(unseen, tmp_path / "m", shapes_key="some", inplace=False)
     np.testing.assert_allclose(again.X, blocks.X, atol=1e-6)
 
 
 def test_a_convolutional_network_learns_from_pixels(donors: dict[str, SpatialData]) -> None:
-    from dataclasses import replace
-
-    config = replace(PIXELS, backbone="resnet10t", epochs=15, normalize="slide")
-    one = dict.fromkeys(list(donors)[:-1], "one")  # the number of epochs is given: no inner folds
-    assert recovered(donors, config, tile=TILE, groups=one) >= 0.5
+    config = replace(PIXELS, epochs=12, normalize="slide")
+    assert recovered(donors, config, tile=TILE) >= 0.5
 
 
 def test_weights_that_cannot_be_fetched_are_explained(

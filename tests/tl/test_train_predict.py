@@ -115,6 +115,7 @@ def test_context_of_a_finer_region_comes_from_the_training_pitch(ridge: Model, u
     at_spots = st.tl.predict(unseen, ridge, shapes_key="spots", inplace=False)
     copies = st.tl.predict(unseen, ridge, shapes_key="copies", inplace=False)
     assert np.array_equal(at_spots.X, copies.X)
+    unseen.shapes["cells"] = shapes(unseen.shapes["cells"].iloc[::5])
     cells = st.tl.predict(unseen, ridge, shapes_key="cells", genes=ridge.record.genes[:3], inplace=False)
     facts = json.loads(cells.uns["stpred"])
     assert facts["context"] in ("spots", "spots+grid")

@@ -16,7 +16,7 @@ from stpred.data._features import embed, embed_parts, stored_features
 from stpred.data._regions import Region, read_region
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch, Needs
-from stpred.regions import Lattice, on_tissue
+from stpred.regions import Lattice, on_tissue, tissue_colour
 
 SAME_PITCH = 0.1
 """Relative difference of pitch up to which a region gives its own context."""
@@ -60,7 +60,7 @@ def make_batch(
     allow_upsampling
         Read an image that is too coarse for the encoder all the same.
     **measured
-        ``y``, ``truth``, ``scale`` of the batch, to carry along.
+        ``y``, ``truth``, ``scale``, ``colour`` of the batch, to carry along.
     """
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
@@ -72,6 +72,8 @@ def make_batch(
         features = embed(region, encoder, np.concatenate([region.coords_um, points]), batch_size=batch_size)
     elif len(points):
         features = np.concatenate([features, embed(region, encoder, points, batch_size=batch_size)])
+    if needs.slide_colour and measured.get("colour") is None:
+        measured["colour"] = tissue_colour(region.pyramid)
     rows = np.arange(n)
     at_home, on_grid = n + np.arange(len(around.home_um)), n + len(around.home_um) + np.arange(len(around.grid_um))
     batch = Batch(
@@ -125,6 +127,8 @@ def prediction_batches(
     if getattr(encoder, "dtype", np.float32) != np.uint8 or n <= PIXEL_BLOCK:
         yield np.arange(n), make_batch(region, encoder, needs, **how)
         return
+    if needs.slide_colour:
+        how["colour"] = tissue_colour(region.pyramid)
     # From top to bottom, as the image is stored, so that hardly any chunk is decoded twice.
     order = np.lexsort((region.coords_um[:, 0], np.floor(region.coords_um[:, 1] / (4 * encoder.card.tile.size_um))))
     for rows in np.array_split(order, -(-n // PIXEL_BLOCK)):

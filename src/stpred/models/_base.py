@@ -37,6 +37,8 @@ class Needs:
         Whether every point of the slide at the training pitch bears on every target.
     parts
         Sub-tiles along each edge of a target's tile (3: nine sub-tiles), or None.
+    slide_colour
+        Whether pixels are normalised by the colour of the slide's tissue.
     """
 
     context_um: float | None = None
@@ -44,6 +46,7 @@ class Needs:
     n_neighbors: int | None = None
     whole_slide: bool = False
     parts: int | None = None
+    slide_colour: bool = False
 
     @property
     def linked(self) -> bool:
@@ -84,6 +87,8 @@ class Batch:
         (n,) library sizes and the number of genes that they are over, or None.
     scale
         What `y` is: ``"log1p_cp10k"``, ``"counts"`` or ``"log_share"``.
+    colour
+        (2, 3) mean and standard deviation of red, green and blue over the slide's tissue, 0..1, or None.
     context
         Where context is from: ``"region"`` (the targets' own), ``"grid"``, or the name of the slide's training region
         (with ``"+grid"`` where that does not reach all targets).
@@ -101,6 +106,7 @@ class Batch:
     totals: NDArray[np.float64] | None = None
     n_measured: int | None = None
     scale: str | None = None
+    colour: NDArray[np.float32] | None = None
     context: str | None = None
 
     @property

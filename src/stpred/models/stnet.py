@@ -108,6 +108,7 @@ class STNet(Network):
     config: STNetConfig
     pixel_mean: Tensor
     pixel_std: Tensor
+    pixel_colour: Tensor
     library: Tensor
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
@@ -115,6 +116,7 @@ class STNet(Network):
         self.net = _backbone(self.config.backbone, n_genes)
         self.register_buffer("pixel_mean", torch.full((3,), 0.5))
         self.register_buffer("pixel_std", torch.full((3,), 0.25))
+        self.register_buffer("pixel_colour", torch.tensor([[0.5] * 3, [0.25] * 3]))  # of the training slides' tissue
         self.register_buffer("library", torch.tensor([0.0, 0.0]))  # median total, number of measured genes
 
     @property
@@ -124,8 +126,8 @@ class STNet(Network):
 
     @property
     def needs(self) -> Needs:
-        """The tile alone."""
-        return Needs()
+        """The tile alone; the colour of the slide's tissue where it is normalised by itself."""
+        return Needs(slide_colour=self.config.normalize == "slide")
 
     def training_target(self, target: str | None) -> str:
         """Return the publication's log share, unless told otherwise."""
@@ -143,6 +145,7 @@ class STNet(Network):
         mean, std = _channels([b.features for b in batches])
         self._set("pixel_mean", mean)
         self._set("pixel_std", std)
+        self._set("pixel_colour", np.mean([_colour(b) for b in batches], axis=0))
         if batches[0].scale == "log_share":
             totals = np.concatenate([np.asarray(b.totals) for b in batches])
             n_genes = np.median([b.n_measured or self.n_genes for b in batches])
@@ -174,10 +177,16 @@ class STNet(Network):
         return value * len(output) if self.config.reduction == "sum" and self.config.loss == "mse" else value
 
     def scaling(self, batch: Batch) -> Scaling | None:
-        """Return the slide's channel mean and deviation where it is normalised by itself."""
+        """Return the slide's channel mean and deviation where it is normalised by itself.
+
+        They are those of the training tiles, moved by how the colour of this slide's tissue differs from the training
+        slides': so they do not depend on which tiles are asked for.
+        """
         if self.config.normalize == "train":
             return None
-        return _PixelScaling(*_channels([batch.features]))
+        own, trained = _colour(batch), self.pixel_colour.cpu().numpy()
+        mean = self.pixel_mean.cpu().numpy() + own[0] - trained[0]
+        return _PixelScaling(mean, self.pixel_std.cpu().numpy() * own[1] / trained[1])
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs; in evaluation the mean over the views of each tile."""
@@ -206,7 +215,13 @@ class STNet(Network):
         return torch.log1p(counts * (CP10K / total))
 
     def describe(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n, 24) means and deviations of the channels of the tile, its half, quarter and eighth."""
+        """Return (n, 24) normalised means and deviations of the channels of the tile, its half, quarter and eighth."""
+        scaling = self.scaling(batch)
+        mean, std = (
+            (self.pixel_mean.cpu().numpy(), self.pixel_std.cpu().numpy())
+            if scaling is None
+            else (scaling.mean, scaling.std)
+        )
         parts: list[NDArray[np.float32]] = []
         for start in range(0, len(batch.targets), 256):
             tiles = np.asarray(batch.features[batch.targets[start : start + 256]])
@@ -216,7 +231,7 @@ class STNet(Network):
             for part in (1, 2, 4, 8):
                 half = max(1, size // (2 * part))
                 middle = tiles[:, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
-                columns += [middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))]
+                columns += [(middle.mean(axis=(1, 2)) / 255 - mean) / std, middle.std(axis=(1, 2)) / 255 / std]
             parts.append(np.concatenate(columns, axis=1).astype(np.float32))
         return np.concatenate(parts)
 
@@ -230,6 +245,11 @@ class _PixelScaling(Scaling):
     def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
         values = np.asarray(features).reshape(len(features), -1, 3).astype(np.float32) / 255
         return np.asarray((values - self.mean) / self.std, dtype=np.float32).reshape(len(features), -1)
+
+
+def _colour(batch: Batch) -> NDArray[np.float32]:
+    """Return the colour of the slide's tissue; of a batch made by hand, that of its tiles."""
+    return np.stack(_channels([batch.features])) if batch.colour is None else batch.colour
 
 
 def dihedral(tiles: Tensor) -> list[Tensor]:

@@ -397,9 +397,13 @@ def _embed(
     found: dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]] = {key: {} for key in wanted}
     for seen in sorted({key[:2] for key in wanted}, key=str):
         mine = {key: blank for key, blank in wanted.items() if key[:2] == seen}
-        used = encoder_of(next(iter(mine.values())), encoder, tile=tile, device=device)
+        blank = next(iter(mine.values()))
+        # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
+        given = encoder if blank.default_encoder == Model.default_encoder else None
+        used = encoder_of(blank, given, tile=tile, device=device)
         for s, region in regions.items():
-            first = data.make_batch(region, used, Needs(), **reading)
+            colour = any(key[2].slide_colour for key in mine)
+            first = data.make_batch(region, used, Needs(slide_colour=colour), **reading)
             for parts in {key[2].parts for key in mine}:
                 batch = first
                 if parts is not None:

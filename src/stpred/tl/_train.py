@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
+PIXELS = "pixels"
+
 
 def train(
     slides: SpatialData | Mapping[str, SpatialData],
@@ -127,10 +129,6 @@ def train(
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     blank = _registry.probe(family, config)
-    if encoder is not None and blank.default_encoder not in (Model.default_encoder, encoder):
-        raise InputError(
-            f"{family.family} sees the world through its own encoder {blank.default_encoder!r}; leave `encoder` out."
-        )
     encoder = encoder_of(blank, encoder, tile=tile, device=device)
     regions = [
         data.read_region(
@@ -188,15 +186,16 @@ def train(
 
 
 def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> Encoder:
-    """Return the encoder that a family is trained through: the one given, or its own.
-
-    Baselines and networks that bring an encoder of their own (colour, pixels) keep it whatever the others use.
-    """
-    own = model.default_encoder if given is None or model.default_encoder != Model.default_encoder else given
-    spec = model.default_tile if tile is None else TileSpec.parse(tile)
-    if isinstance(own, str):
-        return encoders.get(own, tile=spec, device=device)
-    return encoders.get(own, tile=None if tile is None else spec, device=device)
+    """Return the encoder that a family is trained through: the one given, or its own."""
+    used = model.default_encoder if given is None else given
+    spec = model.default_tile if tile is None and used == model.default_encoder else tile
+    found = encoders.get(used, tile=None if spec is None else TileSpec.parse(spec), device=device)
+    if model.default_encoder == PIXELS and found.card.name != PIXELS:
+        raise InputError(
+            f"{model.family} sees the world through its own encoder {PIXELS!r}, not {found.card.name!r}; leave "
+            f"`encoder` out."
+        )
+    return found
 
 
 def common_lattice(regions: list[data.Region]) -> Lattice | None:

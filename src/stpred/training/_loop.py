@@ -94,7 +94,8 @@ def train(
                     whole_slide=model.needs.whole_slide,
                     device=device,
                 )
-                total += _step(model, wrapped, optimizer, sample, fabric, [batches[i].slide for i, _ in picks], epoch)
+                slides = [batches[i].slide for i, _ in picks]
+                total += _step(model, wrapped, optimizer, sample, fabric, slides, epoch, strict=run.strict)
                 n_batches += 1
             losses.append(total / max(n_batches, 1))
             if model.on_epoch_end(epoch + 1):  # parameters were added or removed
@@ -112,7 +113,15 @@ def train(
 
 
 def _step(
-    model: Network, wrapped: Any, optimizer: Any, sample: Sample, fabric: Any, slides: list[str], epoch: int
+    model: Network,
+    wrapped: Any,
+    optimizer: Any,
+    sample: Sample,
+    fabric: Any,
+    slides: list[str],
+    epoch: int,
+    *,
+    strict: bool,
 ) -> float:
     """Forward, loss, backward, step; return the loss."""
     optimizer.zero_grad(set_to_none=True)
@@ -122,7 +131,7 @@ def _step(
     fabric.backward(loss)
     if model.config.clip_norm is not None:
         norm = fabric.clip_gradients(wrapped, optimizer, max_norm=model.config.clip_norm, error_if_nonfinite=False)
-        if fabric._precision.precision != "16-mixed":  # where it is, the scaler skips such steps by design
+        if strict:
             _check_finite("gradient", float(norm), sample, slides, epoch)
     optimizer.step()
     model.after_step()
