@@ -59,18 +59,6 @@ def test_known_expression_of_an_unseen_donor_is_recovered(donors: dict[str, Spat
     assert recovered(donors, SIZES[name], **target) >= 0.8
 
 
-@pytest.mark.parametrize("name", ["miso"])
-def test_nothing_is_found_in_shuffled_expression(name: str) -> None:
-    # Genes go together, so that a single cohort's median still varies by 0.03.
-    medians = []
-    for seed in (1, 2):
-        cohort = st.datasets.toy_cohort(4, seed=seed, size_um=(800, 800), n_genes=60, shuffled=True)
-        model = st.tl.train(cohort, replace(SIZES[name], epochs=10), genes=GENES, shapes_key="spots")
-        medians.append(np.nanmedian([v for v in model.record.var["cv_pearson"] if v is not None]))
-        assert sum(model.record.var["trusted"]) <= 3
-    assert abs(np.mean(medians)) < 0.05
-
-
 TILE = st.TileSpec(mpp=3.5, size_px=32)
 PIXELS = st.models.STNet.Config(
     pretrained=False, backbone="resnet10t", optimiser="adamw", lr=2e-3, reduction="mean", n_views=1, epochs=2
@@ -244,3 +232,52 @@ def test_negative_binomial_predicts_on_the_log_scale(donors: dict[str, SpatialDa
     assert np.nanmedian(metrics.pearson(table.X, truth)) >= 0.7
     assert abs(np.median(table.X.mean(axis=0) - truth.mean(axis=0))) < 0.5  # the scale is right, not only the order
     assert json.loads(table.uns["stpred"])["family"] == "mlp"
+
+
+@pytest.mark.parametrize("n_ensemble", [None, 2])
+def test_validation_slides_end_the_training_and_are_not_trained_on(
+    cohort: dict[str, SpatialData], n_ensemble: int | None
+) -> None:
+    config = st.models.MLP.Config(hidden=(32,), lr=2e-2, max_epochs=25, patience=3)
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "n_ensemble": n_ensemble}
+    model = st.tl.train(cohort, config, validation=["donor1"], **how)
+    facts = model.record.training
+    assert facts["epochs_chosen_by"] == "validation slides"
+    assert facts["validation"] == ["donor1"]
+    assert set(model.record.var["n_slides"]) == {1}
+    # The scores are those of the model that is returned: of its best epoch, not of its last.
+    table = st.tl.predict(cohort["donor1"], model, shapes_key="spots", inplace=False)
+    counts = cohort["donor1"].tables["spots_counts"][table.obs_names]
+    total = np.asarray(counts.X.sum(axis=1))
+    truth = np.log1p(1e4 * counts[:, table.var_names].X.toarray() / total)
+    np.testing.assert_allclose(metrics.pearson(table.X, truth), model.record.var["cv_pearson"], atol=1e-4)
+    for wrong, message in (
+        (["donor9"], "must name some of the slides"),
+        (list(cohort), "not all"),
+        ([], "must name some"),
+    ):
+        with pytest.raises(InputError, match=message):
+            st.tl.train(cohort, config, validation=wrong, **how)
+    with pytest.raises(InputError, match=r"shares donors \['p'\] with the training slides"):
+        st.tl.train(cohort, config, validation=["donor1"], groups=dict.fromkeys(cohort, "p"), **how)
+
+
+def test_an_interrupted_validated_training_keeps_its_best(
+    cohort: dict[str, SpatialData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = st.models.MLP.Config(hidden=(256,), lr=0.2, max_epochs=12, patience=12)
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "validation": ["donor1"]}
+    want = st.tl.train(cohort, config, **how)
+    assert want.record.training["epochs"] < 12
+
+    def interrupt(self: Network, epoch: int) -> bool:
+        if epoch == 11:
+            raise KeyboardInterrupt
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "on_epoch_end", interrupt)
+        patch.setattr("stpred.training._loop.SAVE_EVERY_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how)
+    assert st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how).id == want.id

@@ -90,6 +90,8 @@ class STNet(Network):
     log1p CP10k at the training locations' median library size. The last layer starts with weights of zero and the
     training mean as bias, training tiles are turned and mirrored at random, and the number of epochs is the one of
     least squared error on donors left out inside the training slides. The tile is 150 um wide, as in the publication.
+    Training holds the pixels of all tiles in memory (150 kB per location), or on disk with ``settings.cache_dir``;
+    prediction streams them.
 
     Examples
     --------

@@ -20,7 +20,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models.ensemble import Ensemble, EnsembleConfig
-from stpred.tl._train import common_lattice, encoder_of
+from stpred.tl._train import common_lattice, encoder_of, measured
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -281,13 +281,10 @@ def _score_model(
     inner: list[list[Batch]] = []
     order: list[str] = []
     for o, blank in zip(options, blanks, strict=True):
-        scale = blank.training_target(target)
-        scored = scales[0]
         batches, order = [], []
         for s, rows in fold.train.items():
-            y = regions[s].target(names, scale)
-            truth = None if scored == scale else regions[s].target(names, scored)
-            batch = replace(embedded[_key(o)][s], y=y, truth=truth, scale=scale)
+            values = measured(regions[s], names, blank, target=target, scored_on=scales[0])
+            batch = replace(embedded[_key(o)][s], **values)
             batches.append(batch if rows is None else batch.take(rows))
             order.append(donors[s])
         inner.append(batches)

@@ -9,7 +9,7 @@ import numpy as np
 
 from stpred import data, encoders, training
 from stpred._core import keys
-from stpred._core.checks import InputError, one_of
+from stpred._core.checks import InputError, listing, one_of
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.models import Model, _registry
@@ -40,6 +40,7 @@ def train(
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
     groups: Mapping[str, str] | None = None,
+    validation: Iterable[str] | None = None,
     seed: int = 0,
     device: str | None = None,
     precision: str | None = None,
@@ -74,6 +75,10 @@ def train(
     groups
         Donor of each slide. With two or more donors, penalties and numbers of epochs are chosen and genes are scored by
         leaving donors out; None takes each slide for its own donor and says so in the record.
+    validation
+        Slides, all those of their donors, that are not trained on but end the training: the model is the one of the
+        epoch that they score best at, and genes are scored on them. It costs one training, where None costs up to six:
+        it chooses the number of epochs, and scores genes, by leaving donors out, and then trains on all slides.
     seed
         Seed of whatever is random.
     device
@@ -82,7 +87,7 @@ def train(
         Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
     n_ensemble
         Train so many models that differ by seed (closed forms: by a bootstrap of donors and locations); the prediction
-        is their mean, and their spread goes into ``layers["std"]``.
+        is their mean, and their spread goes into ``layers["std"]``. Per-gene scores are those of the first member.
     checkpoint
         Folder to keep the state of the training in after each epoch. Called again with the same arguments, an
         interrupted training goes on from there to the same result; the files go when it is done.
@@ -127,6 +132,9 @@ def train(
     if target is not None:
         one_of(target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
+    called = keys.slug(_plain_name(config, family) if name is None else name)
+    if not called:
+        raise InputError(f"`name` must hold a letter or digit, got {name!r}.")
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     blank = _registry.probe(family, config)
     encoder = encoder_of(blank, encoder, tile=tile, device=device)
@@ -142,25 +150,30 @@ def train(
         )
         for slide, sdata in slides.items()
     ]
-    chosen = data.choose_genes(regions, rule)
+    left = _validation(validation, donors)
+    learned = [r for r in regions if r.slide not in left]
+    chosen = data.choose_genes(learned, rule)
+    chosen = chosen.loc[[all(g in r.var.index for r in regions) for g in chosen.index]]  # type: ignore[union-attr]
     names = chosen.index.tolist()
-    lattice = common_lattice(regions)
+    lattice = common_lattice(learned)
     config = config.at_pitch(None if lattice is None else lattice.pitch_um)
     needs = _registry.probe(family, config).needs
     reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
-    batches = [
+    all_batches = [
         data.make_batch(r, encoder, needs, **reading, **measured(r, names, blank, target=target)) for r in regions
     ]
+    batches = [b for b in all_batches if b.slide not in left]
     order = [donors[b.slide] for b in batches]
-    fitted, facts = training.fit(family, config, batches, groups=order, seed=seed, run=run)
+    held = [b for b in all_batches if b.slide in left]
+    fitted, facts, scores = training.fit_and_score(
+        family, config, batches, groups=order, validation=held, seed=seed, run=run
+    )
     var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean", "rmax") if c in chosen}
-    var |= _held_out(family, config, batches, order, seed=seed, run=run)
+    var |= _held_out(family, config, batches, order, seed=seed, run=run) if scores is None else scores.columns()
     if (ids := _gene_ids(regions, names)) is not None:
         var["gene_id"] = ids
     record = fitted.record
-    record.name = keys.slug(_plain_name(config, family) if name is None else name)
-    if not record.name:
-        raise InputError(f"`name` must hold a letter or digit, got {name!r}.")
+    record.name = called
     record.genes = names
     record.var = {k: _plain(v) for k, v in var.items()}
     record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
@@ -171,6 +184,7 @@ def train(
     record.reach_um = round(float(np.median(reaches)), 3) if reaches else None
     record.training = {
         "slides": {r.slide: {"donor": donors[r.slide], "n_locations": len(r.coords_um)} for r in regions},
+        "validation": sorted(left),
         "n_donors": len(set(order)),
         "donors_given": groups is not None,
         "hexagonal": bool(lattice is not None and lattice.hexagonal),
@@ -183,6 +197,20 @@ def train(
     fitted.encoder = encoder
     run.clear()
     return fitted
+
+
+def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str]:
+    """Return the slides that are left out to end the training; their donors must not be trained on."""
+    if slides is None:
+        return set()
+    left = {slides} if isinstance(slides, str) else {str(s) for s in slides}
+    if not left or left - donors.keys() or left == donors.keys():
+        raise InputError(f"`validation` must name some of the slides {listing(donors)}, not all, got {listing(left)}.")
+    if shared := sorted({donors[s] for s in left} & {g for s, g in donors.items() if s not in left}):
+        raise InputError(
+            f"`validation` shares donors {listing(shared)} with the training slides; leave all theirs out."
+        )
+    return left
 
 
 def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> Encoder:

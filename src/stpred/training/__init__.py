@@ -1,8 +1,17 @@
 """Fitting a family on batches, and scoring it on slides that it has not seen."""
 
-from stpred.training._fit import choose_config, fit, held_out_scores
+from stpred.training._fit import choose_config, fit, fit_and_score, held_out_scores
 from stpred.training._folds import group_folds, leave_groups_out
 from stpred.training._run import Run
 from stpred.training._scores import HeldOut
 
-__all__ = ["HeldOut", "Run", "choose_config", "fit", "group_folds", "held_out_scores", "leave_groups_out"]
+__all__ = [
+    "HeldOut",
+    "Run",
+    "choose_config",
+    "fit",
+    "fit_and_score",
+    "group_folds",
+    "held_out_scores",
+    "leave_groups_out",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,33 @@ def fit(
     run
         Device, precision, checkpoints.
     """
+    model, facts, _ = fit_and_score(family, config, batches, groups=groups, seed=seed, typical=typical, run=run)
+    return model, facts
+
+
+def fit_and_score(
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    validation: Sequence[Batch] = (),
+    seed: int = 0,
+    typical: bool = True,
+    run: Run | None = None,
+) -> tuple[Model, dict[str, Any], HeldOut | None]:
+    """Return a fitted model, what its fit chose, and the scores of the slides that validate it.
+
+    Parameters
+    ----------
+    family, config, batches, groups, seed, typical, run
+        As in :func:`fit`.
+    validation
+        Slides that are only looked at to end the training: the model is the one of the epoch that they score best at.
+        Without any, epochs are chosen by leaving out donors of the training slides.
+    """
     run = Run() if run is None else run
-    for batch in batches:
+    for batch in (*batches, *validation):
         if batch.y is None:
             raise InputError(f"Slide {batch.slide!r} came without training targets.")
         for what, values in (("targets", batch.y), ("features", batch.own)):
@@ -63,12 +89,15 @@ def fit(
                     f"{rows[0]}."
                 )
     if isinstance(config, EnsembleConfig):
-        model, facts = _fit_ensemble(config, batches, groups=groups, seed=seed, run=run)
+        model, facts, curve = _fit_ensemble(config, batches, groups=groups, validation=validation, seed=seed, run=run)
     else:
-        model, facts = _fit_one(family, config, batches, groups=groups, seed=seed, run=run)
+        model, facts, curve = _fit_one(
+            family, config, batches, groups=groups, validation=validation, seed=seed, run=run
+        )
     if typical:
         model.typical.fit([model.describe(b) for b in batches])
-    return model.to("cpu").eval(), facts
+    held = None if curve is None else held_out([curve], getattr(model, "criterion", "pearson"), epochs=None)
+    return model.to("cpu").eval(), facts, held
 
 
 def _fit_one(
@@ -79,27 +108,44 @@ def _fit_one(
     groups: Sequence[str],
     seed: int,
     run: Run,
+    validation: Sequence[Batch] = (),
     epochs: int | None = None,
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any], Curve | None]:
     model = _new(family, config, batches, seed=seed)
     if not isinstance(model, Network):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return model, model.fit(batches, groups=groups)
+            facts = model.fit(batches, groups=groups)
+        return model, facts, _score_once(model, validation) if validation else None
     how = "given"
-    if epochs is None:
+    if epochs is None and validation and model.config.epochs is None:
+        epochs, how = model.config.max_epochs, "validation slides"
+    elif epochs is None:
         epochs, how = _epochs(family, model, batches, groups=groups, seed=seed, run=run)
-    key = fingerprint(family.family, config, batches, [], seed=seed, epochs=epochs)
-    _, facts = _loop.train(
+    key = fingerprint(family.family, config, batches, validation, seed=seed, epochs=epochs, best=bool(validation))
+    curve, facts = _loop.train(
         model,
         batches,
         epochs=epochs,
         seed=seed,
         run=run,
+        validation=validation,
+        patience=model.config.patience if how == "validation slides" else None,
+        keep_best=how == "validation slides",
         checkpoint=run.file(key),
         describe=f"{family.family}: {epochs} epochs",
     )
-    return model, {**facts, "epochs_chosen_by": how}
+    if curve is not None:  # of the model as it is: at its best epoch, or at the end
+        at = facts["epochs"] - 1
+        curve = replace(curve, **{k: getattr(curve, k)[at : at + 1] for k in ("pearson", "spearman", "error")})
+    return model, {**facts, "epochs_chosen_by": how}, curve
+
+
+def _score_once(model: Model, batches: Sequence[Batch]) -> Curve:
+    """Return the scores of slides as a curve of one epoch."""
+    scores = [_loop.score_slide(model, b) for b in batches]
+    pearson, spearman, error = (np.stack([np.asarray(s[i]) for s in scores])[None] for i in range(3))
+    return Curve([b.slide for b in batches], np.array([len(b.targets) for b in batches]), pearson, spearman, error)
 
 
 def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, seed: int) -> Model:
@@ -124,24 +170,41 @@ def _epochs(
 
 
 def _fit_ensemble(
-    config: EnsembleConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
-) -> tuple[Model, dict[str, Any]]:
+    config: EnsembleConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    validation: Sequence[Batch],
+    seed: int,
+    run: Run,
+) -> tuple[Model, dict[str, Any], Curve | None]:
     """Fit members that differ by seed or, where a family has no randomness, by what they are fitted on."""
     from stpred.models._registry import family as named
 
     family = named(config.family)
     model = Ensemble(config, n_features=batches[0].features.shape[1], n_genes=batches[0].y.shape[1])  # type: ignore[union-attr]
-    members, facts, epochs = [], {}, None
+    members: list[Model] = []
+    first: dict[str, Any] = {}
     for k in range(config.n):
         mine, donors = list(batches), list(groups)
         if not family.seeded and k > 0:
             mine, donors = _bootstrap(batches, groups, seed=seed + k)
-        member, said = _fit_one(family, config.member, mine, groups=donors, seed=seed + k, run=run, epochs=epochs)
-        if k == 0:  # the number of epochs is chosen once
-            facts, epochs = said, said.get("epochs")
+        # Without slides that validate each member, the number of epochs is chosen once.
+        epochs = None if validation else first.get("epochs")
+        member, facts, _ = _fit_one(
+            family,
+            config.member,
+            mine,
+            groups=donors,
+            seed=seed + k,
+            run=run,
+            validation=validation,
+            epochs=epochs,
+        )
+        first = first or facts
         members.append(member.to("cpu").eval())
     model.set_members(members, batches, relative=model.first.output_scale(batches[0].scale) == "relative")
-    return model, {**facts, "n_ensemble": config.n}
+    return model, {**first, "n_ensemble": config.n}, _score_once(model, validation) if validation else None
 
 
 def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
@@ -164,10 +227,8 @@ def _fold_curves(
     for fold, train, test in group_folds(donors, n_folds=INNER_FOLDS if network else None):
         mine, left = [slides[s] for s in train], [slides[s] for s in test]
         if not network:
-            model, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
-            scores = [_loop.score_slide(model, b) for b in left]
-            pearson, spearman, error = (np.stack([np.asarray(s[i]) for s in scores])[None] for i in range(3))
-            curves.append(Curve(test, np.array([len(b.targets) for b in left]), pearson, spearman, error))
+            model, _, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
+            curves.append(_score_once(model, left))
             continue
         settings: Any = config
         epochs = settings.max_epochs if settings.epochs is None else settings.epochs

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, listing
@@ -37,6 +38,7 @@ def train(
     run: Run,
     validation: Sequence[Batch] = (),
     patience: int | None = None,
+    keep_best: bool = False,
     checkpoint: Checkpoint | None = None,
     describe: str = "",
 ) -> tuple[Curve | None, dict[str, Any]]:
@@ -58,6 +60,8 @@ def train(
         Left-out slides that are scored after each epoch.
     patience
         Epochs without a better score on them after which training stops.
+    keep_best
+        Leave the model as it was after the epoch that the left-out slides scored best at.
     checkpoint
         Where the state is kept after each epoch, and taken up again from.
     describe
@@ -76,10 +80,11 @@ def train(
         order = np.random.default_rng(seed)
         scored: list[tuple[NDArray, NDArray, NDArray]] = []
         losses: list[float] = []
+        best: dict[str, Tensor] = {}
         scalings = [model.scaling(b) for b in batches]
         draws = model.draws(batches, seed=seed)
         wrapped, optimizer = fabric.setup(model, model.optimizer())
-        first = _resume(checkpoint, model, optimizer, order, scored, losses)
+        first = _resume(checkpoint, model, optimizer, order, scored, losses, best)
         saved = time.monotonic()
         stopped = _stale(scored, validation, model, patience)
         for epoch in track(range(first, epochs), total=epochs - first, describe=describe):
@@ -102,13 +107,20 @@ def train(
                 wrapped, optimizer = fabric.setup(model, model.optimizer())
             if validation:
                 scored.append(_score(model, validation))
+                if keep_best and _best(scored, validation, model) == epoch:
+                    best.update({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
             stopped = _stale(scored, validation, model, patience)
             due = stopped or epoch + 1 == epochs or time.monotonic() - saved >= SAVE_EVERY_S
             if checkpoint is not None and fabric.is_global_zero and due:
-                _keep(checkpoint, model, optimizer, order, scored, losses)
+                _keep(checkpoint, model, optimizer, order, scored, losses, best)
                 saved = time.monotonic()
+    if best:
+        model.load_state_dict(best)
     model.eval()
-    facts = {"epochs": len(losses), "loss": {"first": losses[0], "last": losses[-1]}}
+    facts = {
+        "epochs": _best(scored, validation, model) + 1 if best else len(losses),
+        "loss": {"first": losses[0], "last": losses[-1]},
+    }
     return (_curve(scored, validation) if validation else None), facts
 
 
@@ -227,8 +239,12 @@ def _stale(scored: list[Any], validation: Sequence[Batch], model: Network, patie
     """Whether the left-out slides have not scored better for `patience` epochs."""
     if patience is None or not validation or len(scored) <= patience:
         return False
-    quality = _curve(scored, validation).quality(model.criterion)
-    return len(quality) - 1 - int(np.argmax(quality)) >= patience
+    return len(scored) - 1 - _best(scored, validation, model) >= patience
+
+
+def _best(scored: list[Any], validation: Sequence[Batch], model: Network) -> int:
+    """Return the epoch, from 0, after which the left-out slides scored best."""
+    return int(np.argmax(_curve(scored, validation).quality(model.criterion)))
 
 
 def _keep(
@@ -238,9 +254,10 @@ def _keep(
     order: np.random.Generator,
     scored: list,
     losses: list[float],
+    best: dict[str, Tensor],
 ) -> None:
     tensors, facts = pack_optimizer(getattr(optimizer, "optimizer", optimizer))
-    tensors |= {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"model.{k}": v for k, v in model.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
@@ -256,6 +273,7 @@ def _resume(
     order: np.random.Generator,
     scored: list,
     losses: list[float],
+    best: dict[str, Tensor],
 ) -> int:
     """Put an interrupted training's state back; return the number of epochs that are done."""
     state = None if checkpoint is None else checkpoint.load()
@@ -264,6 +282,7 @@ def _resume(
     tensors, facts = state
     own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     model.load_state_dict(own)
+    best.update({k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")})
     unpack_optimizer(getattr(optimizer, "optimizer", optimizer), tensors, facts["optimizer"])
     order.bit_generator.state = facts["order"]
     torch.set_rng_state(tensors["random"])

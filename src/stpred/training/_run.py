@@ -89,10 +89,17 @@ class Run:
 
 
 def fingerprint(
-    family: str, config: BaseConfig, train: Sequence[Batch], test: Sequence[Batch], *, seed: int, epochs: int
+    family: str,
+    config: BaseConfig,
+    train: Sequence[Batch],
+    test: Sequence[Batch],
+    *,
+    seed: int,
+    epochs: int,
+    best: bool = False,
 ) -> str:
     """Return a short hash of everything that decides how a training goes."""
-    digest = hashlib.sha256(json.dumps([family, config.to_dict(), seed, epochs], default=str).encode())
+    digest = hashlib.sha256(json.dumps([family, config.to_dict(), seed, epochs, best], default=str).encode())
     for batch in (*train, *test):
         digest.update(repr((batch.slide, batch.features.shape, len(batch.targets), batch.scale)).encode())
         every = max(1, len(batch.targets) // 64)
