@@ -12,7 +12,6 @@ import pytest
 import stpred as st
 from stpred import data, training
 from stpred._core.checks import InputError
-from stpred.tl import _cross_validate
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -83,7 +82,7 @@ def test_blocks_leave_a_buffer(cohort: dict[str, SpatialData]) -> None:
     from scipy.spatial import cKDTree
 
     regions = {s: data.read_region(x, slide=s, shapes_key="spots", measured=True) for s, x in cohort.items()}
-    folds = _cross_validate._block_folds(regions, 3)
+    folds = data.block_folds(regions, n_folds=3)
     for s, region in regions.items():
         tested = np.concatenate([f.test[s] for f in folds])
         assert sorted(tested) == list(range(len(region.coords_um)))
@@ -102,7 +101,7 @@ def test_blocks_leave_a_buffer(cohort: dict[str, SpatialData]) -> None:
 
 def test_blocks_are_compact_and_even() -> None:
     xy = np.stack(np.meshgrid(np.arange(12), np.arange(8)), axis=-1).reshape(-1, 2) * 100.0
-    blocks = _cross_validate._blocks(xy, 4, slide="a")
+    blocks = data.blocks_of(xy, 4, slide="a")
     assert np.bincount(blocks).tolist() == [24, 24, 24, 24]
     for k in range(4):
         assert np.ptp(xy[blocks == k], axis=0).max() <= 500

@@ -2,13 +2,17 @@
 
 from stpred.data._batches import make_batch, prediction_batches, reach_um, with_needs, with_parts
 from stpred.data._features import embed, embed_dense, embed_parts, stored_features
-from stpred.data._folds import choose_genes, donor_folds
+from stpred.data._folds import Fold, block_folds, blocks_of, choose_genes, common_lattice, donor_folds
 from stpred.data._regions import Region, as_slides, read_region
 
 __all__ = [
+    "Fold",
     "Region",
     "as_slides",
+    "block_folds",
+    "blocks_of",
     "choose_genes",
+    "common_lattice",
     "donor_folds",
     "embed",
     "embed_dense",

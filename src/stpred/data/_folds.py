@@ -1,16 +1,37 @@
-"""Who may be trained on with whom, and which genes the training slides choose."""
+"""Who may be trained on with whom, which genes the training slides choose, and parts of slides as folds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from stpred import genes as gene_kernels
 from stpred._core.checks import InputError, listing
 from stpred.data._regions import Region
+from stpred.regions import Lattice
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+BLOCK_FOLDS = 4
+
+BUFFER_PITCHES = 2.5
+"""Distance between training and test locations of one slide: neighbours share their image and their RNA."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Slides and, within them, rows (None: all) that are trained on and tested."""
+
+    name: str
+    train: dict[str, Any]
+    test: dict[str, Any]
 
 
 def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str, str]:
@@ -31,3 +52,53 @@ def choose_genes(regions: list[Region], rule: Any) -> pd.DataFrame:
     names, columns = gene_kernels.shared_genes({r.slide: r.var.index for r in regions if r.var is not None})
     counts = {r.slide: r.counts[:, columns[r.slide]] for r in regions if r.counts is not None}
     return gene_kernels.select(rule, counts, names, coords_um={r.slide: r.coords_um for r in regions})
+
+
+def common_lattice(regions: list[Region]) -> Lattice | None:
+    """Return the training lattice: the slides' median pitch, and the arrangement of the first."""
+    lattices = [lattice for r in regions if (lattice := Lattice.of(r.coords_um)) is not None]
+    if not lattices:
+        return None
+    return Lattice(float(np.median([x.pitch_um for x in lattices])), lattices[0].hexagonal)
+
+
+def block_folds(regions: dict[str, Region], *, n_folds: int | None = None) -> list[Fold]:
+    """Return folds (None: 4) that leave out one block of every slide, and nothing near it is trained on."""
+    n_folds = BLOCK_FOLDS if n_folds is None else n_folds
+    blocks = {s: blocks_of(r.coords_um, n_folds, slide=s) for s, r in regions.items()}
+    folds = []
+    for k in range(n_folds):
+        train, test = {}, {}
+        for s, region in regions.items():
+            lattice = common_lattice([region])
+            left = np.flatnonzero(blocks[s] == k)
+            buffer_um = BUFFER_PITCHES * (100.0 if lattice is None else lattice.pitch_um)
+            far = cKDTree(region.coords_um[left]).query(region.coords_um)[0] > buffer_um
+            train[s], test[s] = np.flatnonzero(far), left
+            if not far.any():
+                raise InputError(
+                    f"Slide {s!r} is too small for {n_folds} blocks with a buffer of {buffer_um:g} um: nothing is left "
+                    f"to train on."
+                )
+        folds.append(Fold(f"block{k}", train, test))
+    return folds
+
+
+def blocks_of(coords_um: NDArray[np.float64], n_folds: int, *, slide: str) -> NDArray[np.int64]:
+    """Cut a slide into compact blocks of equal size, by halving it across its longer side again and again."""
+    if len(coords_um) < 2 * n_folds:
+        raise InputError(f"Slide {slide!r} has {len(coords_um)} locations, too few for {n_folds} blocks.")
+    out = np.zeros(len(coords_um), dtype=np.int64)
+
+    def cut(rows: NDArray[np.int64], first: int, n: int) -> None:
+        if n == 1:
+            out[rows] = first
+            return
+        axis = int(np.argmax(np.ptp(coords_um[rows], axis=0)))
+        order = rows[np.lexsort((coords_um[rows, 1 - axis], coords_um[rows, axis]))]
+        where = len(order) * (n // 2) // n
+        cut(order[:where], first, n // 2)
+        cut(order[where:], first + n // 2, n - n // 2)
+
+    cut(np.arange(len(coords_um)), 0, n_folds)
+    return out

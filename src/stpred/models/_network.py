@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -228,6 +228,13 @@ class Network(Model):
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the (n, n_genes) mean prediction; there is no standard deviation (see `Ensemble`)."""
+        return self._apply(batch, self.finish), None
+
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the (n, n_genes) outputs as the network gives them, neither scaled back nor clipped."""
+        return self._apply(batch, lambda output: output)
+
+    def _apply(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         device = next(self.parameters()).device
         scaling = self.scaling(batch)
         out = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
@@ -235,8 +242,8 @@ class Network(Model):
             for rows in self._blocks(batch):
                 part = batch.take(rows)
                 sample = gather([part], [scaling], whole_slide=self.needs.whole_slide, device=device)
-                out[rows] = self.finish(self(sample)).float().cpu().numpy()
-        return out, None
+                out[rows] = finish(self(sample)).float().cpu().numpy()
+        return out
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Return rows of targets by place, so that a block's context is shared."""

@@ -59,8 +59,9 @@ def load_reference(
     Model
         Of family `miso`, `mlp` (student and sCellST, which map one patch or cell at a time), `deepspot` or `stnet`, in
         evaluation mode, with features taken as the encoder gives them. Predictions are on the scale that the weights
-        have: MISO's are relative and clipped at zero; ST-Net's are the log share ``log((1 + count) / (n_genes +
-        total))``. What the training tiles looked like is not known: ``ood_score`` is NaN.
+        have: MISO's are relative and, like DeepSpot's, clipped at zero (``model.outputs`` gives them unclipped);
+        ST-Net's are the log share ``log((1 + count) / (n_genes + total))``. What the training tiles looked like is not
+        known: ``ood_score`` is NaN.
 
     Raises
     ------

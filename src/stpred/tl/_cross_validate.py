@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models.ensemble import Ensemble, EnsembleConfig
-from stpred.tl._train import common_lattice, encoder_of, measured
+from stpred.tl._train import encoder_of, measured
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -34,10 +34,6 @@ Option = tuple[type[Model], BaseConfig]
 COLUMNS = [
     "model", "fold", "slide", "gene", "metric", "value", "target", "trained_on", "donor_shared", "split", "chosen"
 ]  # fmt: skip
-
-BLOCK_FOLDS = 4
-BUFFER_PITCHES = 2.5
-"""Distance between training and test locations of one slide: neighbours share their image and their RNA."""
 
 
 def cross_validate(
@@ -144,14 +140,14 @@ def cross_validate(
         "coordinate_system": coordinate_system,
     }
     regions = {s: data.read_region(sdata, slide=s, measured=True, **where) for s, sdata in slides.items()}
-    lattice = common_lattice(list(regions.values()))
+    lattice = data.common_lattice(list(regions.values()))
     pitch_um = None if lattice is None else lattice.pitch_um
     grids = {n: [(family, config.at_pitch(pitch_um)) for family, config in options] for n, options in grids.items()}
     folds = (
-        _block_folds(regions, BLOCK_FOLDS if n_folds is None else n_folds)
+        data.block_folds(regions, n_folds=n_folds)
         if split == "block"
         else [
-            _Fold(name, dict.fromkeys(train), dict.fromkeys(test))
+            data.Fold(name, dict.fromkeys(train), dict.fromkeys(test))
             for name, train, test in training.group_folds(donors, n_folds=n_folds)
         ]
     )
@@ -184,15 +180,6 @@ def cross_validate(
     return result[COLUMNS]
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """Slides and, within them, rows (None: all) that are trained on and tested."""
-
-    name: str
-    train: dict[str, Any]
-    test: dict[str, Any]
-
-
 def _check_donors(donors: dict[str, str], split: str, n_folds: int | None) -> None:
     n = len(set(donors.values()))
     if n < 2 and split == "slide":
@@ -220,52 +207,9 @@ def _part(region: data.Region, rows: Any) -> data.Region:
     return region if rows is None else region.take(rows)
 
 
-def _block_folds(regions: dict[str, data.Region], n_folds: int) -> list[_Fold]:
-    """Return folds that leave out one block of every slide, and nothing near it is trained on."""
-    from scipy.spatial import cKDTree
-
-    blocks = {s: _blocks(r.coords_um, n_folds, slide=s) for s, r in regions.items()}
-    folds = []
-    for k in range(n_folds):
-        train, test = {}, {}
-        for s, region in regions.items():
-            lattice = common_lattice([region])
-            left = np.flatnonzero(blocks[s] == k)
-            buffer_um = BUFFER_PITCHES * (100.0 if lattice is None else lattice.pitch_um)
-            far = cKDTree(region.coords_um[left]).query(region.coords_um)[0] > buffer_um
-            train[s], test[s] = np.flatnonzero(far), left
-            if not far.any():
-                raise InputError(
-                    f"Slide {s!r} is too small for {n_folds} blocks with a buffer of {buffer_um:g} um: nothing is left "
-                    f"to train on."
-                )
-        folds.append(_Fold(f"block{k}", train, test))
-    return folds
-
-
-def _blocks(coords_um: NDArray[np.float64], n_folds: int, *, slide: str) -> NDArray[np.int64]:
-    """Cut a slide into compact blocks of equal size, by halving it across its longer side again and again."""
-    if len(coords_um) < 2 * n_folds:
-        raise InputError(f"Slide {slide!r} has {len(coords_um)} locations, too few for {n_folds} blocks.")
-    out = np.zeros(len(coords_um), dtype=np.int64)
-
-    def cut(rows: NDArray[np.int64], first: int, n: int) -> None:
-        if n == 1:
-            out[rows] = first
-            return
-        axis = int(np.argmax(np.ptp(coords_um[rows], axis=0)))
-        order = rows[np.lexsort((coords_um[rows, 1 - axis], coords_um[rows, axis]))]
-        where = len(order) * (n // 2) // n
-        cut(order[:where], first, n // 2)
-        cut(order[where:], first + n // 2, n - n // 2)
-
-    cut(np.arange(len(coords_um)), 0, n_folds)
-    return out
-
-
 def _score_model(
     options: list[Option],
-    fold: _Fold,
+    fold: data.Fold,
     regions: dict[str, data.Region],
     embedded: dict[Any, dict[str, Batch]],
     names: list[str],
@@ -332,7 +276,7 @@ class _Kept:
 
 def _plain(value: Any) -> Any:
     """Return facts as JSON: configs by family and fields, folds by rows."""
-    if isinstance(value, _Fold):
+    if isinstance(value, data.Fold):
         return [value.name, value.train, value.test]
     if isinstance(value, BaseConfig):
         return value.to_dict()

@@ -14,7 +14,6 @@ from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.models import Model, _registry
 from stpred.models.ensemble import Ensemble, EnsembleConfig
-from stpred.regions import Lattice
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -155,7 +154,7 @@ def train(
     chosen = data.choose_genes(learned, rule)
     chosen = chosen.loc[[all(g in r.var.index for r in regions) for g in chosen.index]]  # type: ignore[union-attr]
     names = chosen.index.tolist()
-    lattice = common_lattice(learned)
+    lattice = data.common_lattice(learned)
     config = config.at_pitch(None if lattice is None else lattice.pitch_um)
     needs = _registry.probe(family, config).needs
     reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
@@ -224,14 +223,6 @@ def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> En
             f"`encoder` out."
         )
     return found
-
-
-def common_lattice(regions: list[data.Region]) -> Lattice | None:
-    """Return the training lattice: the slides' median pitch, and the arrangement of the first."""
-    lattices = [lattice for r in regions if (lattice := Lattice.of(r.coords_um)) is not None]
-    if not lattices:
-        return None
-    return Lattice(float(np.median([x.pitch_um for x in lattices])), lattices[0].hexagonal)
 
 
 def scored_scale(model: Model, target: str | None) -> str:
