@@ -228,13 +228,13 @@ class Network(Model):
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the (n, n_genes) mean prediction; there is no standard deviation (see `Ensemble`)."""
-        return self._apply(batch, self.finish), None
+        return self._evaluate(batch, self.finish), None
 
     def outputs(self, batch: Batch) -> NDArray[np.float32]:
         """Return the (n, n_genes) outputs as the network gives them, neither scaled back nor clipped."""
-        return self._apply(batch, lambda output: output)
+        return self._evaluate(batch, lambda output: output)
 
-    def _apply(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         device = next(self.parameters()).device
         scaling = self.scaling(batch)
         out = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
