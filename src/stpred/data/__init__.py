@@ -1,6 +1,7 @@
 """From SpatialData objects to what models are trained on and predict from."""
 
 from stpred.data._batches import make_batch, prediction_batches, reach_um, with_needs, with_parts
+from stpred.data._cells import cells_region, looks_like_cells, with_cells
 from stpred.data._features import embed, embed_dense, embed_parts, stored_features
 from stpred.data._folds import Fold, block_folds, blocks_of, choose_genes, common_lattice, donor_folds
 from stpred.data._regions import Region, as_slides, read_region
@@ -11,17 +12,20 @@ __all__ = [
     "as_slides",
     "block_folds",
     "blocks_of",
+    "cells_region",
     "choose_genes",
     "common_lattice",
     "donor_folds",
     "embed",
     "embed_dense",
     "embed_parts",
+    "looks_like_cells",
     "make_batch",
     "prediction_batches",
     "reach_um",
     "read_region",
     "stored_features",
+    "with_cells",
     "with_needs",
     "with_parts",
 ]

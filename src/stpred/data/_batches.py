@@ -12,8 +12,9 @@ from scipy.spatial import cKDTree
 
 from stpred import links
 from stpred._core.checks import InputError
+from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, stored_features
-from stpred.data._regions import Region, read_region
+from stpred.data._regions import CellsInside, Region, read_region
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
@@ -26,6 +27,9 @@ FEW_SOURCES = 30
 
 PIXEL_BLOCK = 1024
 """Locations whose pixels are in memory at a time in prediction."""
+
+CELL_BYTES = 2**29
+"""Features of cells that are in memory at a time in prediction."""
 
 
 def make_batch(
@@ -64,6 +68,9 @@ def make_batch(
     """
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
+    if needs.cells:
+        points = None if needs.patch_um is None else _points(region, needs, lattice, home)
+        return cell_batch(region, encoder, needs, points=points, batch_size=batch_size, **measured)
     n = len(region.coords_um)
     around = _surroundings(region, needs, lattice, home)
     features = stored_features(region, encoder)
@@ -122,8 +129,11 @@ def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, ba
 def prediction_batches(
     region: Region, encoder: Encoder, needs: Needs, **how: Any
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Yield rows of the region and their batch: all at once, or in blocks where features are the pixels themselves."""
+    """Yield rows of the region and their batch: all at once, or in blocks of pixels or of many cells."""
     n = len(region.coords_um)
+    if needs.cells:
+        yield from _cell_blocks(region, encoder, needs, **how)
+        return
     if getattr(encoder, "dtype", np.float32) != np.uint8 or n <= PIXEL_BLOCK:
         yield np.arange(n), make_batch(region, encoder, needs, **how)
         return
@@ -133,6 +143,66 @@ def prediction_batches(
     order = np.lexsort((region.coords_um[:, 0], np.floor(region.coords_um[:, 1] / (4 * encoder.card.tile.size_um))))
     for rows in np.array_split(order, -(-n // PIXEL_BLOCK)):
         yield rows, make_batch(region.take(rows), encoder, needs, **how)
+
+
+def _cell_blocks(
+    region: Region, encoder: Encoder, needs: Needs, **how: Any
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """Yield rows and batches of a region seen through cells; of many cells, in blocks by place."""
+    n = len(region.coords_um)
+    cells, links_inside = region.cells.region, region.cells.links  # type: ignore[union-attr]
+    n_blocks = -(-links_inside.indices.size * encoder.card.width * 4 // CELL_BYTES)
+    if n_blocks <= 1:
+        yield np.arange(n), make_batch(region, encoder, needs, **how)
+        return
+    spread = cells.take(sample_of(cells))
+    own = replace(spread, cells=CellsInside(cells, links.Links(np.arange(len(spread.coords_um) + 1), sample_of(cells))))
+    known = cell_batch(own, encoder, replace(needs, patch_um=None), batch_size=how.get("batch_size"))
+    sample = known.features[known.sources]
+    strip = np.floor(region.coords_um[:, 1] / max(np.ptp(region.coords_um[:, 1]) / np.sqrt(n_blocks), 1e-9))
+    for rows in np.array_split(np.lexsort((region.coords_um[:, 0], strip)), n_blocks):
+        yield rows, make_batch(region.take(rows), encoder, needs, sample=sample, **how)
+
+
+def _points(region: Region, needs: Needs, lattice: Lattice | None, home: str | None) -> Points:
+    """Find the locations at the training pitch that targets lie in, and those around these.
+
+    The slide's own ones of the training region where a target has one near, else those of a grid; which one a target
+    gets depends on its place alone.
+    """
+    name = region.shapes_key if lattice is None else home
+    if lattice is None and region.cells is not None and region.cells.region.shapes_key == region.shapes_key:
+        raise InputError(
+            f"{region.shapes_key!r} of slide {region.slide!r} are cells; this model is trained on spots or bins that "
+            f"hold cells, whose tiles it sees beside them."
+        )
+    at_home = np.empty((0, 2)) if name is None else _home(region, name)
+    if lattice is None:
+        lattice = Lattice.of(at_home)
+        lattice = Lattice(needs.patch_um or 100.0, hexagonal=False) if lattice is None else lattice
+    elif not _serves(Lattice.of(at_home), lattice, len(at_home), Needs()):
+        at_home = np.empty((0, 2))
+    coords, radius_um = region.coords_um, float(needs.patch_context_um)  # type: ignore[arg-type]
+    covered = np.zeros(len(coords), dtype=bool)
+    if len(at_home):
+        covered = np.isfinite(cKDTree(at_home).query(coords, distance_upper_bound=1.01 * lattice.pitch_um)[0])
+    grid = np.empty((0, 2))
+    if not covered.all():
+        wide = Needs(context_um=radius_um + lattice.pitch_um, slide_statistics=needs.slide_statistics)
+        grid = _grid(region, wide, lattice, coords[~covered], whole=len(at_home) == 0)
+    own = np.zeros(len(coords), dtype=np.int64)
+    near = []
+    for mask, places, start in ((covered, at_home, 0), (~covered, grid, len(at_home))):
+        if len(places):
+            own[mask] = start + cKDTree(places).query(coords[mask])[1]
+            found = links.radius(places, places, radius_um=radius_um)
+            near.append(links.Links(found.indptr, found.indices + start))
+    indptr = np.concatenate([[0], *(x.indptr[1:] + sum(y.indices.size for y in near[:i]) for i, x in enumerate(near))])
+    around = links.Links(indptr, np.concatenate([x.indices for x in near])).take(own)
+    first = links.Links(around.indptr + np.arange(len(own) + 1), np.insert(around.indices, around.indptr[:-1], own))
+    sources = np.arange(len(at_home) or len(grid))
+    told = "grid" if len(at_home) == 0 else str(name) if covered.all() else f"{name}+grid"
+    return Points(np.concatenate([at_home, grid]), first, sources, told)
 
 
 @dataclass(frozen=True)

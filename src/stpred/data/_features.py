@@ -46,16 +46,35 @@ def embed_parts(
     """Return (n * parts ** 2, width) features of the sub-tiles of each tile, row by row of a tile.
 
     An encoder whose scales are in micrometres sees a smaller tile at its own resolution; any other sees the sub-tile
-    enlarged to the size that it expects.
+    resampled to the size that it expects.
     """
     size_um = encoder.card.tile.size_um
     offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * size_um
     grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
     places = (coords_um[:, None] + grid).reshape(-1, 2)
-    smaller = encoder.part(parts) if hasattr(encoder, "part") else encoder
-    own = smaller is not encoder
-    tile = smaller.card.tile if own else TileSpec(encoder.card.tile.mpp / parts, encoder.card.tile.size_px)
-    return _stream(region, smaller, places, tile=tile, what="parts", batch_size=batch_size)
+    return _resized(region, encoder, places, size_um=size_um / parts, what="parts", batch_size=batch_size)
+
+
+def embed_wide(
+    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, size_um: float, batch_size: int | None = None
+) -> NDArray[Any]:
+    """Return (n, width) features of tiles of another edge than the encoder's own, seen as sub-tiles are."""
+    return _resized(region, encoder, coords_um, size_um=size_um, what="wide", batch_size=batch_size)
+
+
+def _resized(
+    region: Region,
+    encoder: Encoder,
+    coords_um: NDArray[np.float64],
+    *,
+    size_um: float,
+    what: str,
+    batch_size: int | None,
+) -> NDArray[Any]:
+    other = encoder.resized(size_um) if hasattr(encoder, "resized") else encoder
+    size_px = encoder.card.tile.size_px
+    tile = TileSpec(size_um / size_px, size_px) if other is encoder else other.card.tile
+    return _stream(region, other, coords_um, tile=tile, what=what, batch_size=batch_size)
 
 
 def _stream(

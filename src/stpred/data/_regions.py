@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
+from stpred.links import Links
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Region:
         (n, 2) centres.
     n_outside
         Locations that were left out because they are off the image.
+    cells
+        The slide's cells and which of them lie in each location, for models that see cells (`with_cells`).
+    without_cells
+        Locations that were left out because no cell lies in them.
     counts, totals, var
         (n, G) raw counts, (n,) library sizes and the genes' frame, where a table was asked for.
     """
@@ -71,6 +76,8 @@ class Region:
     counts: csr_matrix | None = None
     totals: NDArray[np.float64] | None = None
     var: pd.DataFrame | None = None
+    cells: CellsInside | None = None
+    without_cells: tuple[Any, ...] = ()
 
     def target(self, names: list[str], target: str) -> NDArray[np.float32]:
         """Return the (n, n_genes) training target of the named genes."""
@@ -87,7 +94,25 @@ class Region:
             coords_um=self.coords_um[rows],
             counts=None if self.counts is None else self.counts[rows],
             totals=None if self.totals is None else self.totals[rows],
+            cells=None if self.cells is None else replace(self.cells, links=self.cells.links.take(rows)),
         )
+
+
+@dataclass(frozen=True)
+class CellsInside:
+    """The cells of a slide, and which of them are in each location of a region.
+
+    Attributes
+    ----------
+    region
+        The cells, all that are on the image.
+    links
+        Ragged index from locations to rows of `region`, nearest to the location's centre first; of a region of cells,
+        each itself.
+    """
+
+    region: Region
+    links: Links
 
 
 def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, SpatialData]:

@@ -96,11 +96,10 @@ class Morphology:
                 fill(row)
         return out
 
-    def part(self, parts: int) -> Morphology:
-        """Return the encoder of sub-tiles, ``parts`` along each edge, at the same resolution if not tiny."""
-        tile = self.card.tile
-        size = max(_SMALLEST_PX, round(tile.size_px / parts))
-        return Morphology(tile=TileSpec(tile.size_um / parts / size, size), threads=self._threads)
+    def resized(self, size_um: float) -> Morphology:
+        """Return the encoder of tiles of another edge, at the same resolution if they are not tiny."""
+        size = max(_SMALLEST_PX, round(size_um / self.card.tile.mpp))
+        return Morphology(tile=TileSpec(size_um / size, size), threads=self._threads)
 
     def to(self, device: str | None) -> Morphology:
         """Return the encoder itself: it has no parameters and runs on the CPU."""

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from stpred.models._network import Network, NetworkConfig
     from stpred.models._reference import load_reference
     from stpred.models._registry import list
+    from stpred.models.deepcell import DeepCell
     from stpred.models.deepspot import DeepSpot
+    from stpred.models.deepspot2cell import DeepSpot2Cell
     from stpred.models.ensemble import Ensemble
     from stpred.models.intensity import Intensity
     from stpred.models.mean import Mean
     from stpred.models.miso import MISO
     from stpred.models.mlp import MLP
     from stpred.models.ridge import Ridge
+    from stpred.models.scellst import SCellST
     from stpred.models.stnet import STNet
     from stpred.models.transformer import Transformer
 
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 _WHERE = {
     "BaseConfig": "_base",
     "Batch": "_base",
+    "DeepCell": "deepcell",
     "DeepSpot": "deepspot",
+    "DeepSpot2Cell": "deepspot2cell",
     "Ensemble": "ensemble",
     "Intensity": "intensity",
     "MISO": "miso",
@@ -40,6 +45,7 @@ _WHERE = {
     "NetworkConfig": "_network",
     "Record": "_base",
     "Ridge": "ridge",
+    "SCellST": "scellst",
     "STNet": "stnet",
     "Transformer": "transformer",
     "list": "_registry",
@@ -51,7 +57,9 @@ _WHERE = {
 __all__ = [
     "BaseConfig",
     "Batch",
+    "DeepCell",
     "DeepSpot",
+    "DeepSpot2Cell",
     "Ensemble",
     "Intensity",
     "MISO",
@@ -63,6 +71,7 @@ __all__ = [
     "NetworkConfig",
     "Record",
     "Ridge",
+    "SCellST",
     "STNet",
     "Transformer",
     "list",

@@ -39,6 +39,14 @@ class Needs:
         Sub-tiles along each edge of a target's tile (3: nine sub-tiles), or None.
     slide_colour
         Whether pixels are normalised by the colour of the slide's tissue.
+    cells
+        Whether locations are seen through the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
+        each cell, among the slide's cells.
+    patch_um
+        Of models that see cells: edge of a tile around the location that a cell lies in, and around the locations
+        within `patch_context_um` of that one; or None.
+    patch_context_um
+        Radius between such locations.
     """
 
     context_um: float | None = None
@@ -47,6 +55,9 @@ class Needs:
     whole_slide: bool = False
     parts: int | None = None
     slide_colour: bool = False
+    cells: bool = False
+    patch_um: float | None = None
+    patch_context_um: float | None = None
 
     @property
     def linked(self) -> bool:
@@ -57,6 +68,29 @@ class Needs:
     def sources(self) -> bool:
         """Whether points at the training pitch are needed beside the targets."""
         return self.linked or self.slide_statistics or self.whole_slide
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Tiles of the locations that cells lie in, of models that see both.
+
+    Attributes
+    ----------
+    features
+        (p, n_features) float32, each location at the training pitch once.
+    links
+        Ragged index from targets to rows of `features`: the location that the target lies in first, then those around.
+    sources
+        (s,) rows of `features` that speak for the slide as a whole.
+    """
+
+    features: NDArray[Any]
+    links: Links
+    sources: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Patches:
+        """Return those of some of the targets, in this order."""
+        return replace(self, links=self.links.take(rows))
 
 
 @dataclass(frozen=True)
@@ -79,6 +113,13 @@ class Batch:
         Ragged index from targets to rows of `features`: their neighbours, the target itself not among them; or None.
     parts
         Ragged index from targets to rows of `features`: sub-tiles of the target's tile; or None.
+    cells
+        Ragged index from targets to rows of `features`: the cells in each location; of a cell, itself. None for models
+        that do not see cells. With cells, the row of `targets` is the cell nearest to the location's centre.
+    cell_links
+        Ragged index from rows of `features` to rows of `features`: the cells around each cell; or None.
+    patches
+        Tiles of the locations that cells lie in; or None.
     y
         (n, n_genes) float32 training target, or None.
     truth
@@ -101,6 +142,9 @@ class Batch:
     coords_um: NDArray[np.float64]
     links: Links | None = None
     parts: Links | None = None
+    cells: Links | None = None
+    cell_links: Links | None = None
+    patches: Patches | None = None
     y: NDArray[np.float32] | None = None
     truth: NDArray[np.float32] | None = None
     totals: NDArray[np.float64] | None = None
@@ -129,6 +173,7 @@ class Batch:
         *,
         neighbors: Any = None,
         parts: NDArray[Any] | None = None,
+        cells: Any = None,
         coords_um: NDArray[np.float64] | None = None,
         slide: str = "slide",
         **measured: Any,
@@ -138,12 +183,15 @@ class Batch:
         Parameters
         ----------
         features
-            (n, n_features) features of the locations' tiles.
+            (n, n_features) features of the locations' tiles; with `cells`, (m, n_features) features of the cells.
         neighbors
             For each location the rows of its neighbours, as (n, k) whole numbers with -1 for none, or as a list of
             lists; a location itself is dropped from its list, since models always see it.
         parts
             (n, p, n_features) features of the sub-tiles.
+        cells
+            Which cells each of the n locations holds, at least one each: a list of lists of rows, or
+            :class:`~stpred.links.Links`.
         coords_um
             (n, 2) centres in micrometres.
         slide
@@ -152,20 +200,25 @@ class Batch:
             ``y``, ``truth``, ``totals``, ``scale``, ``n_measured``.
         """
         features = np.asarray(features)
-        n = len(features)
-        rows = np.arange(n)
+        inside = None if cells is None else _links(cells)
+        if inside is not None and (inside.counts() == 0).any():
+            raise InputError(f"{int((inside.counts() == 0).sum())} locations hold no cell; leave them out.")
+        n = len(features) if inside is None else inside.n_targets
+        rows = np.arange(n) if inside is None else inside.indices[inside.indptr[:-1]]
         links = around = None
         if neighbors is not None:
-            lists = [[int(j) for j in row if j >= 0 and j != i] for i, row in enumerate(neighbors)]
-            links = Links(
-                np.concatenate([[0], np.cumsum([len(x) for x in lists])]), np.array(sum(lists, []), dtype=int)
-            )
+            found = _links(neighbors)
+            owner = np.repeat(np.arange(found.n_targets), found.counts())
+            kept = found.indices != owner
+            counts = np.bincount(owner[kept], minlength=found.n_targets)
+            links = Links(np.concatenate([[0], np.cumsum(counts)]), found.indices[kept])
+        sources = np.arange(len(features))
         if parts is not None:
             each = parts.shape[1]
             around = Links(np.arange(n + 1) * each, n + np.arange(n * each))
             features = np.concatenate([features, np.asarray(parts).reshape(n * each, -1)])
         coords = np.zeros((n, 2)) if coords_um is None else np.asarray(coords_um, dtype=np.float64)
-        return cls(slide, features, rows, rows, coords, links=links, parts=around, **measured)
+        return cls(slide, features, rows, sources, coords, links=links, parts=around, cells=inside, **measured)
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
@@ -179,10 +232,23 @@ class Batch:
             coords_um=self.coords_um[rows],
             links=None if self.links is None else self.links.take(rows),
             parts=None if self.parts is None else self.parts.take(rows),
+            cells=None if self.cells is None else self.cells.take(rows),
+            patches=None if self.patches is None else self.patches.take(rows),
             y=some(self.y),
             truth=some(self.truth),
             totals=some(self.totals),
         )
+
+
+def _links(lists: Any) -> Links:
+    """Return ragged links from a list of lists of rows, or a matrix of them; negative rows stand for none."""
+    if isinstance(lists, Links):
+        return lists
+    counts = np.fromiter((len(row) for row in lists), dtype=np.int64, count=len(lists))
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *(np.asarray(row, dtype=np.int64) for row in lists)])
+    known = flat >= 0
+    counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[known], minlength=len(counts))
+    return Links(np.concatenate([[0], np.cumsum(counts)]), flat[known])
 
 
 @dataclass(frozen=True)
@@ -227,6 +293,8 @@ class Record:
         Median spacing and name of the training locations.
     reach_um
         How far from a location its nearest neighbours went in training, in the median; None without neighbours.
+    cells
+        Name of the region of cells that locations were seen through; None: by their own tile.
     training
         Slides, donors, numbers of locations, seed, how settings were chosen.
     """
@@ -241,6 +309,7 @@ class Record:
     pitch_um: float | None = None
     region: str | None = None
     reach_um: float | None = None
+    cells: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -341,6 +410,8 @@ class Model(nn.Module, ABC):
     """What the family reads tiles at when the user does not say; None: the encoder's own."""
     seeded: ClassVar[bool] = False
     """Whether two fits on the same data differ by their seed."""
+    per: ClassVar[int | None] = None
+    """Of predicted counts: how many counts of a location they are of; None: as many as were measured."""
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__()
@@ -362,6 +433,10 @@ class Model(nn.Module, ABC):
         """Return (n, typical_width) values by which tiles are told from those of training."""
         return np.asarray(batch.own, dtype=np.float32)
 
+    def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (n,) scores of how far targets are from those of training: 0 = alike, NaN = not known."""
+        return self.typical.score(self.describe(batch))
+
     def training_target(self, target: str | None) -> str:
         """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""
         return "log1p_cp10k" if target is None else target
@@ -369,6 +444,10 @@ class Model(nn.Module, ABC):
     def output_scale(self, target: str | None) -> str:
         """Return the scale of what it predicts: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
         return self.training_target(target)
+
+    def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (n, n_genes) predictions as they are compared with the measurement."""
+        return values
 
     @property
     def support_um(self) -> float:

@@ -140,6 +140,10 @@ class Network(Model):
             return Scaling.of(batch.features[batch.sources])
         return Scaling(self.feature_mean.cpu().numpy(), self.feature_std.cpu().numpy())
 
+    def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
+        """Return a slide as training steps take it, and what its features are still to be standardised by."""
+        return batch, self.scaling(batch)
+
     # Training.
 
     def begin(self, batches: Sequence[Batch]) -> None:
@@ -150,8 +154,8 @@ class Network(Model):
             self._set("feature_std", found.std)
         y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches])
         if self.config.loss == "mse" and self.config.scale_genes:
-            std = y.std(axis=0)
-            self._set("gene_mean", y.mean(axis=0))
+            mean, std = self.gene_scaling(batches)
+            self._set("gene_mean", mean)
             self._set("gene_std", np.where(std < 1e-8, 1.0, std))
             self.initialise(np.zeros(self.n_genes))
         elif self.config.loss == "mse":
@@ -160,6 +164,11 @@ class Network(Model):
             totals = np.concatenate([_totals(b) for b in batches])
             part = ((y.sum(axis=0) + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
             self.initialise(np.log(part / (1 - part)))
+
+    def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (n_genes,) what training targets are centred and divided by."""
+        y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches])
+        return y.mean(axis=0), y.std(axis=0)
 
     def initialise(self, mean: NDArray[np.float64]) -> None:
         """Let the outputs start at the (n_genes,) training mean."""

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from stpred.models._base import BaseConfig, Model
 
 FAMILIES = {
+    "deepcell": "stpred.models.deepcell:DeepCell",
     "deepspot": "stpred.models.deepspot:DeepSpot",
+    "deepspot2cell": "stpred.models.deepspot2cell:DeepSpot2Cell",
     "ensemble": "stpred.models.ensemble:Ensemble",
     "intensity": "stpred.models.intensity:Intensity",
     "mean": "stpred.models.mean:Mean",
     "miso": "stpred.models.miso:MISO",
     "mlp": "stpred.models.mlp:MLP",
     "ridge": "stpred.models.ridge:Ridge",
+    "scellst": "stpred.models.scellst:SCellST",
     "stnet": "stpred.models.stnet:STNet",
     "transformer": "stpred.models.transformer:Transformer",
 }

@@ -34,6 +34,12 @@ class Sample:
         (n, k) rows of `features`, -1 where there is none; or None.
     sources
         (p,) rows of `features` at the training pitch, for networks that look at whole slides; or None.
+    cells, owners
+        (m,) rows of `features` that are cells of the targets, in the order of the targets, and (m,) whose they are; or
+        None. With cells, `neighbors` are those of each of them.
+    patches, patch_rows
+        (q, n_features) standardised tiles of locations, and (n, k) which of them are a target's, its own first, -1
+        where there is none; or None.
     y, totals
         (n, n_genes) training target and (n,) library sizes, or None.
     """
@@ -44,6 +50,10 @@ class Sample:
     neighbors: Tensor | None = None
     parts: Tensor | None = None
     sources: Tensor | None = None
+    cells: Tensor | None = None
+    owners: Tensor | None = None
+    patches: Tensor | None = None
+    patch_rows: Tensor | None = None
     y: Tensor | None = None
     totals: Tensor | None = None
 
@@ -90,15 +100,20 @@ def gather(
     batches
         Targets; all with or all without links, parts, targets' values.
     scalings
-        How each batch's features are standardised; None leaves them as they are.
+        How each batch's features are standardised; None leaves them as they are. Patches come standardised.
     whole_slide
         Keep every source of the slides, not only linked ones.
     device
         Where the tensors go.
     """
-    features, columns, start = [], [], 0
+    features, patches, columns, start, first, n_patches = [], [], [], 0, 0, 0
     for number, (batch, scaling) in enumerate(zip(batches, scalings, strict=True)):
-        wanted = [batch.targets, *(x.indices for x in (batch.links, batch.parts) if x is not None)]
+        own = (
+            batch.links
+            if batch.cells is None or batch.cell_links is None
+            else batch.cell_links.take(batch.cells.indices)
+        )
+        wanted = [batch.targets, *(x.indices for x in (own, batch.parts, batch.cells) if x is not None)]
         used = np.unique(np.concatenate([*wanted, batch.sources] if whole_slide else wanted))
         values = batch.features if len(used) == len(batch.features) else batch.features[used]
         features.append(_plain(values) if scaling is None else scaling.apply(values))
@@ -106,24 +121,33 @@ def gather(
         def place(rows: NDArray[np.int64], used: NDArray[np.int64] = used, start: int = start) -> NDArray[np.int64]:
             return np.where(rows < 0, -1, np.searchsorted(used, rows) + start)
 
-        columns.append(
-            {
-                "targets": place(batch.targets),
-                "slides": np.full(len(batch.targets), number),
-                "neighbors": None if batch.links is None else place(padded(batch.links)),
-                "parts": None if batch.parts is None else place(padded(batch.parts)),
-                "sources": place(batch.sources) if whole_slide else None,
-                "y": batch.y,
-                "totals": None if batch.totals is None else np.asarray(batch.totals, dtype=np.float32),
-            }
-        )
+        column = {
+            "targets": place(batch.targets),
+            "slides": np.full(len(batch.targets), number),
+            "neighbors": None if own is None else place(padded(own)),
+            "parts": None if batch.parts is None else place(padded(batch.parts)),
+            "sources": place(batch.sources) if whole_slide else None,
+            "cells": None if batch.cells is None else place(batch.cells.indices),
+            "owners": None
+            if batch.cells is None
+            else np.repeat(first + np.arange(len(batch.targets)), batch.cells.counts()),
+            "patch_rows": None,
+            "y": batch.y,
+            "totals": None if batch.totals is None else np.asarray(batch.totals, dtype=np.float32),
+        }
+        if batch.patches is not None:
+            shown, rows = np.unique(padded(batch.patches.links), return_inverse=True)
+            kept = shown[shown >= 0]
+            patches.append(np.asarray(batch.patches.features[kept], dtype=np.float32))
+            rows = rows.reshape(len(batch.targets), -1) - (len(shown) - len(kept))
+            column["patch_rows"] = np.where(rows < 0, -1, rows + n_patches)
+            n_patches += len(kept)
+        columns.append(column)
         start += len(used)
+        first += len(batch.targets)
     tensors = {k: _join([c[k] for c in columns]) for k in columns[0]}
-    points = features[0] if len(features) == 1 else np.concatenate(features)
-    return Sample(
-        features=torch.from_numpy(np.ascontiguousarray(points)).to(device),
-        **{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()},  # type: ignore[arg-type]
-    )
+    tensors |= {"features": _join(features), "patches": _join(patches) if patches else None}
+    return Sample(**{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()})  # type: ignore[arg-type]
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:

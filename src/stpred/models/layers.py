@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stpred._core.checks import one_of
+
+OUTPUTS = ("linear", "relu", "softplus")
+
+SOFTPLUS_BETA = 20.0
+"""Steepness of softplus outputs, as in sCellST."""
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
 
@@ -22,6 +27,51 @@ def activation(name: str) -> nn.Module:
     """Return an activation by name; ``"leaky_relu"`` has a slope of 0.01."""
     one_of(name, ACTIVATIONS, name="activation")
     return {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU, "silu": nn.SiLU}[name]()
+
+
+def perceptron(
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    act: nn.Module,
+    *,
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    output: str = "linear",
+    training: bool = False,
+) -> Tensor:
+    """Map (n, width) values through linear layers, with an activation and dropout after each but the last.
+
+    `output` is what follows the last one: ``"linear"``, ``"relu"`` or ``"softplus"`` (of steepness 20).
+    """
+    *hidden, last = layers
+    x = nn.functional.dropout(x, input_dropout, training)
+    for layer in hidden:
+        x = nn.functional.dropout(act(layer(x)), dropout, training)
+    x = last(x)
+    if output == "relu":
+        return x.relu()
+    return nn.functional.softplus(x, beta=SOFTPLUS_BETA) if output == "softplus" else x
+
+
+def segment_sum(values: Tensor, owners: Tensor, n: int) -> Tensor:
+    """Sum (m, f) values into the (n, f) segments that (m,) `owners` name, in rising order; empty ones are zero."""
+    counts = torch.bincount(owners, minlength=n)
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        return torch.segment_reduce(values.contiguous(), "sum", lengths=counts, unsafe=True, initial=0)
+    return values.new_zeros(n, values.shape[1]).index_add_(0, owners, values)
+
+
+def segment_mean(values: Tensor, owners: Tensor, n: int) -> Tensor:
+    """Average (m, f) values within the (n, f) segments that (m,) `owners` name, in rising order."""
+    counts = torch.bincount(owners, minlength=n).clamp(min=1)
+    return segment_sum(values, owners, n) / counts[:, None]
+
+
+def segment_softmax(values: Tensor, owners: Tensor, n: int) -> Tensor:
+    """Return (m,) weights: the softmax of (m,) values within each of n segments."""
+    highest = values.new_full((n,), -torch.inf).scatter_reduce(0, owners, values.detach(), "amax")
+    raised = (values - highest[owners]).exp()
+    return raised / segment_sum(raised[:, None], owners, n)[owners, 0]
 
 
 def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:

@@ -12,9 +12,7 @@ from stpred._core.checks import InputError, one_of, positive, whole
 from stpred.models._base import BaseConfig, Needs
 from stpred.models._network import Network, NetworkConfig, share
 from stpred.models._sample import Sample
-from stpred.models.layers import ACTIVATIONS, activation, rows_or_zero
-
-OUTPUTS = ("linear", "relu", "softplus")
+from stpred.models.layers import ACTIVATIONS, OUTPUTS, activation, perceptron, rows_or_zero
 
 
 @dataclass(frozen=True)
@@ -93,17 +91,11 @@ class MLP(Network):
         x = sample.features[sample.targets]
         if self.config.context_um is not None:
             x = torch.cat([x, _around(sample, x)], dim=1)
-        return self.apply_layers(x)
-
-    def apply_layers(self, x: Tensor) -> Tensor:
-        """Map (n, width) features to (n, n_genes) outputs."""
-        x = nn.functional.dropout(x, self.config.input_dropout, self.training)
-        for layer in self.layers[:-1]:
-            x = nn.functional.dropout(self.act(layer(x)), self.config.dropout, self.training)
-        x = self.layers[-1](x)
-        if self.config.output == "relu":
-            return x.relu()
-        return nn.functional.softplus(x, beta=20) if self.config.output == "softplus" else x
+        c = self.config
+        return perceptron(
+            self.layers, x, self.act,
+            dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
+        )  # fmt: skip
 
 
 def _around(sample: Sample, own: Tensor) -> Tensor:

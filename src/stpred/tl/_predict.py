@@ -36,6 +36,7 @@ def predict(
     *,
     shapes_key: str | None = None,
     image_key: str | None = None,
+    cells_key: str | None = None,
     key_added: str | None = None,
     genes: Iterable[str] | None = None,
     encoder: Any = None,
@@ -57,9 +58,14 @@ def predict(
         bundled default.
     shapes_key
         Region to predict on; None takes the model's own training region when present, else the slide's only one. A
-        slide without any gets ``tissue`` and ``grid`` (at the training pitch).
+        slide without any gets ``tissue`` and ``grid`` (at the training pitch), or for a model that sees cells
+        ``nuclei`` (see :func:`stpred.pp.nuclei`).
     image_key
         H&E image; None takes the one in the micrometre frame.
+    cells_key
+        Of a model that sees cells: their shapes. On these the prediction is of each cell, on any other region of the
+        cells in each location. None: the region itself where its shapes are cells, else the region of cells that the
+        model was trained through, else ``nuclei``, else ``cells``. Locations without cells are left out.
     key_added
         Name of the table; None makes ``{shapes}_{model}``. An existing one is overwritten in memory with a warning.
     genes
@@ -123,6 +129,10 @@ def predict(
         prefer=trained.record.region,
         coordinate_system=coordinate_system,
     )
+    if trained.needs.cells:
+        region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
+    elif cells_key is not None:
+        raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
     key = keys.predicted(region.shapes_key, trained.record.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)
@@ -138,7 +148,7 @@ def predict(
     where = {"lattice": lattice, "home": trained.record.region}
     for rows, batch in data.prediction_batches(region, used, trained.needs, **where, **how):
         found, spread = trained.predict(batch)
-        mean[rows], score[rows] = found[:, columns], trained.typical.score(trained.describe(batch))
+        mean[rows], score[rows] = found[:, columns], trained.unlikeness(batch)
         if spread is not None:
             std = np.empty_like(mean) if std is None else std
             std[rows] = spread[:, columns]
@@ -263,8 +273,10 @@ def _warn_unlike(model: Model, score: np.ndarray) -> None:
 
 def _provenance(model: Model, encoder: Encoder, region: data.Region, context: str | None) -> dict[str, Any]:
     record = model.record
+    cells = {} if region.cells is None else {"cells": region.cells.region.shapes_key}
     return {
         "kind": "prediction",
+        **cells,
         "model": record.name,
         "model_id": model.id,
         "family": model.family,
@@ -275,6 +287,7 @@ def _provenance(model: Model, encoder: Encoder, region: data.Region, context: st
         "gene_rule": record.gene_rule,
         "training": record.training,
         "output_scale": record.target,
+        **({} if model.per is None else {"per": model.per}),
         "support_um": model.support_um,
         "context": context,
         "image": region.pyramid.fingerprint,
@@ -282,6 +295,9 @@ def _provenance(model: Model, encoder: Encoder, region: data.Region, context: st
         "mpp": region.pyramid.mpp,
         "upsampled": region.pyramid.mpp > encoder.card.tile.mpp * 1.01,
         "n_predicted": len(region.coords_um),
-        "left_out": {"off_image": region.n_outside},
+        "left_out": {
+            "off_image": region.n_outside,
+            **({} if region.cells is None else {"no_cells": len(region.without_cells)}),
+        },
         "versions": tables.package_versions(),
     }

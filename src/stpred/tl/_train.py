@@ -35,6 +35,7 @@ def train(
     shapes_key: str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
+    cells_key: str | None = None,
     target: str | None = None,
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
@@ -65,6 +66,10 @@ def train(
         count. Rules are computed on these slides alone.
     shapes_key, table_key, image_key
         Region, its raw counts and the H&E image; None finds them.
+    cells_key
+        Of families that see a location through the cells in it (``"scellst"``, ``"deepcell"``, ``"deepspot2cell"``): the
+        shapes of the cells, on every slide. None: the region itself where its shapes are cells, else ``nuclei``, else
+        ``cells``. Locations without cells are left out and counted in the record.
     target
         ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former.
     encoder
@@ -149,6 +154,10 @@ def train(
         )
         for slide, sdata in slides.items()
     ]
+    if blank.needs.cells:
+        regions = [data.with_cells(r, cells_key=cells_key) for r in regions]
+    elif cells_key is not None:
+        raise InputError(f"`cells_key` is for families that see cells; {family.family!r} sees tiles.")
     left = _validation(validation, donors)
     learned = [r for r in regions if r.slide not in left]
     chosen = data.choose_genes(learned, rule)
@@ -180,6 +189,7 @@ def train(
     record.region = regions[0].shapes_key
     record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
     reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
+    record.cells = None if regions[0].cells is None else regions[0].cells.region.shapes_key
     record.reach_um = round(float(np.median(reaches)), 3) if reaches else None
     record.training = {
         "slides": {r.slide: {"donor": donors[r.slide], "n_locations": len(r.coords_um)} for r in regions},
@@ -187,6 +197,7 @@ def train(
         "n_donors": len(set(order)),
         "donors_given": groups is not None,
         "hexagonal": bool(lattice is not None and lattice.hexagonal),
+        **_cell_facts(regions),
         "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
         "seed": seed,
         "target": batches[0].scale,
@@ -231,7 +242,7 @@ def scored_scale(model: Model, target: str | None) -> str:
     Relative outputs are scored on log1p CP10k: on raw counts, the library size alone would make any gene look good.
     """
     scale = model.output_scale(target)
-    return scale if scale in TARGETS else "log1p_cp10k"
+    return scale if scale in TARGETS and model.per is None else "log1p_cp10k"
 
 
 def measured(
@@ -242,6 +253,14 @@ def measured(
     scored = scored_scale(model, target) if scored_on is None else scored_on
     truth = None if scored == scale else region.target(names, scored)
     return {"y": region.target(names, scale), "scale": scale, "truth": truth}
+
+
+def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
+    """Return how many cells the locations were seen through, and how many locations had none."""
+    if regions[0].cells is None:
+        return {}
+    cells = {r.slide: int(r.cells.links.indices.size) for r in regions if r.cells is not None}
+    return {"n_cells": cells, "without_cells": {r.slide: len(r.without_cells) for r in regions}}
 
 
 def _plain_name(config: Any, family: type[Model]) -> str:

@@ -81,8 +81,8 @@ def train(
         scored: list[tuple[NDArray, NDArray, NDArray]] = []
         losses: list[float] = []
         best: dict[str, Tensor] = {}
-        scalings = [model.scaling(b) for b in batches]
         draws = model.draws(batches, seed=seed)
+        batches, scalings = zip(*(model.ready(b) for b in batches), strict=True)
         wrapped, optimizer = fabric.setup(model, model.optimizer())
         first = _resume(checkpoint, model, optimizer, order, scored, losses, best)
         saved = time.monotonic()
@@ -220,7 +220,7 @@ def _score(model: Network, validation: Sequence[Batch]) -> tuple[NDArray, NDArra
 
 def score_slide(model: Any, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     """Return Pearson and Spearman of each gene, and the mean squared error, of a slide's prediction."""
-    mean, truth = model.predict(batch)[0], batch.scored
+    mean, truth = model.as_scored(model.predict(batch)[0]), batch.scored
     error = float(np.square(mean - truth).mean())
     return metrics.pearson(mean, truth).astype(np.float32), metrics.spearman(mean, truth).astype(np.float32), error
 

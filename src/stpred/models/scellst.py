@@ -1,0 +1,194 @@
+"""sCellST: expression of single cells from the spots that they are in (Chadoutaud et al. 2026)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.specs import TileSpec
+from stpred.models._base import BaseConfig, Batch, Needs
+from stpred.models._cells import CellNetwork, cells_of, typical_cells
+from stpred.models._network import NetworkConfig, share
+from stpred.models._sample import Sample, Scaling
+from stpred.models.layers import (
+    ACTIVATIONS,
+    OUTPUTS,
+    SOFTPLUS_BETA,
+    activation,
+    perceptron,
+    segment_softmax,
+    segment_sum,
+)
+
+POOLS = ("mean", "sum", "attention")
+
+UPPER = 0.95
+"""Quantile of a gene over a slide's spots that is scaled to 1."""
+
+_SMALLEST_SHARE = 1e-9
+
+
+@dataclass(frozen=True)
+class SCellSTConfig(NetworkConfig):
+    """Settings of :class:`SCellST`; see :class:`stpred.models.NetworkConfig` for those that every network has.
+
+    Parameters
+    ----------
+    hidden
+        Widths of the hidden layers.
+    activation
+        After each hidden layer: ``"relu"``, ``"leaky_relu"`` (published), ``"gelu"`` or ``"silu"``.
+    dropout
+        After each hidden layer's activation.
+    output
+        ``"softplus"`` (published, with a steepness of 20), ``"relu"`` or ``"linear"``.
+    pool
+        ``"mean"`` of the cells in a spot (published); ``"sum"``, by which the number of cells counts and a spot's cells
+        add up to it; ``"attention"``, a mean with learned weights (Ilse et al. 2018).
+    context_um
+        Radius in micrometres around a cell; the mean features of the other cells within it and their number are added
+        to the cell's own. None (published): the cell alone.
+    scale_genes
+        For ``"mse"``: divide each gene by its range up to the 95th percentile over the spots of a slide; inverted at
+        prediction by the mean over the training slides.
+    """
+
+    hidden: tuple[int, ...] = (256, 256, 256)
+    activation: str = "leaky_relu"
+    dropout: float = 0.1
+    output: str = "softplus"
+    pool: str = "mean"
+    context_um: float | None = None
+    max_epochs: int = 400
+    patience: int = 20
+    epochs_alone: int = 100
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "hidden", tuple(whole(h, name="hidden") for h in self.hidden))
+        one_of(self.activation, ACTIVATIONS, name="activation")
+        one_of(self.output, OUTPUTS, name="output")
+        one_of(self.pool, POOLS, name="pool")
+        share(self.dropout, name="dropout")
+        if self.context_um is not None:
+            positive(self.context_um, name="context_um", unit="micrometres")
+        if self.loss == "nb" and self.pool == "sum":
+            raise InputError("`loss`='nb' has the library size as offset, so shares are averaged: pass pool='mean'.")
+
+
+class SCellST(CellNetwork):
+    """A perceptron on each cell's crop, and spots as the mean over their cells; trained on spots, predicts cells.
+
+    Notes
+    -----
+    Multiple-instance learning: the loss compares spots, the network sees cells. Squared error on log1p CP10k, each gene
+    scaled by its range on the slide; or with ``loss="nb"`` the negative binomial likelihood of raw counts, where a
+    spot's mean is its library size times the mean over its cells of each gene's share. Features of cells are
+    standardised per slide by default (the published ``"self"`` normalisation, for features instead of pixels). Applied
+    to cells, each is its own location. Trained on a region of cells (such as Xenium's), it is supervised by each cell.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> config = st.models.SCellST.Config(epochs=3)
+    >>> model = st.tl.train(slides, config, shapes_key="spots", cells_key="cells")
+    >>> st.tl.predict(slides["donor0"], model, shapes_key="cells")
+    """
+
+    family: ClassVar[str] = "scellst"
+    Config: ClassVar[type[SCellSTConfig]] = SCellSTConfig  # type: ignore[assignment]
+    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
+    config: SCellSTConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        widths = [n_features, *self.config.hidden, n_genes]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.act = activation(self.config.activation)
+        if self.config.pool == "attention":
+            hidden = self.config.hidden[-1] if self.config.hidden else n_features
+            self.look, self.gate, self.weigh = (
+                nn.Linear(n_features, hidden),
+                nn.Linear(n_features, hidden),
+                nn.Linear(hidden, 1),
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """The cells in each location, and those around each cell if a radius is given."""
+        return replace(super().needs, context_um=self.config.context_um)
+
+    @property
+    def pooling(self) -> str:
+        """How cells make up their location."""
+        return "sum" if self.config.pool == "sum" else "mean"
+
+    def per_cell(self, sample: Sample) -> Tensor:
+        """Return (m, n_genes) values of cells: never negative, or with ``loss="nb"`` logits of shares."""
+        c = self.config
+        output = "linear" if c.loss == "nb" else c.output
+        x = sample.features[cells_of(sample)]
+        return perceptron(self.layers, x, self.act, dropout=c.dropout, output=output, training=self.training)
+
+    def together(self, values: Tensor, sample: Sample) -> Tensor:
+        """Pool cells to targets; of the likelihood of counts, the shares are averaged and not their logits."""
+        if sample.owners is None:
+            return values
+        counted = self.config.loss == "nb"
+        parts = values.sigmoid() if counted else values
+        if self.config.pool == "attention":
+            n = len(sample.targets)
+            x = sample.features[cells_of(sample)]
+            weight = self.weigh(self.look(x).tanh() * self.gate(x).sigmoid())[:, 0]
+            weight = segment_softmax(weight, sample.owners, n)
+            pooled = segment_sum(parts * weight[:, None], sample.owners, n)
+        else:
+            pooled = super().together(parts, sample)
+        return torch.logit(pooled.clamp(_SMALLEST_SHARE, 1 - 1e-6)) if counted else pooled
+
+    def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return no centre, and the mean over slides of each gene's range up to its 95th percentile."""
+        return np.zeros(self.n_genes), np.mean([_range(b) for b in batches], axis=0)
+
+    def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
+        """Standardise the cells once, and bring the slide's genes to the range that they have on the others."""
+        batch, scaling = super().ready(batch)
+        if self.config.loss == "mse" and self.config.scale_genes and batch.y is not None:
+            common = self.gene_std.cpu().numpy()
+            batch = replace(batch, y=(batch.y * (common / _range(batch))).astype(np.float32))
+        return batch, scaling
+
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """Let the outputs start at the mean of the training spots."""
+        super().begin(batches)
+        if self.config.loss != "mse" or self.config.output == "linear":
+            return
+        y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches]).mean(axis=0)
+        y = y / self.gene_std.cpu().numpy() / (typical_cells(batches) if self.config.pool == "sum" else 1.0)
+        if self.config.output == "softplus":  # its inverse
+            raised = np.expm1(np.clip(SOFTPLUS_BETA * y, 1e-3, 30.0))
+            y = np.where(SOFTPLUS_BETA * y > 30.0, y, np.log(raised) / SOFTPLUS_BETA)
+        with torch.no_grad():
+            self.layers[-1].bias.copy_(torch.as_tensor(y, dtype=torch.float32))  # type: ignore[union-attr]
+
+    @property
+    def head(self) -> Any:
+        """The last layer, where no function follows it."""
+        return self.layers[-1] if self.config.loss == "nb" or self.config.output == "linear" else None
+
+
+def _range(batch: Batch) -> NDArray[np.float64]:
+    """Return (n_genes,) the range of a slide's targets up to the upper quantile; 1 where that is nothing."""
+    low, high = np.quantile(np.asarray(batch.y, dtype=np.float64), (0.0, UPPER), axis=0)
+    return np.where(high - low > 1e-8, high - low, 1.0)
