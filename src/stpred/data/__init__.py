@@ -3,10 +3,20 @@
 from stpred.data._batches import make_batch, prediction_batches, reach_um, with_needs, with_parts
 from stpred.data._cells import cells_region, looks_like_cells, with_cells
 from stpred.data._features import embed, embed_dense, embed_parts, stored_features
-from stpred.data._folds import Fold, block_folds, blocks_of, choose_genes, common_lattice, donor_folds
+from stpred.data._folds import (
+    BLOCK_FOLDS,
+    Fold,
+    block_folds,
+    blocks_of,
+    choose_genes,
+    common_lattice,
+    donor_folds,
+    far_from,
+)
 from stpred.data._regions import Region, as_slides, read_region
 
 __all__ = [
+    "BLOCK_FOLDS",
     "Fold",
     "Region",
     "as_slides",
@@ -19,6 +29,7 @@ __all__ = [
     "embed",
     "embed_dense",
     "embed_parts",
+    "far_from",
     "looks_like_cells",
     "make_batch",
     "prediction_batches",

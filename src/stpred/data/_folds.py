@@ -70,18 +70,22 @@ def block_folds(regions: dict[str, Region], *, n_folds: int | None = None) -> li
     for k in range(n_folds):
         train, test = {}, {}
         for s, region in regions.items():
-            lattice = common_lattice([region])
-            left = np.flatnonzero(blocks[s] == k)
-            buffer_um = BUFFER_PITCHES * (100.0 if lattice is None else lattice.pitch_um)
-            far = cKDTree(region.coords_um[left]).query(region.coords_um)[0] > buffer_um
-            train[s], test[s] = np.flatnonzero(far), left
-            if not far.any():
-                raise InputError(
-                    f"Slide {s!r} is too small for {n_folds} blocks with a buffer of {buffer_um:g} um: nothing is left "
-                    f"to train on."
-                )
+            test[s] = np.flatnonzero(blocks[s] == k)
+            train[s] = far_from(region.coords_um, test[s], slide=s)
         folds.append(Fold(f"block{k}", train, test))
     return folds
+
+
+def far_from(coords_um: NDArray[np.float64], rows: NDArray[np.int64], *, slide: str) -> NDArray[np.int64]:
+    """Return rows of the locations that are more than the buffer away from those of `rows`."""
+    lattice = Lattice.of(coords_um)
+    buffer_um = BUFFER_PITCHES * (100.0 if lattice is None else lattice.pitch_um)
+    far = np.flatnonzero(cKDTree(coords_um[rows]).query(coords_um)[0] > buffer_um)
+    if len(far) == 0:
+        raise InputError(
+            f"Slide {slide!r} is too small for blocks with a buffer of {buffer_um:g} um: nothing is left to train on."
+        )
+    return far
 
 
 def blocks_of(coords_um: NDArray[np.float64], n_folds: int, *, slide: str) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Encoders: what turns H&E tiles into features.
 
-``list`` says what exists, ``get`` makes one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name.
+``list`` says what exists, ``get`` makes one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name;
+``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from stpred.encoders._base import Encoder, EncoderCard
 from stpred.encoders._registry import get, register
 from stpred.encoders._registry import list_encoders as list
+from stpred.encoders._saved import load, save
 
 if TYPE_CHECKING:
     from stpred.encoders._intensity import IntensityEncoder
     from stpred.encoders._morphology import Morphology
 
-__all__ = ["Encoder", "EncoderCard", "IntensityEncoder", "Morphology", "get", "list", "register"]
+__all__ = ["Encoder", "EncoderCard", "IntensityEncoder", "Morphology", "get", "list", "load", "register", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,7 @@ def list_encoders(pattern: str | None = None) -> list[str]:
     return sorted(n for n in names if pattern is None or fnmatchcase(n, pattern))
 
 
-def register(name: str, factory: Factory) -> None:
+def register(name: str, factory: Factory | str | Path) -> None:
     """Make an encoder known by a name, for this session.
 
     Parameters
@@ -79,12 +79,12 @@ def register(name: str, factory: Factory) -> None:
         The name; it must not be taken.
     factory
         Called with ``tile=`` (a :class:`~stpred.TileSpec` or None) and the further keywords of :func:`get`; returns an
-        encoder.
+        encoder. Or the folder of a saved encoder (see :func:`save`), which is then known by this name.
 
     Raises
     ------
     InputError
-        When the name is taken or cannot be part of an element name.
+        When the name is taken or cannot be part of an element name, or the folder holds no encoder.
 
     Examples
     --------
@@ -97,6 +97,14 @@ def register(name: str, factory: Factory) -> None:
     element_name(name, name="name")
     if name in _own() or name in _lazyslide_names():
         raise InputError(f"The encoder name {name!r} is taken; choose another.")
+    if isinstance(factory, (str, Path)):
+        from stpred.encoders import _saved
+
+        factory = _saved.factory(factory, name=name)
+    if not callable(factory):
+        raise InputError(
+            f"`factory` must be a function that returns an encoder, or the folder of a saved one, got {_kind(factory)}."
+        )
     _registered[name] = factory
 
 

@@ -80,7 +80,7 @@ class CellNetwork(Network):
         return self._evaluate(self.with_patches(batch), self.finish), None
 
     def describe(self, batch: Batch) -> NDArray[np.float32]:
-        """Return features of the slide's sample of cells, for locations are told from those of training by their cells."""
+        """Return features of the slide's sample of cells: locations are told from those of training by their cells."""
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
     def unlikeness(self, batch: Batch) -> NDArray[np.float32]:

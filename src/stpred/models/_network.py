@@ -44,7 +44,7 @@ class NetworkConfig(BaseConfig):
     max_epochs, patience
         What None chooses from, and after how many epochs without a better score a left-out fold stops.
     epochs_alone
-        Passes when there is no other donor to choose by.
+        Passes when there is no other donor to choose by. None: as many as score best on left-out blocks of its slides.
     lr, weight_decay
         Of the optimiser.
     batch_size
@@ -59,7 +59,7 @@ class NetworkConfig(BaseConfig):
     epochs: int | None = None
     max_epochs: int = 60
     patience: int = 10
-    epochs_alone: int = 20
+    epochs_alone: int | None = 20
     lr: float = 1e-3
     weight_decay: float = 0.0
     batch_size: int = 128
@@ -68,10 +68,11 @@ class NetworkConfig(BaseConfig):
     def __post_init__(self) -> None:
         one_of(self.loss, losses.LOSSES, name="loss")
         one_of(self.standardize, STANDARDIZE, name="standardize")
-        for name in ("max_epochs", "patience", "epochs_alone", "batch_size"):
+        for name in ("max_epochs", "patience", "batch_size"):
             object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        if self.epochs is not None:
-            object.__setattr__(self, "epochs", whole(self.epochs, name="epochs", unset=True))
+        for name in ("epochs", "epochs_alone"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(getattr(self, name), name=name, unset=True))
         positive(self.lr, name="lr")
         share(self.weight_decay, name="weight_decay", below=float("inf"))
         if self.clip_norm is not None:

@@ -57,7 +57,7 @@ def load_reference(
     Returns
     -------
     Model
-        Of family `miso`, `mlp` (student and sCellST, which map one patch or cell at a time), `deepspot` or `stnet`, in
+        Of family `miso`, `mlp` (the student, which maps one patch at a time), `scellst`, `deepspot` or `stnet`, in
         evaluation mode, with features taken as the encoder gives them. Predictions are on the scale that the weights
         have: MISO's are relative and, like DeepSpot's, clipped at zero (``model.outputs`` gives them unclipped);
         ST-Net's are the log share ``log((1 + count) / (n_genes + total))``. What the training tiles looked like is not
@@ -178,7 +178,9 @@ def _miso(state: State, what: str) -> tuple[str, dict[str, Any], State, int, int
     return "miso", config, tensors, n_features, len(tensors["last.bias"])
 
 
-def _perceptron(pattern: str, **config: Any) -> Callable[[State, str], tuple[str, dict[str, Any], State, int, int]]:
+def _perceptron(
+    pattern: str, *, family: str = "mlp", **config: Any
+) -> Callable[[State, str], tuple[str, dict[str, Any], State, int, int]]:
     """Return the reader of linear layers whose names follow a pattern, in the order of their numbers."""
 
     def read(state: State, what: str) -> tuple[str, dict[str, Any], State, int, int]:
@@ -195,7 +197,7 @@ def _perceptron(pattern: str, **config: Any) -> Callable[[State, str], tuple[str
         hidden = tuple(len(tensors[f"layers.{i}.bias"]) for i in range(len(numbers) - 1))
         last = tensors[f"layers.{len(numbers) - 1}.bias"]
         fixed = {"standardize": "none", "scale_genes": False, "hidden": hidden}
-        return "mlp", {**fixed, **config}, tensors, tensors["layers.0.weight"].shape[1], len(last)
+        return family, {**fixed, **config}, tensors, tensors["layers.0.weight"].shape[1], len(last)
 
     return read
 
@@ -252,7 +254,7 @@ _LAYOUTS: dict[str, Callable[[State, str], tuple[str, dict[str, Any], State, int
     "deepspot": _deepspot,
     "miso": _miso,
     "miso-student": _perceptron(r"mlp\.hidden_layers\.(\d+)\.(weight|bias)", output="relu"),
-    "scellst": _perceptron(r"model\.(\d+)\.0\.(weight|bias)", activation="leaky_relu", output="softplus"),
+    "scellst": _perceptron(r"model\.(\d+)\.0\.(weight|bias)", family="scellst"),
     "stnet": _stnet,
 }
 

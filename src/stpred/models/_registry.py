@@ -84,5 +84,5 @@ def resolve(model: str | BaseConfig | type[Model]) -> tuple[type[Model], BaseCon
         if type(model) is found.Config:
             return found, model
     raise InputError(
-        f"`model` must be a family name {listing(sorted(families()))}, a family or its Config, got {model!r}."
+        f"`model` must be a family name {listing(sorted(families()), most=40)}, a family or its Config, got {model!r}."
     )

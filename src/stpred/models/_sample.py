@@ -17,6 +17,8 @@ from stpred.models._base import Batch
 EXTREME = 8.0
 """A feature that hardly varied in training must not carry a strange tile's prediction away."""
 
+_ROWS = 4096
+
 
 @dataclass  # not frozen, for Fabric casts the tensors of a copy where precision is mixed
 class Sample:
@@ -68,13 +70,18 @@ class Scaling:
     @classmethod
     def of(cls, features: NDArray[Any]) -> Scaling:
         """Measure it on (n, n_features) features; constant ones are left at zero instead of divided by nothing."""
-        values = np.asarray(features, dtype=np.float64)
-        std = values.std(axis=0)
-        return cls(values.mean(axis=0).astype(np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
+        mean = np.asarray(features).mean(axis=0, dtype=np.float64)
+        squares = np.zeros_like(mean)
+        for start in range(0, len(features), _ROWS):  # in double precision, but not all of them at once
+            squares += np.square(np.asarray(features[start : start + _ROWS], dtype=np.float64) - mean).sum(axis=0)
+        std = np.sqrt(squares / len(features))
+        return cls(mean.astype(np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
 
     def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Standardise (n, n_features) features."""
-        return ((np.asarray(features, dtype=np.float32) - self.mean) / self.std).clip(-EXTREME, EXTREME)
+        out = np.asarray(features, dtype=np.float32) - self.mean
+        out /= self.std
+        return np.clip(out, -EXTREME, EXTREME, out=out)
 
 
 def padded(links: Links) -> NDArray[np.int64]:

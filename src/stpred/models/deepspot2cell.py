@@ -49,7 +49,7 @@ class DeepSpot2CellConfig(NetworkConfig):
     scale_genes: bool = True
     max_epochs: int = 100
     patience: int = 10
-    epochs_alone: int = 50
+    epochs_alone: int | None = None
     lr: float = 1e-3
     weight_decay: float = 1e-6
     batch_size: int = 128
@@ -77,7 +77,7 @@ class DeepSpot2CellConfig(NetworkConfig):
 
 
 class DeepSpot2Cell(CellNetwork):
-    """Each cell with its spot's tile and the tiles around it; its output is an amount, and a spot is the sum of its cells.
+    """Amounts in each cell, seen with its spot's tile and the tiles around; a spot is the sum of its cells.
 
     Notes
     -----

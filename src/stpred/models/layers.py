@@ -44,9 +44,13 @@ def perceptron(
     `output` is what follows the last one: ``"linear"``, ``"relu"`` or ``"softplus"`` (of steepness 20).
     """
     *hidden, last = layers
-    x = nn.functional.dropout(x, input_dropout, training)
+
+    def drop(values: Tensor, p: float) -> Tensor:
+        return _cheap_dropout(values, p) * (1 / (1 - p)) if training and p else values
+
+    x = drop(x, input_dropout)
     for layer in hidden:
-        x = nn.functional.dropout(act(layer(x)), dropout, training)
+        x = drop(act(layer(x)), dropout)
     x = last(x)
     if output == "relu":
         return x.relu()
@@ -82,6 +86,9 @@ def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
 def dropout(values: Tensor, p: float) -> Tensor:
     """Drop values as torch does in training, from cheaper random numbers; what stays is not scaled up."""
     return torch.where(_dropped(values.shape, p, values.device), 0.0, values) if p else values
+
+
+_cheap_dropout = dropout
 
 
 def _dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:

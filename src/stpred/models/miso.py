@@ -43,7 +43,7 @@ class MISOConfig(NetworkConfig):
     loss: str = "cosine"
     lr: float = 1e-4
     batch_size: int = 1
-    epochs_alone: int = 100
+    epochs_alone: int | None = 100
     max_epochs: int = 100
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class SCellSTConfig(NetworkConfig):
     context_um: float | None = None
     max_epochs: int = 400
     patience: int = 20
-    epochs_alone: int = 100
+    epochs_alone: int | None = None
     lr: float = 1e-4
     weight_decay: float = 0.01
     batch_size: int = 128

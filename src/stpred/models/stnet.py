@@ -67,7 +67,7 @@ class STNetConfig(NetworkConfig):
     lr: float = 1e-6
     batch_size: int = 32
     max_epochs: int = 50
-    epochs_alone: int = 50
+    epochs_alone: int | None = 50
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:

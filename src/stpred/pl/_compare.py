@@ -36,7 +36,8 @@ def compare(
     sdata
         Object with both tables.
     predicted_key, measured_key
-        Predicted table and raw counts of the same shapes.
+        Predicted table and raw counts of the same shapes, or of two regions of the same things (nuclei and cells), as
+        :func:`stpred.tl.compare` matches them by their overlap.
     genes
         Genes to map; None takes the best, the 90th percentile and the median gene by Pearson correlation.
     target
@@ -65,14 +66,14 @@ def compare(
     import matplotlib.pyplot as plt
 
     both = pair(sdata, predicted_key, measured_key, target=target)
-    scores = metrics.pearson(both.predicted, both.observed)
+    scores = metrics.pearson(both.guessed, both.observed)
     chosen = _chosen(both, scores, genes)
     canvas = Canvas(sdata, both.shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     n = len(chosen)
     figure = plt.figure(figsize=(12, 3.6 * n + 2.8), layout="constrained")
     grid = figure.add_gridspec(n + 1, 3, height_ratios=[3.6] * n + [2.6])
     for row, g in enumerate(chosen):
-        ours, theirs = both.predicted[:, g], both.observed[:, g]
+        ours, theirs = both.guessed[:, g], both.observed[:, g]
         for column, (what, values) in enumerate((("measured", theirs), ("predicted", ours))):
             ax = figure.add_subplot(grid[row, column])
             canvas.values(ax, values, both.instances, title=f"{both.genes[g]}, {what}", cmap=cmap)

@@ -1,4 +1,4 @@
-"""Preprocessing: calibrate, find tissue, lay grids, compute features, choose genes."""
+"""Preprocessing: calibrate, find tissue and nuclei, lay grids, compute features, choose genes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stpred.pp._add_cells import add_cells
+    from stpred.pp._aggregate import aggregate
     from stpred.pp._calibrate import calibrate
     from stpred.pp._features import features
     from stpred.pp._grid import grid
+    from stpred.pp._nuclei import nuclei
     from stpred.pp._select_genes import select_genes
     from stpred.pp._tissue import tissue
 
-__all__ = ["calibrate", "features", "grid", "select_genes", "tissue"]
+__all__ = ["add_cells", "aggregate", "calibrate", "features", "grid", "nuclei", "select_genes", "tissue"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,22 @@ if TYPE_CHECKING:
     from stpred.tl._compare import compare
     from stpred.tl._cross_validate import cross_validate
     from stpred.tl._predict import predict
+    from stpred.tl._pretrain_encoder import pretrain_encoder
+    from stpred.tl._probe_encoder import probe_encoder
+    from stpred.tl._score_cell_types import score_cell_types
+    from stpred.tl._simulation_study import simulation_study
     from stpred.tl._train import train
 
-__all__ = ["compare", "cross_validate", "predict", "train"]
+__all__ = [
+    "compare",
+    "cross_validate",
+    "predict",
+    "pretrain_encoder",
+    "probe_encoder",
+    "score_cell_types",
+    "simulation_study",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models.ensemble import Ensemble, EnsembleConfig
-from stpred.tl._train import encoder_of, measured
+from stpred.tl._train import encoder_of, measured, scored_scale
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -46,6 +46,7 @@ def cross_validate(
     shapes_key: str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
+    cells_key: str | None = None,
     target: str | None = None,
     scored_on: str | Sequence[str] | None = None,
     encoder: Any = None,
@@ -83,6 +84,9 @@ def cross_validate(
         Number of folds that the donors are dealt out to; None leaves one donor out at a time (``"blocks"``: 4 blocks).
     shapes_key, table_key, image_key, coordinate_system
         As in :func:`stpred.tl.train`.
+    cells_key
+        As in :func:`stpred.tl.train`. Where any of the models sees cells, all are trained and scored on the same
+        locations: those that hold a cell.
     target
         What models are trained on, as in :func:`stpred.tl.train`; None: each family's own.
     scored_on
@@ -140,6 +144,11 @@ def cross_validate(
         "coordinate_system": coordinate_system,
     }
     regions = {s: data.read_region(sdata, slide=s, measured=True, **where) for s, sdata in slides.items()}
+    seen = [_registry.probe(*o).needs.cells for options in grids.values() for o in options]
+    if any(seen):
+        regions = {s: data.with_cells(r, cells_key=cells_key) for s, r in regions.items()}
+    elif cells_key is not None:
+        raise InputError("`cells_key` is for families that see cells, and none of the models does.")
     lattice = data.common_lattice(list(regions.values()))
     pitch_um = None if lattice is None else lattice.pitch_um
     grids = {n: [(family, config.at_pitch(pitch_um)) for family, config in options] for n, options in grids.items()}
@@ -238,10 +247,10 @@ def _score_model(
     parts = []
     for s, rows in fold.test.items():
         batch = embedded[_key(options[best])][s]
-        mean, _ = model.predict(batch if rows is None else batch.take(rows))
+        mean = model.as_scored(model.predict(batch if rows is None else batch.take(rows))[0])
         for scale in scales:
             truth = _part(regions[s], rows).target(names, scale)
-            comparable = blanks[best].output_scale(target) == scale
+            comparable = scored_scale(blanks[best], target) == scale and blanks[best].output_scale(target) != "relative"
             parts.append(_scores(mean, truth, names, comparable=comparable).assign(slide=s, target=scale))
     return pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
 
@@ -288,9 +297,17 @@ def _plain(value: Any) -> Any:
 def _facts(regions: dict[str, data.Region]) -> dict[str, Any]:
     """Return what tells these slides' images, locations and counts from others."""
     return {
-        s: [r.pyramid.fingerprint, float(np.abs(r.coords_um).sum()), float(r.totals.sum()), len(r.coords_um)]  # type: ignore[union-attr]
+        s: [r.pyramid.fingerprint, float(np.abs(r.coords_um).sum()), float(r.totals.sum()), len(r.coords_um), _cells(r)]  # type: ignore[union-attr]
         for s, r in regions.items()
     }
+
+
+def _cells(region: data.Region) -> list[Any] | None:
+    """Return what tells the cells of a slide's locations from others."""
+    if region.cells is None:
+        return None
+    inside = region.cells
+    return [inside.region.shapes_key, inside.links.indices.size, float(np.abs(inside.region.coords_um).sum())]
 
 
 def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]]:
@@ -343,13 +360,18 @@ def _embed(
         given = encoder if blank.default_encoder == Model.default_encoder else None
         used = encoder_of(blank, given, tile=tile, device=device)
         for s, region in regions.items():
-            colour = any(key[2].slide_colour for key in mine)
+            for key in [k for k in mine if k[2].cells]:
+                found[key][s] = data.make_batch(region, used, key[2], **reading)
+            tiles = {k: v for k, v in mine.items() if not k[2].cells}
+            if not tiles:
+                continue
+            colour = any(key[2].slide_colour for key in tiles)
             first = data.make_batch(region, used, Needs(slide_colour=colour), **reading)
-            for parts in {key[2].parts for key in mine}:
+            for parts in {key[2].parts for key in tiles}:
                 batch = first
                 if parts is not None:
                     batch = data.with_parts(first, region, used, parts, batch_size=reading["batch_size"])
-                for key in mine:
+                for key in tiles:
                     if key[2].parts == parts:
                         found[key][s] = data.with_needs(batch, key[2])
     return found

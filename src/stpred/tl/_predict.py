@@ -209,16 +209,25 @@ def _encoder(model: Model, given: Any, *, device: str | None) -> Encoder:
     if "name" not in wanted or not {"mpp", "size_px"} <= set(model.record.tile):
         raise InputError(f"Model {model.record.name!r} does not say which encoder and tile it was trained with.")
     own = getattr(model, "encoder", None) if given is None else encoders.get(given, tile=TileSpec(**model.record.tile))
-    encoder = (
-        own.to(device)
-        if own is not None
-        else encoders.get(wanted["name"], tile=TileSpec(**model.record.tile), device=device)
-    )
+    encoder = own.to(device) if own is not None else _remade(model, device=device)
     found = encoder.card.to_dict()
     if different := [k for k in ("name", "width", "revision", "tile") if found[k] != wanted.get(k)]:
         said = "; ".join(f"{k}: trained with {wanted.get(k)}, found {found[k]}" for k in different)
         raise InputError(f"The encoder is not the one that model {model.record.name!r} was trained with ({said}).")
     return encoder
+
+
+def _remade(model: Model, *, device: str | None) -> Encoder:
+    """Make the encoder from its name; say what to do where the name alone is not enough."""
+    wanted = model.record.encoder
+    try:
+        return encoders.get(wanted["name"], tile=TileSpec(**model.record.tile), device=device)
+    except InputError as error:
+        raise InputError(
+            f"{error} Model {model.record.name!r} was trained with the encoder {wanted['name']!r} "
+            f"({wanted.get('source')}): pass it as `encoder=`, such as encoder=stpred.encoders.load(folder) for one "
+            "that was saved, or make its name known with stpred.encoders.register(name, folder)."
+        ) from error
 
 
 def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
@@ -269,6 +278,13 @@ def _warn_unlike(model: Model, score: np.ndarray) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _cell_facts(region: data.Region) -> dict[str, Any]:
+    """Return how many locations hold no cell, and which (the first thousand)."""
+    if region.cells is None:
+        return {}
+    return {"no_cells": len(region.without_cells), "without_cells": [str(i) for i in region.without_cells[:1000]]}
 
 
 def _provenance(model: Model, encoder: Encoder, region: data.Region, context: str | None) -> dict[str, Any]:

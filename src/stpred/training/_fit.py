@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stpred._core.checks import InputError
+from stpred.data import BLOCK_FOLDS, blocks_of, far_from
 from stpred.models._base import BaseConfig, Batch, Model
 from stpred.models._network import Network
 from stpred.models.ensemble import Ensemble, EnsembleConfig
@@ -162,11 +163,28 @@ def _epochs(
     """Return the number of epochs and how it was chosen."""
     if model.config.epochs is not None:
         return model.config.epochs, "given"
+    if len(set(groups)) < 2 and model.config.epochs_alone is None:
+        return _epochs_by_blocks(family, model.config, batches, seed=seed, run=run), "left-out blocks of the only donor"
     if len(set(groups)) < 2:
         logger.info("One donor only: %s is trained for %d epochs.", family.family, model.config.epochs_alone)
         return model.config.epochs_alone, "epochs_alone, for there is no other donor to choose by"
     curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
     return best_epoch(curves, model.criterion), "left-out donors"
+
+
+def _epochs_by_blocks(family: type[Model], config: Any, batches: Sequence[Batch], *, seed: int, run: Run) -> int:
+    """Return the number of epochs that is best on compact parts of the slides, two in turn, with a gap around them."""
+    parts = {b.slide: blocks_of(b.coords_um, BLOCK_FOLDS, slide=b.slide) for b in batches}
+    curves = []
+    for k in (0, BLOCK_FOLDS - 1):
+        train, left = [], []
+        for batch in batches:
+            test = np.flatnonzero(parts[batch.slide] == k)
+            far = far_from(batch.coords_um, test, slide=batch.slide)
+            train.append(batch.take(far))
+            left.append(batch.take(test))
+        curves.append(_curve(family, config, train, left, describe=f"without block {k}", seed=seed, run=run))
+    return best_epoch(curves, getattr(family, "criterion", "pearson"))
 
 
 def _fit_ensemble(
@@ -230,25 +248,38 @@ def _fold_curves(
             model, _, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
             curves.append(_score_once(model, left))
             continue
-        settings: Any = config
-        epochs = settings.max_epochs if settings.epochs is None else settings.epochs
-        key = fingerprint(family.family, config, mine, left, seed=seed, epochs=epochs)
-        if key not in run.curves:
-            net: Any = _new(family, config, mine, seed=seed)
-            found, _ = _loop.train(
-                net,
-                mine,
-                epochs=epochs,
-                seed=seed,
-                run=run,
-                validation=left,
-                patience=settings.patience if settings.epochs is None else None,
-                checkpoint=run.file(key),
-                describe=f"{family.family}: without {fold}",
-            )
-            run.curves[key] = found  # type: ignore[assignment]
-        curves.append(run.curves[key])
+        curves.append(_curve(family, config, mine, left, describe=f"without {fold}", seed=seed, run=run))
     return curves
+
+
+def _curve(
+    family: type[Model],
+    config: Any,
+    train: Sequence[Batch],
+    left: Sequence[Batch],
+    *,
+    describe: str,
+    seed: int,
+    run: Run,
+) -> Curve:
+    """Return the scores after each epoch of what is left out of a network's training; each is trained only once."""
+    epochs = config.max_epochs if config.epochs is None else config.epochs
+    key = fingerprint(family.family, config, train, left, seed=seed, epochs=epochs)
+    if key not in run.curves:
+        net: Any = _new(family, config, train, seed=seed)
+        found, _ = _loop.train(
+            net,
+            train,
+            epochs=epochs,
+            seed=seed,
+            run=run,
+            validation=left,
+            patience=config.patience if config.epochs is None else None,
+            checkpoint=run.file(key),
+            describe=f"{family.family}: {describe}",
+        )
+        run.curves[key] = found  # type: ignore[assignment]
+    return run.curves[key]
 
 
 def held_out_scores(

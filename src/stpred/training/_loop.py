@@ -83,7 +83,7 @@ def train(
         best: dict[str, Tensor] = {}
         draws = model.draws(batches, seed=seed)
         batches, scalings = zip(*(model.ready(b) for b in batches), strict=True)
-        wrapped, optimizer = fabric.setup(model, model.optimizer())
+        wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))
         first = _resume(checkpoint, model, optimizer, order, scored, losses, best)
         saved = time.monotonic()
         stopped = _stale(scored, validation, model, patience)
@@ -104,7 +104,7 @@ def train(
                 n_batches += 1
             losses.append(total / max(n_batches, 1))
             if model.on_epoch_end(epoch + 1):  # parameters were added or removed
-                wrapped, optimizer = fabric.setup(model, model.optimizer())
+                wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))
             if validation:
                 scored.append(_score(model, validation))
                 if keep_best and _best(scored, validation, model) == epoch:
@@ -122,6 +122,15 @@ def train(
         "loss": {"first": losses[0], "last": losses[-1]},
     }
     return (_curve(scored, validation) if validation else None), facts
+
+
+def _optimizer(model: Network, device: torch.device) -> torch.optim.Optimizer:
+    """Return the model's optimiser; on the CPU it updates all in one pass, where torch's default takes ten."""
+    optimizer = model.optimizer()
+    for group in optimizer.param_groups:
+        if device.type == "cpu" and "fused" in group:
+            group["fused"] = True
+    return optimizer
 
 
 def _step(

@@ -1,0 +1,283 @@
+"""Which location of one region is which of another: geometries or centroids in, pairs of rows out; and square bins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stpred._core import keys
+from stpred._core.checks import InputError, listing, positive
+from stpred._core.elements import affine_to
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+Matches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""Rows of the first side, rows of the second, and how good each pair is."""
+
+_PAIRS = 200_000
+"""Overlapping pairs whose intersections are made at once."""
+
+
+def match_overlap(ours: ArrayLike, theirs: ArrayLike, *, min_overlap: float = 0.5) -> Matches:
+    """Pair polygons one to one by their overlap, such as nuclei with the cells around them.
+
+    Two polygons are a pair when each is the one with which the other shares the largest area (equal areas: the lower
+    row), and that area is at least `min_overlap` of the smaller one. (Intersection over union would not tell a nucleus
+    deep in its cell, a tenth of it, from two neighbours that overlap a little.)
+
+    Parameters
+    ----------
+    ours, theirs
+        (n,) and (m,) shapely polygons in the same frame; invalid ones are repaired, empty ones match nothing.
+    min_overlap
+        Smallest shared area relative to the area of the smaller polygon, 0 to 1.
+
+    Returns
+    -------
+    Rows of `ours` (ascending), rows of `theirs`, both (p,) int64, and the shared area relative to the smaller polygon,
+    (p,) float64.
+    """
+    import shapely
+
+    if isinstance(min_overlap, (str, bool)) or not 0 <= float(min_overlap) <= 1:
+        raise InputError(f"`min_overlap` must lie between 0 and 1, got {min_overlap!r}.")
+    first, second = (_valid(side) for side in (ours, theirs))
+    i, j, shared = shared_areas(first, second)
+    overlap = shared / np.minimum(shapely.area(first)[i], shapely.area(second)[j])
+    best = _best(i, j, shared) & _best(j, i, shared) & (overlap >= min_overlap)
+    return _sorted(i[best], j[best], overlap[best])
+
+
+def match_nearest(ours_um: ArrayLike, theirs_um: ArrayLike, *, max_distance_um: float = 5.0) -> Matches:
+    """Pair points one to one: each is the other's nearest, and they are not too far apart.
+
+    Parameters
+    ----------
+    ours_um, theirs_um
+        (n, 2) and (m, 2) centroids in micrometres.
+    max_distance_um
+        Largest distance of a pair.
+
+    Returns
+    -------
+    Rows of `ours_um` (ascending), rows of `theirs_um`, both (p,) int64, and their distance in micrometres, (p,)
+    float64.
+    """
+    from scipy.spatial import cKDTree
+
+    limit = positive(max_distance_um, name="max_distance_um", unit="um")
+    first, second = (np.asarray(side, dtype=np.float64).reshape(-1, 2) for side in (ours_um, theirs_um))
+    if len(first) == 0 or len(second) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    distance, nearest = cKDTree(second).query(first)
+    back = cKDTree(first).query(second)[1]
+    rows = np.arange(len(first))
+    mutual = (back[nearest] == rows) & (distance <= limit)
+    return _sorted(rows[mutual], nearest[mutual], distance[mutual])
+
+
+def held(ours: ArrayLike, theirs: ArrayLike) -> tuple[float, bool]:
+    """Say how many of the finer polygons one of the coarser holds, and which are the coarser.
+
+    Parameters
+    ----------
+    ours, theirs
+        (n,) and (m,) shapely polygons in the same frame.
+
+    Returns
+    -------
+    Median number of centroids of the finer side in those of the coarser that hold any (0 if none does), and whether
+    the coarser side is `ours`.
+    """
+    import shapely
+
+    first, second = (np.asarray(side, dtype=object).ravel() for side in (ours, theirs))
+    ours_coarser = bool(np.median(shapely.area(first)) >= np.median(shapely.area(second)))
+    coarse, fine = (first, second) if ours_coarser else (second, first)
+    _, holder = shapely.STRtree(coarse).query(shapely.centroid(fine), predicate="intersects")
+    numbers = np.bincount(holder)
+    return (float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0), ours_coarser
+
+
+def square_bins(points_um: ArrayLike, size_um: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Say in which square of a lattice anchored at the frame's origin each point lies.
+
+    Parameters
+    ----------
+    points_um
+        (n, 2) x, y in micrometres.
+    size_um
+        Edge of the squares; a point on a border belongs to the square right of or below it.
+
+    Returns
+    -------
+    (b, 2) int64 column and row of the squares that hold a point, by row and then column, and the (n,) int64 square of
+    each point.
+    """
+    size = positive(size_um, name="size_um", unit="um")
+    return _unique_squares(np.floor(np.asarray(points_um, dtype=np.float64).reshape(-1, 2) / size).astype(np.int64))
+
+
+def points_inside(shapes: ArrayLike, points_um: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return every pair of a polygon and a point in it (or on its border), as rows of both, by point.
+
+    Parameters
+    ----------
+    shapes
+        (n,) shapely polygons in micrometres.
+    points_um
+        (m, 2) points in micrometres.
+    """
+    import shapely
+
+    tree = shapely.STRtree(np.asarray(shapes, dtype=object).ravel())
+    points = np.asarray(points_um, dtype=np.float64).reshape(-1, 2)
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for start in range(0, len(points), _PAIRS):
+        row, shape = tree.query(shapely.points(points[start : start + _PAIRS]), predicate="intersects")
+        order = np.lexsort((shape, row))
+        parts.append((shape[order].astype(np.int64), row[order].astype(np.int64) + start))
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def shared_areas(
+    ours: NDArray[Any], theirs: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return every pair of polygons that share an area, as rows of both, and that area."""
+    import shapely
+
+    i, j = shapely.STRtree(theirs).query(ours, predicate="intersects")
+    return _with_area(ours, theirs, i, j)
+
+
+def shared_with_squares(
+    shapes: NDArray[Any], size_um: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return which squares of a lattice anchored at the frame's origin polygons share an area with.
+
+    Parameters
+    ----------
+    shapes
+        (n,) valid shapely polygons in micrometres.
+    size_um
+        Edge of the squares.
+
+    Returns
+    -------
+    (b, 2) column and row of the squares, and for each pair its polygon, its square and the shared area.
+    """
+    import shapely
+
+    size = positive(size_um, name="size_um", unit="um")
+    low, high = np.split(np.floor(shapely.bounds(shapes) / size).astype(np.int64), 2, axis=1)
+    across = high - low + 1
+    number = across.prod(axis=1)
+    i = np.repeat(np.arange(len(shapes)), number)
+    within = np.arange(len(i)) - np.repeat(np.cumsum(number) - number, number)
+    cells = low[i] + np.column_stack([within % across[i, 0], within // across[i, 0]])
+    squares, member = _unique_squares(cells)
+    i, j, area = _with_area(shapes, squares_um(squares, size), i, member)
+    kept, j = np.unique(j, return_inverse=True)
+    return squares[kept], i, np.asarray(j, dtype=np.int64).ravel(), area
+
+
+def _unique_squares(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the different columns and rows, by row and then column, and which of them each is."""
+    if len(cells) == 0:
+        return cells, np.empty(0, np.int64)
+    low = cells.min(axis=0)
+    wide = int(cells[:, 0].max() - low[0]) + 1
+    # One number per square sorts many times faster than pairs do.
+    numbers, member = np.unique((cells[:, 1] - low[1]) * wide + cells[:, 0] - low[0], return_inverse=True)
+    return np.column_stack([numbers % wide, numbers // wide]) + low, np.asarray(member, dtype=np.int64).ravel()
+
+
+def squares_um(squares: NDArray[np.int64], size_um: float) -> NDArray[Any]:
+    """Return the polygons of (b, 2) columns and rows of a lattice of squares."""
+    import shapely
+
+    low = squares * float(size_um)
+    high = (squares + 1) * float(size_um)
+    return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]), dtype=object)
+
+
+def _with_area(
+    ours: NDArray[Any], theirs: NDArray[Any], i: NDArray[np.int64], j: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Keep the pairs that share an area, and say how large it is."""
+    import shapely
+
+    area = np.empty(len(i), dtype=np.float64)
+    for start in range(0, len(i), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        area[part] = shapely.area(shapely.intersection(ours[i[part]], theirs[j[part]]))
+    kept = area > 0
+    return i[kept].astype(np.int64), j[kept].astype(np.int64), area[kept]
+
+
+def geometries_um(
+    sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM
+) -> tuple[NDArray[Any], pd.Index]:
+    """Return the (n,) polygons of a region in micrometres (circles as polygons, broken ones repaired) and its ids."""
+    import shapely
+
+    affine = placed(sdata, shapes_key, coordinate_system=coordinate_system)
+    element = sdata.shapes[shapes_key]
+    shapes = element.geometry.to_numpy()
+    if "radius" in element.columns:
+        # 32 corners to the quarter keep the area of a circle to 0.04 %.
+        shapes = shapely.buffer(shapes, element["radius"].to_numpy(dtype=np.float64), quad_segs=32)
+    shapes = shapes if shapely.is_valid(shapes).all() else _valid(shapes)
+    moved = shapely.transform(shapes, lambda xy: xy @ affine[:2, :2].T + affine[:2, 2])
+    return np.asarray(moved, dtype=object), element.index
+
+
+def placed(sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM) -> NDArray[np.float64]:
+    """Return the (3, 3) affine of a region to micrometres; refuse a region without shapes and one without a place."""
+    if shapes_key not in sdata.shapes:
+        where = "a label image here" if shapes_key in sdata.labels else "no element of the object"
+        raise InputError(
+            f"The table's region {shapes_key!r} is {where}, so its locations have no outline and no place; add the "
+            f"polygons as `sdata.shapes[{shapes_key!r}]` (stpred.io.xenium reads them, spatialdata.to_polygons makes "
+            f"them from labels) and let the table annotate them; shapes: {listing(sdata.shapes)}."
+        )
+    affine = affine_to(sdata.shapes[shapes_key], coordinate_system)
+    if affine is None:
+        raise InputError(
+            f"Shapes {shapes_key!r} are not placed in the coordinate system {coordinate_system!r}; run "
+            "stpred.pp.calibrate(sdata) first."
+        )
+    return affine
+
+
+def box_of(points_um: NDArray[np.float64]) -> list[float]:
+    """Return x0, y0, x1, y1 of (n, 2) points, rounded for a message."""
+    return [round(float(v), 1) for v in (*points_um.min(axis=0), *points_um.max(axis=0))]
+
+
+def _valid(side: ArrayLike) -> NDArray[Any]:
+    import shapely
+
+    shapes = np.asarray(side, dtype=object).ravel().copy()
+    broken = ~shapely.is_valid(shapes)
+    shapes[broken] = shapely.make_valid(shapes[broken])
+    return shapes
+
+
+def _best(of: NDArray[np.int64], other: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mark for each row in `of` its pair of the largest value, of equal ones that with the lowest `other`."""
+    order = np.lexsort((other, -value, of))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = np.diff(of[order]) > 0
+    best = np.zeros(len(order), dtype=bool)
+    best[order[first]] = True
+    return best
+
+
+def _sorted(i: NDArray[np.int64], j: NDArray[np.int64], value: NDArray[np.float64]) -> Matches:
+    order = np.argsort(i, kind="stable")
+    return i[order].astype(np.int64), j[order].astype(np.int64), value[order].astype(np.float64)

@@ -1,0 +1,6 @@
+"""Finding nuclei on a whole slide, with the built-in kernel or any model that labels fields."""
+
+from stpred.nuclei._detect import MAX_MPP, check, detect, eccentricity, largest_part
+from stpred.nuclei._methods import BUILTIN, Segmenter, names
+
+__all__ = ["BUILTIN", "MAX_MPP", "Segmenter", "check", "detect", "eccentricity", "largest_part", "names"]

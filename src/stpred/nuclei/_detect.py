@@ -1,0 +1,281 @@
+"""Nuclei of a whole slide: fields that overlap, each nucleus kept by the field that owns its centre."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core.checks import InputError, UnsafeResolutionError, positive
+from stpred._core.progress import track
+from stpred._core.specs import TileSpec
+from stpred._image.nuclei import region_stats
+from stpred._image.segment import WORK_MPP, Staining, measure_staining, outlines
+from stpred._image.tissue import tissue_mask
+from stpred.nuclei import _methods
+from stpred.nuclei._methods import BUILTIN, Method, Segmenter
+from stpred.tiles import Pyramid
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+MAX_MPP = 1.0
+"""Coarser images show nuclei of only a few pixels."""
+
+_THUMBNAIL_MPP = 8.0
+_SAMPLE_UM, _SAMPLES = 128.0, 48
+# The working resolution's coarsest grid: fields begin on it, so that another chunk size sees the same pixels.
+_GRID_UM = 2.0
+_MAX_THREADS = 8
+
+COLUMNS = ("area_um2", "eccentricity", "haematoxylin", "eosin")
+
+
+def check(pyramid: Pyramid, *, image: str = "The image") -> None:
+    """Refuse an image on which nuclei cannot be told apart."""
+    if pyramid.mpp > MAX_MPP * 1.01:
+        raise UnsafeResolutionError(
+            f"{image} has {pyramid.mpp:.4g} um per pixel; nuclei need {MAX_MPP:g} or finer, so use the full-resolution "
+            "slide, or bring cells from elsewhere with stpred.pp.add_cells."
+        )
+
+
+def detect(
+    pyramid: Pyramid,
+    *,
+    method: str | Segmenter = BUILTIN,
+    tissue: Any = None,
+    min_area_um2: float = 12.0,
+    max_area_um2: float = 350.0,
+    chunk_um: float = 512.0,
+    device: str | None = None,
+) -> GeoDataFrame:
+    """Find the nuclei of a slide.
+
+    Parameters
+    ----------
+    pyramid
+        Image placed in micrometres.
+    method
+        ``"builtin"``, a nucleus model of lazyslide-models, or a :class:`Segmenter`.
+    tissue
+        shapely geometry in micrometres; only nuclei whose centre lies in it are kept. None: all.
+    min_area_um2, max_area_um2
+        Bounds on the area of a nucleus.
+    chunk_um
+        Edge of the pieces that the slide is worked on in; results do not depend on it. Models that are bound to a field
+        size have their own.
+    device
+        Torch device of a model; None takes a GPU where there is one.
+
+    Returns
+    -------
+    GeoDataFrame
+        Polygons in micrometres, by row and then by column, with ``area_um2``, ``eccentricity`` of the ellipse of equal
+        moments, and mean optical density of ``haematoxylin`` and ``eosin``. The index is ``nucleus_id``: 1, 2, ...
+    """
+    low, high = _areas(min_area_um2, max_area_um2)
+    chunk_um = positive(chunk_um, name="chunk_um", unit="micrometres")
+    if chunk_um < 64:
+        raise InputError(f"`chunk_um` must be at least 64 micrometres, got {chunk_um:g}.")
+    check(pyramid)
+    how = _methods.make(method, min_area_um2=low, max_area_um2=high, device=device)
+    thumbnail, _ = pyramid.thumbnail(_THUMBNAIL_MPP)
+    stained = _stained(thumbnail)
+    if not stained.any():
+        return _frame([])
+    staining = _staining(pyramid, stained)
+    parts = list(_work(pyramid, how, staining, stained, chunk_um=chunk_um))
+    frame = _frame(parts)
+    keep = frame["area_um2"].between(low, high).to_numpy()
+    if tissue is not None and len(frame):
+        import shapely
+
+        keep &= shapely.intersects(tissue, frame.geometry.centroid.to_numpy())
+    return _ordered(frame[keep])
+
+
+def _areas(low: float, high: float) -> tuple[float, float]:
+    low = positive(low, name="min_area_um2", unit="square micrometres")
+    high = positive(high, name="max_area_um2", unit="square micrometres")
+    if low >= high:
+        raise InputError(f"`min_area_um2` ({low:g}) must be below `max_area_um2` ({high:g}).")
+    return low, high
+
+
+def _stained(thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return where there may be nuclei: tissue of any size, with a rim of 16 um."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(tissue_mask(thumbnail, mpp=_THUMBNAIL_MPP, min_area_um2=100.0), iterations=2))
+
+
+def _staining(pyramid: Pyramid, stained: NDArray[np.bool_]) -> Staining:
+    """Measure it on fields spread evenly over the tissue, the same whatever the chunks."""
+    block = round(_SAMPLE_UM / _THUMBNAIL_MPP)
+    h, w = (-(-n // block) for n in stained.shape)
+    padded = np.zeros((h * block, w * block), bool)
+    padded[: stained.shape[0], : stained.shape[1]] = stained
+    share = padded.reshape(h, block, w, block).mean(axis=(1, 3))
+    fullest = np.argwhere(share >= min(0.5, share.max()))
+    chosen = fullest[np.unique(np.linspace(0, len(fullest) - 1, _SAMPLES).round().astype(int))]
+    corner = np.array(pyramid.bounds_um[:2]) + chosen[:, ::-1] * _SAMPLE_UM
+    tile = TileSpec(WORK_MPP, round(_SAMPLE_UM / WORK_MPP))
+    fields: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(corner)
+    for rows, tiles in pyramid.read(corner + _SAMPLE_UM / 2, tile, batch_size=16):
+        for row, field in zip(rows, tiles, strict=True):
+            fields[row] = _on_image(pyramid, field, corner[row], tile.mpp)[0]
+    return measure_staining([field for field in fields if field.size])
+
+
+def _work(
+    pyramid: Pyramid, how: Method, staining: Staining, stained: NDArray[np.bool_], *, chunk_um: float
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the nuclei of one field after the other; a bounded number of fields is in memory."""
+    import os
+
+    reach_um = how.reach_um
+    if how.field_px is not None:
+        chunk_um = how.field_px * how.mpp - 2 * reach_um
+    chunk_um = max(_GRID_UM, round(chunk_um / _GRID_UM) * _GRID_UM)
+    size_px = round((chunk_um + 2 * reach_um) / how.mpp)
+    tile = TileSpec(how.mpp, size_px)
+    corners = _corners(pyramid, stained, chunk_um)
+    centers = corners + chunk_um / 2
+    workers = min(os.cpu_count() or 1, _MAX_THREADS) if how.threads else 1
+
+    def one(field: NDArray[np.uint8], corner: NDArray[np.float64]) -> tuple[Any, ...]:
+        field, shift = _on_image(pyramid, field, corner - reach_um, how.mpp)
+        return _nuclei(field, how, staining, corner - reach_um + shift, (corner, corner + chunk_um))
+
+    waiting: deque[Future[tuple[Any, ...]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        fields = pyramid.read(centers, tile, batch_size=1)
+        for rows, tiles in track(fields, total=len(centers), describe="Nuclei"):
+            waiting.append(pool.submit(one, tiles[0], corners[rows[0]]))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _corners(pyramid: Pyramid, stained: NDArray[np.bool_], chunk_um: float) -> NDArray[np.float64]:
+    """Return (n, 2) corners of the chunks that hold tissue, on a grid from the image's own corner."""
+    x0, y0, x1, y1 = pyramid.bounds_um
+    columns, rows = max(1, int(np.ceil((x1 - x0) / chunk_um))), max(1, int(np.ceil((y1 - y0) / chunk_um)))
+    y, x = np.nonzero(stained)
+    used = np.zeros((rows, columns), bool)
+    for dy in (0, 1):  # a pixel of the thumbnail may lie on two chunks
+        for dx in (0, 1):
+            row = np.minimum(((y + dy) * _THUMBNAIL_MPP - dy * 1e-6) // chunk_um, rows - 1).astype(int)
+            column = np.minimum(((x + dx) * _THUMBNAIL_MPP - dx * 1e-6) // chunk_um, columns - 1).astype(int)
+            used[row, column] = True
+    return np.array([x0, y0]) + np.argwhere(used)[:, ::-1] * chunk_um
+
+
+def _on_image(
+    pyramid: Pyramid, field: NDArray[np.uint8], corner_um: NDArray[np.float64], mpp: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Cut off what lies beyond an upright image, whose padding would look like glass; return the corner's shift too."""
+    linear = pyramid.levels[0].to_um[:2, :2]
+    if min(np.abs(np.diag(linear)).max(), np.abs(linear[[0, 1], [1, 0]]).max()) > 1e-6 * pyramid.mpp:
+        return field, np.zeros(2)
+    bounds = np.array(pyramid.bounds_um).reshape(2, 2)
+    size = np.array(field.shape[1::-1])
+    low, high = np.clip(np.round((bounds - corner_um) / mpp).astype(int), 0, size)
+    return np.ascontiguousarray(field[low[1] : high[1], low[0] : high[0]]), low * mpp
+
+
+def _nuclei(
+    field: NDArray[np.uint8],
+    how: Method,
+    staining: Staining,
+    corner_um: NDArray[np.float64],
+    own_um: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> tuple[Any, ...]:
+    """Return vertices in micrometres, vertices per nucleus, and its columns, of the nuclei that a field owns.
+
+    Area and eccentricity are those of the polygon and filled in later.
+    """
+    nothing = (np.empty((0, 2)), np.empty(0, np.int64), np.empty((0, 4)))
+    if min(field.shape[:2]) == 0:
+        return nothing
+    labels = how.run(field, staining)
+    if labels.max(initial=0) == 0:
+        return nothing
+    haematoxylin, eosin = _methods.stains(field, staining)
+    stats = region_stats(labels, haematoxylin)
+    count = np.maximum(stats[:, 0], 1)
+    pink = np.bincount(labels.reshape(-1), eosin.reshape(-1), len(stats) + 1)[1:] / count
+    center = (stats[:, [2, 1]] + 0.5) * how.mpp + corner_um
+    mine = (center >= own_um[0]).all(axis=1) & (center < own_um[1]).all(axis=1) & (stats[:, 0] > 0)
+    columns = np.column_stack([np.zeros((len(stats), 2)), stats[:, 7], pink])
+    xy, begin = outlines(labels)
+    length = np.diff(begin)
+    mine &= length >= 3
+    return xy[np.repeat(mine, length)] * how.mpp + corner_um, length[mine], columns[mine]
+
+
+def _frame(parts: list[tuple[Any, ...]]) -> GeoDataFrame:
+    """Build valid polygons of all parts."""
+    import geopandas as gpd
+    import shapely
+
+    length = np.concatenate([np.empty(0, np.int64), *(p[1] for p in parts)])
+    xy = np.concatenate([np.empty((0, 2)), *(p[0] for p in parts)])
+    columns = np.concatenate([np.empty((0, 4)), *(p[2] for p in parts)])
+    polygons = np.empty(0, object)
+    if len(length):
+        rings = shapely.linearrings(xy, indices=np.repeat(np.arange(len(length)), length))
+        polygons = shapely.polygons(rings)
+        for i in np.flatnonzero(~shapely.is_valid(polygons)):
+            polygons[i] = largest_part(polygons[i])
+    columns[:, 0], columns[:, 1] = shapely.area(polygons), eccentricity(polygons)
+    return gpd.GeoDataFrame(dict(zip(COLUMNS, columns.T, strict=True)), geometry=polygons)
+
+
+def eccentricity(polygons: NDArray[Any]) -> NDArray[np.float64]:
+    """Return sqrt(1 - (minor / major)^2) of the ellipse of equal moments of every polygon, holes left out."""
+    import shapely
+
+    xy, which = shapely.get_coordinates(shapely.get_exterior_ring(polygons), return_index=True)
+    first = np.searchsorted(which, np.arange(len(polygons)))
+    x, y = (xy - xy[first[which]]).T if len(xy) else np.empty((2, 0))
+    edge = np.flatnonzero(np.diff(which) == 0)
+    x0, y0, x1, y1, which = x[edge], y[edge], x[edge + 1], y[edge + 1], which[edge]
+    cross = x0 * y1 - x1 * y0
+
+    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(which, values * cross, len(polygons))
+
+    area = total(np.full(len(edge), 0.5))
+    area = np.where(area == 0, 1.0, area)
+    cx, cy = total(x0 + x1) / 6 / area, total(y0 + y1) / 6 / area
+    xx = total(x0 * x0 + x0 * x1 + x1 * x1) / 12 / area - cx * cx
+    yy = total(y0 * y0 + y0 * y1 + y1 * y1) / 12 / area - cy * cy
+    xy_ = total(x0 * y1 + 2 * x0 * y0 + 2 * x1 * y1 + x1 * y0) / 24 / area - cx * cy
+    half, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy_)
+    return np.asarray(np.sqrt(np.clip(2 * spread / np.maximum(half + spread, 1e-300), 0, 1)))
+
+
+def largest_part(geometry: Any) -> Any:
+    """Return the largest polygon of what a geometry is after repair; an empty one if there is none."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.make_valid(geometry))
+    parts = shapely.get_parts(parts)
+    parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    return parts[np.argmax(shapely.area(parts))] if len(parts) else shapely.Polygon()
+
+
+def _ordered(frame: GeoDataFrame) -> GeoDataFrame:
+    """Sort by place and number from one."""
+    import pandas as pd
+
+    center = frame.geometry.centroid
+    frame = frame.iloc[np.lexsort((center.x.to_numpy(), center.y.to_numpy()))]
+    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1, name="nucleus_id"))

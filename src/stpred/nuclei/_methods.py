@@ -1,0 +1,158 @@
+"""What can segment a field: the built-in kernel, models of lazyslide-models, any callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core.checks import InputError, listing
+from stpred._image.nuclei import Labels
+from stpred._image.segment import REACH_UM, WORK_MPP, Staining, segment, whole_pieces
+from stpred._image.stain import optical_density, unmix
+
+BUILTIN = "builtin"
+
+_PACKAGE = "lazyslide-models"
+# Models with a `segment` that label tissue, artefacts or whatever a prompt points at, not every nucleus.
+_OTHER_TASKS = {"grandqc-artifact", "grandqc-tissue", "hest-tissue-segmentation", "pathprofiler", "sam"}
+_MODEL_MPP, _MODEL_PX, _MODEL_REACH_UM = 0.5, 512, 24.0
+# HistoPLUS' position codes are made for one size.
+_FIXED_PX = {"histoplus": 224}
+
+
+class Segmenter(Protocol):
+    """Any callable that labels the nuclei of a field.
+
+    It gets (h, w, 3) uint8 RGB pixels and ``mpp``, and returns (h, w) whole numbers: 0 for ground, another number for
+    each nucleus. An attribute ``mpp`` says at which resolution it wants its fields; without one it gets 0.5 um per
+    pixel.
+    """
+
+    def __call__(self, rgb: NDArray[np.uint8], *, mpp: float) -> NDArray[np.integer]:
+        """Return the label image of a field."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to segment, and the fields it wants.
+
+    Attributes
+    ----------
+    mpp
+        Resolution of its fields.
+    reach_um
+        Overlap of neighbouring fields on every side.
+    field_px
+        Edge of its fields, where it is bound to one.
+    run
+        Field and staining in, labels 1..n in one piece each out.
+    threads
+        Whether several fields may be segmented at once.
+    """
+
+    mpp: float
+    reach_um: float
+    field_px: int | None
+    run: Callable[[NDArray[np.uint8], Staining], Labels]
+    threads: bool
+
+
+def names() -> list[str]:
+    """Return what `method` may be: the built-in one and the nucleus models of lazyslide-models, if installed."""
+    if find_spec("lazyslide_models") is None:
+        return [BUILTIN]
+    from lazyslide_models import MODEL_REGISTRY
+
+    return [BUILTIN, *(n for n, model in MODEL_REGISTRY.items() if hasattr(model, "segment") and n not in _OTHER_TASKS)]
+
+
+def check(method: Any) -> None:
+    """Refuse what is no method."""
+    if callable(method) or (isinstance(method, str) and method in names()):
+        return
+    missing = "" if find_spec("lazyslide_models") else f"; more come with `pip install {_PACKAGE}`"
+    raise InputError(
+        f"`method` must be one of {listing(names(), most=40)}{missing}, or a callable(rgb, mpp=...) that returns a "
+        f"label image, got {method!r}."
+    )
+
+
+def make(method: str | Segmenter, *, min_area_um2: float, max_area_um2: float, device: str | None = None) -> Method:
+    """Return the method of that name, or the callable as one."""
+    check(method)
+    if method == BUILTIN:
+        return Method(
+            WORK_MPP,
+            REACH_UM,
+            None,
+            lambda rgb, staining: segment(rgb, staining, min_area_um2=min_area_um2, max_area_um2=max_area_um2),
+            threads=True,
+        )
+    if isinstance(method, str):
+        return _model(method, device=device)
+    mpp = float(getattr(method, "mpp", None) or WORK_MPP)
+    return Method(
+        mpp, _MODEL_REACH_UM, None, lambda rgb, _: _labels(method(rgb, mpp=mpp), rgb.shape, method), threads=False
+    )
+
+
+def stains(rgb: NDArray[np.uint8], staining: Staining) -> NDArray[np.float32]:
+    """Return haematoxylin and eosin of a field as (2, h, w), against the slide's own glass."""
+    density = optical_density(rgb)
+    # -log10(grey / white) = -log10(grey / 255) + log10(white / 255), for each channel's own white.
+    shift = np.log10(np.array(staining.white) / 255.0).astype(np.float32)
+    return unmix(np.maximum(density + shift[:, None, None], 0))[:2]
+
+
+def _model(name: str, *, device: str | None) -> Method:
+    """Build a model of lazyslide-models; its fields are those that it was made for."""
+    import torch
+    from lazyslide_models import MODEL_REGISTRY
+
+    cls: Any = MODEL_REGISTRY[name]
+    try:
+        model = cls()
+    except ImportError as error:
+        raise InputError(f"The method {name!r} needs a package that is not installed: {error}.") from error
+    except Exception as error:
+        where = getattr(cls, "hf_url", None) or getattr(cls, "github_url", None) or _PACKAGE
+        gated = "; they are gated: request access there and log in to Hugging Face" * bool(getattr(cls, "is_gated", 0))
+        raise InputError(
+            f"The weights of {name!r} could not be had ({type(error).__name__}); they come from {where}{gated}, or "
+            f"fill the Hugging Face cache on a machine that can reach it; method={BUILTIN!r} needs none."
+        ) from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    transform = model.get_transform()
+    step = getattr(getattr(cls, "input_constraint", None), "divisible_by", None) or 1
+    size_px = _FIXED_PX.get(name, _MODEL_PX) // step * step
+
+    def run(rgb: NDArray[np.uint8], _: Staining) -> Labels:
+        with torch.inference_mode():
+            image = torch.from_numpy(rgb) if transform is None else transform(rgb)
+            found = model.segment(image[None].to(device)).instance_map
+        if found is None:
+            raise InputError(f"The model {name!r} labels no single nuclei, so it cannot be a `method`.")
+        return _labels(found[0].cpu().numpy() if torch.is_tensor(found) else found[0], rgb.shape, name)
+
+    mpp = float(getattr(cls, "_base_mpp", None) or _MODEL_MPP)
+    return Method(mpp, _MODEL_REACH_UM, size_px, run, threads=False)
+
+
+def _labels(found: Any, shape: tuple[int, ...], method: Any) -> Labels:
+    """Check a label image and number its labels 1..n, one piece each."""
+    labels = np.asarray(found)
+    if labels.shape != shape[:2] or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+        raise InputError(
+            f"The method {name!r} must return whole numbers >= 0 of shape {shape[:2]}, got {labels.dtype} of shape "
+            f"{labels.shape}."
+        )
+    _, numbers = np.unique(np.r_[0, labels.reshape(-1)], return_inverse=True)
+    return whole_pieces(numbers[1:].reshape(labels.shape))

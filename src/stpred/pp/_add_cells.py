@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import regions
+from stpred._core import keys
+from stpred._core.checks import InputError, MissingFileError, element_name, one_of
+from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, scale0
+from stpred.tiles import Pyramid
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpred")
+
+CELL_TYPE = "cell_type"
+OUTSIDE_LIMIT = 0.1
+"""Share of cells off the image from which on they are refused."""
+OVERLAP_LIMIT = 0.7
+"""Share of the smaller of two polygons within the other from which on they are the same cell."""
+
+_VERTICES = ("cell_id", "vertex_x", "vertex_y")
+
+
+def add_cells(
+    sdata: SpatialData,
+    cells: Any,
+    *,
+    key_added: str | None = None,
+    units: Literal["um", "px"] | None = None,
+    image_key: str | None = None,
+    coordinate_system: str = keys.UM,
+) -> None:
+    """Bring cells or nuclei that another program outlined.
+
+    Parameters
+    ----------
+    sdata
+        Object with a calibrated H&E image.
+    cells
+        One of: a path to GeoJSON (QuPath, CellViT, HEST), to GeoParquet, or to Xenium's ``cell_boundaries`` or
+        ``nucleus_boundaries`` (parquet or csv.gz); a GeoDataFrame of polygons; a label image of the size of the
+        full-resolution H&E image (NumPy or xarray), or the name of a labels element.
+    key_added
+        Name of the shapes; None makes ``nuclei``, with the frame's suffix in a frame other than ``"um"``.
+    units
+        What the coordinates count: ``"px"`` of the full-resolution H&E image (QuPath, CellViT, HEST) or ``"um"`` of
+        the slide's frame. Needed for GeoJSON, GeoParquet and GeoDataFrames; Xenium's boundaries are micrometres, and a
+        label image has the place of the H&E image or its element.
+    image_key
+        H&E image; None takes the one in the micrometre frame.
+    coordinate_system
+        The slide's micrometre frame.
+
+    Returns
+    -------
+    None. Writes ``sdata.shapes[key_added]``: valid polygons in micrometres with ``area_um2``, ``eccentricity`` (0
+    round, towards 1 long) and, where classes were given, ``cell_type``. Ids that are unique are kept as the index.
+
+    Raises
+    ------
+    InputError
+        If the cells cannot be read, `units` is missing or contradicts them, or more than 10 % are off the image.
+
+    Notes
+    -----
+    Invalid polygons are repaired, keeping their largest part; of several pieces of one class each becomes a cell. Of
+    two that overlap by over 70 % of the smaller, the larger is kept, and cells off the image are left out; a warning
+    counts both.
+
+    Examples
+    --------
+    >>> import geopandas as gpd
+    >>> import stpred as st
+    >>> from shapely import Point
+    >>> slide = st.datasets.toy(size_um=(300, 300), n_genes=5)
+    >>> found = gpd.GeoDataFrame({"cell_type": ["tumour"]}, geometry=[Point(300, 200).buffer(10)])
+    >>> st.pp.add_cells(slide, found, units="px")
+    >>> slide.shapes["nuclei"].centroid.x.round(6).tolist()
+    [150.0]
+    """
+    need_sdata(sdata)
+    key_added = element_name(keys.in_frame(keys.NUCLEI, coordinate_system) if key_added is None else key_added)
+    regions.check_shapes(sdata, key_added)
+    if units is not None:
+        one_of(units, ("um", "px"), name="units")
+    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+    frame, what, own_units = _read(sdata, cells, pyramid, image_key, coordinate_system)
+    if own_units is not None and units not in (None, own_units):
+        raise InputError(f"{what} is in {own_units!r} by its format, so units={units!r} cannot be; leave `units` out.")
+    units = own_units or units
+    if units is None:
+        raise InputError(
+            f"The coordinates of {what} may be pixels or micrometres: pass units='px' if they are those of the "
+            f"full-resolution image (QuPath, CellViT and HEST write these), or units='um'."
+        )
+    frame = _polygons(frame, what)
+    if units == "px":
+        frame = _moved(frame, pyramid.levels[0].to_um)
+    frame = _on_image(frame, pyramid, what, image_key)
+    frame = _measured(_distinct(frame, what))
+    regions.put_shapes(sdata, key_added, frame, coordinate_system=coordinate_system)
+
+
+def _read(
+    sdata: SpatialData, cells: Any, pyramid: Pyramid, image_key: str, coordinate_system: str
+) -> tuple[GeoDataFrame, str, Literal["um", "px"] | None]:
+    """Return a frame of geometries, what to call it, and its units where the format says them."""
+    import geopandas as gpd
+    import xarray as xr
+
+    if isinstance(cells, gpd.GeoDataFrame):
+        return cells, "the GeoDataFrame", None
+    if isinstance(cells, str) and cells in sdata.labels:
+        element = sdata.labels[cells]
+        affine = affine_to(element, coordinate_system)
+        if affine is None:
+            raise InputError(f"Labels {cells!r} are not placed in the coordinate system {coordinate_system!r}.")
+        return _moved(_from_labels(scale0(element).values, f"labels {cells!r}"), affine), f"labels {cells!r}", "um"
+    if isinstance(cells, (np.ndarray, xr.DataArray)):
+        labels = np.asarray(cells)
+        if labels.shape != pyramid.shape:
+            raise InputError(
+                f"The label image has shape {labels.shape}, the H&E image {image_key!r} {pyramid.shape}; give labels "
+                "of the full-resolution image, or put them into `sdata.labels` with their own place and pass the name."
+            )
+        return _from_labels(labels, "the label image"), "the label image", "px"
+    if not isinstance(cells, (str, Path)):
+        raise InputError(
+            f"`cells` must be a path, a GeoDataFrame, a label image or the name of a labels element, got "
+            f"{type(cells).__name__}."
+        )
+    path = Path(cells)
+    if not path.is_file():
+        raise MissingFileError(
+            f"`cells`={str(cells)!r} is neither a file nor a labels element of the object; labels: "
+            f"{sorted(sdata.labels)}."
+        )
+    name = path.name.lower()
+    if name.endswith((".csv.gz", ".csv")):
+        import pandas as pd
+
+        return _from_vertices(pd.read_csv(path), path), f"{path.name!r}", "um"
+    if name.endswith(".parquet"):
+        return _from_parquet(path)
+    if name.endswith((".geojson", ".json", ".geojson.gz", ".json.gz")):
+        return _from_geojson(path), f"{path.name!r}", None
+    raise InputError(
+        f"{path.name!r} is no file of cells that is known; .geojson, .parquet (GeoParquet or Xenium's boundaries) and "
+        "Xenium's .csv.gz are."
+    )
+
+
+def _from_parquet(path: Path) -> tuple[GeoDataFrame, str, Literal["um", "px"] | None]:
+    import geopandas as gpd
+    import pandas as pd
+
+    try:
+        columns = _parquet_columns(path)
+        if set(_VERTICES) <= set(columns):
+            return _from_vertices(pd.read_parquet(path), path), f"{path.name!r}", "um"
+        return gpd.read_parquet(path), f"{path.name!r}", None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path.name!r} is neither GeoParquet nor a table with {', '.join(_VERTICES)}: {error}"
+        ) from error
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
+
+
+def _from_vertices(table: Any, path: Path) -> GeoDataFrame:
+    """Build polygons of one row per vertex."""
+    import geopandas as gpd
+    import shapely
+
+    if missing := [c for c in _VERTICES if c not in table]:
+        raise InputError(
+            f"{path.name!r} has no column {missing[0]!r}; Xenium's boundaries have {', '.join(_VERTICES)}."
+        )
+    ids = table["cell_id"].map(lambda v: v.decode() if isinstance(v, bytes) else v)
+    xy = table[["vertex_x", "vertex_y"]].to_numpy(np.float64)
+    # Newer bundles have several pieces per cell, told apart by `label_id`.
+    piece = ids.astype(str) + ("" if "label_id" not in table else "/" + table["label_id"].astype(str))
+    number, first = np.unique(piece.to_numpy().astype(str), return_index=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    which = rank[np.searchsorted(number, piece.to_numpy().astype(str))]
+    sort = np.argsort(which, kind="stable")
+    enough = np.bincount(which)[which[sort]] >= 3
+    kept, cells = np.unique(which[sort][enough], return_inverse=True)
+    rings = shapely.linearrings(xy[sort][enough], indices=cells)
+    names = ids.to_numpy()[first[order]][kept]
+    return gpd.GeoDataFrame(geometry=shapely.polygons(rings), index=names)
+
+
+def _from_geojson(path: Path) -> GeoDataFrame:
+    """Read a FeatureCollection, or a list of features as QuPath and CellViT write it."""
+    import geopandas as gpd
+    from shapely.geometry import shape
+
+    opened = gzip.open(path, "rt") if path.name.endswith(".gz") else path.open()
+    try:
+        with opened as file:
+            data = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name!r} is no valid JSON: {error}") from error
+    features = data.get("features") if isinstance(data, dict) and "features" in data else data
+    features = [features] if isinstance(features, dict) else features
+    if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
+        raise InputError(f"{path.name!r} is no GeoJSON: a FeatureCollection or a list of features is needed.")
+    geometry, classes, ids = [], [], []
+    for number, feature in enumerate(features):
+        properties = feature.get("properties") or {}
+        # QuPath exports the nucleus of a cell beside its outline; the cell is what was asked for.
+        place = feature.get("geometry", feature if "coordinates" in feature else None)
+        if place is None:
+            continue
+        try:
+            geometry.append(shape(place))
+        except Exception as error:
+            raise InputError(f"Feature {number} of {path.name!r} has no geometry that can be read: {error}") from error
+        classes.append(_class_of(properties))
+        ids.append(feature.get("id"))
+    columns = {} if all(c is None for c in classes) else {CELL_TYPE: classes}
+    unique = None not in ids and len(set(ids)) == len(ids)
+    return gpd.GeoDataFrame(columns, geometry=geometry, index=ids if unique else None)
+
+
+def _class_of(properties: dict[str, Any]) -> str | None:
+    """Return the class name of a feature: QuPath's classification, or a property of that name."""
+    found = properties.get("classification")
+    if isinstance(found, str) and found.startswith("{"):  # some readers turn nested properties into text
+        found = json.loads(found)
+    if isinstance(found, dict):
+        return found.get("name") or " ".join(found.get("names", [])) or None
+    found = found or properties.get(CELL_TYPE) or properties.get("class") or properties.get("name")
+    return None if found is None else str(found)
+
+
+def _from_labels(labels: NDArray[Any], what: str) -> GeoDataFrame:
+    """Outline each label; its number is its id."""
+    import geopandas as gpd
+    import shapely
+
+    from stpred._image.segment import outlines, whole_pieces
+
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        raise InputError(
+            f"{what} must be a (rows, columns) array of whole numbers >= 0, got {labels.dtype} of shape {labels.shape}."
+        )
+    ids, numbers = np.unique(np.r_[0, labels.reshape(-1)], return_inverse=True)
+    if len(ids) < 2:
+        raise InputError(f"{what} holds no cell: every pixel is 0.")
+    if len(ids) == 2 and labels.size > 10_000 and (numbers == 1).sum() > 2_000:
+        logger.warning("%s has a single label; if it is a mask of all cells, label its pieces first.", what)
+    xy, begin = outlines(whole_pieces(numbers[1:].reshape(labels.shape)))
+    length = np.diff(begin)
+    rings = shapely.linearrings(xy, indices=np.repeat(np.arange(len(length)), length))
+    return gpd.GeoDataFrame(geometry=shapely.polygons(rings), index=ids[1:])
+
+
+def _polygons(frame: GeoDataFrame, what: str) -> GeoDataFrame:
+    """Return one valid polygon per row with the class; refuse what has no area."""
+    import geopandas as gpd
+    import pandas as pd
+    import shapely
+
+    from stpred.nuclei import largest_part
+
+    if len(frame) == 0:
+        raise InputError(f"There is no cell in {what}.")
+    classes = next((c for c in (CELL_TYPE, "classification", "class", "cell_class") if c in frame), None)
+    names = None if classes is None else [_class_of({"classification": v}) for v in frame[classes]]
+    shapes = frame.geometry.to_numpy()
+    some = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    parts, row = shapely.get_parts(shapes[some], return_index=True)
+    row = np.flatnonzero(some)[row]
+    flat = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    if not flat.any():
+        kinds = sorted(set(frame.geom_type.dropna()))
+        hint = "; give centres a radius with .buffer() first" if "Point" in kinds else ""
+        raise InputError(f"{what[:1].upper() + what[1:]} has no polygons but {kinds or 'empty geometries'}{hint}.")
+    parts, row = shapely.force_2d(parts[flat]), row[flat]
+    for i in np.flatnonzero(~shapely.is_valid(parts)):
+        parts[i] = largest_part(parts[i])
+    solid = shapely.area(parts) > 0
+    parts, row = parts[solid], row[solid]
+    dropped = int(len(frame) - len(np.unique(row)))
+    if dropped:
+        warnings.warn(f"{dropped} of {len(frame)} cells of {what} have no area and are left out.", stacklevel=3)
+    if not len(parts):
+        raise InputError(f"No cell of {what} has an area.")
+    index = frame.index[row]
+    index = index if index.is_unique and len(row) else pd.RangeIndex(1, len(row) + 1)
+    columns = {} if names is None else {CELL_TYPE: pd.Categorical([names[i] for i in row])}
+    return gpd.GeoDataFrame(columns, geometry=parts, index=index)
+
+
+def _moved(frame: GeoDataFrame, affine: NDArray[np.float64]) -> GeoDataFrame:
+    import shapely
+
+    return frame.set_geometry(shapely.transform(frame.geometry.to_numpy(), lambda xy: apply_affine(affine, xy)))
+
+
+def _on_image(frame: GeoDataFrame, pyramid: Pyramid, what: str, image_key: str) -> GeoDataFrame:
+    """Leave out cells whose centre is off the image; refuse many, with both boxes."""
+    center = frame.geometry.centroid
+    inside = pyramid.contains(np.column_stack([center.x, center.y]))
+    share = 1 - float(inside.mean())
+    if share > OUTSIDE_LIMIT:
+        box = [round(float(v), 1) for v in frame.total_bounds]
+        raise InputError(
+            f"{share:.0%} of the cells of {what} lie outside image {image_key!r}: they span {box} um, the image "
+            f"{[round(v, 1) for v in pyramid.bounds_um]} um (x0, y0, x1, y1); check `units`, that the image is the "
+            "full-resolution one, and that x and y are not swapped."
+        )
+    if share > 0:
+        count = int((~inside).sum())
+        warnings.warn(f"{count} cells of {what} are off image {image_key!r} and left out.", stacklevel=3)
+    return frame[inside]
+
+
+def _distinct(frame: GeoDataFrame, what: str) -> GeoDataFrame:
+    """Keep the larger of polygons that are mostly the same."""
+    import shapely
+
+    shapes = frame.geometry.to_numpy()
+    area = shapely.area(shapes)
+    tree = shapely.STRtree(shapes)
+    a, b = tree.query(shapes, predicate="intersects")
+    # Each pair once, from the larger to the smaller; of equal ones the first is kept.
+    rank = np.empty(len(area), np.int64)
+    rank[np.lexsort((np.arange(len(area)), -area))] = np.arange(len(area))
+    pair = rank[a] < rank[b]
+    a, b = a[pair], b[pair]
+    same = shapely.area(shapely.intersection(shapes[a], shapes[b])) > OVERLAP_LIMIT * area[b]
+    drop = np.zeros(len(area), bool)
+    for larger, smaller in sorted(zip(a[same], b[same], strict=True), key=lambda ab: rank[ab[0]]):
+        drop[smaller] |= not drop[larger]
+    if drop.any():
+        warnings.warn(
+            f"{int(drop.sum())} of {len(frame)} cells of {what} lie within or upon larger ones and are left out.",
+            stacklevel=3,
+        )
+    return frame[~drop]
+
+
+def _measured(frame: GeoDataFrame) -> GeoDataFrame:
+    """Add area and eccentricity."""
+    import shapely
+
+    from stpred.nuclei import eccentricity
+
+    shapes = frame.geometry.to_numpy()
+    frame = frame.assign(area_um2=shapely.area(shapes), eccentricity=eccentricity(shapes))
+    first = ["area_um2", "eccentricity"]
+    return frame[first + [c for c in frame if c not in first]]

@@ -1,0 +1,390 @@
+"""Self-supervised learning of an encoder from unlabelled tiles: MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.progress import track
+from stpred.training import _augment
+from stpred.training._augment import Augmentation
+from stpred.training._checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from stpred.training._run import Run
+
+logger = logging.getLogger("stpred")
+
+SAVE_EVERY_S = 30.0
+"""Between two states on disk."""
+
+OPTIMIZERS = ("lars", "adamw")
+MOMENTUM_SCHEDULES = ("constant", "cosine")
+BASE_LR = {"lars": 0.6, "adamw": 1.5e-4}
+"""Per 256 tiles of a step."""
+WEIGHT_DECAY = {"lars": 1e-6, "adamw": 0.1}
+WARMUP_EPOCHS = 10
+
+FEWEST = 16
+"""Tiles below which there is nothing to tell apart."""
+
+
+@dataclass(frozen=True)
+class MoCoConfig:
+    """Settings of a training; see :func:`stpred.tl.pretrain_encoder`."""
+
+    epochs: int = 150
+    batch_size: int = 256
+    lr: float | None = None
+    optimizer: str = "lars"
+    weight_decay: float | None = None
+    momentum: float = 0.99
+    momentum_schedule: str = "constant"
+    temperature: float = 1.0
+    warmup_epochs: float | None = None
+    hidden: int = 4096
+    projection: int = 256
+    augmentation: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "hidden", "projection"):
+            object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        positive(self.temperature, name="temperature")
+        one_of(self.optimizer, OPTIMIZERS, name="optimizer")
+        one_of(self.momentum_schedule, MOMENTUM_SCHEDULES, name="momentum_schedule")
+        for name, most in (("momentum", 1.0), ("weight_decay", math.inf), ("warmup_epochs", math.inf)):
+            value = getattr(self, name)
+            if value is None and name != "momentum":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+                upper = "" if most == math.inf else f" and at most {most:g}"
+                raise InputError(f"`{name}` must be a number, at least 0{upper}, got {value!r}.")
+        if self.lr is not None:
+            positive(self.lr, name="lr")
+
+    @property
+    def warmup(self) -> float:
+        """Epochs in which the rate rises; by default never more than a tenth of all."""
+        return min(WARMUP_EPOCHS, self.epochs / 10) if self.warmup_epochs is None else float(self.warmup_epochs)
+
+    def base_lr(self, tiles_per_step: int) -> float:
+        """Return the highest learning rate."""
+        return BASE_LR[self.optimizer] * tiles_per_step / 256 if self.lr is None else self.lr
+
+    def lr_at(self, epoch: float, *, tiles_per_step: int) -> float:
+        """Return the rate at a point of time: linear warm-up, then half a cosine to zero."""
+        highest = self.base_lr(tiles_per_step)
+        if epoch < self.warmup:
+            return highest * epoch / self.warmup
+        done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
+        return highest * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def momentum_at(self, epoch: float) -> float:
+        """Return the momentum of the second encoder; with "cosine" it ends at 1."""
+        if self.momentum_schedule == "constant":
+            return self.momentum
+        return 1 - 0.5 * (1 + math.cos(math.pi * epoch / self.epochs)) * (1 - self.momentum)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {**asdict(self), "augmentation": self.augmentation.to_dict()}
+
+
+def projector(n_in: int, hidden: int, n_out: int, *, last_norm: bool) -> nn.Sequential:
+    """Return two linear layers, batch norm after the first and, without scale and shift, after the last if asked."""
+    layers: list[nn.Module] = [
+        nn.Linear(n_in, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, n_out, bias=False),
+    ]
+    if last_norm:
+        layers.append(nn.BatchNorm1d(n_out, affine=False))
+    return nn.Sequential(*layers)
+
+
+class MoCo(nn.Module):
+    """Two encoders, one trained and one that follows it slowly; the loss of two views of the same tiles.
+
+    Parameters
+    ----------
+    backbone
+        Maps (n, 3, s, s) to (n, width).
+    width
+        Of its features.
+    config
+        Sizes and temperature.
+    """
+
+    def __init__(self, backbone: nn.Module, *, width: int, config: MoCoConfig) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(backbone, projector(width, config.hidden, config.projection, last_norm=True))
+        self.predictor = projector(config.projection, config.hidden, config.projection, last_norm=False)
+        self.slow = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False)
+        self.temperature = config.temperature
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What is kept of it."""
+        return self.encoder[0]
+
+    def forward(self, one: Tensor, two: Tensor) -> Tensor:
+        """Return the symmetric loss of two (n, 3, s, s) batches of views."""
+        first, second = self.predictor(self.encoder(one)), self.predictor(self.encoder(two))
+        with torch.no_grad():
+            slow_first, slow_second = self.slow(one), self.slow(two)
+        return contrast(first, slow_second, temperature=self.temperature) + contrast(
+            second, slow_first, temperature=self.temperature
+        )
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Move the second encoder's parameters towards the first's; its batch norms keep statistics of their own."""
+        for slow, fast in zip(self.slow.parameters(), self.encoder.parameters(), strict=True):
+            slow.lerp_(fast.detach().to(slow.dtype), 1 - momentum)
+
+
+def contrast(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
+    """Return 2 * temperature * InfoNCE: each query has to find its key among all keys of the step.
+
+    With several processes the keys of all are gathered.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        q, k = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1).detach()
+        n, first = len(q), 0
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [torch.empty_like(k) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(parts, k.contiguous())
+            first, k = n * torch.distributed.get_rank(), torch.cat(parts)
+        own = torch.arange(first, first + n, device=q.device)
+        return 2 * temperature * F.cross_entropy(q @ k.T / temperature, own)
+
+
+class LARS(torch.optim.Optimizer):
+    """Momentum SGD whose step in each weight matrix has a length in proportion to it (You et al. 2017).
+
+    Biases and the parameters of normalisations (fewer than two dimensions) take plain steps, without weight decay.
+    """
+
+    def __init__(
+        self, params: Any, *, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                change = p.grad
+                if p.ndim > 1:
+                    change = change.add(p, alpha=group["weight_decay"])
+                    length, size = p.norm(), change.norm()
+                    ratio = group["trust"] * length / size
+                    change = change * torch.where((length > 0) & (size > 0), ratio, torch.ones_like(ratio))
+                kept = self.state[p]
+                if "velocity" not in kept:
+                    kept["velocity"] = torch.zeros_like(p)
+                kept["velocity"].mul_(group["momentum"]).add_(change)
+                p.add_(kept["velocity"], alpha=-group["lr"])
+        return loss
+
+
+def pretrain(
+    backbone: nn.Module,
+    crops: Any,
+    *,
+    width: int,
+    size_px: int,
+    config: MoCoConfig,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    seed: int,
+    run: Run,
+    identity: str = "",
+) -> dict[str, Any]:
+    """Train a backbone in place, and return what happened: losses, steps, seconds.
+
+    Parameters
+    ----------
+    backbone
+        With initial weights.
+    crops
+        (n, edge, edge, 3) uint8 tiles with a margin: an array, or what gives one for the rows that it is indexed by.
+    width, size_px
+        Of the features; edge of the tile itself.
+    config
+        Settings.
+    mean, std
+        Normalisation of colours.
+    seed
+        Of order, views, and new layers; the global random state is left alone.
+    run
+        Device, precision, checkpoint.
+    identity
+        What else makes this training another one (name of the backbone and its initial weights).
+    """
+    fabric = run.made()
+    device = fabric.device
+    world, rank = fabric.world_size, fabric.global_rank
+    n = len(crops)
+    if n < FEWEST * world:
+        raise InputError(f"There are {n} tiles to learn from; {FEWEST * world} or more are needed.")
+    together = min(config.batch_size * world, n // world * world)
+    checkpoint = run.file(fingerprint(config, crops, mean, std, seed=seed, identity=identity))
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        model: nn.Module = MoCo(backbone, width=width, config=config)
+        if world > 1 and device.type == "cuda":  # batch statistics of all processes; torch has it for GPUs only
+            from timm.layers import convert_sync_batchnorm  # knows timm's own norms too
+
+            model = convert_sync_batchnorm(model)
+        optimizer = _optimizer(model, config, tiles_per_step=together)
+        wrapped, outer = fabric.setup(model, optimizer)
+        torch.manual_seed(seed + rank)  # dropout differs between processes, weights and views do not
+        order, views = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        losses: list[float] = []
+        _resume(checkpoint, model, outer, order, views, losses)
+        first, saved, began = len(losses), time.monotonic(), time.monotonic()
+        scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+        steps = n // together
+        for epoch in track(range(first, config.epochs), total=config.epochs - first, describe="pretraining"):
+            model.train()
+            total = torch.zeros((), device=device)
+            for step, (read, drawn) in enumerate(_steps(crops, order, views, config, together, rank, world)):
+                at = epoch + step / steps
+                for group in outer.param_groups:
+                    group["lr"] = config.lr_at(at, tiles_per_step=together)
+                tiles = torch.from_numpy(read).to(device)
+                pair = [
+                    _augment.views(tiles, d, size_px=size_px, stained=config.augmentation.stain > 0, **scale)
+                    for d in drawn
+                ]
+                outer.zero_grad(set_to_none=True)
+                loss = wrapped(*pair)
+                _check_finite(float(loss.detach()), epoch=epoch, step=step)
+                fabric.backward(loss)
+                outer.step()
+                model.follow(config.momentum_at(at))  # type: ignore[operator]
+                total += loss.detach()
+            mean_loss: Any = fabric.all_reduce(total / steps, reduce_op="mean")
+            losses.append(float(mean_loss))
+            due = epoch + 1 == config.epochs or time.monotonic() - saved >= SAVE_EVERY_S
+            if checkpoint is not None and fabric.is_global_zero and due:
+                _keep(checkpoint, model, outer, order, views, losses)
+                saved = time.monotonic()
+        seconds = time.monotonic() - began
+    backbone.eval()
+    return {
+        "n_tiles": n,
+        "tiles_per_step": together,
+        "steps": steps * config.epochs,
+        "loss": [float(f"{x:.5g}") for x in losses],
+        "chance_loss": float(f"{4 * config.temperature * math.log(together):.5g}"),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _steps(
+    crops: Any,
+    order: np.random.Generator,
+    views: torch.Generator,
+    config: MoCoConfig,
+    together: int,
+    rank: int,
+    world: int,
+) -> Iterator[tuple[NDArray[np.uint8], tuple[_augment.Draw, _augment.Draw]]]:
+    """Yield this process's tiles of each step of an epoch, and the draws of both views; the rest is dropped."""
+    shuffled = order.permutation(len(crops))
+    mine = slice(rank, None, world)
+    for start in range(0, len(crops) - together + 1, together):
+        rows = np.sort(shuffled[start : start + together])  # in order: a memory map is read forwards
+        drawn = [_augment.draw(together, config.augmentation, generator=views).take(mine) for _ in range(2)]
+        yield np.ascontiguousarray(crops[rows[mine]]), (drawn[0], drawn[1])
+
+
+def _optimizer(model: nn.Module, config: MoCoConfig, *, tiles_per_step: int) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    lr = config.base_lr(tiles_per_step)
+    decay = WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay
+    if config.optimizer == "lars":
+        return LARS(parameters, lr=lr, weight_decay=decay)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def fingerprint(config: MoCoConfig, crops: Any, mean: Any, std: Any, *, seed: int, identity: str) -> str:
+    """Return a short hash of everything that decides how a training goes."""
+    facts = [config.to_dict(), list(crops.shape), list(mean), list(std), seed, identity]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    digest.update(np.ascontiguousarray(crops[:: max(1, len(crops) // 64)]).tobytes())
+    return f"encoder-{digest.hexdigest()[:20]}"
+
+
+def _check_finite(value: float, *, epoch: int, step: int) -> None:
+    if not math.isfinite(value):
+        raise InputError(
+            f"The loss became {value} in epoch {epoch + 1}, step {step + 1}; lower `lr`, or raise `warmup_epochs`."
+        )
+
+
+def _keep(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: Any,
+    order: np.random.Generator,
+    views: torch.Generator,
+    losses: list[float],
+) -> None:
+    tensors, facts = pack_optimizer(getattr(optimizer, "optimizer", optimizer))
+    tensors |= {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {"random": torch.get_rng_state(), "views": views.get_state()}
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    checkpoint.save(tensors, {"optimizer": facts, "order": order.bit_generator.state, "losses": losses})
+
+
+def _resume(
+    checkpoint: Checkpoint | None,
+    model: nn.Module,
+    optimizer: Any,
+    order: np.random.Generator,
+    views: torch.Generator,
+    losses: list[float],
+) -> None:
+    """Put an interrupted training's state back."""
+    state = None if checkpoint is None else checkpoint.load()
+    if state is None:
+        return
+    tensors, facts = state
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    unpack_optimizer(getattr(optimizer, "optimizer", optimizer), tensors, facts["optimizer"])
+    order.bit_generator.state = facts["order"]
+    views.set_state(tensors["views"])
+    torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_cuda"])
+    losses.extend(facts["losses"])
+    logger.info("Training goes on after epoch %d of %s.", len(losses), checkpoint.path.name if checkpoint else "")

@@ -1,0 +1,230 @@
+"""MoCo v3: its loss, moving average, optimiser and schedules against plain ones; interruptions; classifiers on top."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stpred._core.checks import InputError
+from stpred.training import MoCoConfig, Run, _moco, _probe, pretrain
+
+COLOURS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+
+
+class Tiny(nn.Sequential):
+    """The smallest network with everything that has a state: convolution, batch norm, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Dropout(0.1),
+        )  # fmt: skip
+
+
+def tiny(seed: int = 0) -> Tiny:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tiny()
+
+
+@pytest.fixture(scope="module")
+def crops() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(70, 18, 18, 3), dtype=np.uint8)
+
+
+def trained(crops: np.ndarray, *, seed: int = 0, run: Run | None = None, **kwargs: Any) -> tuple[Tiny, dict[str, Any]]:
+    config = MoCoConfig(**{"epochs": 3, "batch_size": 32, "hidden": 16, "projection": 8} | kwargs)
+    net = tiny()
+    where = {"width": 8, "size_px": 12, "config": config, "seed": seed, "run": run or Run(device="cpu")}
+    return net, pretrain(net, crops, **COLOURS, **where)
+
+
+def test_the_loss_against_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(7, 5)), rng.normal(size=(7, 5))
+    for temperature in (1.0, 0.2):
+        total = 0.0
+        for i in range(7):
+            alike = [q[i] @ k[j] / np.linalg.norm(q[i]) / np.linalg.norm(k[j]) / temperature for j in range(7)]
+            total -= math.log(math.exp(alike[i]) / sum(map(math.exp, alike)))
+        found = _moco.contrast(torch.tensor(q), torch.tensor(k), temperature=temperature)
+        assert float(found) == pytest.approx(2 * temperature * total / 7, rel=1e-5)
+
+
+def test_the_loss_is_symmetric_and_no_gradient_reaches_the_second_encoder() -> None:
+    model = _moco.MoCo(tiny().eval(), width=8, config=MoCoConfig(hidden=16, projection=8))
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    one, two = torch.rand(2, 6, 3, 12, 12).unbind()
+    loss = model(one, two)
+    assert float(loss.detach()) == pytest.approx(float(model(two, one).detach()), rel=1e-4)
+    loss.backward()
+    assert all(p.grad is None for p in model.slow.parameters())
+    assert all(p.grad is not None for p in [*model.encoder.parameters(), *model.predictor.parameters()])
+    # No scale and shift on the projector's last norm, none at all on the predictor's.
+    assert not model.encoder[1][-1].affine
+    assert isinstance(model.predictor[-1], nn.Linear)
+
+
+def test_the_second_encoder_follows_slowly() -> None:
+    model = _moco.MoCo(tiny(), width=8, config=MoCoConfig(hidden=16, projection=8))
+    before = copy.deepcopy(list(model.slow.parameters()))
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p.add_(1.0)
+    model.follow(0.9)
+    for slow, old, fast in zip(model.slow.parameters(), before, model.encoder.parameters(), strict=True):
+        torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
+    model.follow(1.0)
+    torch.testing.assert_close(next(model.slow.parameters()), 0.9 * before[0] + 0.1 * next(model.encoder.parameters()))
+
+
+def test_lars_against_two_steps_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(3, 4)), rng.normal(size=3)
+    grads = [(rng.normal(size=(3, 4)), rng.normal(size=3)) for _ in range(2)]
+    weight, bias = nn.Parameter(torch.tensor(w)), nn.Parameter(torch.tensor(b))
+    optimizer = _moco.LARS([weight, bias], lr=0.5, weight_decay=0.1, momentum=0.9, trust=0.01)
+    vw, vb = np.zeros((3, 4)), np.zeros(3)
+    for gw, gb in grads:
+        weight.grad, bias.grad = torch.tensor(gw), torch.tensor(gb)
+        optimizer.step()
+        full = gw + 0.1 * w
+        vw = 0.9 * vw + full * (0.01 * np.linalg.norm(w) / np.linalg.norm(full))
+        vb = 0.9 * vb + gb  # neither weight decay nor trust
+        w, b = w - 0.5 * vw, b - 0.5 * vb
+        np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-10)
+        np.testing.assert_allclose(bias.detach().numpy(), b, rtol=1e-10)
+    nothing = nn.Parameter(torch.zeros(2, 2))
+    nothing.grad = torch.ones_like(nothing)
+    _moco.LARS([nothing], lr=0.5, trust=0.01).step()
+    assert torch.equal(nothing.detach(), torch.full((2, 2), -0.5))  # of no length: a plain step
+
+
+def test_schedules() -> None:
+    config = MoCoConfig(epochs=100, warmup_epochs=10, momentum_schedule="cosine")
+    assert config.base_lr(512) == pytest.approx(1.2)
+    assert MoCoConfig(optimizer="adamw").base_lr(512) == pytest.approx(3e-4)
+    rates = [config.lr_at(e, tiles_per_step=256) for e in (0, 5, 10, 55, 100)]
+    assert rates == pytest.approx([0, 0.3, 0.6, 0.3, 0], abs=1e-9)
+    assert [config.momentum_at(e) for e in (0, 50, 100)] == pytest.approx([0.99, 0.995, 1.0])
+    assert MoCoConfig(epochs=100).momentum_at(50) == 0.99
+    assert (MoCoConfig(epochs=150).warmup, MoCoConfig(epochs=20).warmup) == (10, 2)
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_an_interrupted_training_goes_on_to_the_same_result(
+    crops: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    whole, facts = trained(crops, optimizer=optimizer, epochs=4)
+    monkeypatch.setattr(_moco, "SAVE_EVERY_S", 0.0)
+    done: list[int] = []
+    keep = _moco._keep
+
+    def interrupt(*args: Any) -> None:
+        keep(*args)
+        done.append(len(args[-1]))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_moco, "_keep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trained(crops, optimizer=optimizer, epochs=4, run=Run(device="cpu", checkpoint=tmp_path))
+        run = Run(device="cpu", checkpoint=tmp_path)
+        again, same = trained(crops, optimizer=optimizer, epochs=4, run=run)
+    assert done == [1, 2, 3, 4]
+    assert same["loss"] == facts["loss"]
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    run.clear()
+    assert not list(tmp_path.iterdir()) if tmp_path.exists() else True
+
+
+def test_another_training_does_not_take_up_a_state(crops: np.ndarray, tmp_path: Path) -> None:
+    trained(crops, run=Run(device="cpu", checkpoint=tmp_path))
+    for n, changed in enumerate(({"seed": 1}, {"temperature": 0.2}, {"augmentation": _moco.Augmentation(flip=True)})):
+        trained(crops, run=Run(device="cpu", checkpoint=tmp_path), **changed)
+        assert len(list(tmp_path.iterdir())) == n + 2
+    trained(crops[::-1], run=Run(device="cpu", checkpoint=tmp_path))
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_seeds_decide_and_the_global_random_state_is_left_alone(crops: np.ndarray) -> None:
+    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, facts = trained(crops)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (np.random.get_state()[1] == legacy).all()  # noqa: NPY002
+    again, other = trained(crops)[0], trained(crops, seed=1)[0]
+    assert torch.equal(first[0].weight, again[0].weight)
+    assert not torch.equal(first[0].weight, other[0].weight)
+    assert not torch.equal(first[0].weight, tiny()[0].weight)
+    # 70 tiles in steps of 32: what is left over is dropped.
+    assert (facts["tiles_per_step"], facts["steps"], len(facts["loss"])) == (32, 6, 3)
+    assert facts["chance_loss"] == pytest.approx(4 * math.log(32), rel=1e-4)
+
+
+def test_what_cannot_be_trained(crops: np.ndarray) -> None:
+    assert trained(crops[:20], epochs=1)[1]["tiles_per_step"] == 20
+    with pytest.raises(InputError, match="There are 15 tiles to learn from; 16 or more are needed"):
+        trained(crops[:15])
+    with pytest.raises(InputError, match=r"The loss became nan in epoch \d+, step \d+; lower `lr`"):
+        trained(crops, optimizer="adamw", lr=1e30, warmup_epochs=0, epochs=5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "`epochs` must be a positive whole number"),
+        ({"optimizer": "sgd"}, r"`optimizer` must be one of \['lars', 'adamw'\], got 'sgd'"),
+        ({"momentum": 1.5}, "`momentum` must be a number, at least 0 and at most 1, got 1.5"),
+        ({"momentum": None}, "`momentum` must be a number"),
+        ({"temperature": 0}, "`temperature` must be a positive number"),
+        ({"momentum_schedule": "linear"}, "`momentum_schedule` must be one of"),
+        ({"warmup_epochs": -1}, "`warmup_epochs` must be a number, at least 0, got -1"),
+        ({"lr": "high"}, "`lr` must be a positive number"),
+    ],
+)
+def test_what_the_settings_refuse(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MoCoConfig(**wrong)
+
+
+def test_neighbours_and_lines_against_plain_ones() -> None:
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(60, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
+    labels = (train[:, 0] > 0).astype(np.int64) + (train[:, 1] > 0.5)
+    found = _probe.knn_labels(train, labels, test, k=5, n_classes=3)
+    for row, said in zip(test, found, strict=True):
+        near = labels[np.argsort(np.linalg.norm(train - row, axis=1))[:5]]
+        assert said == np.argmax([np.sum(near == c) for c in range(3)])
+    truth = (test[:, 0] > 0).astype(np.int64) + (test[:, 1] > 0.5)
+    line = _probe.linear_labels(train, labels, test, n_classes=3)
+    assert _probe.accuracies(truth, line)[0] > 0.8
+    assert _probe.accuracies(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])) == (0.75, 0.5)
+    a, b = _probe.standardized(np.column_stack([train, np.full(60, 7, np.float32)]), np.full((1, 5), 7, np.float32))
+    np.testing.assert_allclose(a[:, :4].std(axis=0), 1, atol=1e-4)
+    assert (a[:, 4] == 0).all()
+    assert b[0, 4] == 0
+
+
+def test_measures_without_labels() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 8)).astype(np.float32)
+    assert _probe.effective_rank(x) == pytest.approx(8, abs=0.1)
+    assert _probe.effective_rank(np.outer(x[:, 0], np.ones(8)).astype(np.float32)) == pytest.approx(1, abs=1e-3)
+    assert _probe.effective_rank(np.ones((5, 3), np.float32)) == 0
+    assert _probe.recognition(x, x + 0.001 * rng.normal(size=x.shape).astype(np.float32)) > 0.999
+    assert _probe.recognition(x, rng.permutation(x)) == pytest.approx(0.5, abs=0.05)
+    flat = np.ones((50, 8), np.float32)
+    assert _probe.recognition(flat, flat) == 0.5  # all alike: no better than guessing
+    assert _probe.spread(flat) == 0
+    assert _probe.spread(x) == pytest.approx(1, abs=0.01)
