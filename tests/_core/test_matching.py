@@ -107,23 +107,6 @@ def test_square_bins_equal_the_slow_loop(size: float) -> None:
     assert [tuple(squares[m]) for m in member] == [(int(x // size), int(y // size)) for x, y in points]
     assert len({tuple(s) for s in squares}) == len(squares)
     assert np.array_equal(np.lexsort(squares.T), np.arange(len(squares)))
-    assert shapely.covers(matching.squares_um(squares, size)[member], shapely.points(points)).all()
-
-
-def test_polygons_share_their_whole_area_with_squares() -> None:
-    cells = discs(scattered(40) - 60, 9.0)
-    squares, i, j, area = matching.shared_with_squares(cells, 8)
-    assert np.allclose(np.bincount(i, weights=area), shapely.area(cells))
-    assert set(j) == set(range(len(squares)))
-    truth = shapely.area(shapely.intersection(cells[i], matching.squares_um(squares, 8)[j]))
-    assert np.allclose(area, truth)
-
-
-def test_points_inside_equal_every_point_against_every_polygon() -> None:
-    shapes, points = discs(scattered(30), 15.0), scattered(200, seed=5)
-    shape, row = matching.points_inside(shapes, points)
-    inside = np.array([[s.covers(p) for s in shapes] for p in shapely.points(points)])
-    assert np.array_equal(np.argwhere(inside), np.column_stack([row, shape]))
 
 
 def test_limits_are_checked() -> None:

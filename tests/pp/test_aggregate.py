@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import dask.dataframe as dd
 import geopandas as gpd
 import numpy as np
@@ -11,13 +12,15 @@ import pandas as pd
 import pytest
 import shapely
 import spatialdata as sd
+from scipy import sparse
 from spatialdata import SpatialData
-from spatialdata.models import PointsModel, ShapesModel
+from spatialdata.models import PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale
 
 import stpred as st
 from stpred._core.checks import InputError
 from stpred._core.counts import check_counts
+from stpred.pp import _aggregate
 
 GENES = ["EPCAM", "CD3E", "COL1A1", "MS4A1"]
 
@@ -192,6 +195,79 @@ def test_bins_of_transcripts_do_not_depend_on_the_partitions(slide: SpatialData,
     named = SpatialData(points={"transcripts": points(text)})
     st.pp.aggregate(named, size_um=16, gene_key="feature_name")
     assert (named.tables["bins_016um_counts"].X != tables[0].X).nnz == 0
+
+
+def test_a_transcript_on_the_border_of_two_bins_counts_once(slide: SpatialData) -> None:
+    frame = transcripts(3000).assign(qv=40.0)
+    frame[["x", "y"]] = frame[["x", "y"]].round(-1)  # most lie on an edge or a corner of bins of 20 um
+    genes = sorted(GENES)
+    good = frame[frame["feature_name"].isin(GENES)]
+    right_of_or_below = np.zeros((20, 20, len(genes)))
+    for x, y, gene in good[["x", "y", "feature_name"]].itertuples(index=False):
+        if x < 400 and y < 400:
+            right_of_or_below[int(y // 20), int(x // 20), genes.index(gene)] += 1
+    one = SpatialData(points={"transcripts": points(frame)})
+    st.pp.aggregate(one, size_um=20)
+    made = one.tables["bins_020um_counts"]
+    assert made.X.sum() == len(good)
+    inner = made[(made.obs["array_row"] < 20) & (made.obs["array_col"] < 20)]
+    rows, columns = inner.obs["array_row"].to_numpy(), inner.obs["array_col"].to_numpy()
+    assert (inner.X.toarray() == right_of_or_below[rows, columns]).all()
+    assert inner.X.sum() == right_of_or_below.sum()
+    there = st.pp.aggregate(one, size_um=20, inplace=False)
+    assert (there.X != made.X).nnz == 0
+
+
+@pytest.mark.parametrize("fractions", [False, True])
+def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
+    slide: SpatialData, fractions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    discs = gpd.GeoDataFrame({"radius": rng.uniform(5, 80, 40)}, geometry=shapely.points(rng.uniform(0, 400, (40, 2))))
+    discs.loc[7, "geometry"] = shapely.Point(900, 900)  # far from anything
+    slide.shapes["discs"] = ShapesModel.parse(discs, transformations={"um": Identity()})
+    cells, counts = slide.shapes["cells"].geometry.to_numpy(), slide.tables["cells_counts"].X.toarray()
+    truth, n = np.zeros((40, counts.shape[1])), np.zeros(40)
+    for i, disc in enumerate(discs.buffer(discs["radius"], quad_segs=32)):
+        share = np.array([disc.intersection(c).area / c.area if fractions else disc.covers(c.centroid) for c in cells])
+        truth[i], n[i] = share @ counts, (share > 0).sum()
+    assert n.sum() > 1.5 * len(cells)
+    for values in (4_000_000, 900, 1):
+        monkeypatch.setattr(_aggregate, "_VALUES", values)
+        if values == 1 and not fractions:
+            slide.tables["cells_counts"] = slide.tables["cells_counts"][:, :2].copy()
+            truth = truth[:, :2]
+        elif values == 1:
+            continue
+        table = st.pp.aggregate(slide, "cells", "discs", fractions=fractions, inplace=False)
+        sums = table.layers["fractional"] if fractions else table.X
+        assert np.allclose(sums.toarray(), truth, rtol=1e-5)
+        assert (table.obs["n_cells"] == n).all()
+        facts = json.loads(table.uns["stpred_aggregate"])
+        assert facts["n_summed"] + facts["n_outside"] == facts["n_cells"] == len(cells)
+        assert facts["n_empty"] == (truth.sum(axis=1) == 0).sum() >= 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_broken_empty_and_merely_touching_outlines() -> None:
+    outlines = [
+        shapely.box(0, 0, 8, 8),  # touches three bins and shares no area with them
+        shapely.Polygon([(16, 0), (20, 4), (20, 0), (16, 4)]),  # a bow tie
+        shapely.Polygon([(24, 0), (28, 0), (28, 4), (28, 8), (28, 0), (24, 4)]),  # with a spike that has no area
+        shapely.Polygon(),
+    ]
+    cells = ShapesModel.parse(gpd.GeoDataFrame(geometry=outlines), transformations={"um": Identity()})
+    counts = sparse.csr_matrix(np.array([[4, 0], [0, 6], [2, 2], [9, 9]]))
+    table = ad.AnnData(counts, pd.DataFrame({"region": pd.Categorical(["cells"] * 4), "id": range(4)}, list("abcd")))
+    table = TableModel.parse(table, region="cells", region_key="region", instance_key="id")
+    for fractions in (True, False):
+        one = SpatialData(shapes={"cells": cells}, tables={"cells_counts": table})
+        st.pp.aggregate(one, "cells", size_um=8, fractions=fractions)
+        bins = one.tables["bins_008um_counts"]
+        assert bins.obs_names.tolist() == ["x0y0", "x2y0", "x3y0"]
+        assert bins.X.toarray().tolist() == [[4, 0], [0, 6], [2, 2]]
+        assert bins.obs["n_cells"].tolist() == [1, 1, 1]
+        assert json.loads(bins.uns["stpred_aggregate"])["n_without_shape"] == 1
 
 
 def test_empty_shapes_stay_and_models_train_on_the_result(slide: SpatialData) -> None:

@@ -245,7 +245,7 @@ def test_labels_come_from_shapes_or_tables(slides: dict[str, SpatialData]) -> No
         ({"backbone": "resnet19"}, "timm has no model 'resnet19'"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of"),
         ({"n_tiles": 0}, "`n_tiles` must be a positive whole number"),
-        ({"n_tiles": 20}, "There are 12 tiles to learn from; 16 or more are needed"),
+        ({"n_tiles": 20}, "There are 20 tiles to learn from; 32 or more are needed"),
         ({"seed": -1}, "`seed` must be a whole number, at least 0"),
         ({"name": "a/b"}, "`name` must be a non-empty name without '/'"),
         ({"shapes_key": "nuclei"}, "No shapes element named 'nuclei'"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,42 @@ def test_measures_without_labels() -> None:
     assert _probe.recognition(flat, flat) == 0.5  # all alike: no better than guessing
     assert _probe.spread(flat) == 0
     assert _probe.spread(x) == pytest.approx(1, abs=0.01)
+
+
+SCRIPT = """
+import sys
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from stpred.training import MoCoConfig, Run, pretrain
+
+def work(fabric):
+    crops = np.random.default_rng(0).integers(0, 256, size=(70, 18, 18, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    config = MoCoConfig(epochs=2, batch_size=16, hidden=16, projection=8, optimizer="adamw", lr=0.01)
+    facts = pretrain(
+        net, crops, width=8, size_px=12, config=config, mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, run=Run(fabric=fabric)
+    )
+    assert (facts["tiles_per_step"], facts["steps"]) == (32, 4)
+    np.save(f"{sys.argv[1]}/{fabric.global_rank}.npy", net[0].weight.detach().numpy())
+    np.save(f"{sys.argv[1]}/loss{fabric.global_rank}.npy", facts["loss"])
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    Fabric(accelerator="cpu", devices=2, strategy="ddp_fork").launch(work)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_step_and_stay_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("", "loss"):
+        first, second = (np.load(tmp_path / f"{name}{rank}.npy") for rank in (0, 1))
+        np.testing.assert_array_equal(first, second)
+    # Each view has to be found among the tiles of both: the loss starts near that of guessing among 32.
+    assert np.load(tmp_path / "loss0.npy")[0] == pytest.approx(4 * math.log(32), abs=1.0)

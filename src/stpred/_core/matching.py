@@ -122,28 +122,6 @@ def square_bins(points_um: ArrayLike, size_um: float) -> tuple[NDArray[np.int64]
     return _unique_squares(np.floor(np.asarray(points_um, dtype=np.float64).reshape(-1, 2) / size).astype(np.int64))
 
 
-def points_inside(shapes: ArrayLike, points_um: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return every pair of a polygon and a point in it (or on its border), as rows of both, by point.
-
-    Parameters
-    ----------
-    shapes
-        (n,) shapely polygons in micrometres.
-    points_um
-        (m, 2) points in micrometres.
-    """
-    import shapely
-
-    tree = shapely.STRtree(np.asarray(shapes, dtype=object).ravel())
-    points = np.asarray(points_um, dtype=np.float64).reshape(-1, 2)
-    parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    for start in range(0, len(points), _PAIRS):
-        row, shape = tree.query(shapely.points(points[start : start + _PAIRS]), predicate="intersects")
-        order = np.lexsort((shape, row))
-        parts.append((shape[order].astype(np.int64), row[order].astype(np.int64) + start))
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
 def shared_areas(
     ours: NDArray[Any], theirs: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -151,38 +129,12 @@ def shared_areas(
     import shapely
 
     i, j = shapely.STRtree(theirs).query(ours, predicate="intersects")
-    return _with_area(ours, theirs, i, j)
-
-
-def shared_with_squares(
-    shapes: NDArray[Any], size_um: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return which squares of a lattice anchored at the frame's origin polygons share an area with.
-
-    Parameters
-    ----------
-    shapes
-        (n,) valid shapely polygons in micrometres.
-    size_um
-        Edge of the squares.
-
-    Returns
-    -------
-    (b, 2) column and row of the squares, and for each pair its polygon, its square and the shared area.
-    """
-    import shapely
-
-    size = positive(size_um, name="size_um", unit="um")
-    low, high = np.split(np.floor(shapely.bounds(shapes) / size).astype(np.int64), 2, axis=1)
-    across = high - low + 1
-    number = across.prod(axis=1)
-    i = np.repeat(np.arange(len(shapes)), number)
-    within = np.arange(len(i)) - np.repeat(np.cumsum(number) - number, number)
-    cells = low[i] + np.column_stack([within % across[i, 0], within // across[i, 0]])
-    squares, member = _unique_squares(cells)
-    i, j, area = _with_area(shapes, squares_um(squares, size), i, member)
-    kept, j = np.unique(j, return_inverse=True)
-    return squares[kept], i, np.asarray(j, dtype=np.int64).ravel(), area
+    area = np.empty(len(i), dtype=np.float64)
+    for start in range(0, len(i), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        area[part] = shapely.area(shapely.intersection(ours[i[part]], theirs[j[part]]))
+    kept = area > 0
+    return i[kept].astype(np.int64), j[kept].astype(np.int64), area[kept]
 
 
 def _unique_squares(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -194,29 +146,6 @@ def _unique_squares(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArra
     # One number per square sorts many times faster than pairs do.
     numbers, member = np.unique((cells[:, 1] - low[1]) * wide + cells[:, 0] - low[0], return_inverse=True)
     return np.column_stack([numbers % wide, numbers // wide]) + low, np.asarray(member, dtype=np.int64).ravel()
-
-
-def squares_um(squares: NDArray[np.int64], size_um: float) -> NDArray[Any]:
-    """Return the polygons of (b, 2) columns and rows of a lattice of squares."""
-    import shapely
-
-    low = squares * float(size_um)
-    high = (squares + 1) * float(size_um)
-    return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]), dtype=object)
-
-
-def _with_area(
-    ours: NDArray[Any], theirs: NDArray[Any], i: NDArray[np.int64], j: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Keep the pairs that share an area, and say how large it is."""
-    import shapely
-
-    area = np.empty(len(i), dtype=np.float64)
-    for start in range(0, len(i), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        area[part] = shapely.area(shapely.intersection(ours[i[part]], theirs[j[part]]))
-    kept = area > 0
-    return i[kept].astype(np.int64), j[kept].astype(np.int64), area[kept]
 
 
 def geometries_um(
@@ -264,7 +193,8 @@ def _valid(side: ArrayLike) -> NDArray[Any]:
 
     shapes = np.asarray(side, dtype=object).ravel().copy()
     broken = ~shapely.is_valid(shapes)
-    shapes[broken] = shapely.make_valid(shapes[broken])
+    # Polygons stay polygons: lines and points to which a part collapses have no area.
+    shapes[broken] = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
     return shapes
 
 

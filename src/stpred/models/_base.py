@@ -385,9 +385,13 @@ class TypicalTiles(nn.Module):
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n,) scores: 0 = like the training tiles; NaN where those are not known."""
+        return self.beyond(self.distance(features))
+
+    def beyond(self, distance: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return scores of (n,) distances: how far they go beyond those of training, NaN where these are not known."""
         if not self.known:
-            return np.full(len(features), np.nan, dtype=np.float32)
-        return np.maximum(self.distance(features) / float(self.limit) - 1.0, 0.0).astype(np.float32)
+            return np.full(len(distance), np.nan, dtype=np.float32)
+        return np.maximum(distance / float(self.limit) - 1.0, 0.0).astype(np.float32)
 
 
 class Model(nn.Module, ABC):

@@ -84,13 +84,13 @@ class CellNetwork(Network):
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
     def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n,) scores of the targets: the mean over their cells."""
+        """Return (n,) scores of the targets, by the mean distance of their cells from those of training."""
         if batch.cells is None:
             return self.typical.score(np.asarray(batch.own, dtype=np.float32))
-        score = np.zeros(len(batch.features), dtype=np.float32)
+        distance = np.zeros(len(batch.features), dtype=np.float32)
         rows = np.unique(batch.cells.indices)
-        score[rows] = self.typical.score(np.asarray(batch.features[rows], dtype=np.float32))
-        return batch.cells.mean(score)
+        distance[rows] = self.typical.distance(np.asarray(batch.features[rows], dtype=np.float32))
+        return self.typical.beyond(batch.cells.mean(distance))
 
 
 def cells_of(sample: Sample) -> Tensor:

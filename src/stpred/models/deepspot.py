@@ -107,7 +107,8 @@ class DeepSpot(Network):
     Notes
     -----
     phi is ``n_phi`` copies of Linear, dropout, ReLU, combined by the element-wise lower median. Sub-tiles are averaged
-    (published: summed), neighbours max-pooled, and the three concatenated. rho is the mean of ``n_rho`` copies of dropout, Linear, dropout.
+    (published: summed), neighbours max-pooled, and the three concatenated. rho is the mean of ``n_rho`` copies of
+    dropout, Linear, dropout.
     In evaluation the mean of linear maps is one linear map, so rho is folded into a single matrix, and every location
     is mapped by phi once, however many neighbourhoods it is in. Sets are ragged: nothing is padded with zeros that
     could enter a pool. Unlike in the publication's code, the tile is the encoder's own (pass ``tile=`` for one of the

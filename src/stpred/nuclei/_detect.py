@@ -250,7 +250,7 @@ def eccentricity(polygons: NDArray[Any]) -> NDArray[np.float64]:
     cross = x0 * y1 - x1 * y0
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(which, values * cross, len(polygons))
+        return np.asarray(np.bincount(which, values * cross, len(polygons)), dtype=np.float64)
 
     area = total(np.full(len(edge), 0.5))
     area = np.where(area == 0, 1.0, area)

@@ -5,7 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,20 +24,12 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
-from stpred._core.matching import (
-    box_of,
-    geometries_um,
-    placed,
-    points_inside,
-    shared_areas,
-    shared_with_squares,
-    square_bins,
-    squares_um,
-)
+from stpred._core.matching import box_of, geometries_um, placed, square_bins
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
@@ -47,6 +39,11 @@ logger = logging.getLogger("stpred")
 FACTS_UNS = "stpred_aggregate"
 """`uns` key of what was summed; not ``"stpred"``, which marks what is no measurement."""
 FRACTIONAL = "fractional"
+
+_VALUES = 4_000_000
+"""Pairs of a region (or a polygon) and a gene that are made explicit at once."""
+_NUDGE_UM = 1e-6
+"""By how much points are moved right and down, so that one on a border of two bins lies in one of them."""
 
 _GENE_COLUMNS = ("feature_name", "gene", "target", "feature")
 # Probes and codewords of the vendors that stand for no gene.
@@ -74,8 +71,8 @@ def aggregate(
 ) -> AnnData | None:
     """Sum transcripts or the counts of cells into spots, bins or any other region: a measured table to train on.
 
-    The same sums as :func:`spatialdata.aggregate`, which makes every combination of region and gene explicit; this one
-    stays sparse and reads transcripts partition by partition.
+    The sums are those of :func:`spatialdata.aggregate`. It makes every combination of region and gene explicit, so it
+    is called for blocks of neighbouring regions, and the result is sparse. The transcripts are held in memory.
 
     Parameters
     ----------
@@ -117,7 +114,8 @@ def aggregate(
     None, or with ``inplace=False`` the AnnData. A table of raw counts (sparse int32 ``X``, ``obsm["spatial"]`` float64
     centroids in micrometres) that annotates the region: a row for each of its shapes, also those in which nothing lies
     (all zero, as the vendors' own tables; :func:`stpred.tl.train` leaves them out), with ``obs["n_transcripts"]`` or
-    ``obs["n_cells"]``. What lies in several shapes, or on a border that they share, counts in each.
+    ``obs["n_cells"]``. What lies in several shapes counts in each; a point on a border counts right of or below it, in
+    one of two bins.
     ``uns["stpred_aggregate"]`` says what was left out and how many shapes are empty.
 
     Raises
@@ -134,6 +132,8 @@ def aggregate(
     >>> bool(slide.tables["bins_055um_counts"].X.sum() == slide.tables["cells_counts"].X.sum())
     True
     """
+    import shapely
+
     need_sdata(sdata)
     if (shapes_key is None) == (size_um is None):
         raise InputError(
@@ -159,32 +159,33 @@ def aggregate(
         if made:
             regions.check_shapes(sdata, shapes_key)
     where = {"coordinate_system": coordinate_system}
-    if made:
-        into: _Into = _Squares(edge or 0)
-    else:
-        placed(sdata, shapes_key, **where)
-        into = _Shapes(*geometries_um(sdata, shapes_key, **where))
-    facts: dict[str, Any] = {"source": source_key, "kind": kind, "shapes": shapes_key, "size_um": edge}
     if kind == "transcripts":
         if fractions:
             raise InputError("`fractions` are shares of a cell's area, and transcripts have none; sum cells instead.")
         limit = None if min_qv is None else positive(min_qv, name="min_qv")
-        found = _sum_transcripts(
-            sdata, source_key, into, gene_key=gene_key, min_qv=limit, drop_controls=drop_controls, **where
-        )
+        found = _transcripts(sdata, source_key, gene_key=gene_key, min_qv=limit, drop_controls=drop_controls, **where)
     else:
-        found = _sum_cells(sdata, source_key, into, fractions=fractions, **where)
-    facts |= found.facts
-    X, obs, frame = found.X, found.obs, None
-    if isinstance(into, _Squares):
-        order, frame = into.frame()
-        squares = frame[["column", "row"]].to_numpy()
-        X, obs = X[order], {name: values[order] for name, values in obs.items()}
-        obs |= {"array_row": squares[:, 1], "array_col": squares[:, 0]}
-        spatial, index = (squares + 0.5) * into.edge_um, frame.index
+        found = _cells(sdata, source_key, outlines=fractions, **where)
+    frame = _bins(found.places, edge) if made and edge is not None else None
+    shapes = geometries_um(sdata, shapes_key, **where)[0] if frame is None else frame.geometry.to_numpy()
+    X, inside = _sums(shapes, found.places, found.X)
+    if not inside.any():
+        raise _nothing(source_key, found.places, shapes)
+    if kind == "transcripts":
+        number = np.asarray(X.sum(axis=1)).ravel()
     else:
+        number = _sums(shapes, found.places, np.ones((len(inside), 1), np.int64), agg_func="count")[0].toarray().ravel()
+    if frame is None:
         spatial, index = centroids(sdata, shapes_key, **where)
+    else:  # a cell's box reaches bins that the cell does not
+        X, frame, number = X[number > 0], frame[number > 0], number[number > 0]
+        spatial, index = shapely.get_coordinates(frame.centroid), frame.index
+    obs = {f"n_{kind}": number.astype(np.int64)}
+    if frame is not None:
+        obs |= {"array_row": frame["row"].to_numpy(), "array_col": frame["column"].to_numpy()}
     empty = np.asarray(X.sum(axis=1)).ravel() == 0
+    facts: dict[str, Any] = {"source": source_key, "kind": kind, "shapes": shapes_key, "size_um": edge, **found.facts}
+    facts |= {"n_summed": int(inside.sum()), "n_outside": int((~inside).sum())}
     facts |= {"fractions": fractions, "n_locations": len(index), "n_empty": int(empty.sum())}
     layers = None
     if fractions:
@@ -214,82 +215,128 @@ def aggregate(
     return None
 
 
-class _Into:
-    """A region into which points or polygons fall."""
+@dataclass(frozen=True)
+class _Things:
+    """What is summed: (n, 2) points or (n,) polygons in micrometres, the (n, genes) counts of each, and their genes."""
 
-    def of_points(self, xy_um: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return pairs of a location and a point in it, as rows of both."""
-        raise NotImplementedError
-
-    def of_polygons(self, shapes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Return pairs of a location and a polygon that share an area, as rows of both, and the area."""
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-
-class _Shapes(_Into):
-    """Polygons that are there."""
-
-    def __init__(self, shapes: NDArray[Any], index: pd.Index) -> None:
-        self.shapes, self.index = shapes, index
-
-    def of_points(self, xy_um: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return points_inside(self.shapes, xy_um)
-
-    def of_polygons(self, shapes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        cell, location, area = shared_areas(shapes, self.shapes)
-        return location, cell, area
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
-class _Squares(_Into):
-    """Square bins that are made as they are needed."""
-
-    def __init__(self, edge_um: int) -> None:
-        self.edge_um = edge_um
-        self.numbers: dict[tuple[int, int], int] = {}
-
-    def of_points(self, xy_um: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        squares, member = square_bins(xy_um, self.edge_um)
-        return self._known(squares)[member], np.arange(len(member))
-
-    def of_polygons(self, shapes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        squares, cell, member, area = shared_with_squares(shapes, self.edge_um)
-        return self._known(squares)[member], cell, area
-
-    def _known(self, squares: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of each square, a new one for those not met before."""
-        numbers = self.numbers
-        found = (numbers.setdefault((c, r), len(numbers)) for c, r in squares.tolist())
-        return np.fromiter(found, dtype=np.int64, count=len(squares))
-
-    def frame(self) -> tuple[NDArray[np.int64], Any]:
-        """Return the numbers of the squares by row and column, and their polygons in this order."""
-        import geopandas as gpd
-
-        squares = np.array(list(self.numbers), dtype=np.int64).reshape(-1, 2)
-        order = np.lexsort(squares.T)
-        squares = squares[order]
-        return order, gpd.GeoDataFrame(
-            {"column": squares[:, 0], "row": squares[:, 1]},
-            geometry=squares_um(squares, self.edge_um),
-            index=[f"x{c}y{r}" for c, r in squares.tolist()],
-        )
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
-@dataclass
-class _Sums:
+    places: NDArray[Any]
     X: csr_matrix
     var: pd.DataFrame
-    obs: dict[str, NDArray[np.int64]]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
+
+
+def _sums(
+    shapes: NDArray[Any], places: NDArray[Any], X: Any, *, agg_func: str = "sum"
+) -> tuple[csr_matrix, NDArray[np.bool_]]:
+    """Sum the rows of X over the shapes in which their places lie; say also which lie in any.
+
+    Places are (n, 2) points or (n,) polygons, which count by their shares; ``agg_func="count"`` counts these polygons.
+    """
+    import shapely
+    from scipy.sparse import csr_matrix, vstack
+
+    X, most = csr_matrix(X), max(1, _VALUES // X.shape[1])
+    inside = np.zeros(len(places), dtype=bool)
+    order, parts = [], []
+    for rows, near in _by_place(shapely.bounds(shapes), places, most=most):
+        geometry = shapely.points(places[near]) if places.ndim == 2 else places[near]
+        near = near[np.unique(shapely.STRtree(shapes[rows]).query(geometry, predicate="intersects")[0])]
+        inside[near] = True
+        order.append(rows)
+        if len(near) == 0:
+            parts.append(csr_matrix((len(rows), X.shape[1])))
+        elif places.ndim == 2:
+            parts.append(_of_points(shapes[rows], places[near], X[near]))
+        else:
+            parts.append(_of_polygons(shapes[rows], places[near], X[near], agg_func=agg_func))
+    return csr_matrix(vstack(parts)[np.argsort(np.concatenate(order))]), inside
+
+
+def _by_place(
+    bounds: NDArray[np.float64], places: NDArray[Any], *, most: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield `most` or fewer regions side by side, and of the places (if polygons, as few) those in their common box.
+
+    Regions are halved and the places cut to each half, so that the cost grows with their number and little more.
+    """
+    import shapely
+
+    points = places.ndim == 2
+    low, high = (places, places) if points else np.split(shapely.bounds(places), 2, axis=1)
+    stack = [(np.arange(len(bounds)), np.arange(len(places)))]
+    while stack:
+        rows, near = stack.pop()
+        corner, far = np.fmin.reduce(bounds[rows, :2]), np.fmax.reduce(bounds[rows, 2:])
+        near = near[((high[near] >= corner) & (low[near] <= far)).all(axis=1)]
+        if len(rows) == 1 or (len(rows) <= most and (points or len(near) <= most)):
+            yield rows, near
+        else:
+            axis = int(np.argmax(far - corner))
+            rows = rows[np.argsort(bounds[rows, axis] + bounds[rows, axis + 2], kind="stable")]
+            stack += [(half, near) for half in np.array_split(rows, 2)]
+
+
+def _of_points(shapes: NDArray[Any], xy_um: NDArray[np.float64], X: csr_matrix) -> csr_matrix:
+    """Sum points: each count is a point of its own, at the place of its row and of the category of its gene."""
+    import pandas as pd
+    from spatialdata.models import PointsModel
+
+    counts = X.tocoo()
+    number = counts.data.astype(np.int64)
+    x, y = np.repeat(xy_um[counts.row], number, axis=0).T
+    genes = [str(i) for i in range(X.shape[1])]
+    gene = pd.Categorical.from_codes(np.repeat(counts.col, number), genes)
+    values = PointsModel.parse(pd.DataFrame({"x": x, "y": y, "gene": gene}))
+    return _spatialdata(values, shapes, value_key="gene", agg_func="count", fractions=False)
+
+
+def _of_polygons(shapes: NDArray[Any], polygons: NDArray[Any], X: csr_matrix, *, agg_func: str) -> csr_matrix:
+    """Sum polygons by the shares of their areas; a column of values for each gene, so many as may be explicit."""
+    import geopandas as gpd
+    from scipy.sparse import csr_matrix, hstack
+    from spatialdata.models import ShapesModel
+
+    parts, step = [], max(1, _VALUES // len(polygons))
+    for start in range(0, X.shape[1], step):
+        dense = X[:, start : start + step].toarray().astype(np.float64)
+        genes = [str(i) for i in range(dense.shape[1])]
+        values = ShapesModel.parse(gpd.GeoDataFrame(dense, columns=genes, geometry=polygons))
+        parts.append(_spatialdata(values, shapes, value_key=genes, agg_func=agg_func, fractions=True))
+    return csr_matrix(hstack(parts))
+
+
+def _spatialdata(values: Any, shapes: NDArray[Any], **kwargs: Any) -> csr_matrix:
+    """Return the table of :func:`spatialdata.aggregate` without its zeros."""
+    import geopandas as gpd
+    from scipy.sparse import csr_matrix
+    from spatialdata import aggregate as theirs
+    from spatialdata.models import ShapesModel
+
+    by = ShapesModel.parse(gpd.GeoDataFrame(geometry=shapes))
+    with warnings.catch_warnings():  # polygons that only touch share no area, as they should
+        warnings.filterwarnings("ignore", message="`keep_geom_type=True` in overlay")
+        sums = csr_matrix(theirs(values=values, by=by, deepcopy=False, **kwargs).tables["table"].X)
+    sums.eliminate_zeros()
+    return sums
+
+
+def _bins(places: NDArray[Any], edge_um: int) -> GeoDataFrame:
+    """Return squares of a lattice anchored at the frame's origin: those with points, or that polygons' boxes reach."""
+    import geopandas as gpd
+    import shapely
+
+    if places.ndim == 2:
+        squares, _ = square_bins(places, edge_um)
+    else:
+        ends = np.floor(shapely.bounds(places) / edge_um).astype(np.int64).tolist()
+        reached = {(r, c) for c0, r0, c1, r1 in ends for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)}
+        squares = np.array(sorted(reached))[:, ::-1]
+    corners = np.hstack([squares, squares + 1]) * float(edge_um)
+    return gpd.GeoDataFrame(
+        {"column": squares[:, 0], "row": squares[:, 1]},
+        geometry=shapely.box(*corners.T),
+        index=[f"x{c}y{r}" for c, r in squares.tolist()],
+    )
 
 
 def _check_writable(sdata: SpatialData, key: str) -> None:
@@ -331,44 +378,6 @@ def _gene_column(points: Any) -> str | None:
     return next((c for c in (declared, *_GENE_COLUMNS) if c is not None and c in points.columns), None)
 
 
-@dataclass
-class _Reading:
-    """Transcripts as they are read: genes are numbered as they are met, and what is left out is counted."""
-
-    genes: dict[str, int] = field(default_factory=dict)
-    n: int = 0
-    n_low: int = 0
-    n_control: int = 0
-    controls: set[str] = field(default_factory=set)
-    low: NDArray[np.float64] = field(default_factory=lambda: np.full(2, np.inf))
-    high: NDArray[np.float64] = field(default_factory=lambda: np.full(2, -np.inf))
-
-    def parts(
-        self, points: Any, affine: NDArray[np.float64], gene: str, *, min_qv: float | None, drop_controls: bool
-    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-        """Yield (m, 2) micrometres and (m,) gene numbers of the transcripts of each partition that are kept."""
-        extra = [c for c in ("qv", "is_gene") if c in points.columns]
-        wanted = points[list(dict.fromkeys(["x", "y", gene, *extra]))]
-        for i in range(wanted.npartitions):
-            part = wanted.partitions[i].compute()
-            names, codes = _named(part[gene])
-            controls = np.array([bool(_CONTROL.match(n)) for n in names], dtype=bool)
-            control = controls[codes] if drop_controls and len(codes) else np.zeros(len(codes), dtype=bool)
-            if drop_controls and "is_gene" in extra:
-                control |= ~part["is_gene"].to_numpy(dtype=bool)
-            low = part["qv"].to_numpy() < min_qv if min_qv is not None and "qv" in extra else np.zeros_like(control)
-            self.n += len(part)
-            self.n_control += int(control.sum())
-            self.n_low += int((low & ~control).sum())
-            self.controls.update(np.asarray(names, dtype=object)[np.unique(codes[control])])
-            kept = ~(control | low)
-            number = np.array([self.genes.setdefault(n, len(self.genes)) for n in names], dtype=np.int64)
-            xy = apply_affine(affine, part.loc[:, ["x", "y"]].to_numpy(dtype=np.float64)[kept])
-            if len(xy):
-                self.low, self.high = np.minimum(self.low, xy.min(axis=0)), np.maximum(self.high, xy.max(axis=0))
-                yield xy, number[codes[kept]]
-
-
 def _named(column: Any) -> tuple[list[str], NDArray[np.int64]]:
     """Return the names in a column (of text, bytes or categories) and the number of each row's."""
     import pandas as pd
@@ -383,18 +392,17 @@ def _named(column: Any) -> tuple[list[str], NDArray[np.int64]]:
     return [n.decode() if isinstance(n, bytes) else str(n) for n in names], codes
 
 
-def _sum_transcripts(
+def _transcripts(
     sdata: SpatialData,
     source_key: str,
-    into: _Into,
     *,
     gene_key: str | None,
     min_qv: float | None,
     drop_controls: bool,
     coordinate_system: str,
-) -> _Sums:
+) -> _Things:
     import pandas as pd
-    from scipy.sparse import coo_matrix
+    from scipy.sparse import csr_matrix
 
     points = sdata.points[source_key]
     affine = affine_to(points, coordinate_system)
@@ -409,45 +417,41 @@ def _sum_transcripts(
             f"Points {source_key!r} have no column of genes{'' if gene is None else ' ' + repr(gene)}; they have "
             f"{listing(points.columns)}; name it as `gene_key`."
         )
-    reading = _Reading()
-    parts, n_inside, n_kept = [], 0, 0
-    for xy, codes in reading.parts(points, affine, gene, min_qv=min_qv, drop_controls=drop_controls):
-        location, row = into.of_points(xy)
-        n_kept, n_inside = n_kept + len(xy), n_inside + len(np.unique(row))
-        # One entry per location and gene, so that memory follows the result and not the number of transcripts.
-        pair, number = np.unique(location << 32 | codes[row], return_counts=True)
-        parts.append((pair, number))
-    if n_kept == 0:
+    extra = [c for c in ("qv", "is_gene") if c in points.columns]
+    frame = points[list(dict.fromkeys(["x", "y", gene, *extra]))].compute()
+    names, codes = _named(frame[gene])
+    is_control = np.zeros(len(names), dtype=bool)
+    if drop_controls:
+        is_control = np.array([bool(_CONTROL.match(n)) for n in names], dtype=bool)
+        if "is_gene" in extra:
+            is_control[codes[~frame["is_gene"].to_numpy(dtype=bool)]] = True
+    control = is_control[codes]
+    low = np.zeros_like(control)
+    if min_qv is not None and "qv" in extra:
+        low = frame["qv"].to_numpy() < min_qv
+    kept = ~(control | low)
+    facts = {
+        "n_transcripts": len(frame),
+        "n_low_quality": int((low & ~control).sum()),
+        "min_qv": min_qv if "qv" in extra else None,
+        "n_controls": int(control.sum()),
+        "controls": sorted(names[i] for i in np.unique(codes[control])),
+    }
+    if not kept.any():
         raise InputError(
-            f"None of the {reading.n} transcripts of {source_key!r} is left: {reading.n_control} are controls and "
-            f"{reading.n_low} have a quality below {min_qv}."
+            f"None of the {len(frame)} transcripts of {source_key!r} is left: {facts['n_controls']} are controls and "
+            f"{facts['n_low_quality']} have a quality below {min_qv}."
         )
-    if n_inside == 0:
-        raise _nothing(source_key, np.stack([reading.low, reading.high]), into)
-    pair = np.concatenate([p for p, _ in parts])
-    shape = (len(into), len(reading.genes))
-    X = coo_matrix((np.concatenate([n for _, n in parts]), (pair >> 32, pair & 0xFFFFFFFF)), shape).tocsr()
-    names = np.asarray(list(reading.genes), dtype=object)
-    order = np.argsort(names, kind="stable")
-    if drop_controls:  # a gene that lost all its transcripts keeps its column, a control does not
-        order = order[[n not in reading.controls and not _CONTROL.match(n) for n in names[order]]]
-    return _Sums(
-        X=X[:, order],
-        var=pd.DataFrame(index=pd.Index(names[order])),
-        obs={"n_transcripts": np.asarray(X.sum(axis=1), dtype=np.int64).ravel()},
-        facts={
-            "n_transcripts": reading.n,
-            "n_summed": n_inside,
-            "n_outside": n_kept - n_inside,
-            "n_low_quality": reading.n_low,
-            "min_qv": min_qv if "qv" in points.columns else None,
-            "n_controls": reading.n_control,
-            "controls": sorted(reading.controls),
-        },
-    )
+    # A gene that lost all its transcripts keeps its column, a control does not.
+    genes = sorted(n for n, out in zip(names, is_control, strict=True) if not out)
+    column = pd.Index(genes).get_indexer(names)[codes[kept]].astype(np.int32)
+    xy = apply_affine(affine, frame[["x", "y"]].to_numpy(dtype=np.float64)[kept]) + _NUDGE_UM
+    ones = np.ones(len(xy), dtype=np.int8)
+    X = csr_matrix((ones, column, np.arange(len(xy) + 1)), shape=(len(xy), len(genes)))
+    return _Things(xy, X, pd.DataFrame(index=pd.Index(genes, dtype=object)), facts)
 
 
-def _sum_cells(sdata: SpatialData, source_key: str, into: _Into, *, fractions: bool, coordinate_system: str) -> _Sums:
+def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_system: str) -> _Things:
     import shapely
     from scipy.sparse import csr_matrix
 
@@ -464,41 +468,29 @@ def _sum_cells(sdata: SpatialData, source_key: str, into: _Into, *, fractions: b
     shapes, index = geometries_um(sdata, annotated[0], coordinate_system=coordinate_system)
     rows, ids = table_instances(table, annotated[0])
     positions = index.get_indexer(ids)
+    positions[shapely.is_empty(shapes)[positions]] = -1
     if not (positions >= 0).any():
         raise InputError(
             f"No row of table {source_key!r} has a shape in {annotated[0]!r}: ids {listing(ids[:3])} against "
             f"{listing(index[:3])}."
         )
     rows, shapes = rows[positions >= 0], shapes[positions[positions >= 0]]
-    if fractions:
-        location, cell, area = into.of_polygons(shapes)
-        weight = area / shapely.area(shapes)[cell]
-    else:
-        location, cell = into.of_points(shapely.get_coordinates(shapely.centroid(shapes)))
-        weight = np.ones(len(cell), dtype=np.int64)
-    if len(location) == 0:
-        raise _nothing(source_key, shapely.total_bounds(shapes).reshape(2, 2), into)
-    members = csr_matrix((weight, (location, cell)), shape=(len(into), len(shapes)))
     columns = [c for c in ("gene_id", "gene_ids", "feature_types") if c in table.var]
-    return _Sums(
-        X=csr_matrix(members @ csr_matrix(table.X[rows])),
+    return _Things(
+        places=shapes if outlines else shapely.get_coordinates(shapely.centroid(shapes)) + _NUDGE_UM,
+        X=csr_matrix(table.X[rows]),
         var=table.var[columns].copy(),
-        obs={"n_cells": np.bincount(location, minlength=len(into))},
-        facts={
-            "n_cells": len(shapes),
-            "n_summed": len(np.unique(cell)),
-            "n_outside": len(shapes) - len(np.unique(cell)),
-            "n_without_shape": int((positions < 0).sum()),
-        },
+        facts={"n_cells": len(shapes), "n_without_shape": int((positions < 0).sum())},
     )
 
 
-def _nothing(source_key: str, corners: NDArray[np.float64], into: _Into) -> InputError:
+def _nothing(source_key: str, places: NDArray[Any], shapes: NDArray[Any]) -> InputError:
     """Return the error that says where source and region are."""
     import shapely
 
-    bounds = shapely.total_bounds(into.shapes) if isinstance(into, _Shapes) else np.full(4, np.nan)
+    corners = places if places.ndim == 2 else shapely.total_bounds(places).reshape(2, 2)
     return InputError(
         f"Nothing of {source_key!r} lies in the region: the boxes are {box_of(corners)} and "
-        f"{[round(float(v), 1) for v in bounds]} um (x0, y0, x1, y1); are both placed by the right transformation?"
+        f"{box_of(shapely.total_bounds(shapes).reshape(2, 2))} um (x0, y0, x1, y1); are both placed by the right "
+        "transformation?"
     )

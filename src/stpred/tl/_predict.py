@@ -313,7 +313,7 @@ def _provenance(model: Model, encoder: Encoder, region: data.Region, context: st
         "n_predicted": len(region.coords_um),
         "left_out": {
             "off_image": region.n_outside,
-            **({} if region.cells is None else {"no_cells": len(region.without_cells)}),
+            **_cell_facts(region),
         },
         "versions": tables.package_versions(),
     }

@@ -46,7 +46,10 @@ MEMORY_SHARE = 0.5
 HELD_OUT = (8, 512)
 """Fewest and most tiles that are not trained on but looked at before and after."""
 
+FEWEST = 32
+
 _PAIRS, _PART = 8, 64
+"""How often few tiles are looked at, and how many at a time."""
 
 COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.5
 """Below either, features are the same for all tiles, or one number repeated."""
@@ -169,8 +172,14 @@ def pretrain_encoder(
 
     Notes
     -----
-    Chen, Xie & He 2021 (arXiv:2104.02057), with the settings that sCellST published for cells. Beyond its own
-    check, :func:`stpred.tl.probe_encoder` says what the features are worth wherever some labels are known.
+    Chen, Xie & He 2021 (arXiv:2104.02057), with the settings that sCellST published for hundreds of thousands of cells
+    and a GPU. A few thousand cells and minutes on a CPU ask for others: ``optimizer="adamw"``, ``lr=1e-3``,
+    ``batch_size=64``, ``temperature=0.2``, ``momentum=0.9``, and views that differ less, such as
+    ``{"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "scale": (0.8, 1), "erase": 0}`` for
+    `augmentation`.
+
+    The check says whether the task was learned, :func:`stpred.tl.probe_encoder` what the features are worth wherever
+    some labels are known. With several processes, batch norms see the tiles of all of them on GPUs only.
 
     Examples
     --------
@@ -206,6 +215,10 @@ def pretrain_encoder(
     for region in regions:
         what = f"Image {region.image_key!r} of slide {region.slide!r}"
         region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
+    if (there := min(n_tiles, sum(len(r.coords_um) for r in regions))) < FEWEST:
+        raise InputError(
+            f"There are {there} tiles to learn from; {FEWEST} or more are needed, and thousands for a use."
+        )
     kwargs, width = _trained.size_for(backbone, tile.size_px, seed=seed)
     module = _trained.build(backbone, kwargs, seed=seed, pretrained=pretrained, weights=weights)
     chosen = _choose(regions, n_tiles, seed=seed)
