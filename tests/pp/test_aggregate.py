@@ -232,13 +232,10 @@ def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
         share = np.array([disc.intersection(c).area / c.area if fractions else disc.covers(c.centroid) for c in cells])
         truth[i], n[i] = share @ counts, (share > 0).sum()
     assert n.sum() > 1.5 * len(cells)
-    for values in (4_000_000, 900, 1):
+    # The smaller number makes blocks of regions and of genes; rare counts become points, others columns.
+    for values, rare in ((4_000_000, 0), (900, 0), (4_000_000, np.inf), (900, np.inf)):
         monkeypatch.setattr(_aggregate, "_VALUES", values)
-        if values == 1 and not fractions:
-            slide.tables["cells_counts"] = slide.tables["cells_counts"][:, :2].copy()
-            truth = truth[:, :2]
-        elif values == 1:
-            continue
+        monkeypatch.setattr(_aggregate, "_RARE", rare)
         table = st.pp.aggregate(slide, "cells", "discs", fractions=fractions, inplace=False)
         sums = table.layers["fractional"] if fractions else table.X
         assert np.allclose(sums.toarray(), truth, rtol=1e-5)
@@ -249,25 +246,33 @@ def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
 
 
 @pytest.mark.filterwarnings("error")
-def test_broken_empty_and_merely_touching_outlines() -> None:
+@pytest.mark.parametrize(("values", "rare"), [(4_000_000, 0.1), (1, 0.1), (1, 99)])
+def test_broken_empty_and_merely_touching_outlines(values: int, rare: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_aggregate, "_VALUES", values)
+    monkeypatch.setattr(_aggregate, "_RARE", rare)
     outlines = [
         shapely.box(0, 0, 8, 8),  # touches three bins and shares no area with them
         shapely.Polygon([(16, 0), (20, 4), (20, 0), (16, 4)]),  # a bow tie
         shapely.Polygon([(24, 0), (28, 0), (28, 4), (28, 8), (28, 0), (24, 4)]),  # with a spike that has no area
         shapely.Polygon(),
+        shapely.box(81, 81, 83, 83),  # without any count
     ]
     cells = ShapesModel.parse(gpd.GeoDataFrame(geometry=outlines), transformations={"um": Identity()})
-    counts = sparse.csr_matrix(np.array([[4, 0], [0, 6], [2, 2], [9, 9]]))
-    table = ad.AnnData(counts, pd.DataFrame({"region": pd.Categorical(["cells"] * 4), "id": range(4)}, list("abcd")))
+    counts = sparse.csr_matrix(np.array([[4, 0], [0, 6], [2, 2], [9, 9], [0, 0]]))
+    table = ad.AnnData(counts, pd.DataFrame({"region": pd.Categorical(["cells"] * 5), "id": range(5)}, list("abcde")))
     table = TableModel.parse(table, region="cells", region_key="region", instance_key="id")
     for fractions in (True, False):
         one = SpatialData(shapes={"cells": cells}, tables={"cells_counts": table})
         st.pp.aggregate(one, "cells", size_um=8, fractions=fractions)
         bins = one.tables["bins_008um_counts"]
-        assert bins.obs_names.tolist() == ["x0y0", "x2y0", "x3y0"]
-        assert bins.X.toarray().tolist() == [[4, 0], [0, 6], [2, 2]]
-        assert bins.obs["n_cells"].tolist() == [1, 1, 1]
+        assert bins.obs_names.tolist() == ["x0y0", "x2y0", "x3y0", "x10y10"]
+        assert bins.X.toarray().tolist() == [[4, 0], [0, 6], [2, 2], [0, 0]]
+        assert bins.obs["n_cells"].tolist() == [1, 1, 1, 1]
         assert json.loads(bins.uns["stpred_aggregate"])["n_without_shape"] == 1
+    beside = gpd.GeoDataFrame(geometry=[shapely.box(-8, 0, 0, 8), shapely.Polygon()])
+    one.shapes["beside"] = ShapesModel.parse(beside, transformations={"um": Identity()})
+    with pytest.raises(InputError, match=r"Nothing of 'cells_counts' lies in the region: .* \[-8.0, 0.0, 0.0, 8.0\]"):
+        st.pp.aggregate(one, "cells_counts", "beside", fractions=True)
 
 
 def test_empty_shapes_stay_and_models_train_on_the_result(slide: SpatialData) -> None:

@@ -2,5 +2,6 @@
 
 from stpred.nuclei._detect import MAX_MPP, check, detect, eccentricity, largest_part
 from stpred.nuclei._methods import BUILTIN, Segmenter, names
+from stpred.nuclei._outline import outline
 
-__all__ = ["BUILTIN", "MAX_MPP", "Segmenter", "check", "detect", "eccentricity", "largest_part", "names"]
+__all__ = ["BUILTIN", "MAX_MPP", "Segmenter", "check", "detect", "eccentricity", "largest_part", "names", "outline"]

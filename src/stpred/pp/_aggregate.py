@@ -42,6 +42,8 @@ FRACTIONAL = "fractional"
 
 _VALUES = 4_000_000
 """Pairs of a region (or a polygon) and a gene that are made explicit at once."""
+_RARE = 0.1
+"""Counts per cell and gene below which a point for each count takes less time than a value for each gene."""
 _NUDGE_UM = 1e-6
 """By how much points are moved right and down, so that one on a border of two bins lies in one of them."""
 
@@ -133,6 +135,7 @@ def aggregate(
     True
     """
     import shapely
+    from scipy.sparse import csr_matrix
 
     need_sdata(sdata)
     if (shapes_key is None) == (size_um is None):
@@ -168,13 +171,14 @@ def aggregate(
         found = _cells(sdata, source_key, outlines=fractions, **where)
     frame = _bins(found.places, edge) if made and edge is not None else None
     shapes = geometries_um(sdata, shapes_key, **where)[0] if frame is None else frame.geometry.to_numpy()
-    X, inside = _sums(shapes, found.places, found.X)
-    if not inside.any():
-        raise _nothing(source_key, found.places, shapes)
+    X, inside = _sums(shapes, found.places, found.values)
     if kind == "transcripts":
         number = np.asarray(X.sum(axis=1)).ravel()
     else:
-        number = _sums(shapes, found.places, np.ones((len(inside), 1), np.int64), agg_func="count")[0].toarray().ravel()
+        ones = csr_matrix(np.ones((len(inside), 1)))
+        number = _sums(shapes, found.places, ones, agg_func="count")[0].toarray().ravel()
+    if not number.any():
+        raise _nothing(source_key, found.places, shapes)
     if frame is None:
         spatial, index = centroids(sdata, shapes_key, **where)
     else:  # a cell's box reaches bins that the cell does not
@@ -217,58 +221,60 @@ def aggregate(
 
 @dataclass(frozen=True)
 class _Things:
-    """What is summed: (n, 2) points or (n,) polygons in micrometres, the (n, genes) counts of each, and their genes."""
+    """What is summed: (n, 2) points or (n,) polygons in micrometres, and the gene of each or its (n, genes) counts."""
 
     places: NDArray[Any]
-    X: csr_matrix
+    values: pd.Categorical | csr_matrix
     var: pd.DataFrame
     facts: dict[str, Any]
 
 
 def _sums(
-    shapes: NDArray[Any], places: NDArray[Any], X: Any, *, agg_func: str = "sum"
+    shapes: NDArray[Any], places: NDArray[Any], values: pd.Categorical | csr_matrix, *, agg_func: str = "sum"
 ) -> tuple[csr_matrix, NDArray[np.bool_]]:
-    """Sum the rows of X over the shapes in which their places lie; say also which lie in any.
+    """Return the (shapes, genes) sums of the values whose places lie in the shapes, and which places lie in any.
 
-    Places are (n, 2) points or (n,) polygons, which count by their shares; ``agg_func="count"`` counts these polygons.
+    Places are (n, 2) points or (n,) polygons, which count by their shares; with ``agg_func="count"`` they are counted.
     """
     import shapely
     from scipy.sparse import csr_matrix, vstack
 
-    X, most = csr_matrix(X), max(1, _VALUES // X.shape[1])
+    genes = values.shape[1] if isinstance(values, csr_matrix) else len(values.categories)
+    most = max(1, _VALUES // max(1, genes))
+    columns = isinstance(values, csr_matrix) and (places.ndim == 1 or values.mean() > _RARE)
+    few = most if columns else len(places)
     inside = np.zeros(len(places), dtype=bool)
     order, parts = [], []
-    for rows, near in _by_place(shapely.bounds(shapes), places, most=most):
+    for rows, near in _by_place(shapely.bounds(shapes), places, most=(most, few)):
         geometry = shapely.points(places[near]) if places.ndim == 2 else places[near]
         near = near[np.unique(shapely.STRtree(shapes[rows]).query(geometry, predicate="intersects")[0])]
         inside[near] = True
         order.append(rows)
-        if len(near) == 0:
-            parts.append(csr_matrix((len(rows), X.shape[1])))
-        elif places.ndim == 2:
-            parts.append(_of_points(shapes[rows], places[near], X[near]))
+        if len(near) == 0 or genes == 0:
+            parts.append(csr_matrix((len(rows), genes)))
+        elif columns:
+            parts.append(_of_counts(shapes[rows], places[near], values[near], agg_func=agg_func))
         else:
-            parts.append(_of_polygons(shapes[rows], places[near], X[near], agg_func=agg_func))
+            parts.append(_of_points(shapes[rows], places[near], values[near]))
     return csr_matrix(vstack(parts)[np.argsort(np.concatenate(order))]), inside
 
 
 def _by_place(
-    bounds: NDArray[np.float64], places: NDArray[Any], *, most: int
+    bounds: NDArray[np.float64], places: NDArray[Any], *, most: tuple[int, int]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield `most` or fewer regions side by side, and of the places (if polygons, as few) those in their common box.
+    """Yield regions side by side and the places in their common box, `most` or fewer of both.
 
     Regions are halved and the places cut to each half, so that the cost grows with their number and little more.
     """
     import shapely
 
-    points = places.ndim == 2
-    low, high = (places, places) if points else np.split(shapely.bounds(places), 2, axis=1)
+    low, high = (places, places) if places.ndim == 2 else np.split(shapely.bounds(places), 2, axis=1)
     stack = [(np.arange(len(bounds)), np.arange(len(places)))]
     while stack:
         rows, near = stack.pop()
         corner, far = np.fmin.reduce(bounds[rows, :2]), np.fmax.reduce(bounds[rows, 2:])
         near = near[((high[near] >= corner) & (low[near] <= far)).all(axis=1)]
-        if len(rows) == 1 or (len(rows) <= most and (points or len(near) <= most)):
+        if len(rows) == 1 or (len(rows) <= most[0] and len(near) <= most[1]):
             yield rows, near
         else:
             axis = int(np.argmax(far - corner))
@@ -276,46 +282,56 @@ def _by_place(
             stack += [(half, near) for half in np.array_split(rows, 2)]
 
 
-def _of_points(shapes: NDArray[Any], xy_um: NDArray[np.float64], X: csr_matrix) -> csr_matrix:
-    """Sum points: each count is a point of its own, at the place of its row and of the category of its gene."""
+def _of_points(shapes: NDArray[Any], xy_um: NDArray[np.float64], values: pd.Categorical | csr_matrix) -> csr_matrix:
+    """Count points by the category of their gene; of the counts of cells each is a point of its own."""
     import pandas as pd
+    from scipy.sparse import csr_matrix
     from spatialdata.models import PointsModel
 
-    counts = X.tocoo()
-    number = counts.data.astype(np.int64)
-    x, y = np.repeat(xy_um[counts.row], number, axis=0).T
-    genes = [str(i) for i in range(X.shape[1])]
-    gene = pd.Categorical.from_codes(np.repeat(counts.col, number), genes)
-    values = PointsModel.parse(pd.DataFrame({"x": x, "y": y, "gene": gene}))
-    return _spatialdata(values, shapes, value_key="gene", agg_func="count", fractions=False)
+    if isinstance(values, csr_matrix):
+        counts = values.tocoo()
+        number, genes = counts.data.astype(np.int64), [str(i) for i in range(values.shape[1])]
+        if not number.any():
+            return csr_matrix((len(shapes), len(genes)))
+        xy_um = xy_um[np.repeat(counts.row, number)]
+        values = pd.Categorical.from_codes(np.repeat(counts.col, number), genes)
+    frame = pd.DataFrame({"x": xy_um[:, 0], "y": xy_um[:, 1], "gene": values})
+    return _spatialdata(PointsModel.parse(frame), shapes, value_key="gene", agg_func="count")
 
 
-def _of_polygons(shapes: NDArray[Any], polygons: NDArray[Any], X: csr_matrix, *, agg_func: str) -> csr_matrix:
-    """Sum polygons by the shares of their areas; a column of values for each gene, so many as may be explicit."""
+def _of_counts(shapes: NDArray[Any], places: NDArray[Any], X: csr_matrix, *, agg_func: str) -> csr_matrix:
+    """Sum counts, a column of values for each gene, so many at once as may be explicit."""
     import geopandas as gpd
+    import pandas as pd
+    import shapely
     from scipy.sparse import csr_matrix, hstack
     from spatialdata.models import ShapesModel
 
-    parts, step = [], max(1, _VALUES // len(polygons))
+    polygons = places.ndim == 1
+    # A centroid is a disc too small to reach over a border: of points with some hundred columns dask runs out of stack.
+    place = {"geometry": places} if polygons else {"geometry": shapely.points(places), "radius": _NUDGE_UM / 10}
+    parts, step = [], max(1, _VALUES // len(places))
     for start in range(0, X.shape[1], step):
         dense = X[:, start : start + step].toarray().astype(np.float64)
-        genes = [str(i) for i in range(dense.shape[1])]
-        values = ShapesModel.parse(gpd.GeoDataFrame(dense, columns=genes, geometry=polygons))
-        parts.append(_spatialdata(values, shapes, value_key=genes, agg_func=agg_func, fractions=True))
+        genes = [f"g{i}" for i in range(dense.shape[1])]
+        frame = gpd.GeoDataFrame(pd.DataFrame(dense, columns=genes).assign(**place))
+        how = {"value_key": genes, "agg_func": agg_func, "fractions": polygons}
+        parts.append(_spatialdata(ShapesModel.parse(frame), shapes, **how))
     return csr_matrix(hstack(parts))
 
 
 def _spatialdata(values: Any, shapes: NDArray[Any], **kwargs: Any) -> csr_matrix:
     """Return the table of :func:`spatialdata.aggregate` without its zeros."""
     import geopandas as gpd
+    import spatialdata
     from scipy.sparse import csr_matrix
-    from spatialdata import aggregate as theirs
     from spatialdata.models import ShapesModel
 
     by = ShapesModel.parse(gpd.GeoDataFrame(geometry=shapes))
     with warnings.catch_warnings():  # polygons that only touch share no area, as they should
         warnings.filterwarnings("ignore", message="`keep_geom_type=True` in overlay")
-        sums = csr_matrix(theirs(values=values, by=by, deepcopy=False, **kwargs).tables["table"].X)
+        result = spatialdata.aggregate(values=values, by=by, deepcopy=False, **kwargs)
+    sums = csr_matrix(result.tables["table"].X)
     sums.eliminate_zeros()
     return sums
 
@@ -402,7 +418,6 @@ def _transcripts(
     coordinate_system: str,
 ) -> _Things:
     import pandas as pd
-    from scipy.sparse import csr_matrix
 
     points = sdata.points[source_key]
     affine = affine_to(points, coordinate_system)
@@ -446,9 +461,8 @@ def _transcripts(
     genes = sorted(n for n, out in zip(names, is_control, strict=True) if not out)
     column = pd.Index(genes).get_indexer(names)[codes[kept]].astype(np.int32)
     xy = apply_affine(affine, frame[["x", "y"]].to_numpy(dtype=np.float64)[kept]) + _NUDGE_UM
-    ones = np.ones(len(xy), dtype=np.int8)
-    X = csr_matrix((ones, column, np.arange(len(xy) + 1)), shape=(len(xy), len(genes)))
-    return _Things(xy, X, pd.DataFrame(index=pd.Index(genes, dtype=object)), facts)
+    var = pd.DataFrame(index=pd.Index(genes, dtype=object))
+    return _Things(xy, pd.Categorical.from_codes(column, genes), var, facts)
 
 
 def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_system: str) -> _Things:
@@ -478,7 +492,7 @@ def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_sy
     columns = [c for c in ("gene_id", "gene_ids", "feature_types") if c in table.var]
     return _Things(
         places=shapes if outlines else shapely.get_coordinates(shapely.centroid(shapes)) + _NUDGE_UM,
-        X=csr_matrix(table.X[rows]),
+        values=csr_matrix(table.X[rows]),
         var=table.var[columns].copy(),
         facts={"n_cells": len(shapes), "n_without_shape": int((positions < 0).sum())},
     )

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING
 from stpred import nuclei as detection
 from stpred import regions
 from stpred._core import keys
-from stpred._core.checks import InputError, element_name, key_in
-from stpred._core.elements import affine_to, find_image, need_sdata
-from stpred.tiles import Pyramid
+from stpred._core.checks import element_name
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -78,42 +76,17 @@ def nuclei(
     >>> slide.shapes["nuclei"].columns.tolist()
     ['area_um2', 'eccentricity', 'haematoxylin', 'eosin', 'geometry']
     """
-    need_sdata(sdata)
     key_added = element_name(keys.in_frame(keys.NUCLEI, coordinate_system) if key_added is None else key_added)
     regions.check_shapes(sdata, key_added)
-    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
-    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-    detection.check(pyramid, image=f"Image {image_key!r}")
-    frame = detection.detect(
-        pyramid,
+    frame = detection.outline(
+        sdata,
         method=method,
-        tissue=None if tissue_key is None else _area(sdata, tissue_key, coordinate_system),
+        image_key=image_key,
+        tissue_key=tissue_key,
         min_area_um2=min_area_um2,
         max_area_um2=max_area_um2,
         chunk_um=chunk_um,
         device=device,
+        coordinate_system=coordinate_system,
     )
-    if len(frame) == 0:
-        raise InputError(
-            f"No nucleus of {min_area_um2:g} to {max_area_um2:g} um2 was found on image {image_key!r} "
-            f"({pyramid.mpp:.3g} um per pixel); is it an H&E slide in focus, and is that its resolution?"
-        )
     regions.put_shapes(sdata, key_added, frame, coordinate_system=coordinate_system)
-
-
-def _area(sdata: SpatialData, key: str, coordinate_system: str) -> object:
-    """Return the union of shapes, in micrometres."""
-    import shapely
-    from shapely.affinity import affine_transform
-
-    key_in(key, sdata.shapes, what="shapes element", name="tissue_key")
-    affine = affine_to(sdata.shapes[key], coordinate_system)
-    if affine is None:
-        raise InputError(f"Shapes {key!r} are not placed in the coordinate system {coordinate_system!r}.")
-    element = sdata.shapes[key]
-    geometry = element.buffer(element["radius"]) if "radius" in element else element.geometry
-    area = affine_transform(
-        shapely.union_all(geometry.to_numpy()), affine[:2, :2].ravel().tolist() + affine[:2, 2].tolist()
-    )
-    shapely.prepare(area)
-    return area

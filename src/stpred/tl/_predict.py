@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred import data, encoders, models, regions
+from stpred import data, encoders, models, nuclei, regions
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, shapes_in
@@ -252,11 +252,20 @@ def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
 
 
 def _with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> SpatialData:
-    """Return a slide without a region with its tissue and a grid at the training pitch; the object is left alone."""
+    """Return a slide without a region with its tissue and a grid at the training pitch, or with its nuclei.
+
+    The object is left alone.
+    """
     from spatialdata import SpatialData as Object
 
     sdata = Object(images=dict(sdata.images), shapes=dict(sdata.shapes))
     where: dict[str, Any] = {"image_key": image_key, "coordinate_system": coordinate_system}
+    if model.needs.cells:
+        key = keys.in_frame(keys.NUCLEI, coordinate_system)
+        found = nuclei.outline(sdata, **where)
+        regions.put_shapes(sdata, key, found, coordinate_system=coordinate_system)
+        logger.info("The slide has no region: found %d nuclei, %r.", len(found), key)
+        return sdata
     tissue_key, grid_key = (keys.in_frame(k, coordinate_system) for k in (keys.TISSUE, keys.GRID))
     if tissue_key not in sdata.shapes:
         tissue = regions.outline_tissue(sdata, **where)
