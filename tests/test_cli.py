@@ -158,3 +158,20 @@ def test_demo_leaves_what_it_says(tmp_path: Path) -> None:
     assert scores["intensity_truth"].median() <= 0.5 * scores["ridge_truth"].median()
     assert "exists" in refused("demo", "-o", tmp_path / "demo")
     assert np.isfinite(sd.read_zarr(tmp_path / "demo" / "predicted.zarr").tables["spots_ridge"].X).all()
+
+
+def test_cells_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    """A model that sees cells finds a plain slide's nuclei by itself; so does training, where no cells are given."""
+    from stpred import cli
+
+    slides = {n: st.io.visium(folder / n / "outs") for n in ("a", "b")}
+    assert cli._sees_cells(["ridge", "scellst"])
+    assert not cli._sees_cells(["ridge", st.models.MLP.Config()])
+    assert cli._cells(slides["a"]) == "nuclei"
+    config = st.models.SCellST.Config(hidden=(16,), epochs=2)
+    model = st.tl.train(slides["a"], config, shapes_key="spots", genes=["EPCAM", "COL1A2"], name="m")
+    st.models.save(model, tmp_path / "m")
+    slide = st.datasets.toy_wsi(tmp_path / "b.tif", size_um=(300, 300))
+    assert "'nuclei_m'" in ok("predict", slide, "-o", tmp_path / "b.zarr", "--model", tmp_path / "m")
+    table = sd.read_zarr(tmp_path / "b.zarr").tables["nuclei_m"]
+    assert table.n_obs > 50

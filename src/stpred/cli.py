@@ -119,6 +119,9 @@ def predict(
         slides, _ = st.io.read_cohort([{k: v for k, v in given.items() if v is not None}])
         ((name, sdata),) = slides.items()
         before = set(sdata.tables)
+        if trained.needs.cells:
+            cells = _cells(sdata)
+            shapes = cells if shapes is None else shapes
         st.tl.predict(
             sdata,
             trained,
@@ -171,6 +174,9 @@ def train(
     with _sentences():
         check_free(out, overwrite=overwrite)
         read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
+        if _sees_cells([model]):
+            for sdata in read.values():
+                _cells(sdata)
         trained = st.tl.train(
             read,
             model,
@@ -226,6 +232,9 @@ def evaluate(
         read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
         chosen = _families(models, read, shapes)
         grouping = _donors(groups, donors, required=True)
+        if _sees_cells([m for grid in chosen.values() for m in (grid if isinstance(grid, list) else [grid])]):
+            for sdata in read.values():
+                _cells(sdata)
         for name, sdata in read.items():  # once for both scales
             region = data.read_region(sdata, slide=name, shapes_key=shapes, measured=True).shapes_key
             for used in _encoders(chosen, encoder) - {"pixels"}:
@@ -282,6 +291,28 @@ def list_models() -> None:
         table.add_row(name, f"to train: {(found.__doc__ or '').strip().splitlines()[0]}", "", "", found.default_encoder)
     console.print(table)
     console.print("stpred predict SLIDE -o OUT.zarr --model NAME, or stpred train SLIDES... -o MODEL --model FAMILY")
+
+
+def _sees_cells(models: list[Any]) -> bool:
+    """Whether one of these families or settings sees locations through the cells in them."""
+    from stpred.models import _registry
+
+    return any(_registry.probe(*_registry.resolve(m)).needs.cells for m in models)
+
+
+def _cells(sdata: SpatialData) -> str:
+    """Return the slide's region of cells; nuclei are found where it has none."""
+    import stpred as st
+    from stpred import data
+    from stpred._core import keys
+
+    there = [k for k in (keys.NUCLEI, keys.CELLS) if k in sdata.shapes]
+    found = there or [k for k in sdata.shapes if data.looks_like_cells(sdata, k)]
+    if found:
+        return found[0]
+    st.pp.nuclei(sdata)
+    console.print(f"Found {len(sdata.shapes[keys.NUCLEI])} nuclei.")
+    return keys.NUCLEI
 
 
 def _usual(sdata: SpatialData, trained_on: str | None) -> str | None:

@@ -198,3 +198,20 @@ def test_bad_input(cohort: dict[str, SpatialData], trained: st.models.Model) -> 
     bare = SpatialData(images=dict(slide.images), shapes={"spots": slide.shapes["spots"]})
     with pytest.raises(InputError, match=r"has no cells to see 'spots' through; find them with stpred.pp.nuclei"):
         st.tl.predict(bare, trained, shapes_key="spots")
+
+
+def test_a_plain_slide_gets_its_nuclei(cohort: dict[str, SpatialData], trained: st.models.Model) -> None:
+    bare = SpatialData(images=dict(cohort["donor2"].images))
+    st.tl.predict(bare, trained)
+    table = bare.tables["nuclei_scellst"]
+    assert table.n_obs == len(bare.shapes["nuclei"])
+    assert table.n_obs > 0.8 * len(cohort["donor2"].shapes["cells"])
+    # Beside the measured cells, in one object.
+    both = SpatialData(
+        images=dict(bare.images),
+        shapes={"nuclei": bare.shapes["nuclei"], "cells": cohort["donor2"].shapes["cells"]},
+        tables={"nuclei_scellst": table, "cells_counts": cohort["donor2"].tables["cells_counts"]},
+    )
+    scores = st.tl.compare(both, "nuclei_scellst", "cells_counts")
+    assert scores["n_locations"].iloc[0] > 0.7 * table.n_obs
+    assert scores["pearson"].median() > 0.15  # against counts of single cells

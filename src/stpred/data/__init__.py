@@ -6,6 +6,7 @@ from stpred.data._features import embed, embed_dense, embed_parts, stored_featur
 from stpred.data._folds import (
     BLOCK_FOLDS,
     Fold,
+    TooSmall,
     block_folds,
     blocks_of,
     choose_genes,
@@ -19,6 +20,7 @@ __all__ = [
     "BLOCK_FOLDS",
     "Fold",
     "Region",
+    "TooSmall",
     "as_slides",
     "block_folds",
     "blocks_of",

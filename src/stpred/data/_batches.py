@@ -69,8 +69,8 @@ def make_batch(
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
     if needs.cells:
-        points = None if needs.patch_um is None else _points(region, needs, lattice, home)
-        return cell_batch(region, encoder, needs, points=points, batch_size=batch_size, **measured)
+        seen = None if needs.patch_um is None else _points(region, needs, lattice, home)
+        return cell_batch(region, encoder, needs, points=seen, batch_size=batch_size, **measured)
     n = len(region.coords_um)
     around = _surroundings(region, needs, lattice, home)
     features = stored_features(region, encoder)

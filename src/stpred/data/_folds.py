@@ -25,6 +25,10 @@ BUFFER_PITCHES = 2.5
 """Distance between training and test locations of one slide: neighbours share their image and their RNA."""
 
 
+class TooSmall(InputError):
+    """A slide that cannot be cut into blocks with a gap between them."""
+
+
 @dataclass(frozen=True)
 class Fold:
     """Slides and, within them, rows (None: all) that are trained on and tested."""
@@ -82,7 +86,7 @@ def far_from(coords_um: NDArray[np.float64], rows: NDArray[np.int64], *, slide: 
     buffer_um = BUFFER_PITCHES * (100.0 if lattice is None else lattice.pitch_um)
     far = np.flatnonzero(cKDTree(coords_um[rows]).query(coords_um)[0] > buffer_um)
     if len(far) == 0:
-        raise InputError(
+        raise TooSmall(
             f"Slide {slide!r} is too small for blocks with a buffer of {buffer_um:g} um: nothing is left to train on."
         )
     return far
@@ -91,7 +95,7 @@ def far_from(coords_um: NDArray[np.float64], rows: NDArray[np.int64], *, slide: 
 def blocks_of(coords_um: NDArray[np.float64], n_folds: int, *, slide: str) -> NDArray[np.int64]:
     """Cut a slide into compact blocks of equal size, by halving it across its longer side again and again."""
     if len(coords_um) < 2 * n_folds:
-        raise InputError(f"Slide {slide!r} has {len(coords_um)} locations, too few for {n_folds} blocks.")
+        raise TooSmall(f"Slide {slide!r} has {len(coords_um)} locations, too few for {n_folds} blocks.")
     out = np.zeros(len(coords_um), dtype=np.int64)
 
     def cut(rows: NDArray[np.int64], first: int, n: int) -> None:

@@ -180,7 +180,8 @@ class SCellST(CellNetwork):
             raised = np.expm1(np.clip(SOFTPLUS_BETA * y, 1e-3, 30.0))
             y = np.where(SOFTPLUS_BETA * y > 30.0, y, np.log(raised) / SOFTPLUS_BETA)
         with torch.no_grad():
-            self.layers[-1].bias.copy_(torch.as_tensor(y, dtype=torch.float32))  # type: ignore[union-attr]
+            last: Any = self.layers[-1]
+            last.bias.copy_(torch.as_tensor(y, dtype=torch.float32))
 
     @property
     def head(self) -> Any:

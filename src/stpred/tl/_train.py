@@ -68,8 +68,8 @@ def train(
         Region, its raw counts and the H&E image; None finds them.
     cells_key
         Of families that see a location through the cells in it (``"scellst"``, ``"deepcell"``,
-        ``"deepspot2cell"``): the shapes of the cells, on every slide. None: the region itself where its shapes are cells, else ``nuclei``, else
-        ``cells``. Locations without cells are left out and counted in the record.
+        ``"deepspot2cell"``): the shapes of the cells, on every slide. None: the region itself where its shapes are
+        cells, else ``nuclei``, else ``cells``. Locations without cells are left out and counted in the record.
     target
         ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former.
     encoder

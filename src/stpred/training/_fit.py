@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stpred._core.checks import InputError
-from stpred.data import BLOCK_FOLDS, blocks_of, far_from
+from stpred.data import BLOCK_FOLDS, TooSmall, blocks_of, far_from
 from stpred.models._base import BaseConfig, Batch, Model
 from stpred.models._network import Network
 from stpred.models.ensemble import Ensemble, EnsembleConfig
@@ -21,6 +21,9 @@ from stpred.training._run import Run, fingerprint
 from stpred.training._scores import Curve, HeldOut, best_epoch, held_out
 
 logger = logging.getLogger("stpred")
+
+EPOCHS_UNCHOSEN = 50
+"""Epochs where nothing can be left out to choose by."""
 
 INNER_FOLDS = 5
 """Into how many folds of donors a network's training slides are split at most, to choose epochs and score genes."""
@@ -163,11 +166,17 @@ def _epochs(
     """Return the number of epochs and how it was chosen."""
     if model.config.epochs is not None:
         return model.config.epochs, "given"
-    if len(set(groups)) < 2 and model.config.epochs_alone is None:
-        return _epochs_by_blocks(family, model.config, batches, seed=seed, run=run), "left-out blocks of the only donor"
     if len(set(groups)) < 2:
-        logger.info("One donor only: %s is trained for %d epochs.", family.family, model.config.epochs_alone)
-        return model.config.epochs_alone, "epochs_alone, for there is no other donor to choose by"
+        alone = model.config.epochs_alone
+        if alone is None:
+            try:
+                best = _epochs_by_blocks(family, model.config, batches, seed=seed, run=run)
+            except TooSmall as error:
+                logger.warning("%s Training takes %d epochs.", error, EPOCHS_UNCHOSEN)
+                return min(EPOCHS_UNCHOSEN, model.config.max_epochs), "nothing, for the slides are too small for blocks"
+            return best, "left-out blocks of the only donor"
+        logger.info("One donor only: %s is trained for %d epochs.", family.family, alone)
+        return alone, "epochs_alone, for there is no other donor to choose by"
     curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
     return best_epoch(curves, model.criterion), "left-out donors"
 
