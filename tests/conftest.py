@@ -8,7 +8,14 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that two processes end at the same time."""
-    first = ("test_her2st.py", "test_cli.py", "test_train_networks.py")
+    first = (
+        "test_her2st.py",
+        "test_cell_models.py",
+        "test_cli.py",
+        "test_train_networks.py",
+        "test_pretrain_encoder.py",
+        "test_moco.py",
+    )
     items.sort(key=lambda item: item.path.name not in first)
 
 

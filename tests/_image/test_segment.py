@@ -43,8 +43,7 @@ def discs(*places: tuple[float, float, float], shape: tuple[int, int] = (80, 90)
 STAINING = s.Staining((240.0, 240.0, 240.0), threshold=0.2, dark=0.4, light=0.02, hue=0.7)
 
 
-@pytest.mark.parametrize("donor", [0, 1])
-@pytest.mark.parametrize("mpp", [0.5, 0.69])
+@pytest.mark.parametrize(("mpp", "donor"), [(0.5, 0), (0.69, 1)])
 def test_finds_the_nuclei_of_the_synthetic_tissue(mpp: float, donor: int) -> None:
     tissue = st.datasets.make_tissue(size_um=(300, 300), mpp=mpp, seed=3, donor=donor, n_genes=5)
     size = round(300 / s.WORK_MPP)
@@ -165,6 +164,51 @@ def test_outlines_have_the_area_and_place_of_their_labels() -> None:
     single = np.zeros((3, 3), np.int32)
     single[1, 1] = 1
     assert shapely.Polygon(s.outlines(single)[0]).centroid.coords[0] == pytest.approx((1.5, 1.5))
+
+
+def test_outlines_move_inwards_by_what_is_asked() -> None:
+    y, x = np.mgrid[:40, :40] + 0.5
+    labels = ((y - 20) ** 2 + (x - 20) ** 2 < 144).astype(np.int32)
+    outer, inner = (shapely.Polygon(s.outlines(labels, inset_px=d)[0]) for d in (0.0, 1.5))
+    assert np.sqrt(outer.area / np.pi) - np.sqrt(inner.area / np.pi) == pytest.approx(1.5, abs=0.1)
+    assert inner.within(outer)
+
+
+def test_overlapping_sets_keep_the_side_of_the_larger_score() -> None:
+    field = discs((30, 30, 9), (30, 46.5, 9), (60, 25, 7), shape=(80, 90))
+    red = ndimage.gaussian_filter(-np.log10(field[..., 0] / 240.0), 1).astype(np.float32)
+    y, x = np.mgrid[:80, :90] + 0.5
+    left, right = ((y - 30) ** 2 + (x - cx) ** 2 < 81 for cx in (30, 46.5))
+    whole, core = (y - 60) ** 2 + (x - 25) ** 2 < 49, (y - 60) ** 2 + (x - 25) ** 2 < 16
+    first = np.where(left | right, 1, 0) + 2 * core
+    second = np.where(left & (x < 38.25), 1, 0) + np.where(right & (x >= 38.25), 2, 0) + 3 * whole
+    area_px = (20, 2000)
+    for one, other in ((first, second), (second, first)):  # the two discs and the whole one win from either side
+        got = s._better_of(one.astype(np.int32), other.astype(np.int32), red, 0.4, area_px)
+        assert got.max() == 3
+        assert ((got > 0) == (second > 0)).all()
+        assert len({got[30, 30], got[30, 46], got[60, 25], 0}) == 4
+    assert (s._better_of(first.astype(np.int32), np.zeros_like(first, np.int32), red, 0.4, area_px) == first).all()
+
+
+def test_depth_is_the_distance_to_the_nearest_outside() -> None:
+    rng = np.random.default_rng(0)
+    inside = ndimage.gaussian_filter(rng.normal(size=(50, 61)), 4) > -0.02
+    wanted = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    assert wanted.max() > 6
+    assert s._depth(inside, 40) == pytest.approx(wanted, abs=1e-5)
+    assert s._depth(inside, 3) == pytest.approx(np.minimum(wanted, 3), abs=1e-5)
+
+
+def test_sums_of_labels_are_those_of_the_tree() -> None:
+    rng = np.random.default_rng(2)
+    level = rng.integers(0, 2, (11, 13)).astype(np.uint8)
+    plane = rng.random((11, 13)).astype(np.float32)
+    _, parent, sums = s._component_tree(level, plane, 8)
+    labels, n = ndimage.label(level)
+    tops = [p for p in np.flatnonzero(level) if parent[p] == p or level.ravel()[parent[p]] == 0]
+    wanted = sums[sorted(tops, key=lambda p: labels.ravel()[p])]
+    assert s._sums(labels.astype(np.int32), plane, n) == pytest.approx(wanted)
 
 
 def test_pieces_keep_the_largest_and_share_edges() -> None:

@@ -14,7 +14,7 @@ from stpred import nuclei
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred.tiles import Level, Pyramid
 
-SIZE = (420, 330)
+SIZE = (300, 300)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_finds_the_nuclei_and_describes_them(tissue: Any, found: Any) -> None:
     assert (overlap < 0.1 * found["area_um2"]).all()
 
 
-@pytest.mark.parametrize("chunk_um", [101.0, 190.0, 1000.0])
+@pytest.mark.parametrize("chunk_um", [101.0, 190.0])
 def test_the_chunks_do_not_show(tissue: Any, found: Any, chunk_um: float) -> None:
     other = nuclei.detect(pyramid_of(tissue.image), chunk_um=chunk_um)
     assert abs(len(other) - len(found)) <= 0.01 * len(found)
@@ -90,8 +90,8 @@ def test_nuclei_move_with_the_image(tissue: Any, found: Any) -> None:
 
 
 def test_nuclei_stay_within_the_tissue_asked_for(tissue: Any, found: Any) -> None:
-    half = nuclei.detect(pyramid_of(tissue.image), tissue=shapely.box(0, 0, 200, 330))
-    assert set(map(tuple, centers(half).round(6))) == {tuple(c) for c in centers(found).round(6) if c[0] <= 200}
+    half = nuclei.detect(pyramid_of(tissue.image), tissue=shapely.box(0, 0, 150, 300))
+    assert set(map(tuple, centers(half).round(6))) == {tuple(c) for c in centers(found).round(6) if c[0] <= 150}
 
 
 def test_glass_is_empty() -> None:
@@ -136,7 +136,7 @@ def blue(rgb: NDArray[np.uint8], *, mpp: float) -> NDArray[np.int32]:
 def test_a_callable_is_a_method(tissue: Any) -> None:
     pyramid = pyramid_of(tissue.image)
     wide, narrow = (nuclei.detect(pyramid, method=blue, chunk_um=c) for c in (1000.0, 150.0))
-    assert len(wide) > 100
+    assert len(wide) > 60
     assert share_met(centers(wide), centers(narrow), within_um=0.01) > 0.98
     with pytest.raises(InputError, match=r"'<lambda>' must return whole numbers >= 0 of shape"):
         nuclei.detect(pyramid, method=lambda rgb, *, mpp: rgb[..., 0] / 2)

@@ -7,8 +7,9 @@ Three steps, each with lengths in micrometres:
 2. Every connected region of every threshold, kept in a component tree, is a candidate. Its score is how sharp its edge
    is and how well it fills its ellipse; the best set of regions that do not overlap is found exactly (the idea of
    Arteta et al. 2012, MICCAI 15:348). No one threshold has to fit pale and dark nuclei alike.
-3. What the tree leaves is looked at with a threshold midway between nuclei and ground around it; touching nuclei are
-   parted where they narrow.
+3. Thresholds between nuclei and ground of the surroundings give regions too. Touching nuclei, which are one region at
+   every threshold, are parted where they narrow, and of parts and regions that overlap those of the larger summed score
+   are kept. What the tree left, pale nuclei above all, is added.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._image._jit import kernel
-from stpred._image.nuclei import Labels, climb, otsu, region_stats
+from stpred._image.nuclei import Labels, climb, otsu
 from stpred._image.texture import Plane, gaussian
 
 WORK_MPP = 0.5
@@ -28,21 +29,27 @@ WORK_MPP = 0.5
 REACH_UM = 56.0
 """How far a pixel's surroundings decide about it; chunks overlap by as much."""
 
+INSET_UM = 0.2
+"""Labels of `segment` reach to the foot of the blurred edge of a nucleus; its outline, at half height, is within."""
+
 _SMOOTH_UM = 0.5
 _DENSEST = 1.5
 _LEAST_THRESHOLD, _LEAST_GAP = 0.06, 0.10  # of optical density: paler than this nothing is a nucleus
 _FILL_UM2 = 30.0  # pale spots inside vesicular nuclei
 _HOLE_UM2 = 40.0
-_OPEN_UM = 0.5
 _SEED_UM = 0.8
 _NECK, _LEAST_NECK_UM = 0.10, 0.25  # how much narrower than the lesser nucleus two of them are where they touch
 # The same for what is no ellipse, which is parted where that makes better ones.
-_WEAK_NECK, _LEAST_WEAK_NECK_UM, _LEAST_PART_UM2 = 0.02, 0.06, 16.0
-_POOR_FILL, _FILL_GAIN = 0.92, 0.02
+_WEAK_NECK, _LEAST_WEAK_NECK_UM, _LEAST_PART_UM2 = 0.02, 0.06, 12.0
+_POOR_FILL, _FILL_GAIN = 0.95, 0.01
+_DEEPEST_UM = 24.0  # twice the radius of the largest nucleus: deeper in a mass, distance to its edge tells nothing
 _LEAST_FILL, _FULL = 0.75, 0.97  # of the ellipse of equal moments
 # Chosen where all of pink, purple and synthetic fields at 0.25 to 0.69 um per pixel are on a plateau.
 _HALF_SHARP, _LEAST_QUALITY, _POWER = 0.5, 0.22, 0.6
 _WINDOW_UM, _COARSE = 16.0, 4
+# Of the gap between ground and nuclei around: low enough for pale nuclei, high enough for dark ones in a crowd.
+_SHARES = (0.3, 0.55, 0.8)
+_LEAST_CONTRAST, _TIED = 0.30, 0.5
 
 
 @dataclass(frozen=True)
@@ -115,15 +122,19 @@ def segment(
     densities = _densities(rgb, np.array(staining.white))
     red = gaussian(densities[0], _SMOOTH_UM / WORK_MPP)
     area_px = (min_area_um2 / WORK_MPP**2, max_area_um2 / WORK_MPP**2)
-    first = _part(_best_regions(red, staining, area_px), area_px)
-    threshold, gap = _local_levels(red, staining)
-    second = _with_contrast(_part(red > threshold, area_px), red, gap)
-    labels = _grown(_added(first, second, area_px), 1)
+    labels = _part(_best_regions(red, staining, area_px), area_px)
+    low, gap = _local_levels(red, staining)
+    pale = _with_contrast(_part(red > low + np.float32(_SHARES[0]) * gap, area_px), red, gap)
+    labels = _better_of(labels, pale, red, staining.gap, area_px)
+    for share in _SHARES[1:]:
+        parts = _part(red > low + np.float32(share) * gap, area_px)
+        labels = _better_of(labels, parts, red, staining.gap, area_px)
+    labels = _grown(_added(labels, pale, red, area_px), 1)
     return _plausible(labels, densities, staining, area_px)
 
 
-def outlines(labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Trace every label 1..n, smoothed over about a pixel.
+def outlines(labels: Labels, *, inset_px: float = 0.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Trace every label 1..n, smoothed over about a pixel and, if asked, moved inwards by some part of one.
 
     Returns
     -------
@@ -131,21 +142,12 @@ def outlines(labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     m. A label without pixels has an empty outline. Of a label in several pieces the first is traced, and holes are not.
     """
     n = int(labels.max(initial=0))
-    return _trace(np.ascontiguousarray(labels, dtype=np.int32), n)
+    return _trace(np.ascontiguousarray(labels, dtype=np.int32), n, float(inset_px))
 
 
 def whole_pieces(labels: NDArray[np.integer]) -> Labels:
     """Label the largest piece (of pixels that share edges) of every label 1..n, in order; empty labels are skipped."""
-    found = _pieces(np.ascontiguousarray(labels, dtype=np.int32))
-    sizes = np.bincount(found.reshape(-1))
-    origin = np.zeros(sizes.size, np.int64)
-    origin[found.reshape(-1)] = labels.reshape(-1)
-    order = np.lexsort((np.arange(sizes.size), -sizes, origin))
-    largest = order[np.r_[True, np.diff(origin[order]) > 0]]
-    largest = largest[origin[largest] > 0]
-    number = np.zeros(sizes.size, np.int32)
-    number[largest] = np.arange(1, len(largest) + 1)
-    return number[found]
+    return _sized(np.ascontiguousarray(labels, dtype=np.int32), (1, np.inf))
 
 
 def _densities(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -172,10 +174,8 @@ def _best_regions(red: Plane, staining: Staining, area_px: tuple[float, float]) 
 
 def _worth(sums: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     """Score regions by how sharp their edge is and how well they fill their ellipse; above 0 it may be a nucleus."""
-    area, y, x, yy, xx, yx, steps, rise = sums.T
-    cy, cx = y / area, x / area
-    vyy, vxx, vyx = yy / area - cy**2 + 1 / 12, xx / area - cx**2 + 1 / 12, yx / area - cy * cx
-    fill = area / (4 * np.pi * np.sqrt(np.maximum(vyy * vxx - vyx**2, 1e-6)))
+    area, steps, rise = sums[:, 0], sums[:, 6], sums[:, 7]
+    fill = _fill(sums)
     # In units of a step from ground to nucleus over 1 um.
     sharpness = rise / np.maximum(steps, 1) / WORK_MPP / gap
     quality = np.clip((fill - _LEAST_FILL) / (_FULL - _LEAST_FILL), 0, 1) * sharpness / (sharpness + _HALF_SHARP)
@@ -184,8 +184,48 @@ def _worth(sums: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     return (quality - _LEAST_QUALITY) * area_um2**_POWER * np.sqrt(np.minimum(area_um2 / 30.0, 1.0))
 
 
+def _fill(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how much of its ellipse of equal moments each region fills."""
+    area, y, x, yy, xx, yx = sums[:, :6].T
+    some = np.maximum(area, 1)
+    cy, cx = y / some, x / some
+    vyy, vxx, vyx = yy / some - cy**2 + 1 / 12, xx / some - cx**2 + 1 / 12, yx / some - cy * cx
+    return np.asarray(area / (4 * np.pi * np.sqrt(np.maximum(vyy * vxx - vyx**2, 1e-6))))
+
+
+def _better_of(labels: Labels, others: Labels, red: Plane, gap: float, area_px: tuple[float, float]) -> Labels:
+    """Of every group of labels and others that overlap keep the side of the larger summed score.
+
+    A dark core gives way to its whole nucleus, and what holds two nuclei to its parts, or the other way round.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n, m = int(labels.max(initial=0)), int(others.max(initial=0))
+    if n == 0 or m == 0:
+        return labels
+    both = np.flatnonzero((labels.reshape(-1) > 0) & (others.reshape(-1) > 0))
+    pair = labels.reshape(-1)[both].astype(np.int64) * (m + 1) + others.reshape(-1)[both]
+    pair, common = np.unique(pair, return_counts=True)
+    i, j = pair // (m + 1), pair % (m + 1)
+    sums = [np.vstack([np.zeros(8), _sums(side, red, k)]) for side, k in ((labels, n), (others, m))]
+    tied = common > _TIED * np.minimum(sums[0][i, 0], sums[1][j, 0])
+    edges = np.ones(int(tied.sum()), np.int8), (i[tied], n + 1 + j[tied])
+    count, group = connected_components(coo_array(edges, shape=(n + m + 2, n + m + 2)), directed=False)
+    ours, theirs = group[: n + 1], group[n + 1 :]
+    worth = [np.where(k[:, 0] > 0, np.maximum(_worth(np.maximum(k, [1.0] + [0.0] * 7), gap), 0), 0) for k in sums]
+    lost = np.bincount(theirs, worth[1], count) > np.bincount(ours, worth[0], count)
+    lost &= np.bincount(ours, minlength=count) > 0
+    kept, taken = _kept(labels, ~lost[ours]), _kept(others, lost[theirs])
+    return _joined(kept, _sized(np.where(kept > 0, 0, taken), area_px))
+
+
+def _joined(labels: Labels, others: Labels) -> Labels:
+    return np.where(others > 0, others + labels.max(initial=0), labels).astype(np.int32)
+
+
 def _local_levels(red: Plane, staining: Staining) -> tuple[Plane, Plane]:
-    """Return the threshold between nuclei and ground, and the gap between them, both averaged over the surroundings.
+    """Return the level of the ground and the gap between it and nuclei, both averaged over the surroundings.
 
     Three rounds of parting pixels and averaging the parts.
     """
@@ -199,8 +239,8 @@ def _local_levels(red: Plane, staining: Staining) -> tuple[Plane, Plane]:
         high = (amount + prior * np.float32(staining.dark)) / (share + prior)
         low = (everything - amount + prior * np.float32(staining.light)) / (1 - share + prior)
         gap = np.maximum(high - low, np.float32(_LEAST_GAP))
-        threshold = _widened(low + np.float32(0.4) * gap, red.shape)
-    return np.asarray(threshold), _widened(gap, red.shape)
+        threshold = _widened(low + np.float32(_SHARES[0]) * gap, red.shape)
+    return _widened(low, red.shape), _widened(gap, red.shape)
 
 
 def _blur(plane: Plane, sigma_px: float) -> Plane:
@@ -224,8 +264,6 @@ def _widened(plane: Plane, shape: tuple[int, ...]) -> Plane:
 
 def _part(found: NDArray[np.bool_] | Labels, area_px: tuple[float, float]) -> Labels:
     """Fill holes, smooth outlines, and part what narrows in between; neighbours with different labels stay apart."""
-    from scipy import ndimage
-
     labels = found.astype(np.int32)
     inner = labels > 0
     inner[:, 1:] &= ~((labels[:, 1:] != labels[:, :-1]) & (labels[:, :-1] > 0))
@@ -235,9 +273,9 @@ def _part(found: NDArray[np.bool_] | Labels, area_px: tuple[float, float]) -> La
     small = np.bincount(ground.reshape(-1)) * WORK_MPP**2 < _HOLE_UM2
     small[0] = False
     inner |= small[ground] & ~cut
-    inner = ndimage.binary_opening(inner, ndimage.generate_binary_structure(2, 1), max(1, round(_OPEN_UM / WORK_MPP)))
-    depth_um = ndimage.distance_transform_edt(np.pad(inner, 1))[1:-1, 1:-1].astype(np.float32) * np.float32(WORK_MPP)
-    height = gaussian(depth_um, _SEED_UM / WORK_MPP)
+    inner = _smoothed(inner)
+    depth_px = _depth(inner, round(_DEEPEST_UM / WORK_MPP))
+    height = gaussian(depth_px * np.float32(WORK_MPP), _SEED_UM / WORK_MPP)
     return _sized(_merged(climb(height, inner), height), area_px)
 
 
@@ -254,31 +292,28 @@ def _merged(labels: Labels, height: Plane) -> Labels:
     pairs = low[order], high[order], saddle[order], _summits(labels, height, n)
     whole = _unite(*pairs, _NECK, _LEAST_NECK_UM)
     parts = _unite(*pairs, _WEAK_NECK, _LEAST_WEAK_NECK_UM)
-    return np.where(_better(labels, whole, parts), parts, whole).astype(np.int32)[labels]
+    sums = np.vstack([np.zeros(8), _sums(labels, height, n)])
+    return np.where(_better(sums, whole, parts), parts, whole).astype(np.int32)[labels]
 
 
-def _better(labels: Labels, whole: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _better(sums: NDArray[np.float64], whole: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say of each basin whether its whole is a poor ellipse and the parts of that are clearly better ones."""
-    fill = np.zeros((2, whole.size))
-    area = np.zeros((2, whole.size))
-    for k, root in enumerate((whole, parts)):
-        united = root.astype(np.int32)[labels]
-        n = int(united.max(initial=0))
-        fill[k, 1 : n + 1] = _fill(united)
-        area[k, : n + 1] = np.bincount(united.reshape(-1), minlength=n + 1)
-    own = np.bincount(labels.reshape(-1), minlength=whole.size)
-    gain = np.bincount(whole, own * (fill[1][parts] - fill[0][whole]), whole.size) / np.maximum(area[0], 1)
-    least = np.full(whole.size, np.inf)
-    np.minimum.at(least, whole, area[1][parts])
+    n = whole.size
+    united = [
+        np.column_stack([np.bincount(root, sums[:, k], n) for k in range(6)]).astype(np.float64)
+        for root in (whole, parts)
+    ]
+    fill = [_fill(u) for u in united]
+    gain = np.bincount(whole, sums[:, 0] * (fill[1][parts] - fill[0][whole]), n) / np.maximum(united[0][:, 0], 1)
+    least = np.full(n, np.inf)
+    np.minimum.at(least, whole, united[1][parts, 0])
     good = (fill[0] < _POOR_FILL) & (gain > _FILL_GAIN) & (least * WORK_MPP**2 > _LEAST_PART_UM2)
-    return good[whole]
+    return np.asarray(good[whole])
 
 
 def _sized(labels: Labels, area_px: tuple[float, float]) -> Labels:
     """Keep the largest piece of every label if its area is within bounds, and number them 1..n."""
-    labels = whole_pieces(labels)
-    area = np.bincount(labels.reshape(-1))
-    return _kept(labels, (area >= area_px[0]) & (area <= area_px[1]))
+    return _largest(labels, _pieces(labels), int(labels.max(initial=0)), float(area_px[0]), float(area_px[1]))
 
 
 def _kept(labels: Labels, keep: NDArray[np.bool_]) -> Labels:
@@ -299,28 +334,18 @@ def _with_contrast(labels: Labels, red: Plane, gap: Plane) -> Labels:
     inside, outside = _mean(labels, red), _mean(ring, red)
     count = np.bincount(ring.reshape(-1), minlength=inside.size)
     outside = np.pad(outside, (0, inside.size - outside.size))
-    return _kept(labels, (inside - outside > 0.35 * _mean(labels, gap)) | (count < 4))
+    return _kept(labels, (inside - outside > _LEAST_CONTRAST * _mean(labels, gap)) | (count < 4))
 
 
-def _added(labels: Labels, others: Labels, area_px: tuple[float, float]) -> Labels:
+def _added(labels: Labels, others: Labels, red: Plane, area_px: tuple[float, float]) -> Labels:
     """Add those of the others of which enough is left beside the labels."""
-    from scipy import ndimage
-
-    cross = ndimage.generate_binary_structure(2, 1)
-    free = ndimage.binary_opening((others > 0) & ~ndimage.binary_dilation(labels > 0, cross), cross)
+    free = _smoothed((others > 0) & ~_dilated(labels > 0))
     whole = np.bincount(others.reshape(-1))
     rest = np.where(free, others, 0)
     left = np.bincount(rest.reshape(-1), minlength=whole.size)
     rest = _sized(_kept(rest, left > 0.4 * whole), area_px)
-    fill = np.r_[0.0, _fill(rest)]
-    rest = _kept(rest, fill > 0.85)
-    return np.where(labels > 0, labels, np.where(rest > 0, rest + labels.max(initial=0), 0)).astype(np.int32)
-
-
-def _fill(labels: Labels) -> NDArray[np.float64]:
-    """Return for each label how much of its ellipse of equal moments it fills."""
-    stats = region_stats(labels, np.ones(labels.shape, np.float32))
-    return stats[:, 0] / np.maximum(np.pi / 4 * stats[:, 3] * stats[:, 4], 1e-6)
+    fill = np.r_[0.0, _fill(_sums(rest, red, int(rest.max(initial=0))))]
+    return _joined(labels, _kept(rest, fill > 0.85))
 
 
 def _plausible(
@@ -339,6 +364,20 @@ def _grown(labels: Labels, steps: int) -> Labels:
     return labels
 
 
+def _smoothed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Open by a cross of one pixel, 0.5 um; beyond the field there is nothing."""
+    return _dilated(~_dilated(np.pad(~mask, 1, constant_values=True))[1:-1, 1:-1])
+
+
+def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    out = mask.copy()
+    out[1:] |= mask[:-1]
+    out[:-1] |= mask[1:]
+    out[:, 1:] |= mask[:, :-1]
+    out[:, :-1] |= mask[:, 1:]
+    return out
+
+
 @kernel
 def _grow(labels: Labels) -> Labels:
     h, w = labels.shape
@@ -353,6 +392,58 @@ def _grow(labels: Labels) -> Labels:
                 if 0 <= yy < h and 0 <= xx < w and labels[yy, xx] > 0 and (best == 0 or labels[yy, xx] < best):
                     best = labels[yy, xx]
             out[y, x] = best
+    return out
+
+
+@kernel
+def _sums(labels: Labels, plane: Plane, n: int) -> NDArray[np.float64]:
+    """Return for each label 1..n the eight sums of `_component_tree`."""
+    h, w = labels.shape
+    sums = np.zeros((n, 8), np.float64)
+    for y in range(h):
+        for x in range(w):
+            i = labels[y, x]
+            if i == 0:
+                continue
+            own = sums[i - 1]
+            own[0] += 1
+            own[1] += y
+            own[2] += x
+            own[3] += y * y
+            own[4] += x * x
+            own[5] += y * x
+            for e in range(4):
+                yy, xx = y + (e == 1) - (e == 0), x + (e == 3) - (e == 2)
+                if 0 <= yy < h and 0 <= xx < w and labels[yy, xx] != i:
+                    own[6] += 1
+                    own[7] += abs(plane[y, x] - plane[yy, xx])
+    return sums
+
+
+@kernel
+def _depth(inside: NDArray[np.bool_], most: int) -> Plane:
+    """Return the distance of every pixel to the nearest outside, which goes on beyond the field; at most `most`."""
+    h, w = inside.shape
+    column = np.zeros((h, w), np.int32)
+    for y in range(h):
+        for x in range(w):
+            if inside[y, x]:
+                column[y, x] = min(column[y - 1, x] + 1 if y > 0 else 1, most)
+    for y in range(h - 1, -1, -1):
+        for x in range(w):
+            if inside[y, x]:
+                column[y, x] = min(column[y, x], column[y + 1, x] + 1 if y + 1 < h else 1)
+    out = np.zeros((h, w), np.float32)
+    for y in range(h):
+        for x in range(w):
+            best = column[y, x] ** 2
+            d = 1
+            while d * d < best:
+                left = column[y, x - d] if x - d >= 0 else 0
+                right = column[y, x + d] if x + d < w else 0
+                best = min(best, d * d + min(left, right) ** 2)
+                d += 1
+            out[y, x] = np.sqrt(np.float32(best))
     return out
 
 
@@ -384,6 +475,35 @@ def _pieces(labels: Labels) -> Labels:
                         stack[size] = q
                         size += 1
     return out.reshape(h, w)
+
+
+@kernel
+def _largest(labels: Labels, pieces: Labels, n: int, low: float, high: float) -> Labels:
+    """Number the largest piece of every label 1..n whose area is within bounds; of equal ones the first."""
+    flat, part = labels.reshape(-1), pieces.reshape(-1)
+    most = 0
+    for k in range(part.size):
+        most = max(most, part[k])
+    size, origin = np.zeros(most + 1, np.int64), np.zeros(most + 1, np.int32)
+    for k in range(part.size):
+        size[part[k]] += 1
+        origin[part[k]] = flat[k]
+    best = np.zeros(n + 1, np.int32)
+    for p in range(1, most + 1):
+        i = origin[p]
+        if best[i] == 0 or size[p] > size[best[i]]:
+            best[i] = p
+    number = np.zeros(most + 1, np.int32)
+    count = 0
+    for i in range(1, n + 1):
+        if best[i] > 0 and low <= size[best[i]] <= high:
+            count += 1
+            number[best[i]] = count
+    out = np.empty(labels.shape, np.int32)
+    wide = out.reshape(-1)
+    for k in range(part.size):
+        wide[k] = number[part[k]]
+    return out
 
 
 @kernel
@@ -549,7 +669,7 @@ def _unite(
 
 
 @kernel
-def _trace(labels: Labels, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _trace(labels: Labels, n: int, inset_px: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     h, w = labels.shape
     first = np.full(n + 1, -1, np.int64)
     room = 0
@@ -601,7 +721,10 @@ def _trace(labels: Labels, n: int) -> tuple[NDArray[np.float64], NDArray[np.int6
                 soft[k, 1] = 0.25 * a[1] + 0.5 * ring[k, 1] + 0.25 * b[1]
             ring[:size] = soft[:size]
         for k in range(0, size, 2 if size >= 12 else 1):
-            xy[m] = ring[k]
+            a, b = ring[k - 1 if k else size - 1], ring[k + 1 if k + 1 < size else 0]
+            along, down = b[0] - a[0], b[1] - a[1]
+            step = inset_px / max(np.hypot(along, down), 1e-6)
+            xy[m, 0], xy[m, 1] = ring[k, 0] - step * down, ring[k, 1] + step * along
             m += 1
     begin[n] = m
     return xy[:m], begin

@@ -214,7 +214,7 @@ def _nuclei(
     center = (stats[:, [2, 1]] + 0.5) * how.mpp + corner_um
     mine = (center >= own_um[0]).all(axis=1) & (center < own_um[1]).all(axis=1) & (stats[:, 0] > 0)
     columns = np.column_stack([np.zeros((len(stats), 2)), stats[:, 7], pink])
-    xy, begin = outlines(labels)
+    xy, begin = outlines(labels, inset_px=how.inset_um / how.mpp)
     length = np.diff(begin)
     mine &= length >= 3
     return xy[np.repeat(mine, length)] * how.mpp + corner_um, length[mine], columns[mine]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
 from stpred._image.nuclei import Labels
-from stpred._image.segment import REACH_UM, WORK_MPP, Staining, segment, whole_pieces
+from stpred._image.segment import INSET_UM, REACH_UM, WORK_MPP, Staining, segment, whole_pieces
 from stpred._image.stain import optical_density, unmix
 
 BUILTIN = "builtin"
@@ -54,6 +54,8 @@ class Method:
         Field and staining in, labels 1..n in one piece each out.
     threads
         Whether several fields may be segmented at once.
+    inset_um
+        How far within the border of its labels the outline of a nucleus is.
     """
 
     mpp: float
@@ -61,6 +63,7 @@ class Method:
     field_px: int | None
     run: Callable[[NDArray[np.uint8], Staining], Labels]
     threads: bool
+    inset_um: float = 0.0
 
 
 def names() -> list[str]:
@@ -93,6 +96,7 @@ def make(method: str | Segmenter, *, min_area_um2: float, max_area_um2: float, d
             None,
             lambda rgb, staining: segment(rgb, staining, min_area_um2=min_area_um2, max_area_um2=max_area_um2),
             threads=True,
+            inset_um=INSET_UM,
         )
     if isinstance(method, str):
         return _model(method, device=device)
