@@ -19,9 +19,14 @@ pytestmark = pytest.mark.realdata
 
 
 @pytest.fixture(scope="module")
-def scores(real_data: Path) -> pd.DataFrame:
+def slides(real_data: Path) -> dict[str, SpatialData]:
     slides, _ = st.io.read_cohort([real_data / "her2st"])
     assert sorted(slides) == ["C2", "C3", "C4", "C5"]
+    return slides
+
+
+@pytest.fixture(scope="module")
+def scores(slides: dict[str, SpatialData]) -> pd.DataFrame:
     pitch = 200.0
     grid = [st.models.Ridge.Config(context_um=c) for c in (None, 1.6 * pitch, 2.6 * pitch)]
     network = st.models.MLP.Config(
@@ -36,7 +41,7 @@ def scores(real_data: Path) -> pd.DataFrame:
         max_epochs=40,
     )
     models = {"tile": "ridge", "neighbours": grid[2], "best": grid, "any": [grid[2], network]}
-    return st.tl.cross_validate(slides, models, groups="slide", genes=st.GeneRule("mean", n=250))
+    return st.tl.cross_validate(slides, models, groups="slide", genes=st.GeneRule("mean", n=250), shapes_key="spots")
 
 
 def mean_pearson(scores: pd.DataFrame, model: str) -> float:
@@ -75,21 +80,21 @@ def dark_places(sdata: SpatialData) -> gpd.GeoDataFrame:
     for rows, images in pyramid.read(spots, tile):
         for row, image in zip(rows, images, strict=True):
             density = gaussian_filter(-np.log((image[..., 0] + 1.0) / 256), 2.0)
-            peak = (density == maximum_filter(density, 11)) & (density > np.quantile(density, 0.8))
+            peak = (density == maximum_filter(density, 17)) & (density > np.quantile(density, 0.8))
             offsets = (np.argwhere(peak)[:, ::-1] + 0.5 - tile.size_px / 2) * tile.mpp
             found.append(spots[row] + offsets[np.linalg.norm(offsets, axis=1) < 49.0])
     return gpd.GeoDataFrame(geometry=shapely.buffer(shapely.points(np.concatenate(found)), 3.0))
 
 
-def test_spots_through_their_cells(real_data: Path) -> None:
-    slides, _ = st.io.read_cohort([real_data / "her2st"])
-    slides = {name: slides[name] for name in ("C2", "C3", "C4")}
-    for sdata in slides.values():
+def test_spots_through_their_cells(slides: dict[str, SpatialData]) -> None:
+    pair = {name: slides[name] for name in ("C3", "C4")}
+    for sdata in pair.values():
         st.pp.add_cells(sdata, dark_places(sdata), units="um")
-    config = st.models.SCellST.Config(hidden=(256,), dropout=0.5, lr=1e-3, weight_decay=1e-2, epochs=30)
+        assert len(sdata.shapes["nuclei"]) > 10 * len(sdata.shapes["spots"])
+    # 0.27 here; with the builtin nuclei and three sections to train on 0.27 to 0.28, beside 0.29 of ridge on tiles.
+    config = st.models.SCellST.Config(hidden=(128,), dropout=0.5, lr=1e-3, weight_decay=1e-2, epochs=30)
     scores = st.tl.cross_validate(
-        slides, {"cells": config, "tile": "ridge"}, groups="slide", shapes_key="spots", cells_key="nuclei"
+        pair, {"cells": config}, groups="slide", shapes_key="spots", cells_key="nuclei", device="cpu"
     )
-    number = {name: mean_pearson(scores, name) for name in ("cells", "tile", "library_size")}
-    print(number)
-    assert number["cells"] >= 0.2
+    assert mean_pearson(scores, "cells") >= 0.22
+    assert mean_pearson(scores, "cells") >= mean_pearson(scores, "library_size") + 0.05
