@@ -89,8 +89,8 @@ def dark_places(sdata: SpatialData) -> gpd.GeoDataFrame:
 def test_spots_through_their_cells(slides: dict[str, SpatialData]) -> None:
     pair = {name: slides[name] for name in ("C3", "C4")}
     for sdata in pair.values():
-        st.pp.add_cells(sdata, dark_places(sdata), units="um")
-        assert len(sdata.shapes["nuclei"]) > 10 * len(sdata.shapes["spots"])
+        st.pp.add_cells(sdata, dark_places(sdata).iloc[::2], units="um")
+        assert len(sdata.shapes["nuclei"]) > 5 * len(sdata.shapes["spots"])
     # 0.27 here; with the builtin nuclei and three sections to train on 0.27 to 0.28, beside 0.29 of ridge on tiles.
     config = st.models.SCellST.Config(hidden=(128,), dropout=0.5, lr=1e-3, weight_decay=1e-2, epochs=30)
     scores = st.tl.cross_validate(

@@ -130,6 +130,8 @@ def test_many_cells_are_predicted_in_blocks_to_the_same_values(
     slide: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = encoders.get("morphology", tile=TILE)
+    slide = SpatialData(images=dict(slide.images), shapes=dict(slide.shapes))
+    st.pp.features(slide, shapes_key="cells", tile=TILE)  # computed once, taken from there
     region = data.with_cells(data.read_region(slide, shapes_key="cells"))
     for needs in (
         Needs(cells=True, slide_statistics=True),

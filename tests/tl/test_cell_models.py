@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,16 +169,15 @@ def test_spots_without_cells_are_no_zeros(
 
 
 def test_cross_validation_compares_cells_and_tiles_on_the_same_spots(cohort: dict[str, SpatialData]) -> None:
-    donors = {k: k for k in cohort}
-    config = st.models.SCellST.Config(hidden=(32,), epochs=5, lr=3e-3)
-    scores = st.tl.cross_validate(
-        cohort, {"cells": config, "tiles": "ridge"}, groups=donors, shapes_key="spots", cells_key="cells", genes=GENES
-    )
-    assert set(scores["model"]) == {"cells", "tiles", "library_size"}
+    pair = {k: cohort[k] for k in ("donor0", "donor1")}
+    how: dict[str, Any] = {"groups": {k: k for k in pair}, "shapes_key": "spots", "cells_key": "cells"}
+    config = st.models.SCellST.Config(hidden=(32,), epochs=10, lr=3e-3)
+    scores = st.tl.cross_validate(pair, {"cells": config, "colour": "intensity"}, genes=GENES, tile=TILE, **how)
+    assert set(scores["model"]) == {"cells", "colour", "library_size"}
     pearson = scores[(scores.metric == "pearson") & (scores.model == "cells")]
-    assert pearson.value.median() > 0.3
+    assert pearson.value.median() > 0.2
     with pytest.raises(InputError, match="none of the models does"):
-        st.tl.cross_validate(cohort, "ridge", groups=donors, shapes_key="spots", cells_key="cells")
+        st.tl.cross_validate(pair, "ridge", **how)
 
 
 def test_one_slide_ends_its_training_by_blocks(cohort: dict[str, SpatialData]) -> None:

@@ -250,8 +250,12 @@ class _Sides:
         regions = [table_regions(t) for t in (predicted, measured)]
         for name, annotated in zip((predicted_key, measured_key), regions, strict=True):
             if not annotated:
+                told = [
+                    f"{k!r} annotates {regions_told(a)}"
+                    for k, a in zip((predicted_key, measured_key), regions, strict=True)
+                ]
                 raise InputError(
-                    f"Table {name!r} annotates {regions_told(annotated)}, so its locations are unknown; parse it with "
+                    f"Table {told[0]} and {told[1]}, so the locations of {name!r} are unknown; parse it with "
                     "spatialdata.models.TableModel and name its region."
                 )
         shared = [r for r in regions[0] if r in regions[1]]

@@ -224,7 +224,7 @@ def _remade(model: Model, *, device: str | None) -> Encoder:
         return encoders.get(wanted["name"], tile=TileSpec(**model.record.tile), device=device)
     except InputError as error:
         raise InputError(
-            f"{error} Model {model.record.name!r} was trained with the encoder {wanted['name']!r} "
+            f"{str(error).rstrip('.')}; model {model.record.name!r} was trained with the encoder {wanted['name']!r} "
             f"({wanted.get('source')}): pass it as `encoder=`, such as encoder=stpred.encoders.load(folder) for one "
             "that was saved, or make its name known with stpred.encoders.register(name, folder)."
         ) from error

@@ -44,6 +44,8 @@ class Run:
     fabric: Fabric | None = None
     curves: dict[str, Curve] = field(default_factory=dict, repr=False)
     files: set[Path] = field(default_factory=set, repr=False)
+    strict: bool = field(init=False, repr=False, default=True)
+    """Whether a gradient that is not finite ends the training."""
 
     def __post_init__(self) -> None:
         # In half precision the gradient scaler skips steps that overflow, by design.
