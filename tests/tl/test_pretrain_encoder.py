@@ -43,7 +43,7 @@ def quick(slides: Any, **kwargs: Any) -> TrainedEncoder:
 
 @pytest.fixture(scope="module")
 def learned(slides: dict[str, SpatialData]) -> TrainedEncoder:
-    kwargs: dict[str, Any] = {"epochs": 6, "batch_size": 64, "hidden": 64, "n_tiles": 1_000_000}
+    kwargs: dict[str, Any] = {"epochs": 8, "batch_size": 64, "hidden": 64, "n_tiles": 1_000_000}
     kwargs |= {"optimizer": "adamw", "lr": 1e-3, "temperature": 0.2, "momentum": 0.9}
     # The published views differ too much for a thousand cells and a minute.
     kwargs["augmentation"] = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "erase": 0}
