@@ -77,7 +77,7 @@ def cells_region(region: Region, *, cells_key: str | None, prefer: str | None) -
     there = shapes_in(region.sdata, region.coordinate_system)
     if cells_key is not None:
         return key_in(cells_key, there, what="shapes element", name="cells_key")
-    if looks_like_cells(region.sdata, region.shapes_key):
+    if looks_like_cells(region.sdata, region.shapes_key, coordinate_system=region.coordinate_system):
         return region.shapes_key
     usual = [keys.in_frame(k, region.coordinate_system) for k in (keys.NUCLEI, keys.CELLS)]
     for name in (prefer, *usual):
@@ -90,19 +90,15 @@ def cells_region(region: Region, *, cells_key: str | None, prefer: str | None) -
     )
 
 
-def looks_like_cells(sdata: SpatialData, shapes_key: str) -> bool:
+def looks_like_cells(sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM) -> bool:
     """Whether shapes are cells by their geometry: small, and of different sizes, unlike spots, bins and grids."""
     frame = sdata.shapes[shapes_key]
     area = np.pi * frame["radius"].to_numpy() ** 2 if "radius" in frame else frame.geometry.area.to_numpy()
-    affine = affine_to(frame, next(iter(_um_frames(frame)), keys.UM))
-    area = area * (1.0 if affine is None else abs(np.linalg.det(affine[:2, :2])))
+    affine = affine_to(frame, coordinate_system)
+    if affine is None:
+        return False
+    area = area * abs(np.linalg.det(affine[:2, :2]))
     return bool(np.median(area) < LARGEST_CELL_UM2 and area.std() > 0.02 * area.mean())
-
-
-def _um_frames(element: Any) -> list[str]:
-    from stpred._core.elements import frames_of
-
-    return sorted(f for f in frames_of(element) if f.startswith(keys.UM))
 
 
 def _inside(region: Region, cells_um: NDArray[np.float64]) -> links.Links:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -75,9 +75,8 @@ class CellNetwork(Network):
         scaling = Scaling.of(batch.patches.features[batch.patches.sources])
         return replace(batch, patches=replace(batch.patches, features=scaling.apply(batch.patches.features)))
 
-    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
-        """Return the (n, n_genes) prediction of the targets, cells or locations."""
-        return self._evaluate(self.with_patches(batch), self.finish), None
+    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        return super()._evaluate(self.with_patches(batch), finish)
 
     def describe(self, batch: Batch) -> NDArray[np.float32]:
         """Return features of the slide's sample of cells: locations are told from those of training by their cells."""

@@ -34,7 +34,7 @@ def perceptron(
     x: Tensor,
     act: nn.Module,
     *,
-    dropout: float = 0.0,
+    hidden_dropout: float = 0.0,
     input_dropout: float = 0.0,
     output: str = "linear",
     training: bool = False,
@@ -46,11 +46,11 @@ def perceptron(
     *hidden, last = layers
 
     def drop(values: Tensor, p: float) -> Tensor:
-        return _cheap_dropout(values, p) * (1 / (1 - p)) if training and p else values
+        return dropout(values, p) * (1 / (1 - p)) if training and p else values
 
     x = drop(x, input_dropout)
     for layer in hidden:
-        x = drop(act(layer(x)), dropout)
+        x = drop(act(layer(x)), hidden_dropout)
     x = last(x)
     if output == "relu":
         return x.relu()
@@ -86,9 +86,6 @@ def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
 def dropout(values: Tensor, p: float) -> Tensor:
     """Drop values as torch does in training, from cheaper random numbers; what stays is not scaled up."""
     return torch.where(_dropped(values.shape, p, values.device), 0.0, values) if p else values
-
-
-_cheap_dropout = dropout
 
 
 def _dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:

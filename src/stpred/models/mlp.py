@@ -94,7 +94,7 @@ class MLP(Network):
         c = self.config
         return perceptron(
             self.layers, x, self.act,
-            dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
+            hidden_dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
         )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ class SCellST(CellNetwork):
         c = self.config
         output = "linear" if c.loss == "nb" else c.output
         x = sample.features[cells_of(sample)]
-        return perceptron(self.layers, x, self.act, dropout=c.dropout, output=output, training=self.training)
+        return perceptron(self.layers, x, self.act, hidden_dropout=c.dropout, output=output, training=self.training)
 
     def together(self, values: Tensor, sample: Sample) -> Tensor:
         """Pool cells to targets; of the likelihood of counts, the shares are averaged and not their logits."""
