@@ -280,3 +280,17 @@ def test_without_timm(slides: dict[str, SpatialData], monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(InputError, match=r"needs timm: pip install 'stpred\[encoders\]'"):
         quick(slides)
+
+
+def test_accuracies_count_classes_alike() -> None:
+    from stpred.tl._probe_encoder import _accuracies, _scores
+
+    assert _accuracies(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])) == [0.75, 0.5]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4)).astype(np.float32)
+    codes = (x[:, 0] > 0).astype(np.int64)
+    folds = [(np.arange(200), np.arange(200, 300))]
+    assert _scores(x, codes, folds, k=5)[0].min() > 0.8
+    assert _scores(x, rng.permutation(codes), folds, k=5)[0].max() < 0.7
+    one = _scores(x, np.zeros(300, dtype=np.int64), folds, k=5)
+    assert (one == 1).all()

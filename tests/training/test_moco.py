@@ -200,24 +200,6 @@ def test_what_the_settings_refuse(wrong: dict[str, Any], message: str) -> None:
         MoCoConfig(**wrong)
 
 
-def test_neighbours_and_lines_against_plain_ones() -> None:
-    rng = np.random.default_rng(0)
-    train, test = rng.normal(size=(60, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
-    labels = (train[:, 0] > 0).astype(np.int64) + (train[:, 1] > 0.5)
-    found = _probe.knn_labels(train, labels, test, k=5, n_classes=3)
-    for row, said in zip(test, found, strict=True):
-        near = labels[np.argsort(np.linalg.norm(train - row, axis=1))[:5]]
-        assert said == np.argmax([np.sum(near == c) for c in range(3)])
-    truth = (test[:, 0] > 0).astype(np.int64) + (test[:, 1] > 0.5)
-    line = _probe.linear_labels(train, labels, test, n_classes=3)
-    assert _probe.accuracies(truth, line)[0] > 0.8
-    assert _probe.accuracies(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])) == (0.75, 0.5)
-    a, b = _probe.standardized(np.column_stack([train, np.full(60, 7, np.float32)]), np.full((1, 5), 7, np.float32))
-    np.testing.assert_allclose(a[:, :4].std(axis=0), 1, atol=1e-4)
-    assert (a[:, 4] == 0).all()
-    assert b[0, 4] == 0
-
-
 def test_measures_without_labels() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 8)).astype(np.float32)

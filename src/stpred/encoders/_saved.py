@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError
 from stpred._core.specs import TileSpec
+from stpred._core.weights import CONFIG, WEIGHTS, write_folder
 from stpred.encoders._base import EncoderCard
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 KIND = "encoder"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -65,8 +63,6 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the encoder.")
     if path.exists() and not (path.is_dir() and _kind(path) == KIND):
         raise InputError(f"{str(path)!r} is not an encoder's folder, so it is not overwritten.")
-    from safetensors.torch import save_file
-
     facts = {
         "format_version": FORMAT_VERSION,
         "kind": KIND,
@@ -76,20 +72,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
         "card": encoder.card.to_dict(),
         "record": encoder.record,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.module.state_dict().items()}
-        save_file(tensors, staging / WEIGHTS)
-        (staging / CONFIG).write_text(json.dumps(facts, indent=1, allow_nan=False))
-        staging.chmod(0o755)  # a temporary folder and safetensors' own file are closed to everybody else
-        (staging / WEIGHTS).chmod(0o644)
-        if path.exists():
-            shutil.rmtree(path)
-        staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return path
+    return write_folder(path, facts, encoder.module.state_dict())
 
 
 def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from stpred._core.checks import InputError, MissingFileError, listing, whole
+from stpred._core.weights import CONFIG, WEIGHTS, write_folder
 from stpred.models import _registry
 from stpred.models._base import FORMAT_VERSION, Model, Record
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -59,19 +56,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
         "n_features": model.n_features,
         "record": asdict(model.record),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, staging / WEIGHTS)
-        (staging / CONFIG).write_text(json.dumps(facts, indent=1, allow_nan=False, default=float))
-        staging.chmod(0o755)  # a temporary folder and safetensors' own file are closed to everybody else
-        (staging / WEIGHTS).chmod(0o644)
-        if path.exists():
-            shutil.rmtree(path)
-        staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return path
+    return write_folder(path, facts, model.state_dict())
 
 
 def load(path: str | Path) -> Model:

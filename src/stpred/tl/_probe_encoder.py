@@ -19,7 +19,6 @@ from stpred.encoders._registry import TIMM
 from stpred.encoders._trained import TrainedEncoder
 from stpred.tiles import read_tiles
 from stpred.tl._pretrain_encoder import regions_of
-from stpred.training import _probe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +28,9 @@ logger = logging.getLogger("stpred")
 
 MAJORITY, COLOUR = "majority", "colour"
 UNTRAINED = "-untrained"
+
+PENALTY = 1e-3
+"""Of the linear classifier's squared weights, beside the mean cross-entropy."""
 
 STATISTICS_TILES = 512
 """From how many tiles an untrained network has the statistics of its batch norms."""
@@ -142,11 +144,11 @@ def probe_encoder(
     if buffer_um is None:
         buffer_um = 2 * max(e.card.tile.size_um for e in every.values())
     folds, left_out = _folds(regions, donors, n_folds=n_folds, buffer_um=buffer_um)
-    scores = {MAJORITY: _majority(codes, folds, n_classes=len(classes))}
+    scores = {MAJORITY: _majority(codes, folds)}
     widths = {MAJORITY: 0}
     for name, e in every.items():
         x = np.concatenate([data.embed(r, e, r.coords_um, batch_size=batch_size) for r in regions]).astype(np.float32)
-        scores[name] = _scores(x, codes, folds, k=k, n_classes=len(classes))
+        scores[name] = _scores(x, codes, folds, k=k)
         widths[name] = e.card.width
     frame = _frame(scores, widths, n_folds=len(folds), n=len(codes), left_out=left_out)
     for name in named:
@@ -286,25 +288,43 @@ def _folds(
     return folds, "blocks"
 
 
-def _scores(
-    x: NDArray[np.float32], codes: NDArray[np.int64], folds: Sequence[Any], *, k: int, n_classes: int
-) -> NDArray[np.float64]:
+def _scores(x: NDArray[np.float32], codes: NDArray[np.int64], folds: Sequence[Any], *, k: int) -> NDArray[np.float64]:
     """Return (folds, 4): accuracy and balanced accuracy of neighbours, and of a linear classifier."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     out = []
     for train, test in folds:
-        a, b = _probe.standardized(x[train], x[test])
-        near = _probe.knn_labels(a, codes[train], b, k=k, n_classes=n_classes)
-        line = _probe.linear_labels(a, codes[train], b, n_classes=n_classes)
-        out.append([*_probe.accuracies(codes[test], near), *_probe.accuracies(codes[test], line)])
+        if len(np.unique(codes[train])) < 2:  # nothing to tell apart
+            out.append(_accuracies(codes[test], np.full(len(test), codes[train][0])) * 2)
+            continue
+        found = []
+        for classifier in (
+            KNeighborsClassifier(min(k, len(train))),
+            LogisticRegression(C=1 / (PENALTY * len(train)), max_iter=500),
+        ):
+            fitted = make_pipeline(StandardScaler(), classifier).fit(x[train], codes[train])
+            found += _accuracies(codes[test], fitted.predict(x[test]))
+        out.append(found)
     return np.array(out)
 
 
-def _majority(codes: NDArray[np.int64], folds: Sequence[Any], *, n_classes: int) -> NDArray[np.float64]:
+def _majority(codes: NDArray[np.int64], folds: Sequence[Any]) -> NDArray[np.float64]:
     out = []
     for train, test in folds:
-        commonest = np.bincount(codes[train], minlength=n_classes).argmax()
-        out.append([*_probe.accuracies(codes[test], np.full(len(test), commonest))] * 2)
+        commonest = np.bincount(codes[train]).argmax()
+        out.append(_accuracies(codes[test], np.full(len(test), commonest)) * 2)
     return np.array(out)
+
+
+def _accuracies(truth: NDArray[np.int64], said: NDArray[np.int64]) -> list[float]:
+    """Return the share of right labels, and its mean over the classes that occur (balanced accuracy)."""
+    from sklearn.metrics import recall_score
+
+    balanced = recall_score(truth, said, labels=np.unique(truth), average="macro", zero_division=0)
+    return [float((truth == said).mean()), float(balanced)]
 
 
 def _frame(
