@@ -1,16 +1,19 @@
-"""Making regions where a slide has none: the outline of the tissue, and lattices of points on it."""
+"""Making regions where a slide has none: the outline of the tissue, lattices of points on it, and squares of shapes."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys, tables
-from stpred._core.checks import InputError, one_of, positive
-from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, table_regions
+from stpred._core.checks import InputError, listing, one_of, positive
+from stpred._core.elements import find_image, need_sdata, table_regions
+from stpred._core.matching import geometries_um, square_bins
+from stpred._core.squares import centres_inside, most_squares
 from stpred._image.tissue import tissue_mask
 from stpred.tiles import Pyramid
 
@@ -18,8 +21,12 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
+logger = logging.getLogger("stpred")
+
 TISSUE_MPP = 8.0
 """Resolution at which tissue is told from glass."""
+
+_MOST_SQUARES = 2e8
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def lay_grid(
 ) -> GeoDataFrame:
     """Return circles in micrometres, one per lattice point that lies on the image and on tissue."""
     import geopandas as gpd
-    from shapely import contains_xy, points, union_all
+    from shapely import contains_xy, points, prepare, union_all
 
     pitch_um = positive(pitch_um, name="pitch_um", unit="micrometres")
     one_of(layout, ("square", "hexagonal"), name="layout")
@@ -137,18 +144,77 @@ def lay_grid(
     if tissue_key is None:
         centers = centers[on_tissue(pyramid, centers)]
     else:
-        affine = affine_to(sdata.shapes[tissue_key], coordinate_system)
-        if affine is None:
-            raise InputError(f"Shapes {tissue_key!r} are not placed in {coordinate_system!r}.")
-        area = union_all(sdata.shapes[tissue_key].geometry.to_numpy())
-        own = apply_affine(np.linalg.inv(affine), centers)
-        centers = centers[contains_xy(area, own[:, 0], own[:, 1])]
+        area = union_all(geometries_um(sdata, tissue_key, coordinate_system=coordinate_system)[0])
+        prepare(area)
+        centers = centers[contains_xy(area, centers)]
     if len(centers) == 0:
         raise InputError(f"No grid point of pitch {pitch_um:g} um lies on the tissue of image {image_key!r}.")
     # An area as large as the lattice's cell, so that tables of different pitch can be compared by area.
     radius = pitch_um / 2
     index = [f"x{x:.0f}y{y:.0f}" for x, y in centers] if pitch_um >= 2 else [str(i) for i in range(len(centers))]
     return gpd.GeoDataFrame({"radius": np.full(len(centers), radius)}, geometry=points(centers), index=index)
+
+
+def cut(sdata: SpatialData, shapes_key: str, *, size_um: float = 8.0, coordinate_system: str = keys.UM) -> GeoDataFrame:
+    """Return the squares of a region in micrometres, with the id of the shape that each belongs to as ``parent``."""
+    import geopandas as gpd
+    import shapely
+
+    size = positive(size_um, name="size_um", unit="micrometres")
+    shapes, ids = geometries_um(sdata, shapes_key, coordinate_system=coordinate_system)
+    if len(shapes) == 0:
+        raise InputError(f"Shapes {shapes_key!r} are empty.")
+    if (odd := ~np.isfinite(shapely.bounds(shapes)).all(axis=1)).any():
+        raise InputError(f"{int(odd.sum())} of the shapes {shapes_key!r} have no finite outline: {listing(ids[odd])}.")
+    if not ids.is_unique:
+        repeated = ids[ids.duplicated()].unique()
+        raise InputError(f"The index of shapes {shapes_key!r} is not unique: {listing(repeated)}.")
+    squares, parent = squares_in(shapes, size)
+    if len(squares) == 0:
+        raise InputError(
+            f"No shape of {shapes_key!r} holds the centre of a square of {size:g} um; choose a smaller one."
+        )
+    if (without := np.bincount(parent, minlength=len(shapes)) == 0).any():
+        logger.warning(
+            "%d of %d %r hold no centre of a square of %g um (or only such as are nearer to another's centre) and have "
+            "none: %s.",
+            int(without.sum()), len(shapes), shapes_key, size, listing(ids[without]),
+        )  # fmt: skip
+    corners = np.hstack([squares, squares + 1]) * size
+    return gpd.GeoDataFrame(
+        {"parent": ids.to_numpy()[parent]},
+        geometry=shapely.box(*corners.T),
+        index=[f"x{column}y{row}" for column, row in squares.tolist()],
+    )
+
+
+def squares_in(shapes: NDArray[Any], size_um: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the squares of a lattice anchored at the frame's origin whose centres lie in shapes.
+
+    Parameters
+    ----------
+    shapes
+        (n,) valid shapely polygons in micrometres.
+    size_um
+        Edge of the squares; square (i, j) begins at (i, j) times it.
+
+    Returns
+    -------
+    (s, 2) int64 column and row of the squares, by row and then column, and the (s,) int64 shape that each belongs to:
+    of several that hold its centre the one of the nearest centroid, of equally near ones the first.
+    """
+    import shapely
+
+    low, high = np.hsplit(shapely.bounds(shapes), 2)
+    if (total := most_squares(low, high, size_um)) > _MOST_SQUARES:
+        raise InputError(f"Squares of `size_um`={size_um:g} would be about {total:.0e}; choose larger ones.")
+    shapely.prepare(shapes)
+    parent, found = centres_inside(low, high, size_um, lambda shape, xy: shapely.contains_xy(shapes[shape], xy))
+    centers = (found + 0.5) * size_um
+    squares, member = square_bins(centers, size_um)
+    distance = np.linalg.norm(centers - shapely.get_coordinates(shapely.centroid(shapes))[parent], axis=1)
+    order = np.lexsort((parent, distance, member))
+    return squares, parent[order[np.unique(member[order], return_index=True)[1]]]
 
 
 def check_shapes(sdata: SpatialData, key: str) -> None:

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 import stpred as st
 from stpred._image import segment as s
+from stpred._image import segment_kernels as kernels
 
 
 def f1_of(true: NDArray, found: NDArray) -> float:
@@ -99,7 +100,7 @@ def test_the_component_tree_equals_regions_of_every_threshold() -> None:
     rng = np.random.default_rng(0)
     level = rng.integers(0, 6, (11, 13)).astype(np.uint8)
     plane = level.astype(np.float32)
-    _, parent, sums = s._component_tree(level, plane, 8)
+    _, parent, sums = kernels.component_tree(level, plane, 8)
     flat = level.ravel()
     tops = [p for p in range(flat.size) if parent[p] == p or flat[parent[p]] < flat[p]]
     found = sorted((int(flat[p]), *sums[p].round(3)) for p in tops)
@@ -126,7 +127,7 @@ def test_the_selection_is_the_best_of_all() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         level = rng.integers(0, 4, (3, 4)).astype(np.uint8)
-        order, parent, _ = s._component_tree(level, level.astype(np.float32), 1)
+        order, parent, _ = kernels.component_tree(level, level.astype(np.float32), 1)
         flat = level.ravel()
         tops = [int(p) for p in range(12) if parent[p] == p or flat[parent[p]] < flat[p]]
         worth = rng.normal(0.2, 1, 12).astype(np.float32)
@@ -143,7 +144,7 @@ def test_the_selection_is_the_best_of_all() -> None:
             chosen = [p for k, p in enumerate(tops) if bits >> k & 1]
             if all(not above(p) & set(chosen) for p in chosen):
                 best = max(best, float(sum(worth[p] for p in chosen)))
-        labels = s._select(level, order, parent, worth.copy())
+        labels = kernels.select(level, order, parent, worth.copy())
         picked = [p for p in tops if labels.ravel()[p] and not any(labels.ravel()[q] for q in above(p) & set(tops))]
         assert sum(worth[p] for p in picked) == pytest.approx(best, abs=1e-5)
 
@@ -196,19 +197,19 @@ def test_depth_is_the_distance_to_the_nearest_outside() -> None:
     inside = ndimage.gaussian_filter(rng.normal(size=(50, 61)), 4) > -0.02
     wanted = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
     assert wanted.max() > 6
-    assert s._depth(inside, 40) == pytest.approx(wanted, abs=1e-5)
-    assert s._depth(inside, 3) == pytest.approx(np.minimum(wanted, 3), abs=1e-5)
+    assert kernels.depth(inside, 40) == pytest.approx(wanted, abs=1e-5)
+    assert kernels.depth(inside, 3) == pytest.approx(np.minimum(wanted, 3), abs=1e-5)
 
 
 def test_sums_of_labels_are_those_of_the_tree() -> None:
     rng = np.random.default_rng(2)
     level = rng.integers(0, 2, (11, 13)).astype(np.uint8)
     plane = rng.random((11, 13)).astype(np.float32)
-    _, parent, sums = s._component_tree(level, plane, 8)
+    _, parent, sums = kernels.component_tree(level, plane, 8)
     labels, n = ndimage.label(level)
     tops = [p for p in np.flatnonzero(level) if parent[p] == p or level.ravel()[parent[p]] == 0]
     wanted = sums[sorted(tops, key=lambda p: labels.ravel()[p])]
-    assert s._sums(labels.astype(np.int32), plane, n) == pytest.approx(wanted)
+    assert kernels.label_sums(labels.astype(np.int32), plane, n) == pytest.approx(wanted)
 
 
 def test_pieces_keep_the_largest_and_share_edges() -> None:

@@ -29,6 +29,12 @@ def bins(size_um: int) -> str:
     return f"bins_{size_um:03d}um"
 
 
+def squares(shapes_key: str, size_um: float) -> str:
+    """Name of the squares into which a region is cut, such as ``spots_008um``."""
+    size = f"{int(size_um):03d}" if float(size_um).is_integer() else f"{size_um:g}"
+    return f"{shapes_key}_{size}um"
+
+
 def counts(shapes_key: str) -> str:
     """Name of the measured table of a region."""
     return f"{shapes_key}_counts"

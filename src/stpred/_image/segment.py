@@ -20,8 +20,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._image._jit import kernel
 from stpred._image.nuclei import Labels, climb, otsu
+from stpred._image.segment_kernels import (
+    component_tree,
+    depth,
+    grow,
+    label_sums,
+    opened,
+    saddles,
+    select,
+    summits,
+    trace,
+    unite,
+)
 from stpred._image.texture import Plane, gaussian
 
 WORK_MPP = 0.5
@@ -142,7 +153,7 @@ def outlines(labels: Labels, *, inset_px: float = 0.0) -> tuple[NDArray[np.float
     m. A label without pixels has an empty outline. Of a label in several pieces the first is traced, and holes are not.
     """
     n = int(labels.max(initial=0))
-    return _trace(np.ascontiguousarray(labels, dtype=np.int32), n, float(inset_px))
+    return trace(np.ascontiguousarray(labels, dtype=np.int32), n, float(inset_px))
 
 
 def whole_pieces(labels: NDArray[np.integer]) -> Labels:
@@ -162,14 +173,14 @@ def _densities(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np
 def _best_regions(red: Plane, staining: Staining, area_px: tuple[float, float]) -> Labels:
     """Return the best set of regions that do not overlap, over all thresholds."""
     level = np.clip(red * np.float32(255 / _DENSEST), 0, 255).astype(np.uint8)
-    order, parent, sums = _component_tree(255 - level, red, 1)
-    level = 255 - _opened(255 - level, order, parent, sums, _FILL_UM2 / WORK_MPP**2)
+    order, parent, sums = component_tree(255 - level, red, 1)
+    level = 255 - opened(255 - level, order, parent, sums, _FILL_UM2 / WORK_MPP**2)
     filled = level.astype(np.float32) * np.float32(_DENSEST / 255)
-    order, parent, sums = _component_tree(level, filled, 8)
+    order, parent, sums = component_tree(level, filled, 8)
     worth = np.full(level.size, -1, np.float32)
     which = np.flatnonzero((sums[:, 0] >= area_px[0]) & (sums[:, 0] <= area_px[1]))
     worth[which] = _worth(sums[which], staining.gap)
-    return _select(level, order, parent, worth)
+    return select(level, order, parent, worth)
 
 
 def _worth(sums: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
@@ -208,7 +219,7 @@ def _better_of(labels: Labels, others: Labels, red: Plane, gap: float, area_px: 
     pair = labels.reshape(-1)[both].astype(np.int64) * (m + 1) + others.reshape(-1)[both]
     pair, common = np.unique(pair, return_counts=True)
     i, j = pair // (m + 1), pair % (m + 1)
-    sums = [np.vstack([np.zeros(8), _sums(side, red, k)]) for side, k in ((labels, n), (others, m))]
+    sums = [np.vstack([np.zeros(8), label_sums(side, red, k)]) for side, k in ((labels, n), (others, m))]
     tied = common > _TIED * np.minimum(sums[0][i, 0], sums[1][j, 0])
     edges = np.ones(int(tied.sum()), np.int8), (i[tied], n + 1 + j[tied])
     count, group = connected_components(coo_array(edges, shape=(n + m + 2, n + m + 2)), directed=False)
@@ -264,17 +275,20 @@ def _widened(plane: Plane, shape: tuple[int, ...]) -> Plane:
 
 def _part(found: NDArray[np.bool_] | Labels, area_px: tuple[float, float]) -> Labels:
     """Fill holes, smooth outlines, and part what narrows in between; neighbours with different labels stay apart."""
+    from scipy.ndimage import binary_opening
+    from skimage.measure import label
+
     labels = found.astype(np.int32)
     inner = labels > 0
     inner[:, 1:] &= ~((labels[:, 1:] != labels[:, :-1]) & (labels[:, :-1] > 0))
     inner[1:] &= ~((labels[1:] != labels[:-1]) & (labels[:-1] > 0))
     cut = (labels > 0) & ~inner
-    ground = _pieces((~inner).astype(np.int32))
+    ground = label(~inner, connectivity=1)
     small = np.bincount(ground.reshape(-1)) * WORK_MPP**2 < _HOLE_UM2
     small[0] = False
     inner |= small[ground] & ~cut
-    inner = _smoothed(inner)
-    depth_px = _depth(inner, round(_DEEPEST_UM / WORK_MPP))
+    inner = binary_opening(inner)  # by a cross of one pixel, 0.5 um; beyond the field there is nothing
+    depth_px = depth(inner, round(_DEEPEST_UM / WORK_MPP))
     height = gaussian(depth_px * np.float32(WORK_MPP), _SEED_UM / WORK_MPP)
     return _sized(_merged(climb(height, inner), height), area_px)
 
@@ -287,12 +301,12 @@ def _merged(labels: Labels, height: Plane) -> Labels:
     n = int(labels.max(initial=0))
     if n == 0:
         return labels
-    low, high, saddle = _saddles(labels, height)
+    low, high, saddle = saddles(labels, height)
     order = np.lexsort((high, low, -saddle))
-    pairs = low[order], high[order], saddle[order], _summits(labels, height, n)
-    whole = _unite(*pairs, _NECK, _LEAST_NECK_UM)
-    parts = _unite(*pairs, _WEAK_NECK, _LEAST_WEAK_NECK_UM)
-    sums = np.vstack([np.zeros(8), _sums(labels, height, n)])
+    pairs = low[order], high[order], saddle[order], summits(labels, height, n)
+    whole = unite(*pairs, _NECK, _LEAST_NECK_UM)
+    parts = unite(*pairs, _WEAK_NECK, _LEAST_WEAK_NECK_UM)
+    sums = np.vstack([np.zeros(8), label_sums(labels, height, n)])
     return np.where(_better(sums, whole, parts), parts, whole).astype(np.int32)[labels]
 
 
@@ -313,7 +327,18 @@ def _better(sums: NDArray[np.float64], whole: NDArray[np.int64], parts: NDArray[
 
 def _sized(labels: Labels, area_px: tuple[float, float]) -> Labels:
     """Keep the largest piece of every label if its area is within bounds, and number them 1..n."""
-    return _largest(labels, _pieces(labels), int(labels.max(initial=0)), float(area_px[0]), float(area_px[1]))
+    from skimage.measure import label
+
+    pieces = label(labels, background=0, connectivity=1)
+    size = np.bincount(pieces.reshape(-1), minlength=1)
+    origin = np.zeros(size.size, np.int64)
+    origin[pieces.reshape(-1)] = labels.reshape(-1)
+    order = np.lexsort((-size, origin))  # of equal ones the first
+    best = order[np.unique(origin[order], return_index=True)[1]][1:]  # but that of the ground
+    best = best[(size[best] >= area_px[0]) & (size[best] <= area_px[1])]
+    number = np.zeros(size.size, np.int32)
+    number[best] = np.arange(1, best.size + 1)
+    return number[pieces]
 
 
 def _kept(labels: Labels, keep: NDArray[np.bool_]) -> Labels:
@@ -339,12 +364,14 @@ def _with_contrast(labels: Labels, red: Plane, gap: Plane) -> Labels:
 
 def _added(labels: Labels, others: Labels, red: Plane, area_px: tuple[float, float]) -> Labels:
     """Add those of the others of which enough is left beside the labels."""
-    free = _smoothed((others > 0) & ~_dilated(labels > 0))
+    from scipy.ndimage import binary_dilation, binary_opening
+
+    free = binary_opening((others > 0) & ~binary_dilation(labels > 0))
     whole = np.bincount(others.reshape(-1))
     rest = np.where(free, others, 0)
     left = np.bincount(rest.reshape(-1), minlength=whole.size)
     rest = _sized(_kept(rest, left > 0.4 * whole), area_px)
-    fill = np.r_[0.0, _fill(_sums(rest, red, int(rest.max(initial=0))))]
+    fill = np.r_[0.0, _fill(label_sums(rest, red, int(rest.max(initial=0))))]
     return _joined(labels, _kept(rest, fill > 0.85))
 
 
@@ -360,371 +387,5 @@ def _plausible(
 def _grown(labels: Labels, steps: int) -> Labels:
     """Grow labels by some pixels where nothing else is; of two that meet, the lower number wins."""
     for _ in range(steps):
-        labels = _grow(labels)
+        labels = grow(labels)
     return labels
-
-
-def _smoothed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Open by a cross of one pixel, 0.5 um; beyond the field there is nothing."""
-    return _dilated(~_dilated(np.pad(~mask, 1, constant_values=True))[1:-1, 1:-1])
-
-
-def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    out = mask.copy()
-    out[1:] |= mask[:-1]
-    out[:-1] |= mask[1:]
-    out[:, 1:] |= mask[:, :-1]
-    out[:, :-1] |= mask[:, 1:]
-    return out
-
-
-@kernel
-def _grow(labels: Labels) -> Labels:
-    h, w = labels.shape
-    out = labels.copy()
-    for y in range(h):
-        for x in range(w):
-            if labels[y, x] > 0:
-                continue
-            best = np.int32(0)
-            for e in range(4):
-                yy, xx = y + (e == 1) - (e == 0), x + (e == 3) - (e == 2)
-                if 0 <= yy < h and 0 <= xx < w and labels[yy, xx] > 0 and (best == 0 or labels[yy, xx] < best):
-                    best = labels[yy, xx]
-            out[y, x] = best
-    return out
-
-
-@kernel
-def _sums(labels: Labels, plane: Plane, n: int) -> NDArray[np.float64]:
-    """Return for each label 1..n the eight sums of `_component_tree`."""
-    h, w = labels.shape
-    sums = np.zeros((n, 8), np.float64)
-    for y in range(h):
-        for x in range(w):
-            i = labels[y, x]
-            if i == 0:
-                continue
-            own = sums[i - 1]
-            own[0] += 1
-            own[1] += y
-            own[2] += x
-            own[3] += y * y
-            own[4] += x * x
-            own[5] += y * x
-            for e in range(4):
-                yy, xx = y + (e == 1) - (e == 0), x + (e == 3) - (e == 2)
-                if 0 <= yy < h and 0 <= xx < w and labels[yy, xx] != i:
-                    own[6] += 1
-                    own[7] += abs(plane[y, x] - plane[yy, xx])
-    return sums
-
-
-@kernel
-def _depth(inside: NDArray[np.bool_], most: int) -> Plane:
-    """Return the distance of every pixel to the nearest outside, which goes on beyond the field; at most `most`."""
-    h, w = inside.shape
-    column = np.zeros((h, w), np.int32)
-    for y in range(h):
-        for x in range(w):
-            if inside[y, x]:
-                column[y, x] = min(column[y - 1, x] + 1 if y > 0 else 1, most)
-    for y in range(h - 1, -1, -1):
-        for x in range(w):
-            if inside[y, x]:
-                column[y, x] = min(column[y, x], column[y + 1, x] + 1 if y + 1 < h else 1)
-    out = np.zeros((h, w), np.float32)
-    for y in range(h):
-        for x in range(w):
-            best = column[y, x] ** 2
-            d = 1
-            while d * d < best:
-                left = column[y, x - d] if x - d >= 0 else 0
-                right = column[y, x + d] if x + d < w else 0
-                best = min(best, d * d + min(left, right) ** 2)
-                d += 1
-            out[y, x] = np.sqrt(np.float32(best))
-    return out
-
-
-@kernel
-def _pieces(labels: Labels) -> Labels:
-    """Label pieces of equal non-zero label whose pixels share edges, in reading order."""
-    h, w = labels.shape
-    flat = labels.reshape(-1)
-    out = np.zeros(h * w, np.int32)
-    stack = np.empty(h * w, np.int32)
-    n = 0
-    for start in range(h * w):
-        if flat[start] == 0 or out[start] > 0:
-            continue
-        n += 1
-        out[start] = n
-        stack[0] = start
-        size = 1
-        while size > 0:
-            size -= 1
-            p = stack[size]
-            y, x = p // w, p % w
-            for e in range(4):
-                yy, xx = y + (e == 1) - (e == 0), x + (e == 3) - (e == 2)
-                if 0 <= yy < h and 0 <= xx < w:
-                    q = yy * w + xx
-                    if out[q] == 0 and flat[q] == flat[p]:
-                        out[q] = n
-                        stack[size] = q
-                        size += 1
-    return out.reshape(h, w)
-
-
-@kernel
-def _largest(labels: Labels, pieces: Labels, n: int, low: float, high: float) -> Labels:
-    """Number the largest piece of every label 1..n whose area is within bounds; of equal ones the first."""
-    flat, part = labels.reshape(-1), pieces.reshape(-1)
-    most = 0
-    for k in range(part.size):
-        most = max(most, part[k])
-    size, origin = np.zeros(most + 1, np.int64), np.zeros(most + 1, np.int32)
-    for k in range(part.size):
-        size[part[k]] += 1
-        origin[part[k]] = flat[k]
-    best = np.zeros(n + 1, np.int32)
-    for p in range(1, most + 1):
-        i = origin[p]
-        if best[i] == 0 or size[p] > size[best[i]]:
-            best[i] = p
-    number = np.zeros(most + 1, np.int32)
-    count = 0
-    for i in range(1, n + 1):
-        if best[i] > 0 and low <= size[best[i]] <= high:
-            count += 1
-            number[best[i]] = count
-    out = np.empty(labels.shape, np.int32)
-    wide = out.reshape(-1)
-    for k in range(part.size):
-        wide[k] = number[part[k]]
-    return out
-
-
-@kernel
-def _component_tree(
-    level: NDArray[np.uint8], plane: Plane, n_sums: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
-    """Return pixels from high to low, each one's parent, and sums over the region that each one completes.
-
-    The sums are area; with 8 of them also y, x, yy, xx and yx, and number and heights of the steps over the edge. A
-    pixel whose parent is lower stands for the region of its level (Berger et al. 2007, ICIP 4:41).
-    """
-    h, w = level.shape
-    n = h * w
-    flat, value = level.reshape(-1), plane.reshape(-1)
-    start = np.zeros(257, np.int64)
-    for i in range(n):
-        start[256 - flat[i]] += 1
-    for k in range(1, 257):
-        start[k] += start[k - 1]
-    order = np.empty(n, np.int32)
-    for i in range(n):
-        k = 255 - flat[i]
-        order[start[k]] = i
-        start[k] += 1
-    parent = np.empty(n, np.int32)
-    up = np.full(n, -1, np.int32)
-    sums = np.zeros((n, n_sums), np.float64)
-    for k in range(n):
-        p = order[k]
-        y, x = p // w, p % w
-        parent[p] = p
-        up[p] = p
-        own = sums[p]
-        own[0] = 1
-        if n_sums == 8:
-            own[1], own[2], own[3], own[4], own[5] = y, x, y * y, x * x, y * x
-        for e in range(4):
-            yy, xx = y + (e == 1) - (e == 0), x + (e == 3) - (e == 2)
-            if yy < 0 or yy >= h or xx < 0 or xx >= w:
-                continue
-            q = yy * w + xx
-            sign = 1 if up[q] < 0 else -1
-            if n_sums == 8:
-                own[6] += sign
-                own[7] += sign * abs(value[p] - value[q])
-            if sign > 0:
-                continue
-            while up[q] != q:
-                up[q] = up[up[q]]
-                q = up[q]
-            if q != p:
-                parent[q] = p
-                up[q] = p
-                other = sums[q]
-                for i in range(n_sums):
-                    own[i] += other[i]
-    return order, parent, sums
-
-
-@kernel
-def _opened(
-    level: NDArray[np.uint8],
-    order: NDArray[np.int32],
-    parent: NDArray[np.int32],
-    sums: NDArray[np.float64],
-    area_px: float,
-) -> NDArray[np.uint8]:
-    """Lower peaks of less than an area to the height at which they reach it."""
-    flat = level.reshape(-1)
-    out = flat.copy()
-    for k in range(order.size - 1, -1, -1):
-        p = order[k]
-        q = parent[p]
-        if q != p and (flat[q] == flat[p] or sums[p, 0] < area_px):
-            out[p] = out[q]
-    return out.reshape(level.shape)
-
-
-@kernel
-def _select(level: NDArray[np.uint8], order: NDArray[np.int32], parent: NDArray[np.int32], worth: Plane) -> Labels:
-    """Label the regions of the largest summed worth of which none contains another."""
-    flat = level.reshape(-1)
-    n = order.size
-    inside = np.zeros(n, np.float32)
-    for k in range(n):
-        p = order[k]
-        q = parent[p]
-        if q != p and flat[q] == flat[p]:
-            worth[p] = -1
-        if q != p:
-            inside[q] += max(worth[p], inside[p])
-    labels = np.zeros(n, np.int32)
-    count = 0
-    for k in range(n - 1, -1, -1):
-        p = order[k]
-        q = parent[p]
-        if q != p and labels[q] > 0:
-            labels[p] = labels[q]
-        elif worth[p] > 0 and worth[p] >= inside[p]:
-            count += 1
-            labels[p] = count
-    return labels.reshape(level.shape)
-
-
-@kernel
-def _summits(labels: Labels, height: Plane, n: int) -> Plane:
-    top = np.zeros(n + 1, np.float32)
-    h, w = labels.shape
-    for y in range(h):
-        for x in range(w):
-            top[labels[y, x]] = max(top[labels[y, x]], height[y, x])
-    return top
-
-
-@kernel
-def _saddles(labels: Labels, height: Plane) -> tuple[NDArray[np.int32], NDArray[np.int32], Plane]:
-    """Return pairs of labels at every edge between pixels of different ones, and the lower of the two heights."""
-    h, w = labels.shape
-    n = 0
-    for y in range(h):
-        for x in range(w):
-            i = labels[y, x]
-            n += int(i > 0 and x + 1 < w and labels[y, x + 1] > 0 and labels[y, x + 1] != i)
-            n += int(i > 0 and y + 1 < h and labels[y + 1, x] > 0 and labels[y + 1, x] != i)
-    low, high, saddle = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.float32)
-    n = 0
-    for y in range(h):
-        for x in range(w):
-            i = labels[y, x]
-            for e in range(2):
-                yy, xx = y + e, x + 1 - e
-                if i == 0 or yy >= h or xx >= w or labels[yy, xx] == 0 or labels[yy, xx] == i:
-                    continue
-                j = labels[yy, xx]
-                low[n], high[n], saddle[n] = min(i, j), max(i, j), min(height[y, x], height[yy, xx])
-                n += 1
-    return low, high, saddle
-
-
-@kernel
-def _unite(
-    low: NDArray[np.int32], high: NDArray[np.int32], saddle: Plane, top: Plane, relative: float, absolute: float
-) -> NDArray[np.int64]:
-    root = np.arange(top.size)
-    for k in range(low.size):
-        i, j = low[k], high[k]
-        while root[i] != i:
-            i = root[i]
-        while root[j] != j:
-            j = root[j]
-        lower = min(top[i], top[j])
-        if i != j and lower - saddle[k] < max(relative * lower, absolute):
-            if top[i] >= top[j]:
-                root[j] = i
-            else:
-                root[i] = j
-    for i in range(root.size):
-        k = i
-        while root[k] != k:
-            k = root[k]
-        root[i] = k
-    return root
-
-
-@kernel
-def _trace(labels: Labels, n: int, inset_px: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    h, w = labels.shape
-    first = np.full(n + 1, -1, np.int64)
-    room = 0
-    for y in range(h):
-        for x in range(w):
-            i = labels[y, x]
-            if i == 0:
-                continue
-            if first[i] < 0:
-                first[i] = y * w + x
-            room += int(y == 0 or labels[y - 1, x] != i) + int(y == h - 1 or labels[y + 1, x] != i)
-            room += int(x == 0 or labels[y, x - 1] != i) + int(x == w - 1 or labels[y, x + 1] != i)
-    xy = np.empty((room, 2), np.float64)
-    begin = np.zeros(n + 1, np.int64)
-    ring, soft = np.empty((room, 2), np.float64), np.empty((room, 2), np.float64)
-    dy, dx = (0, 1, 0, -1), (1, 0, -1, 0)  # east, south, west, north
-    m = 0
-    for i in range(1, n + 1):
-        begin[i - 1] = m
-        if first[i] < 0:
-            continue
-        y, x, d, size = first[i] // w, first[i] % w, 0, 0
-        top, left = y, x
-        while True:  # corner to corner with the region on the right hand; midpoints of the edges are kept
-            ring[size, 0], ring[size, 1] = x + 0.5 * dx[d], y + 0.5 * dy[d]
-            size += 1
-            y, x = y + dy[d], x + dx[d]
-            # The two pixels ahead of the corner.
-            if d == 0:
-                ry, rx, ly, lx = y, x, y - 1, x
-            elif d == 1:
-                ry, rx, ly, lx = y, x - 1, y, x
-            elif d == 2:
-                ry, rx, ly, lx = y - 1, x - 1, y, x - 1
-            else:
-                ry, rx, ly, lx = y - 1, x, y - 1, x - 1
-            right = 0 <= ry < h and 0 <= rx < w and labels[ry, rx] == i
-            left_hand = 0 <= ly < h and 0 <= lx < w and labels[ly, lx] == i
-            if not right:
-                d = (d + 1) % 4
-            elif left_hand:
-                d = (d + 3) % 4
-            if y == top and x == left and d == 0:
-                break
-        for _ in range(3):
-            for k in range(size):
-                a, b = ring[k - 1 if k else size - 1], ring[k + 1 if k + 1 < size else 0]
-                soft[k, 0] = 0.25 * a[0] + 0.5 * ring[k, 0] + 0.25 * b[0]
-                soft[k, 1] = 0.25 * a[1] + 0.5 * ring[k, 1] + 0.25 * b[1]
-            ring[:size] = soft[:size]
-        for k in range(0, size, 2 if size >= 12 else 1):
-            a, b = ring[k - 1 if k else size - 1], ring[k + 1 if k + 1 < size else 0]
-            along, down = b[0] - a[0], b[1] - a[1]
-            step = inset_px / max(np.hypot(along, down), 1e-6)
-            xy[m, 0], xy[m, 1] = ring[k, 0] - step * down, ring[k, 1] + step * along
-            m += 1
-    begin[n] = m
-    return xy[:m], begin

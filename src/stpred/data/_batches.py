@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -15,12 +16,16 @@ from stpred._core.checks import InputError
 from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
+from stpred.data._tokens import token_batch, token_blocks
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
 
 SAME_PITCH = 0.1
 """Relative difference of pitch up to which a region gives its own context."""
+
+FINER = 0.75
+"""Pitch relative to that of training up to which a region is finer, so that its tokens are seen in several tiles."""
 
 FEW_SOURCES = 30
 """Fewer locations than this are no basis for a slide's own feature statistics."""
@@ -71,6 +76,8 @@ def make_batch(
     if needs.cells:
         seen = None if needs.patch_um is None else _points(region, needs, lattice, home)
         return cell_batch(region, encoder, needs, points=seen, batch_size=batch_size, **measured)
+    if needs.tokens:
+        return token_batch(region, encoder, needs, batch_size=batch_size, **measured)
     n = len(region.coords_um)
     around = _surroundings(region, needs, lattice, home)
     features = stored_features(region, encoder)
@@ -127,10 +134,19 @@ def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, ba
 
 
 def prediction_batches(
-    region: Region, encoder: Encoder, needs: Needs, **how: Any
+    region: Region, encoder: Encoder, needs: Needs, *, stride_um: float | None = None, **how: Any
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Yield rows of the region and their batch: all at once, or in blocks of pixels or of many cells."""
+    """Yield rows of the region and their batch: all at once, or in blocks of pixels, of tokens, or of many cells.
+
+    `stride_um` is the distance of the overlapping tiles in which tokens are seen; None: half a tile, and where the
+    region is no finer than the model's own, a whole one.
+    """
     n = len(region.coords_um)
+    if needs.tokens:
+        yield from _token_blocks(region, encoder, needs, stride_um=stride_um, **how)
+        return
+    if stride_um is not None:
+        raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
     if needs.cells:
         yield from _cell_blocks(region, encoder, needs, **how)
         return
@@ -162,6 +178,53 @@ def _cell_blocks(
     strip = np.floor(region.coords_um[:, 1] / max(np.ptp(region.coords_um[:, 1]) / np.sqrt(n_blocks), 1e-9))
     for rows in np.array_split(np.lexsort((region.coords_um[:, 0], strip)), n_blocks):
         yield rows, make_batch(region.take(rows), encoder, needs, sample=sample, **how)
+
+
+def _token_blocks(
+    region: Region,
+    encoder: Encoder,
+    needs: Needs,
+    *,
+    lattice: Lattice | None = None,
+    home: str | None = None,
+    batch_size: int | None = None,
+    allow_upsampling: bool = False,
+    stride_um: float | None = None,
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """Yield blocks of a region seen through tokens; what speaks for the slide is the same for any region of it."""
+    tile = encoder.card.tile
+    what = f"Image {region.image_key!r} of slide {region.slide!r}"
+    region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
+    spread, name = region, "region"
+    if lattice is not None:
+        own = Lattice.of(region.coords_um) if region.edge_um is None else Lattice(region.edge_um, hexagonal=False)
+        if stride_um is None and (own is None or own.pitch_um < FINER * lattice.pitch_um):
+            stride_um = tile.size_um / 2
+        if home is None or home != region.shapes_key or region.edge_um is not None:
+            found = None if home is None else _home_region(region, home)
+            name = "grid" if found is None else str(home)
+            spread = _on_grid(region, lattice, edge_um=tile.size_um / 2) if found is None else found
+    blocks = token_blocks(region, encoder, needs, spread=spread, stride_um=stride_um, batch_size=batch_size)
+    for rows, batch in blocks:
+        yield rows, replace(batch, context=name)
+
+
+def _on_grid(region: Region, lattice: Lattice, *, edge_um: float) -> Region:
+    """Return squares on the slide's tissue at the training pitch."""
+    points = lattice.points(region.pyramid.bounds_um)
+    points = points[region.pyramid.contains(points)]
+    points = points[on_tissue(region.pyramid, points)]
+    if len(points) == 0:
+        raise InputError(f"Slide {region.slide!r} has no tissue to take the statistics of its patches from.")
+    return replace(
+        region,
+        coords_um=points,
+        instances=pd.RangeIndex(len(points)),
+        counts=None,
+        totals=None,
+        cells=None,
+        edge_um=edge_um,
+    )
 
 
 def _points(region: Region, needs: Needs, lattice: Lattice | None, home: str | None) -> Points:
@@ -300,8 +363,14 @@ def _serves(own: Lattice | None, lattice: Lattice, n: int, needs: Needs) -> bool
 
 def _home(region: Region, home: str) -> NDArray[np.float64]:
     """Return the centres of the slide's own training region, as training and prediction on it would take them."""
+    found = _home_region(region, home)
+    return np.empty((0, 2)) if found is None else found.coords_um
+
+
+def _home_region(region: Region, home: str) -> Region | None:
+    """Return the slide's own training region, if it has one."""
     if home not in region.sdata.shapes:
-        return np.empty((0, 2))
+        return None
     try:
         return read_region(
             region.sdata,
@@ -309,9 +378,9 @@ def _home(region: Region, home: str) -> NDArray[np.float64]:
             shapes_key=home,
             image_key=region.image_key,
             coordinate_system=region.coordinate_system,
-        ).coords_um
+        )
     except InputError:  # not placed in this frame, or empty: then it is no context either
-        return np.empty((0, 2))
+        return None
 
 
 def _reach_um(needs: Needs, lattice: Lattice) -> float:

@@ -13,6 +13,7 @@ from stpred import links
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, shapes_in
+from stpred._core.matching import geometries_um, placed
 from stpred.data._features import embed, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
 from stpred.encoders._base import Encoder
@@ -103,25 +104,23 @@ def looks_like_cells(sdata: SpatialData, shapes_key: str, *, coordinate_system: 
 
 def _inside(region: Region, cells_um: NDArray[np.float64]) -> links.Links:
     """Link each location to the cells whose centroid it holds; a cell in two goes to the nearest."""
-    frame = region.sdata.shapes[region.shapes_key].loc[region.instances]
-    affine = affine_to(frame, region.coordinate_system)
-    if affine is None:  # selecting rows may lose the placement
-        affine = affine_to(region.sdata.shapes[region.shapes_key], region.coordinate_system)
-    scale = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))  # type: ignore[index]
-    if "radius" in frame:
-        return links.within(region.coords_um, frame["radius"].to_numpy() * scale, cells_um, nearest_only=True)
     from shapely import STRtree, points
 
-    from stpred._core.elements import apply_affine
-
-    own = apply_affine(np.linalg.inv(affine), cells_um)  # type: ignore[arg-type]
-    cell, location = STRtree(frame.geometry.to_numpy()).query(points(own), predicate="intersects")
+    where = {"coordinate_system": region.coordinate_system}
+    frame = region.sdata.shapes[region.shapes_key]
+    rows = frame.index.get_indexer(region.instances)
+    if "radius" in frame:
+        affine = placed(region.sdata, region.shapes_key, **where)
+        radius = frame["radius"].to_numpy()[rows] * float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
+        return links.within(region.coords_um, radius, cells_um, nearest_only=True)
+    shapes = geometries_um(region.sdata, region.shapes_key, **where)[0][rows]
+    cell, location = STRtree(shapes).query(points(cells_um), predicate="intersects")
     distance = np.linalg.norm(cells_um[cell] - region.coords_um[location], axis=1)
     order = np.lexsort((location, distance, cell))
     nearest = order[np.unique(cell[order], return_index=True)[1]]
     cell, location, distance = cell[nearest], location[nearest], distance[nearest]
     order = np.lexsort((cell, distance, location))
-    counts = np.bincount(location, minlength=len(frame))
+    counts = np.bincount(location, minlength=len(rows))
     return links.Links(np.concatenate([[0], np.cumsum(counts)]), cell[order])
 
 

@@ -62,6 +62,8 @@ class Region:
         Locations that were left out because no cell lies in them.
     counts, totals, var
         (n, G) raw counts, (n,) library sizes and the genes' frame, where a table was asked for.
+    edge_um
+        Of locations without shapes, such as the pixels of a map: each is a square of this edge.
     """
 
     sdata: SpatialData
@@ -78,6 +80,7 @@ class Region:
     var: pd.DataFrame | None = None
     cells: CellsInside | None = None
     without_cells: tuple[Any, ...] = ()
+    edge_um: float | None = None
 
     def target(self, names: list[str], target: str) -> NDArray[np.float32]:
         """Return the (n, n_genes) training target of the named genes."""

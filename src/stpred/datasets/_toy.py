@@ -31,6 +31,7 @@ def toy(
     mpp: float = 0.5,
     n_genes: int = 200,
     shuffled: bool = False,
+    bin_um: int | None = None,
     tissue: Tissue | None = None,
 ) -> SpatialData:
     """Make a synthetic slide with spots and cells whose expression is known.
@@ -40,7 +41,10 @@ def toy(
     seed, donor, size_um, mpp, n_genes
         As in :func:`make_tissue`.
     shuffled
-        Give each spot the expression of another, and each cell that of another: nothing is left to predict.
+        Give each spot the expression of another, and each cell (and bin) that of another: nothing is left to predict.
+    bin_um
+        Edge of square bins in micrometres, a divisor of 16, that are added as a Visium HD measurement of the same
+        tissue: ``bins_008um`` (polygons) and ``bins_008um_counts``.
     tissue
         An existing slide to use instead of making one from these.
 
@@ -50,7 +54,7 @@ def toy(
         Image ``he`` (multiscale), shapes ``spots`` (circles of 55 um at a pitch of 100 um, those that hold a cell) and
         ``cells`` (polygons), tables ``spots_counts`` and ``cells_counts`` (int32 counts in sparse ``X``, the noiseless
         expectation as float32 in ``layers["expected"]``; of cells also ``type``, ``tissue_region`` and nuclear
-        morphology in ``obs``); all placed in ``"um"`` and in ``"toy"`` (pixels).
+        morphology in ``obs``), with `bin_um` also bins; all placed in ``"um"`` and in ``"toy"`` (pixels).
 
     Raises
     ------
@@ -69,12 +73,15 @@ def toy(
     if tissue is None:
         tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
     rng = tissue.rng(SHUFFLE) if shuffled else None
-    circles, spot_table = _spots(tissue, visium_spots(tissue), rng)
-    polygons, cell_table = _cells(tissue, rng)
+    regions = {keys.SPOTS: _spots(tissue, visium_spots(tissue), rng), keys.CELLS: _cells(tissue, rng)}
+    if bin_um is not None:
+        if not isinstance(bin_um, int) or bin_um < 1 or 16 % bin_um:
+            raise InputError(f"`bin_um` must be a whole number of micrometres that divides 16, got {bin_um!r}.")
+        regions[keys.bins(bin_um)] = _bins(tissue, bin_um, rng)
     return SpatialData(
         images={keys.IMAGE: _image(tissue)},
-        shapes={keys.SPOTS: circles, keys.CELLS: polygons},
-        tables={keys.counts(keys.SPOTS): spot_table, keys.counts(keys.CELLS): cell_table},
+        shapes={key: shapes for key, (shapes, _) in regions.items()},
+        tables={keys.counts(key): table for key, (_, table) in regions.items()},
     )
 
 
@@ -86,6 +93,7 @@ def toy_cohort(
     mpp: float = 0.5,
     n_genes: int = 200,
     shuffled: bool = False,
+    bin_um: int | None = None,
 ) -> dict[str, SpatialData]:
     """Make several synthetic slides, one donor each: the same biology, another stain, scanner, library size and layout.
 
@@ -93,7 +101,7 @@ def toy_cohort(
     ----------
     n_slides
         Number of slides.
-    seed, size_um, mpp, n_genes, shuffled
+    seed, size_um, mpp, n_genes, shuffled, bin_um
         As in :func:`toy`.
 
     Returns
@@ -115,7 +123,9 @@ def toy_cohort(
     if int(n_slides) != n_slides or n_slides < 1:
         raise InputError(f"`n_slides` must be a positive whole number, got {n_slides!r}.")
     return {
-        f"donor{d}": toy(seed=seed, donor=d, size_um=size_um, mpp=mpp, n_genes=n_genes, shuffled=shuffled)
+        f"donor{d}": toy(
+            seed=seed, donor=d, size_um=size_um, mpp=mpp, n_genes=n_genes, shuffled=shuffled, bin_um=bin_um
+        )
         for d in range(int(n_slides))
     }
 
@@ -169,10 +179,31 @@ def _cells(tissue: Tissue, rng: np.random.Generator | None) -> tuple[Any, Any]:
     return ShapesModel.parse(frame, transformations=_placed(tissue)), table
 
 
+def _bins(tissue: Tissue, size_um: int, rng: np.random.Generator | None) -> tuple[Any, Any]:
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+
+    from stpred.datasets._bins import cell_labels, make_bins, place_molecules
+
+    labels = cell_labels(tissue)
+    bins = make_bins(tissue, labels, place_molecules(tissue, labels), size_um=size_um)
+    kept = np.flatnonzero(bins.positions["in_tissue"].to_numpy())
+    frame = bins.positions.iloc[kept]
+    xy = frame[["x_um", "y_um"]].to_numpy()
+    squares = shapely.box(*(xy - size_um / 2).T, *(xy + size_um / 2).T)
+    rows = kept if rng is None else rng.permutation(kept)
+    expected = np.asarray(bins.shares[rows] @ tissue.expected, dtype=np.float32)
+    obs = {k: frame[k].to_numpy() for k in ("array_row", "array_col")}
+    table = _table(tissue, keys.bins(size_um), bins.counts[rows], expected, frame.index, xy, obs)
+    polygons = gpd.GeoDataFrame(geometry=squares, index=frame.index)
+    return ShapesModel.parse(polygons, transformations=_placed(tissue)), table
+
+
 def _table(
     tissue: Tissue,
     shapes_key: str,
-    counts: NDArray[np.int32],
+    counts: Any,
     expected: NDArray[np.float32],
     instances: pd.Index,
     xy_um: NDArray[np.float64],

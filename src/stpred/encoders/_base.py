@@ -52,10 +52,10 @@ class EncoderCard:
     dense: tuple[int, int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON (without the feature names, which belong in `var`)."""
+        """Return plain values, as JSON gives them back (without the feature names, which belong in `var`)."""
         record = asdict(self)
         record.pop("feature_names")
-        return record
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 
 
 @runtime_checkable

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, whole
 from stpred._core.specs import TileSpec
 from stpred.encoders._base import EncoderCard
+
+PATCH_UM = 8.0
+"""About how wide a patch of the dense features is."""
 
 _SMALLEST_PX = 32
 
@@ -24,6 +29,8 @@ class Morphology:
         What the tiles look like; None: 224 px at 0.5 um per pixel. Scales are in micrometres, whatever ``tile.mpp``.
     threads
         Threads that share a batch; None: one per core.
+    patches
+        Patches along each edge of a tile, of the dense features; None: as many as are about 8 um wide.
 
     Attributes
     ----------
@@ -62,7 +69,8 @@ class Morphology:
     True
     """
 
-    def __init__(self, *, tile: TileSpec | None = None, threads: int | None = None) -> None:
+    def __init__(self, *, tile: TileSpec | None = None, threads: int | None = None, patches: int | None = None) -> None:
+        from stpred.encoders._morphology_dense import dense_names
         from stpred.encoders._morphology_features import feature_names  # compiles nothing, but imports numba
 
         tile = TileSpec() if tile is None else tile
@@ -71,21 +79,43 @@ class Morphology:
         if threads is not None and threads < 1:
             raise InputError(f"`threads` must be at least 1 or None, got {threads!r}.")
         names = feature_names()
-        self.card = EncoderCard("morphology", tile, len(names), revision="1", feature_names=names)
+        grid = max(1, round(tile.size_um / PATCH_UM)) if patches is None else whole(patches, name="patches")
+        if tile.size_px // grid < 2:
+            raise InputError(f"Morphology cannot cut a tile of {tile.size_px} px into {grid} x {grid} patches.")
+        self.card = EncoderCard(
+            "morphology", tile, len(names), revision="1", feature_names=names, dense=(grid, grid, len(dense_names()))
+        )
         self._threads = threads
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (n, size_px, size_px, 3) uint8 RGB tiles to (n, width) float32 features."""
         from stpred.encoders._morphology_features import describe
 
-        size, mpp = self.card.tile.size_px, self.card.tile.mpp
+        return self._each(tiles, (self.card.width,), describe, mpp=self.card.tile.mpp)
+
+    def encode_dense(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (n, size_px, size_px, 3) uint8 RGB tiles to (n, rows, cols, width) float32 features of their patches.
+
+        Each patch is described alone and within Gaussian windows around it (see `dense_names`), which end at the border
+        of the tile.
+        """
+        from stpred.encoders._morphology_dense import describe_patches
+
+        shape = self.card.dense
+        return self._each(tiles, shape, describe_patches, mpp=self.card.tile.mpp, n=shape[0])  # type: ignore[arg-type, index]
+
+    def _each(
+        self, tiles: NDArray[np.uint8], shape: tuple[int, ...], describe: Callable[..., Any], **how: Any
+    ) -> NDArray[np.float32]:
+        """Describe every tile by itself, in threads."""
+        size = self.card.tile.size_px
         if not isinstance(tiles, np.ndarray) or tiles.dtype != np.uint8 or tiles.shape[1:] != (size, size, 3):
             given = f"{tiles.dtype} of shape {tiles.shape}" if isinstance(tiles, np.ndarray) else type(tiles).__name__
             raise InputError(f"Morphology takes uint8 tiles of shape (n, {size}, {size}, 3), got {given}.")
-        out = np.empty((len(tiles), self.card.width), np.float32)
+        out = np.empty((len(tiles), *shape), np.float32)
 
         def fill(row: int) -> None:
-            out[row] = describe(tiles[row], mpp=mpp)
+            out[row] = describe(tiles[row], **how)
 
         threads = min(len(tiles), _cores() if self._threads is None else self._threads)
         if threads > 1:
@@ -100,6 +130,10 @@ class Morphology:
         """Return the encoder of tiles of another edge, at the same resolution if they are not tiny."""
         size = max(_SMALLEST_PX, round(size_um / self.card.tile.mpp))
         return Morphology(tile=TileSpec(size_um / size, size), threads=self._threads)
+
+    def patched(self, patches: int) -> Morphology:
+        """Return the encoder with another number of patches along each edge of its tiles."""
+        return Morphology(tile=self.card.tile, threads=self._threads, patches=patches)
 
     def to(self, device: str | None) -> Morphology:
         """Return the encoder itself: it has no parameters and runs on the CPU."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stpred.models.ridge import Ridge
     from stpred.models.scellst import SCellST
     from stpred.models.stnet import STNet
+    from stpred.models.student import Student
     from stpred.models.transformer import Transformer
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
@@ -47,6 +48,7 @@ _WHERE = {
     "Ridge": "ridge",
     "SCellST": "scellst",
     "STNet": "stnet",
+    "Student": "student",
     "Transformer": "transformer",
     "list": "_registry",
     "load": "_files",
@@ -73,6 +75,7 @@ __all__ = [
     "Ridge",
     "SCellST",
     "STNet",
+    "Student",
     "Transformer",
     "list",
     "load",

@@ -47,6 +47,12 @@ class Needs:
         within `patch_context_um` of that one; or None.
     patch_context_um
         Radius between such locations.
+    tokens
+        Whether locations are seen through the tokens (patches of tiles) in their footprints.
+    token_um
+        Edge of a token; None: the encoder's own, or about 8 um.
+    footprint_um
+        Edge of a square around each location that is its footprint; None: its shape.
     """
 
     context_um: float | None = None
@@ -58,6 +64,9 @@ class Needs:
     cells: bool = False
     patch_um: float | None = None
     patch_context_um: float | None = None
+    tokens: bool = False
+    token_um: float | None = None
+    footprint_um: float | None = None
 
     @property
     def linked(self) -> bool:
@@ -112,7 +121,8 @@ class Batch:
     links
         Ragged index from targets to rows of `features`: their neighbours, the target itself not among them; or None.
     parts
-        Ragged index from targets to rows of `features`: sub-tiles of the target's tile; or None.
+        Ragged index from targets to rows of `features`: sub-tiles of the target's tile, or tokens in its footprint,
+        with their shares of it as weights; or None.
     cells
         Ragged index from targets to rows of `features`: the cells in each location; of a cell, itself. None for models
         that do not see cells. With cells, the row of `targets` is the cell nearest to the location's centre.

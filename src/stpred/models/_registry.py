@@ -25,6 +25,7 @@ FAMILIES = {
     "ridge": "stpred.models.ridge:Ridge",
     "scellst": "stpred.models.scellst:SCellST",
     "stnet": "stpred.models.stnet:STNet",
+    "student": "stpred.models.student:Student",
     "transformer": "stpred.models.transformer:Transformer",
 }
 

@@ -34,6 +34,8 @@ class Sample:
         (n,) number of the slide that each target is from, counted from 0.
     neighbors, parts
         (n, k) rows of `features`, -1 where there is none; or None.
+    part_shares
+        (n, k) shares of the parts, 0 where there is none; None: all alike.
     sources
         (p,) rows of `features` at the training pitch, for networks that look at whole slides; or None.
     cells, owners
@@ -51,6 +53,7 @@ class Sample:
     slides: Tensor
     neighbors: Tensor | None = None
     parts: Tensor | None = None
+    part_shares: Tensor | None = None
     sources: Tensor | None = None
     cells: Tensor | None = None
     owners: Tensor | None = None
@@ -90,6 +93,16 @@ def padded(links: Links) -> NDArray[np.int64]:
     out = np.full((links.n_targets, int(counts.max(initial=0))), -1, dtype=np.int64)
     place = np.arange(links.indices.size) - np.repeat(links.indptr[:-1], counts)
     out[np.repeat(np.arange(links.n_targets), counts), place] = links.indices
+    return out
+
+
+def _shares(links: Links | None) -> NDArray[np.float32] | None:
+    """Return the weights of ragged links as an (n, k) matrix, 0 where there is none; None where all weigh the same."""
+    if links is None or links.weights is None:
+        return None
+    counts = links.counts()
+    out = np.zeros((links.n_targets, int(counts.max(initial=0))), dtype=np.float32)
+    out[np.arange(out.shape[1]) < counts[:, None]] = links.weights
     return out
 
 
@@ -133,6 +146,7 @@ def gather(
             "slides": np.full(len(batch.targets), number),
             "neighbors": None if own is None else place(padded(own)),
             "parts": None if batch.parts is None else place(padded(batch.parts)),
+            "part_shares": _shares(batch.parts),
             "sources": place(batch.sources) if whole_slide else None,
             "cells": None if batch.cells is None else place(batch.cells.indices),
             "owners": None
@@ -168,5 +182,6 @@ def _join(parts: list[Any]) -> Any:
         return None
     if parts[0].ndim == 2 and len({p.shape[1] for p in parts}) > 1:
         width = max(p.shape[1] for p in parts)
-        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in parts]
+        nothing = -1 if parts[0].dtype.kind == "i" else 0
+        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=nothing) for p in parts]
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""Preprocessing: calibrate, find tissue and nuclei, lay grids, compute features, choose genes."""
+"""Preprocessing: calibrate, find tissue and nuclei, lay grids, subdivide regions, compute features, choose genes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from stpred.pp._grid import grid
     from stpred.pp._nuclei import nuclei
     from stpred.pp._select_genes import select_genes
+    from stpred.pp._subdivide import subdivide
     from stpred.pp._tissue import tissue
 
-__all__ = ["add_cells", "aggregate", "calibrate", "features", "grid", "nuclei", "select_genes", "tissue"]
+__all__ = ["add_cells", "aggregate", "calibrate", "features", "grid", "nuclei", "select_genes", "subdivide", "tissue"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stpred.tl._compare import compare
     from stpred.tl._cross_validate import cross_validate
+    from stpred.tl._distill import distill
     from stpred.tl._predict import predict
     from stpred.tl._pretrain_encoder import pretrain_encoder
     from stpred.tl._probe_encoder import probe_encoder
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "compare",
     "cross_validate",
+    "distill",
     "predict",
     "pretrain_encoder",
     "probe_encoder",

@@ -20,7 +20,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models.ensemble import Ensemble, EnsembleConfig
-from stpred.tl._train import encoder_of, measured, scored_scale
+from stpred.tl._cohort import encoder_of, measured, scored_scale
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

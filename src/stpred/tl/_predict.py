@@ -40,6 +40,7 @@ def predict(
     key_added: str | None = None,
     genes: Iterable[str] | None = None,
     encoder: Any = None,
+    stride_um: float | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     allow_upsampling: bool = False,
@@ -73,6 +74,10 @@ def predict(
     encoder
         The encoder that the model was trained with, when it cannot be made again from its name (a module of your own,
         local weights); any other is refused. None makes it.
+    stride_um
+        Of a model of patches (``"student"``): distance of the overlapping tiles that a patch is seen in and whose
+        predictions are averaged, a multiple of the patch. None: half a tile, or a whole one on regions that are no
+        finer than those of training.
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
@@ -115,7 +120,7 @@ def predict(
     """
     trained = _model(model)
     columns = _columns(trained, genes)
-    used = _encoder(trained, encoder, device=device)
+    used = encoder_for(trained, encoder, device=device)
     need_sdata(sdata)
     if inplace and key_added is not None:
         tables.check_writable(sdata, key_added)
@@ -144,8 +149,8 @@ def predict(
     mean, score = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
     std: np.ndarray | None = None
     context: str | None = None
-    how = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
-    where = {"lattice": lattice, "home": trained.record.region}
+    how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
+    where: dict[str, Any] = {"lattice": lattice, "home": trained.record.region}
     for rows, batch in data.prediction_batches(region, used, trained.needs, **where, **how):
         found, spread = trained.predict(batch)
         mean[rows], score[rows] = found[:, columns], trained.unlikeness(batch)
@@ -203,7 +208,7 @@ def _model(model: Any) -> Model:
     return model
 
 
-def _encoder(model: Model, given: Any, *, device: str | None) -> Encoder:
+def encoder_for(model: Model, given: Any, *, device: str | None) -> Encoder:
     """Return the encoder that the model was trained with, and nothing else."""
     wanted = model.record.encoder
     if "name" not in wanted or not {"mpp", "size_px"} <= set(model.record.tile):

@@ -1,30 +1,23 @@
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from stpred import data, encoders, training
+from stpred import data, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.models import Model, _registry
 from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.tl._cohort import Cohort, called_after, encoder_of, held_out, read_cohort
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from spatialdata import SpatialData
 
-    from stpred.encoders._base import Encoder
     from stpred.models import BaseConfig
-
-logger = logging.getLogger("stpred")
-
-PIXELS = "pixels"
 
 
 def train(
@@ -132,79 +125,30 @@ def train(
     family, config = _registry.resolve(model)
     if n_ensemble is not None:
         family, config = Ensemble, EnsembleConfig(config, n=n_ensemble)
-    rule = GeneRule.parse(genes)
     if target is not None:
         one_of(target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
-    called = keys.slug(_plain_name(config, family) if name is None else name)
-    if not called:
-        raise InputError(f"`name` must hold a letter or digit, got {name!r}.")
+    called = called_after(config, family, name)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     blank = _registry.probe(family, config)
     encoder = encoder_of(blank, encoder, tile=tile, device=device)
-    regions = [
-        data.read_region(
-            sdata,
-            slide=slide,
-            shapes_key=shapes_key,
-            image_key=image_key,
-            table_key=table_key,
-            measured=True,
-            coordinate_system=coordinate_system,
-        )
-        for slide, sdata in slides.items()
-    ]
-    if blank.needs.cells:
-        regions = [data.with_cells(r, cells_key=cells_key) for r in regions]
-    elif cells_key is not None:
-        raise InputError(f"`cells_key` is for families that see cells; {family.family!r} sees tiles.")
+    where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
+    regions = read_cohort(slides, blank, cells_key=cells_key, coordinate_system=coordinate_system, **where)
     left = _validation(validation, donors)
-    learned = [r for r in regions if r.slide not in left]
-    chosen = data.choose_genes(learned, rule)
-    chosen = chosen.loc[[all(g in r.var.index for r in regions) for g in chosen.index]]  # type: ignore[union-attr]
-    names = chosen.index.tolist()
-    lattice = data.common_lattice(learned)
-    config = config.at_pitch(None if lattice is None else lattice.pitch_um)
+    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left)
+    config = config.at_pitch(cohort.pitch_um)
     needs = _registry.probe(family, config).needs
     reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
-    all_batches = [
-        data.make_batch(r, encoder, needs, **reading, **measured(r, names, blank, target=target)) for r in regions
-    ]
+    all_batches = cohort.batches(blank, needs, encoder, target=target, **reading)
     batches = [b for b in all_batches if b.slide not in left]
-    order = [donors[b.slide] for b in batches]
     held = [b for b in all_batches if b.slide in left]
     fitted, facts, scores = training.fit_and_score(
-        family, config, batches, groups=order, validation=held, seed=seed, run=run
+        family, config, batches, groups=cohort.groups(batches), validation=held, seed=seed, run=run
     )
-    var: dict[str, Any] = {c: chosen[c].to_numpy() for c in ("mean", "rmax") if c in chosen}
-    var |= _held_out(family, config, batches, order, seed=seed, run=run) if scores is None else scores.columns()
-    if (ids := _gene_ids(regions, names)) is not None:
-        var["gene_id"] = ids
-    record = fitted.record
-    record.name = called
-    record.genes = names
-    record.var = {k: _plain(v) for k, v in var.items()}
-    record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
-    record.gene_rule, record.target = rule.to_dict(), blank.output_scale(target)
-    record.region = regions[0].shapes_key
-    record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
-    reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
-    record.cells = None if regions[0].cells is None else regions[0].cells.region.shapes_key
-    record.reach_um = round(float(np.median(reaches)), 3) if reaches else None
-    record.training = {
-        "slides": {r.slide: {"donor": donors[r.slide], "n_locations": len(r.coords_um)} for r in regions},
-        "validation": sorted(left),
-        "n_donors": len(set(order)),
-        "donors_given": groups is not None,
-        "hexagonal": bool(lattice is not None and lattice.hexagonal),
-        **_cell_facts(regions),
-        "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
-        "seed": seed,
-        "target": batches[0].scale,
-        "scored_on": scored_scale(blank, target),
-        **facts,
-    }
-    fitted.encoder = encoder
+    if scores is None:
+        scores = held_out(family, config, batches, cohort.groups(batches), seed=seed, run=run)
+    cohort.describe(fitted, name=called, encoder=encoder, batches=batches, blank=blank, target=target, scores=scores)
+    fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
     run.clear()
     return fitted
 
@@ -221,78 +165,3 @@ def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str
             f"`validation` shares donors {listing(shared)} with the training slides; leave all theirs out."
         )
     return left
-
-
-def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> Encoder:
-    """Return the encoder that a family is trained through: the one given, or its own."""
-    used = model.default_encoder if given is None else given
-    spec = model.default_tile if tile is None and used == model.default_encoder else tile
-    found = encoders.get(used, tile=None if spec is None else TileSpec.parse(spec), device=device)
-    if model.default_encoder == PIXELS and found.card.name != PIXELS:
-        raise InputError(
-            f"{model.family} sees the world through its own encoder {PIXELS!r}, not {found.card.name!r}; leave "
-            f"`encoder` out."
-        )
-    return found
-
-
-def scored_scale(model: Model, target: str | None) -> str:
-    """Return the scale that a model's predictions are scored on while it is trained.
-
-    Relative outputs are scored on log1p CP10k: on raw counts, the library size alone would make any gene look good.
-    """
-    scale = model.output_scale(target)
-    return scale if scale in TARGETS and model.per is None else "log1p_cp10k"
-
-
-def measured(
-    region: data.Region, names: list[str], model: Model, *, target: str | None, scored_on: str | None = None
-) -> dict[str, Any]:
-    """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
-    scale = model.training_target(target)
-    scored = scored_scale(model, target) if scored_on is None else scored_on
-    truth = None if scored == scale else region.target(names, scored)
-    return {"y": region.target(names, scale), "scale": scale, "truth": truth}
-
-
-def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
-    """Return how many cells the locations were seen through, and how many locations had none."""
-    if regions[0].cells is None:
-        return {}
-    cells = {r.slide: int(r.cells.links.indices.size) for r in regions if r.cells is not None}
-    return {"n_cells": cells, "without_cells": {r.slide: len(r.without_cells) for r in regions}}
-
-
-def _plain_name(config: Any, family: type[Model]) -> str:
-    """Return what a model is called by default; an ensemble is called after its members."""
-    return config.family if isinstance(config, EnsembleConfig) else family.family
-
-
-def _held_out(
-    family: Any, config: Any, batches: list[Any], groups: list[str], *, seed: int, run: training.Run
-) -> dict[str, Any]:
-    """Return per-gene scores on left-out donors; unknown (NaN) where there is a single one."""
-    n_genes = batches[0].y.shape[1]
-    if len(set(groups)) < 2:
-        logger.warning("One donor only: no gene can be scored on unseen tissue, so none is marked as trusted.")
-        unknown = np.full(n_genes, np.nan)
-        none = np.zeros(n_genes, dtype=int)
-        return {"cv_pearson": unknown, "cv_spearman": unknown, "n_slides": none, "trusted": none.astype(bool)}
-    return training.held_out_scores(family, config, batches, groups=groups, seed=seed, run=run).columns()
-
-
-def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:
-    """Return Ensembl ids of the genes if a slide knows them."""
-    for region in regions:
-        for column in ("gene_id", "gene_ids"):
-            if region.var is not None and column in region.var:
-                return region.var.loc[names, column].astype(str).to_numpy()
-    return None
-
-
-def _plain(values: Any) -> list[Any]:
-    """Return a JSON list; NaN becomes None, numbers keep six digits."""
-    array = np.asarray(values)
-    if array.dtype.kind != "f":
-        return array.tolist()
-    return [None if not np.isfinite(v) else float(f"{v:.6g}") for v in array]

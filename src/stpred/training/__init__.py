@@ -1,6 +1,7 @@
 """Fitting a family on batches, and scoring it on slides that it has not seen."""
 
 from stpred.training._augment import Augmentation
+from stpred.training._distil import Distillation, out_of_fold, standardised
 from stpred.training._fit import choose_config, fit, fit_and_score, held_out_scores
 from stpred.training._folds import group_folds, leave_groups_out
 from stpred.training._moco import MoCoConfig, pretrain
@@ -9,6 +10,7 @@ from stpred.training._scores import HeldOut
 
 __all__ = [
     "Augmentation",
+    "Distillation",
     "HeldOut",
     "MoCoConfig",
     "Run",
@@ -18,5 +20,7 @@ __all__ = [
     "group_folds",
     "held_out_scores",
     "leave_groups_out",
+    "out_of_fold",
     "pretrain",
+    "standardised",
 ]

@@ -119,13 +119,14 @@ def _fit_one(
     if not isinstance(model, Network):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            facts = model.fit(batches, groups=groups)
+            facts = model.fit(run.labelled(batches, groups), groups=groups)
         return model, facts, _score_once(model, validation) if validation else None
     how = "given"
     if epochs is None and validation and model.config.epochs is None:
         epochs, how = model.config.max_epochs, "validation slides"
     elif epochs is None:
         epochs, how = _epochs(family, model, batches, groups=groups, seed=seed, run=run)
+    batches = run.labelled(batches, groups)
     key = fingerprint(family.family, config, batches, validation, seed=seed, epochs=epochs, best=bool(validation))
     curve, facts = _loop.train(
         model,
@@ -168,17 +169,27 @@ def _epochs(
         return model.config.epochs, "given"
     if len(set(groups)) < 2:
         alone = model.config.epochs_alone
-        if alone is None:
+        if alone is None and run.relabel is None:
             try:
                 best = _epochs_by_blocks(family, model.config, batches, seed=seed, run=run)
             except TooSmall as error:
                 logger.warning("%s Training takes %d epochs.", error, EPOCHS_UNCHOSEN)
                 return min(EPOCHS_UNCHOSEN, model.config.max_epochs), "nothing, for the slides are too small for blocks"
             return best, "left-out blocks of the only donor"
-        logger.info("One donor only: %s is trained for %d epochs.", family.family, alone)
-        return alone, "epochs_alone, for there is no other donor to choose by"
-    curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
+        return _alone(family, model)
+    try:
+        curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
+    except TooSmall:  # targets cannot be made anew without the left-out donors
+        return _alone(family, model)
     return best_epoch(curves, model.criterion), "left-out donors"
+
+
+def _alone(family: type[Model], model: Network) -> tuple[int, str]:
+    """Return the number of epochs where no donor can be left out."""
+    alone = min(EPOCHS_UNCHOSEN, model.config.max_epochs)
+    alone = alone if model.config.epochs_alone is None else model.config.epochs_alone
+    logger.info("No donor can be left out: %s is trained for %d epochs.", family.family, alone)
+    return alone, "epochs_alone, for there is no other donor to choose by"
 
 
 def _epochs_by_blocks(family: type[Model], config: Any, batches: Sequence[Batch], *, seed: int, run: Run) -> int:
@@ -257,6 +268,7 @@ def _fold_curves(
             model, _, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
             curves.append(_score_once(model, left))
             continue
+        mine = run.labelled(mine, [donors[s] for s in train])  # type: ignore[assignment]
         curves.append(_curve(family, config, mine, left, describe=f"without {fold}", seed=seed, run=run))
     return curves
 

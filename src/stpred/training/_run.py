@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,16 @@ class Run:
         Folder to keep the state of unfinished trainings in; None keeps none.
     fabric
         A launched Lightning Fabric, for several GPUs; it decides on device and precision instead.
+    relabel
+        Gives training batches other targets, from these batches and their donors alone: it is called anew with the
+        training slides of every fold, so that no target knows of a left-out slide. None: as measured.
     """
 
     device: str | None = None
     precision: str | None = None
     checkpoint: str | Path | None = None
     fabric: Fabric | None = None
+    relabel: Callable[[Sequence[Batch], Sequence[str]], list[Batch]] | None = None
     curves: dict[str, Curve] = field(default_factory=dict, repr=False)
     files: set[Path] = field(default_factory=set, repr=False)
     strict: bool = field(init=False, repr=False, default=True)
@@ -58,6 +62,10 @@ class Run:
             self.checkpoint = Path(self.checkpoint)
             if self.checkpoint.exists() and not self.checkpoint.is_dir():
                 raise InputError(f"`checkpoint` must be a folder, {str(self.checkpoint)!r} is a file.")
+
+    def labelled(self, batches: Sequence[Batch], groups: Sequence[str]) -> Sequence[Batch]:
+        """Return training batches with the targets that are to be learned."""
+        return batches if self.relabel is None else self.relabel(batches, groups)
 
     def made(self) -> Fabric:
         """Return the Fabric that training runs on."""

@@ -1,0 +1,281 @@
+"""Locations seen through the tokens (patches of tiles) in their footprints; tokens lie on one lattice of the slide.
+
+Token (i, j) is the square ``[i, i + 1) x [j, j + 1)`` times the edge of a token in the micrometre frame, whatever
+locations are asked for, so that what is predicted at a place does not depend on what else is predicted. Tiles start at
+every `step`-th token. With steps smaller than the tile a token is seen in several tiles, and what is predicted from
+them is averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from stpred import links
+from stpred._core.checks import InputError, positive
+from stpred._core.elements import affine_to
+from stpred._core.matching import geometries_um, square_bins
+from stpred._core.squares import Inside, centres_inside
+from stpred.data._features import embed_dense
+from stpred.data._regions import Region
+from stpred.encoders._base import EncoderCard
+from stpred.encoders._tokens import with_tokens
+from stpred.models._base import Batch, Needs
+
+SAMPLE = 400
+"""Locations whose tokens speak for a slide as a whole."""
+
+BLOCK_BYTES = 2**28
+"""Features of tokens that are in memory at a time in prediction."""
+
+_TILES = 256
+"""Tiles whose tokens are in memory at a time."""
+
+_FEW = 6
+"""Tokens across a footprint below which a token counts by the share of it that lies inside."""
+
+_SHARES = 4
+"""Points along each edge of a token by which that share is told."""
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Edge of a token in micrometres, tokens along the edge of a tile, and tokens between the starts of tiles."""
+
+    token_um: float
+    n: int
+    step: int
+
+    @classmethod
+    def of(cls, card: EncoderCard, *, stride_um: float | None = None) -> TokenGrid:
+        """Lay it out for an encoder with tokens; `stride_um` None: tiles side by side."""
+        n = card.dense[0]  # type: ignore[index]
+        token_um = card.tile.size_um / n
+        if stride_um is None:
+            return cls(token_um, n, n)
+        stride_um = positive(stride_um, name="stride_um", unit="micrometres")
+        step = round(stride_um / token_um)
+        if not 1 <= step <= n or abs(step * token_um - stride_um) > 1e-3 * token_um:
+            raise InputError(
+                f"`stride_um` must be a multiple of the patch of {token_um:.6g} um of the encoder {card.name!r}, "
+                f"up to its tile of {card.tile.size_um:.6g} um, got {stride_um:g}; such as "
+                f"{max(1, min(n, step)) * token_um:.6g}."
+            )
+        return cls(token_um, n, step)
+
+    @property
+    def copies(self) -> float:
+        """Tiles that see a token, on average."""
+        return (self.n / self.step) ** 2
+
+    def seen(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return every sight of (m, 2) tokens: which token, (s, 2) the tile, (s, 2) column and row in the tile."""
+        last = np.floor_divide(tokens, self.step)
+        back = np.arange(-(-self.n // self.step))
+        which, tiles, places = [], [], []
+        for back_x in back:
+            for back_y in back:
+                tile = last - np.array([back_x, back_y])
+                place = tokens - tile * self.step
+                rows = np.flatnonzero((place < self.n).all(axis=1))
+                which.append(rows)
+                tiles.append(tile[rows])
+                places.append(place[rows])
+        return np.concatenate(which), np.concatenate(tiles), np.concatenate(places)
+
+    def centres_um(self, tiles: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the (t, 2) centres of tiles."""
+        return np.asarray((tiles * self.step + self.n / 2) * self.token_um, dtype=np.float64)
+
+
+def footprints(region: Region, grid: TokenGrid, *, edge_um: float | None = None) -> tuple[Any, NDArray[np.int64]]:
+    """Return the tokens in each location's footprint.
+
+    Parameters
+    ----------
+    region
+        The locations; their shapes are the footprints.
+    grid
+        The lattice of tokens.
+    edge_um
+        Instead of the shapes: a square of this edge around each location.
+
+    Returns
+    -------
+    (n, m) sparse weights, each row adding up to 1, and the (m, 2) columns and rows of the tokens. Tokens of large
+    footprints count by their centres, of small ones by the share that lies inside; a footprint that is smaller still
+    has the token that its centre lies in.
+    """
+    coords = region.coords_um
+    low, high, inside = _outlines(region, region.edge_um if edge_um is None else edge_um)
+    across = float(np.median((high - low).mean(axis=1))) / grid.token_um
+    share = 1 if across >= _FEW else _SHARES
+    owner, fine = centres_inside(low, high, grid.token_um / share, inside)
+    none = np.flatnonzero(np.bincount(owner, minlength=len(coords)) == 0)
+    owner = np.concatenate([owner, none])
+    own = np.floor(coords[none] / grid.token_um).astype(np.int64)
+    tokens, member = _distinct(np.concatenate([np.floor_divide(fine, share), own]))
+    weights = csr_array((np.ones(len(owner)), (owner, member)), shape=(len(coords), len(tokens)))
+    weights.sum_duplicates()
+    totals = np.asarray(weights.sum(axis=1)).ravel()
+    weights.data /= np.repeat(totals, np.diff(weights.indptr))
+    return weights, tokens
+
+
+def _distinct(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the different pairs of whole numbers, and which of them each is."""
+    return square_bins(pairs + 0.5, 1.0)
+
+
+def _outlines(region: Region, edge_um: float | None) -> tuple[NDArray[np.float64], NDArray[np.float64], Inside]:
+    """Return the (n, 2) corners of the boxes around each location's footprint, and what says what lies in it."""
+    coords = region.coords_um
+    if edge_um is not None:
+        half = edge_um / 2
+
+        def in_square(owner: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+            away = xy - coords[owner]
+            return np.asarray(((away >= -half) & (away < half)).all(axis=1), dtype=bool)
+
+        return coords - half, coords + half, in_square
+    element = region.sdata.shapes[region.shapes_key]
+    rows = element.index.get_indexer(region.instances)
+    radius = _radii(element, region.coordinate_system)
+    if radius is not None:
+        radius = radius[rows]
+
+        def in_disc(owner: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+            return np.asarray(np.square(xy - coords[owner]).sum(axis=1) <= np.square(radius[owner]), dtype=bool)
+
+        return coords - radius[:, None], coords + radius[:, None], in_disc
+    import shapely
+
+    polygons = geometries_um(region.sdata, region.shapes_key, coordinate_system=region.coordinate_system)[0][rows]
+    shapely.prepare(polygons)
+    low, high = np.hsplit(shapely.bounds(polygons), 2)
+
+    def in_polygon(owner: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return np.asarray(shapely.contains_xy(polygons[owner], xy), dtype=bool)
+
+    return low, high, in_polygon
+
+
+def _radii(element: Any, coordinate_system: str) -> NDArray[np.float64] | None:
+    """Return the (n,) radii in micrometres of circles that stay circles there; None for anything else."""
+    affine = affine_to(element, coordinate_system)
+    if "radius" not in element or affine is None:
+        return None
+    turned = affine[:2, :2]
+    scale2 = abs(float(np.linalg.det(turned)))
+    if not np.allclose(turned @ turned.T, scale2 * np.eye(2), rtol=0.02, atol=0.02 * scale2):
+        return None
+    return np.asarray(element["radius"].to_numpy(dtype=np.float64) * np.sqrt(scale2))
+
+
+def token_batch(
+    region: Region,
+    encoder: Any,
+    needs: Needs,
+    *,
+    stride_um: float | None = None,
+    sample: NDArray[np.float32] | None = None,
+    batch_size: int | None = None,
+    **measured: Any,
+) -> Batch:
+    """Describe the tokens in the footprints of a region's locations, once for every tile that they are seen in.
+
+    Parameters
+    ----------
+    region
+        The locations.
+    encoder
+        Any encoder; without tokens of its own it is applied to sub-tiles.
+    needs
+        What the model asks for.
+    stride_um
+        Between tiles; None: side by side.
+    sample
+        (s, width) tokens that speak for the slide, where these are known already; None: those of some locations of the
+        region itself.
+    batch_size
+        Tiles per encoder call.
+    **measured
+        As of `make_batch`.
+    """
+    encoder = with_tokens(encoder, needs.token_um)
+    grid = TokenGrid.of(encoder.card, stride_um=stride_um)
+    if grid.token_um < region.pyramid.mpp:
+        raise InputError(
+            f"The patches of {grid.token_um:g} um are smaller than a pixel of image {region.image_key!r} "
+            f"({region.pyramid.mpp:.4g} um) of slide {region.slide!r}; use the full-resolution image or larger patches."
+        )
+    weights, tokens = footprints(region, grid, edge_um=needs.footprint_um)
+    which, tiles, places = grid.seen(tokens)
+    tiles, number = _distinct(tiles)
+    width = encoder.card.dense[2]
+    features = np.empty((len(which), width), np.float32)
+    order = np.argsort(number, kind="stable")
+    ends = np.searchsorted(number[order], np.arange(0, len(tiles) + _TILES, _TILES))
+    for k, start in enumerate(range(0, len(tiles), _TILES)):
+        rows = order[ends[k] : ends[k + 1]]
+        dense = embed_dense(region, encoder, grid.centres_um(tiles[start : start + _TILES]), batch_size=batch_size)
+        features[rows] = dense[number[rows] - start, places[rows, 1], places[rows, 0]]
+    # Sights of one token share its weight, so that their predictions are averaged.
+    sights = csr_array((1 / np.bincount(which)[which], (which, np.arange(len(which)))), (len(tokens), len(which)))
+    found = csr_array(weights @ sights)
+    parts = links.Links(found.indptr, found.indices, found.data)
+    if sample is None:
+        some = np.unique(np.linspace(0, len(region.coords_um) - 1, min(len(region.coords_um), SAMPLE)).astype(np.int64))
+        sources = np.unique(parts.take(some).indices)
+    else:
+        sources = len(features) + np.arange(len(sample))
+        features = np.concatenate([features, sample])
+    return Batch(
+        region.slide,
+        features,
+        parts.indices[parts.indptr[:-1]],
+        sources,
+        region.coords_um,
+        parts=parts,
+        totals=region.totals,
+        n_measured=None if region.counts is None else region.counts.shape[1],
+        **measured,
+    )
+
+
+def token_blocks(
+    region: Region,
+    encoder: Any,
+    needs: Needs,
+    *,
+    spread: Region,
+    stride_um: float | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """Yield rows of the region and their batch, in compact blocks that bound what is in memory.
+
+    Parameters
+    ----------
+    region, encoder, needs, stride_um, batch_size
+        As of `token_batch`.
+    spread
+        Locations whose tokens speak for the slide.
+    """
+    n = len(spread.coords_um)
+    some = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
+    known = token_batch(spread.take(some), encoder, needs, batch_size=batch_size)
+    sample = known.features[known.sources]
+    described = with_tokens(encoder, needs.token_um)
+    grid = TokenGrid.of(described.card, stride_um=stride_um)
+    bytes_each = grid.copies * described.card.dense[2] * 4
+    edge_um = max(int(np.sqrt(BLOCK_BYTES / bytes_each)) - grid.n, grid.n) * grid.token_um
+    _, block = square_bins(region.coords_um, edge_um)
+    order = np.argsort(block, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+        part = region.take(rows)
+        yield rows, token_batch(part, encoder, needs, stride_um=stride_um, sample=sample, batch_size=batch_size)

@@ -1,0 +1,170 @@
+"""MISO's student: expression of the patches of a tile, learned from locations (Schmauch et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, positive, whole
+from stpred.models._base import BaseConfig, Batch, Needs
+from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._sample import Sample, Scaling
+from stpred.models.layers import ACTIVATIONS, OUTPUTS, activation, perceptron
+
+_ROWS = 8192
+"""Tokens that are mapped at a time in prediction."""
+
+_VALUES = 2**26
+"""Predicted values of tokens that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class StudentConfig(NetworkConfig):
+    """Settings of :class:`Student`; see :class:`stpred.models.NetworkConfig` for those that every network has.
+
+    Parameters
+    ----------
+    token_um
+        Edge of a patch in micrometres. None: the encoder's own tokens, or sub-tiles of about 8 um of encoders that have
+        none; ``"morphology"`` takes any that divides its tile.
+    footprint_um
+        Edge of the square around a location whose patches make it up. None: its shape (a spot's disc, a bin); 112 is
+        the whole tile, as published.
+    hidden
+        Widths of the hidden layers.
+    activation
+        After each hidden layer: ``"relu"``, ``"leaky_relu"``, ``"gelu"`` or ``"silu"``.
+    dropout, input_dropout
+        After each hidden layer's activation, and on the features.
+    output
+        ``"linear"``, ``"relu"`` (published) or ``"softplus"`` of each patch; the latter two need ``scale_genes=False``.
+    """
+
+    token_um: float | None = None
+    footprint_um: float | None = None
+    hidden: tuple[int, ...] = (1024, 512)
+    activation: str = "relu"
+    dropout: float = 0.3
+    input_dropout: float = 0.3
+    output: str = "linear"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "hidden", tuple(whole(h, name="hidden") for h in self.hidden))
+        one_of(self.activation, ACTIVATIONS, name="activation")
+        one_of(self.output, OUTPUTS, name="output")
+        share(self.dropout, name="dropout")
+        share(self.input_dropout, name="input_dropout")
+        for name in ("token_um", "footprint_um"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, positive(getattr(self, name), name=name, unit="micrometres"))
+        if self.output != "linear" and self.loss == "mse" and self.scale_genes:
+            raise InputError(f"`output`={self.output!r} cannot reach standardised genes: pass scale_genes=False.")
+
+
+class Student(Network):
+    """A perceptron on every patch; a location is the mean of the patches in its footprint.
+
+    Notes
+    -----
+    Trained on spots it predicts any finer region: bins, sub-tiles, cells, or a map (``raster=True`` of
+    :func:`stpred.tl.predict`). A target is the weighted mean of the patches that it covers, each seen in several
+    overlapping tiles. On measured counts (:func:`stpred.tl.train`) it is the publication's naive variant; on the
+    predictions of other models (:func:`stpred.tl.distill`) the distilled one. Sizes, loss and batch are published;
+    there it has no dropout, ReLU outputs, 5 epochs, and takes features as they are (``dropout=0, input_dropout=0,
+    output="relu", scale_genes=False, epochs=5, standardize="none", footprint_um=112``).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> model = st.tl.train(slides, st.models.Student.Config(hidden=(32,), epochs=3), shapes_key="spots")
+    >>> slide = st.datasets.toy(seed=1, size_um=(300, 300), n_genes=20)
+    >>> st.pp.subdivide(slide, "spots", size_um=8)
+    >>> st.tl.predict(slide, model, shapes_key="spots_008um")
+    """
+
+    family: ClassVar[str] = "student"
+    Config: ClassVar[type[StudentConfig]] = StudentConfig  # type: ignore[assignment]
+    config: StudentConfig
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        widths = [n_features, *self.config.hidden, n_genes]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.act = activation(self.config.activation)
+
+    @property
+    def needs(self) -> Needs:
+        """The tokens in each location's footprint."""
+        c = self.config
+        return replace(super().needs, tokens=True, token_um=c.token_um, footprint_um=c.footprint_um)
+
+    @property
+    def support_um(self) -> float:
+        """Width of the patches, which is what a value on a fine region speaks for."""
+        return float(self.record.training.get("token_um") or super().support_um)
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last layer, where no function follows it."""
+        return self.layers[-1] if self.config.output == "linear" else None  # type: ignore[return-value]
+
+    def forward(self, sample: Sample) -> Tensor:
+        """Return (n, n_genes) outputs."""
+        if sample.parts is None:
+            return self.per_token(sample.features)[sample.targets]
+        values = self.per_token(sample.features)
+        shares = sample.part_shares
+        if shares is None:
+            known = (sample.parts >= 0).to(values.dtype)
+            shares = known / known.sum(dim=1, keepdim=True).clamp(min=1)
+        rows = sample.parts.clamp(min=0)  # what stands for none has no share
+        return nn.functional.embedding_bag(rows, values, mode="sum", per_sample_weights=shares.to(values.dtype))
+
+    def per_token(self, features: Tensor) -> Tensor:
+        """Map (m, n_features) tokens to (m, n_genes) values."""
+        if self.training:
+            return self._mapped(features)
+        return torch.cat([self._mapped(part) for part in features.split(_ROWS)])
+
+    def _mapped(self, features: Tensor) -> Tensor:
+        c = self.config
+        return perceptron(
+            self.layers, features, self.act,
+            hidden_dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
+        )  # fmt: skip
+
+    def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
+        """Standardise a slide's tokens once for all steps."""
+        scaling = self.scaling(batch)
+        return (batch if scaling is None else replace(batch, features=scaling.apply(batch.features))), None
+
+    def describe(self, batch: Batch) -> NDArray[np.float32]:
+        """Return features of the slide's sample of tokens, by which locations are told from those of training."""
+        return np.asarray(batch.features[batch.sources], dtype=np.float32)
+
+    def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (n,) scores of the targets, by the mean distance of their tokens from those of training."""
+        if batch.parts is None:
+            return self.typical.score(np.asarray(batch.own, dtype=np.float32))
+        distance = np.zeros(len(batch.features), dtype=np.float32)
+        rows = np.unique(batch.parts.indices)
+        for part in np.array_split(rows, -(-len(rows) // 2**16)):
+            distance[part] = self.typical.distance(np.asarray(batch.features[part], dtype=np.float32))
+        return self.typical.beyond(batch.parts.mean(distance))
+
+    def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
+        """Return rows of targets whose tokens' values fit into memory."""
+        if batch.parts is None:
+            return super()._blocks(batch)
+        portion = np.cumsum(batch.parts.counts()) // max(1, _VALUES // self.n_genes)
+        return np.split(np.arange(len(batch.targets)), np.flatnonzero(np.diff(portion)) + 1)

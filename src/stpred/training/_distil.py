@@ -1,0 +1,130 @@
+"""Pseudo-labels: what teachers that have not seen a slide's counts predict for its locations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred.data import TooSmall
+from stpred.models._base import BaseConfig, Batch, Model
+from stpred.training._fit import INNER_FOLDS, fit
+from stpred.training._folds import group_folds
+from stpred.training._run import Run
+
+Labels = dict[str, NDArray[np.float32]]
+"""(n, n_genes) values of each slide's locations."""
+
+LEAST = 0.05
+"""Correlation of a gene's pseudo-labels with its counts from which on it is taken as it is; labels keep some spread."""
+
+
+def out_of_fold(
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    run: Run | None = None,
+) -> tuple[Labels, dict[str, list[str]]]:
+    """Predict every slide by a teacher that was trained without its donor.
+
+    Parameters
+    ----------
+    family, config
+        The teacher.
+    batches, groups
+        Slides with counts, as the teacher needs them, and their donors.
+    seed, run
+        As of :func:`fit`.
+
+    Returns
+    -------
+    The predictions, and for each slide those that its teacher was trained on.
+    """
+    run = Run() if run is None else replace(run, relabel=None)
+    slides = {b.slide: b for b in batches}
+    donors = dict(zip(slides, groups, strict=True))
+    if len(set(groups)) < 2:
+        raise TooSmall(f"Slides of {len(set(groups))} donor leave no teacher that has not seen them.")
+    labels: Labels = {}
+    taught: dict[str, list[str]] = {}
+    for _, train, test in group_folds(donors, n_folds=INNER_FOLDS):
+        model, _ = fit(
+            family, config, [slides[s] for s in train], groups=[donors[s] for s in train],
+            seed=seed, typical=False, run=run,
+        )  # fmt: skip
+        for s in test:
+            labels[s], taught[s] = model.predict(slides[s])[0], train
+    return labels, taught
+
+
+def standardised(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (n, n_genes) values with mean 0 and standard deviation 1 of each gene; a constant one is 0."""
+    values = np.asarray(values, dtype=np.float64)
+    std = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(std < 1e-8, np.inf, std)
+
+
+def averaged(labels: Sequence[Labels]) -> Labels:
+    """Average teachers, each standardised per gene and slide, so that none outweighs another by its scale."""
+    return {s: np.mean([standardised(of[s]) for of in labels], axis=0).astype(np.float32) for s in labels[0]}
+
+
+def blended(labels: NDArray[Any], measured: NDArray[Any], share: float) -> NDArray[np.float64]:
+    """Return standardised labels of a slide with a share of its standardised measurement among them."""
+    labels = standardised(labels)
+    return labels if share == 0 else standardised((1 - share) * labels + share * standardised(measured))
+
+
+def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, share: float = 0.0) -> Labels:
+    """Bring standardised labels to the scale of the measurement: each gene's mean, and the spread that labels explain.
+
+    Parameters
+    ----------
+    labels
+        Averaged teachers.
+    measured
+        Training target of the same slides.
+    share
+        Of the measurement itself in the result, 0 to 1.
+    """
+    y = {s: np.asarray(measured[s], dtype=np.float64) for s in labels}
+    mean = np.concatenate(list(y.values())).mean(axis=0)
+    number = sum(len(v) for v in y.values())
+    inside = np.sqrt(sum(((v - v.mean(axis=0)) ** 2).sum(axis=0) for v in y.values()) / number)
+    explained = sum((standardised(labels[s]) * standardised(v)).sum(axis=0) for s, v in y.items()) / number
+    spread = inside * np.maximum(explained, LEAST)
+    return {s: (mean + spread * blended(labels[s], v, share)).astype(np.float32) for s, v in y.items()}
+
+
+@dataclass
+class Distillation:
+    """Relabels training batches (see :class:`Run`) with the predictions of teachers that have not seen their counts.
+
+    Parameters
+    ----------
+    teachers
+        Each predicts slides from training slides and their donors, and tells what it learned from.
+    share
+        Of the measurement in the labels.
+    """
+
+    teachers: Sequence[Callable[[list[str], list[str]], tuple[Labels, dict[str, Any]]]]
+    share: float = 0.0
+    taught: list[dict[str, Any]] = field(default_factory=list)
+
+    def labels(self, slides: Sequence[str], groups: Sequence[str]) -> Labels:
+        """Return the averaged pseudo-labels of some slides; who taught them is kept."""
+        found = [teacher(list(slides), list(groups)) for teacher in self.teachers]
+        self.taught = [told for _, told in found]
+        return averaged([labels for labels, _ in found])
+
+    def __call__(self, batches: Sequence[Batch], groups: Sequence[str]) -> list[Batch]:
+        labels = self.labels([b.slide for b in batches], groups)
+        y = on_scale(labels, {b.slide: b.y for b in batches}, share=self.share)  # type: ignore[misc]
+        return [replace(b, y=y[b.slide], truth=b.scored) for b in batches]
