@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, key_in, listing, one_of
-from stpred._core.counts import check_counts
-from stpred._core.elements import apply_affine, need_sdata, regions_told, table_instances, table_regions
+from stpred._core.checks import InputError, listing, one_of
+from stpred._core.elements import need_sdata, table_regions
 from stpred._core.gene_names import mismatch
-from stpred._core.matching import box_of, geometries_um, held, match_nearest, match_overlap, placed, square_bins
-from stpred._core.tables import read_provenance
+from stpred._core.matching import box_of, geometries_um, held, match_nearest, match_overlap, square_bins
+from stpred._core.pairing_sources import (
+    RasterSide,
+    TableSide,
+    TranscriptsSide,
+    measured_side,
+    members,
+    pool,
+    predicted_side,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -27,6 +34,9 @@ logger = logging.getLogger("stpred")
 MATCHES = ("auto", "id", "overlap", "distance")
 FEW = 0.5
 """Share of the predicted locations below which a match is worth a warning in the log."""
+
+COARSE = 0.99
+"""Share of the distance between locations below which a square is finer than they are (bins are as wide as apart)."""
 
 SEVERAL = 2
 """Locations of one region within one of the other from which on the two are not the same things."""
@@ -109,17 +119,18 @@ def pair(
     or as `match` says: ``"id"``, ``"overlap"`` (see :func:`match_overlap`) or ``"distance"`` (:func:`match_nearest`).
     """
     one_of(match, MATCHES, name="match")
-    sides = _Sides.of(sdata, predicted_key, measured_key, target=target)
-    ours, theirs = sides.regions
+    need_sdata(sdata)
+    first, second = _tables(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
+    terms = _Terms.of(first, second, target=target)
+    ours, theirs = first.region, second.region
     how = ("id" if ours == theirs else "overlap") if match == "auto" else match
-    rows, ids = table_instances(sides.predicted, ours)
-    measured_rows, measured_ids = table_instances(sides.measured, theirs)
+    (rows, ids), (measured_rows, measured_ids) = first.instances, second.instances
     facts: dict[str, Any] = {"match": how, "regions": [ours, theirs]}
     if how == "id":
-        i, j = _same_ids(ids, measured_ids, sides=sides)
+        i, j = _same_ids(ids, measured_ids, sides=(first, second))
     else:
         limit = min_overlap if how == "overlap" else max_distance_um
-        i, j, value = _same_place(sides, how=how, limit=limit, coordinate_system=coordinate_system)
+        i, j, value = _same_place(first, second, how=how, limit=limit)
         facts["median_overlap" if how == "overlap" else "median_distance_um"] = float(np.median(value))
     facts |= {
         "n_predicted": len(rows),
@@ -134,20 +145,15 @@ def pair(
             "%d of %d locations of %r are matched with one of the %d of %r by %s.",
             *(len(i), len(rows), ours, len(measured_rows), theirs, how),
         )
-    counts: Any = sides.measured.X[measured_rows[j]]
+    counts: Any = second.table.X[measured_rows[j]]
     kept = targets.totals(counts) > 0  # a location without any count says nothing of its expression
     if not kept.any():
         raise InputError(f"Table {measured_key!r} has no location with counts among those of {predicted_key!r}.")
-    return Pair(
+    return terms.pair(
+        first.guess(rows[i[kept]], terms.genes),
+        counts[kept],
         shapes_key=ours,
         instances=ids[i[kept]],
-        genes=sides.genes,
-        predicted=sides.guess(rows[i[kept]]),
-        **_measured(counts[kept], sides.columns, target=sides.target),
-        columns=sides.columns,
-        target=sides.target,
-        output_scale=sides.output_scale,
-        per=sides.per,
         facts=facts | {"n_compared": int(kept.sum())},
     )
 
@@ -157,63 +163,59 @@ def pair_bins(
     predicted_key: str,
     measured_key: str,
     *,
-    size_um: float,
+    sizes_um: Sequence[float],
     target: str | None = None,
     coordinate_system: str = keys.UM,
-) -> Pair:
-    """Put the locations of both tables into the same square bins, by their centroids; nothing is matched one to one.
+) -> Iterator[Pair]:
+    """Put the locations of both sides into the same square bins, of one size after the other; none is matched to one.
 
-    `instances` are the bins that hold predicted and measured locations and at least one count.
+    Locations are the centroids of a table's shapes, transcripts, or the centres of a raster's pixels. `instances` are
+    the bins that hold predicted and measured locations and at least one count.
     """
     import pandas as pd
-    from scipy.sparse import csr_matrix
 
-    sides = _Sides.of(sdata, predicted_key, measured_key, target=target)
-    rows, xy = sides.located(0, coordinate_system=coordinate_system)
-    measured_rows, measured_xy = sides.located(1, coordinate_system=coordinate_system)
-    bins, member = square_bins(np.concatenate([xy, measured_xy]), size_um)
-    ours, theirs = member[: len(rows)], member[len(rows) :]
-    n = [np.bincount(side, minlength=len(bins)) for side in (ours, theirs)]
-    totals = np.bincount(theirs, weights=targets.totals(sides.measured.X)[measured_rows], minlength=len(bins))
-    both = np.flatnonzero((n[0] > 0) & (n[1] > 0) & (totals > 0))
-    if len(both) == 0:
-        raise InputError(
-            f"No square bin of {size_um:g} um holds predicted and measured locations with counts: {sides.told()}; "
-            f"their boxes are {box_of(xy)} and {box_of(measured_xy)} um (x0, y0, x1, y1)."
-        )
-
-    def members(side: NDArray[np.int64]) -> Any:
-        matrix = csr_matrix((np.ones(len(side), np.int64), (side, np.arange(len(side)))), (len(bins), len(side)))
-        return matrix[both]
-
-    return Pair(
-        shapes_key=sides.regions[0],
-        instances=pd.Index([f"x{x}y{y}" for x, y in bins[both].tolist()]),
-        genes=sides.genes,
-        predicted=pool(sides.guess(rows), members(ours), additive=sides.output_scale == "counts"),
-        **_measured(members(theirs) @ csr_matrix(sides.measured.X[measured_rows]), sides.columns, target=sides.target),
-        columns=sides.columns,
-        target=sides.target,
-        output_scale=sides.output_scale,
-        per=sides.per,
-        facts={
+    need_sdata(sdata)
+    first = predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
+    second = measured_side(sdata, measured_key, coordinate_system=coordinate_system)
+    first, second = _in_shared_region(first, second)
+    terms = _Terms.of(first, second, target=target)
+    xy, counts = second.counted()
+    spacing = first.spacing_um
+    pooled = first.pooled(sizes_um, terms.genes, additive=terms.output_scale == "counts")
+    for size, ours in zip(sizes_um, pooled, strict=True):
+        at, member = square_bins(xy, size)
+        sums = members(member, len(at)) @ counts
+        i, j = _same_squares(ours.at, at)
+        kept = targets.totals(sums[j]) > 0
+        if not kept.any():
+            raise InputError(
+                f"No square bin of {size:g} um holds predicted and measured locations with counts: "
+                f"{_told(first, second)}; their boxes are {first.box_um} and {box_of(xy)} um (x0, y0, x1, y1)."
+            )
+        if size < spacing * COARSE and np.isfinite(spacing):
+            logger.warning(
+                "Squares of %g um are finer than the %.4g um between locations of %r, so only the %d that hold one of "
+                "them are compared.",
+                *(size, spacing, predicted_key, kept.sum()),
+            )
+        facts = {
             "match": "bins",
-            "regions": list(sides.regions),
-            "bin_um": float(size_um),
-            "n_predicted": int((n[0] > 0).sum()),
-            "n_measured": int((n[1] > 0).sum()),
-            "n_matched": int(((n[0] > 0) & (n[1] > 0)).sum()),
-            "n_compared": len(both),
-        },
-    )
-
-
-def pool(values: NDArray[Any], members: Any, *, additive: bool) -> NDArray[np.float32]:
-    """Average (or with `additive` sum) (n, G) values over sets of rows, an (m, n) sparse matrix of 0 and 1."""
-    found = np.asarray(members.astype(np.float64) @ values.astype(np.float64))
-    if not additive:
-        found /= np.asarray(members.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    return found.astype(np.float32)
+            "regions": [first.region, second.region],
+            "bin_um": float(size),
+            "n_predicted": len(ours.at),
+            "n_measured": len(at),
+            "n_matched": len(i),
+            "n_compared": int(kept.sum()),
+        }
+        if isinstance(second, TranscriptsSide):
+            facts["transcripts"] = second.found.facts
+        yield terms.pair(
+            ours.values[i[kept]],
+            sums[j[kept]],
+            shapes_key=first.region,
+            instances=pd.Index([f"x{x}y{y}" for x, y in ours.at[i[kept]].tolist()]),
+            facts=facts | ours.facts,
+        )
 
 
 def _measured(counts: Any, columns: NDArray[np.int64], *, target: str) -> dict[str, Any]:
@@ -222,12 +224,9 @@ def _measured(counts: Any, columns: NDArray[np.int64], *, target: str) -> dict[s
 
 
 @dataclass(frozen=True)
-class _Sides:
-    """Two tables whose genes and scales are settled, and nothing of their locations."""
+class _Terms:
+    """What is compared of two sides, and on which scale; nothing of their locations."""
 
-    sdata: SpatialData
-    names: tuple[str, str]
-    regions: tuple[str, str]
     genes: pd.Index
     columns: NDArray[np.int64]
     target: str
@@ -235,121 +234,126 @@ class _Sides:
     per: int | None
 
     @classmethod
-    def of(cls, sdata: SpatialData, predicted_key: str, measured_key: str, *, target: str | None) -> _Sides:
-        need_sdata(sdata)
-        for name, key in (("predicted_key", predicted_key), ("measured_key", measured_key)):
-            key_in(key, sdata.tables, what="table", name=name)
-        predicted, measured = sdata.tables[predicted_key], sdata.tables[measured_key]
-        facts = read_provenance(predicted, what=f"table {predicted_key!r}")
-        if facts.get("kind") != "prediction":
-            raise InputError(f"Table {predicted_key!r} holds {facts.get('kind')}, not predictions.")
+    def of(cls, first: TableSide | RasterSide, second: TableSide | TranscriptsSide, *, target: str | None) -> _Terms:
+        facts = first.provenance()
         scale, per = str(facts["output_scale"]), facts.get("per")
         if target is None:  # a relative prediction has no scale of its own to measure on
             target = scale if scale in targets.TARGETS and per is None else "log1p_cp10k"
         one_of(target, targets.TARGETS, name="target")
-        regions = [table_regions(t) for t in (predicted, measured)]
-        for name, annotated in zip((predicted_key, measured_key), regions, strict=True):
-            if not annotated:
-                told = [
-                    f"{k!r} annotates {regions_told(a)}"
-                    for k, a in zip((predicted_key, measured_key), regions, strict=True)
-                ]
-                raise InputError(
-                    f"Table {told[0]} and {told[1]}, so the locations of {name!r} are unknown; parse it with "
-                    "spatialdata.models.TableModel and name its region."
-                )
-        shared = [r for r in regions[0] if r in regions[1]]
-        pair_of_regions = (shared[0], shared[0]) if shared else (regions[0][0], regions[1][0])
-        names = (predicted_key, measured_key)
-        genes = _genes(predicted, measured, names=names)
-        check_counts(measured.X, what=f"counts of table {measured_key!r}")
-        columns = measured.var_names.get_indexer(genes)
-        return cls(sdata, names, pair_of_regions, genes, columns, target, scale, per)
+        genes = _genes(first, second)
+        second.check_counts()
+        return cls(genes, second.genes.get_indexer(genes), target, scale, per)
 
-    @property
-    def predicted(self) -> AnnData:
-        return self.sdata.tables[self.names[0]]
+    def pair(self, predicted: NDArray[np.float32], counts: Any, **where: Any) -> Pair:
+        """Return predicted values of `genes` beside the counts of all measured ones."""
+        return Pair(
+            genes=self.genes,
+            predicted=predicted,
+            **_measured(counts, self.columns, target=self.target),
+            columns=self.columns,
+            target=self.target,
+            output_scale=self.output_scale,
+            per=self.per,
+            **where,
+        )
 
-    @property
-    def measured(self) -> AnnData:
-        return self.sdata.tables[self.names[1]]
 
-    def guess(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return what is predicted for these rows of the table."""
-        columns = self.predicted.var_names.get_indexer(self.genes)
-        return targets.dense(self.predicted.X[rows][:, columns], dtype=np.float32)
+def _tables(
+    sdata: SpatialData, predicted_key: str, measured_key: str, *, coordinate_system: str
+) -> tuple[TableSide, TableSide]:
+    """Return two tables; what has no locations that could be matched one by one is refused."""
+    if predicted_key in sdata.images:
+        raise InputError(
+            f"Image {predicted_key!r} has pixels and no locations that could be matched one by one; compare it in "
+            "squares with bin_um= of stpred.tl.compare."
+        )
+    if measured_key in sdata.points:
+        raise InputError(
+            f"Points {measured_key!r} are single transcripts; sum them into squares with bin_um= of stpred.tl.compare, "
+            "or into a region with stpred.pp.aggregate."
+        )
+    first = predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
+    second = measured_side(sdata, measured_key, coordinate_system=coordinate_system)
+    first, second = _in_shared_region(first, second)
+    assert isinstance(first, TableSide)
+    assert isinstance(second, TableSide)
+    return first, second
 
-    def located(self, side: int, *, coordinate_system: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the rows of a table whose shapes are there, and the (n, 2) centroids of these in micrometres."""
-        region = self.regions[side]
-        affine = placed(self.sdata, region, coordinate_system=coordinate_system)
-        rows, positions = self.shapes_of(side)
-        points = self.sdata.shapes[region].geometry.centroid
-        xy = np.column_stack([points.x.to_numpy(), points.y.to_numpy()])[positions]
-        return rows, apply_affine(affine, xy)
 
-    def shapes_of(self, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows of a table whose shapes are there, and the positions of these shapes."""
-        region = self.regions[side]
-        rows, ids = table_instances((self.predicted, self.measured)[side], region)
-        index = self.sdata.shapes[region].index
-        if not index.is_unique:
-            raise InputError(f"The index of shapes {region!r} is not unique: {listing(index[index.duplicated()])}.")
-        positions = index.get_indexer(ids)
-        if not (positions >= 0).any():
+def _in_shared_region(
+    first: TableSide | RasterSide, second: TableSide | TranscriptsSide
+) -> tuple[TableSide | RasterSide, TableSide | TranscriptsSide]:
+    """Let two tables that annotate the same region be compared there; refuse one that annotates none."""
+    if isinstance(first, TableSide) and isinstance(second, TableSide):
+        theirs = table_regions(second.table)
+        if shared := [r for r in table_regions(first.table) if r in theirs]:
+            return replace(first, region=shared[0]), replace(second, region=shared[0])
+    for side in (first, second):
+        if not side.region:
             raise InputError(
-                f"No instance of table {self.names[side]!r} is in shapes {region!r}: the table has {listing(ids[:3])}, "
-                f"the shapes {listing(index[:3])}."
+                f"{_told(first, second)}, so the locations of {side.key!r} are unknown; parse it with "
+                "spatialdata.models.TableModel and name its region."
             )
-        return rows[positions >= 0], positions[positions >= 0]
-
-    def told(self) -> str:
-        """Say which table annotates what, for a message."""
-        first, second = (regions_told(table_regions(t)) for t in (self.predicted, self.measured))
-        return f"Table {self.names[0]!r} annotates {first}, {self.names[1]!r} annotates {second}"
+    return first, second
 
 
-def _same_ids(ids: pd.Index, measured_ids: pd.Index, *, sides: _Sides) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _told(first: TableSide | RasterSide, second: TableSide | TranscriptsSide) -> str:
+    """Say what the two sides are, for a message."""
+    noun = "" if first.noun == second.noun else f"{second.noun} "
+    return f"{first.noun.capitalize()} {first.told}, {noun}{second.told}"
+
+
+def _same_squares(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows of both sides' squares that are the same."""
+    _, number = square_bins(np.concatenate([ours, theirs]) + 0.5, 1.0)
+    _, i, j = np.intersect1d(number[: len(ours)], number[len(ours) :], assume_unique=True, return_indices=True)
+    return i, j
+
+
+def _same_ids(
+    ids: pd.Index, measured_ids: pd.Index, *, sides: tuple[TableSide, TableSide]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return positions in `ids` and in `measured_ids` of the same instance."""
     position = measured_ids.get_indexer(ids)
     known = np.flatnonzero(position >= 0)
     if len(known) == 0:
-        ours, theirs = sides.regions
-        of = repr(ours) if ours == theirs else f"{ours!r} and {theirs!r}"
+        first, second = sides
+        of = repr(first.region) if first.region == second.region else f"{first.region!r} and {second.region!r}"
         raise InputError(
-            f"Tables {sides.names[0]!r} and {sides.names[1]!r} share no instance of {of}: ids {listing(ids[:3])} "
+            f"Tables {first.key!r} and {second.key!r} share no instance of {of}: ids {listing(ids[:3])} "
             f"against {listing(measured_ids[:3])}."
         )
     return known, position[known]
 
 
 def _same_place(
-    sides: _Sides, *, how: str, limit: float, coordinate_system: str
+    first: TableSide, second: TableSide, *, how: str, limit: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return rows of both tables (among those of their regions) at the same place."""
     import shapely
 
-    shapes = [geometries_um(sides.sdata, r, coordinate_system=coordinate_system)[0] for r in sides.regions]
-    chosen = [sides.shapes_of(side) for side in (0, 1)]
-    first, second = (s[positions] for s, (_, positions) in zip(shapes, chosen, strict=True))
+    sides = (first, second)
+    ours, theirs = (
+        geometries_um(s.sdata, s.region, coordinate_system=s.coordinate_system)[0][s.shapes[1]] for s in sides
+    )
     help_ = (
         "sum the finer counts into the coarser region with stpred.pp.aggregate, compare in common squares with "
         "bin_um=, or predict on the measured shapes"
     )
-    number, ours_coarser = held(first, second)
+    number, ours_coarser = held(ours, theirs)
     if number >= SEVERAL:
-        coarse, fine = sides.regions if ours_coarser else sides.regions[::-1]
+        coarse, fine = (s.region for s in (sides if ours_coarser else sides[::-1]))
         raise InputError(
-            f"{sides.told()}, and these are not the same things: one of {coarse!r} holds {number:g} of {fine!r} (in "
+            f"{_told(*sides)}, and these are not the same things: one of {coarse!r} holds {number:g} of {fine!r} (in "
             f"the median); {help_}."
         )
     if how == "overlap":
-        i, j, value = match_overlap(first, second, min_overlap=limit)
+        i, j, value = match_overlap(ours, theirs, min_overlap=limit)
     else:
-        centres = [shapely.get_coordinates(shapely.centroid(s)) for s in (first, second)]
+        centres = [shapely.get_coordinates(shapely.centroid(s)) for s in (ours, theirs)]
         i, j, value = match_nearest(*centres, max_distance_um=limit)
     if len(i) == 0:
-        boxes = [[round(v, 1) for v in shapely.total_bounds(s).tolist()] for s in (first, second)]
+        boxes = [[round(v, 1) for v in shapely.total_bounds(s).tolist()] for s in (ours, theirs)]
         needed = f"overlaps one of the other by {limit:.0%}"
         if how == "distance":
             needed = f"has its centre within {limit:g} um of one of the other"
@@ -357,27 +361,27 @@ def _same_place(
         if x1 < u0 or u1 < x0 or y1 < v0 or v1 < y0:
             help_ = "they do not meet, so check the transformations"
         raise InputError(
-            f"{sides.told()}, and no location of the one {needed}: their boxes are {boxes[0]} and {boxes[1]} um (x0, "
+            f"{_told(*sides)}, and no location of the one {needed}: their boxes are {boxes[0]} and {boxes[1]} um (x0, "
             f"y0, x1, y1); {help_}."
         )
     # Positions among the rows that have shapes are turned into positions among all rows of the region.
-    found = []
-    for side, (picked, region) in enumerate(zip((i, j), sides.regions, strict=True)):
-        every = table_instances((sides.predicted, sides.measured)[side], region)[0]
-        found.append(np.searchsorted(every, chosen[side][0][picked]))
+    found = [np.searchsorted(s.instances[0], s.shapes[0][picked]) for s, picked in zip(sides, (i, j), strict=True)]
     return found[0], found[1], value
 
 
-def _genes(predicted: AnnData, measured: AnnData, *, names: tuple[str, str]) -> pd.Index:
+def _genes(first: TableSide | RasterSide, second: TableSide | TranscriptsSide) -> pd.Index:
     """Return the predicted genes that were measured, in the model's order."""
-    if not measured.var_names.is_unique:
-        repeated = measured.var_names[measured.var_names.duplicated()].unique()
-        raise InputError(f"Gene names of table {names[1]!r} are not unique: {listing(repeated)}.")
-    genes = predicted.var_names[predicted.var_names.isin(measured.var_names)]
+    if not second.genes.is_unique:
+        repeated = second.genes[second.genes.duplicated()].unique()
+        raise InputError(f"Gene names of {second.noun} {second.key!r} are not unique: {listing(repeated)}.")
+    genes = first.genes[first.genes.isin(second.genes)]
     if len(genes) == 0:
-        hint = mismatch(list(predicted.var_names), list(measured.var_names))
+        hint = mismatch(list(first.genes), list(second.genes))
+        both = f"{first.noun.capitalize()} {first.key!r} and {second.noun} {second.key!r}"
+        if first.noun == second.noun:
+            both = f"Tables {first.key!r} and {second.key!r}"
         raise InputError(
-            f"Tables {names[0]!r} and {names[1]!r} share no gene: {listing(predicted.var_names[:3])} against "
-            f"{listing(measured.var_names[:3])}{'; ' + hint if hint else ''}."
+            f"{both} share no gene: {listing(first.genes[:3])} against {listing(second.genes[:3])}"
+            f"{'; ' + hint if hint else ''}."
         )
     return genes

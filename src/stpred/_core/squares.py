@@ -45,7 +45,7 @@ def centres_inside(
         shape = np.searchsorted(begin, number, side="right") - 1
         row, column = np.divmod(number - begin[shape], wide[shape])
         square = np.column_stack([column, row]) + first[shape]
-        kept = inside(shape, (square + half) * size)
+        kept = inside(shape, np.asarray((square + half) * size, dtype=np.float64))
         found.append(shape[kept])
         squares.append(square[kept])
     return np.concatenate(found), np.concatenate(squares)

@@ -73,7 +73,7 @@ def build_table(
     table = AnnData(X, obs=frame, var=var, layers=dict(layers or {}))
     table.obsm[keys.SPATIAL] = np.ascontiguousarray(spatial_um, dtype=np.float64)
     if provenance is not None:
-        table.uns[keys.UNS] = json.dumps(dict(provenance), sort_keys=True, default=_plain)
+        table.uns[keys.UNS] = json.dumps(dict(provenance), sort_keys=True, default=plain)
     return TableModel.parse(table, region=shapes_key, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
 
 
@@ -132,7 +132,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn NumPy scalars and arrays, tuples and specs into JSON values."""
     if hasattr(value, "to_dict"):
         return value.to_dict()

@@ -1,7 +1,7 @@
 """From SpatialData objects to what models are trained on and predict from."""
 
-from stpred.data._batches import make_batch, prediction_batches, reach_um, with_needs, with_parts
-from stpred.data._cells import cells_region, looks_like_cells, with_cells
+from stpred.data._batches import make_batch, prediction_batches, reach_um, token_reader, with_needs, with_parts
+from stpred.data._cells import cells_region, inside_of, looks_like_cells, with_cells
 from stpred.data._features import embed, embed_dense, embed_parts, stored_features
 from stpred.data._folds import (
     BLOCK_FOLDS,
@@ -32,12 +32,14 @@ __all__ = [
     "embed_dense",
     "embed_parts",
     "far_from",
+    "inside_of",
     "looks_like_cells",
     "make_batch",
     "prediction_batches",
     "reach_um",
     "read_region",
     "stored_features",
+    "token_reader",
     "with_cells",
     "with_needs",
     "with_parts",

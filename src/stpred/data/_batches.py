@@ -16,7 +16,7 @@ from stpred._core.checks import InputError
 from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
-from stpred.data._tokens import token_batch, token_blocks
+from stpred.data._tokens import TokenReader, token_batch
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
@@ -143,7 +143,7 @@ def prediction_batches(
     """
     n = len(region.coords_um)
     if needs.tokens:
-        yield from _token_blocks(region, encoder, needs, stride_um=stride_um, **how)
+        yield from token_reader(region, encoder, needs, stride_um=stride_um, **how).blocks(region)
         return
     if stride_um is not None:
         raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
@@ -180,7 +180,7 @@ def _cell_blocks(
         yield rows, make_batch(region.take(rows), encoder, needs, sample=sample, **how)
 
 
-def _token_blocks(
+def token_reader(
     region: Region,
     encoder: Encoder,
     needs: Needs,
@@ -190,8 +190,8 @@ def _token_blocks(
     batch_size: int | None = None,
     allow_upsampling: bool = False,
     stride_um: float | None = None,
-) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Yield blocks of a region seen through tokens; what speaks for the slide is the same for any region of it."""
+) -> TokenReader:
+    """Return what reads a region, or parts of it, through tokens; parameters as of `prediction_batches`."""
     tile = encoder.card.tile
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
@@ -204,9 +204,7 @@ def _token_blocks(
             found = None if home is None else _home_region(region, home)
             name = "grid" if found is None else str(home)
             spread = _on_grid(region, lattice, edge_um=tile.size_um / 2) if found is None else found
-    blocks = token_blocks(region, encoder, needs, spread=spread, stride_um=stride_um, batch_size=batch_size)
-    for rows, batch in blocks:
-        yield rows, replace(batch, context=name)
+    return TokenReader.of(spread, encoder, needs, context=name, stride_um=stride_um, batch_size=batch_size)
 
 
 def _on_grid(region: Region, lattice: Lattice, *, edge_um: float) -> Region:

@@ -56,7 +56,7 @@ def with_cells(region: Region, *, cells_key: str | None = None, prefer: str | No
         image_key=region.image_key,
         coordinate_system=region.coordinate_system,
     )
-    inside = _inside(region, cells.coords_um)
+    inside = inside_of(region, cells.coords_um)
     kept = inside.counts() > 0
     if not kept.any():
         raise InputError(
@@ -102,9 +102,10 @@ def looks_like_cells(sdata: SpatialData, shapes_key: str, *, coordinate_system: 
     return bool(np.median(area) < LARGEST_CELL_UM2 and area.std() > 0.02 * area.mean())
 
 
-def _inside(region: Region, cells_um: NDArray[np.float64]) -> links.Links:
-    """Link each location to the cells whose centroid it holds; a cell in two goes to the nearest."""
-    from shapely import STRtree, points
+def inside_of(region: Region, points_um: NDArray[np.float64]) -> links.Links:
+    """Link each location to the points that it holds, nearest first; a point in two goes to the nearest."""
+    from shapely import STRtree
+    from shapely import points as as_points
 
     where = {"coordinate_system": region.coordinate_system}
     frame = region.sdata.shapes[region.shapes_key]
@@ -112,16 +113,16 @@ def _inside(region: Region, cells_um: NDArray[np.float64]) -> links.Links:
     if "radius" in frame:
         affine = placed(region.sdata, region.shapes_key, **where)
         radius = frame["radius"].to_numpy()[rows] * float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
-        return links.within(region.coords_um, radius, cells_um, nearest_only=True)
+        return links.within(region.coords_um, radius, points_um, nearest_only=True)
     shapes = geometries_um(region.sdata, region.shapes_key, **where)[0][rows]
-    cell, location = STRtree(shapes).query(points(cells_um), predicate="intersects")
-    distance = np.linalg.norm(cells_um[cell] - region.coords_um[location], axis=1)
-    order = np.lexsort((location, distance, cell))
-    nearest = order[np.unique(cell[order], return_index=True)[1]]
-    cell, location, distance = cell[nearest], location[nearest], distance[nearest]
-    order = np.lexsort((cell, distance, location))
+    point, location = STRtree(shapes).query(as_points(points_um), predicate="intersects")
+    distance = np.linalg.norm(points_um[point] - region.coords_um[location], axis=1)
+    order = np.lexsort((location, distance, point))
+    nearest = order[np.unique(point[order], return_index=True)[1]]
+    point, location, distance = point[nearest], location[nearest], distance[nearest]
+    order = np.lexsort((point, distance, location))
     counts = np.bincount(location, minlength=len(rows))
-    return links.Links(np.concatenate([[0], np.cumsum(counts)]), cell[order])
+    return links.Links(np.concatenate([[0], np.cumsum(counts)]), point[order])
 
 
 @dataclass(frozen=True)

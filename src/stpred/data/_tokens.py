@@ -9,7 +9,7 @@ them is averaged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -248,34 +248,48 @@ def token_batch(
     )
 
 
-def token_blocks(
-    region: Region,
-    encoder: Any,
-    needs: Needs,
-    *,
-    spread: Region,
-    stride_um: float | None = None,
-    batch_size: int | None = None,
-) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Yield rows of the region and their batch, in compact blocks that bound what is in memory.
+@dataclass(frozen=True)
+class TokenReader:
+    """Reads blocks of a slide's locations through tokens; what speaks for the slide is the same for all of them.
 
-    Parameters
+    Attributes
     ----------
-    region, encoder, needs, stride_um, batch_size
+    encoder, needs, stride_um, batch_size
         As of `token_batch`.
-    spread
-        Locations whose tokens speak for the slide.
+    sample
+        (s, width) tokens that speak for the slide.
+    context
+        Where these are from.
     """
-    n = len(spread.coords_um)
-    some = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
-    known = token_batch(spread.take(some), encoder, needs, batch_size=batch_size)
-    sample = known.features[known.sources]
-    described = with_tokens(encoder, needs.token_um)
-    grid = TokenGrid.of(described.card, stride_um=stride_um)
-    bytes_each = grid.copies * described.card.dense[2] * 4
-    edge_um = max(int(np.sqrt(BLOCK_BYTES / bytes_each)) - grid.n, grid.n) * grid.token_um
-    _, block = square_bins(region.coords_um, edge_um)
-    order = np.argsort(block, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
-        part = region.take(rows)
-        yield rows, token_batch(part, encoder, needs, stride_um=stride_um, sample=sample, batch_size=batch_size)
+
+    encoder: Any
+    needs: Needs
+    sample: NDArray[np.float32]
+    context: str
+    stride_um: float | None = None
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, spread: Region, encoder: Any, needs: Needs, *, context: str, **how: Any) -> TokenReader:
+        """Read the tokens that speak for a slide, at some of the locations `spread`."""
+        n = len(spread.coords_um)
+        some = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
+        known = token_batch(spread.take(some), encoder, needs, batch_size=how.get("batch_size"))
+        return cls(encoder, needs, known.features[known.sources], context, **how)
+
+    def blocks(self, region: Region) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yield rows of the region and their batch, in compact blocks that bound what is in memory."""
+        described = with_tokens(self.encoder, self.needs.token_um)
+        grid = TokenGrid.of(described.card, stride_um=self.stride_um)
+        bytes_each = grid.copies * described.card.dense[2] * 4
+        edge_um = max(int(np.sqrt(BLOCK_BYTES / bytes_each)) - grid.n, grid.n) * grid.token_um
+        low = region.coords_um.min(axis=0)
+        fits = (np.ptp(region.coords_um, axis=0) < edge_um).all()
+        _, block = square_bins(region.coords_um - (low if fits else 0), edge_um)
+        order = np.argsort(block, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+            batch = token_batch(
+                region.take(rows), self.encoder, self.needs,
+                stride_um=self.stride_um, sample=self.sample, batch_size=self.batch_size,
+            )  # fmt: skip
+            yield rows, replace(batch, context=self.context)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, key_in, listing, positive, whole
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
-    affine_to,
-    apply_affine,
     centroids,
     find_table,
     need_sdata,
@@ -25,6 +22,7 @@ from stpred._core.elements import (
     table_regions,
 )
 from stpred._core.matching import box_of, geometries_um, placed, square_bins
+from stpred._core.transcripts import MIN_QV, NUDGE_UM, gene_column, read_transcripts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,16 +42,6 @@ _VALUES = 4_000_000
 """Pairs of a region (or a polygon) and a gene that are made explicit at once."""
 _RARE = 0.1
 """Counts per cell and gene below which a point for each count takes less time than a value for each gene."""
-_NUDGE_UM = 1e-6
-"""By how much points are moved right and down, so that one on a border of two bins lies in one of them."""
-
-_GENE_COLUMNS = ("feature_name", "gene", "target", "feature")
-# Probes and codewords of the vendors that stand for no gene.
-_CONTROL = re.compile(
-    r"^(NegControl|Negative|NegPrb|BLANK|antisense|UnassignedCodeword|DeprecatedCodeword|Intergenic|GenomicControl"
-    r"|SystemControl|FalseCode)",
-    flags=re.I,
-)
 
 
 def aggregate(
@@ -63,7 +51,7 @@ def aggregate(
     *,
     size_um: int | None = None,
     gene_key: str | None = None,
-    min_qv: float | None = 20.0,
+    min_qv: float | None = MIN_QV,
     drop_controls: bool = True,
     fractions: bool = False,
     seed: int = 0,
@@ -309,7 +297,7 @@ def _of_counts(shapes: NDArray[Any], places: NDArray[Any], X: csr_matrix, *, agg
 
     polygons = places.ndim == 1
     # A centroid is a disc too small to reach over a border: of points with some hundred columns dask runs out of stack.
-    place = {"geometry": places} if polygons else {"geometry": shapely.points(places), "radius": _NUDGE_UM / 10}
+    place = {"geometry": places} if polygons else {"geometry": shapely.points(places), "radius": NUDGE_UM / 10}
     parts, step = [], max(1, _VALUES // len(places))
     for start in range(0, X.shape[1], step):
         dense = X[:, start : start + step].toarray().astype(np.float64)
@@ -366,7 +354,7 @@ def _check_writable(sdata: SpatialData, key: str) -> None:
 def _source(sdata: SpatialData, source_key: str | None) -> tuple[str, str]:
     """Return whether transcripts or cells are summed, and the key of the points or of the table."""
     if source_key is None:
-        points = [k for k, p in sdata.points.items() if _gene_column(p) is not None]
+        points = [k for k, p in sdata.points.items() if gene_column(p) is not None]
         if len(points) == 1:
             return "transcripts", points[0]
         usual = keys.counts(keys.CELLS)
@@ -388,81 +376,12 @@ def _source(sdata: SpatialData, source_key: str | None) -> tuple[str, str]:
     )
 
 
-def _gene_column(points: Any) -> str | None:
-    """Return the column of points that names the gene."""
-    declared = points.attrs.get("spatialdata_attrs", {}).get("feature_key")
-    return next((c for c in (declared, *_GENE_COLUMNS) if c is not None and c in points.columns), None)
-
-
-def _named(column: Any) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the names in a column (of text, bytes or categories) and the number of each row's."""
+def _transcripts(sdata: SpatialData, source_key: str, **how: Any) -> _Things:
     import pandas as pd
 
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        codes, names = column.cat.codes.to_numpy(dtype=np.int64), list(column.cat.categories)
-    else:
-        codes, names = pd.factorize(column)
-        codes = codes.astype(np.int64)
-    if (codes < 0).any():
-        raise InputError(f"{int((codes < 0).sum())} transcripts have no gene in the column {column.name!r}.")
-    return [n.decode() if isinstance(n, bytes) else str(n) for n in names], codes
-
-
-def _transcripts(
-    sdata: SpatialData,
-    source_key: str,
-    *,
-    gene_key: str | None,
-    min_qv: float | None,
-    drop_controls: bool,
-    coordinate_system: str,
-) -> _Things:
-    import pandas as pd
-
-    points = sdata.points[source_key]
-    affine = affine_to(points, coordinate_system)
-    if affine is None:
-        raise InputError(
-            f"Points {source_key!r} are not placed in the coordinate system {coordinate_system!r}; place them with "
-            "spatialdata.transformations.set_transformation, or run stpred.pp.calibrate(sdata)."
-        )
-    gene = gene_key if gene_key is not None else _gene_column(points)
-    if gene is None or gene not in points.columns:
-        raise InputError(
-            f"Points {source_key!r} have no column of genes{'' if gene is None else ' ' + repr(gene)}; they have "
-            f"{listing(points.columns)}; name it as `gene_key`."
-        )
-    extra = [c for c in ("qv", "is_gene") if c in points.columns]
-    frame = points[list(dict.fromkeys(["x", "y", gene, *extra]))].compute()
-    names, codes = _named(frame[gene])
-    is_control = np.zeros(len(names), dtype=bool)
-    if drop_controls:
-        is_control = np.array([bool(_CONTROL.match(n)) for n in names], dtype=bool)
-        if "is_gene" in extra:
-            is_control[codes[~frame["is_gene"].to_numpy(dtype=bool)]] = True
-    control = is_control[codes]
-    low = np.zeros_like(control)
-    if min_qv is not None and "qv" in extra:
-        low = frame["qv"].to_numpy() < min_qv
-    kept = ~(control | low)
-    facts = {
-        "n_transcripts": len(frame),
-        "n_low_quality": int((low & ~control).sum()),
-        "min_qv": min_qv if "qv" in extra else None,
-        "n_controls": int(control.sum()),
-        "controls": sorted(names[i] for i in np.unique(codes[control])),
-    }
-    if not kept.any():
-        raise InputError(
-            f"None of the {len(frame)} transcripts of {source_key!r} is left: {facts['n_controls']} are controls and "
-            f"{facts['n_low_quality']} have a quality below {min_qv}."
-        )
-    # A gene that lost all its transcripts keeps its column, a control does not.
-    genes = sorted(n for n, out in zip(names, is_control, strict=True) if not out)
-    column = pd.Index(genes).get_indexer(names)[codes[kept]].astype(np.int32)
-    xy = apply_affine(affine, frame[["x", "y"]].to_numpy(dtype=np.float64)[kept]) + _NUDGE_UM
-    var = pd.DataFrame(index=pd.Index(genes, dtype=object))
-    return _Things(xy, pd.Categorical.from_codes(column, genes), var, facts)
+    found = read_transcripts(sdata, source_key, **how)
+    var = pd.DataFrame(index=pd.Index(found.genes, dtype=object))
+    return _Things(found.xy_um, pd.Categorical.from_codes(found.codes, found.genes), var, found.facts)
 
 
 def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_system: str) -> _Things:
@@ -491,7 +410,7 @@ def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_sy
     rows, shapes = rows[positions >= 0], shapes[positions[positions >= 0]]
     columns = [c for c in ("gene_id", "gene_ids", "feature_types") if c in table.var]
     return _Things(
-        places=shapes if outlines else shapely.get_coordinates(shapely.centroid(shapes)) + _NUDGE_UM,
+        places=shapes if outlines else shapely.get_coordinates(shapely.centroid(shapes)) + NUDGE_UM,
         values=csr_matrix(table.X[rows]),
         var=table.var[columns].copy(),
         facts={"n_cells": len(shapes), "n_without_shape": int((positions < 0).sum())},

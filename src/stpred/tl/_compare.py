@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from stpred import links, metrics
+from stpred import genes, links, metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive, whole
-from stpred._core.elements import centroids
+from stpred._core.elements import centroids, need_sdata
 from stpred._core.matching import placed
 from stpred._core.pairing import Pair, pair, pair_bins
 
@@ -35,20 +35,27 @@ def compare(
     write: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Compare a predicted with a measured table, gene by gene: location by location, in neighbourhoods, or in squares.
+    """Compare predicted with measured expression, gene by gene: location by location, in neighbourhoods, or in squares.
 
-    The tables may annotate the same region or two regions of the same things, such as predictions on the nuclei of the
-    H&E image and counts of the cells that Xenium segmented. A single cell is measured with few counts, so scores rise
-    with the size of the tissue that a value stands for: compare at the level at which the values are to be used.
+    Two tables may annotate the same region or two regions of the same things, such as predictions on the nuclei of the
+    H&E image and counts of the cells that Xenium segmented. In squares anything can be compared that lies on the same
+    slide: a super-resolved map with Xenium transcripts or Visium HD bins, typically in those of 8, 16, 32 and 55 um.
+
+    A small piece of tissue is measured with few counts, so scores rise with the size of the tissue that a value stands
+    for: compare at the level at which the values are to be used, and read each score against ``rmax``, which says how
+    high the noise of the measurement lets it come there.
 
     Parameters
     ----------
     sdata
-        Object that holds both tables.
+        Object that holds both.
     predicted_key
-        Table that :func:`stpred.tl.predict` wrote.
+        Table that :func:`stpred.tl.predict` wrote; or with `bin_um` a predicted raster, an image of floats whose
+        channels are genes, NaN where nothing was predicted, with its facts in ``sdata.attrs["stpred"][predicted_key]``
+        (the JSON string that a predicted table has in ``uns["stpred"]``). It is read chunk by chunk, once.
     measured_key
-        Table of raw counts.
+        Table of raw counts; or with `bin_um` Points of transcripts, which are read into memory. Of these, controls and
+        those of a quality (``qv``) below 20 are left out, as :func:`stpred.pp.aggregate` does by default.
     target
         Scale on which the measurement is taken, ``"log1p_cp10k"`` or ``"counts"``; None takes the prediction's own
         (``"log1p_cp10k"`` for a relative prediction).
@@ -67,32 +74,47 @@ def compare(
         Compare neighbourhoods: every matched location together with its nearest ones, this many in all (one or several
         numbers). Predictions are averaged (counts summed), measured counts are summed and then normalised.
     bin_um
-        Compare in square bins of this edge in micrometres (one or several numbers) into which the locations of both
-        tables fall by their centroids, pooled likewise; only bins with locations of both count. This needs no `match`,
-        so the regions may be anything, such as nuclei and 2 um bins.
+        Compare in square bins of this edge in micrometres (one or several numbers, typically ``(8, 16, 32, 55)``) into
+        which the locations of both sides fall by their centroids, pooled likewise; only bins with locations of both
+        and at least one count are compared. This needs no `match`, so the regions may be anything, such as nuclei and
+        2 um bins. Of a raster the pixels count that are not NaN, by their centres, in bins where every gene has one.
+        Bins finer than the prediction's own spacing are only those that hold one of its locations, which is told in
+        the log: they say how well the prediction's points are met, and nothing of what lies between.
     trusted_only
         Compare only genes that the model marks as ``trusted``.
     write
         Also write the scores into ``var`` of the predicted table as ``measured_pearson`` and ``measured_spearman``
-        (with ``_k10`` or ``_bins_016um`` behind the name for neighbourhoods and bins).
+        (with ``_k10`` or ``_bins_016um`` behind the name for neighbourhoods and bins). A raster has no such place.
     coordinate_system
         The slide's micrometre frame.
 
     Returns
     -------
-    DataFrame indexed by gene, best Pearson first: ``pearson``, ``spearman``, ``r2`` and ``rmse`` (float64; NaN where
-    either side has no variance; the last two also where the prediction is relative), ``library_size`` (Pearson of the
-    measurement with a location's total of all other genes: what knowing nothing but the amount of RNA gives),
-    ``mean_count``, ``n_locations``, and ``cv_pearson`` and ``trusted`` as the model states them. Raw-count scores are
-    never to be read without ``library_size`` beside them. Where several levels are asked for, all are below each other
-    with a column ``level``: ``"cell"``, ``"k10"``, ``"bins_016um"``. ``attrs["matching"]`` says for each level how many
-    locations either table has and how many were matched.
+    DataFrame indexed by gene, best Pearson first, with
+
+    - ``pearson``, ``spearman``, ``r2`` and ``rmse``: float64; NaN where either side has no variance, the last two also
+      where the prediction is relative;
+    - ``library_size``: Pearson of the measurement with a location's total of all other genes, which is what knowing
+      nothing but the amount of RNA gives; raw-count scores are never to be read without it;
+    - ``rmax``: highest Pearson that the Poisson noise of the measured *raw counts* allows in just the locations that
+      are compared (:func:`stpred.genes.rmax`), as estimated from these: 0 for a gene that varies no more than such
+      noise, NaN for one without counts. Where `target` is ``"log1p_cp10k"`` it is still that of the raw counts, and no
+      bound on ``pearson``: normalising takes away the part of the variance that the amount of RNA makes. It is there
+      to tell whether scores fall with the size of the squares because the prediction is blurred or because there is
+      less to be known. What squares on the edge of the tissue lack in counts is variance too, and raises it;
+    - ``pearson_of_rmax``: ``pearson / rmax``, NaN where that is 0 (and for the same reason it may exceed 1);
+    - ``mean_count``, ``n_locations``, and ``cv_pearson`` and ``trusted`` as the model states them.
+
+    Where several levels are asked for, all are below each other with a column ``level``: ``"cell"``, ``"k10"``,
+    ``"bins_016um"``. ``attrs["matching"]`` says for each level how many locations (or squares) either side has and how
+    many were matched; of transcripts also how many were left out, of a raster how many squares lack some gene.
 
     Raises
     ------
     InputError
-        If the tables share no location or gene, the regions are of different things (spots and cells), or a table's
-        locations have no shapes.
+        If the two share no location or gene, the regions are of different things (spots and cells), a table's
+        locations have no shapes, transcripts or a raster are to be compared without `bin_um`, or an image was not
+        predicted by stpred, or is turned against the frame.
 
     Examples
     --------
@@ -104,54 +126,97 @@ def compare(
     >>> st.tl.compare(slide, "spots_ridge", "spots_counts").columns[:2].tolist()
     ['pearson', 'spearman']
     >>> st.tl.predict(slide, model, shapes_key="cells")
-    >>> scores = st.tl.compare(slide, "cells_ridge", "cells_counts", level="cell", bin_um=(16, 55))
+    >>> scores = st.tl.compare(slide, "cells_ridge", "cells_counts", level="cell", bin_um=(8, 16, 32, 55))
     >>> scores["level"].unique().tolist()
-    ['cell', 'bins_016um', 'bins_055um']
+    ['cell', 'bins_008um', 'bins_016um', 'bins_032um', 'bins_055um']
+    >>> ceiling = scores.groupby("level")["rmax"].median()
+    >>> bool(ceiling["bins_055um"] > ceiling["bins_008um"])
+    True
     """
     neighbours = _several(k_neighbors, lambda k: whole(k, name="k_neighbors", unset=True))
     edges = _several(bin_um, lambda b: positive(b, name="bin_um", unit="um"))
     if level is not None:
         one_of(level, (CELL,), name="level")
-    asked: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system}
-    levels: dict[str, Pair] = {}
-    if level is not None or neighbours or not edges:
-        how: dict[str, Any] = {"match": match, "min_overlap": min_overlap, "max_distance_um": max_distance_um}
-        single = pair(sdata, predicted_key, measured_key, **how, **asked)
-        if level is not None or not (neighbours or edges):
-            levels[CELL] = single
-        levels |= {f"k{k}": _neighbourhoods(single, sdata, k, coordinate_system) for k in neighbours}
-    for edge in edges:
-        levels[_bin_name(edge)] = pair_bins(sdata, predicted_key, measured_key, size_um=edge, **asked)
-    predicted = sdata.tables[predicted_key]
-    parts = {name: _scores(both, predicted.var) for name, both in levels.items()}
+    asked: dict[str, Any] = {
+        "level": level,
+        "neighbours": neighbours,
+        "edges": edges,
+        "how": {"match": match, "min_overlap": min_overlap, "max_distance_um": max_distance_um},
+        "target": target,
+        "coordinate_system": coordinate_system,
+    }
+    need_sdata(sdata)
+    if write and predicted_key in sdata.images:
+        raise InputError(
+            f"`write` puts scores into var of a predicted table, and {predicted_key!r} is an image; keep the result."
+        )
+    parts: dict[str, pd.DataFrame] = {}
+    matching: dict[str, dict[str, Any]] = {}
+    for name, both in _levels(sdata, predicted_key, measured_key, **asked):
+        # A level is scored and let go before the next one is made.
+        parts[name] = _scores(both, sdata.tables[predicted_key].var if predicted_key in sdata.tables else None)
+        matching[name] = both.facts
     if write:
+        var = sdata.tables[predicted_key].var
         for name, scores in parts.items():
             suffix = "" if name == CELL else f"_{name}"
             for column in ("pearson", "spearman"):
-                predicted.var[f"measured_{column}{suffix}"] = scores[column].reindex(predicted.var_names).to_numpy()
+                var[f"measured_{column}{suffix}"] = scores[column].reindex(var.index).to_numpy()
     result = next(iter(parts.values()))
     if len(parts) > 1:
         result = pd.concat([scores.assign(level=name) for name, scores in parts.items()])
     if trusted_only:
         if "trusted" not in result or not result["trusted"].any():
-            raise InputError(f"Table {predicted_key!r} marks none of the measured genes as trusted.")
+            kind = "Table" if predicted_key in sdata.tables else "Image"
+            raise InputError(f"{kind} {predicted_key!r} marks none of the measured genes as trusted.")
         result = result[result["trusted"]]
-    result.attrs["matching"] = {name: both.facts for name, both in levels.items()}
+    result.attrs["matching"] = matching
     return result
 
 
-def _scores(both: Pair, var: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of each gene, best Pearson first."""
+def _levels(
+    sdata: SpatialData,
+    predicted_key: str,
+    measured_key: str,
+    *,
+    level: str | None,
+    neighbours: list[int],
+    edges: list[float],
+    how: dict[str, Any],
+    target: str | None,
+    coordinate_system: str,
+) -> Iterator[tuple[str, Pair]]:
+    """Yield the name and the values of each level."""
+    settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system}
+    if level is not None or neighbours or not edges:
+        single = pair(sdata, predicted_key, measured_key, **how, **settled)
+        if level is not None or not (neighbours or edges):
+            yield CELL, single
+        for k in neighbours:
+            yield f"k{k}", _neighbourhoods(single, sdata, k, coordinate_system)
+    if edges:
+        pooled = pair_bins(sdata, predicted_key, measured_key, sizes_um=edges, **settled)
+        for edge, both in zip(edges, pooled, strict=True):
+            yield _bin_name(edge), both
+
+
+def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the scores of each gene, best Pearson first; `var` is what a predicted table says of its genes."""
+    stated = [c for c in ("cv_pearson", "trusted") if var is not None and c in var]
+    pearson = metrics.pearson(both.guessed, both.observed)
+    ceiling = genes.rmax(both.counts[:, both.columns])
     result = pd.DataFrame(
         {
-            "pearson": metrics.pearson(both.guessed, both.observed),
+            "pearson": pearson,
             "spearman": metrics.spearman(both.guessed, both.observed),
             "r2": metrics.r2(both.guessed, both.observed),
             "rmse": metrics.rmse(both.guessed, both.observed),
             "library_size": metrics.library_size_baseline(both.counts, target=both.target, genes=both.columns),
+            "rmax": ceiling,
+            "pearson_of_rmax": np.divide(pearson, ceiling, out=np.full_like(pearson, np.nan), where=ceiling > 0),
             "mean_count": np.asarray(both.counts[:, both.columns].mean(axis=0)).ravel(),
             "n_locations": len(both.predicted),
-            **{c: var.loc[both.genes, c].to_numpy() for c in ("cv_pearson", "trusted") if c in var},
+            **{c: var.loc[both.genes, c].to_numpy() for c in stated if var is not None},
         },
         index=pd.Index(both.genes, name="gene"),
     )

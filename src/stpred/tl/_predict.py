@@ -10,15 +10,16 @@ import numpy as np
 
 from stpred import data, encoders, models, nuclei, regions
 from stpred._core import keys, tables
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
 from stpred.models._base import FORMAT_VERSION
+from stpred.tl._predict_map import Job, predict_map
+from stpred.tl._preserve import Spots, preserved
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     from stpred.encoders._base import Encoder
@@ -41,13 +42,17 @@ def predict(
     genes: Iterable[str] | None = None,
     encoder: Any = None,
     stride_um: float | None = None,
+    preserve: str | None = None,
+    raster: bool = False,
+    resolution_um: float | None = None,
+    out: str | Path | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
     inplace: bool = True,
-) -> AnnData | None:
-    """Predict expression for every location of a region from the H&E image.
+) -> Any:
+    """Predict expression for every location of a region, or every pixel of a map, from the H&E image.
 
     Parameters
     ----------
@@ -78,6 +83,19 @@ def predict(
         Of a model of patches (``"student"``): distance of the overlapping tiles that a patch is seen in and whose
         predictions are averaged, a multiple of the patch. None: half a tile, or a whole one on regions that are no
         finer than those of training.
+    preserve
+        Measured shapes, such as ``"spots"``: predictions on a finer region are turned into amounts and rescaled, gene
+        by gene, so that those whose centres lie in a spot add up to its counts; between spots by what the three nearest
+        have. The output scale is then ``"counts"``.
+    raster
+        Instead of a table, write a map: an image element with genes as channels (float32, NaN where nothing is
+        predicted, multiscale), whose pixels are those with their centre in the shapes `shapes_key` (None: ``tissue``,
+        found if need be).
+    resolution_um
+        Edge of the map's pixels; None takes the model's patches.
+    out
+        Store (new, or of SpatialData) to which a map is written block by block, so that it need not fit into memory. An
+        interrupted call goes on where it was when it is called again. The object gets the map as a lazy image.
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
@@ -92,7 +110,9 @@ def predict(
 
     Returns
     -------
-    None, or with ``inplace=False`` the AnnData. The table (validated by ``TableModel``) has
+    None, or with ``inplace=False`` the AnnData (or the image element). A map is
+    ``sdata.images["{shapes}_{model}_map"]``, and ``sdata.attrs["stpred"]`` holds its provenance. The table (validated
+    by ``TableModel``) has
 
     - ``X``: float32 (n_instances, n_genes) mean prediction on the model's output scale;
     - ``layers["std"]`` where the model gives an uncertainty;
@@ -106,7 +126,8 @@ def predict(
     Raises
     ------
     InputError
-        If there is no (or more than one) H&E image, it is not calibrated or too coarse, or many locations lie off it.
+        If there is no (or more than one) H&E image, it is not calibrated or too coarse, or many locations lie off it;
+        if a stride is no multiple of the patch; if a map is larger than memory or disk (told before anything is done).
 
     Examples
     --------
@@ -122,6 +143,33 @@ def predict(
     columns = _columns(trained, genes)
     used = encoder_for(trained, encoder, device=device)
     need_sdata(sdata)
+    if out is not None and not raster:
+        raise InputError("`out` is where a map is written; pass raster=True with it.")
+    if resolution_um is not None and not raster:
+        raise InputError("`resolution_um` is of a map (raster=True); cut shapes finer with stpred.pp.subdivide.")
+    if preserve is not None:
+        key_in(preserve, sdata.shapes, what="shapes element", name="preserve")
+    pitch = trained.record.pitch_um
+    lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
+    how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
+    how |= {"lattice": lattice, "home": trained.record.region}
+    if raster:
+        if trained.needs.cells:
+            raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")
+        trained.to(pick_device(device))
+        return predict_map(
+            sdata,
+            Job(trained, used, columns, how),
+            shapes_key=shapes_key,
+            image_key=image_key,
+            key_added=key_added,
+            resolution_um=resolution_um,
+            preserve=preserve,
+            out=out,
+            coordinate_system=coordinate_system,
+            provenance=lambda region, context: _provenance(trained, used, region, context),
+            inplace=inplace,
+        )
     if inplace and key_added is not None:
         tables.check_writable(sdata, key_added)
     holder = sdata  # regions that are made go into the object together with the table, when all has gone well
@@ -142,22 +190,27 @@ def predict(
     if inplace:
         tables.check_writable(sdata, key)
         tables.check_name(holder, key, kind="tables")
-    pitch = trained.record.pitch_um
-    lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
     trained.to(pick_device(device))
+    spots = None
+    if preserve is not None:
+        spots = Spots.of(
+            sdata, preserve, [trained.record.genes[i] for i in columns], coordinate_system=coordinate_system
+        )
     n = len(region.coords_um)
     mean, score = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
     std: np.ndarray | None = None
     context: str | None = None
-    how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
-    where: dict[str, Any] = {"lattice": lattice, "home": trained.record.region}
-    for rows, batch in data.prediction_batches(region, used, trained.needs, **where, **how):
+    for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
         found, spread = trained.predict(batch)
         mean[rows], score[rows] = found[:, columns], trained.unlikeness(batch)
         if spread is not None:
             std = np.empty_like(mean) if std is None else std
             std[rows] = spread[:, columns]
         context = batch.context
+    facts = _provenance(trained, used, region, context)
+    if spots is not None:
+        mean, std = preserved(mean, region.coords_um, spots, trained), None
+        facts |= {"output_scale": "counts", "preserved": preserve}
     table = tables.build_table(
         mean,
         shapes_key=region.shapes_key,
@@ -166,7 +219,7 @@ def predict(
         spatial_um=region.coords_um,
         obs={keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0},
         layers=None if std is None else {keys.STD: std},
-        provenance=_provenance(trained, used, region, context),
+        provenance=facts,
     )
     _warn_unlike(trained, score)
     if not inplace:

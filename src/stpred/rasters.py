@@ -1,0 +1,253 @@
+"""Predicted maps: images whose channels are genes, filled block by block, kept on disk by gene."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core import keys
+from stpred._core.checks import InputError
+from stpred.stores import check_parent
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpred")
+
+BLOCK = 256
+"""Pixels along each edge of what is predicted, and kept in one file of a gene, at a time."""
+
+MOST_IN_MEMORY = 0.5
+"""Share of the machine's memory that a map without a file may take."""
+
+_BLOCK_BYTES = 2**28
+_SMALLEST = 512
+_PYRAMID = 4 / 3
+_STORE = "zarr.json"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Pixels of a map: squares of a lattice that is anchored at the frame's origin.
+
+    Attributes
+    ----------
+    size_um
+        Edge of a pixel.
+    first
+        Column and row of the lattice at which the map begins.
+    shape
+        Height and width in pixels.
+    """
+
+    size_um: float
+    first: tuple[int, int]
+    shape: tuple[int, int]
+
+    @classmethod
+    def around(cls, bounds_um: tuple[float, float, float, float], size_um: float) -> Frame:
+        """Return the smallest one that covers a box."""
+        low = np.floor(np.array(bounds_um[:2]) / size_um + 1e-6).astype(int)
+        high = np.maximum(np.ceil(np.array(bounds_um[2:]) / size_um - 1e-6).astype(int), low + 1)
+        (x, y), (width, height) = low.tolist(), (high - low).tolist()
+        return cls(size_um, (x, y), (height, width))
+
+    def n_bytes(self, n_genes: int) -> int:
+        """Return the size of the map with its smaller copies, not compressed."""
+        return int(n_genes * self.shape[0] * self.shape[1] * 4 * _PYRAMID)
+
+    def blocks(self, n_genes: int) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and columns of blocks."""
+        edge = block_edge(n_genes)
+        for y in range(0, self.shape[0], edge):
+            for x in range(0, self.shape[1], edge):
+                yield slice(y, min(y + edge, self.shape[0])), slice(x, min(x + edge, self.shape[1]))
+
+    def centres_um(self, rows: slice, columns: slice) -> NDArray[np.float64]:
+        """Return the (h * w, 2) centres of a block's pixels, row by row."""
+        y, x = np.mgrid[rows, columns]
+        at = np.column_stack([x.ravel() + self.first[0], y.ravel() + self.first[1]])
+        return np.asarray((at + 0.5) * self.size_um, dtype=np.float64)
+
+
+def block_edge(n_genes: int) -> int:
+    """Return the edge of blocks; of very many genes they are smaller."""
+    edge = BLOCK
+    while edge > 32 and n_genes * edge**2 * 4 > _BLOCK_BYTES:
+        edge //= 2
+    return edge
+
+
+def check_memory(frame: Frame, n_genes: int) -> None:
+    """Refuse a map that does not fit into memory."""
+    needed = frame.n_bytes(n_genes)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
+    if needed > MOST_IN_MEMORY * there:
+        raise InputError(
+            f"The map of {n_genes} genes on {frame.shape[1]} x {frame.shape[0]} pixels of {frame.size_um:g} um takes "
+            f"{needed / 2**30:.3g} GB, more than half of this machine's memory; pass out= to write it to disk, or ask "
+            "for fewer genes."
+        )
+
+
+def check_disk(path: Path, frame: Frame, n_genes: int) -> None:
+    """Refuse a map that the disk has no room for: itself, its smaller copies, and once more while it is made."""
+    needed = frame.n_bytes(n_genes) + n_genes * frame.shape[0] * frame.shape[1] * 4
+    above = next(p for p in path.absolute().parents if p.exists())
+    free = shutil.disk_usage(above).free
+    if needed > free:
+        raise InputError(
+            f"The map of {n_genes} genes on {frame.shape[1]} x {frame.shape[0]} pixels of {frame.size_um:g} um needs "
+            f"up to {needed / 2**30:.3g} GB while it is written, and {str(above)!r} has {free / 2**30:.3g} GB left; "
+            "ask for fewer genes or larger pixels (resolution_um), or write elsewhere."
+        )
+
+
+class Staging:
+    """A map on disk that is filled block by block, and taken up again where it was left.
+
+    Parameters
+    ----------
+    folder
+        Where it is kept until it is whole.
+    facts
+        All that decides its values; one that was begun with others is begun anew.
+    frame, n_genes
+        Its shape.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any], frame: Frame, n_genes: int) -> None:
+        import zarr
+
+        self.folder, self._done = folder, folder / "done.txt"
+        said = json.dumps(facts, sort_keys=True, default=str)
+        known = folder / "facts.json"
+        if folder.exists() and (not known.is_file() or known.read_text() != said):
+            logger.info("What was left in %s is of another prediction, and is begun anew.", folder)
+            shutil.rmtree(folder)
+        edge = block_edge(n_genes)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            zarr.create_array(
+                folder / "map.zarr",
+                shape=(n_genes, *frame.shape),
+                chunks=(1, min(edge, frame.shape[0]), min(edge, frame.shape[1])),
+                dtype="float32",
+                fill_value=float("nan"),
+            )
+            known.write_text(said)
+        self.values = zarr.open_array(folder / "map.zarr", mode="r+")
+        self.finished = set(self._done.read_text().split()) if self._done.exists() else set()
+        if self.finished:
+            logger.info("%d finished blocks are taken from %s.", len(self.finished), folder)
+
+    def has(self, rows: slice, columns: slice) -> bool:
+        """Whether a block is there."""
+        return f"{rows.start},{columns.start}" in self.finished
+
+    def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None) -> None:
+        """Write a (n_genes, h, w) block, or nothing where it is empty, and only then say that it is there."""
+        if values is not None:
+            self.values[:, rows, columns] = values
+        with self._done.open("a") as done:
+            done.write(f"{rows.start},{columns.start}\n")
+        self.finished.add(f"{rows.start},{columns.start}")
+
+    def lazy(self) -> Any:
+        """Return the map as a dask array."""
+        import dask.array as da
+
+        return da.from_zarr(str(self.folder / "map.zarr"))
+
+    def rewritten(self, change: Callable[[NDArray[np.float32], int], NDArray[np.float32]]) -> Any:
+        """Return the map with every gene's plane changed, as a dask array; the map itself stays as it is."""
+        import dask.array as da
+        import zarr
+
+        path = self.folder / "changed.zarr"
+        shape, chunks = self.values.shape, self.values.chunks
+        changed = zarr.create_array(
+            path, shape=shape, chunks=chunks, dtype="float32", fill_value=float("nan"), overwrite=True
+        )
+        for gene in range(shape[0]):
+            changed[gene] = change(np.asarray(self.values[gene]), gene)
+        return da.from_zarr(str(path))
+
+
+def element(values: Any, genes: list[str], frame: Frame, *, coordinate_system: str = keys.UM) -> Any:
+    """Return the multiscale image element of a (n_genes, h, w) map, placed in micrometres; NaN where there is none.
+
+    Smaller copies are means of what is there.
+    """
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale, Sequence, Translation
+
+    place = Sequence(
+        [
+            Scale([frame.size_um, frame.size_um], axes=("x", "y")),
+            Translation([frame.first[0] * frame.size_um, frame.first[1] * frame.size_um], axes=("x", "y")),
+        ]
+    )
+    halvings = max(1, int(np.ceil(np.log2(max(frame.shape) / _SMALLEST))))
+    edge = block_edge(len(genes)) * 4
+    return Image2DModel.parse(
+        values,
+        dims=("c", "y", "x"),
+        c_coords=genes,
+        scale_factors=[2] * halvings,
+        chunks=(1, min(edge, frame.shape[0]), min(edge, frame.shape[1])),
+        transformations={coordinate_system: place},
+    )
+
+
+def note(sdata: SpatialData, key: str, provenance: str) -> None:
+    """Keep the provenance of a map with the object: images have no place for it."""
+    kept = dict(sdata.attrs.get(keys.UNS, {}))
+    sdata.attrs[keys.UNS] = {**kept, key: provenance}
+
+
+def check_out(out: str | Path, key: str) -> Path:
+    """Return the store that a map can be written to: a new one, or one without an element of its name."""
+    path = check_parent(Path(out))
+    if not path.exists():
+        return path
+    if not path.is_dir() or not (path / _STORE).is_file():
+        raise InputError(f"`out`={str(path)!r} is no SpatialData store; name a new one or an existing store.")
+    for kind in ("images", "labels", "points", "shapes", "tables"):
+        if (path / kind / key).exists():
+            raise InputError(f"`out`={str(path)!r} holds {kind}/{key} already; choose another `key_added`.")
+    return path
+
+
+def commit(path: Path, key: str, image: Any, provenance: str) -> Any:
+    """Write a map as an element of a store, which gets it whole or not at all; return it as read from there."""
+    import zarr
+    from spatialdata import SpatialData, read_zarr
+
+    made = SpatialData(images={key: image})
+    note(made, key, provenance)
+    fresh = path.with_name(f".{path.name}-{key}.writing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    made.write(fresh)
+    if not path.exists():
+        fresh.rename(path)
+    else:
+        (path / "images").mkdir(exist_ok=True)
+        if not (path / "images" / _STORE).exists():
+            shutil.copy(fresh / "images" / _STORE, path / "images" / _STORE)
+        (fresh / "images" / key).rename(path / "images" / key)
+        there = read_zarr(path, selection=())
+        note(there, key, provenance)
+        there.write_attrs()
+        zarr.consolidate_metadata(str(path))
+        shutil.rmtree(fresh)
+    return read_zarr(path, selection=("images",)).images[key]
