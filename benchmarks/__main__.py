@@ -1,6 +1,6 @@
 """Run the benchmarks without asv and print a table: ``python -m benchmarks [PART ...]``.
 
-Without arguments all runs but the memory of whole slides, which takes minutes and 5 GB of disk: ask for ``memory``.
+Without arguments all runs but what takes whole slides, minutes and gigabytes of disk: ask for ``memory`` and ``maps``.
 Times are of one run each, so they say what is slow and not what changed by a few per cent; for that there is asv.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import benchmarks
 
-SLOW = {"memory"}
+SLOW = {"maps", "memory"}
 
 
 def parts() -> list[str]:

@@ -27,7 +27,7 @@ class Nuclei:
     """Tissue all over 10 000 x 10 000 px in JPEG tiles, built-in method, in a process of its own."""
 
     timeout = 1800
-    params = (0.25, 0.5)
+    params = ((0.25, 0.5),)
     param_names = ("mpp",)
 
     def setup(self, mpp: float) -> None:

@@ -21,7 +21,7 @@ SOURCE = Path(stpred.__file__).parent
 RANKS = {
     "_core": 0,
     **dict.fromkeys(["_image", "tiles", "links", "genes", "metrics"], 1),
-    **dict.fromkeys(["regions", "nuclei", "stores", "encoders", "models"], 2),
+    **dict.fromkeys(["regions", "nuclei", "rasters", "stores", "encoders", "models"], 2),
     "data": 3,
     "training": 4,
     **dict.fromkeys(["io", "pp", "tl", "pl", "datasets"], 5),

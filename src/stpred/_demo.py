@@ -10,9 +10,9 @@ import numpy as np
 
 from stpred import datasets, io, metrics, models, pl, tl
 from stpred._core import targets
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, check_parent, listing
 from stpred._core.specs import GeneRule
-from stpred.stores import check_free, check_parent, write_result
+from stpred.stores import check_free, write_result
 
 if TYPE_CHECKING:
     import pandas as pd

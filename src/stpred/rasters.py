@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
-from stpred._core.checks import InputError
-from stpred.stores import check_parent
+from stpred._core.checks import InputError, check_parent
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stpred._core import keys
-from stpred._core.checks import InputError, one_of
+from stpred._core.checks import InputError, check_parent, one_of
 from stpred._core.elements import affine_to, find_image
 from stpred.tiles import Pyramid, thumbnail_element
 
@@ -33,16 +32,6 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
     if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in _REPLACEABLE):
         raise InputError(f"{str(path)!r} is neither a zarr store nor a model, so it is not overwritten; name another.")
     return check_parent(path)
-
-
-def check_parent(path: Path) -> Path:
-    """Return `path` if the folder that is to hold it exists or can be made."""
-    above = next(p for p in path.absolute().parents if p.exists())
-    if not above.is_dir():
-        raise InputError(f"{str(path)!r} cannot be written: {str(above)!r} is a file, not a folder.")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"{str(path)!r} cannot be written: the folder {str(above)!r} is not writable.")
-    return path
 
 
 def check_file(path: Path | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 _ELEMENT = re.compile(r"[\w.-]+")
@@ -82,3 +84,13 @@ def element_name(key: str, *, name: str = "key_added") -> str:
             f"beginning with '.' or '__'), got {key!r}."
         )
     return key
+
+
+def check_parent(path: Path) -> Path:
+    """Return `path` if the folder that is to hold it exists or can be made."""
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise InputError(f"{str(path)!r} cannot be written: {str(above)!r} is a file, not a folder.")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be written: the folder {str(above)!r} is not writable.")
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,9 +24,50 @@ def dense(values: Any, dtype: Any = np.float64) -> NDArray[Any]:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=dtype)
 
 
+def stored(values: Any) -> NDArray[Any]:
+    """Return the values that an array holds explicitly: of a sparse one, those other than zero."""
+    return np.asarray(values.data if hasattr(values, "toarray") else values)
+
+
 def totals(counts: Any) -> NDArray[np.float64]:
     """Return the (n,) library sizes of (n, G) counts of *all* measured genes, dense or sparse."""
     return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+
+
+def sparse_transform(counts: Any, totals: ArrayLike, *, target: str) -> Any:
+    """Return what :func:`transform` returns as a float32 csr matrix, without making zeros explicit.
+
+    Parameters
+    ----------
+    counts
+        (n, g) sparse counts of the chosen genes.
+    totals, target
+        As of :func:`transform`, except ``"log_share"``, which has no zeros.
+    """
+    from scipy.sparse import csr_matrix
+
+    one_of(target, TARGETS, name="target")
+    values = csr_matrix(counts, dtype=np.float64, copy=True)
+    if target == "log1p_cp10k":
+        library = np.asarray(totals, dtype=np.float64)
+        scale = np.divide(CP10K, library, out=np.zeros_like(library), where=library > 0)
+        values.data = np.log1p(values.data * np.repeat(scale, np.diff(values.indptr)))
+    return values.astype(np.float32)
+
+
+def moments(parts: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (g,) mean and standard deviation over the rows of (n, g) values, dense or sparse."""
+    n = sum(p.shape[0] for p in parts)
+    mean = np.sum([np.asarray(p.sum(axis=0), dtype=np.float64).ravel() for p in parts], axis=0) / n
+    square = np.zeros_like(mean)
+    for p in parts:
+        if hasattr(p, "toarray"):
+            there = np.bincount(p.indices, minlength=p.shape[1])
+            away = np.bincount(p.indices, weights=(p.data - mean[p.indices]) ** 2, minlength=p.shape[1])
+            square += away + (p.shape[0] - there) * mean**2
+        else:
+            square += np.square(np.asarray(p, dtype=np.float64) - mean).sum(axis=0)
+    return mean, np.sqrt(square / n)
 
 
 def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | None = None) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from stpred.data._folds import (
     far_from,
 )
 from stpred.data._regions import Region, as_slides, read_region
+from stpred.data._tokens import masked_tokens
 
 __all__ = [
     "BLOCK_FOLDS",
@@ -35,6 +36,7 @@ __all__ = [
     "inside_of",
     "looks_like_cells",
     "make_batch",
+    "masked_tokens",
     "prediction_batches",
     "reach_um",
     "read_region",

@@ -14,9 +14,9 @@ from scipy.spatial import cKDTree
 from stpred import links
 from stpred._core.checks import InputError
 from stpred.data._cells import Points, cell_batch, sample_of
-from stpred.data._features import embed, embed_parts, stored_features
+from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
-from stpred.data._tokens import TokenReader, token_batch
+from stpred.data._tokens import TokenReader, token_batch, width_um
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
@@ -26,6 +26,9 @@ SAME_PITCH = 0.1
 
 FINER = 0.75
 """Pitch relative to that of training up to which a region is finer, so that its tokens are seen in several tiles."""
+
+CENTRE = 1.5
+"""Width of a location in sub-tiles below which only the sub-tile about its centre speaks for it."""
 
 FEW_SOURCES = 30
 """Fewer locations than this are no basis for a slide's own feature statistics."""
@@ -106,7 +109,10 @@ def make_batch(
         batch = with_needs(batch, needs)
     elif needs.linked:
         batch = replace(batch, links=_link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2))
-    return batch if needs.parts is None else with_parts(batch, region, encoder, needs.parts, batch_size=batch_size)
+    if needs.parts is None:
+        return batch
+    centre = lattice is not None and width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
+    return with_parts(batch, region, encoder, needs.parts, centre=centre, batch_size=batch_size)
 
 
 def with_needs(batch: Batch, needs: Needs) -> Batch:
@@ -125,10 +131,19 @@ def _neighbors(
     return links.radius(targets_um, sources_um, radius_um=needs.context_um, beyond_um=beyond_um)  # type: ignore[arg-type]
 
 
-def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, batch_size: int | None = None) -> Batch:
-    """Return the batch with the sub-tiles of its targets embedded behind what is there."""
-    found = embed_parts(region, encoder, region.coords_um, parts=parts, batch_size=batch_size)
-    n, first, each = len(region.coords_um), len(batch.features), parts**2
+def with_parts(
+    batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False, batch_size: int | None = None
+) -> Batch:
+    """Return the batch with the sub-tiles of its targets embedded behind what is there.
+
+    `centre`: of each tile only a sub-tile about its centre, which is what is near a target that is smaller than that.
+    """
+    if centre:
+        size_um = encoder.card.tile.size_um / parts
+        found, each = embed_wide(region, encoder, region.coords_um, size_um=size_um, batch_size=batch_size), 1
+    else:
+        found, each = embed_parts(region, encoder, region.coords_um, parts=parts, batch_size=batch_size), parts**2
+    n, first = len(region.coords_um), len(batch.features)
     rows = links.Links(np.arange(n + 1) * each, first + np.arange(n * each))
     return replace(batch, features=np.concatenate([batch.features, found]), parts=rows)
 
@@ -204,7 +219,11 @@ def token_reader(
             found = None if home is None else _home_region(region, home)
             name = "grid" if found is None else str(home)
             spread = _on_grid(region, lattice, edge_um=tile.size_um / 2) if found is None else found
-    return TokenReader.of(spread, encoder, needs, context=name, stride_um=stride_um, batch_size=batch_size)
+    reader = TokenReader.of(spread, encoder, needs, context=name, stride_um=stride_um, batch_size=batch_size)
+    if name == "region" or needs.footprint_um is None:
+        return reader
+    # A square that stood for training locations would blur anything finer.
+    return replace(reader, needs=replace(needs, footprint_um=None))
 
 
 def _on_grid(region: Region, lattice: Lattice, *, edge_um: float) -> Region:

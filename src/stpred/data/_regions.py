@@ -38,6 +38,12 @@ OUTSIDE_LIMIT = 0.1
 together.
 """
 
+DENSE = 2**24
+"""Values of a training target up to which it is dense."""
+
+SPARSE = 0.3
+"""Share of values other than zero up to which a large target stays sparse, as that of a million bins."""
+
 _ONLY = "slide"
 """What a slide is called that came without a name."""
 
@@ -82,11 +88,18 @@ class Region:
     without_cells: tuple[Any, ...] = ()
     edge_um: float | None = None
 
-    def target(self, names: list[str], target: str) -> NDArray[np.float32]:
-        """Return the (n, n_genes) training target of the named genes."""
+    def target(self, names: list[str], target: str, *, sparse: bool = False) -> Any:
+        """Return the (n, n_genes) training target of the named genes; `sparse`: as csr where that is far smaller."""
         if self.counts is None or self.var is None or self.totals is None:
             raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
         counts = self.counts[:, self.var.index.get_indexer(names)]
+        if (
+            sparse
+            and target in targets.TARGETS
+            and np.prod(counts.shape) > DENSE
+            and counts.nnz < SPARSE * np.prod(counts.shape)
+        ):
+            return targets.sparse_transform(counts, self.totals, target=target)
         return targets.transform(counts, self.totals, target=target, n_measured=self.counts.shape[1])
 
     def take(self, rows: NDArray[np.int64]) -> Region:

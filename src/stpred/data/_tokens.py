@@ -177,6 +177,14 @@ def _radii(element: Any, coordinate_system: str) -> NDArray[np.float64] | None:
     return np.asarray(element["radius"].to_numpy(dtype=np.float64) * np.sqrt(scale2))
 
 
+def width_um(region: Region) -> float:
+    """Return the median width of a region's locations."""
+    if region.edge_um is not None:
+        return float(region.edge_um)
+    low, high, _ = _outlines(region, None)
+    return float(np.median(high - low))
+
+
 def token_batch(
     region: Region,
     encoder: Any,
@@ -293,3 +301,51 @@ class TokenReader:
                 stride_um=self.stride_um, sample=self.sample, batch_size=self.batch_size,
             )  # fmt: skip
             yield rows, replace(batch, context=self.context)
+
+
+def masked_tokens(
+    region: Region, encoder: Any, needs: Needs, *, n: int, keep_um: float | None, fill: NDArray[np.uint8], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """Describe single tokens as they are, and with everything around them in their tile painted over.
+
+    Parameters
+    ----------
+    region
+        Each token lies at the centre of one of these locations, drawn at random.
+    encoder, needs
+        As of `token_batch`.
+    n
+        Number of tokens, each at a random place in its tile.
+    keep_um
+        Edge of the square around a token that stays; None: the token itself.
+    fill
+        (3,) colour of the rest.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    (n, 2) centres, and the (n, width) tokens as they are and without their surroundings.
+    """
+    encoder = with_tokens(encoder, needs.token_um)
+    grid = TokenGrid.of(encoder.card)
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(region.coords_um), n, replace=n > len(region.coords_um))
+    places = rng.integers(grid.n, size=(n, 2))
+    tokens = np.floor(region.coords_um[chosen] / grid.token_um).astype(np.int64)
+    centres = np.asarray((tokens - places + grid.n / 2) * grid.token_um, dtype=np.float64)
+    spec = encoder.card.tile
+    token_px = spec.size_px / grid.n
+    half = (token_px if keep_um is None else max(keep_um / spec.mpp, token_px)) / 2
+    low = np.floor((places + 0.5) * token_px - half + 1e-6).astype(int).clip(0)
+    high = np.ceil((places + 0.5) * token_px + half - 1e-6).astype(int).clip(max=spec.size_px)
+    plain, alone = (np.empty((n, encoder.card.dense[2]), np.float32) for _ in range(2))
+    for rows, tiles in region.pyramid.read(centres, spec):
+        painted = np.broadcast_to(fill, tiles.shape).astype(np.uint8)
+        for k, row in enumerate(rows):
+            window = slice(low[row, 1], high[row, 1]), slice(low[row, 0], high[row, 0])
+            painted[(k, *window)] = tiles[(k, *window)]
+        at = (np.arange(len(rows)), places[rows, 1], places[rows, 0])
+        plain[rows] = encoder.encode_dense(tiles)[at]
+        alone[rows] = encoder.encode_dense(painted)[at]
+    return np.asarray((tokens + 0.5) * grid.token_um, dtype=np.float64), plain, alone

@@ -52,7 +52,7 @@ class Needs:
     token_um
         Edge of a token; None: the encoder's own, or about 8 um.
     footprint_um
-        Edge of a square around each location that is its footprint; None: its shape.
+        Edge of a square around each training location that is its footprint; None: its shape.
     """
 
     context_um: float | None = None
@@ -131,7 +131,7 @@ class Batch:
     patches
         Tiles of the locations that cells lie in; or None.
     y
-        (n, n_genes) float32 training target, or None.
+        (n, n_genes) float32 training target, dense or (of families that take it so) csr, or None.
     truth
         (n, n_genes) float32 values that predictions are scored against; None: `y`.
     totals, n_measured
@@ -422,6 +422,8 @@ class Model(nn.Module, ABC):
     default_encoder: ClassVar[str] = "morphology"
     default_tile: ClassVar[TileSpec | None] = None
     """What the family reads tiles at when the user does not say; None: the encoder's own."""
+    sparse_targets: ClassVar[bool] = False
+    """Whether training targets of very many locations may stay sparse (scipy csr)."""
     seeded: ClassVar[bool] = False
     """Whether two fits on the same data differ by their seed."""
     per: ClassVar[int | None] = None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, positive, whole
-from stpred._core.targets import CP10K
+from stpred._core.targets import CP10K, moments
 from stpred.models import losses
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models._sample import Sample, Scaling, gather
@@ -153,23 +153,22 @@ class Network(Model):
             found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
             self._set("feature_mean", found.mean)
             self._set("feature_std", found.std)
-        y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches])
         if self.config.loss == "mse" and self.config.scale_genes:
             mean, std = self.gene_scaling(batches)
             self._set("gene_mean", mean)
             self._set("gene_std", np.where(std < 1e-8, 1.0, std))
             self.initialise(np.zeros(self.n_genes))
         elif self.config.loss == "mse":
-            self.initialise(y.mean(axis=0))
+            self.initialise(moments([b.y for b in batches])[0])
         elif self.config.loss == "nb":
             totals = np.concatenate([_totals(b) for b in batches])
-            part = ((y.sum(axis=0) + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
+            sums = moments([b.y for b in batches])[0] * len(totals)
+            part = ((sums + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
             self.initialise(np.log(part / (1 - part)))
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (n_genes,) what training targets are centred and divided by."""
-        y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches])
-        return y.mean(axis=0), y.std(axis=0)
+        return moments([b.y for b in batches])
 
     def initialise(self, mean: NDArray[np.float64]) -> None:
         """Let the outputs start at the (n_genes,) training mean."""

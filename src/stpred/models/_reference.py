@@ -57,10 +57,10 @@ def load_reference(
     Returns
     -------
     Model
-        Of family `miso`, `mlp` (the student, which maps one patch at a time), `scellst`, `deepspot` or `stnet`, in
-        evaluation mode, with features taken as the encoder gives them. Predictions are on the scale that the weights
-        have: MISO's are relative and, like DeepSpot's, clipped at zero (``model.outputs`` gives them unclipped);
-        ST-Net's are the log share ``log((1 + count) / (n_genes + total))``. What the training tiles looked like is not
+        Of family `miso`, `student`, `scellst`, `deepspot` or `stnet`, in evaluation mode, with features taken as the
+        encoder gives them. Predictions are on the scale that the weights have: MISO's are relative and, like
+        DeepSpot's, clipped at zero (``model.outputs`` gives them unclipped); ST-Net's are the log share
+        ``log((1 + count) / (n_genes + total))``. What the training tiles looked like is not
         known: ``ood_score`` is NaN.
 
     Raises
@@ -136,10 +136,17 @@ def _record(
         return record
     if not hasattr(encoder, "card"):
         raise InputError(f"`encoder` must be made with stpred.encoders.get, got {encoder!r}.")
-    if encoder.card.width != model.n_features:
+    width = encoder.card.width
+    if model.needs.tokens:
+        if encoder.card.dense is None:
+            raise InputError(
+                f"The {name!r} weights are of patches, and the encoder {encoder.card.name!r} has no tokens."
+            )
+        width = encoder.card.dense[2]
+        record.training["token_um"] = encoder.card.tile.size_um / encoder.card.dense[0]
+    if width != model.n_features:
         raise InputError(
-            f"The {name!r} weights take {model.n_features} features, the encoder {encoder.card.name!r} gives "
-            f"{encoder.card.width}."
+            f"The {name!r} weights take {model.n_features} features, the encoder {encoder.card.name!r} gives {width}."
         )
     record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
     return record
@@ -253,7 +260,7 @@ def _stnet(state: State, what: str) -> tuple[str, dict[str, Any], State, int, in
 _LAYOUTS: dict[str, Callable[[State, str], tuple[str, dict[str, Any], State, int, int]]] = {
     "deepspot": _deepspot,
     "miso": _miso,
-    "miso-student": _perceptron(r"mlp\.hidden_layers\.(\d+)\.(weight|bias)", output="relu"),
+    "miso-student": _perceptron(r"mlp\.hidden_layers\.(\d+)\.(weight|bias)", family="student", output="relu"),
     "scellst": _perceptron(r"model\.(\d+)\.0\.(weight|bias)", family="scellst"),
     "stnet": _stnet,
 }

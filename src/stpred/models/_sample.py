@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stpred._core.targets import dense
 from stpred.links import Links
 from stpred.models._base import Batch
 
@@ -153,7 +154,7 @@ def gather(
             if batch.cells is None
             else np.repeat(first + np.arange(len(batch.targets)), batch.cells.counts()),
             "patch_rows": None,
-            "y": batch.y,
+            "y": None if batch.y is None else dense(batch.y, np.float32),
             "totals": None if batch.totals is None else np.asarray(batch.totals, dtype=np.float32),
         }
         if batch.patches is not None:

@@ -113,6 +113,9 @@ class DeepSpot(Network):
     is mapped by phi once, however many neighbourhoods it is in. Sets are ragged: nothing is padded with zeros that
     could enter a pool. Unlike in the publication's code, the tile is the encoder's own (pass ``tile=`` for one of the
     spot's diameter), and features are standardised per slide (``standardize="none"`` leaves them).
+    On locations smaller than a sub-tile and a half (bins, squares of :func:`stpred.pp.subdivide`), the set of sub-tiles
+    is the one about the location's centre, with the weight of all: the publication's super-resolution, whose code takes
+    a sub-tile off the centre and a ninth of the sum.
 
     Examples
     --------
@@ -190,7 +193,10 @@ class DeepSpot(Network):
             if used:
                 if rows is None:
                     raise InputError("The batch came without the sub-tiles or neighbours that this model needs.")
-                pools.append(_pool(z, rows, how))
+                pooled = _pool(z, rows, how)
+                if rows is sample.parts and how == "sum":  # a target smaller than its sub-tiles comes with one of them
+                    pooled = pooled * (c.parts**2 / max(rows.shape[1], 1))
+                pools.append(pooled)
         return torch.cat(pools, dim=1)
 
     def fold(self) -> tuple[Tensor, Tensor]:

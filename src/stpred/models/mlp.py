@@ -67,6 +67,7 @@ class MLP(Network):
     """
 
     family: ClassVar[str] = "mlp"
+    sparse_targets = True
     Config: ClassVar[type[MLPConfig]] = MLPConfig  # type: ignore[assignment]
     config: MLPConfig
 

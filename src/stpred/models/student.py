@@ -33,8 +33,8 @@ class StudentConfig(NetworkConfig):
         Edge of a patch in micrometres. None: the encoder's own tokens, or sub-tiles of about 8 um of encoders that have
         none; ``"morphology"`` takes any that divides its tile.
     footprint_um
-        Edge of the square around a location whose patches make it up. None: its shape (a spot's disc, a bin); 112 is
-        the whole tile, as published.
+        Edge of the square around a training location whose patches make it up. None: its shape (a spot's disc, a bin);
+        112 is the whole tile, as published. Locations of other regions are always made up of what lies in their shapes.
     hidden
         Widths of the hidden layers.
     activation
@@ -93,6 +93,7 @@ class Student(Network):
     """
 
     family: ClassVar[str] = "student"
+    sparse_targets = True
     Config: ClassVar[type[StudentConfig]] = StudentConfig  # type: ignore[assignment]
     config: StudentConfig
 

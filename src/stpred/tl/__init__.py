@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stpred.tl._probe_encoder import probe_encoder
     from stpred.tl._score_cell_types import score_cell_types
     from stpred.tl._simulation_study import simulation_study
+    from stpred.tl._surroundings import surroundings
     from stpred.tl._train import train
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "probe_encoder",
     "score_cell_types",
     "simulation_study",
+    "surroundings",
     "train",
 ]
 

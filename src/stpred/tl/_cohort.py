@@ -182,8 +182,8 @@ def measured(
     """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
     scale = model.training_target(target)
     scored = scored_scale(model, target) if scored_on is None else scored_on
-    truth = None if scored == scale else region.target(names, scored)
-    return {"y": region.target(names, scale), "scale": scale, "truth": truth}
+    truth = None if scored == scale else region.target(names, scored, sparse=model.sparse_targets)
+    return {"y": region.target(names, scale, sparse=model.sparse_targets), "scale": scale, "truth": truth}
 
 
 def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:

@@ -360,9 +360,9 @@ def _embed(
         given = encoder if blank.default_encoder == Model.default_encoder else None
         used = encoder_of(blank, given, tile=tile, device=device)
         for s, region in regions.items():
-            for key in [k for k in mine if k[2].cells]:
+            for key in [k for k in mine if k[2].cells or k[2].tokens]:
                 found[key][s] = data.make_batch(region, used, key[2], **reading)
-            tiles = {k: v for k, v in mine.items() if not k[2].cells}
+            tiles = {k: v for k, v in mine.items() if not (k[2].cells or k[2].tokens)}
             if not tiles:
                 continue
             colour = any(key[2].slide_colour for key in tiles)

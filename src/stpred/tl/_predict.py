@@ -139,8 +139,8 @@ def predict(
     >>> slide.tables["spots_ridge"].var_names.tolist()
     ['EPCAM', 'COL1A2']
     """
-    trained = _model(model)
-    columns = _columns(trained, genes)
+    trained = trained_model(model)
+    columns = gene_columns(trained, genes)
     used = encoder_for(trained, encoder, device=device)
     need_sdata(sdata)
     if out is not None and not raster:
@@ -149,10 +149,8 @@ def predict(
         raise InputError("`resolution_um` is of a map (raster=True); cut shapes finer with stpred.pp.subdivide.")
     if preserve is not None:
         key_in(preserve, sdata.shapes, what="shapes element", name="preserve")
-    pitch = trained.record.pitch_um
-    lattice = regions.Lattice(pitch, bool(trained.record.training.get("hexagonal"))) if pitch is not None else None
     how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
-    how |= {"lattice": lattice, "home": trained.record.region}
+    how |= {"lattice": lattice_of(trained), "home": trained.record.region}
     if raster:
         if trained.needs.cells:
             raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")
@@ -174,7 +172,7 @@ def predict(
         tables.check_writable(sdata, key_added)
     holder = sdata  # regions that are made go into the object together with the table, when all has gone well
     if shapes_key is None and inplace and not shapes_in(sdata, coordinate_system):
-        holder = _with_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
+        holder = with_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
     region = data.read_region(
         holder,
         shapes_key=shapes_key,
@@ -245,7 +243,7 @@ def gene_frame(model: Model) -> pd.DataFrame:
     return frame
 
 
-def _model(model: Any) -> Model:
+def trained_model(model: Any) -> Model:
     """Return a trained model from whatever names it."""
     if model is None:
         return models.load("default")
@@ -288,7 +286,13 @@ def _remade(model: Model, *, device: str | None) -> Encoder:
         ) from error
 
 
-def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
+def lattice_of(model: Model) -> regions.Lattice | None:
+    """Return the arrangement of the locations that a model was trained on."""
+    pitch = model.record.pitch_um
+    return None if pitch is None else regions.Lattice(pitch, bool(model.record.training.get("hexagonal")))
+
+
+def gene_columns(model: Model, genes: Iterable[str] | None) -> list[int]:
     """Return positions of the wanted genes."""
     known = model.record.genes
     if genes is None:
@@ -309,7 +313,7 @@ def _columns(model: Model, genes: Iterable[str] | None) -> list[int]:
     return [position[g] for g in dict.fromkeys(wanted)]
 
 
-def _with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> SpatialData:
+def with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> SpatialData:
     """Return a slide without a region with its tissue and a grid at the training pitch, or with its nuclei.
 
     The object is left alone.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred._core.targets import dense
 from stpred.data import TooSmall
 from stpred.models._base import BaseConfig, Batch, Model
 from stpred.training._fit import INNER_FOLDS, fit
@@ -93,7 +94,7 @@ def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, share: flo
     share
         Of the measurement itself in the result, 0 to 1.
     """
-    y = {s: np.asarray(measured[s], dtype=np.float64) for s in labels}
+    y = {s: dense(measured[s]) for s in labels}
     mean = np.concatenate(list(y.values())).mean(axis=0)
     number = sum(len(v) for v in y.values())
     inside = np.sqrt(sum(((v - v.mean(axis=0)) ** 2).sum(axis=0) for v in y.values()) / number)
@@ -127,4 +128,4 @@ class Distillation:
     def __call__(self, batches: Sequence[Batch], groups: Sequence[str]) -> list[Batch]:
         labels = self.labels([b.slide for b in batches], groups)
         y = on_scale(labels, {b.slide: b.y for b in batches}, share=self.share)  # type: ignore[misc]
-        return [replace(b, y=y[b.slide], truth=b.scored) for b in batches]
+        return [replace(b, y=y[b.slide], truth=dense(b.scored, np.float32)) for b in batches]

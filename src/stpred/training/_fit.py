@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stpred._core.checks import InputError
+from stpred._core.targets import dense, stored
 from stpred.data import BLOCK_FOLDS, TooSmall, blocks_of, far_from
 from stpred.models._base import BaseConfig, Batch, Model
 from stpred.models._network import Network
@@ -86,8 +87,8 @@ def fit_and_score(
         if batch.y is None:
             raise InputError(f"Slide {batch.slide!r} came without training targets.")
         for what, values in (("targets", batch.y), ("features", batch.own)):
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if values.dtype.kind == "f" and not np.isfinite(stored(values)).all():
+                rows = np.flatnonzero(~np.isfinite(dense(values)).all(axis=1))
                 raise InputError(
                     f"Slide {batch.slide!r} has {what} that are not finite at {len(rows)} locations, first in row "
                     f"{rows[0]}."

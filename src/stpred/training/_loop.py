@@ -15,6 +15,7 @@ from torch import Tensor
 from stpred import metrics
 from stpred._core.checks import InputError, listing
 from stpred._core.progress import track
+from stpred._core.targets import dense
 from stpred.models._base import Batch
 from stpred.models._network import Network
 from stpred.models._sample import Sample, gather
@@ -229,7 +230,7 @@ def _score(model: Network, validation: Sequence[Batch]) -> tuple[NDArray, NDArra
 
 def score_slide(model: Any, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     """Return Pearson and Spearman of each gene, and the mean squared error, of a slide's prediction."""
-    mean, truth = model.as_scored(model.predict(batch)[0]), batch.scored
+    mean, truth = model.as_scored(model.predict(batch)[0]), dense(batch.scored, np.float32)
     error = float(np.square(mean - truth).mean())
     return metrics.pearson(mean, truth).astype(np.float32), metrics.spearman(mean, truth).astype(np.float32), error
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.checks import InputError, one_of
+from stpred._core.targets import stored
 from stpred.models._base import BaseConfig, Batch
 from stpred.training._checkpoint import Checkpoint
 from stpred.training._scores import Curve
@@ -115,7 +116,7 @@ def fingerprint(
         every = max(1, len(batch.targets) // 64)
         some = np.asarray(batch.features[batch.targets[::every]])
         for values in (some, batch.sources, batch.coords_um, batch.y, batch.truth, batch.totals):
-            digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+            digest.update(b"-" if values is None else np.ascontiguousarray(stored(values)).tobytes())
         for links in (batch.links, batch.parts):
             digest.update(b"" if links is None else links.indices.tobytes())
     digest.update(str(len(train)).encode())
