@@ -98,11 +98,15 @@ def check_memory(frame: Frame, n_genes: int) -> None:
         )
 
 
-def check_disk(path: Path, frame: Frame, n_genes: int) -> None:
-    """Refuse a map that the disk has no room for: itself, its smaller copies, and once more while it is made."""
-    needed = frame.n_bytes(n_genes) + n_genes * frame.shape[0] * frame.shape[1] * 4
+def check_disk(path: Path, frame: Frame, n_genes: int, *, staging: Path, copies: int = 1) -> None:
+    """Refuse a map that the disk has no room for: itself, its smaller copies, and `copies` of it while it is made.
+
+    What the folder `staging` holds already is gone on with or goes, so it takes no room from the map.
+    """
+    needed = frame.n_bytes(n_genes) + copies * n_genes * frame.shape[0] * frame.shape[1] * 4
     above = next(p for p in path.absolute().parents if p.exists())
-    free = shutil.disk_usage(above).free
+    held = sum(f.stat().st_size for f in staging.rglob("*") if f.is_file())
+    free = shutil.disk_usage(above).free + held
     if needed > free:
         raise InputError(
             f"The map of {n_genes} genes on {frame.shape[1]} x {frame.shape[0]} pixels of {frame.size_um:g} um needs "
@@ -111,7 +115,27 @@ def check_disk(path: Path, frame: Frame, n_genes: int) -> None:
         )
 
 
-class Staging:
+class Blocks:
+    """What is known of a map's finished blocks.
+
+    Attributes
+    ----------
+    finished
+        By first row and column of the block, what was noted of it.
+    """
+
+    finished: dict[str, dict[str, Any]]
+
+    def has(self, rows: slice, columns: slice) -> bool:
+        """Whether a block is there."""
+        return f"{rows.start},{columns.start}" in self.finished
+
+    def noted(self, name: str) -> list[Any]:
+        """Return what was noted under a name of all blocks that have it."""
+        return [noted[name] for noted in self.finished.values() if name in noted]
+
+
+class Staging(Blocks):
     """A map on disk that is filled block by block, and taken up again where it was left.
 
     Parameters
@@ -145,21 +169,27 @@ class Staging:
             )
             known.write_text(said)
         self.values = zarr.open_array(folder / "map.zarr", mode="r+")
-        self.finished = set(self._done.read_text().split()) if self._done.exists() else set()
+        text = self._done.read_text() if self._done.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
+        if whole != text:
+            self._done.write_text(whole)
+        lines = (line.split(" ", 1) for line in whole.splitlines())
+        self.finished = {block: json.loads(noted) for block, noted in lines}
         if self.finished:
             logger.info("%d finished blocks are taken from %s.", len(self.finished), folder)
 
-    def has(self, rows: slice, columns: slice) -> bool:
-        """Whether a block is there."""
-        return f"{rows.start},{columns.start}" in self.finished
-
-    def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None) -> None:
-        """Write a (n_genes, h, w) block, or nothing where it is empty, and only then say that it is there."""
+    def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None, **noted: Any) -> None:
+        """Write a (n_genes, h, w) block, or nothing where it is empty, and only then note that it is there."""
         if values is not None:
             self.values[:, rows, columns] = values
+        block = f"{rows.start},{columns.start}"
         with self._done.open("a") as done:
-            done.write(f"{rows.start},{columns.start}\n")
-        self.finished.add(f"{rows.start},{columns.start}")
+            done.write(f"{block} {json.dumps(noted)}\n")
+        self.finished[block] = noted
+
+    def discard(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder)
 
     def lazy(self) -> Any:
         """Return the map as a dask array."""

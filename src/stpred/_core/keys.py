@@ -50,6 +50,11 @@ def predicted(shapes_key: str, model: str) -> str:
     return f"{shapes_key}_{slug(model)}"
 
 
+def predicted_map(shapes_key: str, model: str) -> str:
+    """Name of the map that covers a region."""
+    return f"{predicted(shapes_key, model)}_map"
+
+
 def in_frame(name: str, coordinate_system: str) -> str:
     """Name of an element of the slide in `coordinate_system`: as it is in ``"um"``, else with the frame's suffix.
 

@@ -15,7 +15,7 @@ from stpred.data._folds import (
     far_from,
 )
 from stpred.data._regions import Region, as_slides, read_region
-from stpred.data._tokens import masked_tokens
+from stpred.data._tokens import masked_tokens, median_width_um
 
 __all__ = [
     "BLOCK_FOLDS",
@@ -37,6 +37,7 @@ __all__ = [
     "looks_like_cells",
     "make_batch",
     "masked_tokens",
+    "median_width_um",
     "prediction_batches",
     "reach_um",
     "read_region",

@@ -16,7 +16,7 @@ from stpred._core.checks import InputError
 from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
-from stpred.data._tokens import TokenReader, token_batch, width_um
+from stpred.data._tokens import TokenReader, median_width_um, token_batch
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
@@ -25,7 +25,7 @@ SAME_PITCH = 0.1
 """Relative difference of pitch up to which a region gives its own context."""
 
 FINER = 0.75
-"""Pitch relative to that of training up to which a region is finer, so that its tokens are seen in several tiles."""
+"""Width of locations relative to those of training up to which they are finer, and seen in several tiles."""
 
 CENTRE = 1.5
 """Width of a location in sub-tiles below which only the sub-tile about its centre speaks for it."""
@@ -111,7 +111,7 @@ def make_batch(
         batch = replace(batch, links=_link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2))
     if needs.parts is None:
         return batch
-    centre = lattice is not None and width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
+    centre = lattice is not None and median_width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
     return with_parts(batch, region, encoder, needs.parts, centre=centre, batch_size=batch_size)
 
 
@@ -149,16 +149,22 @@ def with_parts(
 
 
 def prediction_batches(
-    region: Region, encoder: Encoder, needs: Needs, *, stride_um: float | None = None, **how: Any
+    region: Region,
+    encoder: Encoder,
+    needs: Needs,
+    *,
+    stride_um: float | None = None,
+    width_um: float | None = None,
+    **how: Any,
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
     """Yield rows of the region and their batch: all at once, or in blocks of pixels, of tokens, or of many cells.
 
-    `stride_um` is the distance of the overlapping tiles in which tokens are seen; None: half a tile, and where the
-    region is no finer than the model's own, a whole one.
+    `stride_um` is the distance of the overlapping tiles in which tokens are seen; None: half a tile, and where
+    locations are no finer than those of training, which were `width_um` wide, a whole one.
     """
     n = len(region.coords_um)
     if needs.tokens:
-        yield from token_reader(region, encoder, needs, stride_um=stride_um, **how).blocks(region)
+        yield from token_reader(region, encoder, needs, stride_um=stride_um, width_um=width_um, **how).blocks(region)
         return
     if stride_um is not None:
         raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
@@ -205,6 +211,7 @@ def token_reader(
     batch_size: int | None = None,
     allow_upsampling: bool = False,
     stride_um: float | None = None,
+    width_um: float | None = None,
 ) -> TokenReader:
     """Return what reads a region, or parts of it, through tokens; parameters as of `prediction_batches`."""
     tile = encoder.card.tile
@@ -212,8 +219,7 @@ def token_reader(
     region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
     spread, name = region, "region"
     if lattice is not None:
-        own = Lattice.of(region.coords_um) if region.edge_um is None else Lattice(region.edge_um, hexagonal=False)
-        if stride_um is None and (own is None or own.pitch_um < FINER * lattice.pitch_um):
+        if stride_um is None and (width_um is None or median_width_um(region) < FINER * width_um):
             stride_um = tile.size_um / 2
         if home is None or home != region.shapes_key or region.edge_um is not None:
             found = None if home is None else _home_region(region, home)

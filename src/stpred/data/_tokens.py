@@ -177,7 +177,7 @@ def _radii(element: Any, coordinate_system: str) -> NDArray[np.float64] | None:
     return np.asarray(element["radius"].to_numpy(dtype=np.float64) * np.sqrt(scale2))
 
 
-def width_um(region: Region) -> float:
+def median_width_um(region: Region) -> float:
     """Return the median width of a region's locations."""
     if region.edge_um is not None:
         return float(region.edge_um)

@@ -19,7 +19,7 @@ from stpred.models.layers import ACTIVATIONS, OUTPUTS, activation, perceptron
 _ROWS = 8192
 """Tokens that are mapped at a time in prediction."""
 
-_VALUES = 2**26
+_VALUES = 2**25
 """Predicted values of tokens that are in memory at a time."""
 
 

@@ -128,7 +128,7 @@ class Cohort:
             "n_donors": len(set(self.groups(batches))),
             "hexagonal": bool(lattice is not None and lattice.hexagonal),
             **_cell_facts(regions),
-            **({"token_um": token_edge_um(encoder, needs.token_um)} if needs.tokens else {}),
+            **(_token_facts(regions, encoder, needs) if needs.tokens else {}),
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
             "target": batches[0].scale,
             "scored_on": scored_scale(blank, target),
@@ -184,6 +184,12 @@ def measured(
     scored = scored_scale(model, target) if scored_on is None else scored_on
     truth = None if scored == scale else region.target(names, scored, sparse=model.sparse_targets)
     return {"y": region.target(names, scale, sparse=model.sparse_targets), "scale": scale, "truth": truth}
+
+
+def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
+    """Return how wide tokens are, and the locations that were seen through them."""
+    width = float(np.median([data.median_width_um(r) for r in regions]))
+    return {"token_um": token_edge_um(encoder, needs.token_um), "width_um": round(width, 3)}
 
 
 def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:

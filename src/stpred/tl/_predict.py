@@ -151,6 +151,7 @@ def predict(
         key_in(preserve, sdata.shapes, what="shapes element", name="preserve")
     how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
     how |= {"lattice": lattice_of(trained), "home": trained.record.region}
+    how |= {"width_um": trained.record.training.get("width_um")}
     if raster:
         if trained.needs.cells:
             raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,12 +61,17 @@ def predict_map(
     """Predict every pixel of an area; see :func:`stpred.tl.predict`."""
     size_um = _pixel_um(job.model, resolution_um)
     holder, area_key = _with_area(sdata, shapes_key, image_key=image_key, coordinate_system=coordinate_system)
-    key = f"{keys.predicted(area_key, job.model.record.name)}_map" if key_added is None else key_added
+    key = keys.predicted_map(area_key, job.model.record.name) if key_added is None else key_added
     tables.check_name(holder, key, kind="images")
     if inplace and key in sdata.images and key not in sdata.attrs.get(keys.UNS, {}):
         raise InputError(f"`key_added`={key!r} is an image that stpred did not write; choose another name.")
     path = None if out is None else rasters.check_out(out, key)
     region = data.read_region(holder, shapes_key=area_key, image_key=image_key, coordinate_system=coordinate_system)
+    if size_um < region.pyramid.mpp:
+        raise InputError(
+            f"Pixels of {size_um:g} um are smaller than those of image {region.image_key!r} "
+            f"({region.pyramid.mpp:.4g} um); choose a larger `resolution_um`."
+        )
     spots = None if preserve is None else Spots.of(sdata, preserve, job.genes, coordinate_system=coordinate_system)
     if spots is not None:
         as_amounts(np.zeros(1, np.float32), job.model)  # refuses relative outputs before any work
@@ -77,12 +81,17 @@ def predict_map(
         rasters.check_memory(frame, len(job.genes))
         kept: Any = _Memory(len(job.genes), frame)
     else:
-        rasters.check_disk(path, frame, len(job.genes))
-        kept = rasters.Staging(
-            path.with_name(f".{path.name}-{key}.part"), _facts(job, region, frame), frame, len(job.genes)
-        )
-    n, unlike, context = _fill(kept, area, job)
+        folder = path.with_name(f".{path.name}-{key}.part")
+        rasters.check_disk(path, frame, len(job.genes), staging=folder, copies=1 if spots is None else 2)
+        kept = rasters.Staging(folder, _facts(job, region, frame), frame, len(job.genes))
+    try:
+        n, unlike, context = _fill(kept, area, job)
+    except InputError:
+        if not kept.finished:
+            kept.discard()
+        raise
     if n == 0:
+        kept.discard()
         raise InputError(f"No pixel of {size_um:g} um lies both in {area_key!r} and on image {region.image_key!r}.")
     values = kept.lazy()
     if spots is not None:
@@ -102,7 +111,7 @@ def predict_map(
     image = rasters.element(values, job.genes, frame, coordinate_system=coordinate_system)
     if path is not None:
         image = rasters.commit(path, key, image, told)
-        shutil.rmtree(kept.folder)
+        kept.discard()
     if not inplace:
         return image
     for made in [k for k in holder.shapes if k not in sdata.shapes]:
@@ -203,7 +212,7 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
     if not needs.tokens:
         return _fill_at_once(kept, area, job, blocks)
     reader = None
-    n = unlike = 0
+    n = 0
     for rows, columns in track(blocks, total=len(blocks), describe=f"{job.model.record.name}: map"):
         wanted, pixels = area.pixels(rows, columns)
         n += int(wanted.sum())
@@ -215,12 +224,12 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
         if reader is None:
             reader = data.token_reader(pixels, job.encoder, needs, **job.how)
         found = np.full((wanted.size, n_genes), np.nan, dtype=np.float32)
-        places = np.flatnonzero(wanted)
+        places, unlike = np.flatnonzero(wanted), 0
         for chosen, batch in reader.blocks(pixels):
             found[places[chosen]] = job.model.predict(batch)[0][:, job.columns]
             unlike += int((job.model.unlikeness(batch) > 0).sum())
-        kept.put(rows, columns, _block(found, rows, columns))
-    return n, unlike, None if reader is None else reader.context
+        kept.put(rows, columns, _block(found, rows, columns), unlike=unlike, context=reader.context)
+    return n, sum(kept.noted("unlike")), next(iter(kept.noted("context")), None)
 
 
 def _fill_at_once(kept: Any, area: _Area, job: Job, blocks: list[Any]) -> tuple[int, int, str | None]:
@@ -268,18 +277,20 @@ def _preserved(kept: Any, values: Any, spots: Spots, frame: rasters.Frame, model
     return kept.rewritten(one)
 
 
-class _Memory:
+class _Memory(rasters.Blocks):
     """A map in memory; see `rasters.Staging`."""
 
     def __init__(self, n_genes: int, frame: rasters.Frame) -> None:
         self.values = np.full((n_genes, *frame.shape), np.nan, dtype=np.float32)
+        self.finished = {}
 
-    def has(self, rows: slice, columns: slice) -> bool:
-        return False
-
-    def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None) -> None:
+    def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None, **noted: Any) -> None:
         if values is not None:
             self.values[:, rows, columns] = values
+        self.finished[f"{rows.start},{columns.start}"] = noted
+
+    def discard(self) -> None:
+        pass
 
     def lazy(self) -> Any:
         return self.values
