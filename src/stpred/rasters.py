@@ -32,6 +32,7 @@ _BLOCK_BYTES = 2**28
 _SMALLEST = 512
 _PYRAMID = 4 / 3
 _STORE = "zarr.json"
+_MARK = "spatialdata_attrs"
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class Frame:
 
     @classmethod
     def around(cls, bounds_um: tuple[float, float, float, float], size_um: float) -> Frame:
-        """Return the smallest one that covers a box."""
+        """Return one that covers a box, hardly larger: its smaller copies halve it evenly, so none is out of place."""
         low = np.floor(np.array(bounds_um[:2]) / size_um + 1e-6).astype(int)
         high = np.maximum(np.ceil(np.array(bounds_um[2:]) / size_um - 1e-6).astype(int), low + 1)
-        (x, y), (width, height) = low.tolist(), (high - low).tolist()
+        (x, y), step = low.tolist(), 2 ** _halvings(*(high - low).tolist())
+        width, height = (-(-(high - low) // step) * step).tolist()
         return cls(size_um, (x, y), (height, width))
 
     def n_bytes(self, n_genes: int) -> int:
@@ -78,6 +80,11 @@ class Frame:
         return np.asarray((at + 0.5) * self.size_um, dtype=np.float64)
 
 
+def _halvings(height: int, width: int) -> int:
+    """Return the number of smaller copies."""
+    return max(1, int(np.ceil(np.log2(max(height, width) / _SMALLEST))))
+
+
 def block_edge(n_genes: int) -> int:
     """Return the edge of blocks; of very many genes they are smaller."""
     edge = BLOCK
@@ -93,8 +100,8 @@ def check_memory(frame: Frame, n_genes: int) -> None:
     if needed > MOST_IN_MEMORY * there:
         raise InputError(
             f"The map of {n_genes} genes on {frame.shape[1]} x {frame.shape[0]} pixels of {frame.size_um:g} um takes "
-            f"{needed / 2**30:.3g} GB, more than half of this machine's memory; pass out= to write it to disk, or ask "
-            "for fewer genes."
+            f"{needed / 2**30:.3g} GB, more than half of the {there / 2**30:.3g} GB of this machine; pass out= to "
+            "write it to disk, or ask for fewer genes."
         )
 
 
@@ -226,13 +233,12 @@ def element(values: Any, genes: list[str], frame: Frame, *, coordinate_system: s
             Translation([frame.first[0] * frame.size_um, frame.first[1] * frame.size_um], axes=("x", "y")),
         ]
     )
-    halvings = max(1, int(np.ceil(np.log2(max(frame.shape) / _SMALLEST))))
     edge = block_edge(len(genes)) * 4
     return Image2DModel.parse(
         values,
         dims=("c", "y", "x"),
         c_coords=genes,
-        scale_factors=[2] * halvings,
+        scale_factors=[2] * _halvings(*frame.shape),
         chunks=(1, min(edge, frame.shape[0]), min(edge, frame.shape[1])),
         transformations={coordinate_system: place},
     )
@@ -249,7 +255,7 @@ def check_out(out: str | Path, key: str) -> Path:
     path = check_parent(Path(out))
     if not path.exists():
         return path
-    if not path.is_dir() or not (path / _STORE).is_file():
+    if not (path / _STORE).is_file() or _MARK not in json.loads((path / _STORE).read_text()).get("attributes", {}):
         raise InputError(f"`out`={str(path)!r} is no SpatialData store; name a new one or an existing store.")
     for kind in ("images", "labels", "points", "shapes", "tables"):
         if (path / kind / key).exists():

@@ -2,7 +2,7 @@
 
 from stpred.data._batches import make_batch, prediction_batches, reach_um, token_reader, with_needs, with_parts
 from stpred.data._cells import cells_region, inside_of, looks_like_cells, with_cells
-from stpred.data._features import embed, embed_dense, embed_parts, stored_features
+from stpred.data._features import embed, embed_dense, embed_parts, embed_wide, stored_features
 from stpred.data._folds import (
     BLOCK_FOLDS,
     Fold,
@@ -32,6 +32,7 @@ __all__ = [
     "embed",
     "embed_dense",
     "embed_parts",
+    "embed_wide",
     "far_from",
     "inside_of",
     "looks_like_cells",

@@ -27,7 +27,7 @@ SAME_PITCH = 0.1
 FINER = 0.75
 """Width of locations relative to those of training up to which they are finer, and seen in several tiles."""
 
-CENTRE = 1.5
+CENTRE = 1.0
 """Width of a location in sub-tiles below which only the sub-tile about its centre speaks for it."""
 
 FEW_SOURCES = 30

@@ -113,7 +113,7 @@ class DeepSpot(Network):
     is mapped by phi once, however many neighbourhoods it is in. Sets are ragged: nothing is padded with zeros that
     could enter a pool. Unlike in the publication's code, the tile is the encoder's own (pass ``tile=`` for one of the
     spot's diameter), and features are standardised per slide (``standardize="none"`` leaves them).
-    On locations smaller than a sub-tile and a half (bins, squares of :func:`stpred.pp.subdivide`), the set of sub-tiles
+    On locations smaller than a sub-tile (bins, squares of :func:`stpred.pp.subdivide`), the set of sub-tiles
     is the one about the location's centre, with the weight of all: the publication's super-resolution, whose code takes
     a sub-tile off the centre and a ninth of the sum.
 

@@ -72,8 +72,9 @@ def predict_map(
             f"Pixels of {size_um:g} um are smaller than those of image {region.image_key!r} "
             f"({region.pyramid.mpp:.4g} um); choose a larger `resolution_um`."
         )
-    spots = None if preserve is None else Spots.of(sdata, preserve, job.genes, coordinate_system=coordinate_system)
-    if spots is not None:
+    spots = None
+    if preserve is not None:
+        spots = Spots.of(sdata, preserve, job.genes, image_key=image_key, coordinate_system=coordinate_system)
         as_amounts(np.zeros(1, np.float32), job.model)  # refuses relative outputs before any work
     area = _Area.of(region, size_um)
     frame = area.frame

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array, csr_array
 
 from stpred import data
-from stpred._core import targets
 from stpred._core.checks import InputError, listing
+from stpred._core.elements import find_table, table_instances
 from stpred._core.preserve import Preserved
 from stpred.models import Model
 
@@ -20,26 +21,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spots:
-    """Measured locations that fine predictions are to add up to, and the columns of the predicted genes."""
+    """Measured locations that fine predictions are to add up to.
+
+    Attributes
+    ----------
+    region
+        The locations, those without any count included.
+    counts
+        (n, n_genes) counts of the predicted genes, in their order.
+    """
 
     region: data.Region
-    columns: NDArray[np.int64]
+    counts: csc_array
 
     @classmethod
-    def of(cls, sdata: SpatialData, shapes_key: str, genes: list[str], *, coordinate_system: str) -> Spots:
+    def of(
+        cls,
+        sdata: SpatialData,
+        shapes_key: str,
+        genes: list[str],
+        *,
+        image_key: str | None = None,
+        coordinate_system: str,
+    ) -> Spots:
         """Read the measurement; every predicted gene must be in it."""
-        region = data.read_region(sdata, shapes_key=shapes_key, measured=True, coordinate_system=coordinate_system)
+        where: dict[str, Any] = {
+            "shapes_key": shapes_key, "image_key": image_key, "coordinate_system": coordinate_system,
+        }  # fmt: skip
+        region = data.read_region(sdata, measured=True, **where)
         columns = region.var.index.get_indexer(genes)  # type: ignore[union-attr]
         if missing := [g for g, at in zip(genes, columns, strict=True) if at < 0]:
             raise InputError(
                 f"`preserve`={shapes_key!r} did not measure {listing(missing)}; name the genes to predict with `genes`."
             )
-        return cls(region, columns)
+        # What was measured to hold nothing is left out above, but here it says that nothing is there.
+        _, ids = table_instances(sdata.tables[find_table(sdata, shapes_key, None)], shapes_key)
+        whole = data.read_region(sdata, **where)
+        whole = whole.take(np.flatnonzero(whole.instances.isin(ids)))
+        rows = whole.instances.get_indexer(region.instances)
+        known = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(whole.instances), len(rows)))
+        return cls(whole, csc_array(known @ region.counts[:, columns]))  # type: ignore[index]
 
     def counts_of(self, gene: int) -> NDArray[np.float64]:
         """Return the counts of a predicted gene, by its position."""
-        column = self.region.counts[:, [self.columns[gene]]]  # type: ignore[index]
-        return targets.dense(column).ravel()
+        return np.asarray(self.counts[:, [gene]].todense(), dtype=np.float64).ravel()
 
     def scale(self, points_um: NDArray[np.float64]) -> Preserved:
         """Return what rescales amounts at these points."""
