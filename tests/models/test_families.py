@@ -201,3 +201,23 @@ def test_trusted_needs_more_than_luck() -> None:
     many = training.HeldOut(np.array([[0.15, 0.05, np.nan]]), np.zeros((1, 3)), np.array([4000]))
     assert few.columns()["trusted"].tolist() == [False, True, False]
     assert many.columns()["trusted"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("through", ["cells", "parts"])
+def test_an_ensemble_tells_targets_from_those_of_training_as_its_members_do(through: str) -> None:
+    """Of families that look at many things in each location, the scores are of the locations."""
+    from stpred.links import Links
+    from stpred.models import Batch, Ensemble, SCellST, Student
+
+    rng = np.random.default_rng(0)
+    member = (SCellST if through == "cells" else Student).Config(hidden=(4,))
+    model = Ensemble(Ensemble.Config(member, n=2), n_features=5, n_genes=3)
+    features = rng.normal(size=(40, 5)).astype(np.float32)
+    features[:4] += 50
+    inside = Links(np.arange(0, 41, 4), np.arange(40))
+    batch = Batch("a", features, np.arange(0, 40, 4), np.arange(40), np.zeros((10, 2)), **{through: inside})
+    model.typical.fit([features[4:]])
+    score = model.unlikeness(batch)
+    assert score.shape == (10,)
+    assert score[0] > 1
+    assert (score[1:] < 0.5).all()

@@ -449,9 +449,12 @@ class Model(nn.Module, ABC):
         """Return (n, typical_width) values by which tiles are told from those of training."""
         return np.asarray(batch.own, dtype=np.float32)
 
-    def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n,) scores of how far targets are from those of training: 0 = alike, NaN = not known."""
-        return self.typical.score(self.describe(batch))
+    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+        """Return (n,) scores of how far targets are from those of training: 0 = alike, NaN = not known.
+
+        `typical` None: what this model knows of training; an ensemble asks a member with its own.
+        """
+        return (typical or self.typical).score(self.describe(batch))
 
     def training_target(self, target: str | None) -> str:
         """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred.models._base import Batch, Needs
+from stpred.models._base import Batch, Needs, TypicalTiles
 from stpred.models._network import Network
 from stpred.models._sample import Sample, Scaling
 from stpred.models.layers import segment_mean, segment_sum
@@ -82,14 +82,15 @@ class CellNetwork(Network):
         """Return features of the slide's sample of cells: locations are told from those of training by their cells."""
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
-    def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
+    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
         """Return (n,) scores of the targets, by the mean distance of their cells from those of training."""
+        typical = typical or self.typical
         if batch.cells is None:
-            return self.typical.score(np.asarray(batch.own, dtype=np.float32))
+            return typical.score(np.asarray(batch.own, dtype=np.float32))
         distance = np.zeros(len(batch.features), dtype=np.float32)
         rows = np.unique(batch.cells.indices)
-        distance[rows] = self.typical.distance(np.asarray(batch.features[rows], dtype=np.float32))
-        return self.typical.beyond(batch.cells.mean(distance))
+        distance[rows] = typical.distance(np.asarray(batch.features[rows], dtype=np.float32))
+        return typical.beyond(batch.cells.mean(distance))
 
 
 def cells_of(sample: Sample) -> Tensor:

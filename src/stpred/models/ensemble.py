@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, whole
 from stpred.models import _registry
-from stpred.models._base import BaseConfig, Batch, Model, Needs
+from stpred.models._base import BaseConfig, Batch, Model, Needs, TypicalTiles
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ class Ensemble(Model):
     def describe(self, batch: Batch) -> NDArray[np.float32]:
         """As of the members."""
         return self.first.describe(batch)
+
+    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+        """As of the members, by what the ensemble knows of training."""
+        return self.first.unlikeness(batch, typical or self.typical)
 
     def training_target(self, target: str | None) -> str:
         """As of the members."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, positive, whole
-from stpred.models._base import BaseConfig, Batch, Needs
+from stpred.models._base import BaseConfig, Batch, Needs, TypicalTiles
 from stpred.models._network import Network, NetworkConfig, share
 from stpred.models._sample import Sample, Scaling
 from stpred.models.layers import ACTIVATIONS, OUTPUTS, activation, perceptron
@@ -153,15 +153,16 @@ class Student(Network):
         """Return features of the slide's sample of tokens, by which locations are told from those of training."""
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
-    def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
+    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
         """Return (n,) scores of the targets, by the mean distance of their tokens from those of training."""
+        typical = typical or self.typical
         if batch.parts is None:
-            return self.typical.score(np.asarray(batch.own, dtype=np.float32))
+            return typical.score(np.asarray(batch.own, dtype=np.float32))
         distance = np.zeros(len(batch.features), dtype=np.float32)
         rows = np.unique(batch.parts.indices)
         for part in np.array_split(rows, -(-len(rows) // 2**16)):
-            distance[part] = self.typical.distance(np.asarray(batch.features[part], dtype=np.float32))
-        return self.typical.beyond(batch.parts.mean(distance))
+            distance[part] = typical.distance(np.asarray(batch.features[part], dtype=np.float32))
+        return typical.beyond(batch.parts.mean(distance))
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Return rows of targets whose tokens' values fit into memory."""
