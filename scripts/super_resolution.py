@@ -194,18 +194,11 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str]) -> None:
 
 def _draw_her2st(sdata: SpatialData, figures: Path) -> None:
     import matplotlib.pyplot as plt
-    import spatialdata_plot  # noqa: F401
 
     figures.mkdir(parents=True, exist_ok=True)
     for name, image in (("with_photograph", True), ("map", False)):
-        figure, axes = plt.subplots(1, 2 if image else 1, figsize=(14 if image else 7, 7), squeeze=False)
-        if image:
-            sdata.pl.render_images("he").pl.show("um", ax=axes[0, 0], title="H&E")
-        sdata.pl.render_images("epcam_map", channel="EPCAM", cmap="viridis").pl.show(
-            "um", ax=axes[0, -1], title="EPCAM"
-        )
-        figure.savefig(figures / f"her2st_epcam_{name}.png", dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        axes = st.pl.map(sdata, "epcam_map", "EPCAM", with_image=image, save=figures / f"her2st_epcam_{name}.png")
+        plt.close(axes[0].figure)
 
 
 if __name__ == "__main__":

@@ -258,9 +258,16 @@ def check_out(out: str | Path, key: str) -> Path:
     if not (path / _STORE).is_file() or _MARK not in json.loads((path / _STORE).read_text()).get("attributes", {}):
         raise InputError(f"`out`={str(path)!r} is no SpatialData store; name a new one or an existing store.")
     for kind in ("images", "labels", "points", "shapes", "tables"):
-        if (path / kind / key).exists():
+        # What was left when a map was put there, before the store knew of it, goes when it is put there again.
+        left = kind == "images" and staging_of(path, key).exists()
+        if (path / kind / key).exists() and not left:
             raise InputError(f"`out`={str(path)!r} holds {kind}/{key} already; choose another `key_added`.")
     return path
+
+
+def staging_of(path: Path, key: str) -> Path:
+    """Return where a map is kept until it is whole."""
+    return path.with_name(f".{path.name}-{key}.part")
 
 
 def commit(path: Path, key: str, image: Any, provenance: str) -> Any:
@@ -279,6 +286,7 @@ def commit(path: Path, key: str, image: Any, provenance: str) -> Any:
         (path / "images").mkdir(exist_ok=True)
         if not (path / "images" / _STORE).exists():
             shutil.copy(fresh / "images" / _STORE, path / "images" / _STORE)
+        shutil.rmtree(path / "images" / key, ignore_errors=True)
         (fresh / "images" / key).rename(path / "images" / key)
         there = read_zarr(path, selection=())
         note(there, key, provenance)

@@ -58,3 +58,29 @@ def test_unknown_genes_and_tables_are_named(slide: object) -> None:
         st.pl.spatial(slide, "spots_intensity", "EPCAM", layer="std")
     with pytest.raises(InputError, match=r"Genes \['NOPE'\] are not both predicted and measured"):
         st.pl.compare(slide, "spots_intensity", "spots_counts", genes="NOPE")
+
+
+def test_a_map_is_drawn_where_it_is(tmp_path: object) -> None:
+    """What is not predicted stays empty, and the picture spans the map in micrometres."""
+    from stpred import rasters
+
+    sdata = st.datasets.toy(size_um=(400, 400), n_genes=20)
+    frame = rasters.Frame.around((80.0, 40.0, 240.0, 200.0), 8.0)
+    values = np.full((2, *frame.shape), np.nan, dtype=np.float32)
+    values[:, 4:12, 4:12] = np.arange(64, dtype=np.float32).reshape(8, 8)
+    sdata.images["mine"] = rasters.element(values, ["EPCAM", "COL1A2"], frame)
+    axes = st.pl.map(sdata, "mine", ["COL1A2"], save=tmp_path / "map.png")  # type: ignore[operator]
+    assert [ax.get_title() for ax in axes] == ["H&E", "COL1A2"]
+    assert (tmp_path / "map.png").stat().st_size > 5000  # type: ignore[operator]
+    for ax in axes:
+        np.testing.assert_allclose(ax.get_xlim(), (80, 240))
+        np.testing.assert_allclose(ax.get_ylim(), (200, 40))
+    shown = axes[1].images[0]
+    np.testing.assert_allclose(shown.get_extent(), (80, 240, 200, 40))
+    assert np.ma.getmaskarray(shown.get_array()).sum() == values[0].size - 64
+    with pytest.raises(InputError, match="has no gene"):
+        st.pl.map(sdata, "mine", "NOPE")
+    with pytest.raises(InputError, match="No image named"):
+        st.pl.map(sdata, "nothing", "EPCAM")
+    with pytest.raises(InputError, match="`genes` is empty"):
+        st.pl.map(sdata, "mine", [])

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stpred import links
+from stpred._core import keys
 from stpred._core.checks import InputError
 from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
 from stpred.data._tokens import TokenReader, median_width_um, token_batch
 from stpred.encoders._base import Encoder
+from stpred.encoders._tokens import with_tokens
 from stpred.models._base import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
 
@@ -220,7 +222,8 @@ def token_reader(
     spread, name = region, "region"
     if lattice is not None:
         if stride_um is None and (width_um is None or median_width_um(region) < FINER * width_um):
-            stride_um = tile.size_um / 2
+            n = with_tokens(encoder, needs.token_um).card.dense[0]
+            stride_um = max(1, n // 2) * tile.size_um / n
         if home is None or home != region.shapes_key or region.edge_um is not None:
             found = None if home is None else _home_region(region, home)
             name = "grid" if found is None else str(home)
@@ -392,7 +395,9 @@ def _home(region: Region, home: str) -> NDArray[np.float64]:
 
 def _home_region(region: Region, home: str) -> Region | None:
     """Return the slide's own training region, if it has one."""
-    if home not in region.sdata.shapes:
+    there = region.sdata.shapes
+    home = next((name for name in (keys.in_frame(home, region.coordinate_system), home) if name in there), "")
+    if not home:
         return None
     try:
         return read_region(

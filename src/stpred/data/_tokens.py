@@ -39,7 +39,7 @@ _TILES = 256
 _FEW = 6
 """Tokens across a footprint below which a token counts by the share of it that lies inside."""
 
-_SHARES = 4
+_SHARES = 8
 """Points along each edge of a token by which that share is told."""
 
 
@@ -113,18 +113,27 @@ def footprints(region: Region, grid: TokenGrid, *, edge_um: float | None = None)
     """
     coords = region.coords_um
     low, high, inside = _outlines(region, region.edge_um if edge_um is None else edge_um)
-    across = float(np.median((high - low).mean(axis=1))) / grid.token_um
-    share = 1 if across >= _FEW else _SHARES
-    owner, fine = centres_inside(low, high, grid.token_um / share, inside)
-    none = np.flatnonzero(np.bincount(owner, minlength=len(coords)) == 0)
-    owner = np.concatenate([owner, none])
-    own = np.floor(coords[none] / grid.token_um).astype(np.int64)
-    tokens, member = _distinct(np.concatenate([np.floor_divide(fine, share), own]))
+    small = (high - low).mean(axis=1) < _FEW * grid.token_um
+    owners, found = [], []
+    for share, rows in ((1, np.flatnonzero(~small)), (_SHARES, np.flatnonzero(small))):
+        step = grid.token_um / share
+        shape, fine = centres_inside(low[rows], high[rows], step, _of(rows, inside))
+        owners.append(rows[shape])
+        found.append(np.floor_divide(fine, share))
+    none = np.flatnonzero(np.bincount(np.concatenate(owners), minlength=len(coords)) == 0)
+    owner = np.concatenate([*owners, none])
+    found.append(np.floor(coords[none] / grid.token_um).astype(np.int64))
+    tokens, member = _distinct(np.concatenate(found))
     weights = csr_array((np.ones(len(owner)), (owner, member)), shape=(len(coords), len(tokens)))
     weights.sum_duplicates()
     totals = np.asarray(weights.sum(axis=1)).ravel()
     weights.data /= np.repeat(totals, np.diff(weights.indptr))
     return weights, tokens
+
+
+def _of(rows: NDArray[np.int64], inside: Inside) -> Inside:
+    """Return what says of some rows, counted anew, what lies in them."""
+    return lambda shape, xy: inside(rows[shape], xy)
 
 
 def _distinct(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

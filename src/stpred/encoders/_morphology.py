@@ -17,6 +17,9 @@ from stpred.encoders._base import EncoderCard
 PATCH_UM = 8.0
 """About how wide a patch of the dense features is."""
 
+SMALLEST_PATCH_UM = 2.0
+"""What the coarsest plane that is averaged over patches resolves."""
+
 _SMALLEST_PX = 32
 
 
@@ -80,8 +83,11 @@ class Morphology:
             raise InputError(f"`threads` must be at least 1 or None, got {threads!r}.")
         names = feature_names()
         grid = max(1, round(tile.size_um / PATCH_UM)) if patches is None else whole(patches, name="patches")
-        if tile.size_px // grid < 2:
-            raise InputError(f"Morphology cannot cut a tile of {tile.size_px} px into {grid} x {grid} patches.")
+        if tile.size_px // grid < 2 or tile.size_um / grid < SMALLEST_PATCH_UM * (1 - 1e-9):
+            raise InputError(
+                f"Morphology cannot cut a tile of {tile.size_px} px at {tile.mpp:g} um per pixel into {grid} x {grid} "
+                f"patches; they must be at least {SMALLEST_PATCH_UM:g} um and 2 pixels wide."
+            )
         self.card = EncoderCard(
             "morphology", tile, len(names), revision="1", feature_names=names, dense=(grid, grid, len(dense_names()))
         )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stpred.pl._compare import compare
     from stpred.pl._gallery import gallery
+    from stpred.pl._map import map
     from stpred.pl._spatial import spatial
 
-__all__ = ["compare", "gallery", "spatial"]
+__all__ = ["compare", "gallery", "map", "spatial"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stpred import data, metrics, training
 from stpred._core import keys, tables
@@ -15,6 +17,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import Model, _registry
 from stpred.models._base import Batch
 from stpred.tl._cohort import PIXELS, Cohort, called_after, encoder_of, held_out, read_cohort
+from stpred.tl._predict import context_of, encoder_for
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,6 +126,8 @@ def distill(
     blank = _registry.probe(family, config)
     if not blank.needs.tokens:
         raise InputError(f"`student` must be a model of patches, such as 'student', not {family.family!r}.")
+    if getattr(config, "loss", None) == "nb":
+        raise InputError("Pseudo-labels are no counts, so a student of them cannot have loss='nb'; use 'mse'.")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     if len(set(donors.values())) < 2:
         raise InputError(
@@ -204,17 +209,18 @@ def _untrained(
 
 def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -> Teacher:
     """Return a teacher made of trained models, each asked only about slides that it has not seen."""
-    from stpred.tl._predict import encoder_for
-
     columns, seen = [], []
     for model in models:
+        if model.needs.cells:
+            raise InputError(f"The teacher {model.record.name!r} sees cells; teachers see tiles.")
         known = {g: i for i, g in enumerate(model.record.genes)}
         if missing := [g for g in cohort.names if g not in known]:
             raise InputError(
                 f"The teacher {model.record.name!r} does not know {listing(missing)}; pass genes= that all know."
             )
         columns.append([known[g] for g in cohort.names])
-        seen.append({r.slide for r in cohort.regions if _saw(model, r, cohort.donors[r.slide])})
+        saw = {cohort.donors[r.slide] for r in cohort.regions if _saw(model, r, cohort.donors[r.slide])}
+        seen.append({s for s, donor in cohort.donors.items() if donor in saw})
     predicted: dict[tuple[int, str], Any] = {}
     regions = {r.slide: r for r in cohort.regions}
 
@@ -229,14 +235,21 @@ def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -
                 raise data.TooSmall(f"No trained teacher has not seen the counts of {what}.")
             for k in able:
                 if (k, s) not in predicted:
-                    model = models[k]
-                    batch = data.make_batch(regions[s], encoder_for(model, None, device=None), model.needs, **reading)
-                    predicted[k, s] = model.predict(batch)[0][:, columns[k]]
+                    predicted[k, s] = _predicted(models[k], regions[s], reading)[:, columns[k]]
             labels[s] = np.mean([training.standardised(predicted[k, s]) for k in able], axis=0)
             told[s] = [models[k].id for k in able]
         return labels, told
 
     return teach
+
+
+def _predicted(model: Model, region: data.Region, reading: dict[str, Any]) -> NDArray[np.float32]:
+    """Return what a trained model predicts, as :func:`stpred.tl.predict` does."""
+    out = np.empty((len(region.coords_um), model.n_genes), dtype=np.float32)
+    encoder = encoder_for(model, None, device=None)
+    for rows, batch in data.prediction_batches(region, encoder, model.needs, **reading, **context_of(model)):
+        out[rows] = model.predict(batch)[0]
+    return out
 
 
 def _saw(model: Model, region: data.Region, donor: str) -> bool:
@@ -254,7 +267,7 @@ def _told(teacher: Any) -> dict[str, Any]:
     if isinstance(teacher, Model):
         return {"family": teacher.family, "id": teacher.id, "trained": True}
     family, config = _registry.resolve(teacher)
-    return {"family": family.family, "config": config.to_dict()}
+    return {"family": family.family, "config": json.loads(json.dumps(config.to_dict()))}
 
 
 def _table(batch: Batch, region: data.Region, cohort: Cohort) -> AnnData:

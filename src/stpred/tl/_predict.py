@@ -16,7 +16,7 @@ from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
 from stpred.models._base import FORMAT_VERSION
 from stpred.tl._predict_map import Job, predict_map
-from stpred.tl._preserve import Spots, preserved
+from stpred.tl._preserve import Spots, as_amounts, preserved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,12 +149,14 @@ def predict(
         raise InputError("`resolution_um` is of a map (raster=True); cut shapes finer with stpred.pp.subdivide.")
     if preserve is not None:
         key_in(preserve, sdata.shapes, what="shapes element", name="preserve")
+        as_amounts(np.zeros(1, np.float32), trained)  # refuses relative outputs before any work
     how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
-    how |= {"lattice": lattice_of(trained), "home": trained.record.region}
-    how |= {"width_um": trained.record.training.get("width_um")}
+    how |= context_of(trained)
     if raster:
-        if trained.needs.cells:
-            raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")
+        if trained.needs.cells or cells_key is not None:
+            raise InputError(
+                f"A map is of tissue, not of cells (model {trained.record.name!r}); predict on their shapes."
+            )
         trained.to(pick_device(device))
         return predict_map(
             sdata,
@@ -192,9 +194,8 @@ def predict(
     trained.to(pick_device(device))
     spots = None
     if preserve is not None:
-        spots = Spots.of(
-            sdata, preserve, [trained.record.genes[i] for i in columns], coordinate_system=coordinate_system
-        )
+        asked = [trained.record.genes[i] for i in columns]
+        spots = Spots.of(sdata, preserve, asked, image_key=image_key, coordinate_system=coordinate_system)
     n = len(region.coords_um)
     mean, score = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
     std: np.ndarray | None = None
@@ -287,10 +288,12 @@ def _remade(model: Model, *, device: str | None) -> Encoder:
         ) from error
 
 
-def lattice_of(model: Model) -> regions.Lattice | None:
-    """Return the arrangement of the locations that a model was trained on."""
-    pitch = model.record.pitch_um
-    return None if pitch is None else regions.Lattice(pitch, bool(model.record.training.get("hexagonal")))
+def context_of(model: Model) -> dict[str, Any]:
+    """Return what `data.prediction_batches` has to know of the locations that a model was trained on."""
+    record = model.record
+    hexagonal = bool(record.training.get("hexagonal"))
+    lattice = None if record.pitch_um is None else regions.Lattice(record.pitch_um, hexagonal)
+    return {"lattice": lattice, "home": record.region, "width_um": record.training.get("width_um")}
 
 
 def gene_columns(model: Model, genes: Iterable[str] | None) -> list[int]:

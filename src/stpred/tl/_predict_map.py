@@ -82,7 +82,7 @@ def predict_map(
         rasters.check_memory(frame, len(job.genes))
         kept: Any = _Memory(len(job.genes), frame)
     else:
-        folder = path.with_name(f".{path.name}-{key}.part")
+        folder = rasters.staging_of(path, key)
         rasters.check_disk(path, frame, len(job.genes), staging=folder, copies=1 if spots is None else 2)
         kept = rasters.Staging(folder, _facts(job, region, frame), frame, len(job.genes))
     try:

@@ -13,7 +13,7 @@ from stpred._core.checks import InputError, positive, whole
 from stpred.encoders._module import pick_device
 from stpred.models import Model
 from stpred.models._base import Batch
-from stpred.tl._predict import encoder_for, gene_columns, lattice_of, trained_model
+from stpred.tl._predict import context_of, encoder_for, gene_columns, trained_model
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -99,7 +99,7 @@ def surroundings(
         coordinate_system=coordinate_system,
     )
     trained.to(pick_device(device))
-    how: dict[str, Any] = {"lattice": lattice_of(trained), "home": trained.record.region}
+    how = context_of(trained)
     reader = data.token_reader(region, used, trained.needs, allow_upsampling=allow_upsampling, **how)
     fill = np.rint(regions.tissue_colour(region.pyramid)[0] * 255).astype(np.uint8)
     centres, plain, alone = data.masked_tokens(region, used, trained.needs, n=n, keep_um=keep_um, fill=fill, seed=seed)

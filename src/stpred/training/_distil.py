@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,7 +48,8 @@ def out_of_fold(
     -------
     The predictions, and for each slide those that its teacher was trained on.
     """
-    run = Run() if run is None else replace(run, relabel=None)
+    run = Run() if run is None else copy(run)
+    run.relabel = None
     slides = {b.slide: b for b in batches}
     donors = dict(zip(slides, groups, strict=True))
     if len(set(groups)) < 2:

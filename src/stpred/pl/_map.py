@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core import keys
+from stpred._core.checks import InputError, key_in, listing
+from stpred._core.elements import affine_to, find_image, need_sdata, scale0
+from stpred.tiles import Pyramid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+_MOST_PX = 2000
+"""Pixels along the longer side of a picture; of larger maps a smaller copy is drawn."""
+
+
+def map(
+    sdata: SpatialData,
+    map_key: str,
+    genes: str | Sequence[str],
+    *,
+    image_key: str | None = None,
+    with_image: bool = True,
+    cmap: str = "viridis",
+    limits: tuple[float, float] | None = None,
+    coordinate_system: str = keys.UM,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Draw genes of a predicted map beside the H&E image.
+
+    Parameters
+    ----------
+    sdata
+        Object with the map that ``stpred.tl.predict(raster=True)`` wrote.
+    map_key
+        Name of the map.
+    genes
+        One or several of its genes, a panel each.
+    image_key
+        H&E image; None takes the one in the micrometre frame.
+    with_image
+        Draw the tissue in a panel of its own first.
+    cmap, limits
+        Colours, and the values of their ends; None: quantiles 0.01 and 0.99 of each gene.
+    coordinate_system
+        The slide's micrometre frame.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes, one per panel, in micrometres with a scale bar. What was not predicted stays empty.
+
+    Raises
+    ------
+    InputError
+        If there is no such map or gene.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slide = st.datasets.toy(size_um=(400, 400), n_genes=20)
+    >>> config = st.models.Student.Config(hidden=(16,), epochs=2)
+    >>> st.tl.predict(slide, st.tl.train(slide, config, shapes_key="spots"), raster=True)
+    >>> len(st.pl.map(slide, "tissue_student_map", ["EPCAM", "COL1A2"]))
+    3
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib_scalebar.scalebar import ScaleBar
+
+    need_sdata(sdata)
+    key_in(map_key, sdata.images, what="image", name="map_key")
+    wanted = [genes] if isinstance(genes, str) else list(genes)
+    if not wanted:
+        raise InputError("`genes` is empty; name one or more genes of the map.")
+    element = _level(sdata.images[map_key])
+    known = [str(c) for c in element.coords["c"].values]
+    if missing := [g for g in wanted if g not in known]:
+        raise InputError(f"The map {map_key!r} has no gene {listing(missing)}; it has {listing(known)}.")
+    affine = affine_to(scale0(sdata.images[map_key]), coordinate_system)
+    if affine is None:
+        raise InputError(f"The map {map_key!r} is not placed in {coordinate_system!r}.")
+    full = scale0(sdata.images[map_key])
+    x0, y0 = affine[0, 2], affine[1, 2]
+    x1, y1 = x0 + affine[0, 0] * full.sizes["x"], y0 + affine[1, 1] * full.sizes["y"]
+    n = len(wanted) + with_image
+    figure, axes = plt.subplots(1, n, figsize=(5 * n, 4.6), squeeze=False, layout="constrained")
+    panels = list(axes[0])
+    if with_image:
+        image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+        pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+        mpp = max(x1 - x0, y1 - y0) / min(_MOST_PX, 1000)
+        picture, corner = pyramid.thumbnail(max(mpp, pyramid.mpp))
+        step = max(mpp, pyramid.mpp)
+        right, bottom = corner + np.array(picture.shape[1::-1]) * step
+        panels[0].imshow(picture, extent=(corner[0], right, bottom, corner[1]))
+        panels[0].set_title("H&E")
+    for ax, gene in zip(panels[int(with_image) :], wanted, strict=True):
+        values = np.asarray(element.isel(c=known.index(gene)))
+        finite = values[np.isfinite(values)]
+        low, high = (np.quantile(finite, (0.01, 0.99)) if len(finite) else (0, 1)) if limits is None else limits
+        drawn = ax.imshow(values, extent=(x0, x1, y1, y0), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+        figure.colorbar(drawn, ax=ax, shrink=0.8)
+        ax.set_title(gene)
+    for ax in panels:
+        ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal")
+        ax.add_artist(ScaleBar(1.0, "um", location="lower right", box_alpha=0.6))
+    if save is not None:
+        figure.savefig(save, dpi=150, bbox_inches="tight")
+    return panels
+
+
+def _level(image: Any) -> Any:
+    """Return the finest level of a map that is not larger than a picture."""
+    from xarray import DataTree
+
+    if not isinstance(image, DataTree):
+        return image
+    levels = [next(iter(node.ds.values())) for node in image.children.values()]
+    small = [level for level in levels if max(level.sizes["x"], level.sizes["y"]) <= _MOST_PX]
+    return max(small or levels[-1:], key=lambda level: level.sizes["x"])
