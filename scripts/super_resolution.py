@@ -126,24 +126,28 @@ def _draw_toy(
         "student, 8 um": maps["student on log1p CP10k"],
         "distilled student, 8 um": maps["student distilled from ridge, measured_share=0"],
     }
-    figure, axes = plt.subplots(len(SHOWN), 1 + len(shown), figsize=(3.1 * (1 + len(shown)), 3.1 * len(SHOWN)))
+    figure, axes = plt.subplots(
+        len(SHOWN), 1 + len(shown), figsize=(2.6 * (1 + len(shown)), 2.7 * len(SHOWN)), layout="constrained"
+    )
     image = np.asarray(sdata.images["he"]["scale0"].ds["image"]).transpose(1, 2, 0)
     extent = (0, image.shape[1] / 2, image.shape[0] / 2, 0)
-    for row, gene in zip(axes, SHOWN, strict=True):
-        row[0].imshow(image, extent=extent)
-        row[0].set_ylabel(gene)
-        for ax, (name, values) in zip(row[1:], shown.items(), strict=True):
-            column = values[:, genes.index(gene)]
-            low, high = np.nanquantile(column, (0.02, 0.98))
-            ax.scatter(*xy.T, c=column, s=1.2, marker="s", vmin=low, vmax=high, linewidths=0)
-            ax.set_title(name if row is axes[0] else "", fontsize=9)
-        for ax in row:
+    column, row = np.floor(xy / 8).astype(int).T
+    for k, gene in enumerate(SHOWN):
+        axes[k, 0].imshow(image, extent=extent)
+        axes[k, 0].set_ylabel(gene)
+        for ax, (name, values) in zip(axes[k, 1:], shown.items(), strict=True):
+            plane = np.full((row.max() + 1, column.max() + 1), np.nan)
+            plane[row, column] = values[:, genes.index(gene)]
+            low, high = np.nanquantile(plane, (0.02, 0.98))
+            ax.imshow(plane, extent=(0, 8 * plane.shape[1], 8 * plane.shape[0], 0), vmin=low, vmax=high)
+            if k == 0:
+                ax.set_title(name, fontsize=9)
+        for ax in axes[k]:
             ax.set(xlim=(0, extent[1]), ylim=(extent[2], 0), xticks=[], yticks=[], aspect="equal")
-    for ax in axes[-1]:
-        ax.plot([extent[1] - 250, extent[1] - 50], [extent[2] - 40] * 2, color="black", lw=3)
-    axes[-1][0].set_xlabel("bar: 200 um")
+    axes[0, 0].set_title("H&E; bar: 200 um", fontsize=9)
+    axes[0, 0].plot([extent[1] - 240, extent[1] - 40], [extent[2] - 40] * 2, color="black", lw=3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -153,7 +157,7 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str]) -> None:
     slides = {
         s: st.io.legacy_st(folder / f"{s}.counts.tsv.gz", folder / f"{s}.jpg", folder / f"{s}.spots.tsv") for s in names
     }
-    small = {"input_dropout": 0.3, "dropout": 0.5, "epochs": 60}
+    small = {"input_dropout": 0.3, "dropout": 0.5, "epochs": 60, "batch_size": 64}
     teachers: dict[str, Any] = {
         "ridge": "ridge",
         "mlp": MLP.Config(hidden=(256,), input_dropout=0.5, dropout=0.5, lr=1e-3, weight_decay=1e-2, epochs=40),

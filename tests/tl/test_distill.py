@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 import stpred as st
-from stpred import training
+from stpred import data, metrics, training
 from stpred._core.checks import InputError
 from stpred.models import Batch, Model, Student
 from stpred.training import _distil, _fit, _loop
@@ -66,6 +66,12 @@ def teachers(cohort: dict[str, SpatialData]) -> dict[str, Model]:
 def labels_of(model: Model) -> dict[str, NDArray[np.float64]]:
     tables: dict[str, AnnData] = model.pseudo_labels  # type: ignore[assignment]
     return {k: np.asarray(t.X, dtype=np.float64) for k, t in tables.items()}
+
+
+def measured_of(slides: dict[str, SpatialData], model: Model) -> dict[str, NDArray[np.float32]]:
+    """Return the training targets of the labelled locations."""
+    regions = {k: data.read_region(v, slide=k, shapes_key="spots", measured=True) for k, v in slides.items()}
+    return {k: r.target(model.record.genes, "log1p_cp10k") for k, r in regions.items()}
 
 
 def with_other_counts(slide: SpatialData, *, seed: int = 0) -> SpatialData:
@@ -248,12 +254,20 @@ def test_a_share_of_the_measurement_mixes_it_in() -> None:
     assert (standardised(np.full((4, 2), 3.0)) == 0).all()
 
 
-def test_measured_share_brings_labels_nearer_to_the_counts(cohort: dict[str, SpatialData], distilled: Model) -> None:
-    half = st.tl.distill(cohort, "ridge", SMALL, measured_share=0.5, **HOW)
-    for slide, r in distilled.record.training["distilled"]["label_pearson"].items():
-        assert half.record.training["distilled"]["label_pearson"][slide] > r + 0.1
-    assert half.record.training["distilled"]["measured_share"] == 0.5
-    assert half.id != distilled.id
+def test_a_share_of_the_measurement_is_learned_but_no_pseudo_label(
+    cohort: dict[str, SpatialData], distilled: Model
+) -> None:
+    alone = st.tl.distill(cohort, "ridge", SMALL, measured_share=0, **HOW)
+    assert alone.record.training["distilled"]["measured_share"] == 0.0
+    assert distilled.record.training["distilled"]["measured_share"] == 0.5
+    assert alone.id != distilled.id
+    labels, measured = labels_of(distilled), measured_of(cohort, distilled)
+    for slide, values in labels_of(alone).items():
+        np.testing.assert_array_equal(values, labels[slide])
+    blended = on_scale(labels, measured, share=0.5)
+    for slide, values in labels.items():
+        apart = [np.nanmean(metrics.pearson(v, measured[slide])) for v in (values, blended[slide])]
+        assert apart[1] > apart[0] + 0.1
 
 
 def test_a_teacher_that_knows_nothing_changes_nothing(cohort: dict[str, SpatialData], distilled: Model) -> None:
@@ -418,7 +432,7 @@ def test_the_record_tells_who_taught_what(cohort: dict[str, SpatialData], distil
     (told,) = facts["teachers"]
     assert told["family"] == "ridge"
     assert st.models.Ridge.Config.parse(told["config"]) == st.models.Ridge.Config()
-    assert facts["measured_share"] == 0.0
+    assert facts["measured_share"] == 0.5
     assert facts["taught"] == [{s: [o for o in cohort if o != s] for s in cohort}]
     assert (record.training["donors_given"], record.training["seed"], record.training["n_donors"]) == (False, 0, 3)
     assert (record.training["token_um"], distilled.support_um) == (8.0, 8.0)

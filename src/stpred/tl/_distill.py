@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def distill(
     table_key: str | None = None,
     image_key: str | None = None,
     target: str | None = None,
-    measured_share: float = 0.0,
+    measured_share: float = 0.5,
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
     teacher_encoder: Any = None,
@@ -79,7 +80,8 @@ def distill(
     target
         Scale of the measurement, ``"log1p_cp10k"`` (None) or ``"counts"``.
     measured_share
-        Share of the (standardised) measurement itself in the labels, from 0 (as published) to below 1.
+        Share of the (standardised) measurement itself in what is learned, from 0 (as published: pseudo-labels alone) to
+        below 1. Half of each was better than either on synthetic tissue and on HER2ST.
     encoder, tile
         What the student sees patches through; None: the family's own.
     teacher_encoder, teacher_tile
@@ -95,7 +97,7 @@ def distill(
         The student. ``model.record.var["cv_pearson"]`` and ``trusted`` are scores on measured counts of left-out
         donors, for which teachers *and* student were trained without them (needs three donors);
         ``model.record.training["distilled"]`` says who taught each slide and how well; ``model.pseudo_labels`` holds
-        the labels as tables, slide by slide (in memory; add them to your objects to keep them).
+        the pseudo-labels as tables, slide by slide (in memory; add them to your objects to keep them).
 
     Raises
     ------
@@ -160,13 +162,14 @@ def distill(
     fitted, facts, _ = training.fit_and_score(family, config, batches, groups=order, seed=seed, run=run)
     scores = held_out(family, config, batches, order, seed=seed, run=run)
     cohort.describe(fitted, name=called, encoder=used, batches=batches, blank=blank, target=target, scores=scores)
-    final = labelling(batches, order)
+    pure = replace(labelling, share=0.0)
+    final = pure(batches, order)
     agreed = {b.slide: float(np.nan_to_num(metrics.pearson(b.y, b.truth)).mean()) for b in final}
     fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
     fitted.record.training["distilled"] = {
         "teachers": [_told(t) for t in listed],
         "measured_share": float(measured_share),
-        "taught": labelling.taught,
+        "taught": pure.taught,
         "label_pearson": {slide: round(r, 4) for slide, r in agreed.items()},
     }
     fitted.pseudo_labels = {b.slide: _table(b, r, cohort) for b, r in zip(final, regions, strict=True)}  # type: ignore[assignment]

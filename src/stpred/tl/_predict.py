@@ -153,10 +153,10 @@ def predict(
     how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
     how |= context_of(trained)
     if raster:
-        if trained.needs.cells or cells_key is not None:
-            raise InputError(
-                f"A map is of tissue, not of cells (model {trained.record.name!r}); predict on their shapes."
-            )
+        if cells_key is not None and not trained.needs.cells:
+            raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
+        if trained.needs.cells:
+            raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")
         trained.to(pick_device(device))
         return predict_map(
             sdata,
