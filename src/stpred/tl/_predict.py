@@ -152,9 +152,9 @@ def predict(
         as_amounts(np.zeros(1, np.float32), trained)  # refuses relative outputs before any work
     how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
     how |= context_of(trained)
+    if cells_key is not None and not trained.needs.cells:
+        raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
     if raster:
-        if cells_key is not None and not trained.needs.cells:
-            raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
         if trained.needs.cells:
             raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")
         trained.to(pick_device(device))
@@ -185,8 +185,6 @@ def predict(
     )
     if trained.needs.cells:
         region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
-    elif cells_key is not None:
-        raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
     key = keys.predicted(region.shapes_key, trained.record.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)
