@@ -175,3 +175,16 @@ def test_cells_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     assert "'nuclei_m'" in ok("predict", slide, "-o", tmp_path / "b.zarr", "--model", tmp_path / "m")
     table = sd.read_zarr(tmp_path / "b.zarr").tables["nuclei_m"]
     assert table.n_obs > 50
+
+
+def test_predict_adds_a_map_of_a_model_of_patches(folder: Path, tmp_path: Path) -> None:
+    slide = st.io.visium(folder / "a" / "outs")
+    config = st.models.Student.Config(hidden=(8,), epochs=1)
+    st.models.save(st.tl.train(slide, config, genes=["EPCAM", "COL1A2"], shapes_key="spots"), tmp_path / "fine")
+    ok("predict", folder / "b" / "outs", "-o", tmp_path / "out.zarr", "--model", tmp_path / "fine", "--map")
+    back = sd.read_zarr(tmp_path / "out.zarr")
+    assert back.images["tissue_student_map"]["scale0"].ds["image"].coords["c"].values.tolist() == ["EPCAM", "COL1A2"]
+    assert "spots_student" in back.tables
+    said = refused("predict", folder / "b" / "outs", "-o", tmp_path / "no.zarr", "--map")
+    assert "`--map` is of models of patches" in " ".join(said.split())
+    assert not (tmp_path / "no.zarr").exists()

@@ -102,6 +102,7 @@ def predict(
     genes: Annotated[str | None, typer.Option(help="Keep only these symbols, separated by commas.")] = None,
     picture: Annotated[Path | None, typer.Option(help="PNG to draw; default: beside the store.")] = None,
     with_image: Annotated[bool, typer.Option("--with-image", help="Copy the slide's pixels into the store.")] = False,
+    with_map: Annotated[bool, typer.Option("--map", help="Add a map of the tissue, of a model of patches.")] = False,
     allow_upsampling: Annotated[bool, typer.Option("--allow-upsampling", help="Accept a too coarse image.")] = False,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
@@ -115,6 +116,8 @@ def predict(
         picture = out.with_suffix(".png") if picture is None else picture
         check_picture(picture, overwrite=overwrite, keep=(slide, image))
         trained = st.models.load("default" if model is None else model)
+        if with_map and not trained.needs.tokens:
+            raise InputError(f"`--map` is of models of patches ('student'), and {trained.record.name!r} sees tiles.")
         given = {"path": slide, "format": format, "image": image, "mpp": mpp}
         slides, _ = st.io.read_cohort([{k: v for k, v in given.items() if v is not None}])
         ((name, sdata),) = slides.items()
@@ -122,17 +125,18 @@ def predict(
         if trained.needs.cells:
             cells = _cells(sdata)
             shapes = cells if shapes is None else shapes
-        st.tl.predict(
-            sdata,
-            trained,
-            shapes_key=_usual(sdata, trained.record.region) if shapes is None else shapes,
-            genes=None if genes is None else genes.split(","),
-            device=device,
-            allow_upsampling=allow_upsampling,
-        )
+        how: dict[str, Any] = {
+            "genes": None if genes is None else genes.split(","),
+            "device": device,
+            "allow_upsampling": allow_upsampling,
+        }
+        usual = _usual(sdata, trained.record.region) if shapes is None else shapes
+        st.tl.predict(sdata, trained, shapes_key=usual, **how)
         (key,) = set(sdata.tables) - before
         figure = st.pl.spatial(sdata, key)
         write_result(sdata, out, with_image=with_image, overwrite=overwrite)
+        if with_map:
+            st.tl.predict(sdata, trained, raster=True, out=out, **how)
         picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture, dpi=130)
         table = sdata.tables[key]
