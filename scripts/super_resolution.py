@@ -151,7 +151,7 @@ def _draw_toy(
     plt.close(figure)
 
 
-def her2st(folder: Path, figures: Path | None, *, left_out: list[str]) -> None:
+def her2st(folder: Path, figures: Path | None, *, left_out: list[str], share: float) -> None:
     """Leave out one section at a time; print mean Pearson of teacher, and of the map averaged over each spot."""
     names = ("C2", "C3", "C4", "C5")
     slides = {
@@ -172,7 +172,7 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str]) -> None:
             taught = st.tl.train(train, teacher)
             genes = taught.record.genes
             st.tl.predict(unseen, taught, shapes_key="spots", key_added="teacher")
-            model = st.tl.distill(train, teacher, student, genes=genes, shapes_key="spots")
+            model = st.tl.distill(train, teacher, student, genes=genes, shapes_key="spots", measured_share=share)
             fine = st.tl.predict(unseen, model, shapes_key="fine", inplace=False)
             parent = unseen.shapes["fine"].loc[fine.obs["instance_id"], "parent"].to_numpy()
             table = unseen.tables["teacher"].copy()
@@ -211,10 +211,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--left-out", nargs="+", default=["C5", "C2", "C3", "C4"])
+    parser.add_argument("--measured-share", type=float, default=0.5)
     parser.add_argument("--size-um", type=float, default=1000.0)
     parser.add_argument("--n-genes", type=int, default=100)
     given = parser.parse_args()
     if given.what == "toy":
         toy(given.figures, size_um=given.size_um, n_genes=given.n_genes)
     else:
-        her2st(given.folder, given.figures, left_out=given.left_out)
+        her2st(given.folder, given.figures, left_out=given.left_out, share=given.measured_share)
