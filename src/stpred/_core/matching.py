@@ -149,13 +149,16 @@ def _unique_squares(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArra
 
 
 def geometries_um(
-    sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM
+    sdata: SpatialData, shapes_key: str, *, rows: NDArray[np.int64] | None = None, coordinate_system: str = keys.UM
 ) -> tuple[NDArray[Any], pd.Index]:
-    """Return the (n,) polygons of a region in micrometres (circles as polygons, broken ones repaired) and its ids."""
+    """Return the (n,) polygons of a region in micrometres (circles as polygons, broken ones repaired) and its ids.
+
+    `rows` are the positions of those that are wanted; None: all.
+    """
     import shapely
 
     affine = placed(sdata, shapes_key, coordinate_system=coordinate_system)
-    element = sdata.shapes[shapes_key]
+    element = sdata.shapes[shapes_key] if rows is None else sdata.shapes[shapes_key].iloc[rows]
     shapes = element.geometry.to_numpy()
     if "radius" in element.columns:
         # 32 corners to the quarter keep the area of a circle to 0.04 %.

@@ -114,7 +114,7 @@ def inside_of(region: Region, points_um: NDArray[np.float64]) -> links.Links:
         affine = placed(region.sdata, region.shapes_key, **where)
         radius = frame["radius"].to_numpy()[rows] * float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
         return links.within(region.coords_um, radius, points_um, nearest_only=True)
-    shapes = geometries_um(region.sdata, region.shapes_key, **where)[0][rows]
+    shapes, _ = geometries_um(region.sdata, region.shapes_key, rows=rows, **where)
     point, location = STRtree(shapes).query(as_points(points_um), predicate="intersects")
     distance = np.linalg.norm(points_um[point] - region.coords_um[location], axis=1)
     order = np.lexsort((location, distance, point))

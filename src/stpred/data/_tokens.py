@@ -164,7 +164,8 @@ def _outlines(region: Region, edge_um: float | None) -> tuple[NDArray[np.float64
         return coords - radius[:, None], coords + radius[:, None], in_disc
     import shapely
 
-    polygons = geometries_um(region.sdata, region.shapes_key, coordinate_system=region.coordinate_system)[0][rows]
+    where = {"coordinate_system": region.coordinate_system}
+    polygons, _ = geometries_um(region.sdata, region.shapes_key, rows=rows, **where)
     shapely.prepare(polygons)
     low, high = np.hsplit(shapely.bounds(polygons), 2)
 

@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 from stpred._image.nuclei import region_stats, segment
 from stpred._image.stain import optical_density, unmix
 from stpred._image.texture import block_tensor, gaussian, scale_space
+from stpred.encoders._morphology_features import (
+    _AREAS_UM2,
+    _CHROMATIN_UM,
+    _EMPTY_DENSITY,
+    _FLOOR,
+    _ROUND,
+    _SIZES,
+)
 
 Planes = NDArray[np.float64]
 
@@ -20,18 +28,12 @@ WINDOWS_UM = (0.0, 8.0)
 
 _BANDS_UM = (0.5, 1.0, 2.0, 4.0)
 _EDGES_UM = (1.0, 2.0)
-_CHROMATIN_UM = (0.5, 1.0)
-_AREAS_UM2 = (25.0, 45.0, 80.0)
-_SIZES = ("tiny", "small", "medium", "large")
 _KINDS = tuple(f"{shape}_{size}" for shape in ("round", "long") for size in _SIZES)
 _SHAPES = ("log_area", "elongation", "staining", "contrast", "hollowness", "roughness")
 _ORDINARY = (math.log(40), 0.4, 0.5, 0.1, 1.0, 0.1)
 _PLACES = ("nuclear", "perinuclear", "stromal")
 _STAINS = ("haematoxylin", "eosin")
-_ROUND = 0.5
-_EMPTY_DENSITY = 0.12
 _RARE = 0.05  # share of a window below which a compartment is described as an ordinary one
-_FLOOR = 1e-3
 
 
 def dense_names() -> tuple[str, ...]:

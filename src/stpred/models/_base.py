@@ -19,6 +19,9 @@ from stpred.links import Links
 
 FORMAT_VERSION = 1
 
+_ROWS = 2**16
+"""Features whose distances, in double precision, are in memory at a time."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -396,6 +399,14 @@ class TypicalTiles(nn.Module):
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n,) scores: 0 = like the training tiles; NaN where those are not known."""
         return self.beyond(self.distance(features))
+
+    def score_within(self, features: NDArray[Any], links: Links) -> NDArray[np.float32]:
+        """Return (n,) scores of targets by the mean distance of the features that (n,) ragged links give each."""
+        distance = np.zeros(len(features), dtype=np.float32)
+        rows = np.unique(links.indices)
+        for part in np.array_split(rows, -(-len(rows) // _ROWS)):
+            distance[part] = self.distance(np.asarray(features[part], dtype=np.float32))
+        return self.beyond(links.mean(distance))
 
     def beyond(self, distance: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return scores of (n,) distances: how far they go beyond those of training, NaN where these are not known."""

@@ -87,10 +87,7 @@ class CellNetwork(Network):
         typical = typical or self.typical
         if batch.cells is None:
             return typical.score(np.asarray(batch.own, dtype=np.float32))
-        distance = np.zeros(len(batch.features), dtype=np.float32)
-        rows = np.unique(batch.cells.indices)
-        distance[rows] = typical.distance(np.asarray(batch.features[rows], dtype=np.float32))
-        return typical.beyond(batch.cells.mean(distance))
+        return typical.score_within(batch.features, batch.cells)
 
 
 def cells_of(sample: Sample) -> Tensor:

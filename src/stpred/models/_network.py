@@ -17,6 +17,7 @@ from stpred._core.targets import CP10K, moments
 from stpred.models import losses
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models._sample import Sample, Scaling, gather
+from stpred.models.layers import ACTIVATIONS, OUTPUTS
 
 STANDARDIZE = ("none", "train", "slide")
 
@@ -84,6 +85,21 @@ def share(value: float, *, name: str, below: float = 1.0) -> float:
     if isinstance(value, (bool, str)) or value is None or not 0 <= float(value) < below:
         raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
     return float(value)
+
+
+def check_perceptron(config: Any) -> None:
+    """Check the settings of a perceptron: ``hidden``, ``activation``, ``dropout``, ``output`` and ``input_dropout``."""
+    object.__setattr__(config, "hidden", tuple(whole(h, name="hidden") for h in config.hidden))
+    one_of(config.activation, ACTIVATIONS, name="activation")
+    one_of(config.output, OUTPUTS, name="output")
+    share(config.dropout, name="dropout")
+    share(getattr(config, "input_dropout", 0.0), name="input_dropout")
+
+
+def check_reach(config: Any) -> None:
+    """Refuse an output that is never negative where genes are standardised."""
+    if config.output != "linear" and config.loss == "mse" and config.scale_genes:
+        raise InputError(f"`output`={config.output!r} cannot reach standardised genes: pass scale_genes=False.")
 
 
 class Network(Model):

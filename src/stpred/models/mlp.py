@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError, positive
 from stpred.models._base import BaseConfig, Needs
-from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._network import Network, NetworkConfig, check_perceptron, check_reach
 from stpred.models._sample import Sample
-from stpred.models.layers import ACTIVATIONS, OUTPUTS, activation, perceptron, rows_or_zero
+from stpred.models.layers import activation, perceptron, rows_or_zero
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,10 @@ class MLPConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(whole(h, name="hidden") for h in self.hidden))
-        one_of(self.activation, ACTIVATIONS, name="activation")
-        one_of(self.output, OUTPUTS, name="output")
-        share(self.dropout, name="dropout")
-        share(self.input_dropout, name="input_dropout")
+        check_perceptron(self)
         if self.context_um is not None:
             positive(self.context_um, name="context_um", unit="micrometres")
-        if self.output != "linear" and self.loss == "mse" and self.scale_genes:
-            raise InputError(f"`output`={self.output!r} cannot reach standardised genes: pass scale_genes=False.")
+        check_reach(self)
 
 
 class MLP(Network):

@@ -11,15 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError, one_of, positive
 from stpred._core.specs import TileSpec
 from stpred.models._base import BaseConfig, Batch, Needs
 from stpred.models._cells import CellNetwork, cells_of, typical_cells
-from stpred.models._network import NetworkConfig, share
+from stpred.models._network import NetworkConfig, check_perceptron
 from stpred.models._sample import Sample, Scaling
 from stpred.models.layers import (
-    ACTIVATIONS,
-    OUTPUTS,
     SOFTPLUS_BETA,
     activation,
     perceptron,
@@ -76,11 +74,8 @@ class SCellSTConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(whole(h, name="hidden") for h in self.hidden))
-        one_of(self.activation, ACTIVATIONS, name="activation")
-        one_of(self.output, OUTPUTS, name="output")
+        check_perceptron(self)
         one_of(self.pool, POOLS, name="pool")
-        share(self.dropout, name="dropout")
         if self.context_um is not None:
             positive(self.context_um, name="context_um", unit="micrometres")
         if self.loss == "nb" and self.pool == "sum":

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import positive
 from stpred.models._base import BaseConfig, Batch, Needs, TypicalTiles
-from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._network import Network, NetworkConfig, check_perceptron, check_reach
 from stpred.models._sample import Sample, Scaling
-from stpred.models.layers import ACTIVATIONS, OUTPUTS, activation, perceptron
+from stpred.models.layers import activation, perceptron
 
 _ROWS = 8192
 """Tokens that are mapped at a time in prediction."""
@@ -58,16 +58,11 @@ class StudentConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(whole(h, name="hidden") for h in self.hidden))
-        one_of(self.activation, ACTIVATIONS, name="activation")
-        one_of(self.output, OUTPUTS, name="output")
-        share(self.dropout, name="dropout")
-        share(self.input_dropout, name="input_dropout")
+        check_perceptron(self)
         for name in ("token_um", "footprint_um"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, positive(getattr(self, name), name=name, unit="micrometres"))
-        if self.output != "linear" and self.loss == "mse" and self.scale_genes:
-            raise InputError(f"`output`={self.output!r} cannot reach standardised genes: pass scale_genes=False.")
+        check_reach(self)
 
 
 class Student(Network):
@@ -158,11 +153,7 @@ class Student(Network):
         typical = typical or self.typical
         if batch.parts is None:
             return typical.score(np.asarray(batch.own, dtype=np.float32))
-        distance = np.zeros(len(batch.features), dtype=np.float32)
-        rows = np.unique(batch.parts.indices)
-        for part in np.array_split(rows, -(-len(rows) // 2**16)):
-            distance[part] = typical.distance(np.asarray(batch.features[part], dtype=np.float32))
-        return typical.beyond(batch.parts.mean(distance))
+        return typical.score_within(batch.features, batch.parts)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Return rows of targets whose tokens' values fit into memory."""

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _MOST_PX = 2000
-"""Pixels along the longer side of a picture; of larger maps a smaller copy is drawn."""
+"""Pixels along the longer side of a map that is drawn; of larger ones a smaller copy is."""
+
+_PICTURE_PX = 1000
+"""Pixels of the H&E image along the longer side of the map."""
 
 
 def map(
@@ -94,9 +97,8 @@ def map(
     if with_image:
         image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-        mpp = max(x1 - x0, y1 - y0) / min(_MOST_PX, 1000)
-        picture, corner = pyramid.thumbnail(max(mpp, pyramid.mpp))
-        step = max(mpp, pyramid.mpp)
+        step = max(max(x1 - x0, y1 - y0) / _PICTURE_PX, pyramid.mpp)
+        picture, corner = pyramid.thumbnail(step)
         right, bottom = corner + np.array(picture.shape[1::-1]) * step
         panels[0].imshow(picture, extent=(corner[0], right, bottom, corner[1]))
         panels[0].set_title("H&E")

@@ -158,7 +158,10 @@ def aggregate(
     else:
         found = _cells(sdata, source_key, outlines=fractions, **where)
     frame = _bins(found.places, edge) if made and edge is not None else None
-    shapes = geometries_um(sdata, shapes_key, **where)[0] if frame is None else frame.geometry.to_numpy()
+    if frame is None:
+        shapes, _ = geometries_um(sdata, shapes_key, coordinate_system=coordinate_system)
+    else:
+        shapes = frame.geometry.to_numpy()
     X, inside = _sums(shapes, found.places, found.values)
     if kind == "transcripts":
         number = np.asarray(X.sum(axis=1)).ravel()

@@ -13,7 +13,7 @@ from stpred._core.checks import InputError, positive, whole
 from stpred.encoders._module import pick_device
 from stpred.models import Model
 from stpred.models._base import Batch
-from stpred.tl._predict import context_of, encoder_for, gene_columns, trained_model
+from stpred.tl._predict import context_of, encoder_for, gene_columns, trained_model, with_regions
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -124,8 +124,6 @@ def _with_locations(
     sdata: SpatialData, model: Model, shapes_key: str | None, *, image_key: str | None, coordinate_system: str
 ) -> SpatialData:
     """Return the object, with points on its tissue where it has no locations."""
-    from stpred.tl._predict import with_regions
-
     if shapes_key is not None or model.record.region in sdata.shapes:
         return sdata
     return with_regions(sdata, model, image_key=image_key, coordinate_system=coordinate_system)
