@@ -64,12 +64,29 @@ class Lattice:
         return np.concatenate(parts) if parts else np.empty((0, 2))
 
 
+@dataclass(frozen=True)
+class TissueMask:
+    """Where a slide has tissue, to be asked again and again: (h, w) mask of `TISSUE_MPP`, and where it begins."""
+
+    mask: NDArray[np.bool_]
+    origin_um: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, pyramid: Pyramid) -> TissueMask:
+        """Look at a small copy of the slide."""
+        return cls(*_mask(pyramid))
+
+    def __call__(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which (n, 2) points lie on tissue."""
+        mask = self.mask
+        column, row = np.floor((points_um - self.origin_um) / TISSUE_MPP).astype(int).T
+        on = (column >= 0) & (row >= 0) & (column < mask.shape[1]) & (row < mask.shape[0])
+        return np.asarray(on & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)], dtype=bool)
+
+
 def on_tissue(pyramid: Pyramid, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Say which (n, 2) points lie on tissue."""
-    mask, origin_um = _mask(pyramid)
-    column, row = np.floor((points_um - origin_um) / TISSUE_MPP).astype(int).T
-    on = (column >= 0) & (row >= 0) & (column < mask.shape[1]) & (row < mask.shape[0])
-    return on & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
+    return TissueMask.of(pyramid)(points_um)
 
 
 def tissue_colour(pyramid: Pyramid) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ from stpred.data._folds import (
     donor_folds,
     far_from,
 )
-from stpred.data._regions import Region, as_slides, read_region
+from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
+from stpred.data._scene import scene_reader
 from stpred.data._tokens import masked_tokens, median_width_um
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "embed_parts",
     "embed_wide",
     "far_from",
+    "has_counts",
     "inside_of",
     "looks_like_cells",
     "make_batch",
@@ -41,7 +43,9 @@ __all__ = [
     "median_width_um",
     "prediction_batches",
     "reach_um",
+    "read_image",
     "read_region",
+    "scene_reader",
     "stored_features",
     "token_reader",
     "with_cells",

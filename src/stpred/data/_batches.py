@@ -17,6 +17,7 @@ from stpred._core.checks import InputError
 from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
+from stpred.data._scene import scene_batch, scene_reader
 from stpred.data._tokens import TokenReader, median_width_um, token_batch
 from stpred.encoders._base import Encoder
 from stpred.encoders._tokens import with_tokens
@@ -83,6 +84,8 @@ def make_batch(
         return cell_batch(region, encoder, needs, points=seen, batch_size=batch_size, **measured)
     if needs.tokens:
         return token_batch(region, encoder, needs, batch_size=batch_size, **measured)
+    if needs.scene:
+        return scene_batch(region, encoder.card.tile, **measured)
     n = len(region.coords_um)
     around = _surroundings(region, needs, lattice, home)
     features = stored_features(region, encoder)
@@ -167,6 +170,9 @@ def prediction_batches(
     n = len(region.coords_um)
     if needs.tokens:
         yield from token_reader(region, encoder, needs, stride_um=stride_um, width_um=width_um, **how).blocks(region)
+        return
+    if needs.scene:
+        yield from scene_reader(region, encoder, stride_um=stride_um, **how).blocks(region)
         return
     if stride_um is not None:
         raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")

@@ -51,11 +51,40 @@ def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str,
     return {s: str(groups[s]) for s in slides}
 
 
-def choose_genes(regions: list[Region], rule: Any) -> pd.DataFrame:
-    """Return genes chosen by a rule on these regions alone, best first, with their scores."""
+def choose_genes(regions: list[Region], rule: Any, *, partial: bool = False) -> pd.DataFrame:
+    """Return genes chosen by a rule on these regions alone, best first, with their scores.
+
+    `partial`: genes that are named need not be measured on every slide.
+    """
+    if partial and rule.method == "list":
+        return _named(regions, list(rule.genes))
     names, columns = gene_kernels.shared_genes({r.slide: r.var.index for r in regions if r.var is not None})
     counts = {r.slide: r.counts[:, columns[r.slide]] for r in regions if r.counts is not None}
     return gene_kernels.select(rule, counts, names, coords_um={r.slide: r.coords_um for r in regions})
+
+
+def _named(regions: list[Region], names: list[str]) -> pd.DataFrame:
+    """Return named genes with their scores over the slides that measured them; there must be one of each."""
+    import pandas as pd
+
+    measured = [r for r in regions if r.var is not None and r.counts is not None]
+    if missing := [g for g in names if not any(g in r.var.index for r in measured)]:  # type: ignore[union-attr]
+        raise InputError(f"No slide measured the genes {listing(missing)}.")
+    sums, rows, ceilings, n_slides = (np.zeros(len(names)) for _ in range(4))
+    for region in measured:
+        columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
+        there = np.flatnonzero(columns >= 0)
+        counts = region.counts[:, columns[there]]  # type: ignore[index]
+        found = np.asarray(counts.sum(axis=0)).ravel()
+        sums[there] += found
+        rows[there] += counts.shape[0]
+        n_slides[there] += found > 0
+        ceilings[there] += np.where(found > 0, np.nan_to_num(gene_kernels.rmax(counts)), 0)
+    mean = sums / rows
+    return pd.DataFrame(
+        {"score": mean, "rmax": ceilings / np.maximum(n_slides, 1), "mean": mean, "n_slides": n_slides.astype(int)},
+        index=pd.Index(names, dtype=object),
+    )
 
 
 def common_lattice(regions: list[Region]) -> Lattice | None:

@@ -24,6 +24,7 @@ from stpred._core.elements import (
     table_regions,
 )
 from stpred.links import Links
+from stpred.regions import Lattice, on_tissue
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ DENSE = 2**24
 
 SPARSE = 0.3
 """Share of values other than zero up to which a large target stays sparse, as that of a million bins."""
+
+IMAGE_PITCH_UM = 100.0
+"""Distance of the points that stand for the locations of a slide without any."""
 
 _ONLY = "slide"
 """What a slide is called that came without a name."""
@@ -92,7 +96,12 @@ class Region:
         """Return the (n, n_genes) training target of the named genes; `sparse`: as csr where that is far smaller."""
         if self.counts is None or self.var is None or self.totals is None:
             raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
-        counts = self.counts[:, self.var.index.get_indexer(names)]
+        columns = self.var.index.get_indexer(names)
+        counts = self.counts[:, columns]
+        if (columns < 0).any():  # of a gene that was not measured here, nothing is there
+            from scipy.sparse import diags_array
+
+            counts = (counts @ diags_array((columns >= 0).astype(counts.dtype))).tocsr()
         if (
             sparse
             and target in targets.TARGETS
@@ -101,6 +110,12 @@ class Region:
         ):
             return targets.sparse_transform(counts, self.totals, target=target)
         return targets.transform(counts, self.totals, target=target, n_measured=self.counts.shape[1])
+
+    def known(self, names: list[str]) -> NDArray[np.bool_]:
+        """Return (n_genes,) whether the slide measured each gene."""
+        if self.var is None:
+            return np.zeros(len(names), dtype=bool)
+        return np.asarray(self.var.index.get_indexer(names) >= 0, dtype=bool)
 
     def take(self, rows: NDArray[np.int64]) -> Region:
         """Return some of the locations, in this order."""
@@ -197,6 +212,32 @@ def read_region(
         totals=None if totals is None else totals[keep],
         var=var,
     )
+
+
+def read_image(
+    sdata: SpatialData, *, slide: str = _ONLY, image_key: str | None = None, coordinate_system: str = keys.UM
+) -> Region:
+    """Return a slide of which only the image is known: points on its tissue stand for locations."""
+    with _about(slide):
+        image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+        pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+        points = Lattice(IMAGE_PITCH_UM, hexagonal=False).points(pyramid.bounds_um)
+        points = points[pyramid.contains(points)]
+        points = points[on_tissue(pyramid, points)]
+        if len(points) == 0:
+            raise InputError(f"Image {image_key!r} shows no tissue.")
+    import pandas as pd
+
+    return Region(
+        sdata=sdata, pyramid=pyramid, slide=slide, shapes_key="", image_key=image_key,
+        instances=pd.RangeIndex(len(points)), coords_um=points, coordinate_system=coordinate_system,
+        edge_um=IMAGE_PITCH_UM,
+    )  # fmt: skip
+
+
+def has_counts(sdata: SpatialData) -> bool:
+    """Whether an object holds any measured table."""
+    return any(keys.UNS not in table.uns and table_regions(table) for table in sdata.tables.values())
 
 
 @contextmanager

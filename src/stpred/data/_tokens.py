@@ -112,7 +112,7 @@ def footprints(region: Region, grid: TokenGrid, *, edge_um: float | None = None)
     has the token that its centre lies in.
     """
     coords = region.coords_um
-    low, high, inside = _outlines(region, region.edge_um if edge_um is None else edge_um)
+    low, high, inside = outlines(region, edge_um=edge_um)
     small = (high - low).mean(axis=1) < _FEW * grid.token_um
     owners, found = [], []
     for share, rows in ((1, np.flatnonzero(~small)), (_SHARES, np.flatnonzero(small))):
@@ -141,9 +141,14 @@ def _distinct(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return square_bins(pairs + 0.5, 1.0)
 
 
-def _outlines(region: Region, edge_um: float | None) -> tuple[NDArray[np.float64], NDArray[np.float64], Inside]:
-    """Return the (n, 2) corners of the boxes around each location's footprint, and what says what lies in it."""
-    coords = region.coords_um
+def outlines(
+    region: Region, *, edge_um: float | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Inside]:
+    """Return the (n, 2) corners of the boxes around each location's footprint, and what says what lies in it.
+
+    The footprint is its shape, or a square of `edge_um`.
+    """
+    coords, edge_um = region.coords_um, region.edge_um if edge_um is None else edge_um
     if edge_um is not None:
         half = edge_um / 2
 
@@ -191,7 +196,7 @@ def median_width_um(region: Region) -> float:
     """Return the median width of a region's locations."""
     if region.edge_um is not None:
         return float(region.edge_um)
-    low, high, _ = _outlines(region, None)
+    low, high, _ = outlines(region)
     return float(np.median(high - low))
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stpred.models.stnet import STNet
     from stpred.models.student import Student
     from stpred.models.transformer import Transformer
+    from stpred.models.xfuse import XFuse
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
 _WHERE = {
@@ -50,6 +51,7 @@ _WHERE = {
     "STNet": "stnet",
     "Student": "student",
     "Transformer": "transformer",
+    "XFuse": "xfuse",
     "list": "_registry",
     "load": "_files",
     "load_reference": "_reference",
@@ -77,6 +79,7 @@ __all__ = [
     "STNet",
     "Student",
     "Transformer",
+    "XFuse",
     "list",
     "load",
     "load_reference",

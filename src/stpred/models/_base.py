@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
 from stpred.links import Links
+from stpred.models._scene import Scene
 
 FORMAT_VERSION = 1
 
@@ -56,6 +57,8 @@ class Needs:
         Edge of a token; None: the encoder's own, or about 8 um.
     footprint_um
         Edge of a square around each training location that is its footprint; None: its shape.
+    scene
+        Whether the model looks at the slide's pixels itself, and locations are sums over the pixels in their shapes.
     """
 
     context_um: float | None = None
@@ -70,6 +73,7 @@ class Needs:
     tokens: bool = False
     token_um: float | None = None
     footprint_um: float | None = None
+    scene: bool = False
 
     @property
     def linked(self) -> bool:
@@ -146,6 +150,10 @@ class Batch:
     context
         Where context is from: ``"region"`` (the targets' own), ``"grid"``, or the name of the slide's training region
         (with ``"+grid"`` where that does not reach all targets).
+    scene
+        The slide's pixels and which of them lie in each target, for models that look at these; or None.
+    known
+        (n_genes,) whether each gene was measured on this slide; None: all.
     """
 
     slide: str
@@ -165,6 +173,8 @@ class Batch:
     scale: str | None = None
     colour: NDArray[np.float32] | None = None
     context: str | None = None
+    scene: Scene | None = None
+    known: NDArray[np.bool_] | None = None
 
     @property
     def own(self) -> NDArray[Any]:
@@ -250,6 +260,7 @@ class Batch:
             y=some(self.y),
             truth=some(self.truth),
             totals=some(self.totals),
+            scene=None if self.scene is None else self.scene.take(rows),
         )
 
 
@@ -282,6 +293,10 @@ class BaseConfig:
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Return the settings with distances that follow the training locations' pitch filled in."""
+        return self
+
+    def for_slides(self, slides: Sequence[str]) -> Self:
+        """Return the settings with what depends on the training slides filled in."""
         return self
 
 
@@ -435,6 +450,10 @@ class Model(nn.Module, ABC):
     """What the family reads tiles at when the user does not say; None: the encoder's own."""
     sparse_targets: ClassVar[bool] = False
     """Whether training targets of very many locations may stay sparse (scipy csr)."""
+    takes_images: ClassVar[bool] = False
+    """Whether it also learns from slides without counts, and from slides that lack some of the genes."""
+    generative: ClassVar[bool] = False
+    """Whether predictions are draws from a posterior, which can be read in several ways."""
     seeded: ClassVar[bool] = False
     """Whether two fits on the same data differ by their seed."""
     per: ClassVar[int | None] = None

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError, one_of, whole
 from stpred._core.targets import CP10K, moments
 from stpred.models import losses
-from stpred.models._base import BaseConfig, Batch, Model, Needs
+from stpred.models._base import BaseConfig, Batch, Needs
+from stpred.models._iterative import Iterative, IterativeConfig, share
 from stpred.models._sample import Sample, Scaling, gather
 from stpred.models.layers import ACTIVATIONS, OUTPUTS
 
@@ -26,8 +27,8 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class NetworkConfig(BaseConfig):
-    """Settings that every network has; families change the defaults to those of their publication.
+class NetworkConfig(IterativeConfig):
+    """Settings that every network of features has; families change the defaults to those of their publication.
 
     Parameters
     ----------
@@ -57,34 +58,20 @@ class NetworkConfig(BaseConfig):
     loss: str = "mse"
     standardize: str = "slide"
     scale_genes: bool = True
-    epochs: int | None = None
     max_epochs: int = 60
     patience: int = 10
     epochs_alone: int | None = 20
-    lr: float = 1e-3
     weight_decay: float = 0.0
-    batch_size: int = 128
-    clip_norm: float | None = 5.0
 
     def __post_init__(self) -> None:
         one_of(self.loss, losses.LOSSES, name="loss")
         one_of(self.standardize, STANDARDIZE, name="standardize")
-        for name in ("max_epochs", "patience", "batch_size"):
+        for name in ("max_epochs", "patience"):
             object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        for name in ("epochs", "epochs_alone"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole(getattr(self, name), name=name, unset=True))
-        positive(self.lr, name="lr")
+        if self.epochs_alone is not None:
+            object.__setattr__(self, "epochs_alone", whole(self.epochs_alone, name="epochs_alone", unset=True))
         share(self.weight_decay, name="weight_decay", below=float("inf"))
-        if self.clip_norm is not None:
-            positive(self.clip_norm, name="clip_norm")
-
-
-def share(value: float, *, name: str, below: float = 1.0) -> float:
-    """Return a number from 0 to below `below`, such as a dropout rate; zero is a value."""
-    if isinstance(value, (bool, str)) or value is None or not 0 <= float(value) < below:
-        raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
-    return float(value)
+        super().__post_init__()
 
 
 def check_perceptron(config: Any) -> None:
@@ -102,19 +89,13 @@ def check_reach(config: Any) -> None:
         raise InputError(f"`output`={config.output!r} cannot reach standardised genes: pass scale_genes=False.")
 
 
-class Network(Model):
-    """A family that is trained by gradient descent: ``forward`` and settings; the rest is here.
+class Network(Iterative):
+    """A family of networks on features of locations: ``forward`` and settings; the rest is here.
 
     Subclasses define ``forward(sample) -> (n, n_genes)`` and may override ``optimizer``, ``initialise``, ``finish`` and
-    the hooks ``after_step`` and ``on_epoch_end`` (which may add or remove parameters: it returns True when it did, and
-    the optimiser is then made anew).
+    the hooks of :class:`Iterative`.
     """
 
-    unit: ClassVar[Literal["locations", "slides"]] = "locations"
-    """What a training step takes `batch_size` of."""
-    criterion: ClassVar[Literal["pearson", "mse"]] = "pearson"
-    """What the number of epochs is chosen by on left-out donors."""
-    seeded: ClassVar[bool] = True
     Config: ClassVar[type[NetworkConfig]] = NetworkConfig  # type: ignore[assignment]
     config: NetworkConfig
     feature_mean: Tensor
@@ -198,10 +179,6 @@ class Network(Model):
         """The last linear layer, whose bias starts at the training mean; None leaves it to the family."""
         return None
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters in groups, as torch's optimisers take them."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
     def optimizer(self) -> torch.optim.Optimizer:
         """Return Adam with decoupled weight decay (without decay it is Adam)."""
         return torch.optim.AdamW(self.param_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay)
@@ -221,13 +198,6 @@ class Network(Model):
     def draws(self, batches: Sequence[Batch], *, seed: int) -> list[NDArray[Any]] | None:
         """Return a cluster number for every location, where epochs draw equally many of each; None: each once."""
         return None
-
-    def after_step(self) -> None:
-        """Act after an optimiser step (moving averages)."""
-
-    def on_epoch_end(self, epoch: int) -> bool:
-        """Act after an epoch; return True if parameters were added or removed."""
-        return False
 
     # Prediction.
 

@@ -27,6 +27,7 @@ FAMILIES = {
     "stnet": "stpred.models.stnet:STNet",
     "student": "stpred.models.student:Student",
     "transformer": "stpred.models.transformer:Transformer",
+    "xfuse": "stpred.models.xfuse:XFuse",
 }
 
 ENTRY_POINTS = "stpred.models"

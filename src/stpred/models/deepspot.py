@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, positive, whole
 from stpred.models._base import BaseConfig, Batch, Needs
-from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._iterative import share
+from stpred.models._network import Network, NetworkConfig
 from stpred.models._sample import Sample
 from stpred.models.layers import dropout, median_of_relus, rows_or_zero
 

@@ -15,7 +15,8 @@ from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.specs import TileSpec
 from stpred.models._base import BaseConfig, Batch, Needs
 from stpred.models._cells import CellNetwork, cells_of, typical_cells
-from stpred.models._network import NetworkConfig, share
+from stpred.models._iterative import share
+from stpred.models._network import NetworkConfig
 from stpred.models._sample import Sample
 from stpred.models.deepspot import PITCHES
 from stpred.models.layers import lower_median, rows_or_zero

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from stpred._core.checks import InputError, whole
 from stpred.models._attention import local_attention
 from stpred.models._base import BaseConfig, Needs
-from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._iterative import share
+from stpred.models._network import Network, NetworkConfig
 from stpred.models._sample import Sample
 
 _WORTH_FOLDING = 1300

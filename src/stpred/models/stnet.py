@@ -17,7 +17,8 @@ from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
 from stpred._core.targets import CP10K
 from stpred.models._base import BaseConfig, Batch, Needs
-from stpred.models._network import Network, NetworkConfig, share
+from stpred.models._iterative import share
+from stpred.models._network import Network, NetworkConfig
 from stpred.models._sample import Sample, Scaling
 
 logger = logging.getLogger("stpred")

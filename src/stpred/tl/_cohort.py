@@ -58,12 +58,21 @@ class Cohort:
 
     @classmethod
     def of(
-        cls, regions: list[data.Region], donors: dict[str, str], *, rule: GeneRule, left: Collection[str] = ()
+        cls,
+        regions: list[data.Region],
+        donors: dict[str, str],
+        *,
+        rule: GeneRule,
+        left: Collection[str] = (),
+        partial: bool = False,
     ) -> Cohort:
-        """Choose genes on the slides that are learned from."""
+        """Choose genes on the slides that are learned from; `partial`: slides may lack some of the named ones."""
         learned = [r for r in regions if r.slide not in left]
-        chosen = data.choose_genes(learned, rule)
-        chosen = chosen.loc[[all(g in r.var.index for r in regions) for g in chosen.index]]  # type: ignore[union-attr]
+        if not any(r.counts is not None for r in learned):
+            raise InputError("No training slide has counts.")
+        chosen = data.choose_genes(learned, rule, partial=partial)
+        if not partial:
+            chosen = chosen.loc[np.all([r.known(chosen.index.tolist()) for r in regions], axis=0)]
         return cls(regions, donors, left, rule, chosen, data.common_lattice(learned))
 
     @property
@@ -110,7 +119,7 @@ class Cohort:
         record.var = {k: _plain(v) for k, v in var.items()}
         record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
         record.gene_rule, record.target = self.rule.to_dict(), blank.output_scale(target)
-        record.region = regions[0].shapes_key
+        record.region = next(r.shapes_key for r in regions if r.counts is not None)
         record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
         reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
         record.cells = None if regions[0].cells is None else regions[0].cells.region.shapes_key
@@ -130,7 +139,7 @@ class Cohort:
             **_cell_facts(regions),
             **(_token_facts(regions, encoder, needs) if needs.tokens else {}),
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
-            "target": batches[0].scale,
+            "target": next(b.scale for b in batches if b.y is not None),
             "scored_on": scored_scale(blank, target),
         }
         fitted.encoder = encoder  # type: ignore[assignment]
@@ -146,7 +155,13 @@ def read_cohort(
 ) -> list[data.Region]:
     """Read the measured region of every slide, with its cells for a family that sees these."""
     how = {"measured": True, "coordinate_system": coordinate_system, **where}
-    regions = [data.read_region(sdata, slide=slide, **how) for slide, sdata in slides.items()]
+    seen = {k: v for k, v in how.items() if k in ("image_key", "coordinate_system")}
+    regions = [
+        data.read_image(sdata, slide=slide, **seen)
+        if blank.takes_images and not data.has_counts(sdata)
+        else data.read_region(sdata, slide=slide, **how)
+        for slide, sdata in slides.items()
+    ]
     if blank.needs.cells:
         return [data.with_cells(r, cells_key=cells_key) for r in regions]
     if cells_key is not None:
@@ -180,10 +195,13 @@ def measured(
     region: data.Region, names: list[str], model: Model, *, target: str | None, scored_on: str | None = None
 ) -> dict[str, Any]:
     """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
+    if model.takes_images and region.counts is None:
+        return {}
     scale = model.training_target(target)
     scored = scored_scale(model, target) if scored_on is None else scored_on
     truth = None if scored == scale else region.target(names, scored, sparse=model.sparse_targets)
-    return {"y": region.target(names, scale, sparse=model.sparse_targets), "scale": scale, "truth": truth}
+    found = {"y": region.target(names, scale, sparse=model.sparse_targets), "scale": scale, "truth": truth}
+    return found | ({"known": region.known(names)} if model.takes_images else {})
 
 
 def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
@@ -214,13 +232,15 @@ def held_out(
 ) -> training.HeldOut:
     """Return per-gene scores on left-out donors; of no slide where there are too few to leave any out."""
     why = "One donor only"
-    if len(set(groups)) > 1:
+    if not getattr(config, "score_folds", True):
+        why = "Left-out donors are scored only with score_folds=True"
+    elif len(set(groups)) > 1:
         try:
             return training.held_out_scores(family, config, batches, groups=groups, seed=seed, run=run)
         except data.TooSmall as error:
             why = str(error).rstrip(".")
     logger.warning("%s: no gene can be scored on unseen tissue, so none is marked as trusted.", why)
-    none = np.empty((0, batches[0].y.shape[1]))  # type: ignore[union-attr]
+    none = np.empty((0, next(b.y.shape[1] for b in batches if b.y is not None)))
     return training.HeldOut(none, none, np.empty(0, dtype=np.int64))
 
 
@@ -228,7 +248,7 @@ def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:
     """Return Ensembl ids of the genes if a slide knows them."""
     for region in regions:
         for column in ("gene_id", "gene_ids"):
-            if region.var is not None and column in region.var:
+            if region.var is not None and column in region.var and region.known(names).all():
                 return region.var.loc[names, column].astype(str).to_numpy()
     return None
 

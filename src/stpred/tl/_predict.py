@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
 from stpred.models._base import FORMAT_VERSION
-from stpred.tl._predict_map import Job, predict_map
+from stpred.tl._predict_map import Job, known_as, predict_map
 from stpred.tl._preserve import Spots, as_amounts, preserved
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ def predict(
     raster: bool = False,
     resolution_um: float | None = None,
     out: str | Path | None = None,
+    n_samples: int | None = None,
+    normalize_scale: bool = False,
+    normalize_size: bool = False,
+    normalize_covariates: bool = False,
+    covariates: Mapping[str, str | None] | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     allow_upsampling: bool = False,
@@ -96,6 +102,19 @@ def predict(
     out
         Store (new, or of SpatialData) to which a map is written block by block, so that it need not fit into memory. An
         interrupted call goes on where it was when it is called again. The object gets the map as a lazy image.
+    n_samples
+        Of a generative model (``"xfuse"``): draws from its posterior, whose mean and standard deviation are given; None
+        takes 10.
+    normalize_scale
+        Of a generative model: expression per pixel of tissue whose density of RNA is everywhere the same. The output
+        scale is then ``"relative"``.
+    normalize_size
+        Of a generative model: divide by the number of pixels in each location (``"relative"``, too).
+    normalize_covariates
+        Of a generative model: leave the effects of covariates, such as the section, out.
+    covariates
+        Of a generative model: this slide's levels, such as ``{"patient": "a"}``; None for one that is not known: it is
+        drawn from all of them. A training slide has its own, another slide those that are given here.
     batch_size
         Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
@@ -150,17 +169,27 @@ def predict(
     if preserve is not None:
         key_in(preserve, sdata.shapes, what="shapes element", name="preserve")
         as_amounts(np.zeros(1, np.float32), trained)  # refuses relative outputs before any work
+        if normalize_scale or normalize_size:
+            raise InputError("`preserve` needs amounts that add up; leave normalize_scale and normalize_size out.")
     how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
     how |= context_of(trained)
     if cells_key is not None and not trained.needs.cells:
         raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
+    reading = _reading(
+        trained,
+        n_samples=n_samples,
+        normalize_scale=normalize_scale,
+        normalize_size=normalize_size,
+        normalize_covariates=normalize_covariates,
+        covariates=covariates,
+    )
     if raster:
         if trained.needs.cells:
             raise InputError(f"{trained.record.name!r} sees cells, so it has no map; predict on the cells' shapes.")
         trained.to(pick_device(device))
         return predict_map(
             sdata,
-            Job(trained, used, columns, how),
+            Job(trained, used, columns, how, reading),
             shapes_key=shapes_key,
             image_key=image_key,
             key_added=key_added,
@@ -168,7 +197,7 @@ def predict(
             preserve=preserve,
             out=out,
             coordinate_system=coordinate_system,
-            provenance=lambda region, context: _provenance(trained, used, region, context),
+            provenance=lambda region, context: _provenance(trained, used, region, context) | _read_facts(reading),
             inplace=inplace,
         )
     if inplace and key_added is not None:
@@ -183,6 +212,7 @@ def predict(
         prefer=trained.record.region,
         coordinate_system=coordinate_system,
     )
+    region = replace(region, slide=known_as(trained, region))
     if trained.needs.cells:
         region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
     key = keys.predicted(region.shapes_key, trained.record.name) if key_added is None else key_added
@@ -199,13 +229,13 @@ def predict(
     std: np.ndarray | None = None
     context: str | None = None
     for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
-        found, spread = trained.predict(batch)
+        found, spread = trained.predict(batch, **reading)
         mean[rows], score[rows] = found[:, columns], trained.unlikeness(batch)
         if spread is not None:
             std = np.empty_like(mean) if std is None else std
             std[rows] = spread[:, columns]
         context = batch.context
-    facts = _provenance(trained, used, region, context)
+    facts = _provenance(trained, used, region, context) | _read_facts(reading)
     if spots is not None:
         mean, std = preserved(mean, region.coords_um, spots, trained), None
         facts |= {"output_scale": "counts", "preserved": preserve}
@@ -226,6 +256,28 @@ def predict(
         sdata.shapes[made] = holder.shapes[made]
     tables.put_table(sdata, key, table)
     return None
+
+
+def _reading(model: Model, **asked: Any) -> dict[str, Any]:
+    """Return how a generative model's posterior is read; nothing for other models, of which nothing may be asked."""
+    given = {k: v for k, v in asked.items() if v not in (None, False)}
+    if not model.generative:
+        if given:
+            raise InputError(f"{listing(given)} is for generative models, such as 'xfuse'; got {model.family!r}.")
+        return {}
+    from stpred.models._generative.readout import Readout
+
+    readout = Readout(**given)
+    model.covariates.of("", readout.covariates)  # type: ignore[union-attr,operator]  # refused before any work
+    return {"readout": readout}
+
+
+def _read_facts(reading: dict[str, Any]) -> dict[str, Any]:
+    """Return what the provenance says of a posterior's read-out."""
+    if not reading:
+        return {}
+    readout = reading["readout"]
+    return {"readout": asdict(readout), "output_scale": readout.output_scale}
 
 
 def gene_frame(model: Model) -> pd.DataFrame:

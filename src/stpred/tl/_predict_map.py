@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,13 @@ MOST_TILES = 200_000
 
 @dataclass(frozen=True)
 class Job:
-    """A trained model, its encoder, the columns of the asked genes, and how the slide is read."""
+    """A trained model, its encoder, the columns of the asked genes, how the slide is read, and the posterior."""
 
     model: Model
     encoder: Any
     columns: list[int]
     how: dict[str, Any]
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @property
     def genes(self) -> list[str]:
@@ -67,6 +68,7 @@ def predict_map(
         raise InputError(f"`key_added`={key!r} is an image that stpred did not write; choose another name.")
     path = None if out is None else rasters.check_out(out, key)
     region = data.read_region(holder, shapes_key=area_key, image_key=image_key, coordinate_system=coordinate_system)
+    region = replace(region, slide=known_as(job.model, region))
     if size_um < region.pyramid.mpp:
         raise InputError(
             f"Pixels of {size_um:g} um are smaller than those of image {region.image_key!r} "
@@ -125,10 +127,18 @@ def predict_map(
     return None
 
 
+def known_as(model: Model, region: data.Region) -> str:
+    """Return what a slide was called in the model's training, if it was among those slides."""
+    there: dict[str, Any] = model.record.training.get("slides", {})
+    return next((s for s, facts in there.items() if facts.get("image") == region.pyramid.fingerprint), region.slide)
+
+
 def _pixel_um(model: Model, resolution_um: float | None) -> float:
     """Return the edge of a pixel: that of the model's patches, or what is asked for."""
     if resolution_um is not None:
         return positive(resolution_um, name="resolution_um", unit="micrometres")
+    if model.needs.scene:
+        return float(model.record.tile["mpp"])
     if model.needs.tokens and model.record.training.get("token_um"):
         return float(model.record.training["token_um"])
     raise InputError(
@@ -210,10 +220,10 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
     frame, n_genes = area.frame, len(job.genes)
     blocks = list(frame.blocks(n_genes))
     needs = job.model.needs
-    if not needs.tokens:
+    if not (needs.tokens or needs.scene):
         return _fill_at_once(kept, area, job, blocks)
-    reader = None
     n = 0
+    reader: Any = None
     for rows, columns in track(blocks, total=len(blocks), describe=f"{job.model.record.name}: map"):
         wanted, pixels = area.pixels(rows, columns)
         n += int(wanted.sum())
@@ -223,11 +233,14 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
             kept.put(rows, columns, None)
             continue
         if reader is None:
-            reader = data.token_reader(pixels, job.encoder, needs, **job.how)
+            if needs.scene:
+                reader = data.scene_reader(pixels, job.encoder, **job.how)
+            else:
+                reader = data.token_reader(pixels, job.encoder, needs, **job.how)
         found = np.full((wanted.size, n_genes), np.nan, dtype=np.float32)
         places, unlike = np.flatnonzero(wanted), 0
         for chosen, batch in reader.blocks(pixels):
-            found[places[chosen]] = job.model.predict(batch)[0][:, job.columns]
+            found[places[chosen]] = job.model.predict(batch, **job.reading)[0][:, job.columns]
             unlike += int((job.model.unlikeness(batch) > 0).sum())
         kept.put(rows, columns, _block(found, rows, columns), unlike=unlike, context=reader.context)
     return n, sum(kept.noted("unlike")), next(iter(kept.noted("context")), None)
@@ -313,4 +326,5 @@ def _facts(job: Job, region: data.Region, frame: rasters.Frame) -> dict[str, Any
         "frame": [frame.size_um, frame.first, frame.shape],
         "area": area,
         "how": how,
+        "reading": {k: asdict(v) for k, v in job.reading.items()},
     }

@@ -135,7 +135,7 @@ def train(
     where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
     regions = read_cohort(slides, blank, cells_key=cells_key, coordinate_system=coordinate_system, **where)
     left = _validation(validation, donors)
-    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left)
+    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=blank.takes_images)
     config = config.at_pitch(cohort.pitch_um)
     needs = _registry.probe(family, config).needs
     reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}

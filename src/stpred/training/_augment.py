@@ -277,6 +277,29 @@ def _colour(images: Tensor, of: Mapping[str, Tensor]) -> Tensor:
     return torch.where(of["jitter"][:, None, None, None] > 0, changed, images)
 
 
+def jittered(image: NDArray[np.float32], amounts: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return a (3, h, w) image, -0.9 to 0.9, with its colours changed.
+
+    Parameters
+    ----------
+    amounts
+        (4,) of brightness, contrast and saturation (0: as it is) and hue (shares of a turn).
+    order
+        (4,) order in which they are applied.
+    """
+    brightness, contrast, saturation, hue = (torch.tensor([float(v)]) for v in amounts)
+    of = {
+        "brightness": 1 + brightness,
+        "contrast": 1 + contrast,
+        "saturation": 1 + saturation,
+        "hue": hue * 2 * math.pi,
+        "order": torch.from_numpy(order)[None],
+        "jitter": torch.ones(1),
+    }
+    unit = torch.from_numpy(image)[None] / 1.8 + 0.5
+    return np.asarray((_colour(unit, of)[0].clamp(0, 1) - 0.5) * 1.8)
+
+
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur every image by a Gaussian of its own, with the border repeated."""
     n, channels, height, width = images.shape

@@ -14,7 +14,7 @@ from stpred._core.checks import InputError
 from stpred._core.targets import dense, stored
 from stpred.data import BLOCK_FOLDS, TooSmall, blocks_of, far_from
 from stpred.models._base import BaseConfig, Batch, Model
-from stpred.models._network import Network
+from stpred.models._iterative import Iterative
 from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.training import _loop
 from stpred.training._folds import group_folds
@@ -84,6 +84,8 @@ def fit_and_score(
     """
     run = Run() if run is None else run
     for batch in (*batches, *validation):
+        if batch.y is None and family.takes_images:
+            continue
         if batch.y is None:
             raise InputError(f"Slide {batch.slide!r} came without training targets.")
         for what, values in (("targets", batch.y), ("features", batch.own)):
@@ -117,7 +119,7 @@ def _fit_one(
     epochs: int | None = None,
 ) -> tuple[Model, dict[str, Any], Curve | None]:
     model = _new(family, config, batches, seed=seed)
-    if not isinstance(model, Network):
+    if not isinstance(model, Iterative):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             facts = model.fit(run.labelled(batches, groups), groups=groups)
@@ -142,7 +144,7 @@ def _fit_one(
         describe=f"{family.family}: {epochs} epochs",
     )
     if curve is not None:  # of the model as it is: at its best epoch, or at the end
-        at = facts["epochs"] - 1
+        at = min(facts["epochs"], len(curve.pearson)) - 1
         curve = replace(curve, **{k: getattr(curve, k)[at : at + 1] for k in ("pearson", "spearman", "error")})
     return model, {**facts, "epochs_chosen_by": how}, curve
 
@@ -156,14 +158,15 @@ def _score_once(model: Model, batches: Sequence[Batch]) -> Curve:
 
 def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, seed: int) -> Model:
     """Return a model with initial weights that the seed decides."""
-    y = batches[0].y
+    n_genes = next(b.y.shape[1] for b in batches if b.y is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return family(config, n_features=batches[0].features.shape[1], n_genes=y.shape[1])  # type: ignore[union-attr]
+        config = config.for_slides([b.slide for b in batches])
+        return family(config, n_features=batches[0].features.shape[1], n_genes=n_genes)
 
 
 def _epochs(
-    family: type[Model], model: Network, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+    family: type[Model], model: Iterative, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
 ) -> tuple[int, str]:
     """Return the number of epochs and how it was chosen."""
     if model.config.epochs is not None:
@@ -185,7 +188,7 @@ def _epochs(
     return best_epoch(curves, model.criterion), "left-out donors"
 
 
-def _alone(family: type[Model], model: Network) -> tuple[int, str]:
+def _alone(family: type[Model], model: Iterative) -> tuple[int, str]:
     """Return the number of epochs where no donor can be left out."""
     alone = min(EPOCHS_UNCHOSEN, model.config.max_epochs)
     alone = alone if model.config.epochs_alone is None else model.config.epochs_alone
@@ -259,12 +262,14 @@ def _fold_curves(
     family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
 ) -> list[Curve]:
     """Return the scores of left-out slides, fold by fold; what was trained already is not trained again."""
-    network = issubclass(family, Network)
+    network = issubclass(family, Iterative)
     slides = {b.slide: b for b in batches}
     donors = dict(zip(slides, groups, strict=True))
     curves = []
     for fold, train, test in group_folds(donors, n_folds=INNER_FOLDS if network else None):
-        mine, left = [slides[s] for s in train], [slides[s] for s in test]
+        mine, left = [slides[s] for s in train], [slides[s] for s in test if slides[s].y is not None]
+        if not left:  # nothing but images, which no score can be had on
+            continue
         if not network:
             model, _, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
             curves.append(_score_once(model, left))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred import metrics
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError
 from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.models._base import Batch
-from stpred.models._network import Network
-from stpred.models._sample import Sample, gather
-from stpred.models.losses import RELATIVE
+from stpred.models._iterative import Iterative
 from stpred.training._checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from stpred.training._feeds import feed_of
 from stpred.training._run import Run
 from stpred.training._scores import Curve
 
@@ -31,7 +30,7 @@ SAVE_EVERY_S = 30.0
 
 
 def train(
-    model: Network,
+    model: Iterative,
     batches: Sequence[Batch],
     *,
     epochs: int,
@@ -82,8 +81,7 @@ def train(
         scored: list[tuple[NDArray, NDArray, NDArray]] = []
         losses: list[float] = []
         best: dict[str, Tensor] = {}
-        draws = model.draws(batches, seed=seed)
-        batches, scalings = zip(*(model.ready(b) for b in batches), strict=True)
+        feed = feed_of(model, batches, seed=seed, fabric=fabric)
         wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))
         first = _resume(checkpoint, model, optimizer, order, scored, losses, best)
         saved = time.monotonic()
@@ -93,20 +91,13 @@ def train(
                 break
             model.train()
             total, n_batches = 0.0, 0
-            for picks in _steps(batches, model, order, draws, rank=fabric.global_rank, world=fabric.world_size):
-                sample = gather(
-                    [batches[i].take(rows) for i, rows in picks],
-                    [scalings[i] for i, _ in picks],
-                    whole_slide=model.needs.whole_slide,
-                    device=device,
-                )
-                slides = [batches[i].slide for i, _ in picks]
-                total += _step(model, wrapped, optimizer, sample, fabric, slides, epoch, strict=run.strict)
+            for sample, told in feed.epoch(order):
+                total += _step(model, wrapped, optimizer, sample, fabric, told, epoch, strict=run.strict)
                 n_batches += 1
             losses.append(total / max(n_batches, 1))
-            if model.on_epoch_end(epoch + 1):  # parameters were added or removed
-                wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))
-            if validation:
+            if model.review(epoch + 1, lambda: (sample for sample, _ in feed.epoch(order))):
+                wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))  # parameters came or went
+            if validation and (model.scored_each_epoch or epoch + 1 == epochs):
                 scored.append(_score(model, validation))
                 if keep_best and _best(scored, validation, model) == epoch:
                     best.update({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
@@ -125,7 +116,7 @@ def train(
     return (_curve(scored, validation) if validation else None), facts
 
 
-def _optimizer(model: Network, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(model: Iterative, device: torch.device) -> torch.optim.Optimizer:
     """Return the model's optimiser; on the CPU it updates all in one pass, where torch's default takes ten."""
     optimizer = model.optimizer()
     for group in optimizer.param_groups:
@@ -135,12 +126,12 @@ def _optimizer(model: Network, device: torch.device) -> torch.optim.Optimizer:
 
 
 def _step(
-    model: Network,
+    model: Iterative,
     wrapped: Any,
     optimizer: Any,
-    sample: Sample,
+    sample: Any,
     fabric: Any,
-    slides: list[str],
+    told: str,
     epoch: int,
     *,
     strict: bool,
@@ -149,80 +140,27 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss = model.loss(wrapped(sample), sample)
     value = float(loss.detach())
-    _check_finite("loss", value, sample, slides, epoch)
+    _check_finite("loss", value, told, epoch)
     fabric.backward(loss)
     if model.config.clip_norm is not None:
         norm = fabric.clip_gradients(wrapped, optimizer, max_norm=model.config.clip_norm, error_if_nonfinite=False)
         if strict:
-            _check_finite("gradient", float(norm), sample, slides, epoch)
+            _check_finite("gradient", float(norm), told, epoch)
     optimizer.step()
     model.after_step()
     return value
 
 
-def _check_finite(what: str, value: float, sample: Sample, slides: list[str], epoch: int) -> None:
+def _check_finite(what: str, value: float, told: str, epoch: int) -> None:
     """Stop with the step named, before its weights spoil the following ones."""
     if not np.isfinite(value):
         raise InputError(
-            f"The {what} became {value} in epoch {epoch + 1}, in a step of {len(sample.targets)} locations of slides "
-            f"{listing(dict.fromkeys(slides))}; look for extreme values there, or lower `lr`."
+            f"The {what} became {value} in epoch {epoch + 1}, in a step of {told}; look for extreme values there, or "
+            "lower `lr`."
         )
 
 
-def _steps(
-    batches: Sequence[Batch],
-    model: Network,
-    order: np.random.Generator,
-    draws: list[NDArray] | None,
-    *,
-    rank: int,
-    world: int,
-) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
-    """Yield the (slide number, rows) of each step; with several processes, each one's share."""
-    size = model.config.batch_size * world
-    if model.unit == "slides":
-        slides = order.permutation(len(batches))
-        for start in range(0, len(slides), size):
-            mine = slides[start : start + size][rank::world]
-            mine = slides[start : start + 1] if len(mine) == 0 else mine
-            yield [(int(i), np.arange(len(batches[i].targets))) for i in mine]
-        return
-    slide, row = _locations(batches, order, draws)
-    if model.config.loss in RELATIVE:  # a correlation over a slide's locations needs many of one slide in a step
-        for i in order.permutation(len(batches)):
-            mixed = order.permutation(row[slide == i])
-            for part in np.array_split(mixed, -(-len(mixed) // size)):
-                mine = part[rank::world]
-                yield [(int(i), np.sort(part[:1] if len(mine) == 0 else mine))]
-        return
-    shuffled = order.permutation(len(row))
-    for start in range(0, len(row), size):
-        mine = shuffled[start : start + size][rank::world]
-        mine = shuffled[start : start + 1] if len(mine) == 0 else mine
-        if len(mine) == 1 and len(row) > 1 and start > 0:
-            continue  # a single left-over location has no statistics of its own (batch norm)
-        yield [(int(i), np.sort(row[mine[slide[mine] == i]])) for i in np.unique(slide[mine])]
-
-
-def _locations(
-    batches: Sequence[Batch], order: np.random.Generator, draws: list[NDArray] | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return slide number and row of the locations of an epoch; with clusters, equally many of each."""
-    slides, rows = [], []
-    for i, batch in enumerate(batches):
-        if draws is None:
-            chosen = np.arange(len(batch.targets))
-        else:
-            sizes = np.bincount(draws[i])
-            chosen = np.concatenate(
-                [order.choice(np.flatnonzero(draws[i] == c), sizes.max()) for c in np.flatnonzero(sizes)]
-            )
-        slides.append(np.full(len(chosen), i))
-        rows.append(chosen)
-    return np.concatenate(slides), np.concatenate(rows)
-
-
-def _score(model: Network, validation: Sequence[Batch]) -> tuple[NDArray, NDArray, NDArray]:
+def _score(model: Iterative, validation: Sequence[Batch]) -> tuple[NDArray, NDArray, NDArray]:
     """Return (S, G) Pearson and Spearman and the (S,) squared error of left-out slides."""
     found = [score_slide(model, b) for b in validation]
     return np.stack([f[0] for f in found]), np.stack([f[1] for f in found]), np.array([f[2] for f in found], np.float32)
@@ -245,21 +183,21 @@ def _curve(scored: list[tuple[NDArray, NDArray, NDArray]], validation: Sequence[
     )
 
 
-def _stale(scored: list[Any], validation: Sequence[Batch], model: Network, patience: int | None) -> bool:
+def _stale(scored: list[Any], validation: Sequence[Batch], model: Iterative, patience: int | None) -> bool:
     """Whether the left-out slides have not scored better for `patience` epochs."""
     if patience is None or not validation or len(scored) <= patience:
         return False
     return len(scored) - 1 - _best(scored, validation, model) >= patience
 
 
-def _best(scored: list[Any], validation: Sequence[Batch], model: Network) -> int:
+def _best(scored: list[Any], validation: Sequence[Batch], model: Iterative) -> int:
     """Return the epoch, from 0, after which the left-out slides scored best."""
     return int(np.argmax(_curve(scored, validation).quality(model.criterion)))
 
 
 def _keep(
     checkpoint: Checkpoint,
-    model: Network,
+    model: Iterative,
     optimizer: Any,
     order: np.random.Generator,
     scored: list,
@@ -278,7 +216,7 @@ def _keep(
 
 def _resume(
     checkpoint: Checkpoint | None,
-    model: Network,
+    model: Iterative,
     optimizer: Any,
     order: np.random.Generator,
     scored: list,

@@ -1,0 +1,431 @@
+"""A slide as its pixels, for models that look at all of them: windows, augmented patches, and what lies in targets."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+from stpred._core.checks import InputError
+from stpred._core.specs import TileSpec
+from stpred._core.squares import Inside as Says
+from stpred._core.squares import centres_inside
+from stpred.data._regions import Region
+from stpred.data._tokens import outlines
+from stpred.encoders._base import Encoder
+from stpred.models._base import Batch
+from stpred.models._scene import Inside, View, Window
+from stpred.regions import TissueMask
+from stpred.tiles import Pyramid
+
+RANGE = 0.9
+"""What a channel's darkest and brightest pixel of the slide are scaled to, with either sign."""
+
+MARGIN = 0.12
+"""How much wider than its locations the part of a slide is that is looked at."""
+
+EDGE = 256
+"""Pixels along each edge of what is kept of the slide as one piece."""
+
+WINDOWS_PX = (8, 16, 32, 64)
+"""Windows about a location whose colours tell it from those of training."""
+
+MOST_TARGETS = 2**16
+"""Targets that are read out at a time."""
+
+DESCRIBED = 6 * len(WINDOWS_PX)
+
+_THUMBNAIL_PX = 1000
+_COARSEST = 0.5
+"""Share of an overlapped spot above which the spots cannot be told apart."""
+
+
+class Canvas:
+    """A slide at one resolution; pieces that were read are kept in an unnamed file, so memory stays flat.
+
+    Parameters
+    ----------
+    pyramid
+        The image.
+    mpp
+        Resolution; pixel (row, column) begins at ``(column, row) * mpp`` micrometres.
+    """
+
+    def __init__(self, pyramid: Pyramid, mpp: float) -> None:
+        self.pyramid, self.mpp = pyramid, mpp
+        self._file = tempfile.TemporaryFile()
+        self._at: dict[tuple[int, int], int] = {}
+
+    @property
+    def bounds(self) -> Window:
+        """The pixels that touch the image."""
+        low, high = np.array(self.pyramid.bounds_um).reshape(2, 2) / self.mpp
+        (x0, y0), (x1, y1) = np.floor(low + 1e-6).astype(int).tolist(), np.ceil(high - 1e-6).astype(int).tolist()
+        return Window(y0, x0, max(y1 - y0, 1), max(x1 - x0, 1))
+
+    @cached_property
+    def limits(self) -> NDArray[np.float32]:
+        """(2, 3) darkest and brightest value of each channel on a small copy of the slide."""
+        x0, y0, x1, y1 = self.pyramid.bounds_um
+        pixels, _ = self.pyramid.thumbnail(max(self.mpp, max(x1 - x0, y1 - y0) / _THUMBNAIL_PX))
+        low, high = pixels.min(axis=(0, 1)).astype(np.float32), pixels.max(axis=(0, 1)).astype(np.float32)
+        return np.stack([low, np.where(high - low < 1, low + 255, high)]).astype(np.float32)
+
+    @cached_property
+    def tissue(self) -> TissueMask:
+        """Where the slide has tissue."""
+        return TissueMask.of(self.pyramid)
+
+    def fetch(self, windows: list[Window]) -> None:
+        """Read the pieces under some windows, each piece of the image once."""
+        wanted = sorted({piece for w in windows for piece in _pieces(w)} - self._at.keys())
+        if not wanted:
+            return
+        centres = (np.array(wanted)[:, ::-1] + 0.5) * EDGE * self.mpp
+        for rows, tiles in self.pyramid.read(centres, TileSpec(self.mpp, EDGE), batch_size=4):
+            for k, tile in zip(rows.tolist(), tiles, strict=True):
+                self._at[wanted[k]] = self._file.seek(0, 2)
+                self._file.write(np.ascontiguousarray(tile).tobytes())
+
+    def pixels(self, window: Window) -> NDArray[np.uint8]:
+        """Return the (h, w, 3) pixels of a window."""
+        self.fetch([window])
+        out = np.empty((window.height, window.width, 3), dtype=np.uint8)
+        for row, column in _pieces(window):
+            self._file.seek(self._at[row, column])
+            piece = np.frombuffer(self._file.read(EDGE * EDGE * 3), dtype=np.uint8).reshape(EDGE, EDGE, 3)
+            top, left = row * EDGE - window.row, column * EDGE - window.column
+            y0, x0 = max(top, 0), max(left, 0)
+            y1, x1 = min(top + EDGE, window.height), min(left + EDGE, window.width)
+            out[y0:y1, x0:x1] = piece[y0 - top : y1 - top, x0 - left : x1 - left]
+        return out
+
+    def scaled(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return (..., 3) pixels, 0 to 255, on the slide's own range."""
+        low, high = self.limits
+        return ((pixels.astype(np.float32) - low) * (2 * RANGE / (high - low)) - np.float32(RANGE)).astype(np.float32)
+
+
+def _pieces(window: Window) -> list[tuple[int, int]]:
+    rows = range(window.row // EDGE, (window.row + window.height - 1) // EDGE + 1)
+    columns = range(window.column // EDGE, (window.column + window.width - 1) // EDGE + 1)
+    return [(r, c) for r in rows for c in columns]
+
+
+@dataclass(frozen=True)
+class SlideScene:
+    """A canvas and the shapes of targets on it; see :class:`stpred.models._scene.Scene`.
+
+    Attributes
+    ----------
+    canvas
+        The slide's pixels.
+    low, high, centres
+        (n, 2) corners of the targets' boxes and their centres in micrometres.
+    says
+        Says of (m,) targets and as many (m, 2) points in micrometres which points lie in their targets.
+    frame
+        What is looked at.
+    patch_px
+        Edge of a training patch.
+    """
+
+    canvas: Canvas = field(repr=False)
+    low: NDArray[np.float64] = field(repr=False)
+    high: NDArray[np.float64] = field(repr=False)
+    centres: NDArray[np.float64] = field(repr=False)
+    says: Says = field(repr=False)
+    frame: Window
+    patch_px: int
+
+    @classmethod
+    def of(cls, region: Region, tile: TileSpec, *, canvas: Canvas | None = None) -> SlideScene:
+        """Make it for the locations of a region; the tile says at which resolution, and how large patches are."""
+        canvas = Canvas(region.pyramid, tile.mpp) if canvas is None else canvas
+        low, high, says = outlines(region)
+        return cls(canvas, low, high, region.coords_um, says, _frame(low, high, canvas), tile.size_px)
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per pixel."""
+        return self.canvas.mpp
+
+    @property
+    def bounds(self) -> Window:
+        """The pixels that touch the image."""
+        return self.canvas.bounds
+
+    @property
+    def identity(self) -> str:
+        """Hash of the image's fingerprint, its resolution and the targets' boxes."""
+        digest = hashlib.sha256(f"{self.canvas.pyramid.fingerprint} {self.mpp} {self.frame}".encode())
+        digest.update(np.concatenate([self.low, self.high]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def take(self, rows: NDArray[np.int64]) -> SlideScene:
+        """Return it with some of the targets; what is looked at stays."""
+        rows = np.arange(len(self.centres))[rows]
+        says = self.says
+        return replace(
+            self,
+            low=self.low[rows],
+            high=self.high[rows],
+            centres=self.centres[rows],
+            says=lambda target, xy: says(rows[target], xy),
+        )
+
+    def sizes(self) -> NDArray[np.float64]:
+        """Return the (n,) areas of the targets in pixels, by looking at up to 64 points of each."""
+        step = np.linspace(0, 1, 8, endpoint=False) + 1 / 16
+        at = np.stack(np.meshgrid(step, step), axis=-1).reshape(-1, 2)
+        target = np.repeat(np.arange(len(self.low)), len(at))
+        points = self.low[target] + np.tile(at, (len(self.low), 1)) * (self.high - self.low)[target]
+        share = self.says(target, points).reshape(-1, len(at)).mean(axis=1)
+        return np.asarray(share * (self.high - self.low).prod(axis=1) / self.mpp**2)
+
+    def boxes(self) -> NDArray[np.int64]:
+        """Return (n, 4) first row and column, and last row and column, of the pixels that targets may touch."""
+        low, high = np.floor(self.low / self.mpp), np.floor(self.high / self.mpp)
+        return np.column_stack([low[:, ::-1], high[:, ::-1]]).astype(np.int64)
+
+    def fetch(self, windows: list[Window]) -> None:
+        """Read what these windows show."""
+        self.canvas.fetch(windows)
+
+    def image(self, window: Window) -> NDArray[np.float32]:
+        """Return the (3, h, w) scaled pixels of a window."""
+        return np.ascontiguousarray(self.canvas.scaled(self.canvas.pixels(window)).transpose(2, 0, 1))
+
+    def inside(self, window: Window) -> Inside:
+        """Return which pixels of a window lie in which targets, in full or in part.
+
+        Large targets hold the pixels whose centres lie in them; of small ones the pixels are cut finer, and those that
+        are smaller still have their area's share of the pixel that their centre lies in.
+        """
+        corner = np.array([window.column, window.row]) * self.mpp
+        end = corner + np.array([window.width, window.height]) * self.mpp
+        near = np.flatnonzero(((self.high > corner) & (self.low < end)).all(axis=1))
+        cut = self._cut
+        step = self.mpp / cut
+        tiny = ((self.high - self.low)[near] < 2 * step).all(axis=1)
+        large, small = near[~tiny], near[tiny]
+        low, high = np.maximum(self.low[large], corner), np.minimum(self.high[large], end)
+        target, found = centres_inside(low, high, step, lambda t, xy: self.says(large[t], xy))
+        at = np.floor_divide(found, cut) - [window.column, window.row]
+        kept = _within(at, window.width, window.height)
+        pairs = [(large[target[kept]], at[kept], np.full(int(kept.sum()), 1 / cut**2))]
+        at = np.floor(self.centres[small] / self.mpp + 1e-9).astype(np.int64) - [window.column, window.row]
+        kept = _within(at, window.width, window.height)
+        area = (self.high - self.low)[small].prod(axis=1) / self.mpp**2
+        pairs.append((small[kept], at[kept], area[kept]))
+        target, at, share = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        size = window.height * window.width
+        code, member = np.unique(target * size + at[:, 1] * window.width + at[:, 0], return_inverse=True)
+        summed = np.bincount(member, weights=share, minlength=len(code))
+        return Inside(code // size, code % size, summed.astype(np.float32))
+
+    @cached_property
+    def _cut(self) -> int:
+        """Into how many parts along each edge pixels are cut, for targets of this size."""
+        width = float(np.median((self.high - self.low).max(axis=1))) / self.mpp if len(self.low) else 1.0
+        aligned = np.abs(np.concatenate([self.low, self.high])[:64] / self.mpp % 1 - 0.5) > 0.5 - 1e-6
+        if aligned.all():
+            return 1
+        return next(cut for cut, least in ((1, 16), (2, 8), (4, 4), (8, 0)) if width >= least)
+
+    def view(self, affine: NDArray[np.float64], shape: tuple[int, int]) -> View:
+        """Return a patch: bilinear for the image, and pixels by their centres for everything else."""
+        height, width = shape
+        y, x = np.mgrid[:height, :width]
+        um = np.stack([x.ravel() + 0.5, y.ravel() + 0.5], axis=1) @ affine[:, :2].T + affine[:, 2]
+        low, high = um.min(axis=0) / self.mpp, um.max(axis=0) / self.mpp
+        (x0, y0), (x1, y1) = (np.floor(low) - 2).astype(int).tolist(), (np.ceil(high) + 2).astype(int).tolist()
+        window = Window(y0, x0, y1 - y0, x1 - x0)
+        pixels = _bilinear(self.canvas.pixels(window), um / self.mpp - [x0, y0]).reshape(height, width, 3)
+        near, pixel = self._labels(affine, um, shape)
+        taken = np.zeros(height * width, dtype=bool)
+        taken[pixel[pixel >= 0]] = True
+        # A target with pixels outside, or at the border, is not all there.
+        row, column = np.divmod(pixel, width)
+        cut = (pixel < 0) | (row == 0) | (column == 0) | (row == height - 1) | (column == width - 1)
+        partial = np.zeros(len(self.low), dtype=bool)
+        partial[near[cut]] = True
+        kept = ~partial[near]
+        target, pixel = near[kept], pixel[kept]
+        order = np.lexsort((pixel, target))
+        return View(
+            image=np.ascontiguousarray(self.canvas.scaled(pixels).transpose(2, 0, 1)),
+            on_image=self.canvas.pyramid.contains(um).reshape(shape),
+            tissue=self.canvas.tissue(um).reshape(shape),
+            target=target[order],
+            pixel=pixel[order],
+            taken=taken.reshape(shape),
+        )
+
+    def _labels(
+        self, affine: NDArray[np.float64], um: NDArray[np.float64], shape: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return targets and the numbers of the patch's pixels in them, -1 outside of it, each pixel once."""
+        height, width = shape
+        near = np.flatnonzero(((self.high >= um.min(axis=0)) & (self.low <= um.max(axis=0))).all(axis=1))
+        back = np.linalg.inv(affine[:, :2])
+        low, high = self.low[near], self.high[near]
+        corners = np.stack([low, high, np.column_stack([low[:, 0], high[:, 1]]), np.column_stack([high[:, 0], low[:, 1]])])
+        at = (corners - affine[:, 2]) @ back.T
+
+        def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+            return self.says(near[target], xy @ affine[:, :2].T + affine[:, 2])
+
+        target, found = centres_inside(at.min(axis=0), at.max(axis=0), 1.0, says)
+        target = near[target]
+        inside = _within(found, width, height)
+        pixel = np.where(inside, found[:, 1] * width + found[:, 0], -1)
+        # A pixel in several targets belongs to the one of the nearest centre.
+        centre = um[pixel.clip(0)] - self.centres[target]
+        order = np.lexsort((target, np.square(centre).sum(axis=1), pixel))
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = (pixel[order][1:] != pixel[order][:-1]) | (pixel[order][1:] < 0)
+        kept = order[first]
+        return target[kept], pixel[kept]
+
+    def describe(self) -> NDArray[np.float32]:
+        """Return (n, 24) means and deviations of the scaled channels in four windows about each target's centre."""
+        out = np.empty((len(self.centres), DESCRIBED), dtype=np.float32)
+        at = np.floor(self.centres / self.mpp).astype(np.int64)[:, ::-1]
+        margin = max(WINDOWS_PX) // 2
+        piece, member = np.unique(at // EDGE, axis=0, return_inverse=True)
+        windows = [Window(int(r) * EDGE, int(c) * EDGE, EDGE, EDGE).wider(margin) for r, c in piece]
+        self.fetch(windows)
+        for k, window in enumerate(windows):
+            rows = np.flatnonzero(member.ravel() == k)
+            pixels = self.canvas.scaled(self.canvas.pixels(window))
+            y, x = (at[rows] - [window.row, window.column]).T
+            columns = []
+            for size in WINDOWS_PX:
+                mean = uniform_filter(pixels, size=(size, size, 1), mode="nearest")[y, x]
+                square = uniform_filter(np.square(pixels), size=(size, size, 1), mode="nearest")[y, x]
+                columns += [mean, np.sqrt((square - np.square(mean)).clip(0))]
+            out[rows] = np.concatenate(columns, axis=1)
+        return out
+
+
+@dataclass(frozen=True)
+class SceneReader:
+    """Reads regions of one slide, in parts, through one canvas."""
+
+    canvas: Canvas
+    tile: TileSpec
+    context: str | None = None
+
+    def blocks(self, region: Region) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yield rows and batches of a region by place, so many that what is read of them fits into memory."""
+        x, y = np.floor(region.coords_um / (2 * EDGE * self.tile.mpp)).T
+        order = np.lexsort((x, y))
+        for rows in np.array_split(order, -(-len(order) // MOST_TARGETS)):
+            yield rows, scene_batch(region.take(rows), self.tile, canvas=self.canvas)
+
+
+def scene_reader(
+    region: Region, encoder: Encoder, *, stride_um: float | None = None, allow_upsampling: bool = False, **_: Any
+) -> SceneReader:
+    """Return what reads a region of a slide, or parts of it, through the slide's pixels."""
+    if stride_um is not None:
+        raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
+    what = f"Image {region.image_key!r} of slide {region.slide!r}"
+    region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
+    return SceneReader(Canvas(region.pyramid, encoder.card.tile.mpp), encoder.card.tile)
+
+
+def scene_batch(region: Region, tile: TileSpec, *, canvas: Canvas | None = None, **measured: Any) -> Batch:
+    """Return the locations of a region as sums over the slide's pixels."""
+    scene = SlideScene.of(region, tile, canvas=canvas)
+    if measured.get("y") is not None:
+        _check_apart(scene, region)
+    rows = np.arange(len(region.coords_um))
+    return Batch(
+        region.slide,
+        scene.describe(),
+        rows,
+        rows,
+        region.coords_um,
+        totals=region.totals,
+        n_measured=None if region.counts is None else region.counts.shape[1],
+        scene=scene,
+        **measured,
+    )
+
+
+def _check_apart(scene: SlideScene, region: Region) -> None:
+    """Refuse locations that were measured but hold no pixel, or that mostly lie in each other."""
+    import logging
+
+    sizes = scene.sizes()
+    said = f"{region.shapes_key!r} of slide {region.slide!r}"
+    if np.median(sizes) < 1:
+        raise InputError(
+            f"The locations {said} are {np.sqrt(np.median(sizes)) * scene.mpp:.3g} um wide, less than a pixel of "
+            f"{scene.mpp:g} um; train on larger ones, or with a finer tile=TileSpec(mpp=..., size_px=...)."
+        )
+    shared = _shared(scene)
+    if shared > _COARSEST:
+        raise InputError(
+            f"The locations {said} overlap: {shared:.0%} of their area lies in another one as well, so counts cannot "
+            "be told apart; check their radius, or train on bins or spots that lie side by side."
+        )
+    if shared > 0.005:
+        logging.getLogger("stpred").warning(
+            "The locations %s overlap (%.1f %% of their area); a pixel counts for the nearest centre.",
+            said, 100 * shared,
+        )  # fmt: skip
+
+
+def _shared(scene: SlideScene, *, most: int = 500) -> float:
+    """Return the share of targets' area that lies in another target, too, by points in some of the targets."""
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(len(scene.low), min(most, len(scene.low)), replace=False))
+    overlap, total = 0, 0
+    for row in rows.tolist():
+        points = scene.low[row] + rng.random((64, 2)) * (scene.high[row] - scene.low[row])
+        points = points[scene.says(np.full(len(points), row), points)]
+        near = np.flatnonzero(((scene.high > scene.low[row]) & (scene.low < scene.high[row])).all(axis=1))
+        others = near[near != row]
+        hit = np.zeros(len(points), dtype=bool)
+        for other in others.tolist():
+            hit |= scene.says(np.full(len(points), other), points)
+        overlap, total = overlap + int(hit.sum()), total + len(points)
+    return overlap / max(total, 1)
+
+
+def _frame(low: NDArray[np.float64], high: NDArray[np.float64], canvas: Canvas) -> Window:
+    """Return what is looked at: the box around all targets and a margin, as far as the image goes."""
+    first, last = low.min(axis=0), high.max(axis=0)
+    margin = MARGIN * (last - first)
+    x0, y0 = np.floor((first - margin) / canvas.mpp).astype(int).tolist()
+    x1, y1 = np.ceil((last + margin) / canvas.mpp).astype(int).tolist()
+    image = canvas.bounds
+    y0, x0 = max(y0, image.row), max(x0, image.column)
+    y1, x1 = min(y1, image.row + image.height), min(x1, image.column + image.width)
+    return Window(y0, x0, max(y1 - y0, 1), max(x1 - x0, 1))
+
+
+def _within(at: NDArray[np.int64], width: int, height: int) -> NDArray[np.bool_]:
+    return np.asarray(((at >= 0) & (at < [width, height])).all(axis=1), dtype=bool)
+
+
+def _bilinear(pixels: NDArray[np.uint8], at: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return (m, 3) values between pixels at (m, 2) x and y; pixel borders are whole numbers."""
+    x, y = (at - 0.5).T
+    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    fx, fy = (x - column).astype(np.float32)[:, None], (y - row).astype(np.float32)[:, None]
+    width = pixels.shape[1]
+    flat, first = pixels.reshape(-1, 3), row * width + column
+    above = flat[first] * (1 - fx) + flat[first + 1] * fx
+    below = flat[first + width] * (1 - fx) + flat[first + width + 1] * fx
+    return above * (1 - fy) + below * fy

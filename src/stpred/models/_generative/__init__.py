@@ -1,0 +1,1 @@
+"""The parts of XFuse: networks, likelihoods, metagenes and their bookkeeping, posterior read-out."""

@@ -1,0 +1,499 @@
+"""XFuse: a deep generative model of histology and expression, with posterior uncertainty (Bergenstråhle et al. 2022)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, listing, one_of, whole
+from stpred._core.specs import TileSpec
+from stpred._core.targets import dense
+from stpred.models._base import BaseConfig, Batch, Needs
+from stpred.models._generative import likelihood as terms
+from stpred.models._generative import metagenes as bookkeeping
+from stpred.models._generative.covariates import Covariates
+from stpred.models._generative.initial import first_profiles, fit_baselines
+from stpred.models._generative.networks import Decoder, Encoder, head
+from stpred.models._generative.readout import PLAIN, Readout, read_out
+from stpred.models._generative.sample import PatchSample
+from stpred.models._iterative import Iterative, IterativeConfig
+
+logger = logging.getLogger("stpred")
+
+STRATEGIES = ("drop_and_split", "extra")
+
+_FIT_ROWS = 4000
+"""Locations that the first fit of the gene baselines is made on, at most."""
+
+_FIRST_SPREAD = 0.01
+_LAST_DRAWS = 10
+_DRAWS = 3
+
+
+@dataclass(frozen=True)
+class XFuseConfig(IterativeConfig):
+    """Settings of :class:`XFuse`; ``XFuse.Config.published()`` gives those of the publication.
+
+    Parameters
+    ----------
+    depth
+        Levels of the networks; level i sees the image at ``1 / 2**i`` of its resolution.
+    width
+        Channels of the finest level; each further one has twice as many.
+    metagenes
+        Metagenes to start with.
+    max_metagenes
+        Most metagenes.
+    strategy
+        ``"drop_and_split"``: metagenes that the counts are better off without are dropped, the others split in two;
+        ``"extra"``: beside those that contribute, `spare` others are kept.
+    purge_interval
+        Epochs between two such reviews; None: a twentieth of `epochs`.
+    spare, spare_last, spare_epochs
+        Of ``"extra"``: spare metagenes at first, at last, and the epochs in which the number falls from one to the
+        other.
+    covariates
+        Slide to covariate to level, such as ``{"s1": {"patient": "a"}, "s2": {"patient": None}}`` (None: not known).
+        Each level has an effect on every gene's rate and dispersion. None: each slide is a level of ``section``.
+    score_folds
+        Also train with each donor left out, to score genes: as many more trainings.
+    lr, batch_size, epochs
+        Of Adam (with AMSGrad), patches per step, and passes; in a pass each slide is seen as many patches as cover it.
+    """
+
+    depth: int = 5
+    width: int = 16
+    metagenes: int = 4
+    max_metagenes: int = 50
+    strategy: str = "drop_and_split"
+    purge_interval: int | None = None
+    spare: int = 4
+    spare_last: int = 1
+    spare_epochs: int = 10_000
+    covariates: Mapping[str, Mapping[str, str | None]] | None = None
+    score_folds: bool = False
+    epochs: int | None = 200
+    lr: float = 1e-3
+    batch_size: int = 4
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("depth", "width", "metagenes", "max_metagenes", "spare_epochs"):
+            object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        for name in ("spare", "spare_last"):
+            if getattr(self, name) != 0:
+                object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        if self.purge_interval is not None:
+            object.__setattr__(self, "purge_interval", whole(self.purge_interval, name="purge_interval", unset=True))
+        one_of(self.strategy, STRATEGIES, name="strategy")
+        if self.epochs is None:
+            raise InputError("`epochs` of XFuse must be given: no number of passes is chosen on left-out slides.")
+        if self.metagenes > self.max_metagenes:
+            raise InputError(f"`metagenes` ({self.metagenes}) exceeds `max_metagenes` ({self.max_metagenes}).")
+        if self.covariates is not None:
+            object.__setattr__(self, "covariates", Covariates.checked(self.covariates))
+
+    @classmethod
+    def published(cls, **changes: Any) -> XFuseConfig:
+        """Return the published settings: six levels, one metagene at first, reviews every 1 000 of 20 000 epochs."""
+        values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4}
+        return cls(**{**values, **changes})
+
+    def for_slides(self, slides: Sequence[str]) -> XFuseConfig:
+        """Return the settings with every slide a level of ``section`` where no covariates are given."""
+        from dataclasses import replace
+
+        if self.covariates is not None:
+            return replace(self, covariates=Covariates.known_to(self.covariates, slides))
+        return replace(self, covariates={s: {"section": s} for s in slides} if len(slides) > 1 else {})
+
+    @property
+    def interval(self) -> int:
+        """Epochs between two reviews of the metagenes."""
+        return max(1, (self.epochs or 1) // 20) if self.purge_interval is None else self.purge_interval
+
+
+@dataclass
+class Elbo:
+    """The terms of the evidence lower bound of a step, as they enter it: log likelihoods, and divergences to take off.
+
+    Attributes
+    ----------
+    image, expression
+        Log likelihoods, summed over pixels and channels, regions and genes.
+    latents
+        Divergence of the latents, summed.
+    metagenes, effects, levels
+        Divergences of the metagenes, the covariates' effects and the unknown levels: this step's share of them.
+    """
+
+    image: Tensor
+    expression: Tensor
+    latents: Tensor
+    metagenes: Tensor
+    effects: Tensor
+    levels: Tensor
+
+    def total(self) -> Tensor:
+        """Return the bound."""
+        return self.image + self.expression - self.latents - self.metagenes - self.effects - self.levels
+
+
+class XFuse(Iterative):
+    """Counts of spots as sums over the pixels in them, image and expression from one latent state of the tissue.
+
+    Every pixel has a scale and a mixture of metagenes, decoded from latents at several resolutions that an encoder
+    infers from the image alone; a spot's counts are negative binomial on the sum over its pixels, so expression is
+    learned below the spots' size, and slides with nothing but an image can be read.
+
+    Notes
+    -----
+    The tile says how a slide is seen: its resolution is the pixels' and its size that of the training patches. Pixels
+    cost: the default of 8 um per pixel is for laptops. Predictions are counts, with ``layers["std"]`` the posterior's
+    standard deviation of the expected count. The number of metagenes grows with training; memory depends on patches
+    and steps, not on slides. Distances to training tiles are of colours in windows of 8 to 64 pixels.
+
+    Per-gene scores on left-out donors need as many more trainings as donors; without ``score_folds=True`` (or
+    ``validation=`` slides) no gene is marked as trusted.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(800, 800), n_genes=20)
+    >>> config = st.models.XFuse.Config(depth=3, width=4, epochs=2)
+    >>> model = st.tl.train(slides, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=32))
+    >>> st.tl.predict(slides["donor0"], model, shapes_key="spots")
+    >>> "std" in slides["donor0"].tables["spots_xfuse"].layers
+    True
+    """
+
+    family: ClassVar[str] = "xfuse"
+    unit = "patches"
+    criterion = "pearson"
+    scored_each_epoch = False
+    takes_images: ClassVar[bool] = True
+    generative: ClassVar[bool] = True
+    default_encoder: ClassVar[str] = "pixels"
+    default_tile = TileSpec(mpp=8.0, size_px=256)
+    Config: ClassVar[type[XFuseConfig]] = XFuseConfig  # type: ignore[assignment]
+    config: XFuseConfig
+    active: Tensor
+    forest: Tensor
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        c = self.config
+        most = c.max_metagenes
+        self.covariates = Covariates(c.covariates or {})
+        self.guide, self.decoder = Encoder(c.depth, c.width), Decoder(c.depth, c.width)
+        self.image_mean, self.image_spread = head(c.width, 3), head(c.width, 3)
+        self.shared = head(c.width, c.width)[:2]
+        self.metagene = nn.Conv2d(c.width, most, 1)
+        self.scale = head(c.width, 1)
+        with torch.no_grad():
+            self.metagene.bias.zero_()  # type: ignore[union-attr]
+            for layer in (self.image_mean[-1], self.image_spread[-1]):
+                layer.weight.zero_()
+            if not self.scale[-1].weight.is_meta:  # a blank model's tensors hold nothing
+                self.scale[-1].weight.normal_(0, 1e-5)
+        self.profile_mean = nn.Parameter(torch.zeros(most, n_genes))
+        self.profile_log_std = nn.Parameter(torch.full((most, n_genes), math.log(_FIRST_SPREAD)))
+        self.profile_log_prior = nn.Parameter(torch.zeros(n_genes))
+        self.log_rate = nn.Parameter(torch.zeros(n_genes))
+        self.logit = nn.Parameter(torch.zeros(n_genes))
+        # Rows: levels of all covariates, one after the other. First axis: effect on the log rate, on the logit.
+        n_levels = self.covariates.n_levels
+        self.effect_mean = nn.Parameter(torch.zeros(2, n_levels, n_genes))
+        self.effect_log_std = nn.Parameter(torch.full((2, n_levels, n_genes), math.log(_FIRST_SPREAD)))
+        self.effect_log_prior = nn.Parameter(torch.zeros(2, n_genes))
+        self.level_logits = nn.Parameter(torch.zeros(len(self.covariates.unknown), self.covariates.widest))
+        self.register_buffer("active", torch.arange(most) < c.metagenes)
+        self.register_buffer("forest", torch.full((2 * most,), -2, dtype=torch.long))
+        self._optimizer: Any = None
+
+    # What the data layer brings, and what comes out.
+
+    @property
+    def needs(self) -> Needs:
+        """The slide's pixels."""
+        return Needs(scene=True)
+
+    def training_target(self, target: str | None) -> str:
+        """Return counts: the likelihood is of nothing else."""
+        if target not in (None, "counts"):
+            raise InputError(f"XFuse models raw counts; leave `target` out, got {target!r}.")
+        return "counts"
+
+    @property
+    def support_um(self) -> float:
+        """Width of a pixel: predictions are sums over these."""
+        return float(self.record.tile.get("mpp", self.default_tile.mpp))
+
+    # Training.
+
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """Fit the gene baselines, and let image and scale start at the slides' means."""
+        measured = [b for b in batches if b.y is not None]
+        rows, known = zip(*(_some_counts(b, self.n_genes, _FIT_ROWS // len(measured)) for b in measured), strict=True)
+        rate, logit = fit_baselines(torch.cat(rows), torch.cat(known))
+        n = int(self.active.sum())
+        scenes: list[Any] = [b.scene for b in batches]
+        size = float(np.median(np.concatenate([b.scene.sizes() for b in measured])))  # type: ignore[union-attr]
+        colours = np.concatenate([_some_pixels(s) for s in scenes], axis=1)
+        mean, std = colours.mean(axis=1), colours.std(axis=1).clip(1e-2)
+        with torch.no_grad():
+            self.log_rate.copy_(rate)
+            self.logit.copy_(logit)
+            if n > 1:
+                self.profile_mean[:n] = first_profiles(torch.cat(rows), torch.cat(known), n)
+            for layer, value in (
+                (self.image_mean[-1], np.arctanh(mean.clip(-0.999, 0.999))),
+                (self.image_spread[-1], np.log(np.expm1(std))),
+                (self.scale[-1], np.log(np.expm1(np.array([1 / max(size, 1.0)])))),
+            ):
+                layer.bias.copy_(torch.as_tensor(value))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return baselines at five times, posteriors of metagenes and effects at twice the rate of the networks."""
+        lr = self.config.lr
+        fast = [self.log_rate, self.logit]
+        twice = [self.profile_mean, self.profile_log_std, self.effect_mean, self.effect_log_std, self.level_logits]
+        special = {id(p) for p in (*fast, *twice)}
+        rest = [p for p in self.parameters() if id(p) not in special]
+        return [{"params": rest}, {"params": twice, "lr": 2 * lr}, {"params": fast, "lr": 5 * lr}]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam with AMSGrad."""
+        self._optimizer = torch.optim.Adam(self.param_groups(), lr=self.config.lr, amsgrad=True)
+        return self._optimizer
+
+    def forward(self, sample: PatchSample) -> Elbo:
+        """Return the terms of the bound, with one draw of everything that is latent."""
+        posterior = self.guide(sample.image)
+        latents = [mean + std * torch.randn_like(mean) for mean, std in posterior]
+        h = self.decoder(latents)
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.float()
+            found = terms.normal(sample.image.float(), *self.picture(h)).sum(dim=1)
+            image = (found * sample.on_image).sum()
+            kl = sum((terms.normal_kl(mean, std).sum() for mean, std in posterior), start=image.new_zeros(()))
+            expression, effects, levels = self._expression(h, sample)
+            n = sum(sample.n_patches.values())
+            return Elbo(image, expression, kl, self._profile_kl().sum() * len(sample.slides) / n, effects, levels)
+
+    def picture(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of every pixel's channels, (b, 3, h, w) each."""
+        return torch.tanh(self.image_mean(h)), F.softplus(self.image_spread(h)) + 1e-8
+
+    def mixture(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p, m) logits of the active metagenes and (p,) scales of all pixels of (b, c, h, w) features."""
+        logits = F.conv2d(self.shared(h), self.metagene.weight[self.active], self.metagene.bias[self.active])  # type: ignore[index]
+        return logits.permute(0, 2, 3, 1).flatten(0, 2), F.softplus(self.scale(h)).flatten()
+
+    def draw_profiles(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return a draw of the (m, n_genes) log profiles of the active metagenes."""
+        mean, std = self.profile_mean[self.active], self.profile_log_std[self.active].exp()
+        if len(mean) == 1:  # a single one is the baseline over again
+            mean, std = mean.detach(), std.detach()
+        noise = torch.randn(mean.shape, generator=generator, device="cpu" if generator else mean.device)
+        return mean + std * noise.to(mean.device)
+
+    def _profile_kl(self) -> Tensor:
+        """Return the (m,) divergences of the active metagenes."""
+        mean, std = self.profile_mean[self.active], self.profile_log_std[self.active].exp()
+        if len(mean) == 1:
+            mean, std = mean.detach(), std.detach()
+        return terms.normal_kl(mean, std, self.profile_log_prior.exp()).sum(dim=1)
+
+    def _expression(self, h: Tensor, sample: PatchSample) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the log likelihood of the counts, and the divergences of effects and unknown levels."""
+        profiles = self.draw_profiles()
+        base, success, effects, levels = self._effects(sample)
+        logits, scale = self.mixture(h)
+        share = torch.softmax(logits[sample.pixel], dim=1) * scale[sample.pixel, None]
+        sums = terms.region_sums(share, sample.region, len(sample.owner))
+        total = terms.total_counts(sums, profiles, base[sample.owner])
+        found = terms.negative_binomial(sample.counts, total, success[sample.owner])
+        return (found * sample.known[sample.owner]).sum(), effects, levels
+
+    def _effects(self, sample: PatchSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return (b, n_genes) log rates and logits of the patches' slides with their effects, and the divergences."""
+        rows = torch.stack([self.log_rate, self.logit])[:, None].expand(2, len(sample.slides), self.n_genes)
+        none = self.log_rate.new_zeros(())
+        effects, levels = none, none
+        covariates = self.covariates
+        if not covariates.names:
+            return rows[0], rows[1], effects, levels
+        std = self.effect_log_std.exp()
+        kl = terms.normal_kl(self.effect_mean, std, self.effect_log_prior.exp()[:, None]).sum(dim=(0, 2))
+        per_level = covariates.patches(sample.n_patches)
+        for b, slide in enumerate(sample.slides):
+            drawn = self.effect_mean + std * torch.randn_like(std)
+            added = torch.zeros_like(rows[:, b])
+            for name in covariates.names:
+                at, row = covariates.place(slide, name)
+                first, last = covariates.span(name)
+                if row is None:
+                    logits = self.level_logits[at, : last - first]
+                    choice = _straight_through(logits)
+                    added = added + torch.einsum("k,ekg->eg", choice, drawn[:, first:last])
+                    levels = levels + terms.categorical_kl(logits) / sample.n_patches[slide]
+                    share = choice.detach()
+                    effects = effects + (share * kl[first:last] / per_level[first:last].to(kl)).sum()
+                elif at >= 0:
+                    added = added + drawn[:, at]
+                    effects = effects + kl[at] / float(per_level[at])
+            rows = rows.clone()
+            rows[:, b] = rows[:, b] + added
+        return rows[0], rows[1], effects, levels
+
+    def loss(self, output: Elbo, sample: PatchSample) -> Tensor:
+        """Return minus the bound; a term that is not finite is named."""
+        for name, value in vars(output).items():
+            if not torch.isfinite(value):
+                raise InputError(
+                    f"The term {name!r} of the evidence lower bound became {float(value)}, in a step of patches of "
+                    f"slides {listing(dict.fromkeys(sample.slides))}; look for extreme counts or pixels there, or "
+                    "lower `lr`."
+                )
+        return -output.total()
+
+    # Metagenes.
+
+    def review(self, epoch: int, samples: Callable[[], Iterable[PatchSample]]) -> bool:
+        """Drop and add metagenes where it is due; the optimiser's state of those that stay is kept."""
+        total = self.config.epochs or 0
+        last = epoch == total
+        if not last and (epoch % self.config.interval or epoch + self.config.interval > total):
+            return False
+        scores = self.leave_one_out(samples(), draws=_LAST_DRAWS if last else _DRAWS)
+        if last:
+            change = bookkeeping.keep_spare(scores, spare=0, capacity=self.config.max_metagenes)
+        elif self.config.strategy == "extra":
+            change = bookkeeping.keep_spare(scores, spare=self._spare(epoch), capacity=self.config.max_metagenes)
+        else:
+            forest = bookkeeping.unflattened(v for v in self.forest.tolist() if v >= -1)
+            contributes = {m: value < 0 or len(scores) == 1 for m, value in scores.items()}
+            forest, change = bookkeeping.drop_and_split(forest, contributes, capacity=self.config.max_metagenes)
+            flat = bookkeeping.flattened(forest)
+            self.forest.fill_(-2)
+            self.forest[: len(flat)] = torch.tensor(flat)
+        self._change(change)
+        logger.info("Epoch %d: %d metagenes (%d dropped, %d new).", epoch, int(self.active.sum()),
+                    len(change.dropped), len(change.added))  # fmt: skip
+        return False  # the parameters' shapes stay
+
+    def leave_one_out(self, samples: Iterable[PatchSample], *, draws: int) -> dict[int, float]:
+        """Return how much better or worse the bound of a pass is without each metagene, all from one decode.
+
+        The image and the latents are the same with and without it; what differs is how the others share its pixels,
+        the counts' likelihood and the metagene's own divergence.
+        """
+        names = torch.nonzero(self.active)[:, 0].tolist()
+        was = self.training
+        self.eval()
+        total = torch.zeros(len(names), device=self.active.device)
+        kl = self._profile_kl().detach()
+        try:
+            with torch.no_grad():
+                for sample in samples:
+                    posterior = self.guide(sample.image)
+                    for _ in range(draws):
+                        h = self.decoder([mean + std * torch.randn_like(mean) for mean, std in posterior])
+                        total += self._without_each(h.float(), sample) / draws
+                    total += kl * len(sample.slides) / sum(sample.n_patches.values())
+        finally:
+            self.train(was)
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def _without_each(self, h: Tensor, sample: PatchSample) -> Tensor:
+        logits, scale = self.mixture(h)
+        base, success, _, _ = self._effects(sample)
+        return terms.leave_one_out(
+            logits[sample.pixel],
+            scale[sample.pixel],
+            sample.region,
+            len(sample.owner),
+            profiles=self.draw_profiles(),
+            base=base[sample.owner],
+            success=success[sample.owner],
+            counts=sample.counts,
+            known=sample.known[sample.owner],
+        )
+
+    def _spare(self, epoch: int) -> int:
+        c = self.config
+        return round(c.spare + (c.spare_last - c.spare) * min(epoch / c.spare_epochs, 1.0))
+
+    def _change(self, change: bookkeeping.Change) -> None:
+        """Switch metagenes off and on; a copy takes over everything of its parent, the optimiser's state included."""
+        parameters = [self.profile_mean, self.profile_log_std, self.metagene.weight, self.metagene.bias]
+        states = [] if self._optimizer is None else [self._optimizer.state.get(p, {}) for p in parameters]
+        moments = [v for s in states for k, v in s.items() if k != "step" and isinstance(v, Tensor)]
+        with torch.no_grad():
+            self.active[change.dropped] = False
+            for new, parent in change.added:
+                self.active[new] = True
+                for tensor in (*parameters, *moments):
+                    if parent is not None:
+                        tensor[new] = tensor[parent]
+                    elif any(tensor is m for m in moments):
+                        tensor[new] = 0
+                if parent is None:
+                    self.profile_mean[new] = 0
+                    self.profile_log_std[new] = math.log(_FIRST_SPREAD)
+                    nn.init.kaiming_uniform_(self.metagene.weight[new][None], a=math.sqrt(5))
+                    self.metagene.bias[new] = 0  # type: ignore[index]
+
+    # Prediction.
+
+    def predict(
+        self, batch: Batch, readout: Readout | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the (n, n_genes) posterior mean and standard deviation of the expected count of each target."""
+        readout = PLAIN if readout is None else readout
+        mean = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
+        std = np.empty_like(mean)
+        for rows, genes, values in read_out(self, batch, readout).expected():
+            mean[rows, genes], std[rows, genes] = values.mean(axis=0), values.std(axis=0)
+        return mean, std
+
+
+def _straight_through(logits: Tensor) -> Tensor:
+    """Return a one-hot draw whose gradient is that of the relaxed one."""
+    soft = torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.1), logits=logits).rsample()
+    hard = F.one_hot(soft.argmax(), len(logits)).to(soft.dtype)
+    return hard + soft - soft.detach()
+
+
+def _some_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor, Tensor]:
+    """Return (n, n_genes) counts of evenly picked locations, and whether each gene was measured there."""
+    rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(most, 1), len(batch.targets))).astype(int))
+    counts = torch.from_numpy(dense(batch.y[rows], np.float32))  # type: ignore[index]
+    known = torch.ones(n_genes, dtype=torch.bool) if batch.known is None else torch.from_numpy(batch.known)
+    return counts, known.expand(len(rows), n_genes)
+
+
+def _some_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
+    """Return (3, p) pixels of nine windows spread over what is looked at."""
+    from stpred.models._scene import Window
+
+    frame = scene.frame
+    height, width = min(edge, frame.height), min(edge, frame.width)
+    at = [
+        Window(frame.row + int(y * (frame.height - height)), frame.column + int(x * (frame.width - width)), height, width)
+        for y in (0.0, 0.5, 1.0)
+        for x in (0.0, 0.5, 1.0)
+    ]
+    scene.fetch(at)
+    return np.concatenate([scene.image(window).reshape(3, -1) for window in at], axis=1)

@@ -1,0 +1,106 @@
+"""What the steps of an epoch are made of: locations, whole slides, or patches of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core.checks import listing
+from stpred.models._base import Batch
+from stpred.models._iterative import Iterative
+from stpred.models._sample import gather
+from stpred.models.losses import RELATIVE
+
+
+class Feed(Protocol):
+    """Training data of a run."""
+
+    def epoch(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
+        """Yield the samples of a pass over it, each with what to call it in a message."""
+
+
+def feed_of(model: Iterative, batches: Sequence[Batch], *, seed: int, fabric: Any) -> Feed:
+    """Return what a family is fed with."""
+    if model.unit == "patches":
+        from stpred.training._patches import PatchFeed
+
+        return PatchFeed(batches, model, fabric=fabric)
+    return LocationFeed(batches, model, seed=seed, fabric=fabric)
+
+
+class LocationFeed:
+    """Locations of all slides in turn, or slides; with several processes, each one's share."""
+
+    def __init__(self, batches: Sequence[Batch], model: Any, *, seed: int, fabric: Any) -> None:
+        self.draws = model.draws(batches, seed=seed)
+        self.batches, self.scalings = zip(*(model.ready(b) for b in batches), strict=True)
+        self.model, self.fabric = model, fabric
+
+    def epoch(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
+        """Yield samples and how many locations of which slides they hold."""
+        share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        for picks in _steps(self.batches, self.model, order, self.draws, **share):
+            sample = gather(
+                [self.batches[i].take(rows) for i, rows in picks],
+                [self.scalings[i] for i, _ in picks],
+                whole_slide=self.model.needs.whole_slide,
+                device=self.fabric.device,
+            )
+            slides = listing(dict.fromkeys(self.batches[i].slide for i, _ in picks))
+            yield sample, f"{len(sample.targets)} locations of slides {slides}"
+
+
+def _steps(
+    batches: Sequence[Batch],
+    model: Any,
+    order: np.random.Generator,
+    draws: list[NDArray] | None,
+    *,
+    rank: int,
+    world: int,
+) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
+    """Yield the (slide number, rows) of each step; with several processes, each one's share."""
+    size = model.config.batch_size * world
+    if model.unit == "slides":
+        slides = order.permutation(len(batches))
+        for start in range(0, len(slides), size):
+            mine = slides[start : start + size][rank::world]
+            mine = slides[start : start + 1] if len(mine) == 0 else mine
+            yield [(int(i), np.arange(len(batches[i].targets))) for i in mine]
+        return
+    slide, row = _locations(batches, order, draws)
+    if model.config.loss in RELATIVE:  # a correlation over a slide's locations needs many of one slide in a step
+        for i in order.permutation(len(batches)):
+            mixed = order.permutation(row[slide == i])
+            for part in np.array_split(mixed, -(-len(mixed) // size)):
+                mine = part[rank::world]
+                yield [(int(i), np.sort(part[:1] if len(mine) == 0 else mine))]
+        return
+    shuffled = order.permutation(len(row))
+    for start in range(0, len(row), size):
+        mine = shuffled[start : start + size][rank::world]
+        mine = shuffled[start : start + 1] if len(mine) == 0 else mine
+        if len(mine) == 1 and len(row) > 1 and start > 0:
+            continue  # a single left-over location has no statistics of its own (batch norm)
+        yield [(int(i), np.sort(row[mine[slide[mine] == i]])) for i in np.unique(slide[mine])]
+
+
+def _locations(
+    batches: Sequence[Batch], order: np.random.Generator, draws: list[NDArray] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return slide number and row of the locations of an epoch; with clusters, equally many of each."""
+    slides, rows = [], []
+    for i, batch in enumerate(batches):
+        if draws is None:
+            chosen = np.arange(len(batch.targets))
+        else:
+            sizes = np.bincount(draws[i])
+            chosen = np.concatenate(
+                [order.choice(np.flatnonzero(draws[i] == c), sizes.max()) for c in np.flatnonzero(sizes)]
+            )
+        slides.append(np.full(len(chosen), i))
+        rows.append(chosen)
+    return np.concatenate(slides), np.concatenate(rows)
