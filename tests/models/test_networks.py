@@ -18,7 +18,7 @@ from stpred.models._base import BaseConfig
 from stpred.models._network import Network
 from stpred.models._sample import gather
 from stpred.models.stnet import dihedral
-from stpred.training import Run, _loop
+from stpred.training import Run, _feeds, _loop
 
 from . import naive
 
@@ -629,7 +629,7 @@ def test_epochs_are_chosen_on_left_out_donors() -> None:
 def test_oversampling_draws_equally_many_locations_of_each_cluster() -> None:
     a, b = batches("deepspot")
     clusters = [np.repeat([0, 1, 2], [20, 7, 3]), np.repeat([0, 1], [35, 1])]
-    slide, row = _loop._locations([a, b], np.random.default_rng(0), clusters)
+    slide, row = _feeds._locations([a, b], np.random.default_rng(0), clusters)
     for i, sizes in enumerate(([20, 20, 20], [35, 35])):
         assert np.bincount(clusters[i][row[slide == i]]).tolist() == sizes
     model, _ = fit("deepspot", [a, b], oversample=3)

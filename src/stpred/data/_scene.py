@@ -212,33 +212,48 @@ class SlideScene:
         corner = np.array([window.column, window.row]) * self.mpp
         end = corner + np.array([window.width, window.height]) * self.mpp
         near = np.flatnonzero(((self.high > corner) & (self.low < end)).all(axis=1))
-        cut = self._cut
-        step = self.mpp / cut
-        tiny = ((self.high - self.low)[near] < 2 * step).all(axis=1)
-        large, small = near[~tiny], near[tiny]
-        low, high = np.maximum(self.low[large], corner), np.minimum(self.high[large], end)
-        target, found = centres_inside(low, high, step, lambda t, xy: self.says(large[t], xy))
-        at = np.floor_divide(found, cut) - [window.column, window.row]
-        kept = _within(at, window.width, window.height)
-        pairs = [(large[target[kept]], at[kept], np.full(int(kept.sum()), 1 / cut**2))]
-        at = np.floor(self.centres[small] / self.mpp + 1e-9).astype(np.int64) - [window.column, window.row]
-        kept = _within(at, window.width, window.height)
-        area = (self.high - self.low)[small].prod(axis=1) / self.mpp**2
-        pairs.append((small[kept], at[kept], area[kept]))
-        target, at, share = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        cuts = self._cuts[near]
+        parts = [self._whole(near[cuts == 0], window)]
+        for cut in np.unique(cuts[cuts > 0]).tolist():
+            rows = near[cuts == cut]
+            low, high = np.maximum(self.low[rows], corner), np.minimum(self.high[rows], end)
+            says = self.says
+            target, found = centres_inside(
+                low, high, self.mpp / cut, lambda t, xy, rows=rows: says(rows[t], xy)  # type: ignore[misc]
+            )
+            at = np.floor_divide(found, cut) - [window.column, window.row]
+            kept = _within(at, window.width, window.height)
+            parts.append((rows[target[kept]], at[kept], np.full(int(kept.sum()), 1 / cut**2)))
+        target, at, share = (np.concatenate(part) for part in zip(*parts, strict=True))
         size = window.height * window.width
         code, member = np.unique(target * size + at[:, 1] * window.width + at[:, 0], return_inverse=True)
-        summed = np.bincount(member, weights=share, minlength=len(code))
+        summed = np.bincount(member.ravel(), weights=share, minlength=len(code))
         return Inside(code // size, code % size, summed.astype(np.float32))
 
+    def _whole(
+        self, rows: NDArray[np.int64], window: Window
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Return targets, places and shares of those that are given to the one pixel that their centre lies in."""
+        at = np.floor(self.centres[rows] / self.mpp + 1e-9).astype(np.int64) - [window.column, window.row]
+        kept = _within(at, window.width, window.height)
+        return rows[kept], at[kept], self.take(rows[kept]).sizes()
+
     @cached_property
-    def _cut(self) -> int:
-        """Into how many parts along each edge pixels are cut, for targets of this size."""
-        width = float(np.median((self.high - self.low).max(axis=1))) / self.mpp if len(self.low) else 1.0
-        aligned = np.abs(np.concatenate([self.low, self.high])[:64] / self.mpp % 1 - 0.5) > 0.5 - 1e-6
-        if aligned.all():
-            return 1
-        return next(cut for cut, least in ((1, 16), (2, 8), (4, 4), (8, 0)) if width >= least)
+    def _cuts(self) -> NDArray[np.int64]:
+        """(n,) into how many parts along each edge pixels are cut for each target; 0: it is but a part of a pixel.
+
+        The larger a target, the coarser; squares of the lattice itself are not cut. Nothing depends on the others.
+        """
+        size = (self.high - self.low) / self.mpp
+        out = np.select([size.min(axis=1) >= least for least in (16, 8, 4)], [1, 2, 4], 8)
+        out[(size < 0.25).all(axis=1)] = 0
+        edges = np.concatenate([self.low, self.high], axis=1) / self.mpp
+        rows = np.flatnonzero((np.abs(edges - np.round(edges)) < 1e-6).all(axis=1) & (out > 1))
+        if len(rows):
+            full = np.isclose(self.take(rows).sizes(), size[rows].prod(axis=1))
+            single = (np.abs(size[rows] - 1) < 1e-6).all(axis=1)
+            out[rows[full]] = np.where(single[full], 0, 1)
+        return np.asarray(out, dtype=np.int64)
 
     def view(self, affine: NDArray[np.float64], shape: tuple[int, int]) -> View:
         """Return a patch: bilinear for the image, and pixels by their centres for everything else."""
@@ -254,7 +269,9 @@ class SlideScene:
         taken[pixel[pixel >= 0]] = True
         # A target with pixels outside, or at the border, is not all there.
         row, column = np.divmod(pixel, width)
-        cut = (pixel < 0) | (row == 0) | (column == 0) | (row == height - 1) | (column == width - 1)
+        on_image = self.canvas.pyramid.contains(um)
+        beyond = (pixel >= 0) & ~on_image[pixel.clip(0)]
+        cut = (pixel < 0) | beyond | (row == 0) | (column == 0) | (row == height - 1) | (column == width - 1)
         partial = np.zeros(len(self.low), dtype=bool)
         partial[near[cut]] = True
         kept = ~partial[near]
@@ -262,7 +279,7 @@ class SlideScene:
         order = np.lexsort((pixel, target))
         return View(
             image=np.ascontiguousarray(self.canvas.scaled(pixels).transpose(2, 0, 1)),
-            on_image=self.canvas.pyramid.contains(um).reshape(shape),
+            on_image=on_image.reshape(shape),
             tissue=self.canvas.tissue(um).reshape(shape),
             target=target[order],
             pixel=pixel[order],
@@ -323,35 +340,47 @@ class SceneReader:
     canvas: Canvas
     tile: TileSpec
     context: str | None = None
+    described: bool = True
 
     def blocks(self, region: Region) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """Yield rows and batches of a region by place, so many that what is read of them fits into memory."""
         x, y = np.floor(region.coords_um / (2 * EDGE * self.tile.mpp)).T
         order = np.lexsort((x, y))
         for rows in np.array_split(order, -(-len(order) // MOST_TARGETS)):
-            yield rows, scene_batch(region.take(rows), self.tile, canvas=self.canvas)
+            yield rows, scene_batch(region.take(rows), self.tile, canvas=self.canvas, described=self.described)
 
 
 def scene_reader(
-    region: Region, encoder: Encoder, *, stride_um: float | None = None, allow_upsampling: bool = False, **_: Any
+    region: Region,
+    encoder: Encoder,
+    *,
+    stride_um: float | None = None,
+    allow_upsampling: bool = False,
+    described: bool = True,
+    **_: Any,
 ) -> SceneReader:
     """Return what reads a region of a slide, or parts of it, through the slide's pixels."""
     if stride_um is not None:
         raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
     region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
-    return SceneReader(Canvas(region.pyramid, encoder.card.tile.mpp), encoder.card.tile)
+    return SceneReader(Canvas(region.pyramid, encoder.card.tile.mpp), encoder.card.tile, described=described)
 
 
-def scene_batch(region: Region, tile: TileSpec, *, canvas: Canvas | None = None, **measured: Any) -> Batch:
-    """Return the locations of a region as sums over the slide's pixels."""
+def scene_batch(
+    region: Region, tile: TileSpec, *, canvas: Canvas | None = None, described: bool = True, **measured: Any
+) -> Batch:
+    """Return the locations of a region as sums over the slide's pixels.
+
+    Without `described` nothing is said of how like those of training they are.
+    """
     scene = SlideScene.of(region, tile, canvas=canvas)
     if measured.get("y") is not None:
         _check_apart(scene, region)
     rows = np.arange(len(region.coords_um))
     return Batch(
         region.slide,
-        scene.describe(),
+        scene.describe() if described else np.zeros((len(rows), DESCRIBED), dtype=np.float32),
         rows,
         rows,
         region.coords_um,

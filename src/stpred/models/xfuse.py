@@ -21,7 +21,7 @@ from stpred.models._base import BaseConfig, Batch, Needs
 from stpred.models._generative import likelihood as terms
 from stpred.models._generative import metagenes as bookkeeping
 from stpred.models._generative.covariates import Covariates
-from stpred.models._generative.initial import first_profiles, fit_baselines
+from stpred.models._generative.initial import fit_baselines, first_profiles
 from stpred.models._generative.networks import Decoder, Encoder, head
 from stpred.models._generative.readout import PLAIN, Readout, read_out
 from stpred.models._generative.sample import PatchSample
@@ -35,7 +35,6 @@ _FIT_ROWS = 4000
 """Locations that the first fit of the gene baselines is made on, at most."""
 
 _FIRST_SPREAD = 0.01
-_LAST_DRAWS = 10
 _DRAWS = 3
 
 
@@ -57,7 +56,8 @@ class XFuseConfig(IterativeConfig):
         ``"drop_and_split"``: metagenes that the counts are better off without are dropped, the others split in two;
         ``"extra"``: beside those that contribute, `spare` others are kept.
     purge_interval
-        Epochs between two such reviews; None: a twentieth of `epochs`.
+        Epochs between two such reviews; None: there is only the last, when training is done, in which the metagenes
+        that the counts are better off without go one after the other.
     spare, spare_last, spare_epochs
         Of ``"extra"``: spare metagenes at first, at last, and the epochs in which the number falls from one to the
         other.
@@ -66,8 +66,15 @@ class XFuseConfig(IterativeConfig):
         Each level has an effect on every gene's rate and dispersion. None: each slide is a level of ``section``.
     score_folds
         Also train with each donor left out, to score genes: as many more trainings.
+    lr_global
+        Rate of what all slides share: baselines take five times as much, posteriors of metagenes and effects twice.
+    decay
+        Let all rates fall along half a cosine.
+    amsgrad
+        Use AMSGrad, as published; the large gradients of the first steps then slow down thousands of others.
     lr, batch_size, epochs
-        Of Adam (with AMSGrad), patches per step, and passes; in a pass each slide is seen as many patches as cover it.
+        Of Adam on the networks, patches per step, and passes; in a pass each slide is seen in as many patches as cover
+        it.
     """
 
     depth: int = 5
@@ -81,6 +88,9 @@ class XFuseConfig(IterativeConfig):
     spare_epochs: int = 10_000
     covariates: Mapping[str, Mapping[str, str | None]] | None = None
     score_folds: bool = False
+    lr_global: float = 3e-4
+    decay: bool = True
+    amsgrad: bool = False
     epochs: int | None = 200
     lr: float = 1e-3
     batch_size: int = 4
@@ -107,6 +117,7 @@ class XFuseConfig(IterativeConfig):
     def published(cls, **changes: Any) -> XFuseConfig:
         """Return the published settings: six levels, one metagene at first, reviews every 1 000 of 20 000 epochs."""
         values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4}
+        values |= {"decay": False, "amsgrad": True}
         return cls(**{**values, **changes})
 
     def for_slides(self, slides: Sequence[str]) -> XFuseConfig:
@@ -116,11 +127,6 @@ class XFuseConfig(IterativeConfig):
         if self.covariates is not None:
             return replace(self, covariates=Covariates.known_to(self.covariates, slides))
         return replace(self, covariates={s: {"section": s} for s in slides} if len(slides) > 1 else {})
-
-    @property
-    def interval(self) -> int:
-        """Epochs between two reviews of the metagenes."""
-        return max(1, (self.epochs or 1) // 20) if self.purge_interval is None else self.purge_interval
 
 
 @dataclass
@@ -255,7 +261,9 @@ class XFuse(Iterative):
             self.log_rate.copy_(rate)
             self.logit.copy_(logit)
             if n > 1:
-                self.profile_mean[:n] = first_profiles(torch.cat(rows), torch.cat(known), n)
+                first = first_profiles(torch.cat(rows), torch.cat(known), n)
+                self.profile_mean[:n] = first
+                self.log_rate -= first.exp().mean(dim=0).log()  # at first every pixel has the same of each
             for layer, value in (
                 (self.image_mean[-1], np.arctanh(mean.clip(-0.999, 0.999))),
                 (self.image_spread[-1], np.log(np.expm1(std))),
@@ -265,7 +273,7 @@ class XFuse(Iterative):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return baselines at five times, posteriors of metagenes and effects at twice the rate of the networks."""
-        lr = self.config.lr
+        lr = self.config.lr_global
         fast = [self.log_rate, self.logit]
         twice = [self.profile_mean, self.profile_log_std, self.effect_mean, self.effect_log_std, self.level_logits]
         special = {id(p) for p in (*fast, *twice)}
@@ -273,8 +281,8 @@ class XFuse(Iterative):
         return [{"params": rest}, {"params": twice, "lr": 2 * lr}, {"params": fast, "lr": 5 * lr}]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return Adam with AMSGrad."""
-        self._optimizer = torch.optim.Adam(self.param_groups(), lr=self.config.lr, amsgrad=True)
+        """Return Adam, which the reviews of the metagenes keep up with."""
+        self._optimizer = torch.optim.Adam(self.param_groups(), lr=self.config.lr, amsgrad=self.config.amsgrad)
         return self._optimizer
 
     def forward(self, sample: PatchSample) -> Elbo:
@@ -346,11 +354,9 @@ class XFuse(Iterative):
                 if row is None:
                     logits = self.level_logits[at, : last - first]
                     choice = _straight_through(logits)
-                    added = added + torch.einsum("k,ekg->eg", choice, drawn[:, first:last])
+                    added = added + torch.einsum("k,ekg->eg", choice, self.effect_mean[:, first:last])
                     levels = levels + terms.categorical_kl(logits) / sample.n_patches[slide]
-                    share = choice.detach()
-                    effects = effects + (share * kl[first:last] / per_level[first:last].to(kl)).sum()
-                elif at >= 0:
+                else:
                     added = added + drawn[:, at]
                     effects = effects + kl[at] / float(per_level[at])
             rows = rows.clone()
@@ -372,19 +378,20 @@ class XFuse(Iterative):
 
     def review(self, epoch: int, samples: Callable[[], Iterable[PatchSample]]) -> bool:
         """Drop and add metagenes where it is due; the optimiser's state of those that stay is kept."""
-        total = self.config.epochs or 0
-        last = epoch == total
-        if not last and (epoch % self.config.interval or epoch + self.config.interval > total):
+        c, total = self.config, self.config.epochs or 0
+        self._slow_down(epoch / total)
+        if epoch == total:
+            self._purge(samples)
             return False
-        scores = self.leave_one_out(samples(), draws=_LAST_DRAWS if last else _DRAWS)
-        if last:
-            change = bookkeeping.keep_spare(scores, spare=0, capacity=self.config.max_metagenes)
-        elif self.config.strategy == "extra":
-            change = bookkeeping.keep_spare(scores, spare=self._spare(epoch), capacity=self.config.max_metagenes)
+        if c.purge_interval is None or epoch % c.purge_interval or epoch + c.purge_interval > total:
+            return False
+        scores = self.leave_one_out(samples(), draws=_DRAWS)
+        if c.strategy == "extra":
+            change = bookkeeping.keep_spare(scores, spare=self._spare(epoch), capacity=c.max_metagenes)
         else:
             forest = bookkeeping.unflattened(v for v in self.forest.tolist() if v >= -1)
             contributes = {m: value < 0 or len(scores) == 1 for m, value in scores.items()}
-            forest, change = bookkeeping.drop_and_split(forest, contributes, capacity=self.config.max_metagenes)
+            forest, change = bookkeeping.drop_and_split(forest, contributes, capacity=c.max_metagenes)
             flat = bookkeeping.flattened(forest)
             self.forest.fill_(-2)
             self.forest[: len(flat)] = torch.tensor(flat)
@@ -392,6 +399,27 @@ class XFuse(Iterative):
         logger.info("Epoch %d: %d metagenes (%d dropped, %d new).", epoch, int(self.active.sum()),
                     len(change.dropped), len(change.added))  # fmt: skip
         return False  # the parameters' shapes stay
+
+    def _purge(self, samples: Callable[[], Iterable[PatchSample]]) -> None:
+        """Drop metagenes that do not contribute, the most superfluous first, until all do.
+
+        Two that stand for the same thing are both superfluous, until one of them is gone.
+        """
+        for left in range(int(self.active.sum()) - 1, 0, -1):
+            scores = self.leave_one_out(samples(), draws=_DRAWS)
+            worst = max(scores, key=lambda m: scores[m])
+            if scores[worst] < 0:
+                return
+            self._change(bookkeeping.Change([worst]))
+            logger.info("Metagene %d is dropped; %d are left.", worst, left)
+
+    def _slow_down(self, progress: float) -> None:
+        """Let the rates fall along half a cosine; the last steps would otherwise leave the noise of a few patches."""
+        if self._optimizer is None or not self.config.decay:
+            return
+        for group in self._optimizer.param_groups:
+            first = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = first * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
 
     def leave_one_out(self, samples: Iterable[PatchSample], *, draws: int) -> dict[int, float]:
         """Return how much better or worse the bound of a pass is without each metagene, all from one decode.

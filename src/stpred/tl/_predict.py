@@ -197,7 +197,7 @@ def predict(
             preserve=preserve,
             out=out,
             coordinate_system=coordinate_system,
-            provenance=lambda region, context: _provenance(trained, used, region, context) | _read_facts(reading),
+            provenance=lambda region, context: provenance_of(trained, used, region, context) | _read_facts(reading),
             inplace=inplace,
         )
     if inplace and key_added is not None:
@@ -235,7 +235,7 @@ def predict(
             std = np.empty_like(mean) if std is None else std
             std[rows] = spread[:, columns]
         context = batch.context
-    facts = _provenance(trained, used, region, context) | _read_facts(reading)
+    facts = provenance_of(trained, used, region, context) | _read_facts(reading)
     if spots is not None:
         mean, std = preserved(mean, region.coords_um, spots, trained), None
         facts |= {"output_scale": "counts", "preserved": preserve}
@@ -249,7 +249,7 @@ def predict(
         layers=None if std is None else {keys.STD: std},
         provenance=facts,
     )
-    _warn_unlike(trained, score)
+    warn_unlike(trained, score)
     if not inplace:
         return table
     for made in [k for k in holder.shapes if k not in sdata.shapes]:
@@ -270,6 +270,15 @@ def _reading(model: Model, **asked: Any) -> dict[str, Any]:
     readout = Readout(**given)
     model.covariates.of("", readout.covariates)  # type: ignore[union-attr,operator]  # refused before any work
     return {"readout": readout}
+
+
+def need_generative(model: Model) -> None:
+    """Refuse models without a posterior."""
+    if not model.generative:
+        raise InputError(
+            f"Model {model.record.name!r} ({model.family!r}) has no posterior to draw from; this is for generative "
+            "models, such as one of stpred.tl.train(slides, 'xfuse')."
+        )
 
 
 def _read_facts(reading: dict[str, Any]) -> dict[str, Any]:
@@ -393,7 +402,7 @@ def with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coo
     return sdata
 
 
-def _warn_unlike(model: Model, score: np.ndarray) -> None:
+def warn_unlike(model: Model, score: np.ndarray) -> None:
     share = float((score > 0).mean())
     if share > UNLIKE_LIMIT:
         warnings.warn(
@@ -412,7 +421,7 @@ def _cell_facts(region: data.Region) -> dict[str, Any]:
     return {"no_cells": len(region.without_cells), "without_cells": [str(i) for i in region.without_cells[:1000]]}
 
 
-def _provenance(model: Model, encoder: Encoder, region: data.Region, context: str | None) -> dict[str, Any]:
+def provenance_of(model: Model, encoder: Encoder, region: data.Region, context: str | None) -> dict[str, Any]:
     record = model.record
     cells = {} if region.cells is None else {"cells": region.cells.region.shapes_key}
     return {

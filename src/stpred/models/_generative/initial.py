@@ -60,14 +60,12 @@ def first_profiles(counts: Tensor, known: Tensor, n: int, *, most: float = 3.0) 
 
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     mean = (share * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
-    values = torch.where(known, share, mean).double().numpy()
-    scale = values.mean(axis=0) ** 0.5 + 1e-6  # so that a few abundant genes do not decide alone
-    model = NMF(n, init="nndsvda", max_iter=500, tol=1e-3, random_state=0)
+    values = torch.where(known, counts, mean * counts.sum(dim=1, keepdim=True)).double().numpy()
+    model = NMF(n, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=300, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged is no matter for a start
-        weights = model.fit_transform(values / scale)
-    parts = torch.from_numpy(model.components_ * scale).float()
-    parts = parts * torch.from_numpy(weights.mean(axis=0)).float()[:, None]
+        model.fit(values + 1e-9)
+    parts = torch.from_numpy(model.components_).float()
     of_part = parts / parts.sum(dim=1, keepdim=True).clamp(min=1e-12)
     eps = 0.05 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
     return ((of_part + eps) / (mean + eps)).log().clamp(-most, most)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stpred._core.checks import InputError, whole
 from stpred.models._base import Batch
-from stpred.models._generative.likelihood import EPS
+from stpred.models._generative.likelihood import EPS, region_sums
 from stpred.models._scene import Window
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 CORE = 512
 """Pixels along each edge of what is decoded at a time, beside the margin; tiles lie on the slide's own lattice."""
 
-MARGIN = 2
-"""Width of the margin, in pixels of the coarsest level: what is farther away hardly matters."""
+MARGIN = 4
+"""Width of the margin in pixels of the coarsest level: what is farther away hardly matters."""
 
 _VALUES = 2**24
 _NOISE = 64
@@ -97,7 +97,8 @@ class Reading:
         """Return (s, r, g) total counts of the regions' negative binomials."""
         rates = self.profiles[:, :, genes].exp() * self.base[:, None, genes].exp()
         total = EPS + torch.bmm(self.sums[:, rows], rates)
-        return total / self.sizes[rows, None].clamp(min=EPS) if self.readout.normalize_size else total
+        sizes = self.sizes[rows, None]
+        return torch.where(sizes > 0, total / sizes, 0.0) if self.readout.normalize_size else total
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Yield rows and genes of blocks whose draws fit into memory."""
@@ -160,7 +161,7 @@ def decoded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each sample, (h * w, m) activations and (h * w,) scales of a tile's pixels."""
     step = 2 ** (model.config.depth - 1)
-    around = _aligned(tile.wider(MARGIN * 2 * step), step)
+    around = _aligned(tile.wider(MARGIN * step), step)
     device = model.active.device
     image = torch.from_numpy(scene.image(around))[None].to(device)
     top, left = tile.row - around.row, tile.column - around.column
@@ -178,23 +179,25 @@ def _sums(model: XFuse, batch: Batch, readout: Readout) -> tuple[Tensor, Tensor]
     scene: Any = batch.scene
     device = model.active.device
     n, s = len(batch.targets), readout.n_samples
-    sums = torch.zeros(s, n, int(model.active.sum()), device=device)
-    sizes = torch.zeros(n, device=device)
+    # In double precision from tile to tile: a region may be as large as the slide.
+    sums = torch.zeros(s, n, int(model.active.sum()), device=device, dtype=torch.float64)
+    sizes = torch.zeros(n, device=device, dtype=torch.float64)
     step = 2 ** (model.config.depth - 1)
     for tile in tiles_of(scene.boxes(), scene.bounds):
         inside = scene.inside(tile)
         if len(inside.target) == 0:
             continue
-        scene.fetch([_aligned(tile.wider(MARGIN * 2 * step), step)])
-        target, pixel = (torch.from_numpy(v).to(device) for v in (inside.target, inside.pixel))
+        scene.fetch([_aligned(tile.wider(MARGIN * step), step)])
+        rows, place = np.unique(inside.target, return_inverse=True)
+        target, place, pixel = (torch.from_numpy(v).to(device) for v in (rows, place, inside.pixel))
         share = torch.from_numpy(inside.share).to(device)
-        sizes.index_add_(0, target, share)
+        sizes[target] += region_sums(share[:, None], place, len(rows))[:, 0]
         for k, (activation, scale) in enumerate(
             decoded(model, scene, tile, n_samples=s, seed=readout.seed)
         ):
             amount = share if readout.normalize_scale else share * scale[pixel]
-            sums[k].index_add_(0, target, activation[pixel] * amount[:, None])
-    return sums, sizes
+            sums[k, target] += region_sums(activation[pixel] * amount[:, None], place, len(rows))
+    return sums.float(), sizes.float()
 
 
 def _baselines(
