@@ -365,7 +365,7 @@ def test_models_without_a_posterior_are_refused(slide: SpatialData) -> None:
 def test_regions_off_the_image_or_without_a_pixel(slide: SpatialData) -> None:
     boxes = [tuple(b) for b in shapely.bounds(np.asarray(slide.shapes["squares"].geometry))]
     # Off the image; and between two rows of the finest points that are looked at.
-    boxes += [(900, 900, 964, 964), (70, 2.5, 130, 3.5)]
+    boxes += [(900, 900, 964, 964), (70, 2.9, 130, 2.95)]
     slide.shapes["odd"] = polygons(boxes, kind=["a", "b"] * 8 + ["off", "thin"])
     for name, said in (("off", "'off'.* lie off image 'he'"), ("thin", "'thin'.* hold no pixel of the model's 8 um")):
         with pytest.raises(InputError, match=said):

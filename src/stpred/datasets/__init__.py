@@ -5,6 +5,7 @@ from __future__ import annotations
 from stpred.datasets._hest import toy_hest
 from stpred.datasets._legacy_st import toy_legacy_st
 from stpred.datasets._single_cells import toy_reference
+from stpred.datasets._subtypes import toy_subtypes
 from stpred.datasets._tissue import Tissue, make_tissue
 from stpred.datasets._toy import toy, toy_cohort
 from stpred.datasets._truth import load_truth
@@ -22,6 +23,7 @@ __all__ = [
     "toy_hest",
     "toy_legacy_st",
     "toy_reference",
+    "toy_subtypes",
     "toy_visium",
     "toy_visium_hd",
     "toy_wsi",

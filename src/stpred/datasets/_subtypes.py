@@ -19,6 +19,8 @@ MARKERS = 8
 """Genes of each subtype that are higher in it."""
 
 _FOLD = 10.0
+_ODDS = 1.0
+"""Variance of a count beyond its mean, in parts of the mean: negative binomials of one success probability."""
 _COLOURS = np.array([[190.0, 130.0, 175.0], [225.0, 165.0, 195.0], [170.0, 125.0, 190.0]])
 
 
@@ -31,7 +33,7 @@ def toy_subtypes(
     pitch_um: float = 150.0,
     spot_um: float = 100.0,
     n_genes: int = 60,
-    depth: float = 600.0,
+    depth: float = 3000.0,
 ) -> SpatialData:
     """Make a slide of three intermingled tissue types, finer than the spots that measure it.
 
@@ -77,7 +79,7 @@ def toy_subtypes(
     pixels = (np.stack(np.meshgrid(np.arange(edge), np.arange(edge)), axis=-1).reshape(-1, 2) + 0.5) * mpp
     shares = _shares(xy, spot_um / 2, pixels, kind.ravel())
     library = depth * rng.gamma(20.0, 1 / 20.0, size=len(xy))
-    counts = rng.poisson(rng.gamma(5.0, shares @ profile.T * library[:, None] / 5.0))
+    counts = rng.poisson(rng.gamma(shares @ profile.T * library[:, None] / _ODDS) * _ODDS)
     return _assembled(image, kind, xy, spot_um / 2, counts, shares=shares, profile=profile, mpp=mpp)
 
 

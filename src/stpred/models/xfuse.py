@@ -77,9 +77,9 @@ class XFuseConfig(IterativeConfig):
         it.
     """
 
-    depth: int = 5
+    depth: int = 4
     width: int = 16
-    metagenes: int = 4
+    metagenes: int = 8
     max_metagenes: int = 50
     strategy: str = "drop_and_split"
     purge_interval: int | None = None
@@ -91,7 +91,7 @@ class XFuseConfig(IterativeConfig):
     lr_global: float = 3e-4
     decay: bool = True
     amsgrad: bool = False
-    epochs: int | None = 200
+    epochs: int | None = 100
     lr: float = 1e-3
     batch_size: int = 4
     clip_norm: float | None = None
@@ -190,7 +190,7 @@ class XFuse(Iterative):
     takes_images: ClassVar[bool] = True
     generative: ClassVar[bool] = True
     default_encoder: ClassVar[str] = "pixels"
-    default_tile = TileSpec(mpp=8.0, size_px=256)
+    default_tile = TileSpec(mpp=8.0, size_px=96)
     Config: ClassVar[type[XFuseConfig]] = XFuseConfig  # type: ignore[assignment]
     config: XFuseConfig
     active: Tensor
