@@ -33,7 +33,7 @@ MARKERS = 8
 def subtypes(*, epochs: int, seed: int) -> None:
     """Run the synthetic study."""
     config = st.models.XFuse.Config(
-        depth=3, width=12, metagenes=4, batch_size=1, lr=4e-3, lr_global=3e-3, epochs=epochs
+        depth=3, width=12, metagenes=4, batch_size=2, lr=2e-3, epochs=epochs
     )
     how: dict[str, Any] = {"tile": SMALL, "shapes_key": "spots", "seed": seed}
     slides = {f"s{k}": toy_subtypes(seed=10 * seed + k) for k in range(3)}

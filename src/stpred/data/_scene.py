@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+from scipy.spatial import cKDTree
 
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
@@ -30,6 +31,9 @@ RANGE = 0.9
 
 MARGIN = 0.12
 """How much wider than its locations the part of a slide is that is looked at."""
+
+AMID = 1.5
+"""Distance from the next target, in distances of targets, up to which a pixel counts as tissue whatever its colour."""
 
 EDGE = 256
 """Pixels along each edge of what is kept of the slide as one piece."""
@@ -280,11 +284,24 @@ class SlideScene:
         return View(
             image=np.ascontiguousarray(self.canvas.scaled(pixels).transpose(2, 0, 1)),
             on_image=on_image.reshape(shape),
-            tissue=self.canvas.tissue(um).reshape(shape),
+            tissue=(self.canvas.tissue(um) | self._amid(um)).reshape(shape),
             target=target[order],
             pixel=pixel[order],
             taken=taken.reshape(shape),
         )
+
+    def _amid(self, um: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which points lie among the targets: pale tissue there must not be taken for the empty slide."""
+        if len(self.centres) < 2:
+            return np.zeros(len(um), dtype=bool)
+        tree, reach = self._places
+        return np.isfinite(tree.query(um, distance_upper_bound=reach)[0])
+
+    @cached_property
+    def _places(self) -> tuple[Any, float]:
+        """Where targets are, to be asked, and how far around them is among them."""
+        tree = cKDTree(self.centres)
+        return tree, AMID * float(np.median(tree.query(self.centres, k=2)[0][:, 1]))
 
     def _labels(
         self, affine: NDArray[np.float64], um: NDArray[np.float64], shape: tuple[int, int]

@@ -61,7 +61,7 @@ class View:
     on_image
         (h, w) whether the pixel lies on the image at all.
     tissue
-        (h, w) whether it lies on tissue.
+        (h, w) whether it lies on tissue, or among the targets.
     target, pixel
         (p,) complete targets, ascending, and the pixels that lie in them; each pixel in one target at most.
     taken

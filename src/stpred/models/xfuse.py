@@ -368,7 +368,7 @@ class XFuse(Iterative):
         for name, value in vars(output).items():
             if not torch.isfinite(value):
                 raise InputError(
-                    f"The term {name!r} of the evidence lower bound became {float(value)}, in a step of patches of "
+                    f"The term {name!r} of the evidence lower bound became {float(value.detach())}, in a step of patches of "
                     f"slides {listing(dict.fromkeys(sample.slides))}; look for extreme counts or pixels there, or "
                     "lower `lr`."
                 )
