@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from stpred.models._base import Batch
 from stpred.models._generative.readout import Readout
 from stpred.models._generative.sample import PatchSample

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import stpred as st
 from numpy.typing import NDArray
+
+import stpred as st
 from stpred import metrics
 from stpred.datasets import toy_subtypes
 
@@ -32,9 +33,7 @@ MARKERS = 8
 
 def subtypes(*, epochs: int, seed: int) -> None:
     """Run the synthetic study."""
-    config = st.models.XFuse.Config(
-        depth=3, width=12, metagenes=4, batch_size=2, lr=2e-3, epochs=epochs
-    )
+    config = st.models.XFuse.Config(depth=3, width=12, metagenes=4, batch_size=2, lr=2e-3, epochs=epochs)
     how: dict[str, Any] = {"tile": SMALL, "shapes_key": "spots", "seed": seed}
     slides = {f"s{k}": toy_subtypes(seed=10 * seed + k) for k in range(3)}
     genes = list(slides["s0"].tables["spots_counts"].var_names)
@@ -125,7 +124,9 @@ def _halves(slide: SpatialData, config: Any, genes: list[str], how: dict[str, An
     model = st.tl.train({"s0": coarse}, config, genes=genes, **how)
     found = st.tl.differential_expression(slide, model, "spots", pairs=pairs, n_samples=20)
     table = slide.tables["spots_counts"]
-    expected = pd.DataFrame(table.obsm["shares"] @ table.varm["profile"].T, index=table.obs["instance_id"], columns=genes)
+    expected = pd.DataFrame(
+        table.obsm["shares"] @ table.varm["profile"].T, index=table.obs["instance_id"], columns=genes
+    )
     truth = np.log2(
         expected.to_numpy()[expected.index.get_indexer(found["first"]), expected.columns.get_indexer(found["gene"])]
         / expected.to_numpy()[expected.index.get_indexer(found["second"]), expected.columns.get_indexer(found["gene"])]
@@ -138,9 +139,7 @@ def _halves(slide: SpatialData, config: Any, genes: list[str], how: dict[str, An
           f"of the markers'), {right.mean():.1%} of all")  # fmt: skip
 
 
-def _unseen(
-    slides: dict[str, SpatialData], left: SpatialData, config: Any, *, genes: Any, tile: st.TileSpec
-) -> None:
+def _unseen(slides: dict[str, SpatialData], left: SpatialData, config: Any, *, genes: Any, tile: st.TileSpec) -> None:
     """Train on slides, predict another from its image, and print what the baselines give."""
     rows = []
     measured = left.tables["spots_counts"]

@@ -456,15 +456,21 @@ def test_first_profiles_are_parts_of_the_counts() -> None:
     parts /= parts.sum(axis=1, keepdims=True)
     share = rng.beta(0.4, 0.4, (300, 1))
     counts = rng.poisson(800 * (share * parts[0] + (1 - share) * parts[1])).astype(np.float32)
-    found = first_profiles(torch.from_numpy(counts), torch.ones(300, 8, dtype=torch.bool), 2).numpy()
+    logits = torch.zeros(8)
+    profiles, deviation = first_profiles(
+        torch.from_numpy(counts), torch.ones(300, 8, dtype=torch.bool), 2, logits=logits
+    )
+    assert ((0 < deviation) & (deviation < 0.2)).all()  # hundreds of thousands of counts leave little open
+    found = profiles.numpy()
     assert np.abs(found).max() <= 3
     found = found[np.argsort(-found[:, 0])]
     assert (found[0, :3] > 0.3).all()
     assert (found[0, 5:] < -0.5).all()
     assert (found[1, 5:] > 0.3).all()
     assert (found[1, :3] < -0.5).all()
-    empty = first_profiles(torch.zeros(20, 8), torch.ones(20, 8, dtype=torch.bool), 3)
+    empty, open_ = first_profiles(torch.zeros(20, 8), torch.ones(20, 8, dtype=torch.bool), 3, logits=logits)
     assert torch.isfinite(empty).all()
+    assert (open_ > 0.99).all()  # nothing but the prior is known
 
 
 # Reading.

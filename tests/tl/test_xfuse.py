@@ -10,11 +10,12 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
-import stpred as st
 import torch
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity
+
+import stpred as st
 from stpred._core.checks import InputError
 from stpred.models.xfuse import XFuse
 from stpred.training import _loop
@@ -41,7 +42,9 @@ def model(slides: dict[str, SpatialData]) -> Any:
     return st.tl.train(slides, config(), genes=genes_of(slides["s0"]), **HOW)
 
 
-def changed(slide: SpatialData, *, rows: Any = slice(None), genes: Any = slice(None), counts: Any = None) -> SpatialData:
+def changed(
+    slide: SpatialData, *, rows: Any = slice(None), genes: Any = slice(None), counts: Any = None
+) -> SpatialData:
     table = slide.tables["spots_counts"][rows, genes].copy()
     if counts is not None:
         table.X = counts(table.X)

@@ -19,7 +19,7 @@ from stpred._core.specs import TileSpec
 from stpred._core.squares import Inside as Says
 from stpred._core.squares import centres_inside
 from stpred.data._regions import Region
-from stpred.data._tokens import outlines
+from stpred.data._tokens import of_rows, outlines
 from stpred.encoders._base import Encoder
 from stpred.models._base import Batch
 from stpred.models._scene import Inside, View, Window
@@ -176,13 +176,12 @@ class SlideScene:
     def take(self, rows: NDArray[np.int64]) -> SlideScene:
         """Return it with some of the targets; what is looked at stays."""
         rows = np.arange(len(self.centres))[rows]
-        says = self.says
         return replace(
             self,
             low=self.low[rows],
             high=self.high[rows],
             centres=self.centres[rows],
-            says=lambda target, xy: says(rows[target], xy),
+            says=of_rows(rows, self.says),
         )
 
     def sizes(self) -> NDArray[np.float64]:
@@ -221,9 +220,11 @@ class SlideScene:
         for cut in np.unique(cuts[cuts > 0]).tolist():
             rows = near[cuts == cut]
             low, high = np.maximum(self.low[rows], corner), np.minimum(self.high[rows], end)
-            says = self.says
             target, found = centres_inside(
-                low, high, self.mpp / cut, lambda t, xy, rows=rows: says(rows[t], xy)  # type: ignore[misc]
+                low,
+                high,
+                self.mpp / cut,
+                of_rows(rows, self.says),
             )
             at = np.floor_divide(found, cut) - [window.column, window.row]
             kept = _within(at, window.width, window.height)
@@ -238,7 +239,8 @@ class SlideScene:
         self, rows: NDArray[np.int64], window: Window
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Return targets, places and shares of those that are given to the one pixel that their centre lies in."""
-        at = np.floor(self.centres[rows] / self.mpp + 1e-9).astype(np.int64) - [window.column, window.row]
+        at = np.floor(self.centres[rows] / self.mpp + 1e-9).astype(np.int64)
+        at -= np.array([window.column, window.row])
         kept = _within(at, window.width, window.height)
         return rows[kept], at[kept], self.take(rows[kept]).sizes()
 
@@ -254,8 +256,8 @@ class SlideScene:
         edges = np.concatenate([self.low, self.high], axis=1) / self.mpp
         rows = np.flatnonzero((np.abs(edges - np.round(edges)) < 1e-6).all(axis=1) & (out > 1))
         if len(rows):
-            full = np.isclose(self.take(rows).sizes(), size[rows].prod(axis=1))
-            single = (np.abs(size[rows] - 1) < 1e-6).all(axis=1)
+            full = np.atleast_1d(np.isclose(self.take(rows).sizes(), size[rows].prod(axis=1)))
+            single = np.asarray((np.abs(size[rows] - 1) < 1e-6).all(axis=1), dtype=bool)
             out[rows[full]] = np.where(single[full], 0, 1)
         return np.asarray(out, dtype=np.int64)
 
@@ -311,7 +313,9 @@ class SlideScene:
         near = np.flatnonzero(((self.high >= um.min(axis=0)) & (self.low <= um.max(axis=0))).all(axis=1))
         back = np.linalg.inv(affine[:, :2])
         low, high = self.low[near], self.high[near]
-        corners = np.stack([low, high, np.column_stack([low[:, 0], high[:, 1]]), np.column_stack([high[:, 0], low[:, 1]])])
+        corners = np.stack(
+            [low, high, np.column_stack([low[:, 0], high[:, 1]]), np.column_stack([high[:, 0], low[:, 1]])]
+        )
         at = (corners - affine[:, 2]) @ back.T
 
         def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -117,7 +117,7 @@ def footprints(region: Region, grid: TokenGrid, *, edge_um: float | None = None)
     owners, found = [], []
     for share, rows in ((1, np.flatnonzero(~small)), (_SHARES, np.flatnonzero(small))):
         step = grid.token_um / share
-        shape, fine = centres_inside(low[rows], high[rows], step, _of(rows, inside))
+        shape, fine = centres_inside(low[rows], high[rows], step, of_rows(rows, inside))
         owners.append(rows[shape])
         found.append(np.floor_divide(fine, share))
     none = np.flatnonzero(np.bincount(np.concatenate(owners), minlength=len(coords)) == 0)
@@ -131,7 +131,7 @@ def footprints(region: Region, grid: TokenGrid, *, edge_um: float | None = None)
     return weights, tokens
 
 
-def _of(rows: NDArray[np.int64], inside: Inside) -> Inside:
+def of_rows(rows: NDArray[np.int64], inside: Inside) -> Inside:
     """Return what says of some rows, counted anew, what lies in them."""
     return lambda shape, xy: inside(rows[shape], xy)
 

@@ -103,9 +103,7 @@ def _image(kind: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint
     return np.clip(gaussian_filter(pixels, (0.6, 0.6, 0)), 0, 255).astype(np.uint8)
 
 
-def _shares(
-    xy: NDArray[np.float64], radius: float, pixels: NDArray[np.float64], kind: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _shares(xy: NDArray[Any], radius: float, pixels: NDArray[Any], kind: NDArray[np.int64]) -> NDArray[np.float64]:
     from stpred.links import within
 
     found = within(xy, radius, pixels)

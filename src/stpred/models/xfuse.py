@@ -1,4 +1,4 @@
-"""XFuse: a deep generative model of histology and expression, with posterior uncertainty (Bergenstråhle et al. 2022)."""
+"""XFuse: a generative model of histology and expression, with posterior uncertainty (Bergenstråhle et al. 2022)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from stpred.models._base import BaseConfig, Batch, Needs
 from stpred.models._generative import likelihood as terms
 from stpred.models._generative import metagenes as bookkeeping
 from stpred.models._generative.covariates import Covariates
-from stpred.models._generative.initial import fit_baselines, first_profiles
-from stpred.models._generative.networks import Decoder, Encoder, head
+from stpred.models._generative.initial import first_profiles, fit_baselines
+from stpred.models._generative.networks import Decoder, Encoder, head, last
 from stpred.models._generative.readout import PLAIN, Readout, read_out
 from stpred.models._generative.sample import PatchSample
 from stpred.models._iterative import Iterative, IterativeConfig
@@ -88,7 +88,7 @@ class XFuseConfig(IterativeConfig):
     spare_epochs: int = 10_000
     covariates: Mapping[str, Mapping[str, str | None]] | None = None
     score_folds: bool = False
-    lr_global: float = 3e-4
+    lr_global: float = 1e-3
     decay: bool = True
     amsgrad: bool = False
     epochs: int | None = 100
@@ -116,7 +116,7 @@ class XFuseConfig(IterativeConfig):
     @classmethod
     def published(cls, **changes: Any) -> XFuseConfig:
         """Return the published settings: six levels, one metagene at first, reviews every 1 000 of 20 000 epochs."""
-        values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4}
+        values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4, "lr_global": 3e-4}
         values |= {"decay": False, "amsgrad": True}
         return cls(**{**values, **changes})
 
@@ -193,6 +193,13 @@ class XFuse(Iterative):
     default_tile = TileSpec(mpp=8.0, size_px=96)
     Config: ClassVar[type[XFuseConfig]] = XFuseConfig  # type: ignore[assignment]
     config: XFuseConfig
+    guide: Encoder
+    decoder: Decoder
+    image_mean: nn.Sequential
+    image_spread: nn.Sequential
+    shared: nn.Sequential
+    scale: nn.Sequential
+    metagene: Any
     active: Tensor
     forest: Tensor
 
@@ -207,11 +214,11 @@ class XFuse(Iterative):
         self.metagene = nn.Conv2d(c.width, most, 1)
         self.scale = head(c.width, 1)
         with torch.no_grad():
-            self.metagene.bias.zero_()  # type: ignore[union-attr]
-            for layer in (self.image_mean[-1], self.image_spread[-1]):
+            self.metagene.bias.zero_()
+            for layer in (last(self.image_mean), last(self.image_spread)):
                 layer.weight.zero_()
-            if not self.scale[-1].weight.is_meta:  # a blank model's tensors hold nothing
-                self.scale[-1].weight.normal_(0, 1e-5)
+            if not (weight := last(self.scale).weight).is_meta:  # a blank model's tensors hold nothing
+                weight.normal_(0, 1e-5)
         self.profile_mean = nn.Parameter(torch.zeros(most, n_genes))
         self.profile_log_std = nn.Parameter(torch.full((most, n_genes), math.log(_FIRST_SPREAD)))
         self.profile_log_prior = nn.Parameter(torch.zeros(n_genes))
@@ -261,15 +268,16 @@ class XFuse(Iterative):
             self.log_rate.copy_(rate)
             self.logit.copy_(logit)
             if n > 1:
-                first = first_profiles(torch.cat(rows), torch.cat(known), n)
+                first, deviation = first_profiles(torch.cat(rows), torch.cat(known), n, logits=logit)
                 self.profile_mean[:n] = first
-                self.log_rate -= first.exp().mean(dim=0).log()  # at first every pixel has the same of each
+                self.profile_log_std[:n] = deviation.log()
+                self.log_rate.sub_(first.exp().mean(dim=0).log())  # at first every pixel has the same of each
             for layer, value in (
-                (self.image_mean[-1], np.arctanh(mean.clip(-0.999, 0.999))),
-                (self.image_spread[-1], np.log(np.expm1(std))),
-                (self.scale[-1], np.log(np.expm1(np.array([1 / max(size, 1.0)])))),
+                (last(self.image_mean), np.arctanh(mean.clip(-0.999, 0.999))),
+                (last(self.image_spread), np.log(np.expm1(std))),
+                (last(self.scale), np.log(np.expm1(np.array([1 / max(size, 1.0)])))),
             ):
-                layer.bias.copy_(torch.as_tensor(value))
+                layer.bias.copy_(torch.as_tensor(value))  # type: ignore[union-attr]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return baselines at five times, posteriors of metagenes and effects at twice the rate of the networks."""
@@ -305,7 +313,7 @@ class XFuse(Iterative):
 
     def mixture(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return (p, m) logits of the active metagenes and (p,) scales of all pixels of (b, c, h, w) features."""
-        logits = F.conv2d(self.shared(h), self.metagene.weight[self.active], self.metagene.bias[self.active])  # type: ignore[index]
+        logits = F.conv2d(self.shared(h), self.metagene.weight[self.active], self.metagene.bias[self.active])
         return logits.permute(0, 2, 3, 1).flatten(0, 2), F.softplus(self.scale(h)).flatten()
 
     def draw_profiles(self, generator: torch.Generator | None = None) -> Tensor:
@@ -336,7 +344,7 @@ class XFuse(Iterative):
 
     def _effects(self, sample: PatchSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (b, n_genes) log rates and logits of the patches' slides with their effects, and the divergences."""
-        rows = torch.stack([self.log_rate, self.logit])[:, None].expand(2, len(sample.slides), self.n_genes)
+        rows: Tensor = torch.stack([self.log_rate, self.logit])[:, None].expand(2, len(sample.slides), self.n_genes)
         none = self.log_rate.new_zeros(())
         effects, levels = none, none
         covariates = self.covariates
@@ -368,9 +376,9 @@ class XFuse(Iterative):
         for name, value in vars(output).items():
             if not torch.isfinite(value):
                 raise InputError(
-                    f"The term {name!r} of the evidence lower bound became {float(value.detach())}, in a step of patches of "
-                    f"slides {listing(dict.fromkeys(sample.slides))}; look for extreme counts or pixels there, or "
-                    "lower `lr`."
+                    f"The term {name!r} of the evidence lower bound became {float(value.detach())}, in a step of "
+                    f"patches of slides {listing(dict.fromkeys(sample.slides))}; look for extreme counts or pixels "
+                    "there, or lower `lr`."
                 )
         return -output.total()
 
@@ -481,7 +489,7 @@ class XFuse(Iterative):
                     self.profile_mean[new] = 0
                     self.profile_log_std[new] = math.log(_FIRST_SPREAD)
                     nn.init.kaiming_uniform_(self.metagene.weight[new][None], a=math.sqrt(5))
-                    self.metagene.bias[new] = 0  # type: ignore[index]
+                    self.metagene.bias[new] = 0
 
     # Prediction.
 
@@ -519,7 +527,9 @@ def _some_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
     frame = scene.frame
     height, width = min(edge, frame.height), min(edge, frame.width)
     at = [
-        Window(frame.row + int(y * (frame.height - height)), frame.column + int(x * (frame.width - width)), height, width)
+        Window(
+            frame.row + int(y * (frame.height - height)), frame.column + int(x * (frame.width - width)), height, width
+        )
         for y in (0.0, 0.5, 1.0)
         for x in (0.0, 0.5, 1.0)
     ]

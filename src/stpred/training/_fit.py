@@ -118,8 +118,8 @@ def _fit_one(
     validation: Sequence[Batch] = (),
     epochs: int | None = None,
 ) -> tuple[Model, dict[str, Any], Curve | None]:
-    model = _new(family, config, batches, seed=seed)
-    if not isinstance(model, Iterative):
+    model: Any = _new(family, config, batches, seed=seed)
+    if not issubclass(family, Iterative):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             facts = model.fit(run.labelled(batches, groups), groups=groups)
@@ -166,7 +166,7 @@ def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, s
 
 
 def _epochs(
-    family: type[Model], model: Iterative, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+    family: type[Model], model: Any, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
 ) -> tuple[int, str]:
     """Return the number of epochs and how it was chosen."""
     if model.config.epochs is not None:
@@ -188,7 +188,7 @@ def _epochs(
     return best_epoch(curves, model.criterion), "left-out donors"
 
 
-def _alone(family: type[Model], model: Iterative) -> tuple[int, str]:
+def _alone(family: type[Model], model: Any) -> tuple[int, str]:
     """Return the number of epochs where no donor can be left out."""
     alone = min(EPOCHS_UNCHOSEN, model.config.max_epochs)
     alone = alone if model.config.epochs_alone is None else model.config.epochs_alone

@@ -60,8 +60,9 @@ class PatchFeed:
             draws = [(int(i), *self._draw(int(i), edge, order)) for i in step]  # all of them: processes draw alike
             own = draws[self.fabric.global_rank :: self.fabric.world_size] or draws[:1]
             slides = listing(dict.fromkeys(self.batches[i].slide for i, *_ in own))
-            yield self._sample([i for i, *_ in own], [self._view(*d, edge) for d in own]), (
-                f"{len(own)} patches of slides {slides}"
+            yield (
+                self._sample([i for i, *_ in own], [self._view(*d, edge) for d in own]),
+                (f"{len(own)} patches of slides {slides}"),
             )
 
     def _smallest(self, number: int) -> int:

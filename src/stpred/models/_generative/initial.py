@@ -32,8 +32,8 @@ def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     mean = ((counts * known).sum(dim=0) / n).clamp(min=0.5 / float(len(counts)))
     variance = ((counts - mean).square() * known).sum(dim=0) / n
     odds = (variance / mean - 1).clamp(min=0.05, max=1e3)  # mean = r * odds, variance = mean * (1 + odds)
-    logits = odds.log().requires_grad_(True)
-    rate = (mean / odds).log().requires_grad_(True)
+    logits = odds.log().requires_grad_()
+    rate = (mean / odds).log().requires_grad_()
     optimizer = torch.optim.Adam([rate, logits], lr=RATE)
     with torch.enable_grad():
         for _ in range(STEPS):
@@ -50,11 +50,14 @@ def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return rate.detach(), logits.detach()
 
 
-def first_profiles(counts: Tensor, known: Tensor, n: int, *, most: float = 3.0) -> Tensor:
-    """Return (n, g) log profiles, relative to the mean, that the locations' counts are mixtures of.
+def first_profiles(
+    counts: Tensor, known: Tensor, n: int, *, logits: Tensor, most: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    """Return (n, g) log profiles, relative to the mean, that the locations' counts are mixtures of, and deviations.
 
     Non-negative factors of the counts. With no profile to start from, thousands of steps go by before metagenes that
-    began alike have parted.
+    began alike have parted. The deviations are what so many counts of their dispersion leave open: of `logits`, and as
+    if each count were known to come from its metagene, beside a prior of one.
     """
     from sklearn.decomposition import NMF
 
@@ -64,8 +67,10 @@ def first_profiles(counts: Tensor, known: Tensor, n: int, *, most: float = 3.0) 
     model = NMF(n, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=300, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged is no matter for a start
-        model.fit(values + 1e-9)
+        weights = model.fit_transform(values + 1e-9)
     parts = torch.from_numpy(model.components_).float()
+    held = parts * torch.from_numpy(weights.sum(axis=0)).float()[:, None]  # counts of each gene in each metagene
+    deviation = (1 + held / (1 + logits.exp())).rsqrt()
     of_part = parts / parts.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    eps = 0.05 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
-    return ((of_part + eps) / (mean + eps)).log().clamp(-most, most)
+    eps = 0.02 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
+    return ((of_part + eps) / (mean + eps)).log().clamp(-most, most), deviation

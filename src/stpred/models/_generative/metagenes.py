@@ -17,9 +17,7 @@ class Change:
     added: list[tuple[int, int | None]] = field(default_factory=list)
 
 
-def drop_and_split(
-    forest: list[Tree], contributes: Mapping[int, bool], *, capacity: int
-) -> tuple[list[Tree], Change]:
+def drop_and_split(forest: list[Tree], contributes: Mapping[int, bool], *, capacity: int) -> tuple[list[Tree], Change]:
     """Keep a forest of binary trees whose leaves are metagenes, and split those that earn their place.
 
     Parameters

@@ -33,6 +33,13 @@ def head(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, inputs, 1), normed(inputs), nn.Conv2d(inputs, outputs, 1))
 
 
+def last(layers: nn.Sequential) -> nn.Conv2d:
+    """Return the last layer of a head."""
+    layer = layers[-1]
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
 class Encoder(nn.Module):
     """Means and standard deviations of the latents of every level, from the image alone.
 

@@ -156,9 +156,7 @@ def tiles_of(boxes: NDArray[np.int64], bounds: Window) -> list[Window]:
     return [tile_window(r, c, bounds) for r, c in sorted(found)]
 
 
-def decoded(
-    model: XFuse, scene: Any, tile: Window, *, n_samples: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def decoded(model: XFuse, scene: Any, tile: Window, *, n_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each sample, (h * w, m) activations and (h * w,) scales of a tile's pixels."""
     step = 2 ** (model.config.depth - 1)
     around = _aligned(tile.wider(MARGIN * step), step)
@@ -188,21 +186,17 @@ def _sums(model: XFuse, batch: Batch, readout: Readout) -> tuple[Tensor, Tensor]
         if len(inside.target) == 0:
             continue
         scene.fetch([_aligned(tile.wider(MARGIN * step), step)])
-        rows, place = np.unique(inside.target, return_inverse=True)
-        target, place, pixel = (torch.from_numpy(v).to(device) for v in (rows, place, inside.pixel))
+        rows, row_of = np.unique(inside.target, return_inverse=True)
+        target, place, pixel = (torch.from_numpy(v).to(device) for v in (rows, row_of, inside.pixel))
         share = torch.from_numpy(inside.share).to(device)
         sizes[target] += region_sums(share[:, None], place, len(rows))[:, 0]
-        for k, (activation, scale) in enumerate(
-            decoded(model, scene, tile, n_samples=s, seed=readout.seed)
-        ):
+        for k, (activation, scale) in enumerate(decoded(model, scene, tile, n_samples=s, seed=readout.seed)):
             amount = share if readout.normalize_scale else share * scale[pixel]
             sums[k, target] += region_sums(activation[pixel] * amount[:, None], place, len(rows))
     return sums.float(), sizes.float()
 
 
-def _baselines(
-    model: XFuse, slide: str, readout: Readout, generators: list[torch.Generator]
-) -> tuple[Tensor, Tensor]:
+def _baselines(model: XFuse, slide: str, readout: Readout, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Return (s, n_genes) log rates and logits; of a level that is not known, draws go through all of them."""
     plain = torch.stack([model.log_rate, model.logit])
     out = plain.repeat(len(generators), 1, 1)
@@ -230,9 +224,7 @@ def _noise(window: Window, channels: list[int], *, seed: int) -> list[Tensor]:
     """Return the standard normal draws of every level for a window, made block by block: those of a place stay."""
     levels = len(channels)
     block = max(_NOISE, 2 ** (levels - 1))
-    out = [
-        torch.empty(1, c, -(-window.height // 2**i), -(-window.width // 2**i)) for i, c in enumerate(channels)
-    ]
+    out = [torch.empty(1, c, -(-window.height // 2**i), -(-window.width // 2**i)) for i, c in enumerate(channels)]
     for r in range(window.row // block, (window.row + window.height - 1) // block + 1):
         for c in range(window.column // block, (window.column + window.width - 1) // block + 1):
             generator = torch.Generator().manual_seed(_mixed(seed, r, c))
