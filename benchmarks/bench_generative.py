@@ -83,7 +83,7 @@ class ReadOut:
 
         one = seconds(forward)
         start = time.perf_counter()
-        rows = 64  # of pixels at a time, so that the table fits into memory
+        rows = 512  # of pixels at a time, so that the table fits into memory
         reading: dict[str, Any] = {"readout": Readout(n_samples=SAMPLES)}
         spent = 0.0
         for part in self._strips(scene, rows):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SMALL = st.TileSpec(mpp=8.0, size_px=64)
 COARSE = st.TileSpec(mpp=16.0, size_px=96)
+BASELINE = st.TileSpec(mpp=0.5, size_px=224)
 MARKERS = 8
 
 
@@ -145,10 +146,10 @@ def _unseen(slides: dict[str, SpatialData], left: SpatialData, config: Any, *, g
     measured = left.tables["spots_counts"]
     for model in ("mean", "intensity", config):
         start = time.time()
-        own: dict[str, Any] = {} if isinstance(model, str) else {"tile": tile}
+        own: dict[str, Any] = {"tile": BASELINE, "allow_upsampling": True} if isinstance(model, str) else {"tile": tile}
         target = "counts" if isinstance(model, str) else None
         trained = st.tl.train(slides, model, genes=genes, shapes_key="spots", target=target, **own)
-        table = st.tl.predict(left, trained, shapes_key="spots", inplace=False)
+        table = st.tl.predict(left, trained, shapes_key="spots", allow_upsampling=True, inplace=False)
         at = measured.obs["instance_id"].astype(str).tolist()
         truth = measured[[at.index(str(i)) for i in table.obs["instance_id"]], table.var_names].X.toarray()
         rows.append([trained.family, *_means(table.X, truth), round(time.time() - start)])
