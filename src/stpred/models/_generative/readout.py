@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class Reading:
         (s, m, n_genes) log profiles.
     base, logits
         (s, n_genes) log rates and logits with the effects of covariates.
+    key
+        Which regions these are, so that draws of counts of others are others.
     """
 
     sums: Tensor
@@ -92,6 +95,7 @@ class Reading:
     base: Tensor
     logits: Tensor
     readout: Readout
+    key: int = 0
 
     def total_counts(self, rows: slice, genes: slice) -> Tensor:
         """Return (s, r, g) total counts of the regions' negative binomials."""
@@ -117,7 +121,7 @@ class Reading:
 
     def counts(self, *, repeats: int = 1) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
         """Yield rows, genes and (s * repeats, r, g) draws of counts: what would be measured."""
-        generator = np.random.default_rng([self.readout.seed, 1])
+        generator = np.random.default_rng([self.readout.seed, self.key])
         for rows, genes in self.blocks():
             total = self.total_counts(rows, genes).cpu().numpy().astype(np.float64)
             odds = self.logits[:, None, genes].exp().cpu().numpy().astype(np.float64)
@@ -134,7 +138,8 @@ def read_out(model: XFuse, batch: Batch, readout: Readout) -> Reading:
         profiles = torch.stack([model.draw_profiles(g) for g in generators])
         base, logits = _baselines(model, batch.slide, readout, generators)
         sums, sizes = _sums(model, batch, readout)
-    return Reading(sums, sizes, profiles, base, logits, readout)
+    key = zlib.crc32(np.ascontiguousarray(batch.scene.boxes()).tobytes())
+    return Reading(sums, sizes, profiles, base, logits, readout, key)
 
 
 def tile_window(row: int, column: int, bounds: Window) -> Window:
