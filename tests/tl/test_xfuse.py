@@ -85,6 +85,15 @@ def test_saved_and_loaded_it_predicts_the_same(slides: dict[str, SpatialData], m
     np.testing.assert_array_equal(tables[0].X, tables[1].X)
 
 
+def test_several_of_them_make_an_ensemble(slides: dict[str, SpatialData], tmp_path: Path) -> None:
+    genes = genes_of(slides["s0"])[:4]
+    both = st.tl.train(slides, config(epochs=1), genes=genes, n_ensemble=2, **HOW)
+    loaded = st.models.load(st.models.save(both, tmp_path / "e"))
+    tables = [st.tl.predict(slides["s1"], m, shapes_key="spots", inplace=False) for m in (both, loaded)]
+    np.testing.assert_array_equal(tables[0].X, tables[1].X)
+    assert (tables[0].layers["std"] > 0).all()
+
+
 def test_any_region_sums_its_pixels(slides: dict[str, SpatialData], model: Any) -> None:
     whole = shapely.box(160, 160, 480, 480)
     quarters = [shapely.box(x, y, x + 160, y + 160) for x in (160, 320) for y in (160, 320)]
@@ -196,7 +205,7 @@ def test_what_a_slide_lacks_is_not_taken_for_zero(slides: dict[str, SpatialData]
     found = []
     for other in (zeroed, lacking):
         trained = st.tl.train({"a": slides["s0"], "b": other}, config(epochs=1), genes=genes, **HOW)
-        found.append(float((trained.log_rate + trained.logit)[0]))
+        found.append(float((trained.log_rate + trained.logit).detach()[0]))
     assert found[1] > found[0] + 0.3  # half of the measurements are zero, or there is no measurement
 
 

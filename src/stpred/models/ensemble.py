@@ -56,6 +56,10 @@ class EnsembleConfig(BaseConfig):
         """Fill in the member's distances."""
         return type(self)(self.member.at_pitch(pitch_um), n=self.n)
 
+    def for_slides(self, slides: Sequence[str]) -> Self:
+        """Fill in what of the member depends on the training slides."""
+        return type(self)(self.member.for_slides(slides), n=self.n)
+
 
 class Ensemble(Model):
     """Members that differ by seed, or, where a family has no randomness, by a bootstrap of donors and locations.
@@ -86,6 +90,9 @@ class Ensemble(Model):
         members = [found(config.member, n_features=n_features, n_genes=n_genes) for _ in range(config.n)]  # type: ignore[attr-defined]
         self._first = [members[0]]  # in a list, so that torch does not take it for a child of its own
         super().__init__(config, n_features=n_features, n_genes=n_genes)
+        # What members see the world through, they see it through together as well.
+        self.default_encoder = members[0].default_encoder  # type: ignore[misc]
+        self.default_tile = members[0].default_tile  # type: ignore[misc]
         self.members = nn.ModuleList(members)
         self.register_buffer("scale", torch.ones(config.n, n_genes))  # type: ignore[attr-defined]
 

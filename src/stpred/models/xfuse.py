@@ -49,7 +49,7 @@ class XFuseConfig(IterativeConfig):
     width
         Channels of the finest level; each further one has twice as many.
     metagenes
-        Metagenes to start with.
+        Metagenes to start with: parts that the counts are mixtures of (non-negative factors). 1: a single one.
     max_metagenes
         Most metagenes.
     strategy
@@ -166,8 +166,12 @@ class XFuse(Iterative):
     -----
     The tile says how a slide is seen: its resolution is the pixels' and its size that of the training patches. Pixels
     cost: the default of 8 um per pixel is for laptops. Predictions are counts, with ``layers["std"]`` the posterior's
-    standard deviation of the expected count. The number of metagenes grows with training; memory depends on patches
-    and steps, not on slides. Distances to training tiles are of colours in windows of 8 to 64 pixels.
+    standard deviation of the expected count. Memory depends on patches and steps, not on slides. Distances to training tiles are of colours in windows of 8 to 64 pixels.
+
+    Beside the publication: each channel is scaled to the slide's own range as seen on a small copy; spots are discs of
+    their true radius, and pixels off the tissue count as empty only away from the spots, for pale tissue among them is
+    no glass; a spot's mean size leaves the empty region out; metagenes start at factors of the counts, rates fall along
+    a cosine, and the last review drops one metagene at a time.
 
     Per-gene scores on left-out donors need as many more trainings as donors; without ``score_folds=True`` (or
     ``validation=`` slides) no gene is marked as trusted.

@@ -224,6 +224,7 @@ def _fit_ensemble(
     from stpred.models._registry import family as named
 
     family = named(config.family)
+    config = config.for_slides([b.slide for b in batches])
     model = Ensemble(config, n_features=batches[0].features.shape[1], n_genes=batches[0].y.shape[1])  # type: ignore[union-attr]
     members: list[Model] = []
     first: dict[str, Any] = {}
