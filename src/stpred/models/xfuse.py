@@ -166,7 +166,8 @@ class XFuse(Iterative):
     -----
     The tile says how a slide is seen: its resolution is the pixels' and its size that of the training patches. Pixels
     cost: the default of 8 um per pixel is for laptops. Predictions are counts, with ``layers["std"]`` the posterior's
-    standard deviation of the expected count. Memory depends on patches and steps, not on slides. Distances to training tiles are of colours in windows of 8 to 64 pixels.
+    standard deviation of the expected count. Memory depends on patches and steps, not on slides. Distances to training
+    tiles are of colours in windows of 8 to 64 pixels.
 
     Beside the publication: each channel is scaled to the slide's own range as seen on a small copy; spots are discs of
     their true radius, and pixels off the tissue count as empty only away from the spots, for pale tissue among them is
