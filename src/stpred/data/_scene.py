@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ from stpred.models._scene import Inside, View, Window
 from stpred.regions import TissueMask
 from stpred.tiles import Pyramid
 
+logger = logging.getLogger("stpred")
+
 RANGE = 0.9
 """What a channel's darkest and brightest pixel of the slide are scaled to, with either sign."""
 
@@ -47,8 +50,8 @@ MOST_TARGETS = 2**16
 DESCRIBED = 6 * len(WINDOWS_PX)
 
 _THUMBNAIL_PX = 1000
-_COARSEST = 0.5
-"""Share of an overlapped spot above which the spots cannot be told apart."""
+_OVERLAP = 0.5
+"""Share of the targets' area in other targets above which their counts cannot be told apart."""
 
 
 class Canvas:
@@ -414,8 +417,6 @@ def scene_batch(
 
 def _check_apart(scene: SlideScene, region: Region) -> None:
     """Refuse locations that were measured but hold no pixel, or that mostly lie in each other."""
-    import logging
-
     sizes = scene.sizes()
     said = f"{region.shapes_key!r} of slide {region.slide!r}"
     if np.median(sizes) < 1:
@@ -424,13 +425,13 @@ def _check_apart(scene: SlideScene, region: Region) -> None:
             f"{scene.mpp:g} um; train on larger ones, or with a finer tile=TileSpec(mpp=..., size_px=...)."
         )
     shared = _shared(scene)
-    if shared > _COARSEST:
+    if shared > _OVERLAP:
         raise InputError(
             f"The locations {said} overlap: {shared:.0%} of their area lies in another one as well, so counts cannot "
             "be told apart; check their radius, or train on bins or spots that lie side by side."
         )
     if shared > 0.005:
-        logging.getLogger("stpred").warning(
+        logger.warning(
             "The locations %s overlap (%.1f %% of their area); a pixel counts for the nearest centre.",
             said, 100 * shared,
         )  # fmt: skip

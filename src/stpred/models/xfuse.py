@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from stpred.models._generative.networks import Decoder, Encoder, head, last
 from stpred.models._generative.readout import PLAIN, Readout, read_out
 from stpred.models._generative.sample import PatchSample
 from stpred.models._iterative import Iterative, IterativeConfig
+from stpred.models._scene import Window
 
 logger = logging.getLogger("stpred")
 
@@ -122,8 +123,6 @@ class XFuseConfig(IterativeConfig):
 
     def for_slides(self, slides: Sequence[str]) -> XFuseConfig:
         """Return the settings with every slide a level of ``section`` where no covariates are given."""
-        from dataclasses import replace
-
         if self.covariates is not None:
             return replace(self, covariates=Covariates.known_to(self.covariates, slides))
         return replace(self, covariates={s: {"section": s} for s in slides} if len(slides) > 1 else {})
@@ -527,8 +526,6 @@ def _some_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor, Tensor]
 
 def _some_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
     """Return (3, p) pixels of nine windows spread over what is looked at."""
-    from stpred.models._scene import Window
-
     frame = scene.frame
     height, width = min(edge, frame.height), min(edge, frame.width)
     at = [
