@@ -12,7 +12,7 @@ import torch
 from stpred.models._base import Batch
 from stpred.models._generative.readout import Readout
 from stpred.models._generative.sample import PatchSample
-from stpred.models._scene import Inside, Window
+from stpred.models._scene import Coverage, Window
 from stpred.models.xfuse import XFuse
 
 GENES = 1000
@@ -43,13 +43,13 @@ class Flat:
         columns = np.arange(window.column, window.column + window.width) % self.bounds.width
         return np.ascontiguousarray(self.pixels[:, rows][:, :, columns])
 
-    def inside(self, window: Window) -> Inside:
+    def inside(self, window: Window) -> Coverage:
         y, x = np.mgrid[: window.height, : window.width]
         row, column = y.ravel() + window.row - self.first, x.ravel() + window.column
         kept = np.flatnonzero((row >= 0) & (row < self.rows))
         target = row[kept] * self.bounds.width + column[kept]
         order = np.argsort(target, kind="stable")
-        return Inside(target[order], kept[order], np.ones(len(kept), np.float32))
+        return Coverage(target[order], kept[order], np.ones(len(kept), np.float32))
 
 
 def model_of(metagenes: int, *, n_genes: int = GENES) -> XFuse:

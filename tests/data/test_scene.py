@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
+from stpred.data._canvas import RANGE, Canvas
 from stpred.data._regions import read_region
-from stpred.data._scene import RANGE, Canvas, SlideScene, scene_batch
+from stpred.data._scene import SlideScene, scene_batch
 from stpred.datasets._subtypes import toy_subtypes
-from stpred.models._scene import Inside, Window
+from stpred.models._scene import Coverage, Window
 from stpred.tiles import Level, Pyramid
 
 MPP = 2.0
@@ -54,11 +55,11 @@ def discs(
     return SlideScene(canvas, at - r[:, None], at + r[:, None], at, says, canvas.bounds, 32)
 
 
-def areas(inside: Inside, n: int) -> NDArray[np.float64]:
+def areas(inside: Coverage, n: int) -> NDArray[np.float64]:
     return np.bincount(inside.target, weights=inside.share, minlength=n)
 
 
-def as_map(inside: Inside, n: int, window: Window) -> NDArray[np.float64]:
+def as_map(inside: Coverage, n: int, window: Window) -> NDArray[np.float64]:
     """(n, 200, 200) share of every pixel of the whole canvas in every target."""
     out = np.zeros((n, 200, 200))
     row, column = np.divmod(inside.pixel, window.width)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred.data._scene import Canvas, SlideScene
+from stpred.data._canvas import Canvas
+from stpred.data._scene import SlideScene
 from stpred.models import Batch, XFuse
 from stpred.models import xfuse as module
 from stpred.models._generative import likelihood, readout

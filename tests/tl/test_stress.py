@@ -467,7 +467,7 @@ def test_what_cannot_be_done_is_refused(slides: Slides, check: Any, wrong: dict[
 
 def test_calibration_is_of_generative_models(slides: Slides, xfuse: Any) -> None:
     mean = st.tl.train(slides, "mean", **HOW)
-    with pytest.raises(InputError, match="must be a generative model"):
+    with pytest.raises(InputError, match="has no posterior"):
         calibration(slides["donor0"], mean, shapes_key="spots")
     with pytest.raises(InputError, match="`levels` must be between 0 and 1"):
         calibration(slides["donor0"], xfuse, shapes_key="spots", levels=(0.5, 95))

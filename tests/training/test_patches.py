@@ -10,7 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stpred.data._scene import Canvas, SlideScene
+from stpred.data._canvas import Canvas
+from stpred.data._scene import SlideScene
 from stpred.models import Batch
 from stpred.models._generative.sample import PatchSample
 from stpred.models._scene import View, Window

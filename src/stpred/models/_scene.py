@@ -32,7 +32,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Inside:
+class Coverage:
     """Pixels of a window that lie in targets.
 
     Attributes
@@ -114,7 +114,7 @@ class Scene(Protocol):
     def image(self, window: Window) -> NDArray[np.float32]:
         """Return the (3, h, w) pixels of a window, scaled as in `View`; beyond the image, its background."""
 
-    def inside(self, window: Window) -> Inside:
+    def inside(self, window: Window) -> Coverage:
         """Return which pixels of a window lie in which targets, in full or in part; targets may overlap."""
 
     def view(self, affine: NDArray[np.float64], shape: tuple[int, int]) -> View:

@@ -348,32 +348,33 @@ class XFuse(Iterative):
 
     def _effects(self, sample: PatchSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (b, n_genes) log rates and logits of the patches' slides with their effects, and the divergences."""
-        rows: Tensor = torch.stack([self.log_rate, self.logit])[:, None].expand(2, len(sample.slides), self.n_genes)
-        none = self.log_rate.new_zeros(())
-        effects, levels = none, none
+        plain = torch.stack([self.log_rate, self.logit])
+        effects, levels = plain.new_zeros(()), plain.new_zeros(())
         covariates = self.covariates
         if not covariates.names:
-            return rows[0], rows[1], effects, levels
+            base, success = plain[:, None].expand(2, len(sample.slides), self.n_genes)
+            return base, success, effects, levels
         std = self.effect_log_std.exp()
         kl = terms.normal_kl(self.effect_mean, std, self.effect_log_prior.exp()[:, None]).sum(dim=(0, 2))
         per_level = covariates.patches(sample.n_patches)
-        for b, slide in enumerate(sample.slides):
+        rows = []
+        for slide in sample.slides:
             drawn = self.effect_mean + std * torch.randn_like(std)
-            added = torch.zeros_like(rows[:, b])
+            row = plain
             for name in covariates.names:
-                at, row = covariates.place(slide, name)
+                at, known = covariates.place(slide, name)
                 first, last = covariates.span(name)
-                if row is None:
+                if not known:
                     logits = self.level_logits[at, : last - first]
                     choice = _straight_through(logits)
-                    added = added + torch.einsum("k,ekg->eg", choice, self.effect_mean[:, first:last])
+                    row = row + torch.einsum("k,ekg->eg", choice, self.effect_mean[:, first:last])
                     levels = levels + terms.categorical_kl(logits) / sample.n_patches[slide]
                 else:
-                    added = added + drawn[:, at]
+                    row = row + drawn[:, at]
                     effects = effects + kl[at] / float(per_level[at])
-            rows = rows.clone()
-            rows[:, b] = rows[:, b] + added
-        return rows[0], rows[1], effects, levels
+            rows.append(row)
+        base, success = torch.stack(rows, dim=1)
+        return base, success, effects, levels
 
     def loss(self, output: Elbo, sample: PatchSample) -> Tensor:
         """Return minus the bound; a term that is not finite is named."""
@@ -511,9 +512,7 @@ class XFuse(Iterative):
 
 def _straight_through(logits: Tensor) -> Tensor:
     """Return a one-hot draw whose gradient is that of the relaxed one."""
-    soft = torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.1), logits=logits).rsample()
-    hard = F.one_hot(soft.argmax(), len(logits)).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return F.gumbel_softmax(logits, tau=0.1, hard=True)
 
 
 def _some_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor, Tensor]:

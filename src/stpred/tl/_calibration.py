@@ -11,7 +11,7 @@ from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, whole
 from stpred._core.elements import need_sdata
-from stpred.tl._predict import gene_columns, trained_model
+from stpred.tl._predict import gene_columns, need_generative, trained_model
 from stpred.tl._predict_map import known_as
 from stpred.tl._stress import inside, read_posterior, several, share_of
 
@@ -100,11 +100,7 @@ def calibration(
     asked = [share_of(level, name="levels") for level in several(levels, name="levels")]
     n_samples = whole(n_samples, name="n_samples")
     trained = trained_model(model)
-    if not trained.generative:
-        raise InputError(
-            f"`model` must be a generative model, such as 'xfuse', which gives draws of counts; "
-            f"{trained.record.name!r} is of the family {trained.family!r}."
-        )
+    need_generative(trained)
     need_sdata(sdata)
     region = data.read_region(
         sdata,

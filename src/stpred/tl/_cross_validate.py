@@ -251,7 +251,7 @@ def _score_model(
         for scale in scales:
             truth = _part(regions[s], rows).target(names, scale)
             comparable = scored_scale(blanks[best], target) == scale and blanks[best].output_scale(target) != "relative"
-            parts.append(_scores(mean, truth, names, comparable=comparable).assign(slide=s, target=scale))
+            parts.append(score_rows(mean, truth, names, comparable=comparable).assign(slide=s, target=scale))
     return pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
 
 
@@ -386,7 +386,7 @@ def _told(option: Option, facts: dict[str, Any], *, several: bool) -> dict[str, 
     return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float))}
 
 
-def _scores(
+def score_rows(
     predicted: NDArray[np.float32], observed: NDArray[np.float32], names: list[str], *, comparable: bool
 ) -> pd.DataFrame:
     values = {
@@ -394,14 +394,14 @@ def _scores(
         "spearman": metrics.spearman(predicted, observed),
         "r2": metrics.r2(predicted, observed) if comparable else np.full(len(names), np.nan),
     }
-    return _tidy(values, names)
+    return tidy(values, names)
 
 
 def _library_size(region: data.Region, names: list[str], target: str) -> pd.DataFrame:
     columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
     size = metrics.library_size_baseline(region.counts, target=target, genes=columns)
-    return _tidy({"pearson": size}, names).assign(target=target)
+    return tidy({"pearson": size}, names).assign(target=target)
 
 
-def _tidy(values: dict[str, NDArray[np.float64]], names: list[str]) -> pd.DataFrame:
+def tidy(values: dict[str, NDArray[np.float64]], names: list[str]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({"gene": names, "metric": m, "value": v}) for m, v in values.items()])

@@ -16,9 +16,8 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing, whole
 from stpred._core.elements import need_sdata, table_instances, table_regions
 from stpred.encoders._module import pick_device
-from stpred.models._scene import Inside, Window
-from stpred.tl._predict import encoder_for, gene_columns, need_generative, trained_model
-from stpred.tl._predict_map import known_as
+from stpred.models._scene import Coverage, Window
+from stpred.tl._predict import encoder_for, gene_columns, need_generative, region_for, trained_model
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -147,14 +146,7 @@ def differential_expression(
     readout = _readout(trained, n_samples, seed, normalize_covariates=normalize_covariates, covariates=covariates)
     need_sdata(sdata)
     used = encoder_for(trained, encoder, device=device)
-    region = data.read_region(
-        sdata,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        prefer=trained.record.region,
-        coordinate_system=coordinate_system,
-    )
-    region = replace(region, slide=known_as(trained, region))
+    region = region_for(sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     classes = Classes.of(sdata, region.shapes_key, by=by)
     classes, asked = classes.only(_checked_pairs(pairs, classes))
     codes = classes.codes_of(region)
@@ -335,12 +327,12 @@ class MergedScene:
         """Return the (3, h, w) scaled pixels of a window."""
         return self.scene.image(window)
 
-    def inside(self, window: Window) -> Inside:
+    def inside(self, window: Window) -> Coverage:
         """Return which pixels of a window lie in which regions, once for every target that they lie in."""
         found = self.scene.inside(window)
         code = self.code[found.target]
         order = np.argsort(code, kind="stable")
-        return Inside(code[order], found.pixel[order], found.share[order])
+        return Coverage(code[order], found.pixel[order], found.share[order])
 
 
 @dataclass(frozen=True)

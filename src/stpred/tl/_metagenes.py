@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from stpred import data
 from stpred._core import keys, tables
 from stpred._core.checks import InputError
-from stpred._core.elements import need_sdata, shapes_in
+from stpred._core.elements import need_sdata
 from stpred.encoders._module import pick_device
 from stpred.tl._predict import (
     encoder_for,
     need_generative,
     provenance_of,
+    put_result,
+    region_for,
     trained_model,
     warn_unlike,
-    with_regions,
 )
-from stpred.tl._predict_map import Job, known_as, predict_map
+from stpred.tl._predict_map import Job, predict_map
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -172,21 +173,13 @@ def metagenes(
         )
     if inplace and key_added is not None:
         tables.check_writable(sdata, key_added)
-    holder = sdata  # regions that are made go into the object together with the table, when all has gone well
-    if shapes_key is None and inplace and not shapes_in(sdata, coordinate_system):
-        holder = with_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
-    region = data.read_region(
-        holder,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        prefer=trained.record.region,
-        coordinate_system=coordinate_system,
+    region = region_for(
+        sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system, make=inplace
     )
-    region = replace(region, slide=known_as(trained, region))
     key = keys.predicted(region.shapes_key, shares.record.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)
-        tables.check_name(holder, key, kind="tables")
+        tables.check_name(region.sdata, key, kind="tables")
     trained.to(pick_device(device))
     n, names = len(region.coords_um), shares.record.genes
     mean, std = (np.empty((n, len(names)), np.float32) for _ in range(2))
@@ -224,9 +217,7 @@ def metagenes(
     warn_unlike(trained, score[there])
     if not inplace:
         return table
-    for made in [k for k in holder.shapes if k not in sdata.shapes]:
-        sdata.shapes[made] = holder.shapes[made]
-    tables.put_table(sdata, key, table)
+    put_result(sdata, key, table, region)
     return None
 
 

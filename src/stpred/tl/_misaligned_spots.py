@@ -8,18 +8,7 @@ import pandas as pd
 
 from stpred import data
 from stpred._core.elements import affine_to
-from stpred._core.progress import track
-from stpred.tl._stress import (
-    COLUMNS,
-    Job,
-    Withheld,
-    at_least_zero,
-    copied,
-    generator_of,
-    score_withheld,
-    several,
-    withhold,
-)
+from stpred.tl._stress import COLUMNS, Job, Withheld, at_least_zero, copied, generator_of, score_changes, several
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -84,19 +73,12 @@ def misaligned_spots(
         model, training, seed=seed, shapes_key=shapes_key, table_key=table_key,
         n_genes=n_genes, intervals=intervals, n_samples=n_samples,
     )  # fmt: skip
-    slides, withheld = withhold(slides, share, job)
-    parts = [
-        score_withheld(slides, withheld, job, lambda w, d=distance: _moved(w, d, job)).assign(shift_radii=distance)  # type: ignore[misc]
-        for distance in track(distances, total=len(distances), describe="shifts")
-    ]
-    found = pd.concat(parts, ignore_index=True).assign(check="misaligned_spots")
-    return found[[*COLUMNS, "shift_radii"]]
+    found = score_changes(slides, share, job, distances, lambda w, d: _moved(w, d, job), column="shift_radii")
+    return found.assign(check="misaligned_spots")[[*COLUMNS, "shift_radii"]]
 
 
 def _moved(withheld: Withheld, distance: float, job: Job) -> SpatialData:
     """Return what is trained on, with all spots moved by so many radii."""
-    if distance == 0:
-        return withheld.training
     region = withheld.region
     angle = generator_of(job.seed, region.slide, 2).uniform(0, 2 * np.pi)
     away_um = distance * data.median_width_um(region) / 2 * np.array([np.cos(angle), np.sin(angle)])

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, positive
 from stpred._core.elements import affine_to, apply_affine
-from stpred._core.progress import track
-from stpred.tl._stress import COLUMNS, Job, Withheld, copied, generator_of, score_withheld, several, share_of, withhold
+from stpred.tl._stress import COLUMNS, Job, Withheld, copied, generator_of, score_changes, several, share_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -82,19 +81,12 @@ def occluded_tiles(
         model, training, seed=seed, shapes_key=shapes_key, table_key=table_key,
         n_genes=n_genes, intervals=intervals, n_samples=n_samples,
     )  # fmt: skip
-    slides, withheld = withhold(slides, share, job)
-    parts = [
-        score_withheld(slides, withheld, job, lambda w, h=part: _hidden(w, h, tile_um, job)).assign(occluded_share=part)  # type: ignore[misc]
-        for part in track(hidden, total=len(hidden), describe="shares")
-    ]
-    found = pd.concat(parts, ignore_index=True).assign(check="occluded_tiles")
-    return found[[*COLUMNS, "occluded_share"]]
+    found = score_changes(slides, share, job, hidden, lambda w, h: _hidden(w, h, tile_um, job), column="occluded_share")
+    return found.assign(check="occluded_tiles")[[*COLUMNS, "occluded_share"]]
 
 
 def _hidden(withheld: Withheld, share: float, tile_um: float, job: Job) -> SpatialData:
     """Return what is trained on, with a share of its image painted over."""
-    if share == 0:
-        return withheld.training
     region = withheld.region
     x0, y0, x1, y1 = region.pyramid.bounds_um
     shape = int(np.ceil((y1 - y0) / tile_um - 1e-9)), int(np.ceil((x1 - x0) / tile_um - 1e-9))

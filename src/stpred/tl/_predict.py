@@ -202,23 +202,15 @@ def predict(
         )
     if inplace and key_added is not None:
         tables.check_writable(sdata, key_added)
-    holder = sdata  # regions that are made go into the object together with the table, when all has gone well
-    if shapes_key is None and inplace and not shapes_in(sdata, coordinate_system):
-        holder = with_regions(sdata, trained, image_key=image_key, coordinate_system=coordinate_system)
-    region = data.read_region(
-        holder,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        prefer=trained.record.region,
-        coordinate_system=coordinate_system,
+    region = region_for(
+        sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system, make=inplace
     )
-    region = replace(region, slide=known_as(trained, region))
     if trained.needs.cells:
         region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
     key = keys.predicted(region.shapes_key, trained.record.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)
-        tables.check_name(holder, key, kind="tables")
+        tables.check_name(region.sdata, key, kind="tables")
     trained.to(pick_device(device))
     spots = None
     if preserve is not None:
@@ -252,10 +244,36 @@ def predict(
     warn_unlike(trained, score)
     if not inplace:
         return table
-    for made in [k for k in holder.shapes if k not in sdata.shapes]:
-        sdata.shapes[made] = holder.shapes[made]
-    tables.put_table(sdata, key, table)
+    put_result(sdata, key, table, region)
     return None
+
+
+def region_for(
+    sdata: SpatialData,
+    model: Model,
+    *,
+    shapes_key: str | None,
+    image_key: str | None,
+    coordinate_system: str,
+    make: bool = False,
+) -> data.Region:
+    """Return the locations that a model is applied to, under the name that their slide had in training, if any.
+
+    With `make`, a slide without a region gets one: in an object of its own (``region.sdata``), for `put_result` to put
+    into the slide together with the table, when all has gone well.
+    """
+    if make and shapes_key is None and not shapes_in(sdata, coordinate_system):
+        sdata = with_regions(sdata, model, image_key=image_key, coordinate_system=coordinate_system)
+    where: dict[str, Any] = {"image_key": image_key, "coordinate_system": coordinate_system}
+    region = data.read_region(sdata, shapes_key=shapes_key, prefer=model.record.region, **where)
+    return replace(region, slide=known_as(model, region))
+
+
+def put_result(sdata: SpatialData, key: str, table: Any, region: data.Region) -> None:
+    """Put a table into the object, with the regions that were made for it."""
+    for made in [k for k in region.sdata.shapes if k not in sdata.shapes]:
+        sdata.shapes[made] = region.sdata.shapes[made]
+    tables.put_table(sdata, key, table)
 
 
 def _reading(model: Model, **asked: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from stpred import data
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.elements import find_table, table_instances
+from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.encoders._module import pick_device
 from stpred.models import _registry
-from stpred.tl._cross_validate import _scores, _tidy
+from stpred.tl._cross_validate import score_rows, tidy
 from stpred.tl._predict import context_of, encoder_for, predict
 from stpred.tl._train import train
 
@@ -239,6 +241,23 @@ def score_withheld(
     return pd.concat(parts, ignore_index=True)
 
 
+def score_changes(
+    slides: Any, share: Any, job: Job, values: list[Any], change: Callable[[Withheld, Any], SpatialData], *, column: str
+) -> pd.DataFrame:
+    """Train once for every value, on copies that it changes, and score the same withheld spots; `column` says which."""
+    slides, withheld = withhold(slides, share, job)
+    parts = []
+    for value in track(values, total=len(values), describe=column):
+        found = score_withheld(slides, withheld, job, partial(_exchanged, change, value))
+        parts.append(found.assign(**{column: value}))
+    return pd.concat(parts, ignore_index=True)[[*COLUMNS[1:], column]]
+
+
+def _exchanged(change: Callable[[Withheld, Any], SpatialData], value: Any, withheld: Withheld) -> SpatialData:
+    """Return what is trained on; at a value of 0 as it is."""
+    return change(withheld, value) if value else withheld.training
+
+
 def highest(trained: Model, regions: list[data.Region], n_genes: int | None) -> list[str]:
     """Return the model's genes of highest mean count over some locations, in the model's order; None: all."""
     names = trained.record.genes
@@ -269,10 +288,10 @@ def score(
         )
     truth = region.target(names, scale)[at]
     comparable = trained.record.target != "relative"
-    parts = [_scores(values, truth, names, comparable=comparable).assign(target=scale)]
+    parts = [score_rows(values, truth, names, comparable=comparable).assign(target=scale)]
     if ranks is not None:
         covered = {f"coverage_{100 * level:g}": inside(ranks, level) for level in job.intervals}
-        parts += [_tidy(covered, names).assign(target="counts")] if covered else []
+        parts += [tidy(covered, names).assign(target="counts")] if covered else []
     found = pd.concat(parts).assign(slide=region.slide, model=trained.record.name)
     return found, at if rows is None else rows[at]
 

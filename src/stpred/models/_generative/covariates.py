@@ -69,13 +69,12 @@ class Covariates:
         """Return the row of a level."""
         return self._first[name] + self.levels[name].index(level)
 
-    def place(self, slide: str, name: str) -> tuple[int, int | None]:
-        """Return the row of a training slide's level twice, or the number of its unknown level and None."""
+    def place(self, slide: str, name: str) -> tuple[int, bool]:
+        """Return the row of a training slide's level and True, or the number of its unknown level and False."""
         level = self.slides[slide].get(name)
         if level is None:
-            return self.unknown[slide, name], None
-        row = self.row(name, level)
-        return row, row
+            return self.unknown[slide, name], False
+        return self.row(name, level), True
 
     def patches(self, n_patches: Mapping[str, int]) -> Tensor:
         """Return (n_levels,) patches per epoch of the slides with each level, 1 where there is none."""

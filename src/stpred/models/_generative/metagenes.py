@@ -47,9 +47,8 @@ def drop_and_split(forest: list[Tree], contributes: Mapping[int, bool], *, capac
     free = iter(sorted(set(range(capacity)) - kept))
     split: dict[int, int] = {}
     for tree in trees:
-        for leaf, sibling in _with_siblings(tree):
-            idle = isinstance(sibling, int) and not contributes[sibling]
-            if contributes[leaf] and not idle and (new := next(free, None)) is not None:
+        for leaf in leaves(tree):  # a sibling that does not contribute is gone by now
+            if contributes[leaf] and (new := next(free, None)) is not None:
                 split[leaf] = new
     change.added = [(new, parent) for parent, new in split.items()]
     return [_grown(tree, split) for tree in trees], change
@@ -127,14 +126,6 @@ def _collapsed(tree: Tree, contributes: Mapping[int, bool]) -> Tree | None:
         if isinstance(one, int) and not contributes[one]:
             return other
     return first, second
-
-
-def _with_siblings(tree: Tree, sibling: Tree | None = None) -> Iterable[tuple[int, Tree | None]]:
-    if isinstance(tree, int):
-        yield tree, sibling
-    else:
-        yield from _with_siblings(tree[0], tree[1])
-        yield from _with_siblings(tree[1], tree[0])
 
 
 def _grown(tree: Tree, split: Mapping[int, int]) -> Tree:
