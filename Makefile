@@ -20,7 +20,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[encoders,wsi]" --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[encoders,wsi,analysis]" --group dev
 	touch $(STAMP)
 
 clean:

@@ -197,8 +197,7 @@ def show(slides: Mapping[str, SpatialData], encoder: Any, folder: Path, given: a
     table = sdata.tables["cells"]
     table.layers["z"] = standardised(table)
     shown = [g for g in SHOWN if g in table.var_names]
-    figure = st.pl.gallery(sdata, "cells", color=shown, layer="z", n=12)
-    figure.savefig(folder / f"gallery_{called}.png", dpi=100)
+    st.pl.gallery(sdata, "cells", color=shown, layer="z", n=12, save=folder / f"gallery_{called}.png")
     nuclei = sdata.shapes["nuclei"].loc[table.obs["instance_id"], SHAPE]
     usable = table.obs["in_distribution"].to_numpy()
     rows = {f"all {usable.sum()} nuclei": nuclei[usable].mean()}
@@ -235,7 +234,7 @@ def toy(path: Path) -> None:
     st.tl.predict(unseen, model, shapes_key="cells", key_added="predicted", device="cpu")
     table = unseen.tables["predicted"]
     table.layers["z"] = standardised(table)
-    figure = st.pl.gallery(unseen, "predicted", color=SHOWN, layer="z", n=8)
+    figure = st.pl.gallery(unseen, "predicted", color=SHOWN, layer="z", n=8)[0, 0].figure
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=900 / figure.get_figwidth())
     Image.open(path).convert("RGB").quantize(96).save(path, optimize=True)  # a third of the size, to the eye the same

@@ -197,12 +197,8 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str], share: fl
 
 
 def _draw_her2st(sdata: SpatialData, figures: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figures.mkdir(parents=True, exist_ok=True)
     for name, image in (("with_photograph", True), ("map", False)):
-        axes = st.pl.map(sdata, "epcam_map", "EPCAM", with_image=image, save=figures / f"her2st_epcam_{name}.png")
-        plt.close(axes[0].figure)
+        st.pl.map(sdata, "epcam_map", "EPCAM", with_image=image, save=figures / f"her2st_epcam_{name}.png")
 
 
 if __name__ == "__main__":

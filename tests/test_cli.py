@@ -64,8 +64,13 @@ def test_train_predict_evaluate(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").stat().st_size > 10_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out.png", "out.zarr"]
 
-    scores = tmp_path / "scores.csv"
-    said = ok("evaluate", folder / "slides.csv", "--models", "mean,intensity", "--genes", "mean:10", "-o", scores)
+    scores, page = tmp_path / "scores.csv", tmp_path / "report.html"
+    how = ("--models", "mean,intensity", "--genes", "mean:10", "-o", scores, "--report", page)
+    said = ok("evaluate", folder / "slides.csv", *how)
+    assert f"Report: {page}" in said
+    assert "by <strong>intensity</strong>" in page.read_text()
+    assert "exists; choose another name" in refused("evaluate", folder / "slides.csv", *how)
+    said = ok("evaluate", folder / "slides.csv", *how, "--overwrite")
     assert "library_size" in said
     assert "donor_shared" not in said
     frame = pd.read_csv(scores)

@@ -25,7 +25,7 @@ RANKS = {
     "data": 3,
     "training": 4,
     **dict.fromkeys(["io", "pp", "tl", "pl", "datasets"], 5),
-    "_demo": 6,
+    **dict.fromkeys(["_demo", "_report"], 6),
     "cli": 7,
 }
 PACKAGES = ("io", "pp", "tl", "pl", "models", "encoders", "datasets", "metrics")
@@ -91,7 +91,7 @@ def test_imports_are_light(names: str, unwanted: list[str]) -> None:
 
 
 def public() -> list[tuple[str, object]]:
-    found = [(f"stpred.{n}", getattr(stpred, n)) for n in ("TileSpec", "GeneRule")]
+    found = [(f"stpred.{n}", getattr(stpred, n)) for n in ("TileSpec", "GeneRule", "report")]
     for package in PACKAGES:
         module = importlib.import_module(f"stpred.{package}")
         names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]

@@ -10,6 +10,7 @@ from stpred._core.specs import GeneRule, TileSpec
 
 if TYPE_CHECKING:
     from stpred import datasets, encoders, io, metrics, models, pl, pp, tl
+    from stpred._report import report
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "models",
     "pl",
     "pp",
+    "report",
     "settings",
     "tl",
 ]
@@ -34,6 +36,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"stpred.{name}")
+    if name == "report":
+        return import_module("stpred._report").report
     raise AttributeError(f"module 'stpred' has no attribute {name!r}")
 
 

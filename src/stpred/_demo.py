@@ -74,8 +74,8 @@ def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame
         for key in trained:
             scores[f"{key}_truth"] = _against_truth(unseen, f"spots_{key}", paths[TEST])
         scores.to_csv(out / "scores.csv")
-        pl.compare(unseen, "spots_ridge", "spots_counts").savefig(out / "compare.png", dpi=110)
-        pl.spatial(unseen, "spots_ridge", [*scores.index[:2], "ood_score"]).savefig(out / "spatial.png", dpi=110)
+        pl.compare(unseen, "spots_ridge", "spots_counts", save=out / "compare.png")
+        pl.spatial(unseen, "spots_ridge", [*scores.index[:2], "ood_score"], save=out / "spatial.png")
         write_result(unseen, out / "predicted.zarr", overwrite=True)
     _report(scores, out, n_spots=unseen.tables["spots_ridge"].n_obs, console=console)
     return scores

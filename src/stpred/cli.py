@@ -60,6 +60,9 @@ Groups = Annotated[
 ]
 
 
+_UNSEEN = "cv"
+"""Ending of tables that cross-validation predicts for slides that it left out."""
+
 Ensemble = Annotated[int | None, typer.Option(help="Train so many members; their spread is the uncertainty.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Folder that an interrupted training goes on from.")]
 Precision = Annotated[str | None, typer.Option(help="32-true (default), bf16-mixed or 16-mixed.")]
@@ -133,12 +136,12 @@ def predict(
         usual = _usual(sdata, trained.record.region) if shapes is None else shapes
         st.tl.predict(sdata, trained, shapes_key=usual, **how)
         (key,) = set(sdata.tables) - before
-        figure = st.pl.spatial(sdata, key)
+        panels = st.pl.spatial(sdata, key)
         write_result(sdata, out, with_image=with_image, overwrite=overwrite)
         if with_map:
             st.tl.predict(sdata, trained, raster=True, out=out, **how)
         picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture, dpi=130)
+        panels[0].figure.savefig(picture, dpi=130)
         table = sdata.tables[key]
         known = int(table.var["trusted"].sum()) if "trusted" in table.var else 0
         console.print(f"Predicted {table.n_vars} genes for {table.n_obs} locations of slide {name!r} ({key!r}).")
@@ -221,18 +224,23 @@ def evaluate(
     checkpoint: Checkpoint = None,
     precision: Precision = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="csv of all scores.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Page (.html) of the best model's maps and scores.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
     device: Device = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
 ) -> None:
     """Score models on donors they have not seen, on the log and on the raw scale, beside the library size alone."""
     import pandas as pd
 
     import stpred as st
     from stpred import data
+    from stpred._report import check_page
     from stpred.stores import check_file
 
     with _sentences():
         check_file(out)
+        if report is not None:
+            check_page(report, overwrite=overwrite)
         read, donors = st.io.read_cohort(slides, format=format, **({} if mpp is None else {"mpp": mpp}))
         chosen = _families(models, read, shapes)
         grouping = _donors(groups, donors, required=True)
@@ -258,6 +266,7 @@ def evaluate(
                 precision=precision,
                 seed=seed,
                 device=device,
+                key_added=_UNSEEN if report is not None and target == "log1p_cp10k" else None,
             )
             for target in ("log1p_cp10k", "counts")
         ]
@@ -268,6 +277,9 @@ def evaluate(
         _print_scores(scores, list(chosen))
         if out is not None:
             console.print(f"All scores: {out}")
+        if report is not None:
+            _report(read, scores, _best(scores, list(chosen)), report, overwrite=overwrite)
+            console.print(f"Report: {report}")
 
 
 @app.command("models")
@@ -426,6 +438,33 @@ def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:
         if model.endswith("_best"):
             console.print(f"  {fold}: {model} chose {part.chosen.iloc[0]}")
     console.print("library_size: a spot's total of all other genes alone; never read raw-count scores without it.")
+
+
+def _best(scores: pd.DataFrame, models: list[str]) -> str:
+    """Return the model of the highest mean Pearson on the logarithmic scale; of equal ones the first."""
+    part = scores[(scores.metric == "pearson") & (scores.target == "log1p_cp10k")]
+    means = part.assign(value=part.value.fillna(0.0)).groupby("model").value.mean()
+    return max(models, key=lambda m: means.get(m, 0.0))
+
+
+def _report(
+    read: dict[str, SpatialData], scores: pd.DataFrame, model: str, path: Path, *, overwrite: bool = False
+) -> None:
+    """Write the page of a model from what was predicted for the slides that it had not seen."""
+    import stpred as st
+    from stpred._core import keys
+    from stpred._core.elements import find_table, table_regions
+
+    ending = f"_{keys.slug(model)}_{_UNSEEN}"
+    first = next(iter(read.values()))
+    key = next((k for k in first.tables if k.endswith(ending)), None)
+    if key is None:
+        raise InputError(f"There are no predictions of {model!r} for left-out slides to report on.")
+    measured = find_table(first, table_regions(first.tables[key])[0])
+    everywhere = all(measured in sdata.tables for sdata in read.values())
+    st.report(
+        path, read, key, measured_key=measured if everywhere else None, scores=scores, model=model, overwrite=overwrite
+    )
 
 
 @contextlib.contextmanager

@@ -175,8 +175,8 @@ def test_unlikeness_is_by_the_mean_distance_of_the_patches() -> None:
     distance = model.typical.distance(far)
     mine = [slice(a, b) for a, b in zip(batch.parts.indptr, batch.parts.indptr[1:], strict=False)]
     mean = np.array([np.average(distance[batch.parts.indices[s]], weights=batch.parts.weights[s]) for s in mine])
-    np.testing.assert_allclose(model.unlikeness(strange), model.typical.beyond(mean), rtol=1e-4, atol=1e-5)
-    assert model.unlikeness(strange).max() > 1 > model.unlikeness(batch).max()
+    np.testing.assert_allclose(model.unlikeness(strange), model.typical.relative(mean), rtol=1e-4, atol=1e-5)
+    assert model.unlikeness(strange).max() > 2 > model.unlikeness(batch).max()
     assert np.array_equal(model.describe(strange), far[batch.sources])
 
 

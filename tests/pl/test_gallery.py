@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +18,16 @@ import stpred as st
 from stpred._core.checks import InputError
 
 mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def gallery(sdata: SpatialData, table_key: str, **asked: Any) -> Figure:
+    return st.pl.gallery(sdata, table_key, **asked)[0, 0].figure
 
 
 @pytest.fixture
@@ -53,7 +66,7 @@ def slow_choice(values: np.ndarray, xy: np.ndarray, *, n: int, size: float, exte
 
 
 def test_the_best_cells_of_each_type_are_shown_apart_from_each_other(slide: SpatialData) -> None:
-    figure = st.pl.gallery(slide, "cells_counts", n=6, size_um=30)
+    figure = gallery(slide, "cells_counts", n=6, size_um=30)
     table, xy = slide.tables["cells_counts"], centres(slide)
     assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()] == ["tumour", "plasma"]
     for name, row in zip(("tumour", "plasma"), shown(figure), strict=True):
@@ -66,23 +79,23 @@ def test_the_best_cells_of_each_type_are_shown_apart_from_each_other(slide: Spat
 
 
 def test_genes_and_numbers_are_ranked_by_value(slide: SpatialData) -> None:
-    figure = st.pl.gallery(slide, "cells_counts", color=["EPCAM", "area_um2"], n=4)
+    figure = gallery(slide, "cells_counts", color=["EPCAM", "area_um2"], n=4)
     table, xy = slide.tables["cells_counts"], centres(slide)
     for row, values in zip(shown(figure), (table.to_df()["EPCAM"], table.obs["area_um2"]), strict=True):
         truth = slow_choice(values.to_numpy(dtype=float), xy, n=4, size=24, extent=400)
         assert np.allclose(row, xy[truth])
-    layer = st.pl.gallery(slide, "cells_counts", color="EPCAM", layer="expected", n=2)
+    layer = gallery(slide, "cells_counts", color="EPCAM", layer="expected", n=2)
     expected = table.layers["expected"][:, table.var_names.get_loc("EPCAM")]
     assert np.allclose(shown(layer)[0], xy[slow_choice(expected, xy, n=2, size=24, extent=400)])
-    close = st.pl.gallery(slide, "cells_counts", color="EPCAM", n=8, min_distance_um=0.1)
-    far = st.pl.gallery(slide, "cells_counts", color="EPCAM", n=8, min_distance_um=100)
+    close = gallery(slide, "cells_counts", color="EPCAM", n=8, min_distance_um=0.1)
+    far = gallery(slide, "cells_counts", color="EPCAM", n=8, min_distance_um=100)
     gaps = [min(np.abs(a - b).max() for i, a in enumerate(r) for b in r[:i]) for r in (shown(close)[0], shown(far)[0])]
     assert gaps[0] < 24
     assert gaps[1] >= 100
 
 
 def test_a_crop_is_the_image_at_its_place_and_the_outline_is_the_cell(slide: SpatialData) -> None:
-    figure = st.pl.gallery(slide, "cells_counts", color="area_um2", n=1, size_um=20)
+    figure = gallery(slide, "cells_counts", color="area_um2", n=1, size_um=20)
     ax, (x, y) = figure.axes[0], shown(figure)[0][0]
     crop = ax.images[0].get_array()
     assert crop.shape == (40, 40, 3)
@@ -94,7 +107,7 @@ def test_a_crop_is_the_image_at_its_place_and_the_outline_is_the_cell(slide: Spa
     outline = slide.shapes["cells"].geometry.iloc[int(np.linalg.norm(centres(slide) - [x, y], axis=1).argmin())]
     drawn = {tuple(np.round(p, 6)) for line in ax.lines for p in line.get_xydata()}
     assert {tuple(np.round(p, 6)) for p in shapely.get_coordinates(outline)} <= drawn
-    without = st.pl.gallery(slide, "cells_counts", color="area_um2", n=1, size_um=20, outline=False)
+    without = gallery(slide, "cells_counts", color="area_um2", n=1, size_um=20, outline=False)
     assert len(without.axes[0].lines) == 1  # the scale bar
     bar = without.axes[0].lines[0].get_xdata()
     assert without.axes[0].texts[0].get_text() == f"{bar[1] - bar[0]:g} µm"
@@ -105,31 +118,31 @@ def test_cells_unlike_training_are_left_out(slide: SpatialData) -> None:
     table, xy = slide.tables["cells_counts"], centres(slide)
     values = table.obs["area_um2"].to_numpy()
     table.obs["in_distribution"] = values < np.quantile(values, 0.9)
-    row = shown(st.pl.gallery(slide, "cells_counts", color="area_um2", n=3))[0]
+    row = shown(gallery(slide, "cells_counts", color="area_um2", n=3))[0]
     kept = np.where(table.obs["in_distribution"], values, np.nan)
     assert np.allclose(row, xy[slow_choice(kept, xy, n=3, size=24, extent=400)])
     table.obs["in_distribution"] = False
     with pytest.raises(InputError, match=r"no cell to show for 'area_um2': of \d+, none is in distribution"):
-        st.pl.gallery(slide, "cells_counts", color="area_um2")
+        gallery(slide, "cells_counts", color="area_um2")
 
 
 def test_categories_without_scores_and_groups(slide: SpatialData) -> None:
     table = slide.tables["cells_counts"]
     # A column that happens to name its categories like scored types is not ranked by their scores.
     table.obs["other"] = pd.Categorical(np.where(np.arange(table.n_obs) % 2, "tumour", "unassigned"))
-    figure = st.pl.gallery(slide, "cells_counts", color="other", n=3)
+    figure = gallery(slide, "cells_counts", color="other", n=3)
     assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()] == ["tumour"]
     assert not [ax.get_title() for ax in figure.axes if ax.get_title()]
-    again = st.pl.gallery(slide, "cells_counts", color="other", n=3)
+    again = gallery(slide, "cells_counts", color="other", n=3)
     assert np.allclose(shown(figure), shown(again))
-    other = st.pl.gallery(slide, "cells_counts", color="other", n=3, seed=1)
+    other = gallery(slide, "cells_counts", color="other", n=3, seed=1)
     assert not np.allclose(shown(figure), shown(other))
-    one = st.pl.gallery(slide, "cells_counts", groups=["plasma", "tumour"], n=2)
+    one = gallery(slide, "cells_counts", groups=["plasma", "tumour"], n=2)
     assert [ax.get_ylabel() for ax in one.axes if ax.get_ylabel()] == ["plasma", "tumour"]
 
 
 def test_spots_are_drawn_too(slide: SpatialData) -> None:
-    figure = st.pl.gallery(slide, "spots_counts", color=["EPCAM", "CD3E"], n=3, size_um=60)
+    figure = gallery(slide, "spots_counts", color=["EPCAM", "CD3E"], n=3, size_um=60)
     radius = np.linalg.norm(figure.axes[0].lines[0].get_xydata() - shown(figure)[0][0], axis=1)
     assert np.allclose(radius, 27.5, atol=0.05)
     buffer = io.BytesIO()
@@ -152,9 +165,9 @@ def test_bad_arguments_are_named(slide: SpatialData) -> None:
         ({"color": "EPCAM", "layer": "nope"}, "No layer named 'nope'"),
     ):
         with pytest.raises(InputError, match=said):
-            st.pl.gallery(slide, "cells_counts", **asked)  # type: ignore[arg-type]
+            gallery(slide, "cells_counts", **asked)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="No table named 'nope'"):
-        st.pl.gallery(slide, "nope")
+        gallery(slide, "nope")
     del slide.shapes["cells"]
     with pytest.raises(InputError, match="region 'cells' is no element"):
-        st.pl.gallery(slide, "cells_counts")
+        gallery(slide, "cells_counts")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +14,12 @@ from stpred._core.checks import InputError
 from stpred.models import Model
 
 mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +38,23 @@ def drawn(figure: object) -> np.ndarray:
 
 
 def test_spatial_draws_the_genes_and_says_how_far_they_are_validated(slide: object) -> None:
-    figure = st.pl.spatial(slide, "spots_intensity", ["EPCAM", "ood_score"])
-    titles = [ax.get_title() for ax in figure.axes]
-    assert titles[:3] == ["H&E", "EPCAM (not validated)", "ood_score"]
-    assert len({tuple(c) for c in drawn(figure).reshape(-1, 3)[::50]}) > 50
+    axes = st.pl.spatial(slide, "spots_intensity", ["EPCAM", "ood_score"])
+    assert [ax.get_title() for ax in axes] == ["H&E", "EPCAM (not validated)", "ood_score"]
+    assert len({tuple(c) for c in drawn(axes[0].figure).reshape(-1, 3)[::50]}) > 50
     again = st.pl.spatial(slide, "spots_counts", "EPCAM", show_image=False)
-    assert again.axes[1].get_title() == "EPCAM"
+    assert again[1].get_title() == "EPCAM"
     assert "values" not in slide.tables
 
 
 def test_compare_shows_measured_beside_predicted(slide: object) -> None:
-    figure = st.pl.compare(slide, "spots_intensity", "spots_counts", genes=["EPCAM"])
-    titles = [ax.get_title() for ax in figure.axes]
-    assert {"EPCAM, measured", "EPCAM, predicted"} <= set(titles)
+    axes = st.pl.compare(slide, "spots_intensity", "spots_counts", genes=["EPCAM"])
     score = st.tl.compare(slide, "spots_intensity", "spots_counts").loc["EPCAM", "pearson"]
-    assert f"EPCAM: r = {score:.2f}" in titles
-    assert len(drawn(figure)) > 100
-    assert len(st.pl.compare(slide, "spots_intensity", "spots_counts").axes) > len(figure.axes)
+    titles = [ax.get_title() for ax in axes]
+    assert titles == ["EPCAM, measured", "EPCAM, predicted", "EPCAM, error", f"EPCAM: r = {score:.2f}", ""]
+    assert len(drawn(axes[0].figure)) > 100
+    assert len(st.pl.compare(slide, "spots_intensity", "spots_counts")) == 13
+    other = st.pl.compare(slide, "spots_intensity", "spots_counts", genes="EPCAM", target="counts")
+    assert other[2].get_title() == "EPCAM, error of z-scores"  # of a prediction on another scale
 
 
 def test_unknown_genes_and_tables_are_named(slide: object) -> None:

@@ -173,7 +173,7 @@ def test_cross_validation_compares_cells_and_tiles_on_the_same_spots(cohort: dic
     how: dict[str, Any] = {"groups": {k: k for k in pair}, "shapes_key": "spots", "cells_key": "cells"}
     config = st.models.SCellST.Config(hidden=(32,), epochs=10, lr=3e-3)
     scores = st.tl.cross_validate(pair, {"cells": config, "colour": "intensity"}, genes=GENES, tile=TILE, **how)
-    assert set(scores["model"]) == {"cells", "colour", "library_size"}
+    assert {"cells", "colour", "library_size"} <= set(scores["model"])
     pearson = scores[(scores.metric == "pearson") & (scores.model == "cells")]
     assert pearson.value.median() > 0.2
     with pytest.raises(InputError, match="none of the models does"):

@@ -262,9 +262,9 @@ def test_shapes_outside_the_frame_are_refused(slide: SpatialData) -> None:
 
 
 def test_plots_work_across_regions(slide: SpatialData) -> None:
-    figure = st.pl.compare(slide, "nuclei_log", "cells_counts", genes="EPCAM")
+    axes = st.pl.compare(slide, "nuclei_log", "cells_counts", genes="EPCAM")
     score = st.tl.compare(slide, "nuclei_log", "cells_counts").loc["EPCAM", "pearson"]
-    assert f"EPCAM: r = {score:.2f}" in [ax.get_title() for ax in figure.axes]
+    assert f"EPCAM: r = {score:.2f}" in [ax.get_title() for ax in axes]
 
 
 def test_cells_without_counts_do_not_take_part(slide: SpatialData) -> None:

@@ -87,8 +87,11 @@ def test_cross_validation_is_tidy_and_never_shares_a_donor(cohort: dict[str, Spa
         "donor_shared",
         "split",
         "chosen",
+        "donor",
     ]
-    assert set(scores["model"]) == {"mean", "ridge", "library_size"}
+    context = {"library_size", "neighbours", "training_mean", "ceiling"}
+    assert set(scores["model"]) == {"mean", "ridge"} | context
+    assert (scores["donor"] == scores["fold"]).all()
     assert not scores["donor_shared"].any()
     assert (scores.groupby("slide")["fold"].nunique() == 1).all()
     pearson = scores[scores["metric"] == "pearson"].set_index("model")["value"]

@@ -63,6 +63,8 @@ class Pair:
         The scale of `predicted`: `target`, or ``"relative"`` where only correlations mean something.
     per
         Of predicted counts: how many counts of a location they are of (``DeepSpot2Cell``), or None.
+    coords_um
+        (n, 2) centres; None where locations are sets of others that overlap.
     facts
         How the locations were matched and how many were, JSON-able.
     """
@@ -77,6 +79,7 @@ class Pair:
     target: str
     output_scale: str = ""
     per: int | None = None
+    coords_um: NDArray[np.float64] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -98,6 +101,7 @@ class Pair:
             self,
             predicted=pool(self.predicted, members, additive=self.output_scale == "counts"),
             **_measured(members @ self.counts, self.columns, target=self.target),
+            coords_um=None,
             facts=dict(self.facts),
         )
 
@@ -149,11 +153,13 @@ def pair(
     kept = targets.totals(counts) > 0  # a location without any count says nothing of its expression
     if not kept.any():
         raise InputError(f"Table {measured_key!r} has no location with counts among those of {predicted_key!r}.")
+    centres = first.table.obsm.get(keys.SPATIAL)
     return terms.pair(
         first.guess(rows[i[kept]], terms.genes),
         counts[kept],
         shapes_key=ours,
         instances=ids[i[kept]],
+        coords_um=None if centres is None else np.asarray(centres, dtype=np.float64)[rows[i[kept]]],
         facts=facts | {"n_compared": int(kept.sum())},
     )
 
@@ -214,6 +220,7 @@ def pair_bins(
             sums[j[kept]],
             shapes_key=first.region,
             instances=pd.Index([f"x{x}y{y}" for x, y in ours.at[i[kept]].tolist()]),
+            coords_um=(ours.at[i[kept]] + 0.5) * float(size),
             facts=facts | ours.facts,
         )
 

@@ -2,7 +2,7 @@
 
 from stpred.data._batches import make_batch, prediction_batches, reach_um, token_reader, with_needs, with_parts
 from stpred.data._cells import cells_region, inside_of, looks_like_cells, with_cells
-from stpred.data._features import embed, embed_dense, embed_parts, embed_wide, stored_features
+from stpred.data._features import digest, embed, embed_dense, embed_parts, embed_wide, stored_features
 from stpred.data._folds import (
     BLOCK_FOLDS,
     Fold,
@@ -13,6 +13,7 @@ from stpred.data._folds import (
     common_lattice,
     donor_folds,
     far_from,
+    refuse_copies,
 )
 from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
 from stpred.data._scene import scene_reader
@@ -29,6 +30,7 @@ __all__ = [
     "cells_region",
     "choose_genes",
     "common_lattice",
+    "digest",
     "donor_folds",
     "embed",
     "embed_dense",
@@ -45,6 +47,7 @@ __all__ = [
     "reach_um",
     "read_image",
     "read_region",
+    "refuse_copies",
     "scene_reader",
     "stored_features",
     "token_reader",

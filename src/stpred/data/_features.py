@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from stpred.encoders._base import Encoder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger("stpred")
 
 
 def embed(
@@ -126,10 +129,26 @@ def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | N
     facts = read_provenance(table, what=f"table {key!r}")
     if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
         return None
+    if facts.get("digest") != digest(table.X):
+        logger.warning(
+            "Table %r was changed since stpred wrote it, so its features are computed anew: values that were scaled "
+            "over several slides would carry one into another.",
+            key,
+        )
+        return None
     rows = _match(table_instances(table, region.shapes_key)[1], region.instances)
     if rows is None or not np.allclose(table.obsm[keys.SPATIAL][rows], region.coords_um, atol=1e-3):
         return None
     return np.asarray(table.X[rows], dtype=np.float32)
+
+
+def digest(features: NDArray[Any]) -> str:
+    """Return what tells (n, width) features from any others, whatever the order of their rows."""
+    bits = np.ascontiguousarray(features, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    weights = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) | np.uint64(1)
+    rows = (bits * weights).sum(axis=1, dtype=np.uint64)  # all of it modulo 2 ** 64
+    rows = (rows ^ (rows >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return f"{int((rows ^ (rows >> np.uint64(32))).sum(dtype=np.uint64)):016x}"
 
 
 def _match(have: pd.Index, want: pd.Index) -> NDArray[np.int64] | None:

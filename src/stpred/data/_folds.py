@@ -51,6 +51,24 @@ def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str,
     return {s: str(groups[s]) for s in slides}
 
 
+def refuse_copies(regions: Mapping[str, Region], donors: Mapping[str, str]) -> None:
+    """Refuse slides that show the same tissue under the names of two donors."""
+    seen: dict[str, list[str]] = {}
+    for slide, region in regions.items():
+        for other in seen.setdefault(region.pyramid.fingerprint, []):
+            if donors[other] != donors[slide] and _overlap(region.coords_um, regions[other].coords_um):
+                raise InputError(
+                    f"Slides {other!r} and {slide!r} are locations on the same image, yet their donors are "
+                    f"{donors[other]!r} and {donors[slide]!r}; give them one donor, or leave one out."
+                )
+        seen[region.pyramid.fingerprint].append(slide)
+
+
+def _overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+    """Whether the boxes of two sets of locations overlap."""
+    return bool((first.min(axis=0) <= second.max(axis=0)).all() and (second.min(axis=0) <= first.max(axis=0)).all())
+
+
 def choose_genes(regions: list[Region], rule: Any, *, partial: bool = False) -> pd.DataFrame:
     """Return genes chosen by a rule on these regions alone, best first, with their scores.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -19,6 +19,12 @@ from stpred.links import Links
 from stpred.models._scene import Scene
 
 FORMAT_VERSION = 1
+
+_SLIDE_TILES = 20
+"""Tiles from which on a slide is judged as a whole."""
+
+_SLIDES_DIFFER = 0.05
+"""Least standard deviation between slides of the log of their median distance: few slides may happen to agree."""
 
 _ROWS = 2**16
 """Features whose distances, in double precision, are in memory at a time."""
@@ -325,6 +331,10 @@ class Record:
         Name of the region of cells that locations were seen through; None: by their own tile.
     training
         Slides, donors, numbers of locations, seed, how settings were chosen.
+    intervals
+        Conformal intervals, as far as they were calibrated on slides that the model had not seen: ``scale`` on
+        which offsets are added (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels``
+        the genes' offsets ``low`` and ``high``, ``factor``, ``coverage`` and ``coverage_sd`` over slides.
     """
 
     name: str
@@ -339,13 +349,15 @@ class Record:
     reach_um: float | None = None
     cells: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, Any] = field(default_factory=dict)
 
 
 class TypicalTiles(nn.Module):
     """How far features lie from those of training: Mahalanobis distance in the leading components plus the rest.
 
-    The score is 0 up to the 99th percentile of distances that tiles of left-out training slides have, and grows
-    linearly beyond.
+    Distances are given as shares of the 99th percentile of what tiles of left-out training donors have. Tiles of a
+    slide that was stained, scanned or prepared otherwise may each stay below that and yet all lie too far out, so the
+    slide is judged as well, by its median (:func:`unlike_scores`).
     """
 
     MAX_COMPONENTS: ClassVar[int] = 24
@@ -366,17 +378,32 @@ class TypicalTiles(nn.Module):
         self.register_buffer("rest", torch.ones(()))
         self.register_buffer("limit", torch.ones(()))
 
-    def fit(self, slides: Sequence[NDArray[np.float32]]) -> None:
-        """Learn from the (n, n_features) features of each training slide."""
-        distances = []
-        if len(slides) > 1:
-            for i, held_out in enumerate(slides):
-                self._fit_space(np.concatenate([s for j, s in enumerate(slides) if j != i]))
-                distances.append(self.distance(held_out))
+    def fit(
+        self,
+        slides: Sequence[NDArray[np.float32]],
+        groups: Sequence[str] | None = None,
+        *,
+        seen: Callable[[int], NDArray[np.float32]] | None = None,
+    ) -> float | None:
+        """Learn from the (n, n_features) features of each training slide and its donor; None: one each.
+
+        Returns the median distance up to which a whole slide counts as alike; None where a single slide cannot tell.
+        `seen` gives the distances of a slide's targets as they are judged in prediction; None: those of its tiles.
+        """
+        self.limit.fill_(1.0)
+        donors = [str(i) for i in range(len(slides))] if groups is None else list(groups)
+        if len(set(donors)) == 1:  # sections of one donor are left out one by one
+            donors = [str(i) for i in range(len(slides))]
+        distances, typical = [], []
+        for left in dict.fromkeys(donors) if len(slides) > 1 else ():
+            self._fit_space(np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != left]))
+            for i in [i for i, d in enumerate(donors) if d == left]:
+                distances.append(self.distance(slides[i]))
+                typical.append(np.median(distances[-1] if seen is None else seen(i)))
         self._fit_space(np.concatenate(slides))
-        if not distances:
-            distances.append(self.distance(slides[0]))
-        self.limit.fill_(max(float(np.quantile(np.concatenate(distances), 0.99)), 1e-6))
+        found = distances or [self.distance(slides[0])]
+        self.limit.fill_(max(float(np.quantile(np.concatenate(found), 0.99)), 1e-6))
+        return _slide_limit(np.array(typical, dtype=np.float64) / float(self.limit)) if len(typical) > 1 else None
 
     def _fit_space(self, features: NDArray[np.float32]) -> None:
         features = features.astype(np.float64)
@@ -412,22 +439,53 @@ class TypicalTiles(nn.Module):
         return np.sqrt(np.square(inside / arrays["spread"]).mean(axis=1) + outside.clip(0) / arrays["rest"] ** 2)
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n,) scores: 0 = like the training tiles; NaN where those are not known."""
-        return self.beyond(self.distance(features))
+        """Return (n,) scores of tiles by themselves: 0 = like the training tiles; NaN where those are not known."""
+        return unlike_scores(self.relative(self.distance(features)))
 
-    def score_within(self, features: NDArray[Any], links: Links) -> NDArray[np.float32]:
-        """Return (n,) scores of targets by the mean distance of the features that (n,) ragged links give each."""
+    def within(self, features: NDArray[Any], links: Links) -> NDArray[np.float32]:
+        """Return (n,) relative distances of targets: the mean of the features that (n,) ragged links give each."""
         distance = np.zeros(len(features), dtype=np.float32)
         rows = np.unique(links.indices)
         for part in np.array_split(rows, -(-len(rows) // _ROWS)):
             distance[part] = self.distance(np.asarray(features[part], dtype=np.float32))
-        return self.beyond(links.mean(distance))
+        return self.relative(links.mean(distance))
 
-    def beyond(self, distance: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return scores of (n,) distances: how far they go beyond those of training, NaN where these are not known."""
+    def relative(self, distance: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return (n,) distances as shares of the limit of training tiles, NaN where these are not known."""
         if not self.known:
             return np.full(len(distance), np.nan, dtype=np.float32)
-        return np.maximum(distance / float(self.limit) - 1.0, 0.0).astype(np.float32)
+        return (distance / float(self.limit)).astype(np.float32)
+
+
+def _slide_limit(medians: NDArray[np.float64]) -> float:
+    """Return what the median distance of one more slide like these stays below in 97.5 % of cases (log-normal)."""
+    from scipy.stats import t
+
+    logs, n = np.log(np.maximum(medians, 1e-6)), len(medians)
+    spread = max(float(logs.std(ddof=1)), _SLIDES_DIFFER)
+    return float(np.exp(logs.mean() + t.ppf(0.975, n - 1) * spread * np.sqrt(1 + 1 / n)))
+
+
+def unlike_scores(relative: NDArray[np.float32], slide_limit: float | None = None) -> NDArray[np.float32]:
+    """Return (n,) scores of one slide's tiles: 0 = like those of training, positive beyond.
+
+    Parameters
+    ----------
+    relative
+        (n,) distances as shares of the training tiles' limit.
+    slide_limit
+        Median of these up to which the whole slide is alike; what it goes beyond that is added to every tile. None, or
+        fewer than 20 tiles: the slide is not judged.
+    """
+    scores = np.maximum(relative - 1.0, 0.0)
+    return (scores + slide_score(relative, slide_limit)).astype(np.float32)
+
+
+def slide_score(relative: NDArray[np.float32], slide_limit: float | None) -> float:
+    """Return how far a slide's median distance goes beyond those of training slides: 0 = alike, or not judged."""
+    if slide_limit is None or len(relative) < _SLIDE_TILES or np.isnan(relative).any():
+        return 0.0
+    return max(float(np.median(relative)) / slide_limit - 1.0, 0.0)
 
 
 class Model(nn.Module, ABC):
@@ -480,11 +538,12 @@ class Model(nn.Module, ABC):
         return np.asarray(batch.own, dtype=np.float32)
 
     def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
-        """Return (n,) scores of how far targets are from those of training: 0 = alike, NaN = not known.
+        """Return (n,) distances from the training tiles, as shares of their limit; NaN where those are not known.
 
         `typical` None: what this model knows of training; an ensemble asks a member with its own.
         """
-        return (typical or self.typical).score(self.describe(batch))
+        typical = typical or self.typical
+        return typical.relative(typical.distance(self.describe(batch)))
 
     def training_target(self, target: str | None) -> str:
         """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""

@@ -86,8 +86,8 @@ class CellNetwork(Network):
         """Return (n,) scores of the targets, by the mean distance of their cells from those of training."""
         typical = typical or self.typical
         if batch.cells is None:
-            return typical.score(np.asarray(batch.own, dtype=np.float32))
-        return typical.score_within(batch.features, batch.cells)
+            return typical.relative(typical.distance(np.asarray(batch.own, dtype=np.float32)))
+        return typical.within(batch.features, batch.cells)
 
 
 def cells_of(sample: Sample) -> Tensor:

@@ -152,8 +152,8 @@ class Student(Network):
         """Return (n,) scores of the targets, by the mean distance of their tokens from those of training."""
         typical = typical or self.typical
         if batch.parts is None:
-            return typical.score(np.asarray(batch.own, dtype=np.float32))
-        return typical.score_within(batch.features, batch.parts)
+            return typical.relative(typical.distance(np.asarray(batch.own, dtype=np.float32)))
+        return typical.within(batch.features, batch.parts)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Return rows of targets whose tokens' values fit into memory."""

@@ -7,11 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stpred.pl._compare import compare
+    from stpred.pl._coverage import coverage
+    from stpred.pl._differential_rank import differential_rank
     from stpred.pl._gallery import gallery
+    from stpred.pl._genes import genes
     from stpred.pl._map import map
+    from stpred.pl._markers import markers
+    from stpred.pl._models import models
     from stpred.pl._spatial import spatial
+    from stpred.pl._training import training
 
-__all__ = ["compare", "gallery", "map", "spatial"]
+__all__ = [
+    "compare",
+    "coverage",
+    "differential_rank",
+    "gallery",
+    "genes",
+    "map",
+    "markers",
+    "models",
+    "spatial",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

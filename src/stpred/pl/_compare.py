@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,13 +10,15 @@ from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.pairing import Pair, pair
+from stpred.pl._figure import array, finish, plain
 from stpred.pl._maps import Canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+ERROR_COLORS = "RdBu_r"
 
 
 def compare(
@@ -28,8 +31,9 @@ def compare(
     image_key: str | None = None,
     cmap: str = "viridis",
     coordinate_system: str = keys.UM,
-) -> Figure:
-    """Draw measured and predicted expression side by side, and the scores of all genes.
+    save: str | Path | None = None,
+) -> NDArray[Any]:
+    """Draw measured and predicted expression and the error side by side, and the scores of all genes.
 
     Parameters
     ----------
@@ -45,14 +49,18 @@ def compare(
     image_key
         H&E image; None takes the one in the micrometre frame.
     cmap
-        Matplotlib colour map.
+        Matplotlib colour map of the values.
     coordinate_system
         The slide's micrometre frame.
+    save
+        File to write the figure to.
 
     Returns
     -------
-    The matplotlib figure: a row per gene (measured, predicted, scatter), and below the distribution of per-gene Pearson
-    correlations beside that of the library-size baseline.
+    (4 n + 1,) axes: for each of n genes measured, predicted, error and scatter, and below them the distribution of
+    per-gene Pearson correlations beside that of the library-size baseline. The error, predicted minus measured, has
+    the same colours for all genes, white at 0 and ending at the 99th percentile of its size. Where the prediction is on
+    another scale than the measurement, such as a relative one, both are standardised before, as the title says.
 
     Examples
     --------
@@ -61,7 +69,8 @@ def compare(
     >>> cohort = st.datasets.toy_cohort(2)
     >>> model = st.tl.train(cohort, genes=["EPCAM", "COL1A2"], shapes_key="spots")
     >>> st.tl.predict(slide, model)
-    >>> figure = st.pl.compare(slide, "spots_ridge", "spots_counts", genes="EPCAM")
+    >>> len(st.pl.compare(slide, "spots_ridge", "spots_counts", genes="EPCAM"))
+    5
     """
     import matplotlib.pyplot as plt
 
@@ -70,18 +79,40 @@ def compare(
     chosen = _chosen(both, scores, genes)
     canvas = Canvas(sdata, both.shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     n = len(chosen)
-    figure = plt.figure(figsize=(12, 3.6 * n + 2.8), layout="constrained")
-    grid = figure.add_gridspec(n + 1, 3, height_ratios=[3.6] * n + [2.6])
+    errors, what = _errors(both, chosen)
+    known = np.abs(errors[np.isfinite(errors)])
+    limit = float(np.quantile(known, 0.99)) if len(known) else 1.0
+    limits = (-limit, limit) if limit > 0 else (-1.0, 1.0)
+    figure = plt.figure(figsize=(15.5, 3.6 * n + 2.8), layout="constrained")
+    grid = figure.add_gridspec(n + 1, 4, height_ratios=[3.6] * n + [2.6])
+    panels = []
     for row, g in enumerate(chosen):
-        ours, theirs = both.guessed[:, g], both.observed[:, g]
-        for column, (what, values) in enumerate((("measured", theirs), ("predicted", ours))):
-            ax = figure.add_subplot(grid[row, column])
-            canvas.values(ax, values, both.instances, title=f"{both.genes[g]}, {what}", cmap=cmap)
-        _scatter(figure.add_subplot(grid[row, 2]), theirs, ours, title=f"{both.genes[g]}: r = {scores[g]:.2f}")
+        ours, theirs, gene = both.guessed[:, g], both.observed[:, g], both.genes[g]
+        measured, predicted, error, scatter = (figure.add_subplot(grid[row, column]) for column in range(4))
+        canvas.values(measured, theirs, both.instances, title=f"{gene}, measured", cmap=cmap)
+        canvas.values(predicted, ours, both.instances, title=f"{gene}, predicted", cmap=cmap)
+        canvas.values(error, errors[:, row], both.instances, title=f"{gene}, {what}", cmap=ERROR_COLORS, limits=limits)
+        _scatter(scatter, theirs, ours, title=f"{gene}: r = {scores[g]:.2f}")
+        panels += [measured, predicted, error, scatter]
     baseline = metrics.library_size_baseline(both.counts, target=both.target, genes=both.columns)
-    _histogram(figure.add_subplot(grid[n, :]), scores, baseline, scale=both.target)
-    plt.close(figure)
-    return figure
+    panels.append(figure.add_subplot(grid[n, :]))
+    _histogram(panels[-1], scores, baseline, scale=both.target)
+    return finish(array(panels), save)
+
+
+def _errors(both: Pair, chosen: list[int]) -> tuple[NDArray[np.float32], str]:
+    """Return (n, chosen) predicted minus measured, of z-scores where the two are on different scales, and its name."""
+    ours, theirs = (v[:, chosen].astype(np.float64) for v in (both.guessed, both.observed))
+    amounts = both.per is not None and both.target == "log1p_cp10k"
+    if both.output_scale == both.target or amounts:
+        return (ours - theirs).astype(np.float32), "error"
+    return (_standard(ours) - _standard(theirs)).astype(np.float32), "error of z-scores"
+
+
+def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return columns in standard deviations from their mean; 0 where they do not vary."""
+    spread = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0)
 
 
 def _chosen(both: Pair, scores: NDArray[np.float64], genes: str | Sequence[str] | None) -> list[int]:
@@ -100,7 +131,8 @@ def _chosen(both: Pair, scores: NDArray[np.float64], genes: str | Sequence[str] 
 def _scatter(ax: Axes, observed: NDArray[np.float32], predicted: NDArray[np.float32], *, title: str) -> None:
     ax.scatter(observed, predicted, s=8, alpha=0.5, linewidths=0, rasterized=True)
     ax.set(xlabel="measured", ylabel="predicted", title=title)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_box_aspect(1)
+    plain(ax)
 
 
 def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float64], *, scale: str) -> None:
@@ -112,5 +144,6 @@ def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float
     ax.axvline(0, color="black", linewidth=0.8)
     low = min(-0.3, float(np.nanmin(np.r_[scores, baseline, 0.0])) - 0.05)
     ax.set(xlim=(low, 1), xlabel=f"Pearson correlation per gene ({scale})", ylabel="genes")
+    ax.yaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from stpred._core.checks import InputError, key_in, listing, positive, whole
 from stpred._core.elements import find_image, need_sdata, table_instances, table_regions
 from stpred._core.matching import geometries_um
 from stpred._core.specs import TileSpec
+from stpred.pl._figure import finish
 from stpred.tiles import Pyramid, read_tiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -39,7 +40,8 @@ def gallery(
     image_key: str | None = None,
     seed: int = 0,
     coordinate_system: str = keys.UM,
-) -> Figure:
+    save: str | Path | None = None,
+) -> NDArray[Any]:
     """Draw the cells that score highest for each type (or gene) as crops of the H&E image, a row each.
 
     Parameters
@@ -72,10 +74,12 @@ def gallery(
         Of the random choice where cells have no score.
     coordinate_system
         The slide's micrometre frame.
+    save
+        File to write the figure to.
 
     Returns
     -------
-    The matplotlib figure, with a scale bar in micrometres in the first crop of each row and the score above each crop.
+    (rows, crops) axes, with a scale bar in micrometres in the first crop of each row and the score above each crop.
     Cells at the border of the image and those that the model was not trained for (``obs["in_distribution"]`` is False)
     are not shown.
 
@@ -89,7 +93,8 @@ def gallery(
     >>> import stpred as st
     >>> slide = st.datasets.toy(size_um=(400, 400), n_genes=30)
     >>> st.tl.score_cell_types(slide, "cells_counts", {"tumour": ["EPCAM", "KRT8"], "plasma": ["JCHAIN", "MZB1"]})
-    >>> figure = st.pl.gallery(slide, "cells_counts", n=6)
+    >>> st.pl.gallery(slide, "cells_counts", n=6).shape
+    (2, 6)
     """
     import matplotlib.pyplot as plt
 
@@ -115,7 +120,7 @@ def gallery(
     crops = iter(read_tiles(pyramid, centres[np.concatenate(picked)], TileSpec(edge / px, px)))
     width = max(len(rows) for rows in picked)
     size = (1.3 * width + 1.2, 1.5 * len(picked) + 0.2)
-    figure, axes = plt.subplots(len(picked), width, figsize=size, squeeze=False, layout="constrained")
+    _, axes = plt.subplots(len(picked), width, figsize=size, squeeze=False, layout="constrained")
     for panels, line, rows in zip(axes, lines, picked, strict=True):
         for ax in panels:
             ax.set(xticks=[], yticks=[])
@@ -130,8 +135,7 @@ def gallery(
                 ax.set_title(_number(line.values[row]), fontsize=8, pad=2)
         _scale_bar(panels[0], edge)
         panels[0].set_ylabel(line.name, rotation=0, ha="right", va="center", labelpad=8)
-    plt.close(figure)
-    return figure
+    return finish(axes, save)
 
 
 @dataclass(frozen=True)

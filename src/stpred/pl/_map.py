@@ -9,10 +9,11 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, find_image, need_sdata, scale0
+from stpred.pl._figure import finish
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 _MOST_PX = 2000
@@ -33,7 +34,7 @@ def map(
     limits: tuple[float, float] | None = None,
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
-) -> list[Axes]:
+) -> NDArray[Any]:
     """Draw genes of a predicted map beside the H&E image.
 
     Parameters
@@ -57,7 +58,7 @@ def map(
 
     Returns
     -------
-    The axes, one per panel, in micrometres with a scale bar. What was not predicted stays empty.
+    (panels,) axes, in micrometres with a scale bar. What was not predicted stays empty.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def map(
     x1, y1 = x0 + affine[0, 0] * full.sizes["x"], y0 + affine[1, 1] * full.sizes["y"]
     n = len(wanted) + with_image
     figure, axes = plt.subplots(1, n, figsize=(5 * n, 4.6), squeeze=False, layout="constrained")
-    panels = list(axes[0])
+    panels = axes[0]
     if with_image:
         image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
@@ -112,9 +113,7 @@ def map(
     for ax in panels:
         ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal")
         ax.add_artist(ScaleBar(1.0, "um", location="lower right", box_alpha=0.6))
-    if save is not None:
-        figure.savefig(save, dpi=150, bbox_inches="tight")
-    return panels
+    return finish(panels, save)
 
 
 def _level(image: Any) -> Any:

@@ -87,9 +87,10 @@ class Canvas:
         ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax, shrink=0.8, pad=0.02)
 
     def _show(self, drawn: Any, ax: Axes, *, title: str) -> None:
-        drawn.pl.show(
-            coordinate_systems=self.coordinate_system, ax=ax, title=title, scalebar_dx=1.0, scalebar_units="um"
-        )
+        from matplotlib_scalebar.scalebar import ScaleBar
+
+        drawn.pl.show(coordinate_systems=self.coordinate_system, ax=ax, title=title)
+        ax.add_artist(ScaleBar(1.0, "um", location="lower right", box_alpha=0.6))
         x0, y0, x1, y1 = self.box_um
         ax.set_xlim(x0, x1)
         ax.set_ylim(y1, y0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,11 +9,12 @@ import numpy as np
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import table_instances, table_regions
+from stpred.pl._figure import finish
 from stpred.pl._maps import Canvas
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 
@@ -27,7 +29,8 @@ def spatial(
     cmap: str = "viridis",
     show_image: bool = True,
     coordinate_system: str = keys.UM,
-) -> Figure:
+    save: str | Path | None = None,
+) -> NDArray[Any]:
     """Draw genes of a table on the tissue, beside the H&E image.
 
     Parameters
@@ -51,10 +54,12 @@ def spatial(
         Draw the H&E image under the values.
     coordinate_system
         The slide's micrometre frame.
+    save
+        File to write the figure to.
 
     Returns
     -------
-    The matplotlib figure. Colours span the 1st to 99th percentile of each gene.
+    (genes + 1,) axes, the H&E image first. Colours span the 1st to 99th percentile of each gene.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def spatial(
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(seed=0)
-    >>> figure = st.pl.spatial(slide, "spots_counts", ["EPCAM"])
+    >>> axes = st.pl.spatial(slide, "spots_counts", ["EPCAM"])
     """
     import matplotlib.pyplot as plt
 
@@ -77,9 +82,7 @@ def spatial(
     canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
     columns = min(ncols, len(wanted) + 1)
     n_rows = -(-(len(wanted) + 1) // columns)
-    figure, axes = plt.subplots(
-        n_rows, columns, figsize=(4.2 * columns, 3.8 * n_rows), squeeze=False, layout="constrained"
-    )
+    _, axes = plt.subplots(n_rows, columns, figsize=(4.2 * columns, 3.8 * n_rows), squeeze=False, layout="constrained")
     panels = axes.ravel()
     canvas.image(panels[0])
     for ax, name in zip(panels[1:], wanted, strict=False):
@@ -87,8 +90,7 @@ def spatial(
         canvas.values(ax, values, instances, title=_title(table, name), cmap=cmap, image=show_image)
     for ax in panels[len(wanted) + 1 :]:
         ax.set_axis_off()
-    plt.close(figure)
-    return figure
+    return finish(panels[: len(wanted) + 1], save)
 
 
 def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -> list[str]:

@@ -84,8 +84,9 @@ def features(
     region.pyramid.check_resolution(used.card.tile, what=what, allow_upsampling=allow_upsampling)
     values = data.embed(region, used, region.coords_um, batch_size=batch_size)
     names = used.card.feature_names or [f"{keys.slug(used.card.name)}_{i}" for i in range(used.card.width)]
+    values = values.astype(np.dtype(dtype))
     table = tables.build_table(
-        values.astype(np.dtype(dtype)),
+        values,
         shapes_key=region.shapes_key,
         instances=region.instances,
         var=pd.DataFrame(index=pd.Index(list(names), dtype=object)),
@@ -97,6 +98,7 @@ def features(
             "image": region.pyramid.fingerprint,
             "image_key": region.image_key,
             "mpp": region.pyramid.mpp,
+            "digest": data.digest(values),
             "left_out": {"off_image": region.n_outside},
             "versions": tables.package_versions(),
         },

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from stpred import genes, links, metrics
+from stpred import links
 from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.elements import centroids, need_sdata
 from stpred._core.matching import placed
 from stpred._core.pairing import Pair, pair, pair_bins
+from stpred.tl._scoring import Measured, context, scores
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -103,7 +104,15 @@ def compare(
       to tell whether scores fall with the size of the squares because the prediction is blurred or because there is
       less to be known. What squares on the edge of the tissue lack in counts is variance too, and raises it;
     - ``pearson_of_rmax``: ``pearson / rmax``, NaN where that is 0 (and for the same reason it may exceed 1);
-    - ``mean_count``, ``n_locations``, and ``cv_pearson`` and ``trusted`` as the model states them.
+    - ``mean_count``, ``n_locations``, and ``cv_pearson`` and ``trusted`` as the model states them;
+    - ``mae``, ``auroc`` (of the top against the bottom quarter of the measurement), ``ssim`` (similarity of both maps
+      over each location with its ring, scaled to 0..1), ``pearson_smoothed`` (measurement averaged over the ring, as
+      ST-Net reports), ``pearson_given_library_size`` (what is left when the log of a location's total is taken out);
+    - ``neighbours``: Pearson of the measurement with its own average over the ring, which is what interpolating gives;
+      ``reliability``: the ceiling that noise leaves on the scale of the comparison, by count splitting
+      (:func:`stpred.metrics.reliability`).
+
+    Scores over rings are NaN for neighbourhoods (`k_neighbors`), ``ssim`` also where fewer than 10 rings are complete.
 
     Where several levels are asked for, all are below each other with a column ``level``: ``"cell"``, ``"k10"``,
     ``"bins_016um"``. ``attrs["matching"]`` says for each level how many locations (or squares) either side has and how
@@ -158,13 +167,13 @@ def compare(
         matching[name] = both.facts
     if write:
         var = sdata.tables[predicted_key].var
-        for name, scores in parts.items():
+        for name, found in parts.items():
             suffix = "" if name == CELL else f"_{name}"
             for column in ("pearson", "spearman"):
-                var[f"measured_{column}{suffix}"] = scores[column].reindex(var.index).to_numpy()
+                var[f"measured_{column}{suffix}"] = found[column].reindex(var.index).to_numpy()
     result = next(iter(parts.values()))
     if len(parts) > 1:
-        result = pd.concat([scores.assign(level=name) for name, scores in parts.items()])
+        result = pd.concat([found.assign(level=name) for name, found in parts.items()])
     if trusted_only:
         if "trusted" not in result or not result["trusted"].any():
             kind = "Table" if predicted_key in sdata.tables else "Image"
@@ -203,25 +212,27 @@ def _levels(
 def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
     """Return the scores of each gene, best Pearson first; `var` is what a predicted table says of its genes."""
     stated = [c for c in ("cv_pearson", "trusted") if var is not None and c in var]
-    pearson = metrics.pearson(both.guessed, both.observed)
-    ceiling = genes.rmax(both.counts[:, both.columns])
+    measured = Measured(both.counts, both.columns, both.observed, both.target, both.coords_um)
+    found = scores(both.guessed, measured, comparable=both.output_scale != "relative")
+    against = context(measured)
+    ceiling = against["rmax"]
     result = pd.DataFrame(
         {
-            "pearson": pearson,
-            "spearman": metrics.spearman(both.guessed, both.observed),
-            "r2": metrics.r2(both.guessed, both.observed),
-            "rmse": metrics.rmse(both.guessed, both.observed),
-            "library_size": metrics.library_size_baseline(both.counts, target=both.target, genes=both.columns),
+            **{name: found[name] for name in ("pearson", "spearman", "r2", "rmse")},
+            "library_size": against["library_size"],
             "rmax": ceiling,
-            "pearson_of_rmax": np.divide(pearson, ceiling, out=np.full_like(pearson, np.nan), where=ceiling > 0),
+            "pearson_of_rmax": np.divide(
+                found["pearson"], ceiling, out=np.full(len(ceiling), np.nan), where=ceiling > 0
+            ),
             "mean_count": np.asarray(both.counts[:, both.columns].mean(axis=0)).ravel(),
             "n_locations": len(both.predicted),
             **{c: var.loc[both.genes, c].to_numpy() for c in stated if var is not None},
+            **{name: values for name, values in found.items() if name not in ("pearson", "spearman", "r2", "rmse")},
+            "neighbours": against["neighbours"],
+            "reliability": against["reliability"],
         },
         index=pd.Index(both.genes, name="gene"),
     )
-    if both.output_scale == "relative":
-        result[["r2", "rmse"]] = np.nan  # a prediction without a scale has no error in units of one
     return result.sort_values("pearson", ascending=False, kind="stable")
 
 

@@ -21,10 +21,11 @@ from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs
 from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.tl._cohort import encoder_of, measured, scored_scale
+from stpred.tl._out_of_fold import Prediction, Unseen
+from stpred.tl._scoring import Measured, context, scores, tidy
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 logger = logging.getLogger("stpred")
@@ -32,8 +33,11 @@ logger = logging.getLogger("stpred")
 Option = tuple[type[Model], BaseConfig]
 
 COLUMNS = [
-    "model", "fold", "slide", "gene", "metric", "value", "target", "trained_on", "donor_shared", "split", "chosen"
+    "model", "fold", "slide", "gene", "metric", "value", "target", "trained_on", "donor_shared", "split", "chosen",
+    "donor",
 ]  # fmt: skip
+
+CEILING, MEAN = "ceiling", "training_mean"
 
 
 def cross_validate(
@@ -55,6 +59,7 @@ def cross_validate(
     seed: int = 0,
     device: str | None = None,
     precision: str | None = None,
+    key_added: str | None = None,
     checkpoint: str | Path | None = None,
     fabric: Fabric | None = None,
     batch_size: int | None = None,
@@ -96,6 +101,10 @@ def cross_validate(
         As in :func:`stpred.tl.train`.
     n_ensemble
         Train so many members of every model and score their mean.
+    key_added
+        Also put what each model predicts for the slides that it was not trained on into these slides, as tables
+        ``{shapes}_{model}_{key_added}``, such as ``"cv"``: ``var`` has the genes' scores over all left-out slides. None
+        keeps the scores alone. Folds whose scores `checkpoint` has are then computed again.
     checkpoint
         Folder in which finished folds and the state of the running training are kept; called again with the same
         arguments, what is done is not done again. Delete it when it is no longer needed.
@@ -103,15 +112,22 @@ def cross_validate(
     Returns
     -------
     Tidy DataFrame, one row per model, fold, slide, gene, scale and metric: ``model``, ``fold`` (the left-out donors),
-    ``slide``, ``gene``, ``metric`` (``pearson``, ``spearman``, ``r2``; the last is missing where the prediction is on
-    another scale), ``value`` (missing where a gene does not vary), ``target`` (the scale scored on), ``trained_on``,
-    ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside the fold). The
-    model ``library_size`` is added to show what knowing a location's total counts alone gives.
+    ``slide``, ``gene``, ``metric``, ``value`` (missing where a gene does not vary), ``target`` (the scale scored on),
+    ``trained_on``, ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside
+    the fold), ``donor``. Metrics are those of :func:`stpred.tl.compare`: ``pearson``, ``spearman``, ``auroc``,
+    ``ssim``, ``pearson_smoothed``, ``pearson_given_library_size``, and ``r2``, ``rmse``, ``mae``, which are missing
+    where the prediction is on another scale.
+
+    What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
+    tells), ``neighbours`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse`` and ``mae`` of
+    predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability`` are
+    the highest Pearson that noise allows. :func:`stpred.tl.summarise` averages all this, :func:`stpred.tl.rank_models`
+    tests which models differ.
 
     Raises
     ------
     InputError
-        If there are fewer than two donors, a slide has no donor, or slides share no gene.
+        If there are fewer than two donors, a slide has no donor, the same tissue has two, or slides share no gene.
 
     Examples
     --------
@@ -120,7 +136,7 @@ def cross_validate(
     >>> donors = {"donor0": "A", "donor1": "B", "donor2": "C"}
     >>> scores = st.tl.cross_validate(slides, ["mean", "ridge"], groups=donors, shapes_key="spots")
     >>> sorted(scores["model"].unique())
-    ['library_size', 'mean', 'ridge']
+    ['ceiling', 'library_size', 'mean', 'neighbours', 'ridge', 'training_mean']
     """
     slides = data.as_slides(slides)
     grids = _grids(models, n_ensemble)
@@ -144,6 +160,8 @@ def cross_validate(
         "coordinate_system": coordinate_system,
     }
     regions = {s: data.read_region(sdata, slide=s, measured=True, **where) for s, sdata in slides.items()}
+    if split != "block":
+        data.refuse_copies(regions, donors)
     seen = [_registry.probe(*o).needs.cells for options in grids.values() for o in options]
     if any(seen):
         regions = {s: data.with_cells(r, cells_key=cells_key) for s, r in regions.items()}
@@ -164,29 +182,37 @@ def cross_validate(
     embedded: dict[Any, dict[str, Batch]] = {}
     used_for = [getattr(encoder, "card", encoder), tile, coordinate_system]
     rows: list[pd.DataFrame] = []
+    unseen = None if key_added is None else Unseen(key_added, regions, grids)
     for fold in track(folds, total=len(folds), describe="folds"):
         chosen = data.choose_genes([_part(regions[s], r) for s, r in fold.train.items()], rule)
         names = [g for g in chosen.index if all(g in regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
         for name, options in grids.items():
             facts = [name, options, fold, names, target, scales, seed, rule.to_dict(), _facts(regions), used_for]
             kept = _Kept(checkpoint, facts)
-            found = kept.load()
+            found = kept.load() if unseen is None else None  # scores on disk have no predictions with them
             if found is None:
                 if not embedded:
                     embedded = _embed(regions, grids, encoder=encoder, tile=tile, device=device, reading=reading)
-                found = _score_model(
+                found, predicted = _score_model(
                     options, fold, regions, embedded, names,
-                    donors=donors, target=target, scales=scales, seed=seed, run=run,
+                    donors=donors, target=target, scales=scales, seed=seed, run=run, encoder=encoder,
+                    keep=unseen is not None,
                 )  # fmt: skip
                 kept.save(found)
+                if unseen is not None:
+                    unseen.add(name, predicted)
             rows.append(found.assign(model=name, fold=fold.name))
-        for s, kept_rows in fold.test.items():
-            for scale in scales:
-                size = _library_size(_part(regions[s], kept_rows), names, scale)
-                rows.append(size.assign(model="library_size", fold=fold.name, slide=s, chosen="", trained_on=scale))
+        rows += [
+            _context(fold, s, regions, names, scale).assign(fold=fold.name, slide=s, target=scale)
+            for s in fold.test
+            for scale in scales
+        ]
     run.clear()
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
-    return result[COLUMNS]
+    result = result.assign(donor=result["slide"].map(donors))[COLUMNS]
+    if unseen is not None:
+        unseen.put(slides, result)
+    return result
 
 
 def _check_donors(donors: dict[str, str], split: str, n_folds: int | None) -> None:
@@ -228,8 +254,10 @@ def _score_model(
     scales: list[str],
     seed: int,
     run: training.Run,
-) -> pd.DataFrame:
-    """Choose, train and score one model in one fold."""
+    encoder: Any,
+    keep: bool,
+) -> tuple[pd.DataFrame, list[Prediction]]:
+    """Choose, train and score one model in one fold; with `keep`, also return what it predicted."""
     blanks = [_registry.probe(*o) for o in options]
     inner: list[list[Batch]] = []
     order: list[str] = []
@@ -242,17 +270,30 @@ def _score_model(
             order.append(donors[s])
         inner.append(batches)
     best, _ = training.choose_config(options, dict(enumerate(inner)), groups=order, seed=seed, run=run)
-    model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=False, run=run)
+    model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=keep, run=run)
     said = ", ".join(f"{k}={v}" for k, v in _told(options[best], facts, several=len(options) > 1).items())
-    parts = []
+    parts, predicted = [], []
     for s, rows in fold.test.items():
         batch = embedded[_key(options[best])][s]
-        mean = model.as_scored(model.predict(batch if rows is None else batch.take(rows))[0])
+        batch = batch if rows is None else batch.take(rows)
+        raw, spread = model.predict(batch)
         for scale in scales:
-            truth = _part(regions[s], rows).target(names, scale)
+            truth = _measured(_part(regions[s], rows), names, scale)
             comparable = scored_scale(blanks[best], target) == scale and blanks[best].output_scale(target) != "relative"
-            parts.append(score_rows(mean, truth, names, comparable=comparable).assign(slide=s, target=scale))
-    return pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
+            found = scores(model.as_scored(raw), truth, comparable=comparable)
+            parts.append(tidy(found, names).assign(slide=s, target=scale))
+        if keep:
+            limit = facts.get("slide_limit")
+            predicted.append(
+                Prediction(
+                    slide=s, rows=rows, genes=names, mean=raw, std=spread, unlike=model.unlikeness(batch),
+                    slide_limit=limit, scale=blanks[best].output_scale(target), per=model.per,
+                    family=options[best][0].family, config=options[best][1].to_dict(), chosen=said,
+                    encoder=_seen_through(blanks[best], encoder), fold=fold.name, trained_on=list(fold.train),
+                )
+            )  # fmt: skip
+    frame = pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
+    return frame, predicted
 
 
 class _Kept:
@@ -386,22 +427,30 @@ def _told(option: Option, facts: dict[str, Any], *, several: bool) -> dict[str, 
     return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float))}
 
 
-def score_rows(
-    predicted: NDArray[np.float32], observed: NDArray[np.float32], names: list[str], *, comparable: bool
-) -> pd.DataFrame:
-    values = {
-        "pearson": metrics.pearson(predicted, observed),
-        "spearman": metrics.spearman(predicted, observed),
-        "r2": metrics.r2(predicted, observed) if comparable else np.full(len(names), np.nan),
-    }
-    return tidy(values, names)
+def _seen_through(blank: Model, given: Any) -> str:
+    """Return the name of the encoder that a model sees tiles through."""
+    if given is None or blank.default_encoder != Model.default_encoder:
+        return blank.default_encoder
+    return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
 
 
-def _library_size(region: data.Region, names: list[str], target: str) -> pd.DataFrame:
+def _measured(region: data.Region, names: list[str], target: str) -> Measured:
     columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
-    size = metrics.library_size_baseline(region.counts, target=target, genes=columns)
-    return tidy({"pearson": size}, names).assign(target=target)
+    return Measured(region.counts, columns, region.target(names, target), target, region.coords_um)
 
 
-def tidy(values: dict[str, NDArray[np.float64]], names: list[str]) -> pd.DataFrame:
-    return pd.concat([pd.DataFrame({"gene": names, "metric": m, "value": v}) for m, v in values.items()])
+def _context(
+    fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str
+) -> pd.DataFrame:
+    """Return what scores on a left-out slide are read against, as rows of further models."""
+    truth = _measured(_part(regions[slide], fold.test[slide]), names, target)
+    found = context(truth)
+    parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in ("library_size", "neighbours")]
+    ceilings = ("rmax", "reliability") if target == "counts" else ("reliability",)
+    parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=CEILING))
+    total = sum(_part(regions[s], r).target(names, target).sum(axis=0, dtype=np.float64) for s, r in fold.train.items())
+    n = sum(len(regions[s].coords_um) if r is None else len(r) for s, r in fold.train.items())
+    mean = np.broadcast_to(total / n, truth.observed.shape)
+    errors = {name: getattr(metrics, name)(mean, truth.observed) for name in ("r2", "rmse", "mae")}
+    parts.append(tidy(errors, names).assign(model=MEAN))
+    return pd.concat(parts).assign(chosen="", trained_on=target)

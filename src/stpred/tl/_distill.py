@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stpred import data, metrics, training
 from stpred._core import keys, tables
@@ -18,7 +17,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import Model, _registry
 from stpred.models._base import Batch
 from stpred.tl._cohort import PIXELS, Cohort, called_after, encoder_of, held_out, read_cohort
-from stpred.tl._predict import context_of, encoder_for
+from stpred.tl._unseen import predicted, saw
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -222,9 +221,9 @@ def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -
                 f"The teacher {model.record.name!r} does not know {listing(missing)}; pass genes= that all know."
             )
         columns.append([known[g] for g in cohort.names])
-        saw = {cohort.donors[r.slide] for r in cohort.regions if _saw(model, r, cohort.donors[r.slide])}
+        saw = {cohort.donors[r.slide] for r in cohort.regions if saw(model, r, cohort.donors[r.slide])}
         seen.append({s for s, donor in cohort.donors.items() if donor in saw})
-    predicted: dict[tuple[int, str], Any] = {}
+    labelled: dict[tuple[int, str], Any] = {}
     regions = {r.slide: r for r in cohort.regions}
 
     def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,33 +236,13 @@ def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -
                 what = f"slide {s!r}" + (f" (or the left-out {listing(sorted(left_out))})" if left_out else "")
                 raise data.TooSmall(f"No trained teacher has not seen the counts of {what}.")
             for k in able:
-                if (k, s) not in predicted:
-                    predicted[k, s] = _predicted(models[k], regions[s], reading)[:, columns[k]]
-            labels[s] = np.mean([training.standardised(predicted[k, s]) for k in able], axis=0)
+                if (k, s) not in labelled:
+                    labelled[k, s] = predicted(models[k], regions[s], reading)[:, columns[k]]
+            labels[s] = np.mean([training.standardised(labelled[k, s]) for k in able], axis=0)
             told[s] = [models[k].id for k in able]
         return labels, told
 
     return teach
-
-
-def _predicted(model: Model, region: data.Region, reading: dict[str, Any]) -> NDArray[np.float32]:
-    """Return what a trained model predicts, as :func:`stpred.tl.predict` does."""
-    out = np.empty((len(region.coords_um), model.n_genes), dtype=np.float32)
-    encoder = encoder_for(model, None, device=None)
-    for rows, batch in data.prediction_batches(region, encoder, model.needs, **reading, **context_of(model)):
-        out[rows] = model.predict(batch)[0]
-    return out
-
-
-def _saw(model: Model, region: data.Region, donor: str) -> bool:
-    """Whether a model was trained on this slide's counts, by the image, or by name or donor where that is unknown."""
-    slides = model.record.training.get("slides", {})
-    images = [facts.get("image") for facts in slides.values()]
-    if region.pyramid.fingerprint in images:
-        return True
-    if model.record.training.get("donors_given") and donor in [facts.get("donor") for facts in slides.values()]:
-        return True
-    return None in images and region.slide in slides
 
 
 def _told(teacher: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from stpred.tl._predict import (
     put_result,
     region_for,
     trained_model,
+    trust,
     warn_unlike,
 )
 from stpred.tl._predict_map import Job, predict_map
@@ -183,13 +184,13 @@ def metagenes(
     trained.to(pick_device(device))
     n, names = len(region.coords_um), shares.record.genes
     mean, std = (np.empty((n, len(names)), np.float32) for _ in range(2))
-    scale, score = (np.empty(n, np.float32) for _ in range(2))
+    scale, distance = (np.empty(n, np.float32) for _ in range(2))
     total: Any = 0.0
     reader = data.scene_reader(region, used, allow_upsampling=allow_upsampling)
     for rows, batch in reader.blocks(region):
         found = shares.read(batch, readout)
         mean[rows], std[rows], scale[rows] = described(found)
-        score[rows] = trained.unlikeness(batch)
+        distance[rows] = trained.unlikeness(batch)
         total = total + found.sums.cpu().double().sum(dim=1).numpy()
     there = np.isfinite(mean).all(axis=1)
     if not there.any():
@@ -200,7 +201,8 @@ def metagenes(
     if empty := int((~there).sum()):
         logger.warning("%d of %r hold no pixel of the model and are left out.", empty, region.shapes_key)
     region = region.take(np.flatnonzero(there))
-    facts = _facts(trained, used, region, reader.context, readout)
+    obs, unlike = trust(trained, distance[there])
+    facts = _facts(trained, used, region, reader.context, readout) | unlike
     facts["left_out"] = facts["left_out"] | {"no_pixel": empty}
     table = tables.build_table(
         mean[there],
@@ -208,13 +210,13 @@ def metagenes(
         instances=region.instances,
         var=pd.DataFrame({SHARE: (total / total.sum(axis=1, keepdims=True)).mean(axis=0)}, index=pd.Index(names)),
         spatial_um=region.coords_um,
-        obs={SCALE: scale[there], keys.OOD_SCORE: score[there], keys.IN_DISTRIBUTION: score[there] <= 0},
+        obs={SCALE: scale[there], **obs},
         layers={keys.STD: std[there]},
         provenance=facts,
     )
     # Arrays, not frames: each column of a frame is an array of its own in the store, and genes may have a "/".
     table.varm[PROFILE], table.varm[PROFILE_STD] = profiles_of(trained)
-    warn_unlike(trained, score[there])
+    warn_unlike(trained, obs[keys.OOD_SCORE])
     if not inplace:
         return table
     put_result(sdata, key, table, region)
@@ -269,7 +271,7 @@ class Shares:
         return str(self.model.id)
 
     def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n,) scores of how far targets are from those of training."""
+        """Return (n,) distances from the training tiles, as shares of their limit."""
         return np.asarray(self.model.unlikeness(batch))
 
     def read(self, batch: Batch, readout: Readout) -> Reading:

@@ -15,12 +15,14 @@ from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
-from stpred.models._base import FORMAT_VERSION
+from stpred.models._base import FORMAT_VERSION, slide_score, unlike_scores
+from stpred.tl._intervals import HIGH, LOW, check_level, facts_of, put_intervals
 from stpred.tl._predict_map import Job, known_as, predict_map
 from stpred.tl._preserve import Spots, as_amounts, preserved
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stpred.encoders._base import Encoder
@@ -47,6 +49,7 @@ def predict(
     raster: bool = False,
     resolution_um: float | None = None,
     out: str | Path | None = None,
+    interval: float | None = None,
     n_samples: int | None = None,
     normalize_scale: bool = False,
     normalize_size: bool = False,
@@ -102,6 +105,9 @@ def predict(
     out
         Store (new, or of SpatialData) to which a map is written block by block, so that it need not fit into memory. An
         interrupted call goes on where it was when it is called again. The object gets the map as a lazy image.
+    interval
+        Also write the borders between which the measurement of a location lies with this probability, such as 0.9, for
+        a model whose intervals are calibrated (:func:`stpred.tl.conformal`).
     n_samples
         Of a generative model (``"xfuse"``): draws from its posterior, whose mean and standard deviation are given; None
         takes 10.
@@ -134,13 +140,14 @@ def predict(
     by ``TableModel``) has
 
     - ``X``: float32 (n_instances, n_genes) mean prediction on the model's output scale;
-    - ``layers["std"]`` where the model gives an uncertainty;
-    - ``obs``: ``region``, ``instance_id``, ``ood_score`` (float32, 0 = like the training tiles), ``in_distribution``
-    (bool);
+    - ``layers["std"]`` where the model gives an uncertainty, ``layers["lower"]`` and ``["upper"]`` with `interval`;
+    - ``obs``: ``region``, ``instance_id``, ``ood_score`` (float32, 0 = like the training tiles, on a slide that is like
+      the training slides), ``in_distribution`` (bool);
     - ``obsm["spatial"]``: float64 (n_instances, 2) centroids in micrometres;
-    - ``var``: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted`` and more, as far as known;
+    - ``var``: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted`` and more, as far as known, and
+      ``interval_low`` and ``interval_high``: what to add to ``X`` (to its root, for counts) for the 90 % interval;
     - ``uns["stpred"]``: one JSON string with model, encoder, tile, gene rule, output scale, ``support_um``, left-out
-    locations, versions.
+      locations, how far the slide as a whole is from those of training, versions.
 
     Raises
     ------
@@ -175,6 +182,9 @@ def predict(
     how |= context_of(trained)
     if cells_key is not None and not trained.needs.cells:
         raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
+    check_level(trained, interval)
+    if interval is not None and (raster or preserve is not None):
+        raise InputError("`interval` is of tables on the model's own scale; leave `raster` and `preserve` out.")
     reading = _reading(
         trained,
         n_samples=n_samples,
@@ -217,31 +227,40 @@ def predict(
         asked = [trained.record.genes[i] for i in columns]
         spots = Spots.of(sdata, preserve, asked, image_key=image_key, coordinate_system=coordinate_system)
     n = len(region.coords_um)
-    mean, score = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
+    mean, distance = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
     std: np.ndarray | None = None
     context: str | None = None
     for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
         found, spread = trained.predict(batch, **reading)
-        mean[rows], score[rows] = found[:, columns], trained.unlikeness(batch)
+        mean[rows], distance[rows] = found[:, columns], trained.unlikeness(batch)
         if spread is not None:
             std = np.empty_like(mean) if std is None else std
             std[rows] = spread[:, columns]
         context = batch.context
-    facts = provenance_of(trained, used, region, context) | _read_facts(reading)
+    obs, unlike = trust(trained, distance)
+    facts = provenance_of(trained, used, region, context) | _read_facts(reading) | unlike
+    rescaled = spots is not None or "output_scale" in _read_facts(reading)
     if spots is not None:
         mean, std = preserved(mean, region.coords_um, spots, trained), None
         facts |= {"output_scale": "counts", "preserved": preserve}
+    var = gene_frame(trained).iloc[columns]
+    if rescaled:  # the model's intervals are not of these values
+        var = var.drop(columns=[LOW, HIGH], errors="ignore")
+    else:
+        facts |= facts_of(trained)
     table = tables.build_table(
         mean,
         shapes_key=region.shapes_key,
         instances=region.instances,
-        var=gene_frame(trained).iloc[columns],
+        var=var,
         spatial_um=region.coords_um,
-        obs={keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0},
+        obs=obs,
         layers=None if std is None else {keys.STD: std},
         provenance=facts,
     )
-    warn_unlike(trained, score)
+    if not rescaled:
+        put_intervals(table, trained, columns, interval)
+    warn_unlike(trained, obs[keys.OOD_SCORE])
     if not inplace:
         return table
     put_result(sdata, key, table, region)
@@ -418,6 +437,19 @@ def with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coo
     regions.put_shapes(sdata, grid_key, grid, coordinate_system=coordinate_system)
     logger.info("The slide has no region: made %r with %d points on %r.", grid_key, len(grid), tissue_key)
     return sdata
+
+
+def trust(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a table says of how far its locations, and its slide, are from those of training.
+
+    `distance` is of all its locations, as shares of the training tiles' limit.
+    """
+    limit = model.record.training.get("slide_limit")
+    score = unlike_scores(distance, limit)
+    whole = slide_score(distance, limit)
+    told = {"score": round(whole, 4), "in_distribution": whole == 0, "share_unlike": float((score > 0).mean())}
+    obs = {keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0}
+    return obs, {"slide": told | {"judged": limit is not None}}
 
 
 def warn_unlike(model: Model, score: np.ndarray) -> None:

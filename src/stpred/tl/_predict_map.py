@@ -241,7 +241,7 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
         places, unlike = np.flatnonzero(wanted), 0
         for chosen, batch in reader.blocks(pixels):
             found[places[chosen]] = job.model.predict(batch, **job.reading)[0][:, job.columns]
-            unlike += int((job.model.unlikeness(batch) > 0).sum())
+            unlike += int((job.model.unlikeness(batch) > 1).sum())
         kept.put(rows, columns, _block(found, rows, columns), unlike=unlike, context=reader.context)
     return n, sum(kept.noted("unlike")), next(iter(kept.noted("context")), None)
 
@@ -261,7 +261,7 @@ def _fill_at_once(kept: Any, area: _Area, job: Job, blocks: list[Any]) -> tuple[
     unlike, context = 0, None
     for chosen, batch in data.prediction_batches(area.of_points(points), job.encoder, job.model.needs, **job.how):
         mean[chosen] = job.model.predict(batch)[0][:, job.columns]
-        unlike += int((job.model.unlikeness(batch) > 0).sum())
+        unlike += int((job.model.unlikeness(batch) > 1).sum())
         context = batch.context
     start = 0
     for rows, columns, wanted, _ in found:

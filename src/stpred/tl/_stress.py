@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stpred import data
+from stpred import data, metrics
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.elements import find_table, table_instances
 from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.encoders._module import pick_device
 from stpred.models import _registry
-from stpred.tl._cross_validate import score_rows, tidy
 from stpred.tl._predict import context_of, encoder_for, predict
+from stpred.tl._scoring import tidy
 from stpred.tl._train import train
 
 if TYPE_CHECKING:
@@ -288,12 +288,14 @@ def score(
         )
     truth = region.target(names, scale)[at]
     comparable = trained.record.target != "relative"
-    parts = [score_rows(values, truth, names, comparable=comparable).assign(target=scale)]
+    found = {"pearson": metrics.pearson(values, truth), "spearman": metrics.spearman(values, truth)}
+    found["r2"] = metrics.r2(values, truth) if comparable else np.full(len(names), np.nan)
+    parts = [tidy(found, names).assign(target=scale)]
     if ranks is not None:
         covered = {f"coverage_{100 * level:g}": inside(ranks, level) for level in job.intervals}
         parts += [tidy(covered, names).assign(target="counts")] if covered else []
-    found = pd.concat(parts).assign(slide=region.slide, model=trained.record.name)
-    return found, at if rows is None else rows[at]
+    frame = pd.concat(parts).assign(slide=region.slide, model=trained.record.name)
+    return frame, at if rows is None else rows[at]
 
 
 def read(

@@ -8,16 +8,22 @@ from stpred import data, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.specs import GeneRule, TileSpec
-from stpred._core.targets import TARGETS
+from stpred._core.targets import TARGETS, dense
 from stpred.models import Model, _registry
+from stpred.models._base import Batch
+from stpred.models._iterative import Iterative
 from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.tl._cohort import Cohort, called_after, encoder_of, held_out, read_cohort
+from stpred.tl._intervals import as_stable, calibrate, refused
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from spatialdata import SpatialData
 
     from stpred.models import BaseConfig
+
+_FEWEST_DONORS = 3
+"""Of which two are left when one is left out."""
 
 
 def train(
@@ -38,6 +44,7 @@ def train(
     device: str | None = None,
     precision: str | None = None,
     n_ensemble: int | None = None,
+    intervals: bool | None = None,
     checkpoint: str | Path | None = None,
     fabric: Fabric | None = None,
     batch_size: int | None = None,
@@ -85,6 +92,11 @@ def train(
     n_ensemble
         Train so many models that differ by seed (closed forms: by a bootstrap of donors and locations); the prediction
         is their mean, and their spread goes into ``layers["std"]``. Per-gene scores are those of the first member.
+    intervals
+        Calibrate conformal intervals on predictions of each slide by models that were trained without its donor, in at
+        most five folds (:func:`stpred.tl.conformal` does so on slides that are left out altogether). None does it for
+        families of closed form with three donors or more, where it costs little; True costs a network up to five more
+        trainings.
     checkpoint
         Folder to keep the state of the training in after each epoch. Called again with the same arguments, an
         interrupted training goes on from there to the same result; the files go when it is done.
@@ -105,7 +117,7 @@ def train(
         Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
         per gene ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
         ``mean``, ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1 and, by its number of locations, beyond
-        chance).
+        chance), and where intervals are calibrated ``interval_low`` and ``interval_high``.
 
     Raises
     ------
@@ -149,8 +161,33 @@ def train(
         scores = held_out(family, config, batches, cohort.groups(batches), seed=seed, run=run)
     cohort.describe(fitted, name=called, encoder=encoder, batches=batches, blank=blank, target=target, scores=scores)
     fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
+    if _wanted(fitted, cohort.groups(batches), intervals=intervals):
+        _calibrate(fitted, config, batches, cohort.groups(batches), seed=seed, run=run)
     run.clear()
     return fitted
+
+
+def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
+    """Whether intervals are calibrated; asked for where there can be none, say why."""
+    reason = refused(model)
+    if reason is None and len(set(groups)) < _FEWEST_DONORS:
+        reason = f"slides of {len(set(groups))} donors leave too few models that have not seen them"
+    if intervals and reason is not None:
+        raise InputError(f"`intervals`: model {model.record.name!r} can have none: {reason}.")
+    cheap = not isinstance(model, (Iterative, Ensemble))
+    return reason is None and (cheap if intervals is None else intervals)
+
+
+def _calibrate(
+    model: Model, config: BaseConfig, batches: list[Batch], groups: list[str], *, seed: int, run: training.Run
+) -> None:
+    """Calibrate intervals on predictions of models that have not seen a slide's donor."""
+    known = [(b, g) for b, g in zip(batches, groups, strict=True) if b.y is not None]
+    batches, groups = [b for b, _ in known], [g for _, g in known]
+    labels, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
+    scale = model.record.target
+    residuals = [as_stable(dense(b.scored), scale) - as_stable(labels[b.slide], scale) for b in batches]
+    calibrate(model, residuals, slides=[b.slide for b in batches], how="models that were trained without their donors")
 
 
 def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str]:

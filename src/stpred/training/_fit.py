@@ -19,7 +19,7 @@ from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.training import _loop
 from stpred.training._folds import group_folds
 from stpred.training._run import Run, fingerprint
-from stpred.training._scores import Curve, HeldOut, best_epoch, held_out
+from stpred.training._scores import Curve, HeldOut, best_epoch, held_out, mean_pearson
 
 logger = logging.getLogger("stpred")
 
@@ -102,7 +102,10 @@ def fit_and_score(
             family, config, batches, groups=groups, validation=validation, seed=seed, run=run
         )
     if typical:
-        model.typical.fit([model.describe(b) for b in batches])
+        limit = model.typical.fit(
+            [model.describe(b) for b in batches], groups, seen=lambda i: model.unlikeness(batches[i])
+        )
+        facts = {**facts, "slide_limit": None if limit is None else round(limit, 4)}
     held = None if curve is None else held_out([curve], getattr(model, "criterion", "pearson"), epochs=None)
     return model.to("cpu").eval(), facts, held
 
@@ -125,10 +128,11 @@ def _fit_one(
             facts = model.fit(run.labelled(batches, groups), groups=groups)
         return model, facts, _score_once(model, validation) if validation else None
     how = "given"
+    followed: list[Curve] = []
     if epochs is None and validation and model.config.epochs is None:
         epochs, how = model.config.max_epochs, "validation slides"
     elif epochs is None:
-        epochs, how = _epochs(family, model, batches, groups=groups, seed=seed, run=run)
+        epochs, how, followed = _epochs(family, model, batches, groups=groups, seed=seed, run=run)
     batches = run.labelled(batches, groups)
     key = fingerprint(family.family, config, batches, validation, seed=seed, epochs=epochs, best=bool(validation))
     curve, facts = _loop.train(
@@ -143,6 +147,8 @@ def _fit_one(
         checkpoint=run.file(key),
         describe=f"{family.family}: {epochs} epochs",
     )
+    if followed or curve is not None:
+        facts["curve"]["pearson"] = mean_pearson(followed or [curve])  # type: ignore[list-item]
     if curve is not None:  # of the model as it is: at its best epoch, or at the end
         at = min(facts["epochs"], len(curve.pearson)) - 1
         curve = replace(curve, **{k: getattr(curve, k)[at : at + 1] for k in ("pearson", "spearman", "error")})
@@ -167,10 +173,10 @@ def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, s
 
 def _epochs(
     family: type[Model], model: Any, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
-) -> tuple[int, str]:
-    """Return the number of epochs and how it was chosen."""
+) -> tuple[int, str, list[Curve]]:
+    """Return the number of epochs, how it was chosen, and the curves of the folds that chose it, if any."""
     if model.config.epochs is not None:
-        return model.config.epochs, "given"
+        return model.config.epochs, "given", []
     if len(set(groups)) < 2:
         alone = model.config.epochs_alone
         if alone is None and run.relabel is None:
@@ -178,14 +184,18 @@ def _epochs(
                 best = _epochs_by_blocks(family, model.config, batches, seed=seed, run=run)
             except TooSmall as error:
                 logger.warning("%s Training takes %d epochs.", error, EPOCHS_UNCHOSEN)
-                return min(EPOCHS_UNCHOSEN, model.config.max_epochs), "nothing, for the slides are too small for blocks"
-            return best, "left-out blocks of the only donor"
-        return _alone(family, model)
+                return (
+                    min(EPOCHS_UNCHOSEN, model.config.max_epochs),
+                    "nothing, for the slides are too small for blocks",
+                    [],
+                )
+            return best, "left-out blocks of the only donor", []
+        return *_alone(family, model), []
     try:
         curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
     except TooSmall:  # targets cannot be made anew without the left-out donors
-        return _alone(family, model)
-    return best_epoch(curves, model.criterion), "left-out donors"
+        return *_alone(family, model), []
+    return best_epoch(curves, model.criterion), "left-out donors", curves
 
 
 def _alone(family: type[Model], model: Any) -> tuple[int, str]:

@@ -112,6 +112,7 @@ def train(
     facts = {
         "epochs": _best(scored, validation, model) + 1 if best else len(losses),
         "loss": {"first": losses[0], "last": losses[-1]},
+        "curve": {"loss": [float(f"{v:.5g}") for v in losses]},
     }
     return (_curve(scored, validation) if validation else None), facts
 

@@ -69,6 +69,13 @@ class Curve:
         return np.nan_to_num(self.pearson).mean(axis=(1, 2), dtype=np.float64)
 
 
+def mean_pearson(curves: list[Curve]) -> list[float]:
+    """Return the mean Pearson over genes and left-out slides after each epoch; a fold that stopped keeps its last."""
+    longest = max(len(c.pearson) for c in curves)
+    rows = [np.pad(q := c.quality("pearson"), (0, longest - len(q)), mode="edge") for c in curves]
+    return [float(f"{v:.5g}") for v in np.mean(rows, axis=0)]
+
+
 def best_epoch(curves: list[Curve], criterion: str) -> int:
     """Return the number of epochs (from 1) that is best on average over folds; a fold that stopped keeps its last."""
     longest = max(len(c.pearson) for c in curves)

@@ -1,0 +1,377 @@
+"""What a report says, as plain numbers and words: of slides, of genes, and of what has to be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stpred import genes as gene_rules
+from stpred import metrics, tl
+from stpred._core import keys
+from stpred._core.checks import InputError, key_in, listing
+from stpred._core.elements import need_sdata, table_instances, table_regions
+from stpred._core.pairing import Pair, pair
+from stpred._core.tables import read_provenance
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+LIBRARY, NEIGHBOURS, MEAN, CEILING = "library_size", "neighbours", "training_mean", "ceiling"
+RELIABILITY, RMAX = "reliability", "rmax"
+CONTEXT = (LIBRARY, NEIGHBOURS, MEAN, CEILING, RELIABILITY, RMAX)
+CORRELATIONS = ("pearson", "spearman", "pearson_smoothed", "pearson_given_library_size")
+"""Metrics of which an undefined value means that nothing was predicted, so that it counts as 0 in a mean."""
+
+METRICS = (
+    *CORRELATIONS[:2], "pearson_given_library_size", "pearson_smoothed", "r2", "rmse", "mae", "auroc", "ssim"
+)  # fmt: skip
+LOG, COUNTS = "log1p_cp10k", "counts"
+SCALES = {
+    LOG: "log1p of counts per 10 000",
+    COUNTS: "raw counts",
+    "relative": "relative: only differences between locations mean something",
+}
+OUTSIDE_LIMIT = 0.15
+"""Share of locations unlike those of training from which on a slide is named in the warnings."""
+
+LEVEL = 0.9
+"""Of the intervals that are spoken of."""
+
+TIDY = ("model", "slide", "gene", "metric", "value", "target")
+
+
+@dataclass
+class Slide:
+    """One slide: its predicted table's rows of one region, and what was measured there."""
+
+    name: str
+    sdata: SpatialData
+    table: AnnData
+    region: str
+    rows: NDArray[np.int64]
+    instances: pd.Index
+    facts: dict[str, Any]
+    both: Pair | None = None
+    covered: pd.DataFrame | None = None
+
+    @property
+    def usual(self) -> float | None:
+        """Share of the locations that look like those of training, if that is known."""
+        if keys.IN_DISTRIBUTION not in self.table.obs:
+            return None
+        return float(self.table.obs[keys.IN_DISTRIBUTION].to_numpy(dtype=bool)[self.rows].mean())
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the measurements that lie in the predicted intervals of `LEVEL`, averaged over genes, if known."""
+        if self.covered is None:
+            return None
+        part = self.covered.loc[self.covered["level"] == LEVEL, "coverage"].dropna()
+        return float(part.mean()) if len(part) else None
+
+
+@dataclass
+class Content:
+    """Everything that a page shows.
+
+    Attributes
+    ----------
+    slides
+        The slides, in the order given.
+    genes
+        A row per gene that any slide has: ``score`` (what genes are ranked by), its context, ``trusted``.
+    score
+        What ``score`` is.
+    target
+        Scale that the scores per slide are on; empty without any.
+    model
+        What the predictions are called.
+    per_slide
+        (slides, genes) values of each metric.
+    overview
+        One row per scale and model, mean scores.
+    warnings
+        Sentences.
+    """
+
+    slides: list[Slide]
+    genes: pd.DataFrame
+    score: str
+    target: str
+    model: str
+    per_slide: dict[str, NDArray[np.float64]]
+    overview: pd.DataFrame
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_slides(
+    slides: SpatialData | Mapping[str, SpatialData],
+    predicted_key: str,
+    *,
+    measured_key: str | None,
+    coordinate_system: str,
+) -> list[Slide]:
+    """Return the slides with their tables, refusing what is not there."""
+    if not isinstance(slides, Mapping):
+        need_sdata(slides)
+        slides = {"slide": slides}
+    if not slides:
+        raise InputError("`slides` is empty; give one SpatialData object or a mapping of names to several.")
+    found = []
+    for name, sdata in slides.items():
+        need_sdata(sdata)
+        if predicted_key not in sdata.tables:
+            raise InputError(
+                f"Slide {str(name)!r} has no table {predicted_key!r} (`predicted_key`); available: "
+                f"{listing(sdata.tables)}."
+            )
+        if measured_key is not None and measured_key not in sdata.tables:
+            raise InputError(
+                f"Slide {str(name)!r} has no table {measured_key!r} (`measured_key`); available: "
+                f"{listing(sdata.tables)}."
+            )
+        table = sdata.tables[predicted_key]
+        regions = table_regions(table)
+        if not regions:
+            raise InputError(f"Table {predicted_key!r} of slide {str(name)!r} annotates no region, so it has no map.")
+        rows, instances = table_instances(table, regions[0])
+        facts = read_provenance(table, what=f"table {predicted_key!r} of slide {str(name)!r}")
+        if facts.get("kind") != "prediction":
+            raise InputError(
+                f"Table {predicted_key!r} of slide {str(name)!r} holds {facts.get('kind')}, not predictions."
+            )
+        slide = Slide(str(name), sdata, table, regions[0], rows, instances, facts)
+        if measured_key is not None:
+            slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
+            if "intervals" in facts:
+                slide.covered = tl.coverage(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
+        found.append(slide)
+    return found
+
+
+def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | None) -> Content:
+    """Bring tables and scores together."""
+    names = list(dict.fromkeys(str(g) for s in slides for g in s.table.var_names))
+    genes = _stated(slides, names)
+    warned: list[str] = []
+    if scores is not None:
+        tidy, called = _tidy(scores, model, slides)
+        held_out = True
+    elif any(s.both is not None for s in slides):
+        called = str(slides[0].facts.get("model", "model"))
+        tidy, held_out = _measured(slides, called), False
+    else:
+        called, tidy, held_out = str(slides[0].facts.get("model", "model")), pd.DataFrame(columns=list(TIDY)), True
+    lacking = [t for t in _scales(tidy) if t == COUNTS and LIBRARY not in set(tidy.loc[tidy["target"] == t, "model"])]
+    if lacking:  # such scores are mostly the library size, and cannot be read without it
+        tidy = tidy[tidy["target"] != COUNTS]
+        warned.append(
+            "Scores on raw counts came without those of the library size alone and are left out: they cannot be read "
+            "without them."
+        )
+    target = _main_scale(tidy, slides)
+    part = tidy[tidy["target"] == target]
+    if part.empty:
+        genes["score"] = genes.get("cv_pearson", pd.Series(np.nan, index=genes.index))
+        said = "Pearson on left-out slides of training"
+    else:
+        genes["score"] = _gene_means(part, called, "pearson", names)
+        said = "Pearson on left-out slides" if held_out else "Pearson on these slides"
+        for row, column in ((LIBRARY, LIBRARY), (NEIGHBOURS, NEIGHBOURS)):
+            genes[column] = _gene_means(part, row, "pearson", names)
+        ceilings = [
+            _gene_means(part, CEILING, m, names) for m in ("reliability", "rmax")[: 2 if target == COUNTS else 1]
+        ]
+        genes["ceiling"] = ceilings[0] if len(ceilings) == 1 else ceilings[0].fillna(ceilings[1])
+    order = [s.name for s in slides]
+    content = Content(
+        slides, genes, said, target, called, _per_slide(part, called, order, names), _overview(tidy, called), warned
+    )
+    content.warnings += _warnings(content, scores)
+    return content
+
+
+def _stated(slides: list[Slide], names: list[str]) -> pd.DataFrame:
+    """Return what the tables state of each gene: means of numbers, trusted where every slide says so."""
+    frame = pd.DataFrame(index=pd.Index(names, name="gene"))
+    for column in ("cv_pearson", "rmax"):
+        if parts := [s.table.var[column].astype(float) for s in slides if column in s.table.var]:
+            frame[column] = pd.concat(parts, axis=1).mean(axis=1).reindex(names)
+    if parts := [s.table.var["trusted"].astype(float) for s in slides if "trusted" in s.table.var]:
+        frame["trusted"] = pd.concat(parts, axis=1).min(axis=1).reindex(names).eq(1.0)
+    if counts := [
+        pd.Series(np.asarray(s.both.counts[:, s.both.columns].mean(axis=0)).ravel(), index=s.both.genes)
+        for s in slides
+        if s.both is not None
+    ]:
+        frame["mean_count"] = pd.concat(counts, axis=1).mean(axis=1).reindex(names)
+    return frame
+
+
+def _tidy(scores: pd.DataFrame, model: str | None, slides: list[Slide]) -> tuple[pd.DataFrame, str]:
+    """Return the scores of these slides and the name under which the predictions are scored."""
+    if not isinstance(scores, pd.DataFrame) or (missing := [c for c in TIDY if c not in scores]):
+        said = type(scores).__name__ if not isinstance(scores, pd.DataFrame) else f"a frame without {listing(missing)}"
+        raise InputError(f"`scores` must be the tidy frame of stpred.tl.cross_validate, got {said}.")
+    there = [str(m) for m in scores["model"].unique() if m not in CONTEXT]
+    if model is None:
+        stated = {str(s.facts.get(k)) for s in slides for k in ("model", "family")} & set(there)
+        candidates = there if len(there) == 1 else sorted(stated)
+        if len(candidates) != 1:
+            raise InputError(
+                f"`scores` holds the models {listing(there)}; say with `model` whose predictions are shown."
+            )
+        model = candidates[0]
+    key_in(model, there, what="model in `scores`", name="model")
+    names = {s.name for s in slides}
+    known = scores[scores["slide"].astype(str).isin(names)]
+    if known.empty:
+        raise InputError(
+            f"`scores` are of the slides {listing(scores['slide'].unique())}, and the report is of {listing(names)}."
+        )
+    return known.assign(slide=known["slide"].astype(str), gene=known["gene"].astype(str)), model
+
+
+def _measured(slides: list[Slide], called: str) -> pd.DataFrame:
+    """Return scores of the tables that were measured, as cross-validation would put them."""
+    parts = []
+    for s in slides:
+        if s.both is None:
+            continue
+        both = s.both
+        rows = [
+            (called, "pearson", metrics.pearson(both.guessed, both.observed)),
+            (LIBRARY, "pearson", metrics.library_size_baseline(both.counts, target=both.target, genes=both.columns)),
+        ]
+        if both.target == COUNTS:  # the noise of raw counts is no bound on the logarithmic scale
+            rows.append((CEILING, "rmax", gene_rules.rmax(both.counts[:, both.columns])))
+        if both.output_scale == both.target:
+            rows.append((called, "rmse", metrics.rmse(both.guessed, both.observed)))
+        parts += [
+            pd.DataFrame({"model": m, "metric": k, "value": v, "gene": both.genes.astype(str)}).assign(
+                slide=s.name, target=both.target
+            )
+            for m, k, v in rows
+        ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _scales(tidy: pd.DataFrame) -> list[str]:
+    there = [str(t) for t in tidy["target"].dropna().unique()]
+    return sorted(there, key=lambda t: (t != LOG, t))
+
+
+def _main_scale(tidy: pd.DataFrame, slides: list[Slide]) -> str:
+    """Return the scale that genes are ranked on: the prediction's own, else the logarithmic one."""
+    there = _scales(tidy)
+    own = str(slides[0].facts.get("output_scale"))
+    return own if own in there else (there[0] if there else "")
+
+
+def _gene_means(part: pd.DataFrame, model: str, metric: str, names: list[str]) -> pd.Series:
+    """Return each gene's mean over slides; a gene that is undefined everywhere stays so."""
+    rows = part[(part["model"] == model) & (part["metric"] == metric)]
+    return rows.groupby("gene", observed=True)["value"].mean().reindex(names)
+
+
+def _per_slide(part: pd.DataFrame, called: str, slides: list[str], names: list[str]) -> dict[str, NDArray[np.float64]]:
+    """Return (slides, genes) values of every metric, and of the context's correlation."""
+    wanted = [(called, m, m) for m in METRICS] + [(LIBRARY, "pearson", LIBRARY), (NEIGHBOURS, "pearson", NEIGHBOURS)]
+    found = {}
+    for model, metric, column in wanted:
+        rows = part[(part["model"] == model) & (part["metric"] == metric)]
+        if rows["value"].notna().any():
+            wide = rows.pivot_table(index="slide", columns="gene", values="value", aggfunc="mean", observed=True)
+            found[column] = wide.reindex(index=slides, columns=names).to_numpy(dtype=np.float64)
+    return found
+
+
+def _overview(tidy: pd.DataFrame, called: str) -> pd.DataFrame:
+    """Return mean scores over genes (each averaged over slides) by scale and model, the reported model first."""
+    if tidy.empty:
+        return pd.DataFrame()
+    tidy = tidy[(tidy["metric"] != RMAX) | (tidy["target"] == COUNTS)]
+    bounds = tidy["model"] == CEILING  # both are of the correlation
+    tidy = tidy.assign(model=tidy["model"].mask(bounds, tidy["metric"]), metric=tidy["metric"].mask(bounds, "pearson"))
+    filled = tidy.assign(value=tidy["value"].where(~tidy["metric"].isin(CORRELATIONS), tidy["value"].fillna(0.0)))
+    by_gene = filled.groupby(["target", "model", "metric", "gene"], observed=True)["value"].mean()
+    means = by_gene.groupby(level=[0, 1, 2], observed=True).mean().unstack("metric")
+    columns = [m for m in METRICS if m in means and means[m].notna().any()]
+    rest = sorted(set(means.index.get_level_values(1)) - {called, *CONTEXT})
+    order = [called, *rest, *CONTEXT]
+    rows = [(t, m) for t in _scales(tidy) for m in order if (t, m) in means.index]
+    return means.loc[rows, columns]
+
+
+def _warnings(content: Content, scores: pd.DataFrame | None) -> list[str]:
+    """Return what a reader has to know before believing a number."""
+    slides, genes, said = content.slides, content.genes, []
+    facts = slides[0].facts
+    training = facts.get("training") or {}
+    if scores is not None and "donor_shared" in scores and scores["donor_shared"].astype(bool).any():
+        said.append(
+            "Slides of one donor are on both sides of the cross-validation (donor_shared): for new donors these scores "
+            "are optimistic."
+        )
+    learned = set(training.get("slides") or ())
+    images = {v.get("image") for v in (training.get("slides") or {}).values()} if learned else set()
+    if scores is None and (own := [s.name for s in slides if s.facts.get("image") in images - {None}]):
+        said.append(
+            f"The model was trained on {_told(own)}: scores and maps there say how well it fits, not how well it "
+            "predicts."
+        )
+    if training.get("n_donors") == 1:
+        said.append("The model was trained on one donor only, so nothing is known of how it does on another.")
+    if training.get("donors_given") is False and len(learned) > 1:
+        said.append("No donors were named in training: each slide was taken for a donor of its own.")
+    if "cv_pearson" not in genes or genes["cv_pearson"].isna().all():
+        if content.per_slide.get("pearson") is None:
+            said.append("No gene was validated on left-out slides: nothing says how far to trust these predictions.")
+    elif "trusted" in genes and not genes["trusted"].any():
+        said.append("The model marks no gene as trusted.")
+    shares = {s.name: 1 - s.usual for s in slides if s.usual is not None and 1 - s.usual > OUTSIDE_LIMIT}
+    if shares:
+        each = _told([f"{share:.0%} of {name}" for name, share in shares.items()])
+        said.append(f"Many locations look unlike those of training, so predictions there are guesses: {each}.")
+    if strange := [s.name for s in slides if (s.facts.get("slide") or {}).get("in_distribution") is False]:
+        said.append(f"As a whole, {_told(strange)} look{'s' * (len(strange) == 1)} unlike the slides of training.")
+    if coarse := [s.name for s in slides if s.facts.get("upsampled")]:
+        said.append(f"The image of {_told(coarse)} is coarser than the model's tiles and was upsampled.")
+    if facts.get("output_scale") == "relative":
+        said.append(
+            "The predictions are relative: correlations mean something, their size does not, and there is no R2 or "
+            "RMSE."
+        )
+    for what in ("family", "output_scale", "encoder"):
+        kinds = {str((s.facts.get(what) or {}).get("name") if what == "encoder" else s.facts.get(what)) for s in slides}
+        if len(kinds) > 1:
+            said.append(
+                f"The slides were predicted with different models ({what.replace('_', ' ')}: "
+                f"{', '.join(sorted(kinds))})."
+            )
+    overview = content.overview
+    for scale in _in(overview):
+        if "pearson" in overview and (scale, LIBRARY) in overview.index and (scale, content.model) in overview.index:
+            ours, size = (overview.loc[(scale, m), "pearson"] for m in (content.model, LIBRARY))
+            if size >= ours:
+                said.append(
+                    f"On {SCALES.get(scale, scale)} the library size alone correlates with the measurement at least "
+                    f"as well as the prediction does ({size:.2f} against {ours:.2f})."
+                )
+    if few := [s.name for s in slides if s.both is not None and s.both.facts.get("share_predicted", 1) < 0.5]:
+        said.append(f"Fewer than half of the predicted locations of {_told(few)} were measured.")
+    return said
+
+
+def _in(overview: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(overview.index.get_level_values(0))) if len(overview) else []
+
+
+def _told(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,387 @@
+"""The page itself: words and figures put into the template, and the data that its script draws from."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred._core.tables import package_versions
+from stpred._report._collect import (
+    CONTEXT,
+    LEVEL,
+    LIBRARY,
+    MEAN,
+    NEIGHBOURS,
+    RELIABILITY,
+    RMAX,
+    SCALES,
+    Content,
+)
+from stpred._report._maps import Layout, Values, lay_out
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+FEW = 8
+"""Slides up to which their thumbnails are large."""
+
+COLUMNS = {
+    "score": ("Pearson", ""),
+    "cv_pearson": ("In training", "Pearson on left-out slides of the model's own training"),
+    LIBRARY: ("Library size", "Pearson that a location's total of all other genes gives"),
+    NEIGHBOURS: ("Neighbours", "Pearson that the measured mean of the nearest locations gives"),
+    "ceiling": ("Ceiling", "Highest Pearson that the noise of the measurement allows"),
+    "rmax": ("rmax", "Highest Pearson that the noise of the raw counts of training allows"),
+    "mean_count": ("Mean count", "Measured counts per location"),
+}
+
+NAMES = {
+    LIBRARY: "library size alone",
+    NEIGHBOURS: "mean of measured neighbours",
+    MEAN: "mean of training",
+    RELIABILITY: "ceiling: reliability of the measurement",
+    RMAX: "ceiling: rmax, the noise of raw counts",
+}
+
+METRIC_NAMES = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "pearson_given_library_size": "Pearson, library size held",
+    "pearson_smoothed": "Pearson, smoothed truth",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "auroc": "AUROC",
+    "ssim": "SSIM",
+    LIBRARY: "library size",
+    NEIGHBOURS: "neighbours",
+}
+
+
+def render(
+    content: Content, *, title: str | None, n_maps: int, room: int, image_key: str | None, coordinate_system: str
+) -> str:
+    """Return the page; its maps take what is left of `room` bytes."""
+    slides = content.slides
+    layouts = [
+        lay_out(s, image_key=image_key, max_px=900 if len(slides) <= FEW else 480, coordinate_system=coordinate_system)
+        for s in slides
+    ]
+    ranked = _ranked(content)
+    best = ranked[:n_maps]
+    worst = [g for g in ranked[::-1][:n_maps] if g not in best]
+    data = _data(content, layouts, best, worst)
+    named = ", ".join(s.name for s in slides[:3]) + (f" and {len(slides) - 3} more" if len(slides) > 3 else "")
+    heading = title if title is not None else f"{content.model}: predicted expression of {named}"
+    unscored = [g for g in range(len(content.genes)) if g not in set(ranked)]
+    order = list(dict.fromkeys([*_alternate(best, worst), *ranked, *unscored]))
+    slots = {
+        "title": escape(heading),
+        "lead": _lead(content),
+        "warnings": _warning_list(content),
+        "tiles": _tiles(content),
+        "histogram": _histogram(content),
+        "overview": _overview(content),
+        "slides": _slide_table(content),
+        "provenance": _provenance(content),
+        "score": escape(content.score),
+        "footer": f"Written on {datetime.now(UTC):%Y-%m-%d} by stpred {package_versions().get('stpred', '')}.",
+        "style": _read("page.css"),
+        "script": _read("page.js"),
+    }
+    template = Template(_read("page.html"))
+    size = len(template.substitute(slots, data=_json(data | {"maps": {}})).encode())
+    data["maps"] = _maps(content, layouts, order, room=room - size)
+    return template.substitute(slots, data=_json(data))
+
+
+def _read(name: str) -> str:
+    return (files("stpred._report") / name).read_text(encoding="utf-8")
+
+
+def _json(data: Any) -> str:
+    """Return JSON that cannot end the element that it stands in, whatever a gene is called."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _ranked(content: Content) -> list[int]:
+    """Return positions of scored genes, best first."""
+    score = content.genes["score"].to_numpy(dtype=np.float64)
+    order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
+    return [int(g) for g in order if np.isfinite(score[g])]
+
+
+def _alternate(best: list[int], worst: list[int]) -> list[int]:
+    rows = [*zip(best, worst, strict=False)]
+    return [g for pair in rows for g in pair] + best[len(rows) :] + worst[len(rows) :]
+
+
+def _numbers(values: Any) -> list[Any]:
+    """Return numbers that are read by people: four digits, None where there is none."""
+    return [None if not np.isfinite(v) else float(f"{v:.4g}") for v in np.asarray(values, dtype=np.float64)]
+
+
+def _data(content: Content, layouts: list[Layout], best: list[int], worst: list[int]) -> dict[str, Any]:
+    """Return what the script shows: genes, scores and slides."""
+    genes = content.genes
+    columns = []
+    for key, (label, what) in COLUMNS.items():
+        known = key in genes and genes[key].notna().any()
+        if key == "cv_pearson" and known:  # out of cross-validation it is the score
+            known = not np.allclose(genes[key], genes["score"], atol=1e-3, equal_nan=True)
+        if key == "rmax" and "ceiling" in genes and genes["ceiling"].notna().any():
+            known = False
+        if known or key == "score":
+            said = content.score if key == "score" else what
+            columns.append({"key": key, "label": label, "title": said, "values": _numbers(genes[key])})
+    per_slide = [
+        {"label": METRIC_NAMES.get(k, k), "values": [_numbers(row) for row in v]} for k, v in content.per_slide.items()
+    ]
+    return {
+        "genes": [str(g) for g in genes.index],
+        "columns": columns,
+        "trusted": [int(t) for t in genes["trusted"]] if "trusted" in genes else None,
+        "perSlide": per_slide,
+        "slides": [layout.to_json(s.name) for s, layout in zip(content.slides, layouts, strict=True)],
+        "measured": any(s.both is not None for s in content.slides),
+        "best": best,
+        "worst": worst,
+    }
+
+
+def _maps(content: Content, layouts: list[Layout], order: list[int], *, room: int) -> dict[str, Any]:
+    """Return values of as many genes as there is room for, in that order."""
+    readers = [Values(s, layout) for s, layout in zip(content.slides, layouts, strict=True)]
+    found: dict[str, Any] = {}
+    for g in order:
+        maps = [reader.of(str(content.genes.index[g])) for reader in readers]
+        size = len(json.dumps({str(g): maps}, separators=(",", ":")))
+        if size > room:
+            break
+        room -= size
+        found[str(g)] = maps
+    return found
+
+
+def _lead(content: Content) -> str:
+    n, where = len(content.genes), len(content.slides)
+    total = sum(len(s.rows) for s in content.slides)
+    return (
+        f"{n:,} gene{'s' * (n != 1)} predicted from the H&amp;E image for {total:,} locations of "
+        f"{where} slide{'s' * (where != 1)} by <strong>{escape(content.model)}</strong>."
+    )
+
+
+def _warning_list(content: Content) -> str:
+    if not content.warnings:
+        return '<p class="fine">Nothing to warn of was found.</p>'
+    return "<ul>" + "".join(f"<li>{escape(w)}</li>" for w in content.warnings) + "</ul>"
+
+
+def _tile(value: str, label: str, note: str = "") -> str:
+    small = f"<span class=note>{escape(note)}</span>" if note else ""
+    return (
+        f"<div class=tile><span class=value>{escape(value)}</span><span class=label>{escape(label)}</span>{small}</div>"
+    )
+
+
+def _tiles(content: Content) -> str:
+    genes, found = content.genes, []
+    score = genes["score"].dropna()
+    if "trusted" in genes:
+        found.append(
+            _tile(f"{int(genes['trusted'].sum()):,} of {len(genes):,}", "genes are trusted", "as the model states")
+        )
+    if len(score):
+        note = ""
+        if LIBRARY in genes and genes[LIBRARY].notna().any():
+            note = f"library size alone: {genes[LIBRARY].median():.2f}"
+        found.append(_tile(f"{score.median():.2f}", f"median {content.score}", note))
+        found.append(
+            _tile(f"{score.quantile(0.9):.2f}", "90th percentile of genes", f"10th: {score.quantile(0.1):.2f}")
+        )
+    usual = [s.usual for s in content.slides if s.usual is not None]
+    if usual:
+        worst = f"lowest slide: {min(usual):.0%}" if len(usual) > 1 else ""
+        found.append(_tile(f"{np.mean(usual):.0%}", "of locations look like those of training", worst))
+    covered = [s.coverage for s in content.slides if s.coverage is not None]
+    if covered:
+        found.append(_tile(f"{np.mean(covered):.0%}", f"of measurements inside their {LEVEL:.0%} intervals"))
+    return "".join(found)
+
+
+def _histogram(content: Content) -> str:
+    """Return the distribution of genes over scores, with the library size's as a line, as SVG."""
+    score = content.genes["score"].dropna().to_numpy(dtype=np.float64)
+    if len(score) == 0:
+        return ""
+    size = content.genes[LIBRARY].dropna().to_numpy(dtype=np.float64) if LIBRARY in content.genes else np.empty(0)
+    low = float(np.floor(min(0.0, *score, *size) * 10) / 10)
+    edges = np.linspace(low, 1.0, round((1.0 - low) * 20) + 1)
+    bars, line = (np.histogram(np.clip(v, low, 1.0), bins=edges)[0] for v in (score, size))
+    top = max(int(bars.max()), int(line.max()) if len(size) else 0, 1)
+    width, height, left, base = 440, 220, 36, 180
+
+    def across(v: float) -> float:
+        return left + (v - low) / (1.0 - low) * (width - left - 12)
+
+    def down(n: float) -> float:
+        return base - n / top * (base - 14)
+
+    parts = [
+        f'<rect class="bar" x="{across(a) + 0.8:.1f}" y="{down(n):.1f}" width="{across(b) - across(a) - 1.6:.1f}" '
+        f'height="{base - down(n):.1f}"><title>{a:.2f} to {b:.2f}: {n} genes</title></rect>'
+        for a, b, n in zip(edges[:-1], edges[1:], bars.tolist(), strict=True)
+        if n
+    ]
+    if len(size):
+        steps = " ".join(
+            f"L{across(a):.1f} {down(n):.1f} L{across(b):.1f} {down(n):.1f}"
+            for a, b, n in zip(edges[:-1], edges[1:], line.tolist(), strict=True)
+        )
+        parts.append(f'<path class="line" d="M{across(low):.1f} {base} {steps} L{across(1.0):.1f} {base}"/>')
+    parts.append(f'<path class="axis" d="M{left} {base} H{width - 12}"/>')
+    ticks = np.round(np.arange(np.ceil(low * 5) / 5, 1.001, 0.2), 1)
+    parts += [
+        f'<text x="{across(float(t)):.1f}" y="{base + 17}" text-anchor="middle">{t:g}</text>' for t in ticks + 0.0
+    ]
+    parts += [
+        f'<text x="{left - 6}" y="{down(n) + 4:.1f}" text-anchor="end">{n}</text>' for n in sorted({0, top // 2, top})
+    ]
+    parts.append(f'<text x="{(left + width) / 2}" y="{height - 6}" text-anchor="middle">{escape(content.score)}</text>')
+    key = '<span class="key bar"></span> genes by prediction'
+    if len(size):
+        key += ' <span class="key line"></span> by library size alone'
+    said = f"Distribution of {len(score)} genes: median {np.median(score):.2f}."
+    return (
+        f'<figure><figcaption>{key}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(said)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _table(header: list[str], rows: list[list[str]], *, marked: set[int] | None = None) -> str:
+    """Return a table whose first column heads its rows; cells are HTML already."""
+    head = "".join(f'<th scope="col">{h}</th>' for h in header)
+    body = ""
+    for i, row in enumerate(rows):
+        light = ' class="context"' if marked and i in marked else ""
+        cells = "".join(f"<td>{c}</td>" for c in row[1:])
+        body += f'<tr{light}><th scope="row">{row[0]}</th>{cells}</tr>'
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: Any, form: str = ".3f") -> str:
+    return "–" if value is None or not np.isfinite(value) else format(value, form)
+
+
+def _overview(content: Content) -> str:
+    """Return mean scores of the model beside its context, a table per scale."""
+    frame = content.overview
+    if not len(frame):
+        return "<p>There are no scores against measurements to show.</p>"
+    parts = []
+    for scale in dict.fromkeys(frame.index.get_level_values(0)):
+        part: pd.DataFrame = frame.loc[scale]
+        part = part.loc[:, part.notna().any()]
+        header = ["", *(METRIC_NAMES.get(c, c) for c in part.columns)]
+        rows = [[escape(NAMES.get(m, str(m))), *(_cell(v) for v in row)] for m, row in part.iterrows()]
+        light = {i for i, m in enumerate(part.index) if m in CONTEXT}
+        parts.append(f"<h3>On {escape(SCALES.get(scale, str(scale)))}</h3>" + _table(header, rows, marked=light))
+    note = (
+        "Means over genes, each averaged over its slides first; a correlation that is undefined counts as 0. The "
+        "lighter rows are no models: they say what a score is worth."
+    )
+    return "".join(parts) + f'<p class="note">{note}</p>'
+
+
+def _slide_table(content: Content) -> str:
+    header = ["slide", "locations", "like training"]
+    pearson, size = content.per_slide.get("pearson"), content.per_slide.get(LIBRARY)
+    header += ["mean Pearson"] * (pearson is not None) + ["library size"] * (size is not None)
+    covered = any(s.coverage is not None for s in content.slides)
+    header += ["in intervals"] * covered + ["µm per pixel"]
+    rows = []
+    for i, s in enumerate(content.slides):
+        row = [escape(s.name), f"{len(s.rows):,}", "–" if s.usual is None else f"{s.usual:.0%}"]
+        row += [_cell(_mean(v[i])) for v in (pearson, size) if v is not None]
+        row += ["–" if s.coverage is None else f"{s.coverage:.0%}"] * covered
+        row.append(_cell(s.facts.get("mpp"), ".3g"))
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Return the mean of a correlation over genes; 0 where it is undefined, None where nothing is known."""
+    return float(np.nan_to_num(values).mean()) if np.isfinite(values).any() else None
+
+
+def _provenance(content: Content) -> str:
+    """Return what made the predictions, in words, and all that the tables state, folded."""
+    facts = content.slides[0].facts
+    training = facts.get("training") or {}
+    encoder, tile = facts.get("encoder") or {}, facts.get("tile") or {}
+    learned = training.get("slides") or {}
+    versions = facts.get("versions") or {}
+    ids = list(dict.fromkeys(str(s.facts.get("model_id")) for s in content.slides if s.facts.get("model_id")))
+    rows = {
+        "Model": f"{facts.get('model', 'not stated')} (family {facts.get('family', 'not stated')})",
+        "Model id": ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else ""),
+        "Encoder": " ".join(str(encoder[k]) for k in ("name", "revision") if encoder.get(k)),
+        "Licence of the encoder": str(encoder.get("licence") or ""),
+        "Tile": (
+            f"{tile['size_px']} px at {tile['mpp']:g} µm per pixel ({tile['size_px'] * tile['mpp']:g} µm)"
+            if {"size_px", "mpp"} <= set(tile)
+            else ""
+        ),
+        "A prediction sees": f"{facts['support_um']:g} µm of tissue" if facts.get("support_um") else "",
+        "Output scale": SCALES.get(str(facts.get("output_scale")), str(facts.get("output_scale", "not stated"))),
+        "Trained on": _learned(training, learned, folds=facts.get("cross_validated")),
+        "Intervals": _intervals(facts.get("intervals") or {}),
+        "Genes chosen by": _rule(facts.get("gene_rule") or {}),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+    }
+    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows.items() if v)
+    stated = {s.name: s.facts for s in content.slides}
+    raw = escape(json.dumps(stated, indent=1, sort_keys=True, default=str))
+    return f"<dl>{entries}</dl><details><summary>Everything that the tables state</summary><pre>{raw}</pre></details>"
+
+
+def _learned(training: dict[str, Any], learned: dict[str, Any], *, folds: Any) -> str:
+    """Write what the model learned from."""
+    if folds:
+        return "cross-validation: every slide is predicted by a model of slides that it shares no fold with"
+    if not learned:
+        return "not stated"
+    donors = training.get("n_donors")
+    of = f" of {donors} donor{'s' * (donors != 1)}" if donors else ""
+    named = ", ".join(list(learned)[:12]) + (f" and {len(learned) - 12} more" if len(learned) > 12 else "")
+    return f"{len(learned)} slide{'s' * (len(learned) != 1)}{of}: {named}"
+
+
+def _intervals(stated: dict[str, Any]) -> str:
+    """Write how intervals were calibrated, and what they held on slides that were left out of that."""
+    level = next((i for i in stated.get("levels", []) if i.get("level") == LEVEL), None)
+    if level is None:
+        return ""
+    held = level.get("coverage")
+    said = f": at {LEVEL:.0%} they held {held:.0%} of the measurements of slides left out" if held is not None else ""
+    return f"calibrated on {len(stated.get('slides', []))} slides ({stated.get('how', 'not stated how')}){said}"
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    """Write a gene rule."""
+    method, n = rule.get("method"), rule.get("n")
+    if not method:
+        return ""
+    what = {"mean": "highest mean count", "hvg": "variability", "svg": "spatial variability", "rmax": "rmax"}
+    if method == "list":
+        return "a list that was given"
+    return "all" if method == "all" else f"{what.get(method, method)}" + (f" (the first {n})" if n else "")

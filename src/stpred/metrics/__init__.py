@@ -1,0 +1,55 @@
+"""Scores of predicted against observed expression, one per gene, and their statistics; arrays in, arrays out.
+
+Rows are instances (spots, bins, cells), columns are genes. Every score is computed in float64, gene by gene, and is NaN
+where it is not defined, for one where the gene's values hold NaN; `summarise` and `average` say what becomes of those.
+"""
+
+from __future__ import annotations
+
+from stpred.metrics._context import RmaxTest, library_size_baseline, neighbour_baseline, reliability, rmax_test
+from stpred.metrics._intervals import Intervals, conformal_intervals, coverage
+from stpred.metrics._models import ModelComparison, compare_models
+from stpred.metrics._scores import auroc, mae, partial_pearson, pearson, r2, rmse, smooth, spearman, ssim
+from stpred.metrics._statistics import (
+    ConsistentGenes,
+    PermutationNull,
+    bootstrap_ci,
+    consistent_genes,
+    fisher_t_test,
+    holm,
+    median_p,
+    permutation_null,
+)
+from stpred.metrics._summary import average, summarise
+
+__all__ = [
+    "ConsistentGenes",
+    "Intervals",
+    "ModelComparison",
+    "PermutationNull",
+    "RmaxTest",
+    "auroc",
+    "average",
+    "bootstrap_ci",
+    "compare_models",
+    "conformal_intervals",
+    "consistent_genes",
+    "coverage",
+    "fisher_t_test",
+    "holm",
+    "library_size_baseline",
+    "mae",
+    "median_p",
+    "neighbour_baseline",
+    "partial_pearson",
+    "pearson",
+    "permutation_null",
+    "r2",
+    "reliability",
+    "rmax_test",
+    "rmse",
+    "smooth",
+    "spearman",
+    "ssim",
+    "summarise",
+]

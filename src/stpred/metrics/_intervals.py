@@ -1,0 +1,196 @@
+"""Split-conformal intervals whose unit of exchange is the slide, not the location."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stpred._core.checks import InputError
+
+__all__ = ["Intervals", "conformal_intervals", "coverage"]
+
+_SKETCH = 100
+"""Quantiles that stand for a slide's residuals: all slides weigh the same, whatever their number of locations."""
+
+_GENES = 400
+"""Genes on which the widening is chosen and coverage is estimated, where there are more."""
+
+_FOLDS = 10
+"""Parts into which slides are put, to be left out in turn, where there are more."""
+
+_WIDEST = 50.0
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Offsets to add to a prediction, and how often slides that were left out of making them lay within.
+
+    Attributes
+    ----------
+    level
+        Nominal coverage.
+    low, high
+        (G,) offsets; NaN for genes without residuals.
+    factor
+        How much the quantiles of the pooled residuals were widened about their median, since slides differ.
+    coverage
+        (S,) share of the values of each slide (mean over genes) within intervals made without it, widening included;
+        NaN with fewer than three slides.
+    """
+
+    level: float
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    factor: float
+    coverage: NDArray[np.float64]
+
+
+def conformal_intervals(residuals: Sequence[ArrayLike], *, level: float = 0.9) -> Intervals:
+    """Find, for every gene, the interval around a prediction that holds a share of the values of unseen slides.
+
+    The interval of a gene goes from the lower to the upper quantile of the residuals of calibration slides, all slides
+    weighing the same (split conformal prediction, Vovk et al. 2005, Lei et al. 2018). Locations of a slide are not
+    exchangeable with those of another one, which the pooled quantiles ignore: a new slide brings its own shift. So
+    intervals are widened about the median residual by one factor for all genes: the one with which slides, each left
+    out in turn (in ten parts where there are more), are covered at the nominal level on average.
+
+    Parameters
+    ----------
+    residuals
+        One (n_i, G) array per slide that the model was not trained on: observed minus predicted. NaN is no residual.
+    level
+        Nominal coverage, between 0 and 1.
+
+    Returns
+    -------
+    Intervals
+
+    Raises
+    ------
+    InputError
+        With fewer than two slides (a single one tells nothing of how slides differ), or other numbers of genes.
+
+    References
+    ----------
+    Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, J. Am. Stat. Assoc. 113 (2018); on groups of exchangeable data, Lee,
+    Barber and Willett, arXiv 2306.06342 (2023).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import conformal_intervals
+    >>> rng = np.random.default_rng(0)
+    >>> slides = [rng.normal(0, 1, (500, 3)) + rng.normal(0, 0.3, 3) for _ in range(8)]
+    >>> found = conformal_intervals(slides, level=0.9)
+    >>> bool(np.all(found.low < -1.3) and np.all(found.high > 1.3))
+    True
+    """
+    if isinstance(level, (bool, str)) or not 0 < float(level) < 1:
+        raise InputError(f"`level` must be between 0 and 1, such as 0.9, got {level!r}.")
+    sketches = sketch(residuals)
+    if len(sketches) < 2:
+        raise InputError(
+            "Intervals need the residuals of at least two slides, got one: how slides differ cannot be known."
+        )
+    some = np.unique(np.linspace(0, sketches.shape[1] - 1, min(_GENES, sketches.shape[1])).round().astype(np.int64))
+    part = sketches[:, some]
+    part = part[:, np.isfinite(part).all(axis=(0, 2))]
+    factor = _factor(part, level) if part.shape[1] else 1.0
+    found = np.full(len(sketches), np.nan)
+    if len(sketches) > 2 and part.shape[1]:
+        for left in _folds(len(sketches)):
+            others = np.delete(part, left, axis=0)
+            low, high = _widened(*_quantiles(others, level), _factor(others, level))
+            found[left] = [_inside(part[k], low, high).mean() for k in left]
+    low, high = _widened(*_quantiles(sketches, level), factor)
+    return Intervals(float(level), low, high, factor, found)
+
+
+def coverage(observed: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float64]:
+    """Return the share of each gene's observed values within their intervals.
+
+    Parameters
+    ----------
+    observed, low, high
+        (n, G) values and the borders of their intervals, which belong to them.
+
+    Returns
+    -------
+    (G,) float64; NaN for genes without any value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import coverage
+    >>> coverage(np.array([[1.0], [5.0]]), np.zeros((2, 1)), np.full((2, 1), 2.0))
+    array([0.5])
+    """
+    values = np.asarray(observed, dtype=np.float64)
+    below, above = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    known = np.isfinite(values) & np.isfinite(below) & np.isfinite(above)
+    within, number = (known & (values >= below) & (values <= above)).sum(axis=0), known.sum(axis=0)
+    return np.divide(within, number, out=np.full(values.shape[1], np.nan), where=number > 0)
+
+
+def sketch(residuals: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Return (S, G, Q) quantiles of each slide's residuals, at the middles of Q equal shares."""
+    at = (np.arange(_SKETCH) + 0.5) / _SKETCH
+    found: list[NDArray[np.float64]] = []
+    for values in residuals:
+        array = np.asarray(values, dtype=np.float64)
+        if array.ndim != 2 or (found and array.shape[1] != len(found[0])):
+            raise InputError(f"Residuals must be (n, genes) with the same genes on every slide, got {array.shape}.")
+        known = np.isfinite(array).any(axis=0)
+        quantiles = np.full((array.shape[1], _SKETCH), np.nan)
+        if known.any():
+            quantiles[known] = _quantile(np.ascontiguousarray(array[:, known].T), at).T
+        found.append(quantiles)
+    return np.stack(found) if found else np.empty((0, 0, _SKETCH))
+
+
+def _quantiles(sketches: NDArray[np.float64], level: float) -> tuple[NDArray, NDArray, NDArray]:
+    """Return the lower border, median and upper border of the pooled residuals of each gene."""
+    pooled = np.moveaxis(sketches, 0, 1).reshape(sketches.shape[1], -1)
+    low, middle, high = np.full((3, sketches.shape[1]), np.nan)
+    known = np.isfinite(pooled).any(axis=1)
+    if known.any():
+        at = [(1 - level) / 2, 0.5, (1 + level) / 2]
+        low[known], middle[known], high[known] = _quantile(pooled[known], at)
+    return low, middle, high
+
+
+def _quantile(values: NDArray[np.float64], at: NDArray[np.float64] | list[float]) -> NDArray[np.float64]:
+    """Return (len(at), G) quantiles of (G, n) values, NaN left out (which is slow, so only where there is any)."""
+    return (np.quantile if np.isfinite(values).all() else np.nanquantile)(values, at, axis=1)
+
+
+def _folds(n: int) -> list[NDArray[np.int64]]:
+    """Return positions of the slides that are left out together."""
+    return np.array_split(np.arange(n), min(n, _FOLDS))
+
+
+def _widened(low: NDArray, middle: NDArray, high: NDArray, factor: float) -> tuple[NDArray, NDArray]:
+    return middle + factor * (low - middle), middle + factor * (high - middle)
+
+
+def _inside(values: NDArray[np.float64], low: NDArray, high: NDArray) -> NDArray[np.float64]:
+    return ((values >= low[:, None]) & (values <= high[:, None])).mean(axis=1)
+
+
+def _factor(sketches: NDArray[np.float64], level: float) -> float:
+    """Return the widening with which slides that are left out are covered at the level, over genes and slides."""
+    borders = {k: _quantiles(np.delete(sketches, f, axis=0), level) for f in _folds(len(sketches)) for k in f}
+
+    def covered(factor: float) -> float:
+        return float(np.mean([_inside(sketches[k], *_widened(*b, factor)).mean() for k, b in borders.items()]))
+
+    low, high = 0.0, 1.0
+    while covered(high) < level and high < _WIDEST:
+        low, high = high, 2 * high
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (low, middle) if covered(middle) >= level else (middle, high)
+    return high

@@ -1,0 +1,221 @@
+"""Several models on the same folds: whether they differ, and which from which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stpred._core.checks import InputError, listing
+from stpred._core.counts import duplicates
+from stpred.metrics._statistics import holm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Ranks of models over blocks (folds, slides or donors), and what tells them apart.
+
+    Attributes
+    ----------
+    ranks
+        One row per model, best first: ``mean_rank`` (1 = best in every block), ``mean``, ``sd`` and ``median`` of the
+        values.
+    pairs
+        One row per pair, the better mean rank first: ``first``, ``second``, ``difference`` (mean of first minus
+        second), ``wilcoxon_p``, ``wilcoxon_holm``, ``t_p``, ``t_holm`` (two-sided, paired, corrected over the pairs),
+        and ``nemenyi`` (whether the mean ranks are further apart than `cd`).
+    friedman_statistic, friedman_p
+        Test of Friedman that all models are alike.
+    cd
+        Critical difference of mean ranks, of Nemenyi.
+    groups
+        Largest sets of models whose mean ranks are within `cd` of each other: the bars of a critical-difference
+        diagram.
+    n_blocks
+        Number of blocks.
+    alpha
+        Level of `cd`.
+    """
+
+    ranks: pd.DataFrame
+    pairs: pd.DataFrame
+    friedman_statistic: float
+    friedman_p: float
+    cd: float
+    groups: tuple[tuple[str, ...], ...]
+    n_blocks: int
+    alpha: float
+
+
+def compare_models(
+    values: ArrayLike, names: Sequence[str], *, alpha: float = 0.05, higher_is_better: bool = True
+) -> ModelComparison:
+    """Compare models scored on the same blocks: Friedman test, mean ranks with critical difference, paired tests.
+
+    Parameters
+    ----------
+    values
+        (blocks, models) scores, one for each. Blocks should be independent, such as donors; folds that share training
+        slides are less than that, and p-values are then too small.
+    names
+        Names of the models.
+    alpha
+        Level of the critical difference.
+    higher_is_better
+        False for errors, of which the lowest ranks first.
+
+    Returns
+    -------
+    A :class:`ModelComparison`.
+
+    Raises
+    ------
+    InputError
+        With fewer than three blocks or two models, or a missing value.
+
+    Notes
+    -----
+    Few blocks cannot tell models apart, whatever their scores: the two-sided signed-rank test of n blocks has no
+    p-value below ``2 / 2^n``, a quarter for three.
+
+    References
+    ----------
+    Demšar, Statistical comparisons of classifiers over multiple data sets, Journal of Machine Learning Research 7
+    (2006).
+
+    Examples
+    --------
+    >>> from stpred.metrics import compare_models
+    >>> values = [[0.3, 0.2, 0.1], [0.5, 0.3, 0.3], [0.4, 0.2, 0.1], [0.6, 0.1, 0.2]]
+    >>> found = compare_models(values, ["a", "b", "c"])
+    >>> found.ranks["mean_rank"].to_dict()
+    {'a': 1.0, 'b': 2.375, 'c': 2.625}
+    >>> round(found.cd, 2), found.groups
+    (1.66, (('a', 'b', 'c'),))
+    """
+    import pandas as pd
+
+    scores, labels = _checked(values, names, alpha=alpha)
+    n_blocks, k = scores.shape
+    ranked = _ranked(scores if not higher_is_better else -scores)
+    mean_rank = ranked.mean(axis=0)
+    statistic, p_value = _friedman(ranked)
+    cd = _critical_difference(k, n_blocks=n_blocks, alpha=alpha)
+    order = np.argsort(mean_rank, kind="stable")
+    ranks = pd.DataFrame(
+        {
+            "mean_rank": mean_rank,
+            "mean": scores.mean(axis=0),
+            "sd": scores.std(axis=0, ddof=1),
+            "median": np.median(scores, axis=0),
+        },
+        index=pd.Index(labels, name="model"),
+    ).iloc[order]
+    rows = []
+    for i, j in combinations(order, 2):
+        difference = scores[:, i] - scores[:, j]
+        wilcoxon_p, t_p = _paired(difference)
+        rows.append(
+            {
+                "first": labels[i],
+                "second": labels[j],
+                "difference": difference.mean(),
+                "wilcoxon_p": wilcoxon_p,
+                "t_p": t_p,
+                "nemenyi": mean_rank[j] - mean_rank[i] > cd,
+            }
+        )
+    pairs = pd.DataFrame(rows)
+    pairs.insert(4, "wilcoxon_holm", holm(pairs["wilcoxon_p"]))
+    pairs.insert(6, "t_holm", holm(pairs["t_p"]))
+    groups = tuple(tuple(labels[order[i]] for i in g) for g in _bars(mean_rank[order], cd=cd))
+    return ModelComparison(
+        ranks,
+        pairs=pairs,
+        friedman_statistic=statistic,
+        friedman_p=p_value,
+        cd=cd,
+        groups=groups,
+        n_blocks=n_blocks,
+        alpha=alpha,
+    )
+
+
+def _checked(values: ArrayLike, names: Sequence[str], *, alpha: float) -> tuple[NDArray[np.float64], list[str]]:
+    scores = np.asarray(values, dtype=np.float64)
+    labels = [str(n) for n in names]
+    if scores.ndim != 2 or scores.shape[1] != len(labels):
+        raise InputError(f"`values` must be a (blocks, {len(labels)}) matrix, one column a name, got {scores.shape}.")
+    if repeated := duplicates(labels):
+        raise InputError(f"`names` must differ, repeated are {listing(repeated)}.")
+    if len(labels) < 2:
+        raise InputError(f"A comparison needs two or more models, got {len(labels)}.")
+    if len(scores) < 3:
+        raise InputError(
+            f"A comparison of models needs three or more blocks (folds, slides or donors), got {len(scores)}: ranks of "
+            "fewer cannot be told from chance."
+        )
+    if (holes := ~np.isfinite(scores)).any():
+        raise InputError(
+            f"Every model needs a finite score in every block; {int(holes.any(axis=1).sum())} of {len(scores)} blocks "
+            f"lack one, of {listing(np.asarray(labels)[holes.any(axis=0)])}."
+        )
+    if not 0 < alpha < 1:
+        raise InputError(f"`alpha` must lie between 0 and 1, got {alpha!r}.")
+    return scores, labels
+
+
+def _ranked(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.stats import rankdata
+
+    return rankdata(scores, axis=1)
+
+
+def _friedman(ranked: NDArray[np.float64]) -> tuple[float, float]:
+    """Return statistic and p-value, corrected for ties; SciPy's refuses two models."""
+    from scipy.special import chdtrc
+
+    n, k = ranked.shape
+    between = n * np.square(ranked.mean(axis=0) - (k + 1) / 2).sum()
+    within = np.square(ranked - (k + 1) / 2).sum() / (n * (k - 1))
+    if within == 0:  # every model equal in every block
+        return 0.0, 1.0
+    statistic = float(between / within)
+    return statistic, float(chdtrc(k - 1, statistic))
+
+
+def _critical_difference(k: int, *, n_blocks: int, alpha: float) -> float:
+    from scipy.stats import studentized_range
+
+    quantile = studentized_range.ppf(1 - alpha, k, np.inf) / np.sqrt(2)
+    return float(quantile * np.sqrt(k * (k + 1) / (6 * n_blocks)))
+
+
+def _paired(difference: NDArray[np.float64]) -> tuple[float, float]:
+    """Return two-sided p-values of the signed-rank test and the t-test; 1 where nothing differs."""
+    from scipy.stats import ttest_1samp, wilcoxon
+
+    if not difference.any():
+        return 1.0, 1.0
+    # Differences that are equal but for rounding are ties of the signed ranks.
+    signed = np.round(difference, 12 - int(np.ceil(np.log10(np.abs(difference).max()))))
+    with np.errstate(divide="ignore"):
+        t_p = 0.0 if np.ptp(signed) == 0 else float(ttest_1samp(difference, 0.0).pvalue)
+    return float(wilcoxon(signed).pvalue), t_p
+
+
+def _bars(mean_rank: NDArray[np.float64], *, cd: float) -> list[range]:
+    """Return the largest runs of two or more sorted mean ranks that span no more than the critical difference."""
+    runs: list[range] = []
+    for i, low in enumerate(mean_rank):
+        stop = int(np.searchsorted(mean_rank, low + cd, side="right"))
+        if stop - i >= 2 and (not runs or stop > runs[-1].stop):
+            runs.append(range(i, stop))
+    return runs

@@ -1,0 +1,390 @@
+"""What scores of several slides, donors, splits or genes say together: tests, intervals and corrections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stpred._core.checks import InputError, whole
+from stpred._core.targets import dense
+from stpred.metrics._per_gene import centred, over_blocks, pair
+from stpred.metrics._summary import mean_of_defined
+
+_CELLS = 4_000_000  # values of a block of replicates
+_NEAREST_ONE = 1 - 1e-15  # a correlation of exactly 1 would be infinitely far from 0
+
+
+@dataclass(frozen=True)
+class ConsistentGenes:
+    """How often each gene was predicted with a positive correlation; all (G,).
+
+    Attributes
+    ----------
+    n_positive, n_donors
+        Donors with a correlation above 0, and donors with any.
+    p_value, p_holm
+        Chance of as many by coin tosses, and corrected over the genes by Holm; NaN for genes without donors.
+    consistent
+        Whether the gene passed.
+    """
+
+    n_positive: NDArray[np.int64]
+    n_donors: NDArray[np.int64]
+    p_value: NDArray[np.float64]
+    p_holm: NDArray[np.float64]
+    consistent: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PermutationNull:
+    """Correlations of each gene beside those of permuted locations.
+
+    Attributes
+    ----------
+    pearson
+        (G,) correlation as it is.
+    p_value
+        (G,) one-sided chance of as high a correlation by permuted locations.
+    null
+        (n, G) correlations of the permutations.
+    """
+
+    pearson: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    null: NDArray[np.float64]
+
+
+def fisher_t_test(correlations: ArrayLike) -> tuple[Any, Any]:
+    """One-tailed t-test that the mean Fisher-z transformed correlation of slides is above 0.
+
+    Parameters
+    ----------
+    correlations
+        (S,) correlations of one gene (or of slide means) on S slides, or (S, G) of several genes. Slides should be of
+        different donors: those of one are no independent observations.
+
+    Returns
+    -------
+    The t statistic and the p-value, each a float or (G,). Slides where a gene has no correlation (NaN) are left out for
+    this gene; genes with fewer than three are NaN.
+
+    Raises
+    ------
+    InputError
+        With fewer than three slides, since two leave one degree of freedom: no spread could be told from chance.
+
+    Examples
+    --------
+    >>> from stpred.metrics import fisher_t_test
+    >>> statistic, p = fisher_t_test([0.3, 0.2, 0.4, 0.25])
+    >>> round(float(statistic), 2), round(float(p), 4)
+    (6.3, 0.004)
+    """
+    values = np.asarray(correlations, dtype=np.float64)
+    if values.ndim not in (1, 2):
+        raise InputError(f"`correlations` must have shape (slides,) or (slides, genes), got {values.shape}.")
+    if (np.abs(values) > 1 + 1e-9).any():
+        raise InputError("`correlations` must lie between -1 and 1.")
+    n = (~np.isnan(values)).sum(axis=0)
+    if not values.size or n.max() < 3:
+        raise InputError(
+            f"A t-test over slides needs correlations on three or more of them, got {int(n.max()) if n.size else 0}: "
+            "two leave a single degree of freedom."
+        )
+    from scipy.special import stdtr
+
+    z = np.arctanh(np.clip(values, -_NEAREST_ONE, _NEAREST_ONE))
+    mean = mean_of_defined(z, axis=0)
+    free = np.where(n >= 3, n - 1.0, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = np.nansum(np.square(z - mean), axis=0)
+        statistic = mean / np.sqrt(squares / free / n)
+    return statistic[()], stdtr(free, -statistic)[()]
+
+
+def median_p(p: ArrayLike) -> Any:
+    """Combine the p-values of repeated splits of the same data: twice their median, at most 1.
+
+    Valid whatever the dependence of the splits.
+
+    Parameters
+    ----------
+    p
+        (R, ...) p-values of R repeats.
+
+    Returns
+    -------
+    A float or (...) p-values; NaN where a repeat has none.
+
+    References
+    ----------
+    van de Wiel, Berkhof and van Wieringen, Testing the prediction error difference between two predictors,
+    Biostatistics 10 (2009). Rüger, Das maximale Signifikanzniveau des Tests: "Lehne H0 ab, wenn k unter n gegebenen
+    Tests zur Ablehnung führen", Metrika 25 (1978).
+
+    Examples
+    --------
+    >>> from stpred.metrics import median_p
+    >>> float(median_p([0.01, 0.02, 0.6]))
+    0.04
+    """
+    values = _probabilities(p)
+    if not values.ndim or not len(values):
+        raise InputError("`p` must hold the p-values of one or more repeats.")
+    return np.minimum(1.0, 2 * np.median(values, axis=0))
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """Correct p-values for their number by the step-down method of Holm.
+
+    Parameters
+    ----------
+    p
+        (G,) p-values. NaN stays NaN and is no test.
+
+    Returns
+    -------
+    (G,) corrected p-values; those at most alpha hold with a family-wise error of at most alpha.
+
+    References
+    ----------
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
+
+    Examples
+    --------
+    >>> from stpred.metrics import holm
+    >>> holm([0.01, 0.04, 0.03]).round(2)
+    array([0.03, 0.06, 0.06])
+    """
+    values = _probabilities(p)
+    if values.ndim != 1:
+        raise InputError(f"`p` must be one row of p-values, got shape {values.shape}.")
+    corrected = np.full(len(values), np.nan)
+    tests = np.flatnonzero(~np.isnan(values))
+    order = tests[np.argsort(values[tests], kind="stable")]
+    factor = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factor))
+    return corrected
+
+
+def bootstrap_ci(
+    values: ArrayLike, *, groups: ArrayLike | None = None, n: int = 10_000, level: float = 0.95, seed: int = 0
+) -> tuple[Any, Any]:
+    """Percentile bootstrap interval of the mean over slides, or over donors.
+
+    Parameters
+    ----------
+    values
+        (S,) or (S, G) scores of S slides.
+    groups
+        (S,) donor of each slide: donors are drawn, each with all of its slides. None draws slides.
+    n
+        Number of bootstrap samples.
+    level
+        Coverage of the interval.
+    seed
+        Seed of the draws, which are the same for all genes.
+
+    Returns
+    -------
+    The low and the high end, each a float or (G,). Slides where a gene has no score (NaN) are left out of its means,
+    and samples without any of its scores out of its quantiles; genes without scores are NaN.
+
+    Notes
+    -----
+    With fewer than about ten slides or donors such intervals are too short, for the sample's own spread is too small by
+    ``sqrt((S - 1) / S)`` and its tails are not seen.
+
+    References
+    ----------
+    Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall (1993).
+
+    Examples
+    --------
+    >>> from stpred.metrics import bootstrap_ci
+    >>> [round(float(end), 1) for end in bootstrap_ci([0.1, 0.2, 0.3, 0.4, 0.5])]
+    [0.2, 0.4]
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim not in (1, 2):
+        raise InputError(f"`values` must have shape (slides,) or (slides, genes), got {scores.shape}.")
+    if not 0 < level < 1:
+        raise InputError(f"`level` must lie between 0 and 1, got {level!r}.")
+    n = whole(n, name="n")
+    labels = np.arange(len(scores)) if groups is None else _labels(groups, n=len(scores), name="groups")
+    n_units = int(labels.max()) + 1 if labels.size else 0
+    if n_units < 2:
+        kind = "slides" if groups is None else "donors"
+        raise InputError(f"A bootstrap needs two or more {kind} to draw from, got {n_units}.")
+    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n).astype(np.int32)
+    columns = scores.reshape(len(scores), -1)
+    known = ~np.isnan(columns)
+    # Sums and numbers of scores by unit: a drawn unit brings all of its slides.
+    sums, numbers = (np.zeros((n_units, columns.shape[1])) for _ in range(2))
+    np.add.at(sums, labels, np.where(known, columns, 0.0))
+    np.add.at(numbers, labels, known)
+    ends = np.empty((2, columns.shape[1]))
+    size = max(1, _CELLS // n)
+    for start in range(0, columns.shape[1], size):
+        genes = slice(start, start + size)
+        ends[:, genes] = _quantiles(drawn, sums[:, genes], numbers[:, genes], level=level)
+    low, high = ends.reshape(2, *scores.shape[1:])
+    return low[()], high[()]
+
+
+def consistent_genes(scores: ArrayLike, *, alpha: float = 0.05, min_positive: int | None = None) -> ConsistentGenes:
+    """Find the genes whose correlation is positive in more donors than coin tosses would give.
+
+    Parameters
+    ----------
+    scores
+        (D, G) correlation of each gene in each donor. Donors without one (NaN) are no tosses of that gene; a
+        correlation of 0 is a toss that failed.
+    alpha
+        Family-wise error among the genes, by the binomial test and Holm's correction.
+    min_positive
+        Take the genes that are positive in at least this many donors instead; None takes those by `alpha`.
+
+    Returns
+    -------
+    A :class:`ConsistentGenes` with ``n_positive``, ``n_donors``, ``p_value``, ``p_holm`` and ``consistent``, each (G,).
+
+    References
+    ----------
+    He et al., Integrating spatial gene expression and breast tumour morphology via deep learning, Nature Biomedical
+    Engineering 4 (2020).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import consistent_genes
+    >>> scores = np.full((8, 2), 0.1)
+    >>> scores[:3, 1] = -0.1
+    >>> found = consistent_genes(scores)
+    >>> found.n_positive, found.p_value.round(3), found.consistent
+    (array([8, 5]), array([0.004, 0.363]), array([ True, False]))
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 2:
+        raise InputError(f"`scores` must be a (donors, genes) matrix, got shape {values.shape}.")
+    if not 0 < alpha < 1:
+        raise InputError(f"`alpha` must lie between 0 and 1, got {alpha!r}.")
+    from scipy.special import bdtrc
+
+    n_donors = (~np.isnan(values)).sum(axis=0)
+    n_positive = (values > 0).sum(axis=0)
+    p_value = np.where(n_positive > 0, bdtrc(n_positive - 1.0, np.maximum(n_donors, 1), 0.5), 1.0)
+    p_value[n_donors == 0] = np.nan
+    p_holm = holm(p_value)
+    if min_positive is None:
+        consistent = p_holm <= alpha
+    else:
+        consistent = n_positive >= whole(min_positive, name="min_positive", unset=True)
+    return ConsistentGenes(n_positive, n_donors=n_donors, p_value=p_value, p_holm=p_holm, consistent=consistent)
+
+
+def permutation_null(
+    predicted: Any, observed: Any, *, n: int = 1000, seed: int = 0, blocks: ArrayLike | None = None
+) -> PermutationNull:
+    """Correlations that remain when the locations of the prediction are shuffled, all genes together.
+
+    Neighbouring locations of tissue are alike, and shuffled ones are not. On tissue the null is therefore too narrow
+    and its p-values too small (anti-conservative): a small one rules out chance among exchangeable locations and
+    nothing more. Slides and donors are what can be tested (:func:`fisher_t_test`).
+
+    Parameters
+    ----------
+    predicted, observed
+        (n_locations, G) values, dense or sparse.
+    n
+        Number of permutations. Time goes with ``n * n_locations * G``.
+    seed
+        Seed of the permutations.
+    blocks
+        (n_locations,) labels, such as slides or regions: locations change places within theirs only.
+
+    Returns
+    -------
+    A :class:`PermutationNull` with ``pearson`` and ``p_value`` ``(1 + those as high) / (1 + n)``, both (G,) and NaN
+    where the correlation is, and ``null`` (n, G).
+
+    References
+    ----------
+    Phipson and Smyth, Permutation p-values should never be zero, Statistical Applications in Genetics and Molecular
+    Biology 9 (2010).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import permutation_null
+    >>> rng = np.random.default_rng(0)
+    >>> observed = rng.normal(size=(50, 2))
+    >>> found = permutation_null(observed * [1, 0] + rng.normal(size=(50, 2)), observed, n=199)
+    >>> found.p_value < 0.05
+    array([ True, False])
+    """
+    sides = pair(predicted, observed)
+    n = whole(n, name="n")
+    n_rows, n_genes = sides[0].shape
+    labels = None if blocks is None else _labels(blocks, n=n_rows, name="blocks")
+    rng = np.random.default_rng(seed)
+    orders = np.stack([_shuffled(rng, labels, n_rows=n_rows) for _ in range(n)])
+    scores, null = np.full(n_genes, np.nan), np.full((n, n_genes), np.nan)
+
+    def work(genes: slice) -> None:
+        p, o = (x / norm for x, norm in (centred(dense(m[:, genes], dtype=None)) for m in sides))
+        scores[genes] = np.clip(np.einsum("ng,ng->g", p, o), -1.0, 1.0)
+        for i, order in enumerate(orders):
+            null[i, genes] = np.einsum("ng,ng->g", p[order], o)
+
+    if n_rows:
+        over_blocks(work, n_rows=n_rows, n_genes=n_genes)
+    # Shuffles that change nothing give the same correlation but for the rounding of its sum.
+    as_high = (null >= scores - 1e-12).sum(axis=0)
+    p_value = np.where(np.isnan(scores), np.nan, (1 + as_high) / (1 + n))
+    return PermutationNull(scores, p_value=p_value, null=np.clip(null, -1.0, 1.0))
+
+
+def _probabilities(p: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(p, dtype=np.float64)
+    if ((values < 0) | (values > 1)).any():
+        raise InputError("`p` must hold p-values between 0 and 1.")
+    return values
+
+
+def _labels(groups: ArrayLike, *, n: int, name: str) -> NDArray[np.int64]:
+    """Return labels as whole numbers from 0."""
+    given = np.asarray(groups)
+    if given.shape != (n,):
+        raise InputError(f"`{name}` must have one label for each of the {n} rows, got shape {given.shape}.")
+    return np.unique(given.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def _quantiles(
+    drawn: NDArray[np.int32], sums: NDArray[np.float64], numbers: NDArray[np.float64], *, level: float
+) -> NDArray[np.float64]:
+    """Return the (2, g) ends of an interval of the mean over drawn units."""
+    weights = drawn.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        total, number = weights @ sums, weights @ numbers
+        means = total / np.where(number > 0, number, np.nan)
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    if not np.isnan(means).any():
+        return np.quantile(means, tails, axis=0)
+    ends = np.full((2, means.shape[1]), np.nan)
+    for g in np.flatnonzero(~np.isnan(means).all(axis=0)):
+        column = means[:, g]
+        ends[:, g] = np.quantile(column[~np.isnan(column)], tails)
+    return ends
+
+
+def _shuffled(rng: np.random.Generator, labels: NDArray[np.int64] | None, *, n_rows: int) -> NDArray[np.intp]:
+    """Return a random order of rows that keeps each within its block."""
+    if labels is None:
+        return rng.permutation(n_rows)
+    order = np.empty(n_rows, dtype=np.intp)
+    order[np.argsort(labels, kind="stable")] = np.lexsort((rng.random(n_rows), labels))
+    return order

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import data
+from stpred._core import keys
+from stpred._core.checks import InputError, listing, one_of, whole
+from stpred._core.elements import need_sdata
+from stpred.encoders._module import TorchEncoder, pick_device
+from stpred.encoders._module import _evaluating as evaluating
+from stpred.models._sample import EXTREME, Sample, Scaling
+from stpred.tl._predict import context_of, encoder_for, gene_columns, region_for, trained_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+    from torch import Tensor
+
+    from stpred.encoders._base import Encoder
+    from stpred.models import Model
+    from stpred.models._base import Batch
+
+    Function = Callable[[Tensor], Tensor]
+
+logger = logging.getLogger("stpred")
+
+METHODS = ("integrated_gradients",)
+BASELINES = ("white", "blur")
+FAMILIES = ("stnet", "ridge", "mlp")
+
+_BLUR = 8
+"""The blurred baseline's Gaussian is the tile's edge over this."""
+
+_OFF = 0.01
+"""Relative difference between features with and without gradients up to which they are taken to be the same."""
+
+_INCOMPLETE = 0.05
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Which pixels of a tile raise or lower a prediction.
+
+    Attributes
+    ----------
+    genes, instances
+        (G,) symbols and (n,) ids of the locations.
+    tiles
+        (n, H, W, 3) uint8, as the model sees them.
+    attributions
+        (n, G, H, W) float32, summed over the channels, on the scale of the prediction: over a tile they add up to
+        ``predicted - at_baseline``.
+    predicted, at_baseline
+        (n, G) float32 predictions of the tile and of the baseline.
+    error
+        (n, G) how far the sum is off, which more `n_steps` make smaller.
+    mpp
+        Micrometres per pixel of the tiles.
+    baseline
+        What the tiles were compared with.
+    """
+
+    genes: list[str]
+    instances: pd.Index
+    tiles: NDArray[np.uint8]
+    attributions: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+    at_baseline: NDArray[np.float32]
+    error: NDArray[np.float32]
+    mpp: float
+    baseline: str
+
+
+def attribution(
+    sdata: SpatialData,
+    model: Model | str | Path,
+    genes: Iterable[str],
+    *,
+    shapes_key: str | None = None,
+    instances: Iterable[Any] | None = None,
+    method: str = "integrated_gradients",
+    n_steps: int = 32,
+    baseline: str = "white",
+    image_key: str | None = None,
+    encoder: Any = None,
+    batch_size: int = 16,
+    device: str | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> Attribution:
+    """Tell which pixels of a tile make a prediction, by integrated gradients.
+
+    The gradient of the prediction by the pixels is averaged on the straight line from a baseline to the tile, and
+    multiplied by how the tile differs from the baseline (captum). Neighbouring tiles and the statistics by which a
+    slide is standardised are held as they are.
+
+    Parameters
+    ----------
+    sdata
+        Slide with a calibrated H&E image.
+    model
+        A trained model of pixels (``"stnet"``), or ``"ridge"`` or ``"mlp"`` on features of an encoder that is a torch
+        module; or the folder that it was saved in, or its name.
+    genes
+        Genes of the model, few: each takes `n_steps` passes through the network for each tile.
+    shapes_key
+        Region; None takes the model's own when present, else the slide's only one.
+    instances
+        Ids of the locations; None: for each gene the one where most of it is predicted.
+    method
+        ``"integrated_gradients"``.
+    n_steps
+        Points on the line, of Gauss-Legendre quadrature.
+    baseline
+        ``"white"``: empty glass, so that everything in the tile counts; ``"blur"``: the tile without its structure
+        (Gaussian of an eighth of its edge), so that colour and density of the tissue as a whole do not count.
+    image_key, encoder, device, allow_upsampling, coordinate_system
+        As in :func:`stpred.tl.predict`.
+    batch_size
+        Points on the line that go through the network at a time.
+
+    Returns
+    -------
+    :class:`Attribution`; the object is left alone.
+
+    Raises
+    ------
+    InputError
+        If genes or instances are not known, or pixels cannot be followed through the encoder or the model: features of
+        ``"morphology"`` are counted and measured, for which :func:`stpred.tl.feature_associations` asks instead.
+
+    Notes
+    -----
+    An attribution explains the model, not the tissue: pixels that go along with a gene need not have to do with it.
+    Where a prediction is cut off at 0, its gradient is 0.
+
+    References
+    ----------
+    Sundararajan et al. 2017, "Axiomatic attribution for deep networks", ICML.
+
+    Examples
+    --------
+    >>> import stpred as st, torch
+    >>> slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
+    >>> pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.ReLU(), pool)
+    >>> seen = st.encoders.get(network, tile=st.TileSpec(4, 24))
+    >>> model = st.tl.train(slides, "ridge", genes=["EPCAM"], encoder=seen, shapes_key="spots")
+    >>> found = st.tl.attribution(slides["donor0"], model, ["EPCAM"], n_steps=8)
+    >>> found.attributions.shape
+    (1, 1, 24, 24)
+    """
+    one_of(method, METHODS, name="method")
+    one_of(baseline, BASELINES, name="baseline")
+    steps, at_once = whole(n_steps, name="n_steps"), whole(batch_size, name="batch_size")
+    trained = trained_model(model)
+    _check_family(trained)
+    columns = gene_columns(trained, genes)
+    used = encoder_for(trained, encoder, device=device)
+    _check_encoder(used)
+    need_sdata(sdata)
+    region = region_for(sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    trained.to(pick_device(device))
+    wanted = None if instances is None else _rows(region, instances)
+    if wanted is not None and not trained.needs.sources:  # then a location does not depend on the others
+        region, wanted = region.take(wanted), np.arange(len(wanted))
+    how = context_of(trained) | {"allow_upsampling": allow_upsampling}
+    batches = list(data.prediction_batches(region, used, trained.needs, **how))
+    if wanted is None:
+        values = np.empty((len(region.coords_um), len(columns)), np.float32)
+        for rows, batch in batches:
+            values[rows] = trained.predict(batch)[0][:, columns]
+        wanted = np.unique(values.argmax(axis=0))
+    tiles = _tiles(region, used, wanted)
+    parts = []
+    for row, tile in zip(wanted, tiles, strict=True):
+        rows, batch = next((r, b) for r, b in batches if (r == row).any())
+        function = prediction_of(trained, used, batch, int(np.flatnonzero(rows == row)[0]), tile=tile)
+        start = baseline_of(tile, baseline)
+        parts.append(integrated_gradients(function, tile, start, columns=columns, n_steps=steps, batch_size=at_once))
+    attributions, predicted, at_baseline = (np.stack(p) for p in zip(*parts, strict=True))
+    error = attributions.sum(axis=(2, 3)) - (predicted - at_baseline)
+    worst = float(np.max(np.abs(error) / np.maximum(np.abs(predicted - at_baseline), 0.1)))
+    if worst > _INCOMPLETE:
+        logger.warning("Attributions add up to the prediction within %.0f %% only; raise `n_steps`.", 100 * worst)
+    return Attribution(
+        [trained.record.genes[i] for i in columns], region.instances[wanted], tiles, attributions, predicted,
+        at_baseline, error, used.card.tile.mpp, baseline,
+    )  # fmt: skip
+
+
+def integrated_gradients(
+    function: Function, tile: NDArray[np.uint8], start: NDArray[np.float32], *, columns: list[int], n_steps: int,
+    batch_size: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
+    """Return (g, H, W) attributions of a tile's pixels, and (g,) predictions of the tile and of the baseline.
+
+    Parameters
+    ----------
+    function
+        Maps (b, H, W, 3) float tiles of 0 to 255 to (b, n_genes) predictions, differentiably.
+    tile, start
+        (H, W, 3) tile and baseline.
+    columns
+        (g,) which genes.
+    n_steps, batch_size
+        Points on the line, and how many of them go through `function` at a time.
+    """
+    import torch
+
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise InputError('Attributions need captum: pip install "stpred[analysis]".') from error
+    x, x0 = (torch.from_numpy(np.array(v, dtype=np.float32))[None] for v in (tile, start))
+    engine = IntegratedGradients(function)
+    found = []
+    for column in columns:
+        part = engine.attribute(x, x0, target=column, n_steps=n_steps, internal_batch_size=batch_size)
+        found.append(part.detach().sum(dim=-1)[0].cpu().numpy().astype(np.float32))
+    with torch.no_grad():
+        ends = function(torch.cat([x, x0]))[:, columns].float().cpu().numpy()
+    return np.stack(found), ends[0], ends[1]
+
+
+def baseline_of(tile: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
+    """Return the (H, W, 3) baseline of a tile."""
+    if kind == "white":
+        return np.full(tile.shape, 255.0, np.float32)
+    from scipy.ndimage import gaussian_filter
+
+    sigma = tile.shape[0] / _BLUR
+    return gaussian_filter(tile.astype(np.float32), (sigma, sigma, 0), mode="nearest")
+
+
+def prediction_of(model: Model, encoder: Encoder, batch: Batch, row: int, *, tile: NDArray[np.uint8]) -> Function:
+    """Return the prediction of one location as a differentiable function of the pixels of its tile.
+
+    Its neighbours and what features are standardised by are held as they are in the batch.
+    """
+    import torch
+
+    model.eval()
+    if model.family == "stnet":
+        return _pixels(model, batch)
+    head = _ridge(model, batch, row) if model.family == "ridge" else _network(model, batch, row)
+    device = next(iter(model.state_dict().values())).device
+
+    def features(x: Tensor) -> Tensor:
+        return _encoded(encoder, x).to(device)
+
+    own = np.asarray(batch.features[batch.targets[row]], np.float64)
+    with torch.no_grad():
+        again = features(torch.from_numpy(tile.astype(np.float32))[None])[0].cpu().numpy()
+    if np.linalg.norm(again - own) > _OFF * np.linalg.norm(own):
+        raise InputError(
+            f"Encoder {encoder.card.name!r} prepares tiles in its own way (`transform`), through which gradients "
+            "cannot be followed; wrap the module itself with `mean` and `std`: stpred.encoders.get(module, tile=..., "
+            "mean=..., std=...)."
+        )
+    return lambda x: head(features(x))
+
+
+def _pixels(model: Any, batch: Batch) -> Function:
+    import torch
+
+    scaling = model.scaling(batch)
+    mean, std = (model.pixel_mean, model.pixel_std) if scaling is None else (scaling.mean, scaling.std)
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=model.pixel_mean.device) for v in (mean, std))
+
+    def function(x: Tensor) -> Tensor:
+        values = ((x.to(mean.device) / 255 - mean) / std).flatten(1)
+        rows = torch.arange(len(values), device=mean.device)
+        return model.finish(model(Sample(values, rows, torch.zeros_like(rows))))
+
+    return function
+
+
+def _encoded(encoder: Any, x: Tensor) -> Tensor:
+    """Return the features of (b, H, W, 3) tiles of 0 to 255, differentiably."""
+    import torch
+
+    module, card = encoder._module, encoder.card
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    batch = x.to(device).permute(0, 3, 1, 2) / 255
+    if (size := encoder._input_px) != batch.shape[-1]:
+        batch = torch.nn.functional.interpolate(batch, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    if card.mean is not None and card.std is not None:
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (card.mean, card.std))
+        batch = (batch - mean) / std
+    with evaluating(module):
+        return encoder._forward(batch.contiguous()).float()
+
+
+def _around(batch: Batch, row: int) -> NDArray[Any]:
+    """Return (k, n_features) features of a target's neighbours."""
+    links = batch.links
+    if links is None:
+        return np.empty((0, batch.features.shape[1]), np.float32)
+    return np.asarray(batch.features[links.indices[links.indptr[row] : links.indptr[row + 1]]])
+
+
+def _ridge(model: Any, batch: Batch, row: int) -> Function:
+    import torch
+
+    device = model.coef.device
+    scaling = Scaling.of(batch.features[batch.sources])
+    mean, std = (model.mean, model.std) if model.config.standardize == "train" else (scaling.mean, scaling.std)
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
+    near = _around(batch, row)
+    context = None if len(near) == 0 else torch.as_tensor(near.mean(axis=0), dtype=torch.float32, device=device)
+
+    def function(x: Tensor) -> Tensor:
+        own = ((x - mean) / std).clamp(-EXTREME, EXTREME)
+        if model.config.context_um is None:
+            return own @ model.coef + model.intercept
+        # A location without neighbours is its own context.
+        other = own if context is None else ((context - mean) / std).clamp(-EXTREME, EXTREME).expand_as(own)
+        return torch.cat([own, other], dim=1) @ model.coef + model.intercept
+
+    return function
+
+
+def _network(model: Any, batch: Batch, row: int) -> Function:
+    import torch
+
+    device = next(model.parameters()).device
+    scaling = model.scaling(batch)
+    near = _around(batch, row).astype(np.float32)
+    fixed = torch.from_numpy(near if scaling is None else scaling.apply(near)).to(device)
+
+    def function(x: Tensor) -> Tensor:
+        if scaling is not None:
+            mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (scaling.mean, scaling.std))
+            x = ((x - mean) / std).clamp(-EXTREME, EXTREME)
+        rows = torch.arange(len(x), device=device)
+        linked = None
+        if model.config.context_um is not None:
+            linked = (len(x) + torch.arange(len(fixed), device=device)).expand(len(x), -1)
+        sample = Sample(torch.cat([x, fixed]), rows, torch.zeros_like(rows), neighbors=linked)
+        return model.finish(model(sample))
+
+    return function
+
+
+def _check_family(model: Model) -> None:
+    if model.family not in FAMILIES:
+        raise InputError(
+            f"Pixels cannot be followed through a {model.family!r} model: it sees more than one tile for each "
+            f"location, or predicts in several steps; attributions are there for {listing(FAMILIES)}."
+        )
+
+
+def _check_encoder(encoder: Encoder) -> None:
+    if encoder.card.name == "pixels":
+        return
+    if not isinstance(encoder, TorchEncoder):
+        raise InputError(
+            f"Features of the encoder {encoder.card.name!r} are counted and measured, so they have no gradient by the "
+            "pixels; stpred.tl.feature_associations says which of them go along with a gene."
+        )
+    if encoder._images:
+        raise InputError(f"Encoder {encoder.card.name!r} prepares images itself, so gradients cannot be followed.")
+
+
+def _rows(region: data.Region, instances: Iterable[Any]) -> NDArray[np.int64]:
+    """Return the positions of the wanted locations."""
+    if isinstance(instances, (str, bytes)) or not isinstance(instances, Iterable):
+        raise InputError(f"`instances` must be a list of ids of {region.shapes_key!r}, got {instances!r}.")
+    wanted = list(instances)
+    rows = region.instances.get_indexer(wanted)
+    if not wanted or (rows < 0).any():
+        unknown = [w for w, r in zip(wanted, rows, strict=True) if r < 0]
+        raise InputError(
+            f"`instances` are not on the image in {region.shapes_key!r}: {listing(unknown)}; its ids are "
+            f"{listing(region.instances, most=3)}."
+        )
+    return rows.astype(np.int64)
+
+
+def _tiles(region: data.Region, encoder: Encoder, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    from stpred.tiles import read_tiles
+
+    return read_tiles(region.pyramid, region.coords_um[rows], encoder.card.tile)

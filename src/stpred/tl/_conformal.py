@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stpred import data
+from stpred._core import keys
+from stpred._core.checks import InputError, listing
+from stpred.encoders._module import pick_device
+from stpred.tl._intervals import as_stable, calibrate, refused
+from stpred.tl._predict import trained_model
+from stpred.tl._unseen import predicted, saw
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stpred.models import Model
+
+
+def conformal(
+    model: Model | str | Path,
+    slides: Mapping[str, SpatialData],
+    *,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    cells_key: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    encoder: Any = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> pd.DataFrame:
+    """Calibrate a model's intervals on measured slides that it was not trained on (split conformal prediction).
+
+    From then on its predicted tables say, gene by gene, between which borders the measurement of a location of a new
+    slide lies in 50, 80, 90 and 95 % of cases. Slides are the unit: they weigh the same, and since a new slide brings
+    a shift of its own, intervals are widened until slides that are left out of making them are covered as stated (see
+    :func:`stpred.metrics.conformal_intervals`). Models of closed form come calibrated from :func:`stpred.tl.train`
+    where there are three donors or more.
+
+    Parameters
+    ----------
+    model
+        A trained model, whose record is changed, or the folder it was saved in (which is not: use the model that
+        :func:`stpred.models.load` returns). Save it again to keep the intervals.
+    slides
+        Names to slides with measured raw counts, two or more; those that the model was trained on are refused.
+    shapes_key, table_key, image_key, cells_key
+        As in :func:`stpred.tl.train`.
+    groups
+        Donor of each slide, to refuse slides of donors that the model was trained on; None: only the very slides.
+    encoder, device, batch_size, allow_upsampling, coordinate_system
+        As in :func:`stpred.tl.predict`.
+
+    Returns
+    -------
+    DataFrame, one row per level: ``level``, ``coverage`` (mean over slides, each covered by intervals that were made
+    without it; NaN with two slides), ``coverage_sd`` between slides, ``factor`` of the widening, ``width`` (median
+    over genes, on the output scale of the model or the root of counts), ``n_slides``. Later
+    predictions have ``var["interval_low"]`` and ``["interval_high"]`` (90 %), ``varm["interval_offsets"]`` (all
+    levels), and with ``stpred.tl.predict(interval=0.9)`` ``layers["lower"]`` and ``layers["upper"]``.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two slides, one was trained on, the predictions have no scale, or none of the genes was
+        measured.
+
+    References
+    ----------
+    Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, J. Am. Stat. Assoc. 113 (2018).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(5)
+    >>> names = list(slides)
+    >>> model = st.tl.train({s: slides[s] for s in names[:2]}, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    >>> found = st.tl.conformal(model, {s: slides[s] for s in names[2:]}, shapes_key="spots")
+    >>> found["level"].tolist()
+    [0.5, 0.8, 0.9, 0.95]
+    """
+    trained = trained_model(model)
+    if reason := refused(trained):
+        raise InputError(f"Model {trained.record.name!r} can have no intervals: {reason}.")
+    slides = data.as_slides(slides)
+    if len(slides) < 2:
+        raise InputError(
+            f"Intervals are calibrated on two slides or more, got {listing(slides)}: how slides differ cannot be known "
+            "from one."
+        )
+    trained.to(pick_device(device))
+    where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
+    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    names, residuals = trained.record.genes, []
+    regions = {
+        s: data.read_region(sdata, slide=s, shapes_key=shapes_key, measured=True, prefer=trained.record.region, **where)
+        for s, sdata in slides.items()
+    }
+    if seen := [s for s, r in regions.items() if saw(trained, r, (groups or {}).get(s, ""))]:
+        raise InputError(
+            f"Model {trained.record.name!r} was trained on {listing(seen)} (or on their donors); intervals need slides "
+            "that it has not seen, or stpred.tl.train(..., intervals=True)."
+        )
+    for region in regions.values():
+        if trained.needs.cells:
+            region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
+        known = region.known(names)
+        if not known.any():
+            raise InputError(f"Slide {region.slide!r} measured none of the model's genes.")
+        mine = [g for g, k in zip(names, known, strict=True) if k]
+        found = np.full((len(region.coords_um), len(names)), np.nan)
+        guess = predicted(trained, region, reading, encoder=encoder)[:, known]
+        scale = trained.record.target
+        found[:, known] = as_stable(region.target(mine, scale), scale) - as_stable(guess, scale)
+        residuals.append(found)
+    calibrate(trained, residuals, slides=list(slides), how="slides that the model was not trained on")
+    levels = trained.record.intervals["levels"]
+    width = [np.nanmedian(np.array(i["high"], float) - np.array(i["low"], float)) for i in levels]
+    frame = pd.DataFrame(levels).drop(columns=["low", "high"]).assign(width=width, n_slides=len(slides))
+    return frame[["level", "coverage", "coverage_sd", "factor", "width", "n_slides"]].astype({"coverage": float})

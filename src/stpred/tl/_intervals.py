@@ -1,0 +1,124 @@
+"""Conformal intervals of a model: from the residuals of slides that it has not seen into its record and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import metrics
+from stpred._core.checks import InputError, listing
+from stpred._core.targets import TARGETS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stpred.models import Model
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+LEVEL = 0.9
+"""The one whose offsets are in ``var`` of predicted tables."""
+
+LOWER, UPPER = "lower", "upper"
+LOW, HIGH = "interval_low", "interval_high"
+OFFSETS = "interval_offsets"
+
+
+def refused(model: Model) -> str | None:
+    """Say why a model has no intervals, or return None."""
+    if model.record.target not in TARGETS:
+        return f"its predictions are {model.record.target}, so nothing measured lies at a distance from them"
+    if model.per is not None:
+        return f"its predictions are amounts per {model.per} counts, which a location does not measure"
+    return None
+
+
+def as_stable(values: Any, output_scale: str) -> NDArray[np.float64]:
+    """Return values on the scale that offsets are added on: roots of counts, whose noise hardly depends on the mean."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.sqrt(np.maximum(values, 0)) if output_scale == "counts" else values
+
+
+def calibrate(model: Model, residuals: Sequence[NDArray[np.float64]], *, slides: Sequence[str], how: str) -> None:
+    """Write the intervals of all levels into the model's record.
+
+    Parameters
+    ----------
+    model
+        Trained; its genes are the columns of the residuals.
+    residuals
+        (n_i, G) observed minus predicted of each slide that the predicting model had not seen, see `as_stable`.
+    slides, how
+        Names of these slides, and in which way they were unseen.
+    """
+    found = {level: metrics.conformal_intervals(residuals, level=level) for level in LEVELS}
+    record = model.record
+    record.intervals = {
+        "scale": "sqrt" if record.target == "counts" else "identity",
+        "slides": list(slides),
+        "how": how,
+        "levels": [
+            {
+                "level": level,
+                "factor": round(i.factor, 4),
+                "coverage": _rounded(np.mean(i.coverage)),
+                "coverage_sd": _rounded(np.std(i.coverage, ddof=1)),
+                "low": [_rounded(v) for v in i.low],
+                "high": [_rounded(v) for v in i.high],
+            }
+            for level, i in found.items()
+        ],
+    }
+    usual = next(i for i in record.intervals["levels"] if i["level"] == LEVEL)
+    record.var |= {LOW: usual["low"], HIGH: usual["high"]}
+
+
+def facts_of(model: Model) -> dict[str, Any]:
+    """Return what the provenance of a table says of its intervals."""
+    if not model.record.intervals:
+        return {}
+    found = dict(model.record.intervals)
+    found["levels"] = [{k: v for k, v in i.items() if k not in ("low", "high")} for i in found["levels"]]
+    return {"intervals": found}
+
+
+def check_level(model: Model, level: float | None) -> None:
+    """Refuse a level that the model was not calibrated for."""
+    if level is None:
+        return
+    known = [i["level"] for i in model.record.intervals.get("levels", [])]
+    if not known:
+        raise InputError(
+            f"Model {model.record.name!r} has no calibrated intervals; give it some with stpred.tl.conformal(model, "
+            "slides) and slides that it was not trained on, or stpred.tl.train(..., intervals=True)."
+        )
+    if level not in known:
+        raise InputError(f"`interval` must be one of the calibrated levels {listing(known)}, got {level!r}.")
+
+
+def put_intervals(table: AnnData, model: Model, columns: Sequence[int], level: float | None) -> None:
+    """Write the offsets of all levels into ``varm``, and with a level the borders of every location into layers."""
+    if not model.record.intervals:
+        return
+    levels = model.record.intervals["levels"]
+    offsets = np.array([[i[side] for i in levels for side in ("low", "high")]], dtype=np.float64)[0].T
+    table.varm[OFFSETS] = offsets[list(columns)]
+    if level is not None:
+        at = [i["level"] for i in levels].index(level)
+        low, high = bounds(table.X, table.varm[OFFSETS], at, output_scale=model.record.target)
+        table.layers[LOWER], table.layers[UPPER] = low.astype(np.float32), high.astype(np.float32)
+
+
+def bounds(
+    predicted: Any, offsets: NDArray[np.float64], at: int, *, output_scale: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (n, G) borders of the intervals of one level; nothing measured is below zero."""
+    stable = as_stable(predicted, output_scale)
+    low, high = (np.maximum(stable + offsets[:, 2 * at + side], 0) for side in (0, 1))
+    return (np.square(low), np.square(high)) if output_scale == "counts" else (low, high)
+
+
+def _rounded(value: Any) -> float | None:
+    return float(f"{value:.5g}") if np.isfinite(value) else None
