@@ -222,7 +222,8 @@ def bulk(slides: dict[str, SpatialData], out: Path) -> None:
     axes[1].hist(found.correlation.dropna(), bins=np.arange(-1.1, 1.2, 0.2), color="C0", alpha=0.8)
     axes[1].axvline(0, color="black", linewidth=0.8)
     axes[1].set(xlabel="Spearman over four sections of one patient", ylabel="genes",
-                title=f"within genes: median {found.correlation.median():.2f}\n(leaving one of four out pushes it to -1)")  # fmt: skip
+                title=f"within genes: median {found.correlation.median():.2f}\n"
+                      "(leaving one of four out pushes it to -1)")  # fmt: skip
     _save(fig, out / "pseudobulk.png")
     _say(f"pseudo-bulk: over genes {found.attrs['per_sample']}, by the mean {found.attrs['per_sample_of_mean']}; "
          f"over sections median {found.correlation.median():.2f}")  # fmt: skip
@@ -272,12 +273,12 @@ def pixels(slides: dict[str, SpatialData], out: Path) -> None:
     fig, axes = plt.subplots(2, 3, figsize=(9, 6.2), layout="constrained")
     for i, row in enumerate(axes):
         row[0].imshow(found.tiles[i])
-        row[0].set_title(f"spot {found.instances[i]}: most {found.genes[i]}", fontsize=9)
+        row[0].set_title(f"spot {found.instances[i]}: most {found.genes[i]} predicted", fontsize=9)
         for j, ax in enumerate(row[1:]):
-            values = gaussian_filter(found.attributions[i, j], 1.0)
+            values = gaussian_filter(found.attributions[i, j], 1.5)
             end = np.percentile(np.abs(values), 99.5)
             ax.imshow(values, cmap="RdBu_r", vmin=-end, vmax=end)
-            change = f"{found.predicted[i, j]:.2f}, empty glass {found.at_baseline[i, j]:.2f}"
+            change = f"{found.predicted[i, j]:.2f} (empty glass: {found.at_baseline[i, j]:.2f})"
             ax.set_title(f"{found.genes[j]}: {change}", fontsize=9)
     for ax in axes.ravel():
         ax.set_axis_off()
@@ -285,11 +286,10 @@ def pixels(slides: dict[str, SpatialData], out: Path) -> None:
     dark = 255 - found.tiles.mean(axis=-1)
     most = dark >= np.quantile(dark, 0.8, axis=(1, 2), keepdims=True)
     for i, gene in enumerate(found.genes):
-        values = found.attributions[i, i]
-        part = values[most[i]].sum() / values.sum()
-        _say(
-            f"{gene}: held-out r {scores.loc[gene, 'pearson']:.2f}; the darkest fifth of the pixels makes {part:.0%} of it"
-        )
+        part = found.attributions[i, i][most[i]].sum()
+        whole = found.attributions[i, i].sum()
+        r = scores.loc[gene, "pearson"]
+        _say(f"{gene}: held-out r {r:.2f}; of {whole:+.2f} the darkest fifth of the pixels makes {part:+.2f}")
     _say(f"attributions add up within {np.abs(found.error).max():.3f}")
 
 
@@ -311,7 +311,7 @@ def _random_filters(n: int = 64, size: int = 7, scales: int = 3) -> Any:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             parts = []
             for _ in range(scales):
-                seen = nn.functional.relu(nn.functional.conv2d(x, self.weight, self.bias, stride=2))
+                seen = nn.functional.relu(nn.functional.conv2d(x, self.weight, self.bias))
                 parts.append(seen.mean(dim=(2, 3)))
                 x = nn.functional.avg_pool2d(x, 2)
             return torch.cat(parts, dim=1)

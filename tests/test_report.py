@@ -154,7 +154,7 @@ def test_the_page_holds_the_values_that_it_is_asked_for(slides: dict[str, Spatia
     x = np.frombuffer(base64.b64decode(place["x"]), "<u2") / 65535 * place["width"]
     np.testing.assert_allclose(x - x[0], table.obsm["spatial"][:, 0] - table.obsm["spatial"][0, 0], atol=0.05)
     assert place["size"] == pytest.approx(27.5, rel=0.01)
-    assert place["filled"] == pytest.approx(46, rel=0.01)  # spots are 100 um apart
+    assert place["filled"] == pytest.approx(36, rel=0.01)  # spots are 100 um apart
     counts = slides["donor1"].tables["spots_counts"].X.toarray()
     log = np.log1p(1e4 * counts[:, 7] / counts.sum(axis=1))
     assert low_measured == pytest.approx(np.quantile(log, 0.01), rel=1e-3)

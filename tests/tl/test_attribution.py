@@ -115,9 +115,11 @@ def test_the_path_is_integrated_not_the_end(cohort: dict[str, SpatialData]) -> N
 
 def test_none_takes_the_location_with_most(cohort: dict[str, SpatialData], unseen: SpatialData) -> None:
     model = _trained(cohort, st.models.Ridge.Config(), Corner())
-    found = st.tl.attribution(unseen, model, ["EPCAM"], n_steps=2)
-    table = st.tl.predict(unseen, model, genes=["EPCAM"], inplace=False)
-    assert found.instances.tolist() == [table.obs["instance_id"].iloc[int(table.X[:, 0].argmax())]]
+    table = st.tl.predict(unseen, model, inplace=False)
+    for genes in (["EPCAM", "COL1A2"], ["COL1A2", "EPCAM"]):
+        found = st.tl.attribution(unseen, model, genes, n_steps=2)
+        most = table.obs["instance_id"].iloc[table[:, genes].X.argmax(axis=0)]
+        assert found.instances.tolist() == most.tolist()
 
 
 def test_bad_input(cohort: dict[str, SpatialData], unseen: SpatialData, ridge: Any) -> None:

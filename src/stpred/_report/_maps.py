@@ -60,13 +60,13 @@ class Layout:
 
     @property
     def filled_um(self) -> float:
-        """Size at which neighbours nearly touch: spots as they are would be dots on a small map."""
+        """Size for small maps, on which spots as they are would be dots; the tissue still shows between them."""
         from scipy.spatial import cKDTree
 
         if len(self.xy_um) < 2:
             return self.size_um
         nearest = cKDTree(self.xy_um).query(self.xy_um, k=2)[0][:, 1]
-        return max(self.size_um, 0.46 * float(np.median(nearest)))
+        return max(self.size_um, 0.36 * float(np.median(nearest)))
 
     def reduced(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return one value per drawn location: the mean of the known ones in it."""

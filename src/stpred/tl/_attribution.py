@@ -113,7 +113,7 @@ def attribution(
     shapes_key
         Region; None takes the model's own when present, else the slide's only one.
     instances
-        Ids of the locations; None: for each gene the one where most of it is predicted.
+        Ids of the locations; None: for each gene in turn the one where most of it is predicted.
     method
         ``"integrated_gradients"``.
     n_steps
@@ -177,7 +177,7 @@ def attribution(
         values = np.empty((len(region.coords_um), len(columns)), np.float32)
         for rows, batch in batches:
             values[rows] = trained.predict(batch)[0][:, columns]
-        wanted = np.unique(values.argmax(axis=0))
+        wanted = np.asarray(list(dict.fromkeys(values.argmax(axis=0).tolist())))  # in the order of the genes
     tiles = _tiles(region, used, wanted)
     parts = []
     for row, tile in zip(wanted, tiles, strict=True):
@@ -262,8 +262,8 @@ def prediction_of(model: Model, encoder: Encoder, batch: Batch, row: int, *, til
     if np.linalg.norm(again - own) > _OFF * np.linalg.norm(own):
         raise InputError(
             f"Encoder {encoder.card.name!r} prepares tiles in its own way (`transform`), through which gradients "
-            "cannot be followed; wrap the module itself with `mean` and `std`: stpred.encoders.get(module, tile=..., "
-            "mean=..., std=...)."
+            "cannot be followed, or kept features are of an older version of it; wrap the module itself with `mean` "
+            "and `std`, stpred.encoders.get(module, tile=..., mean=..., std=...), or compute its features anew."
         )
     return lambda x: head(features(x))
 

@@ -37,7 +37,7 @@ COLUMNS = [
     "donor",
 ]  # fmt: skip
 
-CEILING, MEAN = "ceiling", "training_mean"
+CEILING, MEAN, POOLED = "ceiling", "training_mean", "pearson_pooled"
 
 
 def cross_validate(
@@ -116,7 +116,9 @@ def cross_validate(
     ``trained_on``, ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside
     the fold), ``donor``. Metrics are those of :func:`stpred.tl.compare`: ``pearson``, ``spearman``, ``auroc``,
     ``ssim``, ``pearson_smoothed``, ``pearson_given_library_size``, and ``r2``, ``rmse``, ``mae``, which are missing
-    where the prediction is on another scale.
+    where the prediction is on another scale. Where a fold leaves out several slides, ``pearson_pooled`` is that over
+    all their locations at once, as some publications report it: differences between slides raise it, so it is a row of
+    its own (slide ``"pooled {fold}"``) and in no mean.
 
     What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
     tells), ``neighbours`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse`` and ``mae`` of
@@ -209,7 +211,7 @@ def cross_validate(
         ]
     run.clear()
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
-    result = result.assign(donor=result["slide"].map(donors))[COLUMNS]
+    result = result.assign(donor=result["slide"].map(donors).fillna(result["fold"]))[COLUMNS]
     if unseen is not None:
         unseen.put(slides, result)
     return result
@@ -273,6 +275,7 @@ def _score_model(
     model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=keep, run=run)
     said = ", ".join(f"{k}={v}" for k, v in _told(options[best], facts, several=len(options) > 1).items())
     parts, predicted = [], []
+    both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in scales}
     for s, rows in fold.test.items():
         batch = embedded[_key(options[best])][s]
         batch = batch if rows is None else batch.take(rows)
@@ -282,6 +285,7 @@ def _score_model(
             comparable = scored_scale(blanks[best], target) == scale and blanks[best].output_scale(target) != "relative"
             found = scores(model.as_scored(raw), truth, comparable=comparable)
             parts.append(tidy(found, names).assign(slide=s, target=scale))
+            both[scale].append((model.as_scored(raw), truth.observed))
         if keep:
             limit = facts.get("slide_limit")
             predicted.append(
@@ -292,6 +296,10 @@ def _score_model(
                     encoder=_seen_through(blanks[best], encoder), fold=fold.name, trained_on=list(fold.train),
                 )
             )  # fmt: skip
+    if len(fold.test) > 1:
+        for scale, values in both.items():
+            pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*values, strict=True)))
+            parts.append(tidy({POOLED: pooled}, names).assign(slide=f"pooled {fold.name}", target=scale))
     frame = pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
     return frame, predicted
 
