@@ -76,7 +76,8 @@
       pen.drawImage(image, 0, 0, canvas.width, canvas.height);
       pen.globalAlpha = 1;
     }
-    const size = Math.max((small ? slide.filled : slide.size) * scale, 0.7);
+    const dots = small || slide.size * scale < 2; // too small to be seen as they are
+    const size = Math.max((dots ? slide.filled : slide.size) * scale, 0.7);
     for (let i = 0; i < values.length; i++) {
       if (values[i] === 255) continue;
       pen.fillStyle = COLOURS[values[i]];

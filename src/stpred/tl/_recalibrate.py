@@ -8,6 +8,7 @@ import numpy as np
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import table_instances, table_regions
+from stpred._core.gamma_poisson import shrink
 from stpred._core.pairing import pair
 from stpred._core.targets import dense
 from stpred.tl._intervals import HIGH, LOW
@@ -168,10 +169,10 @@ def shrunken_lines(x: NDArray[np.float64], y: NDArray[np.floating]) -> tuple[NDA
     raw = np.divide((dx * dy).sum(axis=0), square, out=np.zeros(x.shape[1]), where=known)
     noise = _moderated(np.square(dy - raw * dx).sum(axis=0), n - 2)
     error = np.divide(noise, square, out=np.full(x.shape[1], np.inf), where=known)
-    slope = _towards_common(raw, error)
+    slope = shrink(raw, error)[0]
     slope = np.maximum(slope, _LEAST_SLOPE * max(float(np.median(slope)), 0.0))
     # The shift of a gene is its mean residual about the prediction; shifts of a slide have a common part too.
-    shift = _towards_common(mean_y - slope * mean_x, _moderated(np.square(dy - slope * dx).sum(axis=0), n - 2) / n)
+    shift, _ = shrink(mean_y - slope * mean_x, _moderated(np.square(dy - slope * dx).sum(axis=0), n - 2) / n)
     return slope, shift
 
 
@@ -179,22 +180,6 @@ def _moderated(squares: NDArray[np.float64], free: int) -> NDArray[np.float64]:
     """Return residual variances, those of few degrees of freedom drawn towards the median gene's."""
     typical = float(np.median(squares)) / max(free, 1)
     return (squares + _PRIOR_FREE * typical) / (max(free, 0) + _PRIOR_FREE)
-
-
-def _towards_common(values: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return posterior means of normal values with known sampling variances, the prior estimated from all of them."""
-    known = np.isfinite(variance)
-    if known.sum() < 2:
-        return np.where(known, values, values[known].mean() if known.any() else 0.0)
-    floor = max(float(np.median(variance[known])) * 1e-3, 1e-12)
-    own = np.maximum(variance, floor)
-    weight = np.where(known, 1 / own, 0.0)
-    common = float((weight * values).sum() / weight.sum())
-    # DerSimonian and Laird's estimate: genes that hardly vary here have wild lines, and next to no say.
-    excess = float((weight * np.square(values - common)).sum()) - (int(known.sum()) - 1)
-    between = max(excess / float(weight.sum() - np.square(weight).sum() / weight.sum()), 0.0)
-    share = np.where(known, between / (between + own), 0.0)
-    return common + share * (values - common)
 
 
 def _standard(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
