@@ -112,6 +112,20 @@ def test_what_is_written(tmp_path: Path) -> None:
     slide.write(tmp_path / "slide.zarr")
 
 
+def test_centres_come_from_the_shapes_where_the_table_has_none() -> None:
+    slide = st.datasets.toy(size_um=(400, 400), n_genes=40)
+    counts = slide.tables["spots_counts"]
+    centres = counts.obsm.pop("spatial") if "spatial" in counts.obsm else None
+    sets = {"a": counts.var_names[:10]}
+    found = st.tl.pathway_activity(slide, "spots_counts", sets, inplace=False)
+    assert found.obsm["spatial"].shape == (counts.n_obs, 2)
+    if centres is not None:
+        np.testing.assert_allclose(found.obsm["spatial"], centres, atol=1e-6)
+    bare, _ = _slide()
+    del bare.tables["t"].obsm["spatial"]
+    assert "spatial" not in st.tl.pathway_activity(bare, "t", _network(), inplace=False).obsm
+
+
 def test_squidpy_and_empty_locations() -> None:
     import squidpy as sq
 

@@ -136,6 +136,8 @@ def _scatter(ax: Axes, observed: NDArray[np.float32], predicted: NDArray[np.floa
 
 
 def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float64], *, scale: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     bins = np.linspace(-1, 1, 81).tolist()
     for values, label, color in ((scores, "predicted from the image", "C0"), (baseline, "library size alone", "C7")):
         known = values[np.isfinite(values)]
@@ -144,6 +146,6 @@ def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float
     ax.axvline(0, color="black", linewidth=0.8)
     low = min(-0.3, float(np.nanmin(np.r_[scores, baseline, 0.0])) - 0.05)
     ax.set(xlim=(low, 1), xlabel=f"Pearson correlation per gene ({scale})", ylabel="genes")
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     plain(ax)

@@ -173,7 +173,7 @@ def _ceiling(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
 def _joined(ax: Axes, names: list[str], comparison: ModelComparison) -> None:
     """Draw a bar over each set of models that cannot be told apart, and say by what."""
     groups = [sorted(names.index(n) for n in group if n in names) for group in comparison.groups]
-    if not any(groups):
+    if not set(comparison.ranks.index) & set(names):
         raise InputError(f"`comparison` is of none of the models {listing(names)}.")
     low, high = ax.get_ylim()
     step = 0.05 * (high - low)

@@ -44,6 +44,7 @@ def training(model: Any, *, save: str | Path | None = None) -> NDArray[Any]:
     2
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     record = getattr(model, "record", None)
     if record is None:
@@ -67,6 +68,6 @@ def training(model: Any, *, save: str | Path | None = None) -> NDArray[Any]:
             ax.axvline(chosen, color="0.5", linestyle="--", linewidth=0.8, label=f"{chosen} epochs")
             ax.legend(frameon=False, fontsize=8)
         ax.set(xlabel="epoch", ylabel=CURVES[name])
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain(ax)
     return finish(array(list(axes[0])), save)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, element_name, key_in, listing, one_of, whole
-from stpred._core.elements import centroids, need_sdata, table_regions
+from stpred._core.elements import affine_to, centroids, need_sdata, table_regions
 from stpred._core.gene_sets import need_decoupler, read_network, sets_among
 from stpred.tl._markers import chosen_genes, compared_values
 
@@ -212,10 +212,15 @@ def _alike(
     result = Table(X, obs=obs, var=var, layers={"p_adj": p_adj})
     if keys.SPATIAL in table.obsm:
         result.obsm[keys.SPATIAL] = np.array(table.obsm[keys.SPATIAL])[rows]
-    elif (region := table_regions(table)[0]) in sdata.shapes and len(table_regions(table)) == 1:
-        xy, instances = centroids(sdata, region)
+    elif len(regions := table_regions(table)) == 1 and _placed(sdata, regions[0]):
+        xy, instances = centroids(sdata, regions[0])
         result.obsm[keys.SPATIAL] = xy[instances.get_indexer(obs[columns[1]])]
     result.uns[keys.UNS] = json.dumps(facts, sort_keys=True, default=tables.plain)
     return TableModel.parse(
         result, region=list(obs[columns[0]].cat.categories), region_key=columns[0], instance_key=columns[1]
     )
+
+
+def _placed(sdata: SpatialData, region: str) -> bool:
+    """Whether the centres of a region are known in micrometres."""
+    return region in sdata.shapes and affine_to(sdata.shapes[region]) is not None

@@ -7,6 +7,7 @@ import pandas as pd
 
 from stpred import metrics
 from stpred._core.checks import InputError, listing, one_of, whole
+from stpred.metrics._summary import mean_of_defined
 
 _FEWEST_DONORS = 3
 _NEEDED = ("model", "slide", "gene", "metric", "value", "target")
@@ -124,7 +125,7 @@ def _of_model(wide: pd.DataFrame, donors: pd.Series, *, nan: Any, n: int, seed: 
     values = wide.to_numpy(dtype=np.float64)
     genes_first, slides_first = (metrics.average(values, order=order, nan=nan) for order in ("genes", "slides"))  # type: ignore[arg-type]
     filled = np.nan_to_num(values) if nan == "zero" else values
-    per_slide = _mean(filled, axis=1)
+    per_slide = mean_of_defined(filled, axis=1)
     low, high = _interval(per_slide, donors, n=n, seed=seed)
     return {
         "mean": genes_first["mean"],
@@ -133,7 +134,7 @@ def _of_model(wide: pd.DataFrame, donors: pd.Series, *, nan: Any, n: int, seed: 
         "mean_over_slides_first": slides_first["mean"],
         "sd_genes": slides_first["sd"],
         "sd_slides": genes_first["sd"],
-        "median_gene": metrics.summarise(_mean(filled, axis=0))["median"],
+        "median_gene": metrics.summarise(mean_of_defined(filled, axis=0))["median"],
         "n_genes": wide.shape[1],
         "n_slides": wide.shape[0],
         "n_donors": donors.nunique(),
@@ -147,7 +148,7 @@ def _of_genes(wide: pd.DataFrame, donors: pd.Series, *, nan: Any, n: int, seed: 
     filled = np.nan_to_num(values) if nan == "zero" else values
     low, high = _interval(filled, donors, n=n, seed=seed)
     n_slides = wide.shape[0] - (0 if nan == "zero" else missing.sum(axis=0))
-    columns = {"mean": _mean(filled, axis=0), "low": low, "high": high, "n_slides": n_slides}
+    columns = {"mean": mean_of_defined(filled, axis=0), "low": low, "high": high, "n_slides": n_slides}
     return pd.DataFrame(columns | {"n_missing": missing.sum(axis=0)}, index=wide.columns)
 
 
@@ -185,10 +186,3 @@ def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> p
         },
         index=wide.columns,
     )
-
-
-def _mean(values: np.ndarray, *, axis: int) -> np.ndarray:
-    known = ~np.isnan(values)
-    number = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
-    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)

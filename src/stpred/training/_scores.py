@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred.metrics._summary import mean_of_defined
+
 TRUSTED = 0.1
 """Mean Pearson correlation on left-out slides from which a gene counts as predictable."""
 
@@ -26,10 +28,10 @@ class HeldOut:
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return each gene's mean over slides (NaN where it never varied) and its number of scored slides."""
         n_slides = np.isfinite(self.pearson).sum(axis=0)
-        pearson = _mean(self.pearson)
+        pearson = mean_of_defined(self.pearson, axis=0)
         return {
             "cv_pearson": pearson,
-            "cv_spearman": _mean(self.spearman),
+            "cv_spearman": mean_of_defined(self.spearman, axis=0),
             "n_slides": n_slides,
             "trusted": (np.nan_to_num(pearson) > TRUSTED) & (self._beyond_chance() > CHANCE),
         }
@@ -98,11 +100,4 @@ def held_out(curves: list[Curve], criterion: str, *, epochs: int | None) -> Held
         n.append(curve.n_locations)
     return HeldOut(
         np.concatenate(pearson).astype(np.float64), np.concatenate(spearman).astype(np.float64), np.concatenate(n)
-    )
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = np.isfinite(values)
-    return np.where(
-        known.any(axis=0), np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1), np.nan
     )
