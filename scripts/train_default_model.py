@@ -43,9 +43,9 @@ score is in `var["cv_pearson"]` of the predicted table.
 organs or stains. As a benchmark of the method. Train on your own slides: `st.tl.train`.
 
 **How to see that it does not fit.** `obs["in_distribution"]` and `obs["ood_score"]` of the predicted table;
-`st.tl.predict` warns when most tiles look unlike the training tiles. It has seen one patient's slides and takes those of
-other patients, stains and scanners for what they are: unlike. Its intervals (`var["interval_low"]`, `["interval_high"]`)
-were calibrated between these sections too, and are too narrow for anything else.
+`st.tl.predict` warns when most tiles look unlike the training tiles. It has seen one patient's slides and takes those
+of other patients, stains and scanners for what they are: unlike. Its intervals (`var["interval_low"]` and
+`["interval_high"]`) were calibrated between these sections too, and are too narrow for anything else.
 
 **Settings.** {config}; penalty {penalty:g}, chosen by leaving sections out; encoder `morphology` revision {revision}.
 """

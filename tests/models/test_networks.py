@@ -711,3 +711,29 @@ def test_a_function_of_the_neighbours_is_found_by_those_that_see_them(
 def test_nothing_is_found_where_there_is_nothing(name: str) -> None:
     rng = np.random.default_rng(9)
     assert abs(left_out(name, lambda own, _: np.exp(rng.normal(size=(len(own), 40))), epochs=5)) < 0.05
+
+
+def test_spread_of_negative_binomial_predictions_is_that_of_the_counts() -> None:
+    from stpred.models import Ensemble
+
+    rng = np.random.default_rng(0)
+    config = MLP.Config(hidden=(4,), loss="nb", standardize="none")
+    model = MLP(config, n_features=3, n_genes=4)
+    theta, library = np.array([1.0, 3.0, 10.0, 1e6]), 20_000
+    with torch.no_grad():
+        model.log_dispersion.copy_(torch.from_numpy(np.log(theta)))
+        model.head.bias.copy_(torch.logit(torch.full((4,), 0.01)))  # 200 of 20 000 counts
+        model.head.weight.zero_()
+    model._set("library_median", np.array(library))
+    batch = Batch.of(rng.normal(size=(5, 3)).astype(np.float32))
+    mean, std = model.eval().predict(batch)
+    assert std is not None
+    assert mean.shape == std.shape == (5, 4)
+    rates = rng.gamma(theta, 200 / theta, size=(200_000, 4))
+    drawn = np.log1p(rng.poisson(rates) * 1e4 / library)
+    np.testing.assert_allclose(std[0, 1:], drawn.std(axis=0)[1:], rtol=0.15)  # to first order: wide ones are off
+    assert std[0, 0] > std[0, 1] > std[0, 2] > std[0, 3]
+    both = Ensemble(Ensemble.Config(config, n=2), n_features=3, n_genes=4)
+    both.set_members([model, model], [batch], relative=False)
+    np.testing.assert_allclose(both.predict(batch)[1], std, rtol=1e-5)  # members that agree are as sure as each
+    assert MLP(MLP.Config(hidden=(4,)), n_features=3, n_genes=4).predict(batch)[1] is None

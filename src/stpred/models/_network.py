@@ -102,6 +102,7 @@ class Network(Iterative):
     feature_std: Tensor
     gene_mean: Tensor
     gene_std: Tensor
+    library_median: Tensor
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
@@ -112,6 +113,7 @@ class Network(Iterative):
         self.register_buffer("gene_std", torch.ones(n_genes))
         if self.config.loss == "nb":
             self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
+            self.register_buffer("library_median", torch.ones(()))
 
     # What the data layer brings.
 
@@ -162,6 +164,7 @@ class Network(Iterative):
             sums = moments([b.y for b in batches])[0] * len(totals)
             part = ((sums + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
             self.initialise(np.log(part / (1 - part)))
+            self._set("library_median", np.median(totals))
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (n_genes,) what training targets are centred and divided by."""
@@ -222,8 +225,22 @@ class Network(Iterative):
             self.train(was)
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the (n, n_genes) mean prediction; there is no standard deviation (see `Ensemble`)."""
-        return self._evaluate(batch, self.finish), None
+        """Return the (n, n_genes) mean prediction, and the standard deviation where counts have a likelihood.
+
+        Networks of other losses have none (see `Ensemble`).
+        """
+        mean = self._evaluate(batch, self.finish)
+        return mean, self._deviation(mean) if self.config.loss == "nb" and self.per is None else None
+
+    def _deviation(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the standard deviation of log1p CP10k measured at the training locations' median library size.
+
+        Of negative binomial counts whose variance is ``mu + mu ** 2 / theta``, to first order in the logarithm.
+        """
+        rate = np.expm1(mean, dtype=np.float64)
+        theta = self.log_dispersion.detach().cpu().double().clamp(-10, 15).exp().numpy()
+        variance = rate * (CP10K / float(self.library_median)) + np.square(rate) / theta
+        return (np.sqrt(variance) / (1 + rate)).astype(np.float32)
 
     def outputs(self, batch: Batch) -> NDArray[np.float32]:
         """Return the (n, n_genes) outputs as the network gives them, neither scaled back nor clipped."""

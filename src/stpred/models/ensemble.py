@@ -137,13 +137,16 @@ class Ensemble(Model):
             self._set("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return mean and standard deviation over the members."""
+        """Return mean and standard deviation over the members, that of their own likelihood included."""
         scale = self.scale.cpu().numpy()
         mean: Any = 0.0
         square: Any = 0.0
+        own: Any = 0.0
         for k, (member, size) in enumerate(zip(self.members, scale, strict=True), start=1):  # Welford
-            value = member.predict(batch)[0].astype(np.float64) / size  # type: ignore[operator]
+            found, std = member.predict(batch)  # type: ignore[operator]
+            value = found.astype(np.float64) / size
+            own = own if std is None else own + (np.square(std / size, dtype=np.float64) - own) / k
             step = value - mean
             mean = mean + step / k
             square = square + step * (value - mean)
-        return mean.astype(np.float32), np.sqrt(square / len(scale)).astype(np.float32)
+        return mean.astype(np.float32), np.sqrt(square / len(scale) + own).astype(np.float32)

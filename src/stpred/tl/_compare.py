@@ -110,7 +110,9 @@ def compare(
       ST-Net reports), ``pearson_given_library_size`` (what is left when the log of a location's total is taken out);
     - ``neighbours``: Pearson of the measurement with its own average over the ring, which is what interpolating gives;
       ``reliability``: the ceiling that noise leaves on the scale of the comparison, by count splitting
-      (:func:`stpred.metrics.reliability`).
+      (:func:`stpred.metrics.reliability`);
+    - ``rmax_null`` and ``rmax_p``: what ``rmax`` averages for counts without any structure, and the chance that such
+      counts vary as much (:func:`stpred.metrics.rmax_test`): above 0.05, ``rmax`` is not distinguishable from 0.
 
     Scores over rings are NaN for neighbourhoods (`k_neighbors`), ``ssim`` also where fewer than 10 rings are complete.
 
@@ -228,8 +230,7 @@ def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
             "n_locations": len(both.predicted),
             **{c: var.loc[both.genes, c].to_numpy() for c in stated if var is not None},
             **{name: values for name, values in found.items() if name not in ("pearson", "spearman", "r2", "rmse")},
-            "neighbours": against["neighbours"],
-            "reliability": against["reliability"],
+            **{name: against[name] for name in ("neighbours", "reliability", "rmax_null", "rmax_p")},
         },
         index=pd.Index(both.genes, name="gene"),
     )

@@ -297,8 +297,8 @@ def _score_model(
                 )
             )  # fmt: skip
     if len(fold.test) > 1:
-        for scale, values in both.items():
-            pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*values, strict=True)))
+        for scale, sides in both.items():
+            pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*sides, strict=True)))
             parts.append(tidy({POOLED: pooled}, names).assign(slide=f"pooled {fold.name}", target=scale))
     frame = pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
     return frame, predicted

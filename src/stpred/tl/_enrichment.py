@@ -13,6 +13,7 @@ from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.counts import duplicates
 from stpred._core.gene_names import mismatch
 from stpred._core.gene_sets import need_decoupler, read_gene_sets, sets_among
+from stpred._core.p_values import benjamini_hochberg
 
 logger = logging.getLogger("stpred")
 
@@ -243,7 +244,6 @@ def _background(given: Any) -> list[str]:
 
 def _adjusted(found: pd.DataFrame) -> pd.DataFrame:
     """Add p-values adjusted over the sets, and sort."""
-    from scipy.stats import false_discovery_control
-
-    found.insert(found.columns.get_loc("p") + 1, "p_adj", false_discovery_control(found.p))  # type: ignore[operator]
+    adjusted = benjamini_hochberg(found["p"].to_numpy(dtype=np.float64))
+    found.insert(found.columns.get_loc("p") + 1, "p_adj", adjusted)  # type: ignore[operator]
     return found.sort_values("p", kind="stable", ignore_index=True)

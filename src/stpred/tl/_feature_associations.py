@@ -11,6 +11,7 @@ from stpred import data, encoders
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
 from stpred._core.elements import need_sdata, table_instances, table_regions
+from stpred._core.p_values import benjamini_hochberg
 from stpred.tl._markers import chosen_genes, compared_values, groups_of
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def associations(
     n
         Features per gene that are returned; p-values are adjusted over all of them.
     """
-    from scipy.stats import false_discovery_control, rankdata, t
+    from scipy.stats import rankdata, t
 
     if method == "spearman":
         values, seen = rankdata(values, axis=0), rankdata(seen, axis=0)
@@ -155,10 +156,7 @@ def associations(
     freedom = len(values) - 2
     with np.errstate(divide="ignore"):
         p = 2 * t.sf(np.abs(r) * np.sqrt(freedom / (1 - r**2)), freedom)
-    adjusted = np.full(p.shape, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        adjusted[known] = false_discovery_control(p[known])
+    adjusted, known = benjamini_hochberg(p), np.isfinite(p)
     strength = np.where(known, -np.abs(r), np.inf)
     order = np.argsort(strength, axis=1, kind="stable")[:, :n]
     gene = np.repeat(np.arange(len(genes)), order.shape[1])

@@ -87,12 +87,18 @@ def scores(predicted: NDArray[np.float32], measured: Measured, *, comparable: bo
 
 def context(measured: Measured) -> Scores:
     """Return what scores are read against: the trivial predictors' Pearson and the ceilings that noise leaves."""
+    counts = measured.counts[:, measured.columns]
     found = {
         "library_size": metrics.library_size_baseline(measured.counts, target=measured.target, genes=measured.columns),
         "neighbours": _none(measured.observed),
-        "rmax": genes.rmax(measured.counts[:, measured.columns]),
+        "rmax": genes.rmax(counts),
+        "rmax_null": _none(measured.observed),
+        "rmax_p": _none(measured.observed),
         "reliability": metrics.reliability(measured.counts, target=measured.target, genes=measured.columns),
     }
+    if counts.shape[0] > 1:
+        tested = metrics.rmax_test(counts)
+        found |= {"rmax_null": tested.null_mean, "rmax_p": tested.p_value}
     if measured.windows is not None:
         found["neighbours"] = metrics.neighbour_baseline(measured.observed, measured.windows[0])
     return found
