@@ -22,6 +22,8 @@ pytestmark = pytest.mark.realdata
 def slides(real_data: Path) -> dict[str, SpatialData]:
     slides, _ = st.io.read_cohort([real_data / "her2st"])
     assert sorted(slides) == ["C2", "C3", "C4", "C5"]
+    for sdata in slides.values():  # once, for all that is trained below
+        st.pp.features(sdata, shapes_key="spots")
     return slides
 
 
@@ -70,6 +72,45 @@ def test_library_size_alone_is_reported_and_labelled(scores: pd.DataFrame) -> No
     assert mean_pearson(scores, "library_size") == pytest.approx(0.132, abs=0.005)
     assert scores["donor_shared"].all()
     assert (scores.groupby("slide")["gene"].nunique() >= 245).all()
+
+
+def test_another_section_looks_like_training_and_another_tissue_does_not(
+    slides: dict[str, SpatialData], real_data: Path, tmp_path: Path
+) -> None:
+    import tifffile
+    from PIL import Image
+
+    train = {s: slides[s] for s in ("C2", "C3", "C4")}
+    config = st.models.Ridge.Config(standardize="train")
+    model = st.tl.train(train, config, genes=st.GeneRule("mean", n=100), shapes_key="spots")
+    own = st.tl.predict(slides["C5"], model, shapes_key="spots", inplace=False)
+    assert own.obs["in_distribution"].mean() >= 0.85
+    with tifffile.TiffFile(real_data / "wsi" / "CMU-1-Small-Region.svs") as file:
+        pixels = Image.fromarray(file.pages[0].asarray()[:1600, :1600, :3])
+    mpp = float(np.mean(list(model.record.training["mpp"].values())))
+    pixels.resize([round(e * 0.499 / mpp) for e in pixels.size], Image.Resampling.LANCZOS).save(tmp_path / "cmu.png")
+    other = st.io.wsi(tmp_path / "cmu.png", mpp=mpp)
+    st.pp.tissue(other)
+    st.pp.grid(other, pitch_um=100.0)
+    with pytest.warns(UserWarning, match="look unlike those"):
+        found = st.tl.predict(other, model, shapes_key="grid", inplace=False)
+    higher = found.obs["ood_score"].to_numpy()[:, None] > own.obs["ood_score"].to_numpy()
+    assert higher.mean() >= 0.9  # the area under the curve
+    assert found.obs["in_distribution"].mean() < 0.1
+    # Its intervals come from the three sections, each left out.
+    slides["C5"].tables["unseen"] = own
+    covered = st.tl.coverage(slides["C5"], "unseen", "spots_counts").groupby("level")["coverage"].mean()
+    del slides["C5"].tables["unseen"]
+    assert 0.85 <= covered[0.9] <= 0.97
+
+
+def test_a_slide_that_is_too_coarse_is_refused(slides: dict[str, SpatialData], real_data: Path) -> None:
+    train = {s: slides[s] for s in ("C2", "C3")}
+    model = st.tl.train(train, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    base = real_data / "mob"
+    coarse = st.io.legacy_st(base / "MOB1.tsv", base / "MOB1.jpg", base / "alignment_table_MOB1.tsv", pitch_um=150)
+    with pytest.raises(st._core.checks.InputError, match="coarse|resolution"):
+        st.tl.predict(coarse, model, shapes_key="spots")
 
 
 def dark_places(sdata: SpatialData) -> gpd.GeoDataFrame:
