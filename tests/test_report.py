@@ -85,7 +85,7 @@ def tidy(slides: dict[str, SpatialData], *, targets: tuple[str, ...] = ("log1p_c
             }
             rows |= {
                 ("library_size", "pearson"): np.full(len(genes), 0.25),
-                ("neighbours", "pearson"): np.full(len(genes), 0.4),
+                ("neighbour_average", "pearson"): np.full(len(genes), 0.4),
             }
             rows |= {
                 ("ceiling", "reliability"): np.full(len(genes), 0.7),

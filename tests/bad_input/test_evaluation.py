@@ -122,3 +122,8 @@ def test_pooled_scores_stand_apart(slides: dict[str, SpatialData]) -> None:
     assert set(pooled["slide"]) == {"pooled A"}
     assert set(pooled["donor"]) == {"A"}
     assert "pooled A" not in set(scores.loc[scores["metric"] == "pearson", "slide"])
+
+
+def test_models_cannot_take_the_names_of_context(slides: dict[str, SpatialData]) -> None:
+    with pytest.raises(InputError, match=r"No model can be called \['library_size'\]"):
+        st.tl.cross_validate(slides, {"library_size": "ridge"}, groups="slide", **HOW)

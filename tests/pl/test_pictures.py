@@ -80,7 +80,7 @@ def scores(n_genes: int = 60) -> pd.DataFrame:
     """A tidy frame as of cross-validation: two scales, three models, their context and their ceiling."""
     rng = np.random.default_rng(1)
     rows = []
-    middle = {"ridge": 0.35, "miso": 0.45, "mean": 0.0, "library_size": 0.2, "neighbours": 0.5}
+    middle = {"ridge": 0.35, "miso": 0.45, "mean": 0.0, "library_size": 0.2, "neighbour_average": 0.5}
     gene = rng.normal(scale=0.15, size=n_genes)
     for target in ("log1p_cp10k", "counts"):
         for slide in ("a", "b", "c"):
@@ -252,7 +252,13 @@ def _beside(bar: Any, ax: Any) -> bool:
 def test_violins_show_each_gene_once_with_its_context() -> None:
     ax = st.pl.models(scores(), target="log1p_cp10k")
     labels = [t.get_text() for t in ax.get_xticklabels()]
-    assert labels == ["miso", "ridge", "mean", "library size", "neighbours"]  # best median first, then the context
+    assert labels == [
+        "miso",
+        "ridge",
+        "mean",
+        "library size",
+        "neighbour average",
+    ]  # best median first, then the context
     frame = scores()
     part = frame[(frame.model == "miso") & (frame.target == "log1p_cp10k")].groupby("gene").value.mean()
     points = ax.collections[1].get_offsets()  # after the body of the first violin
@@ -277,7 +283,7 @@ def test_bars_join_models_that_cannot_be_told_apart() -> None:
     assert bars[0].get_ydata()[0] != bars[1].get_ydata()[0]
     assert "4 blocks" in ax.get_xlabel()
     with pytest.raises(InputError, match="is of none of the models"):
-        st.pl.models(scores(), target="counts", order=["neighbours"], comparison=compared())
+        st.pl.models(scores(), target="counts", order=["neighbour_average"], comparison=compared())
 
 
 def test_genes_names_the_best_and_knows_what_is_a_ceiling() -> None:

@@ -89,7 +89,7 @@ def test_cross_validation_is_tidy_and_never_shares_a_donor(cohort: dict[str, Spa
         "chosen",
         "donor",
     ]
-    context = {"library_size", "neighbours", "training_mean", "ceiling"}
+    context = {"library_size", "neighbour_average", "training_mean", "ceiling"}
     assert set(scores["model"]) == {"mean", "ridge"} | context
     assert (scores["donor"] == scores["fold"]).all()
     assert not scores["donor_shared"].any()

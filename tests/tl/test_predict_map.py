@@ -376,7 +376,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
 def test_killed_half_way_goes_on(
     slide: SpatialData, student: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None
 ) -> None:
-    monkeypatch.setattr(type(student.typical), "beyond", lambda self, distance: np.asarray(distance) - 6.0)
+    monkeypatch.setattr(type(student.typical), "relative", lambda self, distance: np.asarray(distance) - 5.0)
     st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "at_once.zarr")
     seen = counting(student, monkeypatch)
     out = tmp_path / "m.zarr"

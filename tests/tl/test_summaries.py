@@ -143,7 +143,7 @@ def test_maps_are_compared_as_scikit_image_does() -> None:
 def test_context_of_smooth_and_of_shuffled_tissue() -> None:
     measured, rates = grid()
     found = context(measured)
-    assert (found["neighbours"] > 0.7).all()
+    assert (found["neighbour_average"] > 0.7).all()
     np.testing.assert_allclose(found["reliability"], found["rmax"], atol=0.06)  # both estimate the same on counts
     perfect = scores(rates.astype(np.float32), measured, comparable=True)
     np.testing.assert_allclose(perfect["pearson"], found["rmax"], atol=0.06)
@@ -152,7 +152,7 @@ def test_context_of_smooth_and_of_shuffled_tissue() -> None:
     shuffled = Measured(
         measured.counts[order], measured.columns, measured.observed[order], "counts", measured.coords_um
     )
-    assert (np.abs(context(shuffled)["neighbours"]) < 0.25).all()
+    assert (np.abs(context(shuffled)["neighbour_average"]) < 0.25).all()
     assert np.abs(scores(rates.astype(np.float32), shuffled, comparable=True)["pearson"]).max() < 0.3
 
 
@@ -168,4 +168,4 @@ def test_where_there_are_no_rings_there_are_no_scores_of_them() -> None:
     nowhere = Measured(measured.counts, measured.columns, measured.observed, "counts", None)
     found = scores(rates.astype(np.float32), nowhere, comparable=True)
     assert np.isnan(found["ssim"]).all()
-    assert np.isnan(context(nowhere)["neighbours"]).all()
+    assert np.isnan(context(nowhere)["neighbour_average"]).all()

@@ -24,6 +24,12 @@ IN_DISTRIBUTION = "in_distribution"
 STD = "std"
 
 
+LIBRARY_SIZE, NEIGHBOUR_AVERAGE, TRAINING_MEAN, CEILING = CONTEXT = (
+    "library_size", "neighbour_average", "training_mean", "ceiling"
+)  # fmt: skip
+"""Rows of scores that are no models: what scores are to be read against."""
+
+
 def bins(size_um: int) -> str:
     """Name of the shapes element of Visium HD bins, such as ``bins_008um``."""
     return f"bins_{size_um:03d}um"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-LIBRARY, NEIGHBOURS, MEAN, CEILING = "library_size", "neighbours", "training_mean", "ceiling"
+LIBRARY, NEIGHBOURS, MEAN, CEILING = keys.CONTEXT
 RELIABILITY, RMAX = "reliability", "rmax"
 CONTEXT = (LIBRARY, NEIGHBOURS, MEAN, CEILING, RELIABILITY, RMAX)
 CORRELATIONS = ("pearson", "spearman", "pearson_smoothed", "pearson_given_library_size")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing, one_of
 from stpred.pl._figure import finish, need_columns, plain, single
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
     from stpred.metrics import ModelComparison
 
-CONTEXT = ("library_size", "neighbours", "training_mean")
+CONTEXT = keys.CONTEXT[:3]
 """Rows that are no models and tell what a score is worth."""
 
-CEILING = "ceiling"
+CEILING = keys.CEILING
 CORRELATIONS = ("pearson", "spearman", "pearson_smoothed", "pearson_given_library_size")
 """Metrics of which an undefined value means that nothing was predicted: 0."""
 

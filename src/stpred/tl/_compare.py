@@ -108,7 +108,7 @@ def compare(
     - ``mae``, ``auroc`` (of the top against the bottom quarter of the measurement), ``ssim`` (similarity of both maps
       over each location with its ring, scaled to 0..1), ``pearson_smoothed`` (measurement averaged over the ring, as
       ST-Net reports), ``pearson_given_library_size`` (what is left when the log of a location's total is taken out);
-    - ``neighbours``: Pearson of the measurement with its own average over the ring, which is what interpolating gives;
+    - ``neighbour_average``: Pearson of the measurement with its own average over the ring, which is what interpolating gives;
       ``reliability``: the ceiling that noise leaves on the scale of the comparison, by count splitting
       (:func:`stpred.metrics.reliability`);
     - ``rmax_null`` and ``rmax_p``: what ``rmax`` averages for counts without any structure, and the chance that such
@@ -230,7 +230,7 @@ def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
             "n_locations": len(both.predicted),
             **{c: var.loc[both.genes, c].to_numpy() for c in stated if var is not None},
             **{name: values for name, values in found.items() if name not in ("pearson", "spearman", "r2", "rmse")},
-            **{name: against[name] for name in ("neighbours", "reliability", "rmax_null", "rmax_p")},
+            **{name: against[name] for name in ("neighbour_average", "reliability", "rmax_null", "rmax_p")},
         },
         index=pd.Index(both.genes, name="gene"),
     )

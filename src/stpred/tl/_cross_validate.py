@@ -37,7 +37,7 @@ COLUMNS = [
     "donor",
 ]  # fmt: skip
 
-CEILING, MEAN, POOLED = "ceiling", "training_mean", "pearson_pooled"
+POOLED = "pearson_pooled"
 
 
 def cross_validate(
@@ -121,7 +121,7 @@ def cross_validate(
     its own (slide ``"pooled {fold}"``) and in no mean.
 
     What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
-    tells), ``neighbours`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse`` and ``mae`` of
+    tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse`` and ``mae`` of
     predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability`` are
     the highest Pearson that noise allows. :func:`stpred.tl.summarise` averages all this, :func:`stpred.tl.rank_models`
     tests which models differ.
@@ -138,7 +138,7 @@ def cross_validate(
     >>> donors = {"donor0": "A", "donor1": "B", "donor2": "C"}
     >>> scores = st.tl.cross_validate(slides, ["mean", "ridge"], groups=donors, shapes_key="spots")
     >>> sorted(scores["model"].unique())
-    ['ceiling', 'library_size', 'mean', 'neighbours', 'ridge', 'training_mean']
+    ['ceiling', 'library_size', 'mean', 'neighbour_average', 'ridge', 'training_mean']
     """
     slides = data.as_slides(slides)
     grids = _grids(models, n_ensemble)
@@ -373,6 +373,10 @@ def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]
             named[name] = m
     if not named:
         raise InputError("`models` is empty.")
+    if taken := [str(name) for name in named if str(name) in keys.CONTEXT]:
+        raise InputError(
+            f"No model can be called {listing(taken)}: these are the names of what scores are read against."
+        )
     if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
     found = {
@@ -453,12 +457,12 @@ def _context(
     """Return what scores on a left-out slide are read against, as rows of further models."""
     truth = _measured(_part(regions[slide], fold.test[slide]), names, target)
     found = context(truth)
-    parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in ("library_size", "neighbours")]
+    parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in keys.CONTEXT[:2]]
     ceilings = ("rmax", "reliability") if target == "counts" else ("reliability",)
-    parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=CEILING))
+    parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=keys.CEILING))
     total = sum(_part(regions[s], r).target(names, target).sum(axis=0, dtype=np.float64) for s, r in fold.train.items())
     n = sum(len(regions[s].coords_um) if r is None else len(r) for s, r in fold.train.items())
     mean = np.broadcast_to(total / n, truth.observed.shape)
     errors = {name: getattr(metrics, name)(mean, truth.observed) for name in ("r2", "rmse", "mae")}
-    parts.append(tidy(errors, names).assign(model=MEAN))
+    parts.append(tidy(errors, names).assign(model=keys.TRAINING_MEAN))
     return pd.concat(parts).assign(chosen="", trained_on=target)

@@ -221,8 +221,8 @@ def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -
                 f"The teacher {model.record.name!r} does not know {listing(missing)}; pass genes= that all know."
             )
         columns.append([known[g] for g in cohort.names])
-        saw = {cohort.donors[r.slide] for r in cohort.regions if saw(model, r, cohort.donors[r.slide])}
-        seen.append({s for s, donor in cohort.donors.items() if donor in saw})
+        known_donors = {cohort.donors[r.slide] for r in cohort.regions if saw(model, r, cohort.donors[r.slide])}
+        seen.append({s for s, donor in cohort.donors.items() if donor in known_donors})
     labelled: dict[tuple[int, str], Any] = {}
     regions = {r.slide: r for r in cohort.regions}
 

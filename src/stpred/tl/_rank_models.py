@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from stpred import metrics
+from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
 from stpred.metrics import ModelComparison
 from stpred.tl._summarise import of_metric
 
-CONTEXT = ("library_size", "neighbours", "training_mean", "ceiling")
 ERRORS = ("rmse", "mae")
 
 
@@ -76,7 +76,7 @@ def rank_models(
     target = scales[0] if target is None else one_of(target, scales, name="target")
     part = part[part["target"] == target]
     known = [str(m) for m in part["model"].unique()]
-    chosen = [m for m in known if m not in CONTEXT] if models is None else [str(m) for m in models]
+    chosen = [m for m in known if m not in keys.CONTEXT] if models is None else [str(m) for m in models]
     if unknown := [m for m in chosen if m not in known]:
         raise InputError(f"`scores` has no {metric} of the models {listing(unknown)}; it has {listing(known)}.")
     unit = "donor" if over == "donor" and "donor" in part else "slide"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred import genes, links, metrics
+from stpred._core import keys
 from stpred._core.targets import totals
 from stpred.regions import Lattice
 
@@ -89,8 +90,10 @@ def context(measured: Measured) -> Scores:
     """Return what scores are read against: the trivial predictors' Pearson and the ceilings that noise leaves."""
     counts = measured.counts[:, measured.columns]
     found = {
-        "library_size": metrics.library_size_baseline(measured.counts, target=measured.target, genes=measured.columns),
-        "neighbours": _none(measured.observed),
+        keys.LIBRARY_SIZE: metrics.library_size_baseline(
+            measured.counts, target=measured.target, genes=measured.columns
+        ),
+        keys.NEIGHBOUR_AVERAGE: _none(measured.observed),
         "rmax": genes.rmax(counts),
         "rmax_null": _none(measured.observed),
         "rmax_p": _none(measured.observed),
@@ -100,7 +103,7 @@ def context(measured: Measured) -> Scores:
         tested = metrics.rmax_test(counts)
         found |= {"rmax_null": tested.null_mean, "rmax_p": tested.p_value}
     if measured.windows is not None:
-        found["neighbours"] = metrics.neighbour_baseline(measured.observed, measured.windows[0])
+        found[keys.NEIGHBOUR_AVERAGE] = metrics.neighbour_baseline(measured.observed, measured.windows[0])
     return found
 
 
