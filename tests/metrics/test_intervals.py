@@ -89,3 +89,33 @@ def test_what_intervals_cannot_be_made_of() -> None:
         with pytest.raises(InputError, match="`level` must be between 0 and 1"):
             conformal_intervals([one, one], level=level)  # type: ignore[arg-type]
     assert np.isnan(conformal_intervals([one + 1, one]).coverage).all()  # two slides cannot say how well they do
+
+
+def test_sections_of_a_donor_are_left_out_together() -> None:
+    rng = np.random.default_rng(5)
+    held_by, stated = {"slide": [], "donor": []}, {"slide": [], "donor": []}
+    for _ in range(40):
+        of = [rng.normal(0, 1, 6) for _ in range(9)]
+        residuals = [rng.normal(0, 1, (100, 6)) + of[d] for d in range(4) for _ in range(3)]
+        new = [rng.normal(0, 1, (100, 6)) + of[d] for d in range(4, 9)]
+        for name, groups in (("slide", None), ("donor", [str(d) for d in range(4) for _ in range(3)])):
+            found = conformal_intervals(residuals, groups=groups)
+            held_by[name].append(np.mean([held(found, s) for s in new]))
+            stated[name].append(found.coverage.mean())
+    assert np.mean(held_by["slide"]) < 0.86  # sections of one donor calibrate each other ...
+    assert np.mean(stated["slide"]) > 0.88  # ... and do not notice
+    assert 0.87 < np.mean(held_by["donor"]) < 0.94
+    with pytest.raises(InputError, match="slides of at least two donors, got one"):
+        conformal_intervals(residuals, groups=["a"] * 12)
+    with pytest.raises(InputError, match="`groups` has 3 donors for 12 slides"):
+        conformal_intervals(residuals, groups=["a", "b", "c"])
+
+
+def test_genes_of_which_each_slide_has_some() -> None:
+    rng = np.random.default_rng(6)
+    residuals = slides(rng, 6, shift=1.0, n_genes=12)
+    for k, r in enumerate(residuals):
+        r[:, k::6] = np.nan  # no gene is on every slide
+    found = conformal_intervals(residuals)
+    assert found.factor > 1.02
+    assert np.isfinite(found.coverage).all()

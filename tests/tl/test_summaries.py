@@ -115,6 +115,8 @@ def test_bad_frames() -> None:
         st.tl.summarise(good.drop(columns="slide"))
     with pytest.raises(InputError, match="is empty"):
         st.tl.summarise(good.iloc[:0])
+    with pytest.raises(InputError, match="a missing rmse is no rmse of 0"):
+        st.tl.summarise(good.assign(metric="rmse"), metric="rmse", nan="zero")
     with pytest.raises(InputError, match="`by` must be one of"):
         st.tl.summarise(good, by="slide")  # type: ignore[arg-type]
 
@@ -169,3 +171,18 @@ def test_where_there_are_no_rings_there_are_no_scores_of_them() -> None:
     found = scores(rates.astype(np.float32), nowhere, comparable=True)
     assert np.isnan(found["ssim"]).all()
     assert np.isnan(context(nowhere)["neighbour_average"]).all()
+
+
+def test_a_model_without_errors_does_not_win_by_them() -> None:
+    rng = np.random.default_rng(0)
+    values = {"a": rng.random((5, 4)), "relative": np.full((5, 4), np.nan)}
+    tidy = frame(values, list("abcde")).assign(metric="rmse")
+    with pytest.raises(InputError, match=r"Models \['relative'\] have no rmse"):
+        st.tl.rank_models(tidy, metric="rmse")
+    values["b"] = values["a"] + 0.5
+    del values["relative"]
+    tidy = frame(values, list("abcde")).assign(metric="rmse")
+    assert st.tl.rank_models(tidy, metric="rmse").ranks.index.tolist() == ["a", "b"]  # the lowest first
+    assert st.tl.summarise(tidy, metric="rmse").index.get_level_values("model").tolist() == ["a", "b"]
+    with pytest.raises(InputError, match=r"lacks \['donor'\]"):
+        st.tl.rank_models(tidy.drop(columns="donor"), metric="rmse")

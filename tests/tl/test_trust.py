@@ -172,11 +172,11 @@ def test_a_slide_is_judged_as_a_whole() -> None:
     assert slide_score(relative, limit) == 0
     spoilt = typical.relative(typical.distance(1.5 * usual))
     assert np.mean(spoilt > 1) < 0.5  # no tile by itself is far out ...
-    assert slide_score(spoilt, limit) > 0  # ... but their median is
+    assert (slide_score(spoilt, limit) or 0) > 0  # ... but their median is
     assert (unlike_scores(spoilt, limit) > 0).all()
     np.testing.assert_allclose(unlike_scores(spoilt, None), np.maximum(spoilt - 1, 0), rtol=1e-6)
-    assert slide_score(spoilt[:19], limit) == 0  # too few tiles to judge a slide by
-    assert TypicalTiles(12).fit(train[:1]) is None
+    assert slide_score(spoilt[:19], limit) is None  # too few tiles to judge a slide by
+    assert TypicalTiles(12).fit(train[:2]) is None  # too few donors
 
 
 def test_sections_of_a_donor_are_left_out_together() -> None:
@@ -204,7 +204,6 @@ def test_a_slide_of_another_stain_is_flagged(model: Model, new: SpatialData) -> 
         "score": 0.0,
         "in_distribution": True,
         "share_unlike": pytest.approx(0, abs=0.15),
-        "judged": True,
     }
     image = new.images["he"]
     pixels = (image["scale0"]["image"] if hasattr(image, "keys") else image).transpose("c", "y", "x").to_numpy()

@@ -74,15 +74,19 @@ def recalibration(
 
 def shrink(values: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Shrink (G,) estimates with known sampling variances towards their mean (DerSimonian-Laird), and return both."""
-    precision = np.divide(1.0, variance, out=np.zeros_like(variance), where=(variance > 0) & np.isfinite(variance))
+    known = np.isfinite(variance)
+    # A gene that varies by nothing is known well, but not infinitely well.
+    floor = variance[known & (variance > 0)].min(initial=np.inf)
+    variance = np.where(known, np.maximum(variance, floor if np.isfinite(floor) else 1.0), np.inf)
+    precision = np.where(known, 1.0 / variance, 0.0)
     if precision.sum() == 0:
         return values, float(np.mean(values))
     centre = float(precision @ values / precision.sum())
     scale = precision.sum() - precision @ precision / precision.sum()
     between = 0.0
     if scale > 0:
-        known = (precision > 0).sum() - 1
-        between = max(0.0, float((precision @ (values - centre) ** 2 - known) / scale))
+        free = (precision > 0).sum() - 1
+        between = max(0.0, float((precision @ (values - centre) ** 2 - free) / scale))
     trust = between * precision / (1 + between * precision)
     if between > 0:  # of genes that differ, the mean is that of genes and not of those that are known best
         centre = float(trust @ values / trust.sum())

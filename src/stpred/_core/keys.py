@@ -29,6 +29,14 @@ LIBRARY_SIZE, NEIGHBOUR_AVERAGE, TRAINING_MEAN, CEILING = CONTEXT = (
 )  # fmt: skip
 """Rows of scores that are no models: what scores are to be read against."""
 
+ERRORS = ("rmse", "mae")
+"""Metrics of which less is better."""
+
+
+def zero_is_nothing(metric: str) -> bool:
+    """Whether a score of 0 says that nothing was predicted, so that a missing one may count as that."""
+    return metric.startswith(("pearson", "spearman")) or metric == "ssim"
+
 
 def bins(size_um: int) -> str:
     """Name of the shapes element of Visium HD bins, such as ``bins_008um``."""

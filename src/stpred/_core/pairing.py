@@ -60,7 +60,7 @@ class Pair:
     target
         The scale of `observed`.
     output_scale
-        The scale of `predicted`: `target`, or ``"relative"`` where only correlations mean something.
+        The scale of `predicted`; where it is another than `target`, only correlations mean something (`comparable`).
     per
         Of predicted counts: how many counts of a location they are of (``DeepSpot2Cell``), or None.
     coords_um
@@ -81,6 +81,13 @@ class Pair:
     per: int | None = None
     coords_um: NDArray[np.float64] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether `guessed` and `observed` are on one scale, so that their difference means something."""
+        if self.per is not None:
+            return self.target == "log1p_cp10k"
+        return self.output_scale == self.target
 
     @property
     def guessed(self) -> NDArray[np.float32]:

@@ -251,7 +251,7 @@ def _measured(slides: list[Slide], called: str) -> pd.DataFrame:
         ]
         if both.target == COUNTS:  # the noise of raw counts is no bound on the logarithmic scale
             rows.append((CEILING, "rmax", gene_rules.rmax(both.counts[:, both.columns])))
-        if both.output_scale == both.target:
+        if both.comparable:
             rows.append((called, "rmse", metrics.rmse(both.guessed, both.observed)))
         parts += [
             pd.DataFrame({"model": m, "metric": k, "value": v, "gene": both.genes.astype(str)}).assign(

@@ -129,7 +129,10 @@ def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | N
     facts = read_provenance(table, what=f"table {key!r}")
     if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
         return None
-    if facts.get("digest") != digest(table.X):
+    if "digest" not in facts:
+        logger.info("Table %r does not say what its features were when written; they are computed anew.", key)
+        return None
+    if facts["digest"] != digest(table.X):
         logger.warning(
             "Table %r was changed since stpred wrote it, so its features are computed anew: values that were scaled "
             "over several slides would carry one into another.",

@@ -38,7 +38,7 @@ class Intervals:
         How much the quantiles of the pooled residuals were widened about their median, since slides differ.
     coverage
         (S,) share of the values of each slide (mean over genes) within intervals made without it, widening included;
-        NaN with fewer than three slides.
+        NaN with fewer than three slides (or donors).
     """
 
     level: float
@@ -48,7 +48,9 @@ class Intervals:
     coverage: NDArray[np.float64]
 
 
-def conformal_intervals(residuals: Sequence[ArrayLike], *, level: float = 0.9) -> Intervals:
+def conformal_intervals(
+    residuals: Sequence[ArrayLike], *, level: float = 0.9, groups: Sequence[str] | None = None
+) -> Intervals:
     """Find, for every gene, the interval around a prediction that holds a share of the values of unseen slides.
 
     The interval of a gene goes from the lower to the upper quantile of the residuals of calibration slides, all slides
@@ -63,6 +65,8 @@ def conformal_intervals(residuals: Sequence[ArrayLike], *, level: float = 0.9) -
         One (n_i, G) array per slide that the model was not trained on: observed minus predicted. NaN is no residual.
     level
         Nominal coverage, between 0 and 1.
+    groups
+        Donor of each slide; all slides of a donor are left out together. None: each slide is its own.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def conformal_intervals(residuals: Sequence[ArrayLike], *, level: float = 0.9) -
     Raises
     ------
     InputError
-        With fewer than two slides (a single one tells nothing of how slides differ), or other numbers of genes.
+        With fewer than two slides or donors (one tells nothing of how they differ), or other numbers of genes.
 
     References
     ----------
@@ -95,16 +99,20 @@ def conformal_intervals(residuals: Sequence[ArrayLike], *, level: float = 0.9) -
         raise InputError(
             "Intervals need the residuals of at least two slides, got one: how slides differ cannot be known."
         )
+    donors = np.arange(len(sketches)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    if len(donors) != len(sketches):
+        raise InputError(f"`groups` has {len(donors)} donors for {len(sketches)} slides.")
+    if len(np.unique(donors)) < 2:
+        raise InputError("Intervals need slides of at least two donors, got one: how donors differ cannot be known.")
     some = np.unique(np.linspace(0, sketches.shape[1] - 1, min(_GENES, sketches.shape[1])).round().astype(np.int64))
     part = sketches[:, some]
-    part = part[:, np.isfinite(part).all(axis=(0, 2))]
-    factor = _factor(part, level) if part.shape[1] else 1.0
+    factor = _factor(part, donors, level)
     found = np.full(len(sketches), np.nan)
-    if len(sketches) > 2 and part.shape[1]:
-        for left in _folds(len(sketches)):
-            others = np.delete(part, left, axis=0)
-            low, high = _widened(*_quantiles(others, level), _factor(others, level))
-            found[left] = [_inside(part[k], low, high).mean() for k in left]
+    if len(np.unique(donors)) > 2:
+        for left in _folds(donors):
+            others, of = np.delete(part, left, axis=0), np.delete(donors, left)
+            low, high = _widened(*_quantiles(others, level), _factor(others, of, level))
+            found[left] = [_inside(part[k], low, high) for k in left]
     low, high = _widened(*_quantiles(sketches, level), factor)
     return Intervals(float(level), low, high, factor, found)
 
@@ -167,25 +175,32 @@ def _quantile(values: NDArray[np.float64], at: NDArray[np.float64] | list[float]
     return (np.quantile if np.isfinite(values).all() else np.nanquantile)(values, at, axis=1)
 
 
-def _folds(n: int) -> list[NDArray[np.int64]]:
-    """Return positions of the slides that are left out together."""
-    return np.array_split(np.arange(n), min(n, _FOLDS))
+def _folds(donors: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return positions of the slides that are left out together: never only some of a donor's."""
+    known = np.unique(donors)
+    return [np.flatnonzero(np.isin(donors, part)) for part in np.array_split(known, min(len(known), _FOLDS))]
 
 
 def _widened(low: NDArray, middle: NDArray, high: NDArray, factor: float) -> tuple[NDArray, NDArray]:
     return middle + factor * (low - middle), middle + factor * (high - middle)
 
 
-def _inside(values: NDArray[np.float64], low: NDArray, high: NDArray) -> NDArray[np.float64]:
-    return ((values >= low[:, None]) & (values <= high[:, None])).mean(axis=1)
+def _inside(values: NDArray[np.float64], low: NDArray, high: NDArray) -> float:
+    """Return the share of a slide's values within, over the genes that it and the others have; NaN without any."""
+    known = np.isfinite(values[:, 0]) & np.isfinite(low)
+    if not known.any():
+        return float("nan")
+    values, low, high = values[known], low[known, None], high[known, None]
+    return float(((values >= low) & (values <= high)).mean())
 
 
-def _factor(sketches: NDArray[np.float64], level: float) -> float:
+def _factor(sketches: NDArray[np.float64], donors: NDArray[np.int64], level: float) -> float:
     """Return the widening with which slides that are left out are covered at the level, over genes and slides."""
-    borders = {k: _quantiles(np.delete(sketches, f, axis=0), level) for f in _folds(len(sketches)) for k in f}
+    borders = {k: _quantiles(np.delete(sketches, f, axis=0), level) for f in _folds(donors) for k in f}
 
     def covered(factor: float) -> float:
-        return float(np.mean([_inside(sketches[k], *_widened(*b, factor)).mean() for k, b in borders.items()]))
+        found = np.array([_inside(sketches[k], *_widened(*b, factor)) for k, b in borders.items()])
+        return float(np.nanmean(found)) if np.isfinite(found).any() else 1.0
 
     low, high = 0.0, 1.0
     while covered(high) < level and high < _WIDEST:

@@ -23,6 +23,9 @@ FORMAT_VERSION = 1
 _SLIDE_TILES = 20
 """Tiles from which on a slide is judged as a whole."""
 
+_FEWEST_DONORS = 3
+"""Donors, or sections of a single one, from which on slides are judged as a whole."""
+
 _SLIDES_DIFFER = 0.05
 """Least standard deviation between slides of the log of their median distance: few slides may happen to agree."""
 
@@ -387,7 +390,8 @@ class TypicalTiles(nn.Module):
     ) -> float | None:
         """Learn from the (n, n_features) features of each training slide and its donor; None: one each.
 
-        Returns the median distance up to which a whole slide counts as alike; None where a single slide cannot tell.
+        Returns the median distance up to which a whole slide counts as alike; None where fewer than three donors (of
+        one donor: slides) cannot tell.
         `seen` gives the distances of a slide's targets as they are judged in prediction; None: those of its tiles.
         """
         self.limit.fill_(1.0)
@@ -399,11 +403,16 @@ class TypicalTiles(nn.Module):
             self._fit_space(np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != left]))
             for i in [i for i, d in enumerate(donors) if d == left]:
                 distances.append(self.distance(slides[i]))
-                typical.append(np.median(distances[-1] if seen is None else seen(i)))
+                typical.append((left, float(np.median(distances[-1] if seen is None else seen(i)))))
         self._fit_space(np.concatenate(slides))
         found = distances or [self.distance(slides[0])]
         self.limit.fill_(max(float(np.quantile(np.concatenate(found), 0.99)), 1e-6))
-        return _slide_limit(np.array(typical, dtype=np.float64) / float(self.limit)) if len(typical) > 1 else None
+        medians = [
+            np.mean(np.log([m for d, m in typical if d == left])) for left in dict.fromkeys(d for d, _ in typical)
+        ]
+        if len(medians) < _FEWEST_DONORS:
+            return None
+        return _slide_limit(np.exp(medians) / float(self.limit))
 
     def _fit_space(self, features: NDArray[np.float32]) -> None:
         features = features.astype(np.float64)
@@ -458,7 +467,7 @@ class TypicalTiles(nn.Module):
 
 
 def _slide_limit(medians: NDArray[np.float64]) -> float:
-    """Return what the median distance of one more slide like these stays below in 97.5 % of cases (log-normal)."""
+    """Return what the median distance of one more donor like these stays below in 97.5 % of cases (log-normal)."""
     from scipy.stats import t
 
     logs, n = np.log(np.maximum(medians, 1e-6)), len(medians)
@@ -478,14 +487,25 @@ def unlike_scores(relative: NDArray[np.float32], slide_limit: float | None = Non
         fewer than 20 tiles: the slide is not judged.
     """
     scores = np.maximum(relative - 1.0, 0.0)
-    return (scores + slide_score(relative, slide_limit)).astype(np.float32)
+    return (scores + (slide_score(relative, slide_limit) or 0.0)).astype(np.float32)
 
 
-def slide_score(relative: NDArray[np.float32], slide_limit: float | None) -> float:
-    """Return how far a slide's median distance goes beyond those of training slides: 0 = alike, or not judged."""
+def slide_score(relative: NDArray[np.float32], slide_limit: float | None) -> float | None:
+    """Return how far a slide's median distance goes beyond those of training: 0 = alike, None = not judged."""
     if slide_limit is None or len(relative) < _SLIDE_TILES or np.isnan(relative).any():
-        return 0.0
+        return None
     return max(float(np.median(relative)) / slide_limit - 1.0, 0.0)
+
+
+def slide_facts(relative: NDArray[np.float32], slide_limit: float | None) -> dict[str, Any]:
+    """Return what the provenance says of a slide as a whole; None where it was not judged."""
+    score = slide_score(relative, slide_limit)
+    unlike = unlike_scores(relative, slide_limit) > 0
+    return {
+        "score": None if score is None else round(score, 4),
+        "in_distribution": None if score is None else score == 0,
+        "share_unlike": float(unlike.mean()),
+    }
 
 
 class Model(nn.Module, ABC):

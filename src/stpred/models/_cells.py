@@ -83,7 +83,7 @@ class CellNetwork(Network):
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
     def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
-        """Return (n,) scores of the targets, by the mean distance of their cells from those of training."""
+        """Return (n,) mean distances of the targets' cells from those of training, as shares of their limit."""
         typical = typical or self.typical
         if batch.cells is None:
             return typical.relative(typical.distance(np.asarray(batch.own, dtype=np.float32)))

@@ -74,7 +74,7 @@ def compare(
     """
     import matplotlib.pyplot as plt
 
-    both = pair(sdata, predicted_key, measured_key, target=target)
+    both = pair(sdata, predicted_key, measured_key, target=target, coordinate_system=coordinate_system)
     scores = metrics.pearson(both.guessed, both.observed)
     chosen = _chosen(both, scores, genes)
     canvas = Canvas(sdata, both.shapes_key, image_key=image_key, coordinate_system=coordinate_system)
@@ -103,8 +103,7 @@ def compare(
 def _errors(both: Pair, chosen: list[int]) -> tuple[NDArray[np.float32], str]:
     """Return (n, chosen) predicted minus measured, of z-scores where the two are on different scales, and its name."""
     ours, theirs = (v[:, chosen].astype(np.float64) for v in (both.guessed, both.observed))
-    amounts = both.per is not None and both.target == "log1p_cp10k"
-    if both.output_scale == both.target or amounts:
+    if both.comparable:
         return (ours - theirs).astype(np.float32), "error"
     return (_standard(ours) - _standard(theirs)).astype(np.float32), "error of z-scores"
 

@@ -178,8 +178,8 @@ def _fitted(
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits decide nothing here
             return make_pipeline(StandardScaler(), regression).fit(x, labels)
 
-    if len(grid) == 1:
-        return fit(X, y, grid[0]), grid[0]
+    if len(grid) == 1 or len(np.unique(groups)) < 2:  # nothing to choose, or nothing to choose by
+        return fit(X, y, min(grid)), min(grid)
     fold = folds(y, groups, n=min(_INNER, len(np.unique(groups))), seed=seed)
     found = {}
     for c in sorted(grid):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from stpred import links
+from stpred import links, metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.elements import centroids, need_sdata
@@ -94,7 +94,7 @@ def compare(
     DataFrame indexed by gene, best Pearson first, with
 
     - ``pearson``, ``spearman``, ``r2`` and ``rmse``: float64; NaN where either side has no variance, the last two also
-      where the prediction is relative;
+      where the prediction is relative or on another scale than `target`;
     - ``library_size``: Pearson of the measurement with a location's total of all other genes, which is what knowing
       nothing but the amount of RNA gives; raw-count scores are never to be read without it;
     - ``rmax``: highest Pearson that the Poisson noise of the measured *raw counts* allows in just the locations that
@@ -108,8 +108,8 @@ def compare(
     - ``mae``, ``auroc`` (of the top against the bottom quarter of the measurement), ``ssim`` (similarity of both maps
       over each location with its ring, scaled to 0..1), ``pearson_smoothed`` (measurement averaged over the ring, as
       ST-Net reports), ``pearson_given_library_size`` (what is left when the log of a location's total is taken out);
-    - ``neighbour_average``: Pearson of the measurement with its own average over the ring, which is what interpolating gives;
-      ``reliability``: the ceiling that noise leaves on the scale of the comparison, by count splitting
+    - ``neighbour_average``: Pearson of the measurement with its own average over the ring, which is what interpolating
+      gives; ``reliability``: the ceiling that noise leaves on the scale of the comparison, by count splitting
       (:func:`stpred.metrics.reliability`);
     - ``rmax_null`` and ``rmax_p``: what ``rmax`` averages for counts without any structure, and the chance that such
       counts vary as much (:func:`stpred.metrics.rmax_test`): above 0.05, ``rmax`` is not distinguishable from 0.
@@ -215,9 +215,10 @@ def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
     """Return the scores of each gene, best Pearson first; `var` is what a predicted table says of its genes."""
     stated = [c for c in ("cv_pearson", "trusted") if var is not None and c in var]
     measured = Measured(both.counts, both.columns, both.observed, both.target, both.coords_um)
-    found = scores(both.guessed, measured, comparable=both.output_scale != "relative")
+    found = scores(both.guessed, measured, comparable=both.comparable)
     against = context(measured)
     ceiling = against["rmax"]
+    tested = metrics.rmax_test(both.counts[:, both.columns]) if len(both.predicted) > 1 else None
     result = pd.DataFrame(
         {
             **{name: found[name] for name in ("pearson", "spearman", "r2", "rmse")},
@@ -230,7 +231,9 @@ def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
             "n_locations": len(both.predicted),
             **{c: var.loc[both.genes, c].to_numpy() for c in stated if var is not None},
             **{name: values for name, values in found.items() if name not in ("pearson", "spearman", "r2", "rmse")},
-            **{name: against[name] for name in ("neighbour_average", "reliability", "rmax_null", "rmax_p")},
+            **{name: against[name] for name in ("neighbour_average", "reliability")},
+            "rmax_null": np.nan if tested is None else tested.null_mean,
+            "rmax_p": np.nan if tested is None else tested.p_value,
         },
         index=pd.Index(both.genes, name="gene"),
     )

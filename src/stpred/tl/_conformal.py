@@ -54,7 +54,9 @@ def conformal(
     shapes_key, table_key, image_key, cells_key
         As in :func:`stpred.tl.train`.
     groups
-        Donor of each slide, to refuse slides of donors that the model was trained on; None: only the very slides.
+        Donor of each slide: a donor's slides are left out together, and donors that the model was trained on are
+        refused. None takes each slide for its own donor and refuses only the very slides; with several slides of a
+        donor the intervals are then too narrow for others.
     encoder, device, batch_size, allow_upsampling, coordinate_system
         As in :func:`stpred.tl.predict`.
 
@@ -69,8 +71,8 @@ def conformal(
     Raises
     ------
     InputError
-        If there are fewer than two slides, one was trained on, the predictions have no scale, or none of the genes was
-        measured.
+        If there are fewer than two slides or donors, one was trained on, the predictions have no scale, or none of the
+        genes was measured.
 
     References
     ----------
@@ -120,7 +122,14 @@ def conformal(
         scale = trained.record.target
         found[:, known] = as_stable(region.target(mine, scale), scale) - as_stable(guess, scale)
         residuals.append(found)
-    calibrate(trained, residuals, slides=list(slides), how="slides that the model was not trained on")
+    donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
+    calibrate(
+        trained,
+        residuals,
+        slides=list(slides),
+        groups=list(donors.values()),
+        how="slides that the model was not trained on",
+    )
     levels = trained.record.intervals["levels"]
     width = [np.nanmedian(np.array(i["high"], float) - np.array(i["low"], float)) for i in levels]
     frame = pd.DataFrame(levels).drop(columns=["low", "high"]).assign(width=width, n_slides=len(slides))

@@ -10,6 +10,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, table_instances
 from stpred._core.gamma_poisson import posterior, recalibration
 from stpred._core.pairing import Pair, pair
+from stpred.tl._intervals import HIGH, LOW, OFFSETS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -158,7 +159,8 @@ def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: t
     result = table[rows].copy()
     result.X = X
     result.layers.clear()
-    result.var = result.var.drop(columns=["interval_low", "interval_high"], errors="ignore")  # of the prediction alone
+    result.var = result.var.drop(columns=[LOW, HIGH], errors="ignore")  # of the prediction alone
+    result.varm.pop(OFFSETS, None)
     result.layers.update({"measured": shown, "predicted": predicted, "weight": weight})
     result.obs["measured"] = np.isin(np.arange(len(rows)), at)
     result.var["measured"] = np.isin(np.arange(table.n_vars), columns)

@@ -38,6 +38,8 @@ COLUMNS = [
 ]  # fmt: skip
 
 POOLED = "pearson_pooled"
+METRICS = 2
+"""Version of what is scored: a checkpoint of another one is not taken up."""
 
 
 def cross_validate(
@@ -103,8 +105,8 @@ def cross_validate(
         Train so many members of every model and score their mean.
     key_added
         Also put what each model predicts for the slides that it was not trained on into these slides, as tables
-        ``{shapes}_{model}_{key_added}``, such as ``"cv"``: ``var`` has the genes' scores over all left-out slides. None
-        keeps the scores alone. Folds whose scores `checkpoint` has are then computed again.
+        ``{shapes}_{model}_{key_added}``, such as ``"cv"``: ``var`` has the genes' scores on slides of other donors.
+        None keeps the scores alone. Folds whose scores `checkpoint` has are then computed again.
     checkpoint
         Folder in which finished folds and the state of the running training are kept; called again with the same
         arguments, what is done is not done again. Delete it when it is no longer needed.
@@ -121,8 +123,8 @@ def cross_validate(
     its own (slide ``"pooled {fold}"``) and in no mean.
 
     What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
-    tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse`` and ``mae`` of
-    predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability`` are
+    tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse``,
+    ``mae`` of predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability`` are
     the highest Pearson that noise allows. :func:`stpred.tl.summarise` averages all this, :func:`stpred.tl.rank_models`
     tests which models differ.
 
@@ -189,7 +191,10 @@ def cross_validate(
         chosen = data.choose_genes([_part(regions[s], r) for s, r in fold.train.items()], rule)
         names = [g for g in chosen.index if all(g in regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
         for name, options in grids.items():
-            facts = [name, options, fold, names, target, scales, seed, rule.to_dict(), _facts(regions), used_for]
+            facts = [
+                METRICS, name, options, fold, names, target, scales, seed, rule.to_dict(), _facts(regions), used_for,
+                donors,
+            ]  # fmt: skip
             kept = _Kept(checkpoint, facts)
             found = kept.load() if unseen is None else None  # scores on disk have no predictions with them
             if found is None:
@@ -436,7 +441,7 @@ def _told(option: Option, facts: dict[str, Any], *, several: bool) -> dict[str, 
     default = type(config)()
     told = {k: v for k, v in config.to_dict().items() if v != default.to_dict()[k]}
     first = {"family": family.family} if several else {}
-    return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float))}
+    return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float)) and k != "slide_limit"}
 
 
 def _seen_through(blank: Model, given: Any) -> str:

@@ -173,7 +173,8 @@ def gsea(
         "size": [len(kept[s]) for s in sources],
         "es": plain,
         "nes": nes,
-        "p": (p * times + 1) / (times + 1),
+        # decoupler's p is over the permutations of the same sign, about half of all: one is added to these.
+        "p": np.minimum((p * times + 2) / (times + 2), 1),
         "genes": [";".join(_leading(values, names, set(kept[s]))) for s in sources],
     })  # fmt: skip
     return _adjusted(found)

@@ -41,7 +41,9 @@ def as_stable(values: Any, output_scale: str) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(values, 0)) if output_scale == "counts" else values
 
 
-def calibrate(model: Model, residuals: Sequence[NDArray[np.float64]], *, slides: Sequence[str], how: str) -> None:
+def calibrate(
+    model: Model, residuals: Sequence[NDArray[np.float64]], *, slides: Sequence[str], groups: Sequence[str], how: str
+) -> None:
     """Write the intervals of all levels into the model's record.
 
     Parameters
@@ -50,14 +52,15 @@ def calibrate(model: Model, residuals: Sequence[NDArray[np.float64]], *, slides:
         Trained; its genes are the columns of the residuals.
     residuals
         (n_i, G) observed minus predicted of each slide that the predicting model had not seen, see `as_stable`.
-    slides, how
-        Names of these slides, and in which way they were unseen.
+    slides, groups, how
+        Names of these slides, their donors, and in which way they were unseen.
     """
-    found = {level: metrics.conformal_intervals(residuals, level=level) for level in LEVELS}
+    found = {level: metrics.conformal_intervals(residuals, level=level, groups=groups) for level in LEVELS}
     record = model.record
     record.intervals = {
         "scale": "sqrt" if record.target == "counts" else "identity",
         "slides": list(slides),
+        "n_donors": len(set(groups)),
         "how": how,
         "levels": [
             {

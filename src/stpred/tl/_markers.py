@@ -208,7 +208,8 @@ def compared_values(table: AnnData, *, what: str) -> tuple[NDArray[np.float64], 
         filled = library > 0
         if not filled.any():
             raise InputError(f"No location of {what} has a count.")
-        return targets.transform(values, library, target=LOG).astype(np.float64), LOG, filled
+        # Predicted counts may fall a little below zero, where no logarithm is.
+        return targets.transform(values.clip(min=0), library, target=LOG).astype(np.float64), LOG, filled
     return values, str(scale), filled
 
 

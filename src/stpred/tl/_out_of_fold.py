@@ -11,7 +11,7 @@ import pandas as pd
 
 from stpred import data, genes, training
 from stpred._core import keys, tables
-from stpred.models._base import slide_score, unlike_scores
+from stpred.models._base import slide_facts, unlike_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +58,7 @@ class Unseen:
 
     def __init__(self, key_added: str, regions: Mapping[str, data.Region], names: Iterable[str]) -> None:
         self.regions = regions
+        self.images = {s: {"image": r.pyramid.fingerprint} for s, r in regions.items()}
         self.keys: dict[tuple[str, str], str] = {}
         for slide, region in regions.items():
             for name in names:
@@ -72,13 +73,20 @@ class Unseen:
             self.found.setdefault((p.slide, name), []).append(p)
 
     def put(self, slides: Mapping[str, SpatialData], scores: pd.DataFrame) -> None:
-        """Write one table per slide and model; `scores` are those of all left-out slides, tidy."""
+        """Write one table per slide and model; `scores` are those of all left-out slides, tidy.
+
+        What a table says of its genes is from the slides of other donors: nothing of its own is in it.
+        """
         for (slide, name), parts in self.found.items():
-            table = _table(self.regions[slide], parts, _of_genes(scores[scores["model"] == name], self.regions))
+            (donor,) = scores.loc[scores["slide"] == slide, "donor"].unique()
+            others = scores[(scores["model"] == name) & ~(scores["donor"] == donor)]
+            table = _table(self.regions[slide], parts, _of_genes(others, self.regions), images=self.images)
             tables.put_table(slides[slide], self.keys[slide, name], table)
 
 
-def _table(region: data.Region, parts: list[Prediction], known: pd.DataFrame) -> Any:
+def _table(
+    region: data.Region, parts: list[Prediction], known: pd.DataFrame, *, images: dict[str, dict[str, str]]
+) -> Any:
     first = parts[0]
     shared = [g for g in first.genes if all(g in p.genes for p in parts)]
     rows = np.concatenate([np.arange(len(p.mean)) if p.rows is None else p.rows for p in parts])
@@ -91,7 +99,8 @@ def _table(region: data.Region, parts: list[Prediction], known: pd.DataFrame) ->
     score = np.concatenate([unlike_scores(p.unlike, p.slide_limit) for p in parts])[order]
     part = region.take(rows[order])
     var = known.reindex(shared)
-    var["trusted"] = var["trusted"].fillna(value=False).astype(bool)
+    var["trusted"] = var["trusted"].eq(other=True)
+    var["n_slides"] = var["n_slides"].fillna(0).astype(int)
     var["rmax"] = genes.rmax(part.counts[:, part.var.index.get_indexer(shared)])  # type: ignore[index,union-attr]
     return tables.build_table(
         joined("mean"),
@@ -110,11 +119,8 @@ def _table(region: data.Region, parts: list[Prediction], known: pd.DataFrame) ->
             "output_scale": first.scale,
             **({} if first.per is None else {"per": first.per}),
             "cross_validated": [{"fold": p.fold, "trained_on": p.trained_on, "chosen": p.chosen} for p in parts],
-            "training": {"slides": {s: {} for s in dict.fromkeys(s for p in parts for s in p.trained_on)}},
-            "slide": {
-                "score": round(max(slide_score(p.unlike, p.slide_limit) for p in parts), 4),
-                "share_unlike": float((score > 0).mean()),
-            },
+            "training": {"slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)}},
+            "slide": slide_facts(np.concatenate([p.unlike for p in parts]), _one_limit(parts)),
             "image": region.pyramid.fingerprint,
             "image_key": region.image_key,
             "mpp": region.pyramid.mpp,
@@ -125,8 +131,17 @@ def _table(region: data.Region, parts: list[Prediction], known: pd.DataFrame) ->
     )
 
 
+def _one_limit(parts: list[Prediction]) -> float | None:
+    """Return the limit that a slide is judged by; parts of one slide have models, and limits, of their own."""
+    limits = [p.slide_limit for p in parts if p.slide_limit is not None]
+    return float(np.mean(limits)) if len(limits) == len(parts) else None
+
+
 def _of_genes(scores: pd.DataFrame, regions: Mapping[str, data.Region]) -> pd.DataFrame:
     """Return what all left-out slides say of each gene, as training does: mean scores, their number, and trust."""
+    if scores.empty:
+        columns = {"cv_pearson": float, "cv_spearman": float, "n_slides": int, "trusted": bool}
+        return pd.DataFrame({k: pd.Series(dtype=v) for k, v in columns.items()})
     scores = scores[scores["target"] == scores["target"].iloc[0]]
 
     def wide(metric: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
-from stpred.models._base import FORMAT_VERSION, slide_score, unlike_scores
+from stpred.models._base import FORMAT_VERSION, slide_facts, unlike_scores
 from stpred.tl._intervals import HIGH, LOW, check_level, facts_of, put_intervals
 from stpred.tl._predict_map import Job, known_as, predict_map
 from stpred.tl._preserve import Spots, as_amounts, preserved
@@ -446,10 +446,8 @@ def trust(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, Any], 
     """
     limit = model.record.training.get("slide_limit")
     score = unlike_scores(distance, limit)
-    whole = slide_score(distance, limit)
-    told = {"score": round(whole, 4), "in_distribution": whole == 0, "share_unlike": float((score > 0).mean())}
     obs = {keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0}
-    return obs, {"slide": told | {"judged": limit is not None}}
+    return obs, {"slide": slide_facts(distance, limit)}
 
 
 def warn_unlike(model: Model, score: np.ndarray) -> None:

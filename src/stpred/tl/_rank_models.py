@@ -12,8 +12,6 @@ from stpred._core.checks import InputError, listing, one_of
 from stpred.metrics import ModelComparison
 from stpred.tl._summarise import of_metric
 
-ERRORS = ("rmse", "mae")
-
 
 def rank_models(
     scores: pd.DataFrame,
@@ -41,8 +39,8 @@ def rank_models(
         What models are compared over: the mean over genes of each ``"donor"`` or of each ``"slide"``. Slides of one
         donor are no independent observations, and p-values over them are too small.
     nan
-        Missing scores count as ``"zero"``, so that no model gains by predicting a constant, or are left out
-        (``"drop"``).
+        Missing correlations count as ``"zero"``, so that no model gains by predicting a constant, or are left out
+        (``"drop"``). Other metrics have no such zero: a model without them cannot be compared.
     alpha
         Level of the critical difference.
 
@@ -79,15 +77,17 @@ def rank_models(
     chosen = [m for m in known if m not in keys.CONTEXT] if models is None else [str(m) for m in models]
     if unknown := [m for m in chosen if m not in known]:
         raise InputError(f"`scores` has no {metric} of the models {listing(unknown)}; it has {listing(known)}.")
-    unit = "donor" if over == "donor" and "donor" in part else "slide"
-    part = part.assign(value=part["value"].fillna(0.0)) if nan == "zero" else part
+    if nan == "zero" and keys.zero_is_nothing(metric):
+        part = part.assign(value=part["value"].fillna(0.0))
+    if absent := [m for m in chosen if part.loc[part["model"] == m, "value"].isna().all()]:
+        raise InputError(f"Models {listing(absent)} have no {metric}; leave them out with `models`.")
     # Slides first: a donor of many slides is the mean of their means, whatever their numbers of genes.
-    per_slide = part.groupby(["model", unit, "slide"], observed=True)["value"].mean()
+    per_slide = part.groupby(["model", *dict.fromkeys([over, "slide"])], observed=True)["value"].mean()
     wide = per_slide.groupby(level=[0, 1]).mean().unstack(0)
     if len(wide) < 3:
         raise InputError(
             f"Models are compared over three {over}s or more, `scores` has {len(wide)}: no test could tell them apart."
         )
     return metrics.compare_models(
-        np.asarray(wide[chosen], dtype=np.float64), chosen, alpha=alpha, higher_is_better=metric not in ERRORS
+        np.asarray(wide[chosen], dtype=np.float64), chosen, alpha=alpha, higher_is_better=metric not in keys.ERRORS
     )

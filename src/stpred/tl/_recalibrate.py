@@ -121,10 +121,8 @@ def recalibrate(
     centre, unit = _standard(values[:, columns]) if relative else (np.zeros(len(columns)), np.ones(len(columns)))
     found = shrunken_lines((x - centre) / unit, both.observed[rows])
     slope[columns], offset[columns] = found[0] / unit, found[1] - found[0] * centre / unit
-    if both.target != both.output_scale and not relative and both.per is None:
-        kept = np.isfinite(slope)  # genes that were not measured would stay on the other scale
-    else:
-        kept = np.isfinite(slope) if relative else np.ones(table.n_vars, dtype=bool)
+    # Genes that were not measured stay as they are, which they cannot on another scale.
+    kept = np.ones(table.n_vars, dtype=bool) if both.comparable else np.isfinite(slope)
     new = np.where(np.isfinite(slope), np.maximum(values * np.nan_to_num(slope) + np.nan_to_num(offset), 0), values)
     facts = tables.read_provenance(table, what=f"table {predicted_key!r}")
     facts.pop("intervals", None)

@@ -95,13 +95,8 @@ def context(measured: Measured) -> Scores:
         ),
         keys.NEIGHBOUR_AVERAGE: _none(measured.observed),
         "rmax": genes.rmax(counts),
-        "rmax_null": _none(measured.observed),
-        "rmax_p": _none(measured.observed),
         "reliability": metrics.reliability(measured.counts, target=measured.target, genes=measured.columns),
     }
-    if counts.shape[0] > 1:
-        tested = metrics.rmax_test(counts)
-        found |= {"rmax_null": tested.null_mean, "rmax_p": tested.p_value}
     if measured.windows is not None:
         found[keys.NEIGHBOUR_AVERAGE] = metrics.neighbour_baseline(measured.observed, measured.windows[0])
     return found

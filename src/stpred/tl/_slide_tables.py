@@ -72,11 +72,17 @@ class SlideTable:
         return self.table.X[:, columns]
 
     def normalised(self, genes: pd.Index) -> NDArray[np.float32]:
-        """(n, g) dense values of which the amount of RNA is no part: measured counts as log1p CP10k, others as is."""
+        """(n, g) dense values of which the amount of RNA is no part: counts as log1p CP10k, others as they are."""
         values = self.values(genes)
-        if not self.measured:
-            return targets.dense(values, np.float32)
-        return targets.transform(values, targets.totals(self.table.X), target="log1p_cp10k")
+        if self.measured:
+            return targets.transform(values, targets.totals(self.table.X), target="log1p_cp10k")
+        values = targets.dense(values, np.float32)
+        if self.scale == "cp10k":
+            return np.log1p(values.clip(min=0))
+        if self.scale == "counts":  # predicted ones may fall a little below zero
+            library = targets.totals(targets.dense(self.table.X, np.float32).clip(min=0))
+            return targets.transform(values.clip(min=0), library, target="log1p_cp10k")
+        return values
 
     def with_counts(self) -> NDArray[np.bool_]:
         """(n,) locations that were measured with at least one count; of a prediction all."""

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from stpred import metrics
+from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred.metrics._summary import mean_of_defined
 
 _FEWEST_DONORS = 3
-_NEEDED = ("model", "slide", "gene", "metric", "value", "target")
+_NEEDED = ("model", "slide", "donor", "gene", "metric", "value", "target")
 
 
 def summarise(
@@ -76,6 +77,9 @@ def summarise(
     one_of(nan, ("drop", "zero"), name="nan")
     n_bootstrap = whole(n_bootstrap, name="n_bootstrap")
     part = of_metric(scores, metric)
+    if nan == "zero" and not keys.zero_is_nothing(metric):
+        raise InputError(f"`nan='zero'` is of correlations; a missing {metric} is no {metric} of 0, use 'drop'.")
+    less = metric in keys.ERRORS
     draws: dict[str, Any] = {"n": n_bootstrap, "seed": seed}
     found: list[pd.DataFrame] = []
     reasons: set[str] = set()
@@ -88,12 +92,12 @@ def summarise(
             frame = _of_genes(wide, donors, nan=nan, **draws)
             if metric.startswith(("pearson", "spearman")):
                 frame = frame.join(_tests(repeats, alpha=alpha, reasons=reasons))
-            frame = frame.sort_values("mean", ascending=False, kind="stable").reset_index(names="gene")
+            frame = frame.sort_values("mean", ascending=less, kind="stable").reset_index(names="gene")
         found.append(frame.assign(target=target, model=model))
     index = ["target", "model"] if by == "model" else ["target", "model", "gene"]
     result = pd.concat(found).set_index(index)
     if by == "model":
-        result = result.sort_values(["target", "mean"], ascending=[True, False], kind="stable")
+        result = result.sort_values(["target", "mean"], ascending=[True, less], kind="stable")
     elif reasons:
         result.attrs["p_values"] = "; ".join(sorted(reasons))
     return result
@@ -116,8 +120,7 @@ def as_matrix(repeats: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.Series]:
     """Return scores as slides x genes, averaged over repeats, and the donor of each slide."""
     rows = pd.concat(repeats)
     wide = rows.pivot_table(index="slide", columns="gene", values="value", aggfunc="mean", dropna=False, sort=False)
-    donor = rows["donor"] if "donor" in rows else rows["slide"]
-    donors = pd.Series(donor.to_numpy(), index=rows["slide"].to_numpy()).groupby(level=0).first()
+    donors = pd.Series(rows["donor"].to_numpy(), index=rows["slide"].to_numpy()).groupby(level=0).first()
     return wide, donors.reindex(wide.index)
 
 

@@ -181,6 +181,8 @@ def _choose(
 ) -> float:
     """Return the penalty of the highest concordance in folds of the training samples; of equal ones the strongest."""
     X, time, event = data
+    if len(np.unique(groups)) < 2:  # nothing to choose by
+        return max(grid)
     fold = folds(event, groups, n=min(_INNER, len(np.unique(groups))), seed=seed)
     found = {}
     for strength in sorted(grid, reverse=True):

@@ -91,7 +91,8 @@ def train(
         Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
     n_ensemble
         Train so many models that differ by seed (closed forms: by a bootstrap of donors and locations); the prediction
-        is their mean, and their spread goes into ``layers["std"]``. Per-gene scores are those of the first member.
+        is their mean, and their spread (for ``loss="nb"`` that of the counts, too) goes into ``layers["std"]``.
+        Per-gene scores are those of the first member.
     intervals
         Calibrate conformal intervals on predictions of each slide by models that were trained without its donor, in at
         most five folds (:func:`stpred.tl.conformal` does so on slides that are left out altogether). None does it for
@@ -187,7 +188,13 @@ def _calibrate(
     labels, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
     scale = model.record.target
     residuals = [as_stable(dense(b.scored), scale) - as_stable(labels[b.slide], scale) for b in batches]
-    calibrate(model, residuals, slides=[b.slide for b in batches], how="models that were trained without their donors")
+    calibrate(
+        model,
+        residuals,
+        slides=[b.slide for b in batches],
+        groups=groups,
+        how="models that were trained without their donors",
+    )
 
 
 def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str]:
