@@ -79,13 +79,16 @@ def one_cohort(seed: int, *, shift: float) -> dict[str, float]:
         [b.y - model.predict(b)[0] for b in held],
         slides=[b.slide for b in held],
         groups=[b.slide for b in held],
+        width_um=100.0,
         how="held out",
     )
     split = covered(model, test)
     train = slides[:9]
     model, donors = fitted(train), [b.slide for b in train]
     labels, _ = training.out_of_fold(Ridge, model.config, train, groups=donors)
-    calibrate(model, [b.y - labels[b.slide] for b in train], slides=donors, groups=donors, how="out of fold")
+    calibrate(
+        model, [b.y - labels[b.slide] for b in train], slides=donors, groups=donors, width_um=100.0, how="out of fold"
+    )
     scores = np.stack([metrics.pearson(labels[b.slide], b.y) for b in train])
     trusted = HeldOut(scores, scores, np.full(len(train), N_LOCATIONS)).columns()["trusted"]
     realised = np.nanmean([metrics.pearson(model.predict(b)[0], b.y) for b in test], axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stpred._core.checks import InputError
 from stpred._core.settings import settings
 from stpred._core.specs import GeneRule, TileSpec
 
@@ -18,6 +19,7 @@ _SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "t
 
 __all__ = [
     "GeneRule",
+    "InputError",
     "TileSpec",
     "__version__",
     "datasets",

@@ -186,3 +186,13 @@ def test_a_model_without_errors_does_not_win_by_them() -> None:
     assert st.tl.summarise(tidy, metric="rmse").index.get_level_values("model").tolist() == ["a", "b"]
     with pytest.raises(InputError, match=r"lacks \['donor'\]"):
         st.tl.rank_models(tidy.drop(columns="donor"), metric="rmse")
+
+
+def test_genes_that_a_fold_did_not_choose_are_not_missing() -> None:
+    tidy = frame({"m": np.full((3, 4), 0.5)}, list("abc"))
+    tidy = tidy[~((tidy["slide"] == "s0") & (tidy["gene"] == "g3"))]  # not chosen where s0 was left out
+    tidy.loc[tidy.index[0], "value"] = np.nan  # chosen, and constant
+    row = st.tl.summarise(tidy, nan="zero").iloc[0]
+    assert row["n_missing"] == 1
+    assert row["mean"] == pytest.approx(np.mean([1.0 / 3, 0.5, 0.5]))  # s0: 0, 0.5, 0.5
+    assert st.tl.summarise(tidy).iloc[0]["mean"] == pytest.approx(0.5)

@@ -273,3 +273,47 @@ def test_a_relative_prediction_gets_a_scale(slides: dict[str, SpatialData], new:
     assert scores["rmse"].notna().all()
     assert st.tl.compare(new, "spots_miso", "spots_counts")["rmse"].isna().all()
     assert (scores["r2"] > -0.05).all()
+
+
+def test_intervals_are_of_locations_of_their_size(model: Model, new: SpatialData, tmp_path: Path) -> None:
+    table = st.tl.predict(new, model, shapes_key="cells", inplace=False)
+    assert "interval_low" not in table.var  # a cell is measured with far more noise than a spot
+    assert "interval_offsets" not in table.varm
+    assert "intervals" not in json.loads(table.uns["stpred"])
+    with pytest.raises(InputError, match=r"are of locations .* um wide, and those of 'cells' are finer"):
+        st.tl.predict(new, model, shapes_key="cells", interval=0.9)
+
+
+def test_predicted_counts_are_not_negative(slides: dict[str, SpatialData], new: SpatialData) -> None:
+    four = {s: slides[s] for s in list(slides)[:4]}
+    model = st.tl.train(four, st.models.Ridge.Config(penalty=1e-3), target="counts", **HOW)
+    table = st.tl.predict(new, model, shapes_key="spots", interval=0.5, inplace=False)
+    assert (table.X >= 0).all()
+    assert (table.layers["lower"] <= table.X + 1e-3).mean() > 0.7
+
+
+def test_one_measured_gene_cannot_be_normalised(model: Model, new: SpatialData) -> None:
+    st.tl.predict(new, model, shapes_key="spots")
+    gene = new.tables["spots_ridge"].var_names[0]
+    new.tables["alone"] = new.tables["spots_counts"][:, [gene]].copy()
+    for verb in (st.tl.recalibrate, st.tl.coverage, st.tl.correct, st.tl.compare):
+        with pytest.raises(InputError, match="'alone' measured a single gene"):
+            verb(new, "spots_ridge", "alone")
+    assert np.isfinite(st.tl.compare(new, "spots_ridge", "alone", target="counts")["pearson"]).all()
+
+
+def test_nothing_of_a_slide_is_in_what_its_own_table_says_of_genes(slides: dict[str, SpatialData]) -> None:
+    three = {
+        s: SpatialData(images=dict(v.images), shapes=dict(v.shapes), tables=dict(v.tables))
+        for s, v in list(slides.items())[:3]
+    }
+    scores = st.tl.cross_validate(three, "intensity", groups="slide", key_added="cv", **HOW)
+    pearson = scores[(scores["model"] == "intensity") & (scores["metric"] == "pearson")]
+    for name, sdata in three.items():
+        table = sdata.tables["spots_intensity_cv"]
+        others = pearson[pearson["slide"] != name].groupby("gene")["value"].mean()
+        np.testing.assert_allclose(table.var["cv_pearson"], others.loc[table.var_names], rtol=1e-9)
+        assert (table.var["n_slides"] == 2).all()
+        mine = st.tl.compare(sdata, "spots_intensity_cv", "spots_counts")["pearson"]
+        want = pearson[pearson["slide"] == name].set_index("gene")["value"]
+        np.testing.assert_allclose(mine.loc[want.index], want, atol=1e-6)  # the table is what was scored

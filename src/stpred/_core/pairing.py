@@ -256,6 +256,11 @@ class _Terms:
         one_of(target, targets.TARGETS, name="target")
         genes = _genes(first, second)
         second.check_counts()
+        if target == "log1p_cp10k" and len(second.genes) == 1:
+            raise InputError(
+                f"{second.key!r} measured a single gene, {second.genes[0]!r}: every location would have the same log1p "
+                "CP10k of it, for there is no other gene to be normalised by; compare raw counts with target='counts'."
+            )
         return cls(genes, second.genes.get_indexer(genes), target, scale, per)
 
     def pair(self, predicted: NDArray[np.float32], counts: Any, **where: Any) -> Pair:

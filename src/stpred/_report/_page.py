@@ -319,8 +319,8 @@ def _slide_table(content: Content) -> str:
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Return the mean of a correlation over genes; 0 where it is undefined, None where nothing is known."""
-    return float(np.nan_to_num(values).mean()) if np.isfinite(values).any() else None
+    """Return the mean of a correlation over the genes that have one on a slide, None where none has."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 def _provenance(content: Content) -> str:

@@ -136,8 +136,12 @@ def coverage(observed: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np
     >>> coverage(np.array([[1.0], [5.0]]), np.zeros((2, 1)), np.full((2, 1), 2.0))
     array([0.5])
     """
-    values = np.asarray(observed, dtype=np.float64)
-    below, above = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    values, below, above = (np.asarray(v, dtype=np.float64) for v in (observed, low, high))
+    if values.ndim != 2 or below.shape != values.shape or above.shape != values.shape:
+        raise InputError(
+            f"`observed`, `low` and `high` must be (n, genes) of one shape, got {values.shape}, {below.shape} and "
+            f"{above.shape}."
+        )
     known = np.isfinite(values) & np.isfinite(below) & np.isfinite(above)
     within, number = (known & (values >= below) & (values <= above)).sum(axis=0), known.sum(axis=0)
     return np.divide(within, number, out=np.full(values.shape[1], np.nan), where=number > 0)

@@ -363,6 +363,7 @@ def _partial(predicted: NDArray[Any], observed: NDArray[Any], given: NDArray[Any
 
 def _residual(values: NDArray[Any], given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the unit residual of values on a unit covariate; NaN where nothing but rounding is left."""
+    values = values.astype(np.float64) if values.dtype.kind == "b" else values
     x, norm = centred(values)
     eps = np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps
     rounding = 4 * eps * np.sqrt(len(x)) * np.maximum(values.max(axis=0), -values.min(axis=0)) / norm

@@ -85,7 +85,7 @@ def markers(
     named: Any = {name: [marked[g] for g in genes] for name, genes in sets.items()}
     wanted = named if brackets else named[""]
     means = small.to_df().groupby(small.obs[by], observed=True).mean().to_numpy()
-    end = float(np.abs(means).max()) if limit is None else limit
+    end = (float(np.abs(means).max()) or 1.0) if limit is None else limit  # constant genes have no colour of their own
     draw: Any = sc.pl.MatrixPlot if kind == "matrix" else sc.pl.DotPlot
     n_columns, n_rows = sum(map(len, sets.values())), small.obs[by].nunique()
     options: dict[str, Any] = {"expression_cutoff": 0.0} if kind == "dots" else {}

@@ -128,9 +128,12 @@ def conformal(
         residuals,
         slides=list(slides),
         groups=list(donors.values()),
+        width_um=float(np.median([data.median_width_um(r) for r in regions.values()])),
         how="slides that the model was not trained on",
     )
     levels = trained.record.intervals["levels"]
     width = [np.nanmedian(np.array(i["high"], float) - np.array(i["low"], float)) for i in levels]
     frame = pd.DataFrame(levels).drop(columns=["low", "high"]).assign(width=width, n_slides=len(slides))
-    return frame[["level", "coverage", "coverage_sd", "factor", "width", "n_slides"]].astype({"coverage": float})
+    return frame[["level", "coverage", "coverage_sd", "factor", "width", "n_slides"]].astype(
+        {"coverage": float, "coverage_sd": float}
+    )

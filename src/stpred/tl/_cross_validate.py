@@ -123,10 +123,10 @@ def cross_validate(
     its own (slide ``"pooled {fold}"``) and in no mean.
 
     What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
-    tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse``,
-    ``mae`` of predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability`` are
-    the highest Pearson that noise allows. :func:`stpred.tl.summarise` averages all this, :func:`stpred.tl.rank_models`
-    tests which models differ.
+    tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse``, ``mae``
+    of predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability``
+    are the highest Pearson that noise allows. :func:`stpred.tl.summarise` averages all this,
+    :func:`stpred.tl.rank_models` tests which models differ.
 
     Raises
     ------

@@ -25,6 +25,9 @@ LOWER, UPPER = "lower", "upper"
 LOW, HIGH = "interval_low", "interval_high"
 OFFSETS = "interval_offsets"
 
+_FINER = 0.75
+"""Share of the width of the calibrated locations below which others are finer: fewer counts, and more noise."""
+
 
 def refused(model: Model) -> str | None:
     """Say why a model has no intervals, or return None."""
@@ -42,7 +45,13 @@ def as_stable(values: Any, output_scale: str) -> NDArray[np.float64]:
 
 
 def calibrate(
-    model: Model, residuals: Sequence[NDArray[np.float64]], *, slides: Sequence[str], groups: Sequence[str], how: str
+    model: Model,
+    residuals: Sequence[NDArray[np.float64]],
+    *,
+    slides: Sequence[str],
+    groups: Sequence[str],
+    width_um: float,
+    how: str,
 ) -> None:
     """Write the intervals of all levels into the model's record.
 
@@ -54,6 +63,8 @@ def calibrate(
         (n_i, G) observed minus predicted of each slide that the predicting model had not seen, see `as_stable`.
     slides, groups, how
         Names of these slides, their donors, and in which way they were unseen.
+    width_um
+        Median width of their locations.
     """
     found = {level: metrics.conformal_intervals(residuals, level=level, groups=groups) for level in LEVELS}
     record = model.record
@@ -61,6 +72,7 @@ def calibrate(
         "scale": "sqrt" if record.target == "counts" else "identity",
         "slides": list(slides),
         "n_donors": len(set(groups)),
+        "width_um": round(width_um, 3),
         "how": how,
         "levels": [
             {
@@ -85,6 +97,12 @@ def facts_of(model: Model) -> dict[str, Any]:
     found = dict(model.record.intervals)
     found["levels"] = [{k: v for k, v in i.items() if k not in ("low", "high")} for i in found["levels"]]
     return {"intervals": found}
+
+
+def hold_on(model: Model, width_um: float) -> bool:
+    """Whether a model's intervals are of locations of this width: finer ones are measured with more noise."""
+    calibrated = model.record.intervals.get("width_um")
+    return calibrated is None or width_um >= _FINER * calibrated
 
 
 def check_level(model: Model, level: float | None) -> None:

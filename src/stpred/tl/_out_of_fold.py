@@ -103,7 +103,7 @@ def _table(
     var["n_slides"] = var["n_slides"].fillna(0).astype(int)
     var["rmax"] = genes.rmax(part.counts[:, part.var.index.get_indexer(shared)])  # type: ignore[index,union-attr]
     return tables.build_table(
-        joined("mean"),
+        np.maximum(joined("mean"), 0) if first.scale == "counts" else joined("mean"),
         shapes_key=region.shapes_key,
         instances=part.instances,
         var=var,

@@ -16,7 +16,7 @@ from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
 from stpred.models._base import FORMAT_VERSION, slide_facts, unlike_scores
-from stpred.tl._intervals import HIGH, LOW, check_level, facts_of, put_intervals
+from stpred.tl._intervals import HIGH, LOW, check_level, facts_of, hold_on, put_intervals
 from stpred.tl._predict_map import Job, known_as, predict_map
 from stpred.tl._preserve import Spots, as_amounts, preserved
 
@@ -107,7 +107,7 @@ def predict(
         interrupted call goes on where it was when it is called again. The object gets the map as a lazy image.
     interval
         Also write the borders between which the measurement of a location lies with this probability, such as 0.9, for
-        a model whose intervals are calibrated (:func:`stpred.tl.conformal`).
+        a model whose intervals are calibrated (:func:`stpred.tl.conformal`) on locations of this size or smaller.
     n_samples
         Of a generative model (``"xfuse"``): draws from its posterior, whose mean and standard deviation are given; None
         takes 10.
@@ -221,6 +221,13 @@ def predict(
     if inplace:
         tables.check_writable(sdata, key)
         tables.check_name(region.sdata, key, kind="tables")
+    finer = bool(trained.record.intervals) and not hold_on(trained, data.median_width_um(region))
+    if finer and interval is not None:
+        raise InputError(
+            f"The intervals of model {trained.record.name!r} are of locations {trained.record.intervals['width_um']:g} "
+            f"um wide, and those of {region.shapes_key!r} are finer: they are measured with fewer counts and more "
+            "noise. Calibrate them on such locations with stpred.tl.conformal(model, slides, shapes_key=...)."
+        )
     trained.to(pick_device(device))
     spots = None
     if preserve is not None:
@@ -240,11 +247,13 @@ def predict(
     obs, unlike = trust(trained, distance)
     facts = provenance_of(trained, used, region, context) | _read_facts(reading) | unlike
     rescaled = spots is not None or "output_scale" in _read_facts(reading)
+    if trained.record.target == "counts":
+        mean = np.maximum(mean, 0)
     if spots is not None:
         mean, std = preserved(mean, region.coords_um, spots, trained), None
         facts |= {"output_scale": "counts", "preserved": preserve}
     var = gene_frame(trained).iloc[columns]
-    if rescaled:  # the model's intervals are not of these values
+    if rescaled or finer:  # the model's intervals are not of these values
         var = var.drop(columns=[LOW, HIGH], errors="ignore")
     else:
         facts |= facts_of(trained)
@@ -258,7 +267,7 @@ def predict(
         layers=None if std is None else {keys.STD: std},
         provenance=facts,
     )
-    if not rescaled:
+    if not (rescaled or finer):
         put_intervals(table, trained, columns, interval)
     warn_unlike(trained, obs[keys.OOD_SCORE])
     if not inplace:

@@ -84,12 +84,16 @@ def summarise(
     found: list[pd.DataFrame] = []
     reasons: set[str] = set()
     for (target, model), rows in part.groupby(["target", "model"], sort=False, observed=True):
-        repeats = [r for _, r in rows.groupby("repeat", sort=False)] if "repeat" in rows else [rows]
+        repeats = [r for _, r in rows.groupby("repeat", sort=False, dropna=False)] if "repeat" in rows else [rows]
         wide, donors = as_matrix(repeats)
+        there = as_matrix([rows.assign(value=1.0)])[0].reindex_like(wide).notna().to_numpy()
+        values = wide.to_numpy(dtype=np.float64)
+        missing = there & np.isnan(values)  # a gene that a fold did not choose was not asked for, and is not missing
+        wide = pd.DataFrame(np.where(missing, 0.0, values) if nan == "zero" else values, wide.index, wide.columns)
         if by == "model":
-            frame = pd.DataFrame([_of_model(wide, donors, nan=nan, **draws)])
+            frame = pd.DataFrame([_of_model(wide, donors, missing, **draws)])
         else:
-            frame = _of_genes(wide, donors, nan=nan, **draws)
+            frame = _of_genes(wide, donors, missing, **draws)
             if metric.startswith(("pearson", "spearman")):
                 frame = frame.join(_tests(repeats, alpha=alpha, reasons=reasons))
             frame = frame.sort_values("mean", ascending=less, kind="stable").reset_index(names="gene")
@@ -124,11 +128,10 @@ def as_matrix(repeats: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.Series]:
     return wide, donors.reindex(wide.index)
 
 
-def _of_model(wide: pd.DataFrame, donors: pd.Series, *, nan: Any, n: int, seed: int) -> dict[str, float]:
+def _of_model(wide: pd.DataFrame, donors: pd.Series, missing: np.ndarray, *, n: int, seed: int) -> dict[str, float]:
     values = wide.to_numpy(dtype=np.float64)
-    genes_first, slides_first = (metrics.average(values, order=order, nan=nan) for order in ("genes", "slides"))  # type: ignore[arg-type]
-    filled = np.nan_to_num(values) if nan == "zero" else values
-    per_slide = mean_of_defined(filled, axis=1)
+    genes_first, slides_first = (metrics.average(values, order=order) for order in ("genes", "slides"))  # type: ignore[arg-type]
+    per_slide = mean_of_defined(values, axis=1)
     low, high = _interval(per_slide, donors, n=n, seed=seed)
     return {
         "mean": genes_first["mean"],
@@ -137,21 +140,19 @@ def _of_model(wide: pd.DataFrame, donors: pd.Series, *, nan: Any, n: int, seed: 
         "mean_over_slides_first": slides_first["mean"],
         "sd_genes": slides_first["sd"],
         "sd_slides": genes_first["sd"],
-        "median_gene": metrics.summarise(mean_of_defined(filled, axis=0))["median"],
+        "median_gene": metrics.summarise(mean_of_defined(values, axis=0))["median"],
         "n_genes": wide.shape[1],
         "n_slides": wide.shape[0],
         "n_donors": donors.nunique(),
-        "n_missing": genes_first["n_nan"],
+        "n_missing": int(missing.sum()),
     }
 
 
-def _of_genes(wide: pd.DataFrame, donors: pd.Series, *, nan: Any, n: int, seed: int) -> pd.DataFrame:
+def _of_genes(wide: pd.DataFrame, donors: pd.Series, missing: np.ndarray, *, n: int, seed: int) -> pd.DataFrame:
     values = wide.to_numpy(dtype=np.float64)
-    missing = np.isnan(values)
-    filled = np.nan_to_num(values) if nan == "zero" else values
-    low, high = _interval(filled, donors, n=n, seed=seed)
-    n_slides = wide.shape[0] - (0 if nan == "zero" else missing.sum(axis=0))
-    columns = {"mean": mean_of_defined(filled, axis=0), "low": low, "high": high, "n_slides": n_slides}
+    low, high = _interval(values, donors, n=n, seed=seed)
+    n_slides = np.isfinite(values).sum(axis=0)
+    columns = {"mean": mean_of_defined(values, axis=0), "low": low, "high": high, "n_slides": n_slides}
     return pd.DataFrame(columns | {"n_missing": missing.sum(axis=0)}, index=wide.columns)
 
 

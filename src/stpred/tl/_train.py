@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stpred import data, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
@@ -163,7 +165,9 @@ def train(
     cohort.describe(fitted, name=called, encoder=encoder, batches=batches, blank=blank, target=target, scores=scores)
     fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
     if _wanted(fitted, cohort.groups(batches), intervals=intervals):
-        _calibrate(fitted, config, batches, cohort.groups(batches), seed=seed, run=run)
+        counted = [data.median_width_um(r) for r in cohort.regions if r.counts is not None and r.slide not in left]
+        groups_of = cohort.groups(batches)
+        _calibrate(fitted, config, batches, groups_of, width_um=float(np.median(counted)), seed=seed, run=run)
     run.clear()
     return fitted
 
@@ -180,7 +184,14 @@ def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
 
 
 def _calibrate(
-    model: Model, config: BaseConfig, batches: list[Batch], groups: list[str], *, seed: int, run: training.Run
+    model: Model,
+    config: BaseConfig,
+    batches: list[Batch],
+    groups: list[str],
+    *,
+    width_um: float,
+    seed: int,
+    run: training.Run,
 ) -> None:
     """Calibrate intervals on predictions of models that have not seen a slide's donor."""
     known = [(b, g) for b, g in zip(batches, groups, strict=True) if b.y is not None]
@@ -193,6 +204,7 @@ def _calibrate(
         residuals,
         slides=[b.slide for b in batches],
         groups=groups,
+        width_um=width_um,
         how="models that were trained without their donors",
     )
 
