@@ -11,7 +11,7 @@ import stpred as st
 from stpred import links
 from stpred._core.checks import InputError
 from stpred._core.p_values import benjamini_hochberg
-from stpred._core.spatial_null import cross_statistics, shifts
+from stpred.tl._spatial_null import cross_statistics, shifts
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -11,7 +11,7 @@ import stpred as st
 from stpred import metrics
 from stpred._core import targets
 from stpred._core.checks import InputError
-from stpred._core.gamma_poisson import posterior, recalibration, shrink
+from stpred.tl._gamma_poisson import posterior, recalibration, shrink
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -7,8 +7,8 @@ from anndata import AnnData
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred._core.sample_folds import class_pairs, folds, resampled, share_of_pairs, survival_pairs
-from stpred._core.survival import score_statistics
+from stpred.tl._sample_folds import class_pairs, folds, resampled, share_of_pairs, survival_pairs
+from stpred.tl._survival import score_statistics
 
 lifelines = pytest.importorskip("lifelines")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.checks import InputError, positive, whole
-from stpred._core.sample_folds import class_pairs, folds, interval, resampled, share_of_pairs
+from stpred.tl._sample_folds import class_pairs, folds, interval, resampled, share_of_pairs
 from stpred.tl._sample_table import features, sample_groups, sample_values
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-    from stpred._core.sample_folds import Pairs
+    from stpred.tl._sample_folds import Pairs
 
 _INNER = 3
 _DRAWS = 1000

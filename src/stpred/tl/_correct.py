@@ -8,8 +8,8 @@ import numpy as np
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, table_instances
-from stpred._core.gamma_poisson import posterior, recalibration
 from stpred._core.pairing import Pair, pair
+from stpred.tl._gamma_poisson import posterior, recalibration
 from stpred.tl._intervals import HIGH, LOW, OFFSETS
 
 if TYPE_CHECKING:

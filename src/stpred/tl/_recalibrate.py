@@ -8,9 +8,9 @@ import numpy as np
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import table_instances, table_regions
-from stpred._core.gamma_poisson import shrink
 from stpred._core.pairing import pair
 from stpred._core.targets import dense
+from stpred.tl._gamma_poisson import shrink
 from stpred.tl._intervals import HIGH, LOW
 
 if TYPE_CHECKING:

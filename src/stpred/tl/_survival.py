@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.checks import InputError, positive, whole
-from stpred._core.sample_folds import folds, interval, resampled, share_of_pairs, survival_pairs
-from stpred._core.survival import score_statistics
+from stpred.tl._sample_folds import folds, interval, resampled, share_of_pairs, survival_pairs
 from stpred.tl._sample_table import features, sample_groups, sample_values
 
 if TYPE_CHECKING:
@@ -169,6 +168,20 @@ def _fit(
         except lifelines.exceptions.ConvergenceError:
             pass
     return (new[:, usable] - mean[usable]) / spread[usable] @ weights[usable], weights
+
+
+def score_statistics(
+    X: NDArray[np.float64], time: NDArray[np.float64], event: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return (g,) the score test of a Cox model with each gene alone: high where it goes with the hazard."""
+    order = np.argsort(-time, kind="stable")
+    X, time, event = X[order] - X.mean(axis=0), time[order], event[order]
+    # At risk with an event are all that were followed at least as long; of equal times, the last in this order.
+    last = np.searchsorted(-time, -time, side="right") - 1
+    n = (last + 1.0)[:, None]
+    mean, square = np.cumsum(X, axis=0)[last] / n, np.cumsum(X**2, axis=0)[last] / n
+    score, information = (X - mean)[event].sum(axis=0), (square - mean**2)[event].sum(axis=0)
+    return np.divide(score**2, information, out=np.zeros_like(score), where=information > 1e-12)
 
 
 def _choose(
