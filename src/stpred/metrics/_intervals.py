@@ -62,7 +62,8 @@ def conformal_intervals(
     Parameters
     ----------
     residuals
-        One (n_i, G) array per slide that the model was not trained on: observed minus predicted. NaN is no residual.
+        One (n_i, G) array per slide that the model was not trained on: observed minus predicted. What is not finite is
+        no residual.
     level
         Nominal coverage, between 0 and 1.
     groups
@@ -153,6 +154,7 @@ def sketch(residuals: Sequence[ArrayLike]) -> NDArray[np.float64]:
     found: list[NDArray[np.float64]] = []
     for values in residuals:
         array = np.asarray(values, dtype=np.float64)
+        array = np.where(np.isfinite(array), array, np.nan)
         if array.ndim != 2 or (found and array.shape[1] != len(found[0])):
             raise InputError(f"Residuals must be (n, genes) with the same genes on every slide, got {array.shape}.")
         known = np.isfinite(array).any(axis=0)

@@ -123,7 +123,9 @@ def of_metric(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
 def as_matrix(repeats: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.Series]:
     """Return scores as slides x genes, averaged over repeats, and the donor of each slide."""
     rows = pd.concat(repeats)
-    wide = rows.pivot_table(index="slide", columns="gene", values="value", aggfunc="mean", dropna=False, sort=False)
+    wide = rows.pivot_table(
+        index="slide", columns="gene", values="value", aggfunc="mean", dropna=False, sort=False, observed=True
+    )
     donors = pd.Series(rows["donor"].to_numpy(), index=rows["slide"].to_numpy()).groupby(level=0).first()
     return wide, donors.reindex(wide.index)
 
