@@ -36,7 +36,7 @@ COLUMNS = {
     "score": ("Pearson", ""),
     "cv_pearson": ("In training", "Pearson on left-out slides of the model's own training"),
     LIBRARY: ("Library size", "Pearson that a location's total of all other genes gives"),
-    NEIGHBOURS: ("Neighbours", "Pearson that the measured mean of the nearest locations gives"),
+    NEIGHBOURS: ("Places around", "Pearson that the measured mean of the nearest locations gives"),
     "ceiling": ("Ceiling", "Highest Pearson that the noise of the measurement allows"),
     "rmax": ("rmax", "Highest Pearson that the noise of the raw counts of training allows"),
     "mean_count": ("Mean count", "Measured counts per location"),
@@ -136,7 +136,8 @@ def _data(content: Content, layouts: list[Layout], best: list[int], worst: list[
     for key, (label, what) in COLUMNS.items():
         known = key in genes and genes[key].notna().any()
         if key == "cv_pearson" and known:  # out of cross-validation it is the score
-            known = not np.allclose(genes[key], genes["score"], atol=1e-3, equal_nan=True)
+            unseen = any("cross_validated" in s.facts for s in content.slides)
+            known = not unseen and not np.allclose(genes[key], genes["score"], atol=1e-3, equal_nan=True)
         if key == "rmax" and "ceiling" in genes and genes["ceiling"].notna().any():
             known = False
         if known or key == "score":
