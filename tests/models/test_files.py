@@ -41,7 +41,7 @@ def test_round_trip_is_bit_identical(tmp_path: Path, family: type[Model], config
     assert back.record == model.record
     assert back.id == model.id
     assert np.array_equal(back.predict(batch)[0], model.predict(batch)[0])
-    assert np.array_equal(back.typical.score(batch.own), model.typical.score(batch.own))
+    assert np.array_equal(back.typical.distance(batch.own), model.typical.distance(batch.own))
     assert [p.name for p in tmp_path.iterdir()] == ["m"]  # nothing is left of the staging
 
 

@@ -101,3 +101,12 @@ def counts_report(table: AnnData) -> dict[str, list[str]]:
         "empty_instances": [str(n) for n in table.obs_names[per_row == 0]],
         "zero_genes": [str(n) for n in table.var_names[per_gene == 0]],
     }
+
+
+def are_counts(values: Any) -> bool:
+    """Whether values are raw counts."""
+    try:
+        check_counts(values)
+    except InputError:
+        return False
+    return True

@@ -104,3 +104,10 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
             raise InputError("The target 'log_share' needs `n_measured`, the number of all measured genes.")
         values = np.log((1 + values) / (n_measured + library)[:, None])
     return values.astype(np.float32)
+
+
+def standardised(values: Any) -> NDArray[np.float64]:
+    """Return (n, n_genes) values with mean 0 and standard deviation 1 of each gene; a constant one is 0."""
+    values = np.asarray(values, dtype=np.float64)
+    std = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(std < 1e-8, np.inf, std)

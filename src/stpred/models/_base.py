@@ -447,10 +447,6 @@ class TypicalTiles(nn.Module):
         outside = np.square(scaled).sum(axis=1) - np.square(inside).sum(axis=1)
         return np.sqrt(np.square(inside / arrays["spread"]).mean(axis=1) + outside.clip(0) / arrays["rest"] ** 2)
 
-    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n,) scores of tiles by themselves: 0 = like the training tiles; NaN where those are not known."""
-        return unlike_scores(self.relative(self.distance(features)))
-
     def within(self, features: NDArray[Any], links: Links) -> NDArray[np.float32]:
         """Return (n,) relative distances of targets: the mean of the features that (n,) ragged links give each."""
         distance = np.zeros(len(features), dtype=np.float32)

@@ -10,6 +10,7 @@ from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.pairing import Pair, pair
+from stpred._core.targets import standardised
 from stpred.pl._figure import array, finish, plain
 from stpred.pl._maps import Canvas
 
@@ -105,13 +106,7 @@ def _errors(both: Pair, chosen: list[int]) -> tuple[NDArray[np.float32], str]:
     ours, theirs = (v[:, chosen].astype(np.float64) for v in (both.guessed, both.observed))
     if both.comparable:
         return (ours - theirs).astype(np.float32), "error"
-    return (_standard(ours) - _standard(theirs)).astype(np.float32), "error of z-scores"
-
-
-def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return columns in standard deviations from their mean; 0 where they do not vary."""
-    spread = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0)
+    return (standardised(ours) - standardised(theirs)).astype(np.float32), "error of z-scores"
 
 
 def _chosen(both: Pair, scores: NDArray[np.float64], genes: str | Sequence[str] | None) -> list[int]:

@@ -12,8 +12,9 @@ from stpred._core.checks import InputError, one_of, whole
 from stpred._core.elements import need_sdata
 from stpred._core.gene_sets import read_gene_sets, sets_among
 from stpred._core.p_values import benjamini_hochberg
+from stpred._core.targets import standardised
 from stpred.tl._slide_tables import positions_um, slide_table
-from stpred.tl._spatial_null import Draw, cross_statistics, shifts, standardised
+from stpred.tl._spatial_null import Draw, cross_statistics, shifts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
-from stpred._core.counts import check_counts, duplicates
+from stpred._core.counts import are_counts, duplicates
 from stpred._core.elements import need_sdata
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def compared_values(table: AnnData, *, what: str) -> tuple[NDArray[np.float64], 
     filled = np.ones(len(values), dtype=bool)
     facts = tables.read_provenance(table, what=what) if keys.UNS in table.uns else {}
     scale = facts.get("output_scale", "unknown")
-    if not facts and _are_counts(table.X):
+    if not facts and are_counts(table.X):
         scale = "counts"
     if scale == "counts" and facts.get("per") is not None:  # amounts per 10 000 counts already
         return np.log1p(values), LOG, filled
@@ -211,14 +211,6 @@ def compared_values(table: AnnData, *, what: str) -> tuple[NDArray[np.float64], 
         # Predicted counts may fall a little below zero, where no logarithm is.
         return targets.transform(values.clip(min=0), library, target=LOG).astype(np.float64), LOG, filled
     return values, str(scale), filled
-
-
-def _are_counts(values: Any) -> bool:
-    try:
-        check_counts(values)
-    except InputError:
-        return False
-    return True
 
 
 def _fold_change(values: NDArray[np.float64], inside: NDArray[np.bool_], *, scale: str) -> NDArray[np.float64]:

@@ -88,12 +88,13 @@ def _table(
     region: data.Region, parts: list[Prediction], known: pd.DataFrame, *, images: dict[str, dict[str, str]]
 ) -> Any:
     first = parts[0]
-    shared = [g for g in first.genes if all(g in p.genes for p in parts)]
+    common = set.intersection(*(set(p.genes) for p in parts))
+    shared = [g for g in first.genes if g in common]
     rows = np.concatenate([np.arange(len(p.mean)) if p.rows is None else p.rows for p in parts])
     order = np.argsort(rows, kind="stable")
 
     def joined(name: str) -> NDArray[np.float32]:
-        values = [getattr(p, name)[:, [p.genes.index(g) for g in shared]] for p in parts]
+        values = [getattr(p, name)[:, pd.Index(p.genes).get_indexer(shared)] for p in parts]
         return np.concatenate(values)[order]
 
     score = np.concatenate([unlike_scores(p.unlike, p.slide_limit) for p in parts])[order]

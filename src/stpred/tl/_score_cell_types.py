@@ -12,7 +12,7 @@ import numpy as np
 from stpred._core import keys, targets
 from stpred._core.cell_types import CELL_TYPE, UNASSIGNED, write_facts
 from stpred._core.checks import InputError, key_in, listing, whole
-from stpred._core.counts import check_counts, duplicates
+from stpred._core.counts import are_counts, duplicates
 from stpred._core.elements import need_sdata
 from stpred._core.gene_names import mismatch
 from stpred._core.tables import read_provenance
@@ -257,7 +257,7 @@ def _scaled(table: AnnData, layer: str | None, table_key: str) -> tuple[AnnData,
     if layer is None and keys.UNS in table.uns:
         scale = read_provenance(table, what=f"table {table_key!r}").get("output_scale")
     if scale is None:
-        scale = "counts" if _are_counts(values) else "as it is"
+        scale = "counts" if are_counts(values) else "as it is"
         logger.info("The %s are taken %s.", what, "as raw counts" if scale == "counts" else "to be normalised")
     work = AnnData(values.astype(np.float32).copy(), obs=table.obs[[]].copy(), var=table.var[[]].copy())
     empty = np.zeros(work.n_obs, dtype=bool)
@@ -271,14 +271,6 @@ def _scaled(table: AnnData, layer: str | None, table_key: str) -> tuple[AnnData,
     # shift a type's score by a constant, which is what is taken off the scores instead.
     sc.pp.scale(work, zero_center=False)
     return work, str(scale), empty
-
-
-def _are_counts(values: Any) -> bool:
-    try:
-        check_counts(values)
-    except InputError:
-        return False
-    return True
 
 
 def _score(work: AnnData, genes: list[str], name: str, ctrl_size: int, seed: int) -> NDArray[np.float64]:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stpred._core.targets import standardised
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Draw: TypeAlias = Callable[[], NDArray[np.int64]]
 """Gives (N,) which location's value each location takes under a null."""
-
-
-def standardised(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return columns of mean 0 and variance 1; one that does not vary becomes 0."""
-    centred = np.asarray(values, dtype=np.float64) - values.mean(axis=0)
-    spread = centred.std(axis=0)
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-12)
 
 
 def cross_statistics(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.targets import dense
+from stpred._core.targets import dense, standardised
 from stpred.data import TooSmall
 from stpred.models._base import BaseConfig, Batch, Model
 from stpred.training._fit import INNER_FOLDS, fit
@@ -64,13 +64,6 @@ def out_of_fold(
         for s in test:
             labels[s], taught[s] = model.predict(slides[s])[0], train
     return labels, taught
-
-
-def standardised(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return (n, n_genes) values with mean 0 and standard deviation 1 of each gene; a constant one is 0."""
-    values = np.asarray(values, dtype=np.float64)
-    std = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(std < 1e-8, np.inf, std)
 
 
 def averaged(labels: Sequence[Labels]) -> Labels:
