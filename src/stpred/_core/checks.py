@@ -11,8 +11,17 @@ from typing import Any
 _ELEMENT = re.compile(r"[\w.-]+")
 
 
+MAX_MESSAGE = 600
+"""Characters of a message; names and lists that users give can be of any length."""
+
+
 class InputError(ValueError):
     """Input that stpred cannot use. The message is one sentence that names the object and what would work."""
+
+    def __str__(self) -> str:
+        text = " ".join(str(a) for a in self.args).replace("\n", " ")
+        half = (MAX_MESSAGE - 5) // 2
+        return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 class MissingFileError(InputError, FileNotFoundError):
@@ -26,7 +35,7 @@ class UnsafeResolutionError(InputError):
 def listing(items: Iterable[Any], *, most: int = 8) -> str:
     """Write items as ``['a', 'b', ...]``, cut after `most` with the number left out."""
     items = [str(i) for i in items]
-    shown = ", ".join(repr(i) for i in items[:most])
+    shown = ", ".join(repr(i if len(i) <= 150 else f"{i[:70]}...{i[-70:]}") for i in items[:most])
     more = f", ... and {len(items) - most} more" if len(items) > most else ""
     return f"[{shown}{more}]"
 

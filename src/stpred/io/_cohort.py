@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, listing, positive
-from stpred.io._damage import readable
+from stpred._core.files import readable
 from stpred.io._detect import FORMATS, candidates, detect, read
 from stpred.io._open import SUFFIXES
 

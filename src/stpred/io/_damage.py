@@ -1,26 +1,11 @@
-"""What the libraries raise on damaged vendor files, as one sentence that names the file."""
+"""Looking at the headers of vendor files, so that the damaged one is named before a vendor's reader opens them all."""
 
 from __future__ import annotations
 
-import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from stpred._core.checks import InputError
-
-
-@contextmanager
-def readable(path: Path, *, what: str) -> Iterator[None]:
-    """Turn the errors of reading one file (or folder) into one sentence that names it; ours pass."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        said = re.split(r"[.] (?=[A-Z])", " ".join(str(error).split()))[0].rstrip(".") or type(error).__name__
-        raise InputError(f"The {what} {str(path)!r} cannot be read: {said}; is it damaged or cut off?") from error
+from stpred._core.files import readable
 
 
 def check_readable(*paths: Path) -> None:

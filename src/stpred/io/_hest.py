@@ -23,8 +23,8 @@ from stpred._core.calibration import (
     settle_mpp,
 )
 from stpred._core.checks import InputError, MissingFileError, element_name, key_in, listing, positive
+from stpred._core.files import readable
 from stpred.io._assemble import circles, counts_table, slide
-from stpred.io._damage import readable
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
 from stpred.io._swap import refuse_swapped

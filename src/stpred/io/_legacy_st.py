@@ -19,8 +19,8 @@ from stpred._core.calibration import (
     settle_mpp,
 )
 from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.files import readable
 from stpred.io._assemble import circles, counts_table, slide
-from stpred.io._damage import readable
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
 

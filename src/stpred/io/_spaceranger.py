@@ -13,7 +13,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.calibration import Evidence, check_fullres_size, check_inside, scaling, settle_mpp
 from stpred._core.checks import InputError, MissingFileError, listing
-from stpred.io._damage import readable
+from stpred._core.files import readable
 from stpred.io._open import FLAT_SUFFIXES, TIFF_SUFFIXES, open_pixels
 from stpred.io._pixels import Pixels, to_image
 

@@ -21,8 +21,9 @@ from stpred._core.calibration import (
     scaling,
 )
 from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.files import readable
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
-from stpred.io._damage import check_readable, readable
+from stpred.io._damage import check_readable
 from stpred.io._spaceranger import calibrate_run, find_fullres, need, place_images, read_positions, read_scalefactors
 from stpred.io._stage import staged
 

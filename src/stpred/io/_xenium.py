@@ -15,9 +15,10 @@ from stpred._core.calibration import XENIUM_PIXEL_UM, Evidence, check_inside, pl
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred._core.counts import unique_symbols
 from stpred._core.elements import apply_affine, mpp_of
+from stpred._core.files import readable
 from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
-from stpred.io._damage import check_readable, readable
+from stpred.io._damage import check_readable
 from stpred.io._open import TIFF_SUFFIXES, open_pixels
 from stpred.io._pixels import Pixels, to_image
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing
-from stpred.io._damage import readable
+from stpred._core.files import readable
 
 if TYPE_CHECKING:
     import pandas as pd
