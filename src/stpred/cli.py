@@ -453,14 +453,14 @@ def _report(
     """Write the page of a model from what was predicted for the slides that it had not seen."""
     import stpred as st
     from stpred._core import keys
-    from stpred._core.elements import find_table, table_regions
+    from stpred._core.elements import find_table, region_in_frame
 
     ending = f"_{keys.slug(model)}_{_UNSEEN}"
     first = next(iter(read.values()))
     key = next((k for k in first.tables if k.endswith(ending)), None)
     if key is None:
         raise InputError(f"There are no predictions of {model!r} for left-out slides to report on.")
-    measured = find_table(first, table_regions(first.tables[key])[0])
+    measured = find_table(first, region_in_frame(first, key))
     everywhere = all(measured in sdata.tables for sdata in read.values())
     st.report(
         path, read, key, measured_key=measured if everywhere else None, scores=scores, model=model, overwrite=overwrite

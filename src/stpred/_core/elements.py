@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+logger = logging.getLogger("stpred")
+
 ANISOTROPY_LIMIT = 0.02
+
+_COUNTS = keys.counts("")
 
 
 def need_sdata(sdata: Any) -> None:
@@ -199,9 +204,13 @@ def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None
                 f"{listing(sdata.tables)})."
             )
         return table_key
-    candidates = [
-        k for k, t in sdata.tables.items() if shapes_key in table_regions(t) and keys.UNS not in t.uns
-    ]  # what stpred wrote itself (features, predictions) carries its provenance
+    # What stpred wrote itself (features, predictions) carries its provenance, unless that was lost on the way.
+    candidates = [k for k, t in sdata.tables.items() if shapes_key in table_regions(t) and is_measured(t)]
+    if (
+        len(candidates) > 1
+    ):  # of several slides in one object the usual name is that of the region before it got a suffix
+        usual = [k for k in candidates if k.endswith(_COUNTS) and shapes_key.startswith(k.removesuffix(_COUNTS) + "-")]
+        candidates = usual if len(usual) == 1 else candidates
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
@@ -210,15 +219,117 @@ def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None
     raise InputError(f"Several tables annotate {shapes_key!r}: {listing(candidates)}; name one with `table_key`.")
 
 
+def is_measured(table: AnnData) -> bool:
+    """Whether a table is none that stpred wrote, as far as it says."""
+    return keys.UNS not in table.uns and not lost_provenance(table)
+
+
+def lost_provenance(table: AnnData) -> str:
+    """Say of a table that is a prediction by its columns, or of several regions, where its provenance went; else "".
+
+    ``anndata.concat`` and with it ``spatialdata.concatenate`` drop ``uns``, ``var`` and ``varm`` unless told otherwise.
+    """
+    if keys.UNS in table.uns or keys.OOD_SCORE not in table.obs:
+        return ""
+    regions = table_regions(table)
+    which = f"; it annotates several regions ({listing(regions)})" if len(regions) > 1 else ""
+    return (
+        f"it holds predictions but has lost its provenance, uns[{keys.UNS!r}], which concatenating drops{which}: "
+        f"concatenate again with merge='same' and uns_merge='first', copy uns[{keys.UNS!r}] back from the table of one "
+        "slide, or analyse the slides before they are brought together"
+    )
+
+
 def table_regions(table: AnnData) -> list[str]:
-    """Return the elements that a table annotates."""
-    region = table.uns.get("spatialdata_attrs", {}).get("region", [])
-    return [region] if isinstance(region, str) else [str(r) for r in region]
+    """Return the elements that a table annotates: of those that it names, the ones that have rows."""
+    attrs = table.uns.get("spatialdata_attrs", {})
+    region = attrs.get("region", [])
+    named = [region] if isinstance(region, str) else [str(r) for r in region]
+    if len(named) < 2 or attrs.get("region_key") not in table.obs:
+        return named
+    column = table.obs[attrs["region_key"]]  # a table that was cut to some of its rows still names all regions
+    there = set(column.astype("category").cat.remove_unused_categories().cat.categories.astype(str))
+    return [r for r in named if r in there] or named
 
 
 def regions_told(annotated: list[str]) -> str:
     """Write the regions of a table for a message."""
     return listing(annotated) if annotated else "no element (it lacks uns['spatialdata_attrs'])"
+
+
+def in_frame(sdata: SpatialData, regions: Iterable[str], coordinate_system: str) -> list[str]:
+    """Return the regions that are placed in a coordinate system."""
+    elements = {k: e for kind in ("shapes", "labels", "points") for k, e in getattr(sdata, kind).items()}
+    return [r for r in regions if r in elements and coordinate_system in frames_of(elements[r])]
+
+
+def region_in_frame(sdata: SpatialData, table_key: str, *, coordinate_system: str = keys.UM) -> str:
+    """Return the region of a table that is looked at: its only one, or of several the one in the coordinate system.
+
+    Raises
+    ------
+    InputError
+        If the table annotates none, or of several none or more than one is in the coordinate system.
+    """
+    regions = table_regions(sdata.tables[table_key])
+    if len(regions) == 1:
+        return regions[0]
+    if not regions:
+        raise InputError(f"Table {table_key!r} annotates {regions_told(regions)}.")
+    placed = in_frame(sdata, regions, coordinate_system)
+    if len(placed) != 1:
+        raise ambiguous(sdata, table_key, regions, coordinate_system=coordinate_system)
+    rows = table_instances(sdata.tables[table_key], placed[0])[0]
+    logger.info(
+        "Of table %r the %d rows of %r are used, its region in %r.", table_key, len(rows), *placed, coordinate_system
+    )
+    return placed[0]
+
+
+def ambiguous(sdata: SpatialData, table_key: str, regions: list[str], *, coordinate_system: str) -> InputError:
+    """Return the error for a table of several regions of which none, or more than one, is in the coordinate system."""
+    if placed := in_frame(sdata, regions, coordinate_system):
+        return InputError(
+            f"Table {table_key!r} annotates {len(placed)} regions in the coordinate system {coordinate_system!r}: "
+            f"{listing(placed)}; put the rows of one of them into a table of its own, or the slides into frames of "
+            "their own."
+        )
+    elements = {k: e for kind in ("shapes", "labels", "points") for k, e in getattr(sdata, kind).items()}
+    frames = {r: sorted(frames_of(elements[r])) for r in regions if r in elements}
+    if not frames:
+        return InputError(
+            f"Table {table_key!r} annotates several regions, {listing(regions)}, and the object has none of these; add "
+            "the shapes, or take the rows of one region."
+        )
+    return InputError(
+        f"Table {table_key!r} annotates several regions and none is in the coordinate system {coordinate_system!r}: "
+        f"name the slide's frame with `coordinate_system` (regions and their frames: {frames})."
+    )
+
+
+def table_in_frame(sdata: SpatialData, table_key: str, *, coordinate_system: str | None = keys.UM) -> AnnData:
+    """Return a table, or of one of several regions the rows of that in the coordinate system; None: all of it."""
+    table = sdata.tables[table_key]
+    if coordinate_system is None or len(table_regions(table)) < 2:
+        return table
+    return table[table_instances(table, region_in_frame(sdata, table_key, coordinate_system=coordinate_system))[0]]
+
+
+def key_in_frame(sdata: SpatialData, table_key: str, name: str, *, coordinate_system: str | None) -> str:
+    """Return what a table made from `table_key` is called: of one of several regions with the frame's suffix."""
+    if coordinate_system is None or len(table_regions(sdata.tables[table_key])) < 2:
+        return name
+    return keys.in_frame(name, coordinate_system)
+
+
+def with_region(table: AnnData, region: str) -> AnnData:
+    """Let a copy of some rows say that it annotates `region` alone."""
+    import pandas as pd
+
+    attrs = dict(table.uns["spatialdata_attrs"])
+    table.obs[attrs["region_key"]] = pd.Categorical([region] * table.n_obs, categories=[region])
+    table.uns["spatialdata_attrs"] = attrs | {"region": region}
+    return table
 
 
 def table_instances(table: AnnData, shapes_key: str) -> tuple[np.ndarray, pd.Index]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing, one_of
-from stpred._core.elements import need_sdata, table_regions
+from stpred._core.elements import ambiguous, in_frame, need_sdata, region_in_frame, table_regions
 from stpred._core.gene_names import mismatch
 from stpred._core.matching import box_of, geometries_um, held, match_nearest, match_overlap, square_bins
 from stpred._core.pairing_sources import (
@@ -302,18 +302,34 @@ def _tables(
 def _in_shared_region(
     first: TableSide | RasterSide, second: TableSide | TranscriptsSide
 ) -> tuple[TableSide | RasterSide, TableSide | TranscriptsSide]:
-    """Let two tables that annotate the same region be compared there; refuse one that annotates none."""
-    if isinstance(first, TableSide) and isinstance(second, TableSide):
-        theirs = table_regions(second.table)
-        if shared := [r for r in table_regions(first.table) if r in theirs]:
-            return replace(first, region=shared[0]), replace(second, region=shared[0])
+    """Let two tables that annotate the same region be compared there; refuse one that annotates none.
+
+    Of tables of several regions, that in the frame is compared.
+    """
     for side in (first, second):
-        if not side.region:
+        if isinstance(side, TableSide) and not table_regions(side.table):
             raise InputError(
                 f"{_told(first, second)}, so the locations of {side.key!r} are unknown; parse it with "
                 "spatialdata.models.TableModel and name its region."
             )
-    return first, second
+    if isinstance(first, TableSide) and isinstance(second, TableSide):
+        ours, theirs = (table_regions(side.table) for side in (first, second))
+        shared = [r for r in ours if r in theirs]
+        placed = in_frame(first.sdata, {*ours, *theirs}, first.coordinate_system)
+        # Where the frame holds no region of either, it is not what tells them apart.
+        candidates = [r for r in shared if r in placed] if placed and len({*ours, *theirs}) > 1 else shared
+        if len(candidates) > 1:
+            raise ambiguous(first.sdata, first.key, candidates, coordinate_system=first.coordinate_system)
+        if candidates:
+            return replace(first, region=candidates[0]), replace(second, region=candidates[0])
+    return _in_frame(first), _in_frame(second)
+
+
+def _in_frame(side: Any) -> Any:
+    """Return a side at the region that is in the frame."""
+    if not isinstance(side, TableSide):
+        return side
+    return replace(side, region=region_in_frame(side.sdata, side.key, coordinate_system=side.coordinate_system))
 
 
 def _told(first: TableSide | RasterSide, second: TableSide | TranscriptsSide) -> str:
@@ -333,6 +349,12 @@ def _same_ids(
     ids: pd.Index, measured_ids: pd.Index, *, sides: tuple[TableSide, TableSide]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return positions in `ids` and in `measured_ids` of the same instance."""
+    for side, names in zip(sides, (ids, measured_ids), strict=True):
+        if not names.is_unique:
+            raise InputError(
+                f"Table {side.key!r} has several rows of the same instance of {side.region!r}: "
+                f"{listing(names[names.duplicated()].unique())}; keep one row of each."
+            )
     position = measured_ids.get_indexer(ids)
     known = np.flatnonzero(position >= 0)
     if len(known) == 0:

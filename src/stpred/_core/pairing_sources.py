@@ -57,7 +57,7 @@ class Squares:
 
 @dataclass(frozen=True)
 class TableSide:
-    """A table of predictions or counts, and the region of it that is compared (empty where it annotates none)."""
+    """A table of predictions or counts, and the region of it that is compared (empty until that is chosen)."""
 
     sdata: SpatialData
     key: str
@@ -389,7 +389,8 @@ def _table(sdata: SpatialData, key: str, coordinate_system: str, *, name: str, o
             f"No table named {key!r} and no {other} (`{name}`); available: tables {listing(sdata.tables)}, "
             f"{other} {listing(getattr(sdata, other))}."
         )
-    return TableSide(sdata, key, next(iter(table_regions(sdata.tables[key])), ""), coordinate_system)
+    regions = table_regions(sdata.tables[key])
+    return TableSide(sdata, key, regions[0] if len(regions) == 1 else "", coordinate_system)
 
 
 def _a_prediction(facts: dict[str, Any], *, what: str) -> dict[str, Any]:

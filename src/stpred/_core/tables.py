@@ -13,6 +13,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, element_name, listing
+from stpred._core.elements import lost_provenance, table_regions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +112,14 @@ def put_table(sdata: SpatialData, key: str, table: AnnData) -> None:
 def read_provenance(table: AnnData, *, what: str = "table") -> dict[str, Any]:
     """Return the facts that stpred stored with a table."""
     if keys.UNS not in table.uns:
+        if lost := lost_provenance(table):
+            raise InputError(f"The {what} cannot be read: {lost}.")
+        if len(regions := table_regions(table)) > 1:
+            raise InputError(
+                f"The {what} has no uns[{keys.UNS!r}]: it annotates several regions ({listing(regions)}), and "
+                f"concatenating drops the provenance; copy uns[{keys.UNS!r}] back from the table of one slide, or "
+                "concatenate with uns_merge='first'."
+            )
         raise InputError(f"The {what} was not written by stpred: it has no uns[{keys.UNS!r}].")
     try:
         facts = json.loads(table.uns[keys.UNS])

@@ -13,9 +13,10 @@ from stpred import genes as gene_rules
 from stpred import metrics, tl
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.elements import need_sdata, table_instances, table_regions
+from stpred._core.elements import need_sdata, region_in_frame, table_instances, table_regions
 from stpred._core.pairing import Pair, pair
 from stpred._core.tables import read_provenance
+from stpred.tl._unseen import facts_in_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,13 +141,15 @@ def read_slides(
         regions = table_regions(table)
         if not regions:
             raise InputError(f"Table {predicted_key!r} of slide {str(name)!r} annotates no region, so it has no map.")
-        rows, instances = table_instances(table, regions[0])
+        region = region_in_frame(sdata, predicted_key, coordinate_system=coordinate_system)
+        rows, instances = table_instances(table, region)
         facts = read_provenance(table, what=f"table {predicted_key!r} of slide {str(name)!r}")
+        facts = facts_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
         if facts.get("kind") != "prediction":
             raise InputError(
                 f"Table {predicted_key!r} of slide {str(name)!r} holds {facts.get('kind')}, not predictions."
             )
-        slide = Slide(str(name), sdata, table, regions[0], rows, instances, facts)
+        slide = Slide(str(name), sdata, table, region, rows, instances, facts)
         if measured_key is not None:
             slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
             if "intervals" in facts:

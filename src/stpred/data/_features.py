@@ -126,6 +126,9 @@ def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | N
     if key not in region.sdata.tables:
         return None
     table = region.sdata.tables[key]
+    if keys.UNS not in table.uns:
+        logger.info("Table %r has lost what it was made from; its features are computed anew.", key)
+        return None
     facts = read_provenance(table, what=f"table {key!r}")
     if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
         return None
@@ -139,8 +142,12 @@ def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | N
             key,
         )
         return None
-    rows = _match(table_instances(table, region.shapes_key)[1], region.instances)
-    if rows is None or not np.allclose(table.obsm[keys.SPATIAL][rows], region.coords_um, atol=1e-3):
+    own, ids = table_instances(table, region.shapes_key)
+    found = _match(ids, region.instances)
+    if found is None or keys.SPATIAL not in table.obsm:
+        return None
+    rows = own[found]
+    if not np.allclose(table.obsm[keys.SPATIAL][rows], region.coords_um, atol=1e-3):
         return None
     return np.asarray(table.X[rows], dtype=np.float32)
 
@@ -155,5 +162,7 @@ def digest(features: NDArray[Any]) -> str:
 
 
 def _match(have: pd.Index, want: pd.Index) -> NDArray[np.int64] | None:
+    if not have.is_unique:
+        return None
     rows = have.get_indexer(want)
     return None if (rows < 0).any() else rows

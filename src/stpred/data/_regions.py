@@ -19,6 +19,7 @@ from stpred._core.elements import (
     find_image,
     find_region,
     find_table,
+    is_measured,
     shapes_in,
     table_instances,
     table_regions,
@@ -237,7 +238,7 @@ def read_image(
 
 def has_counts(sdata: SpatialData) -> bool:
     """Whether an object holds any measured table."""
-    return any(keys.UNS not in table.uns and table_regions(table) for table in sdata.tables.values())
+    return any(is_measured(table) and table_regions(table) for table in sdata.tables.values())
 
 
 @contextmanager
@@ -272,7 +273,7 @@ def _measured_region(
     """Return the slide's only region with counts, unless the preferred one is there or several could be meant."""
     if prefer is not None and prefer in sdata.shapes:
         return None
-    tables = [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if keys.UNS not in t.uns]
+    tables = [table_key] if table_key in sdata.tables else [k for k, t in sdata.tables.items() if is_measured(t)]
     annotated = {region for t in tables for region in table_regions(sdata.tables[t])}
     with_counts = [k for k in shapes_in(sdata, coordinate_system) if k in annotated]
     return with_counts[0] if len(with_counts) == 1 else None

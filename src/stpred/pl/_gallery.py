@@ -10,7 +10,7 @@ import numpy as np
 from stpred._core import keys, targets
 from stpred._core.cell_types import CELL_TYPE, UNASSIGNED, score_columns
 from stpred._core.checks import InputError, key_in, listing, positive, whole
-from stpred._core.elements import find_image, need_sdata, table_instances, table_regions
+from stpred._core.elements import find_image, need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.matching import geometries_um
 from stpred._core.specs import TileSpec
 from stpred.pl._figure import finish
@@ -102,7 +102,7 @@ def gallery(
     key_in(table_key, sdata.tables, what="table", name="table_key")
     number, edge = whole(n, name="n"), positive(size_um, name="size_um", unit="um")
     apart = edge if min_distance_um is None else positive(min_distance_um, name="min_distance_um", unit="um")
-    table = sdata.tables[table_key]
+    table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     lines = _lines(table, table_key, color=color, groups=groups, layer=layer, seed=seed)
     image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
     pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)

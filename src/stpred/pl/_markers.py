@@ -8,7 +8,7 @@ import numpy as np
 
 from stpred._core import targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
-from stpred._core.elements import need_sdata
+from stpred._core.elements import need_sdata, table_in_frame
 from stpred.pl._figure import finish, need_columns
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def markers(
     layer: str | None = None,
     limit: float | None = None,
     cmap: str = "RdBu_r",
+    coordinate_system: str | None = None,
     save: str | Path | None = None,
 ) -> Axes:
     """Draw the mean of marker genes in groups of locations, in standard deviations from each gene's mean.
@@ -54,6 +55,9 @@ def markers(
         Standard deviations at which the colours end, equally above and below 0; None: the largest mean.
     cmap
         Matplotlib colour map, diverging.
+    coordinate_system
+        Of a table that annotates regions of several slides: the frame of the slide whose rows are taken. None takes all
+        rows.
     save
         File to write the figure to.
 
@@ -78,7 +82,7 @@ def markers(
     need_sdata(sdata)
     key_in(table_key, sdata.tables, what="table", name="table_key")
     one_of(kind, ("matrix", "dots"), name="kind")
-    table = sdata.tables[table_key]
+    table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     sets, brackets = _sets(table, table_key, _top(markers, whole(n, name="n")))
     small = _standardised(table, [g for genes in sets.values() for g in genes], by=by, layer=layer)
     marked = dict(zip(small.uns["symbols"], small.var_names, strict=True))

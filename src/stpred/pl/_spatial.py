@@ -8,7 +8,7 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.elements import table_instances, table_regions
+from stpred._core.elements import region_in_frame, table_instances
 from stpred.pl._figure import finish
 from stpred.pl._maps import Canvas
 
@@ -77,7 +77,7 @@ def spatial(
     key_in(table_key, sdata.tables, what="table", name="table_key")
     table = sdata.tables[table_key]
     wanted = _wanted(table, table_key, genes)
-    region = table_regions(table)[0]
+    region = region_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     rows, instances = table_instances(table, region)
     canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
     columns = min(ncols, len(wanted) + 1)

@@ -17,6 +17,7 @@ from stpred._core.elements import (
     centroids,
     find_table,
     need_sdata,
+    region_in_frame,
     regions_told,
     table_instances,
     table_regions,
@@ -142,7 +143,7 @@ def aggregate(
     if made and not inplace:
         raise InputError(f"The object has no {shapes_key!r}, and with inplace=False none can be made.")
     kind, source_key = _source(sdata, source_key)
-    if kind == "cells" and table_regions(sdata.tables[source_key]) == [shapes_key]:
+    if kind == "cells" and _region(sdata, source_key, coordinate_system=coordinate_system) == shapes_key:
         raise InputError(f"Table {source_key!r} is of {shapes_key!r} already; name another region to sum it into.")
     key = keys.counts(shapes_key) if key_added is None else key_added
     if inplace:
@@ -387,27 +388,33 @@ def _transcripts(sdata: SpatialData, source_key: str, **how: Any) -> _Things:
     return _Things(found.xy_um, pd.Categorical.from_codes(found.codes, found.genes), var, found.facts)
 
 
+def _region(sdata: SpatialData, source_key: str, *, coordinate_system: str) -> str:
+    """Return the region of cells that a table annotates in the frame."""
+    annotated = table_regions(sdata.tables[source_key])
+    if not annotated:
+        raise InputError(
+            f"Table {source_key!r} annotates {regions_told(annotated)}; one region of cells is needed to sum from."
+        )
+    return region_in_frame(sdata, source_key, coordinate_system=coordinate_system)
+
+
 def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_system: str) -> _Things:
     import shapely
     from scipy.sparse import csr_matrix
 
     table = sdata.tables[source_key]
-    annotated = table_regions(table)
-    if len(annotated) != 1:
-        raise InputError(
-            f"Table {source_key!r} annotates {regions_told(annotated)}; one region of cells is needed to sum from."
-        )
+    region = _region(sdata, source_key, coordinate_system=coordinate_system)
     check_counts(table.X, what=f"counts of table {source_key!r}")
     if not table.var_names.is_unique:
         raise InputError(f"Gene names of table {source_key!r} are not unique; run var_names_make_unique() first.")
-    placed(sdata, annotated[0], coordinate_system=coordinate_system)
-    shapes, index = geometries_um(sdata, annotated[0], coordinate_system=coordinate_system)
-    rows, ids = table_instances(table, annotated[0])
+    placed(sdata, region, coordinate_system=coordinate_system)
+    shapes, index = geometries_um(sdata, region, coordinate_system=coordinate_system)
+    rows, ids = table_instances(table, region)
     positions = index.get_indexer(ids)
     positions[shapely.is_empty(shapes)[positions]] = -1
     if not (positions >= 0).any():
         raise InputError(
-            f"No row of table {source_key!r} has a shape in {annotated[0]!r}: ids {listing(ids[:3])} against "
+            f"No row of table {source_key!r} has a shape in {region!r}: ids {listing(ids[:3])} against "
             f"{listing(index[:3])}."
         )
     rows, shapes = rows[positions >= 0], shapes[positions[positions >= 0]]

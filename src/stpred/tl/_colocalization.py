@@ -112,7 +112,7 @@ def colocalization(
     one_of(null, NULLS, name="null")
     n_permutations, n_neighbors = whole(n_permutations, name="n_permutations"), whole(n_neighbors, name="n_neighbors")
     need_sdata(sdata)
-    side = slide_table(sdata, table_key)
+    side = slide_table(sdata, table_key, coordinate_system=coordinate_system)
     sets = sets_among(
         read_gene_sets(gene_sets),
         side.table.var_names.tolist(),

@@ -9,7 +9,7 @@ import pandas as pd
 from stpred import links, metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive, whole
-from stpred._core.elements import centroids, need_sdata
+from stpred._core.elements import centroids, key_in_frame, need_sdata
 from stpred._core.matching import placed
 from stpred._core.pairing import Pair, pair, pair_bins
 from stpred.tl._scoring import Measured, context, scores
@@ -85,7 +85,8 @@ def compare(
         Compare only genes that the model marks as ``trusted``.
     write
         Also write the scores into ``var`` of the predicted table as ``measured_pearson`` and ``measured_spearman``
-        (with ``_k10`` or ``_bins_016um`` behind the name for neighbourhoods and bins). A raster has no such place.
+        (with ``_k10`` or ``_bins_016um`` behind the name for neighbourhoods and bins, and the suffix of the frame where
+        the table is of several slides). A raster has no such place.
     coordinate_system
         The slide's micrometre frame.
 
@@ -171,6 +172,7 @@ def compare(
         var = sdata.tables[predicted_key].var
         for name, found in parts.items():
             suffix = "" if name == CELL else f"_{name}"
+            suffix = key_in_frame(sdata, predicted_key, suffix, coordinate_system=coordinate_system)
             for column in ("pearson", "spearman"):
                 var[f"measured_{column}{suffix}"] = found[column].reindex(var.index).to_numpy()
     result = next(iter(parts.values()))

@@ -7,10 +7,11 @@ import numpy as np
 
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing
-from stpred._core.elements import need_sdata, table_instances
+from stpred._core.elements import need_sdata, table_instances, with_region
 from stpred._core.pairing import Pair, pair
 from stpred.tl._gamma_poisson import posterior, recalibration
 from stpred.tl._intervals import HIGH, LOW, OFFSETS
+from stpred.tl._unseen import facts_in_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -102,6 +103,7 @@ def correct(
     both = pair(sdata, predicted_key, measured_key, target="log1p_cp10k", coordinate_system=coordinate_system)
     table = sdata.tables[predicted_key]
     facts = tables.read_provenance(table, what=f"table {predicted_key!r}")
+    facts = facts_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
     if both.output_scale != "log1p_cp10k" and both.per is None:
         raise InputError(
             f"Table {predicted_key!r} holds predictions as {both.output_scale!r}; only those on the scale "
@@ -156,7 +158,7 @@ def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: t
     X[np.ix_(at, columns)] = np.log1p(found)
     shown[np.ix_(at, columns)] = both.observed[:, counted]
     weight[np.ix_(at, columns)] = share
-    result = table[rows].copy()
+    result = with_region(table[rows].copy(), both.shapes_key)
     result.X = X
     result.layers.clear()
     result.var = result.var.drop(columns=[LOW, HIGH], errors="ignore")  # of the prediction alone

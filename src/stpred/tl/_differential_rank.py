@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred import metrics
+from stpred._core import keys
 from stpred._core.checks import InputError, key_in, whole
 from stpred.tl._slide_tables import ONE_SLIDE, SlideTable, slide_tables
 
@@ -29,6 +30,7 @@ def differential_rank(
     n_bootstrap: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Score each gene by where it is high: in the locations of highest or of lowest risk (MISO's DR-score).
 
@@ -61,6 +63,8 @@ def differential_rank(
         Of the interval.
     seed
         Of the draws.
+    coordinate_system
+        The slides' micrometre frame; of a table that annotates regions of several slides, the rows of the one there.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def differential_rank(
     n, n_bootstrap = whole(n, name="n"), whole(n_bootstrap, name="n_bootstrap")
     if not 0 < level < 1:
         raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
-    sides, genes = slide_tables(slides, table_key)
+    sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     drawn = list(sides) if groups is None else [str(groups[key_in(s, groups, what="slide in `groups`")]) for s in sides]
     scores = np.empty((len(sides), len(genes)))
     n_locations = {}

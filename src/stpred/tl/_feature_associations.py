@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stpred import data, encoders
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
-from stpred._core.elements import need_sdata, table_instances, table_regions
+from stpred._core.elements import need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.p_values import benjamini_hochberg
 from stpred.tl._markers import chosen_genes, compared_values, groups_of
 
@@ -43,7 +43,8 @@ def feature_associations(
     sdata
         Object with the table and, unless features are stored, its calibrated H&E image.
     table_key
-        Predicted or measured table of one region; measured counts are taken as log1p CP10k.
+        Predicted or measured table of one region, or of several of which one is in the frame; measured counts are taken
+        as log1p CP10k.
     features
         A feature table of the same region (see :func:`stpred.pp.features`), by its name, or an encoder. None: the
         named features of ``"morphology"``, which are taken from ``{shapes}_feat_morphology`` where that belongs to this
@@ -91,7 +92,7 @@ def feature_associations(
     key_in(table_key, sdata.tables, what="table", name="table_key")
     one_of(method, METHODS, name="method")
     n = None if n is None else whole(n, name="n", unset=True)
-    table, what = sdata.tables[table_key], f"table {table_key!r}"
+    table, what = table_in_frame(sdata, table_key, coordinate_system=coordinate_system), f"table {table_key!r}"
     regions = table_regions(table)
     if len(regions) != 1:
         raise InputError(f"The {what} must annotate one region, got {listing(regions)}.")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
 from stpred._core.counts import are_counts, duplicates
-from stpred._core.elements import need_sdata
+from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_regions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +38,7 @@ def markers(
     method: str = "wilcoxon",
     trusted_only: bool = True,
     min_in_group: int = 5,
+    coordinate_system: str | None = None,
 ) -> pd.DataFrame:
     """Find the genes that are higher in each group of locations than in all others.
 
@@ -60,6 +61,9 @@ def markers(
         Look only at genes that ``var["trusted"]`` vouches for, where the table has such a column.
     min_in_group
         Groups with fewer locations get no markers (the log says which); they stay part of the rest.
+    coordinate_system
+        Of a table that annotates regions of several slides: the frame of the slide whose rows are taken. None takes all
+        rows.
 
     Returns
     -------
@@ -103,7 +107,7 @@ def markers(
     one_of(method, METHODS, name="method")
     n = None if n is None else whole(n, name="n", unset=True)
     least = whole(min_in_group, name="min_in_group")
-    table, what = sdata.tables[table_key], f"table {table_key!r}"
+    table, what = table_in_frame(sdata, table_key, coordinate_system=coordinate_system), f"table {table_key!r}"
     groups = groups_of(table, by, what=what)
     genes = chosen_genes(table, what=what, trusted_only=trusted_only)
     values, scale, filled = compared_values(table, what=what)
@@ -158,6 +162,7 @@ def markers(
         "method": method,
         "scale": scale,
         "genes": [str(g) for g in names],
+        "regions": table_regions(table),
         "sizes": {str(k): int(v) for k, v in sizes.items()},
         "versions": tables.package_versions(),
     }
@@ -197,6 +202,8 @@ def compared_values(table: AnnData, *, what: str) -> tuple[NDArray[np.float64], 
     if values is None or not np.isfinite(values).all():
         raise InputError(f"The values of {what} are missing or hold NaN or infinite ones.")
     filled = np.ones(len(values), dtype=bool)
+    if lost := lost_provenance(table):
+        raise InputError(f"The scale of {what} is not known: {lost}.")
     facts = tables.read_provenance(table, what=what) if keys.UNS in table.uns else {}
     scale = facts.get("output_scale", "unknown")
     if not facts and are_counts(table.X):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, element_name, key_in, listing, one_of, whole
-from stpred._core.elements import affine_to, centroids, need_sdata, table_regions
+from stpred._core.elements import affine_to, centroids, key_in_frame, need_sdata, table_in_frame, table_regions
 from stpred._core.gene_sets import need_decoupler, read_network, sets_among
 from stpred.tl._markers import chosen_genes, compared_values
 
@@ -32,6 +32,7 @@ def pathway_activity(
     min_targets: int = 5,
     scale: bool = True,
     trusted_only: bool = False,
+    coordinate_system: str | None = None,
     inplace: bool = True,
 ) -> AnnData | None:
     """Estimate how active each pathway is at each location, from the genes that respond to it.
@@ -61,6 +62,9 @@ def pathway_activity(
         average. Otherwise the genes' levels over the whole table make the activity of every location.
     trusted_only
         Use only genes that ``var["trusted"]`` vouches for, where the table has such a column.
+    coordinate_system
+        Of a table that annotates regions of several slides: the frame of the slide whose rows are taken. None takes all
+        rows, and with `scale` standardises over them together.
     inplace
         With False the new table is returned and the object is left alone.
 
@@ -105,9 +109,10 @@ def pathway_activity(
     key_in(table_key, sdata.tables, what="table", name="table_key")
     one_of(method, METHODS, name="method")
     least = whole(min_targets, name="min_targets")
-    table, what = sdata.tables[table_key], f"table {table_key!r}"
+    table, what = table_in_frame(sdata, table_key, coordinate_system=coordinate_system), f"table {table_key!r}"
     name = _name(network)
-    key = f"{table_key}_{name}" if key_added is None else element_name(key_added)
+    usual = key_in_frame(sdata, table_key, f"{table_key}_{name}", coordinate_system=coordinate_system)
+    key = usual if key_added is None else element_name(key_added)
     if inplace:
         tables.check_writable(sdata, key)
     regions = table_regions(table)

@@ -28,6 +28,7 @@ def pseudobulk(
     in_distribution_only: bool = True,
     layer: str | None = None,
     obs: pd.DataFrame | None = None,
+    coordinate_system: str = keys.UM,
 ) -> AnnData:
     """Average a table over each slide: one row per slide, as if its tissue had been sequenced in bulk.
 
@@ -49,6 +50,8 @@ def pseudobulk(
         Layer to average instead of ``X``, on the same scale.
     obs
         Facts of the slides to join (survival, labels, donors), indexed by slide; it may hold more slides.
+    coordinate_system
+        The slides' micrometre frame; of a table that annotates regions of several slides, the rows of the one there.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def pseudobulk(
     import pandas as pd
     from anndata import AnnData
 
-    sides, genes = slide_tables(slides, table_key)
+    sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     rows, sums, facts = [], [], []
     for side in sides.values():
         kept = side.in_distribution() if in_distribution_only else np.ones(side.table.n_obs, dtype=bool)

@@ -7,7 +7,7 @@ import numpy as np
 
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
-from stpred._core.elements import table_instances, table_regions
+from stpred._core.elements import key_in_frame, table_instances
 from stpred._core.pairing import pair
 from stpred._core.targets import dense
 from stpred.tl._gamma_poisson import shrink
@@ -62,7 +62,8 @@ def recalibrate(
     target
         Scale of the result, ``"log1p_cp10k"`` or ``"counts"``; None takes the prediction's own.
     key_added
-        Name of the new table; None makes ``{predicted_key}_recalibrated``.
+        Name of the new table; None makes ``{predicted_key}_recalibrated``, with the suffix of the frame where the table
+        is of several slides.
     coordinate_system
         The slide's micrometre frame.
     inplace
@@ -108,7 +109,7 @@ def recalibrate(
             )
     if len(rows) < FEWEST:
         raise InputError(f"Recalibration needs {FEWEST} measured locations or more, got {len(rows)}.")
-    region = table_regions(table)[0] if both.shapes_key not in table_regions(table) else both.shapes_key
+    region = both.shapes_key
     at, ids = table_instances(table, region)
     values = dense(table.X[at], np.float64)
     if both.per is not None and both.target == "log1p_cp10k":
@@ -140,7 +141,9 @@ def recalibrate(
     )
     if not inplace:
         return result
-    tables.put_table(sdata, f"{predicted_key}_recalibrated" if key_added is None else key_added, result)
+    usual = f"{predicted_key}_recalibrated"
+    usual = key_in_frame(sdata, predicted_key, usual, coordinate_system=coordinate_system)
+    tables.put_table(sdata, usual if key_added is None else key_added, result)
     return None
 
 

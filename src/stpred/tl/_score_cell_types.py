@@ -13,7 +13,7 @@ from stpred._core import keys, targets
 from stpred._core.cell_types import CELL_TYPE, UNASSIGNED, write_facts
 from stpred._core.checks import InputError, key_in, listing, whole
 from stpred._core.counts import are_counts, duplicates
-from stpred._core.elements import need_sdata
+from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.gene_names import mismatch
 from stpred._core.tables import read_provenance
 
@@ -42,6 +42,7 @@ def score_cell_types(
     min_margin: float = 0.0,
     key_added: str = CELL_TYPE,
     seed: int = 0,
+    coordinate_system: str | None = None,
     inplace: bool = True,
 ) -> AnnData | None:
     """Score every cell of a table for cell types by their marker genes, and name its best.
@@ -71,6 +72,9 @@ def score_cell_types(
         Column of ``obs`` for the best type.
     seed
         Of the random choice of controls.
+    coordinate_system
+        Of a table that annotates regions of several slides: the frame of the slide whose rows are scored, against its
+        own average; the columns of other rows stay as they are, or missing. None scores all rows together.
     inplace
         With False a copy of the table with the columns is returned and the object is left alone.
 
@@ -98,7 +102,8 @@ def score_cell_types(
 
     need_sdata(sdata)
     key_in(table_key, sdata.tables, what="table", name="table_key")
-    table = sdata.tables[table_key]
+    whole_table = sdata.tables[table_key]
+    table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     control_size = whole(ctrl_size, name="ctrl_size")
     if layer is not None:
         key_in(layer, table.layers, what="layer", name="layer")
@@ -107,19 +112,23 @@ def score_cell_types(
     columns = _columns(used, key_added=key_added)
     work, scale, empty = _scaled(table, layer, table_key)
     scores = np.column_stack([_score(work, genes, name, control_size, seed) for name, genes in used.items()])
-    result = table if inplace else table.copy()
+    result = whole_table if inplace else whole_table.copy()
+    rows = np.arange(result.n_obs) if table is whole_table else _rows(whole_table, table)
     for (name, column), values in zip(columns.items(), scores.T, strict=True):
         if column in result.obs and inplace:
             logger.info("obs[%r] of %r (%s) is written anew.", column, table_key, name)
-        result.obs[column] = values
+        result.obs[column] = _written(result, column, rows, values)
     best = np.where(empty, UNASSIGNED, _best(scores, list(used), min_margin))
+    labels = _written(result, key_added, rows, best)
     # Only categories that occur: scanpy cannot test the genes of a group without cells.
-    found = set(best)
-    result.obs[key_added] = pd.Categorical(best, categories=[c for c in (*used, UNASSIGNED) if c in found])
+    found = set(labels[pd.notna(labels)])
+    known = [*used, UNASSIGNED, *sorted(found - {*used, UNASSIGNED})]
+    result.obs[key_added] = pd.Categorical(labels, categories=[c for c in known if c in found])
     facts = {
         "key_added": key_added,
         "scores": columns,
         "layer": layer,
+        "regions": table_regions(table),
         "values": scale,
         "ctrl_size": control_size,
         "min_margin": float(min_margin),
@@ -130,6 +139,26 @@ def score_cell_types(
     }
     write_facts(result, facts)
     return None if inplace else result
+
+
+def _rows(table: AnnData, part: AnnData) -> NDArray[np.int64]:
+    """Return the positions of the rows of `part`, which are those of one region."""
+    return table_instances(table, *table_regions(part))[0]
+
+
+def _written(table: AnnData, column: str, rows: NDArray[np.int64], values: Any) -> NDArray[Any]:
+    """Return a column of obs with new values in some rows; others keep theirs, or miss it."""
+    values = np.asarray(values)
+    if len(rows) == table.n_obs:
+        return values
+    number = values.dtype.kind == "f"
+    there = column in table.obs and (not number or table.obs[column].dtype.kind == "f")
+    if there:
+        found = np.array(table.obs[column].astype(np.float64 if number else object))
+    else:
+        found = np.full(table.n_obs, np.nan, dtype=np.float64 if number else object)
+    found[rows] = values
+    return found
 
 
 def read_markers(markers: Any) -> dict[str, list[str]]:
@@ -254,6 +283,8 @@ def _scaled(table: AnnData, layer: str | None, table_key: str) -> tuple[AnnData,
     if not np.isfinite(stored).all():
         raise InputError(f"The {what} hold {int((~np.isfinite(stored)).sum())} NaN or infinite values.")
     scale = None
+    if layer is None and (lost := lost_provenance(table)):
+        raise InputError(f"The scale of the {what} is not known: {lost}.")
     if layer is None and keys.UNS in table.uns:
         scale = read_provenance(table, what=f"table {table_key!r}").get("output_scale")
     if scale is None:

@@ -11,7 +11,14 @@ import numpy as np
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.counts import check_counts
-from stpred._core.elements import centroids, need_sdata, table_instances, table_regions
+from stpred._core.elements import (
+    centroids,
+    lost_provenance,
+    need_sdata,
+    table_in_frame,
+    table_instances,
+    table_regions,
+)
 from stpred._core.gene_names import mismatch
 from stpred._core.matching import placed
 from stpred._core.tables import read_provenance
@@ -35,7 +42,7 @@ class SlideTable:
     slide, key
         Names of slide and table.
     table
-        The table as it is.
+        The table as it is, or the rows of it that are of the slide.
     scale
         What its values are: ``"log1p_cp10k"``, ``"counts"``, ``"cp10k"`` or ``"relative"``.
     facts
@@ -109,14 +116,21 @@ def named_slides(slides: Mapping[str, SpatialData] | SpatialData) -> dict[str, S
     return {str(name): sdata for name, sdata in slides.items()}
 
 
-def slide_table(sdata: SpatialData, table_key: str, *, slide: str = ONE_SLIDE) -> SlideTable:
-    """Return a table of predictions, or one of raw counts, and what its values are."""
+def slide_table(
+    sdata: SpatialData, table_key: str, *, slide: str = ONE_SLIDE, coordinate_system: str = keys.UM
+) -> SlideTable:
+    """Return a table of predictions, or one of raw counts, and what its values are.
+
+    Of a table of several slides, the rows of the one in the frame.
+    """
     key_in(table_key, sdata.tables, what=f"table of {slide!r}", name="table_key")
-    table = sdata.tables[table_key]
+    table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     if not table.var_names.is_unique:
         repeated = table.var_names[table.var_names.duplicated()].unique()
         raise InputError(f"Gene names of table {table_key!r} of {slide!r} are not unique: {listing(repeated)}.")
     if keys.UNS not in table.uns:
+        if lost := lost_provenance(table):
+            raise InputError(f"Table {table_key!r} of {slide!r} cannot be read: {lost}.")
         check_counts(table.X, what=f"counts of table {table_key!r} of {slide!r}")
         return SlideTable(slide, table_key, table, "counts", {})
     facts = read_provenance(table, what=f"table {table_key!r} of {slide!r}")
@@ -127,7 +141,7 @@ def slide_table(sdata: SpatialData, table_key: str, *, slide: str = ONE_SLIDE) -
 
 
 def slide_tables(
-    slides: Mapping[str, SpatialData] | SpatialData, table_key: str
+    slides: Mapping[str, SpatialData] | SpatialData, table_key: str, *, coordinate_system: str = keys.UM
 ) -> tuple[dict[str, SlideTable], pd.Index]:
     """Return the named table of every slide, and the genes that all have, in the order of the first.
 
@@ -136,7 +150,10 @@ def slide_tables(
     InputError
         If a slide lacks the table, the tables are not of the same scale, or no gene is in all of them.
     """
-    found = {name: slide_table(sdata, table_key, slide=name) for name, sdata in named_slides(slides).items()}
+    found = {
+        name: slide_table(sdata, table_key, slide=name, coordinate_system=coordinate_system)
+        for name, sdata in named_slides(slides).items()
+    }
     first, *others = found.values()
     genes = first.table.var_names
     for other in others:

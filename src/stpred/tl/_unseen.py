@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred import data
+from stpred._core.checks import InputError
+from stpred._core.elements import find_image, table_regions
+from stpred.tiles import Pyramid
 from stpred.tl._predict import context_of, encoder_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
     from stpred.models import Model
 
@@ -24,6 +28,19 @@ def predicted(
     for rows, batch in data.prediction_batches(region, used, model.needs, **reading, **context_of(model)):
         out[rows] = model.predict(batch)[0]
     return out
+
+
+def facts_in_frame(
+    sdata: SpatialData, table_key: str, facts: dict[str, Any], *, coordinate_system: str
+) -> dict[str, Any]:
+    """Return the facts of a table; of one of several slides, whose facts are those of one, with this slide's image."""
+    if len(table_regions(sdata.tables[table_key])) < 2:
+        return facts
+    try:
+        image = sdata.images[find_image(sdata, coordinate_system=coordinate_system)]
+    except InputError:  # none in the frame, or several
+        return facts | {"image": None}
+    return facts | {"image": Pyramid.from_image(image, coordinate_system=coordinate_system).fingerprint}
 
 
 def saw(model: Model, region: data.Region, donor: str) -> bool:
