@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
+MAX_COUNT = 2**31
+"""Counts of one gene in one place are below this; more are bytes that were misread."""
+
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 
 
@@ -24,8 +27,33 @@ def stored(X: Any) -> np.ndarray:
     return X.data if hasattr(X, "tocsr") else np.asarray(X).ravel()
 
 
+def check_sparse(X: Any, *, what: str = "matrix") -> None:
+    """Refuse a sparse matrix whose indices leave it: SciPy's compiled code reads and writes there and ends the process.
+
+    Nothing is done for dense arrays.
+
+    Raises
+    ------
+    InputError
+        One sentence that names `what` and the trouble.
+    """
+    check = getattr(X, "check_format", None)
+    if check is None:
+        if (
+            getattr(X, "format", None) == "coo"
+            and X.nnz
+            and any(i.min() < 0 or i.max() >= n for i, n in zip(X.coords, X.shape, strict=True))
+        ):
+            raise InputError(f"The {what} are a broken sparse matrix: coordinates leave its shape of {X.shape}.")
+        return
+    try:
+        check(full_check=True)
+    except (ValueError, TypeError, IndexError) as error:  # of index arrays that are no index arrays
+        raise InputError(f"The {what} are a broken sparse matrix ({error}); make it anew from its source.") from error
+
+
 def check_counts(X: Any, *, what: str = "counts") -> None:
-    """Refuse NaN, negative and non-integer values in a dense or sparse matrix of counts.
+    """Refuse NaN, negative, non-integer and absurdly large values, and sparse matrices that are broken.
 
     Raises
     ------
@@ -34,10 +62,11 @@ def check_counts(X: Any, *, what: str = "counts") -> None:
     """
     if X is None:
         raise InputError(f"The {what} are missing: the table has no X.")
+    check_sparse(X, what=what)
     values = stored(X)
     if values.size == 0:
         return
-    if not np.issubdtype(values.dtype, np.number):
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise InputError(f"The {what} are not numbers but {values.dtype}.")
     finite = np.isfinite(values)
     if not finite.all():
@@ -47,6 +76,8 @@ def check_counts(X: Any, *, what: str = "counts") -> None:
             f"The {what} hold {int((values < 0).sum())} negative values (down to {lowest:.4g}); raw counts are "
             "needed (are they scaled?)."
         )
+    if (highest := values.max()) >= MAX_COUNT:
+        raise InputError(f"The {what} hold values of {MAX_COUNT} or more (up to {highest:.4g}), which are no counts.")
     if not np.issubdtype(values.dtype, np.integer):
         odd = values != np.round(values)
         if odd.any():

@@ -25,6 +25,7 @@ from stpred._core.calibration import (
 from stpred._core.checks import InputError, MissingFileError, element_name, key_in, listing, positive
 from stpred._core.files import readable
 from stpred.io._assemble import circles, counts_table, slide
+from stpred.io._matrix import check_h5ad
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
 from stpred.io._swap import refuse_swapped
@@ -144,6 +145,7 @@ def _load(source: AnnData | str | Path) -> AnnData:
     path = Path(source)
     if not path.is_file():
         raise MissingFileError(f"There is no AnnData file {str(path)!r}.")
+    check_h5ad(path)
     with readable(path, what="AnnData file"):
         return anndata.read_h5ad(path)
 

@@ -23,7 +23,7 @@ from stpred._core.calibration import (
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.files import readable
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
-from stpred.io._damage import check_readable
+from stpred.io._matrix import check_10x_mtx, usable_10x_h5
 from stpred.io._spaceranger import calibrate_run, find_fullres, need, place_images, read_positions, read_scalefactors
 from stpred.io._stage import staged
 
@@ -170,7 +170,6 @@ def _read(
     if "spot_diameter_fullres" not in scales:
         raise InputError(f"The scale factors lack 'spot_diameter_fullres'; they hold {listing(scalefactors)}.")
     files, name = _count_files(counts_path)
-    check_readable(counts_path)
     files["spatial/tissue_positions.csv"] = positions.to_csv().encode()
     files["spatial/scalefactors_json.json"] = json.dumps(scales).encode()
     with readable(counts_path, what="counts"), staged(files) as root:
@@ -196,7 +195,8 @@ def _read(
 
 def _count_files(counts: Path) -> tuple[dict[str, Path | bytes], str]:
     if counts.is_file():
-        return {"filtered_feature_bc_matrix.h5": counts}, "filtered_feature_bc_matrix.h5"
+        return {"filtered_feature_bc_matrix.h5": usable_10x_h5(counts)}, "filtered_feature_bc_matrix.h5"
+    check_10x_mtx(counts)
     files: dict[str, Path | bytes] = {}
     for name in ("matrix.mtx", "features.tsv", "barcodes.tsv"):
         if (packed := counts / f"{name}.gz").exists():

@@ -18,6 +18,7 @@ from stpred._core.checks import InputError, MissingFileError
 from stpred._core.files import readable
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
+from stpred.io._matrix import usable_10x_h5
 from stpred.io._spaceranger import calibrate_run, find_fullres, place_images, read_positions, read_scalefactors
 from stpred.io._stage import staged
 
@@ -221,9 +222,9 @@ def _files(
         files[f"{target}/spatial/tissue_positions.parquet"] = buffer.getvalue()
         own = _complete(read_scalefactors(source / "spatial" / "scalefactors_json.json"))
         files[f"{target}/spatial/scalefactors_json.json"] = json.dumps(_consistent(own, source, size_um=size)).encode()
-        files[f"{target}/{_COUNTS}"] = source / _COUNTS
+        files[f"{target}/{_COUNTS}"] = usable_10x_h5(source / _COUNTS)
     if segmented is not None:
-        files[f"segmented_outputs/{_CELL_COUNTS}"] = segmented / _CELL_COUNTS
+        files[f"segmented_outputs/{_CELL_COUNTS}"] = usable_10x_h5(segmented / _CELL_COUNTS)
         files[f"segmented_outputs/{_CELLS}"] = segmented / _CELLS
         files["segmented_outputs/spatial/scalefactors_json.json"] = json.dumps(_complete(scalefactors)).encode()
     return files

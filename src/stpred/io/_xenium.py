@@ -19,6 +19,7 @@ from stpred._core.files import readable
 from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
+from stpred.io._matrix import check_10x_h5
 from stpred.io._open import TIFF_SUFFIXES, open_pixels
 from stpred.io._pixels import Pixels, to_image
 
@@ -136,6 +137,7 @@ def _complete(
     from spatialdata_io import xenium as vendor_reader
 
     check_readable(*(p for p in sorted(bundle.iterdir()) if p.name not in _UNUSED or transcripts))
+    check_10x_h5(bundle / "cell_feature_matrix.h5")
     with readable(bundle, what="bundle"), warnings.catch_warnings():
         # the table is made to annotate the cells below, and repeated symbols are handled there
         warnings.filterwarnings("ignore", message="The table is annotating|Variable names are not unique")

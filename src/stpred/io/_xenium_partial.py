@@ -11,6 +11,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.files import readable
+from stpred.io._matrix import check_10x_mtx, read_10x_h5
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,9 +54,9 @@ def _counts(bundle: Path) -> AnnData:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Variable names are not unique")
         if (h5 := bundle / "cell_feature_matrix.h5").exists():
-            with readable(h5, what="counts"):
-                return sc.read_10x_h5(h5, gex_only=True)
+            return read_10x_h5(h5)
         if (mtx := bundle / "cell_feature_matrix").is_dir():
+            check_10x_mtx(mtx)
             with readable(mtx, what="counts"):
                 return sc.read_10x_mtx(mtx, gex_only=True, make_unique=False)
     raise MissingFileError(
