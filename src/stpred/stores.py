@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, one_of
 from stpred._core.elements import affine_to, find_image
+from stpred._core.files import staged_folder
 from stpred.tiles import Pyramid, thumbnail_element
 
 if TYPE_CHECKING:
@@ -24,14 +23,14 @@ _REPLACEABLE = ("zarr.json", ".zgroup", "config.json")
 
 def check_free(path: str | Path, *, overwrite: bool = False) -> Path:
     """Return `path` if a store or model can be written there; only such a one is ever replaced, and only if told."""
-    path = Path(path)
+    path = check_parent(Path(path))
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; choose another name or say that it may be overwritten (overwrite).")
     if path.exists() and not path.is_dir():
         raise InputError(f"{str(path)!r} is a file, not a folder to replace.")
     if path.exists() and any(path.iterdir()) and not any((path / mark).exists() for mark in _REPLACEABLE):
         raise InputError(f"{str(path)!r} is neither a zarr store nor a model, so it is not overwritten; name another.")
-    return check_parent(path)
+    return path
 
 
 def check_file(path: Path | None) -> None:
@@ -77,13 +76,8 @@ def write_result(sdata: SpatialData, path: str | Path, *, with_image: bool = Fal
         Replace an existing store.
     """
     path = check_free(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        (sdata if with_image else light_copy(sdata)).write(staging / "store.zarr")
-        if path.exists():  # the old store goes only when the new one is whole
-            path.rename(staging / "old.zarr")
-        (staging / "store.zarr").rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    made = sdata if with_image else light_copy(sdata)
+    with staged_folder(path, what="store") as new:
+        new.rmdir()  # spatialdata makes it
+        made.write(new)
     return path

@@ -72,10 +72,10 @@ DAMAGED: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "odd shape": (tensors(lambda t: t.update(coef=torch.zeros(2, 2))), ("Tensor 'coef'", "shape (2, 2)", "needs (")),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), ("model.safetensors' is missing",)),
-    "junk tensors": (write("model.safetensors", b"\x80\x04 pickle"), ("not a readable safetensors file",)),
-    "empty tensors": (write("model.safetensors", b""), ("not a readable safetensors file",)),
+    "junk tensors": (write("model.safetensors", b"\x80\x04 pickle"), ("model.safetensors' cannot be read",)),
+    "empty tensors": (write("model.safetensors", b""), ("model.safetensors' cannot be read",)),
     "junk config": (write("config.json", b"{"), ("config.json' is not valid JSON",)),
-    "list config": (write("config.json", b"[]"), ("format version None",)),
+    "list config": (write("config.json", b"[]"), ("holds no JSON object but list",)),
     "no config": (lambda folder: (folder / "config.json").unlink(), ("No model at", "config.json", "['default']")),
 }
 

@@ -95,7 +95,7 @@ def test_bad_files_each_get_their_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Tensor 'coef' .* has shape \(3, 2\), .* needs \(3, 5\)"):
         models.load(folder)
     weights.write_bytes(b"\x80\x04 not tensors")
-    with pytest.raises(InputError, match="not a readable safetensors file"):
+    with pytest.raises(InputError, match="model file .* cannot be read"):
         models.load(folder)
     weights.unlink()
     with pytest.raises(MissingFileError, match="is missing"):

@@ -97,6 +97,16 @@ def element_name(key: str, *, name: str = "key_added") -> str:
 
 def check_parent(path: Path) -> Path:
     """Return `path` if the folder that is to hold it exists or can be made."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, links in a ring, a NUL
+        raise InputError(
+            f"{str(path)[:200]!r} cannot be written: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    if lost := [p for p in (path.absolute(), *path.absolute().parents) if p.is_symlink() and not p.exists()]:
+        raise InputError(f"{str(path)!r} cannot be written: {str(lost[-1])!r} is a link to nothing.")
     above = next(p for p in path.absolute().parents if p.exists())
     if not above.is_dir():
         raise InputError(f"{str(path)!r} cannot be written: {str(above)!r} is a file, not a folder.")

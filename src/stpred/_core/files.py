@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def _refusal(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.strerror or errno.errorcode.get(error.errno, type(error).__name__)
+        if type(error).__module__ == "builtins" and (match := re.search(r"errno[ =]+(\d+)", str(error))):
+            return os.strerror(int(match[1]))  # HDF5 and Arrow only print it
         if type(error).__module__.startswith("safetensors") and (
             match := re.search(r"(\w[\w -]+) \(os error", str(error))
         ):
@@ -130,20 +133,41 @@ def staged_folder(path: Path, *, what: str) -> Iterator[Path]:
     It lies beside `path` under a name of this call's own. An existing `path` is put back if the exchange fails, and
     nothing is left behind.
     """
-    with writable(path, what=what):
+    with writable(path, what=what), _beside(path) as staging:
+        new, old = staging / "new", staging / "old"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+
+
+@contextmanager
+def staged_file(path: Path, *, what: str) -> Iterator[Path]:
+    """Give a path to write a file to that takes the place of `path` when the block ends, or not at all."""
+    with writable(path, what=what), _beside(path) as staging:
+        part = staging / path.name
+        yield part
+        part.replace(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Give a folder of this call's own beside `path`; it goes at the end, and folders made for it if nothing came."""
+    above = [p for p in path.parents if not p.exists()]
+    staging = None
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
-        new, old = staging / "new", staging / "old"
-        try:
-            new.mkdir()
-            yield new
-            if path.exists():
-                path.rename(old)
-            try:
-                new.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
-        finally:
+        yield staging
+    finally:
+        if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        for folder in above:  # the innermost first; those that hold something stay
+            with suppress(OSError):
+                folder.rmdir()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, positive, whole
+from stpred._core.files import staged_file
 from stpred._report import _collect, _page
 
 if TYPE_CHECKING:
@@ -118,24 +117,14 @@ def check_page(path: str | Path, *, overwrite: bool = False) -> Path:
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"A report is a page, so its name must end in .html, got {str(path)!r}.")
-    if path.is_dir():
+    if check_parent(path).is_dir():
         raise InputError(f"{str(path)!r} is a folder, not a file to write.")
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; choose another name or say that it may be overwritten (overwrite).")
-    return check_parent(path)
+    return path
 
 
 def _write(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    staging = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o666 & ~umask)  # mkstemp lets nobody else read
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with staged_file(path, what="report") as part:
+        part.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpred._core.checks import InputError, MissingFileError
+from stpred._core.checks import InputError, MissingFileError, check_parent
 from stpred._core.specs import TileSpec
 from stpred._core.weights import CONFIG, WEIGHTS, write_folder
 from stpred.encoders._base import EncoderCard
@@ -59,6 +59,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
             f"Only an encoder that stpred.tl.pretrain_encoder made can be saved, got {said}; others are made again by "
             "stpred.encoders.get."
         )
+    check_parent(path)
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the encoder.")
     if path.exists() and not (path.is_dir() and _kind(path) == KIND):
@@ -72,7 +73,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
         "card": encoder.card.to_dict(),
         "record": encoder.record,
     }
-    return write_folder(path, facts, encoder.module.state_dict())
+    return write_folder(path, facts, encoder.module.state_dict(), what="encoder")
 
 
 def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:

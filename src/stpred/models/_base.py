@@ -6,14 +6,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError
+from stpred._core import stored
+from stpred._core.checks import InputError, listing
 from stpred._core.specs import TileSpec
 from stpred.links import Links
 from stpred.models._scene import Scene
@@ -28,6 +29,12 @@ _FEWEST_DONORS = 3
 
 _SLIDES_DIFFER = 0.05
 """Least standard deviation between slides of the log of their median distance: few slides may happen to agree."""
+
+MAX_UM = 1e5
+"""Largest distance that stored settings may have, in micrometres: the width of a slide."""
+
+_MOST = {"n_neighbors": 100_000, "parts": 64}
+"""Largest values of stored settings that decide how much a prediction looks at."""
 
 _ROWS = 2**16
 """Features whose distances, in double precision, are in memory at a time."""
@@ -294,11 +301,20 @@ class BaseConfig:
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
-        """Make it from stored values; lists become tuples, unknown fields are refused."""
+        """Make it from stored values; lists become tuples, unknown fields and values of another kind are refused."""
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            raise InputError(f"{cls.__qualname__} has no fields {sorted(unknown)}; it takes {sorted(known)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            raise InputError(f"{cls.__qualname__} has no fields {listing(sorted(unknown))}; it takes {sorted(known)}.")
+        try:
+            hints = get_type_hints(cls)
+        except NameError:  # types that a third party imports for type checkers alone
+            hints = {}
+        found = {k: stored.of_kind(v, hints.get(k, Any), f"`{k}` of {cls.__qualname__}") for k, v in values.items()}
+        for name, value in found.items():
+            most = MAX_UM if name.endswith("_um") else _MOST.get(name)
+            if most is not None and isinstance(value, (int, float)) and value > most:
+                raise stored.refuse(f"`{name}` of {cls.__qualname__}", f"at most {most:g}", value)
+        return cls(**found)
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Return the settings with distances that follow the training locations' pitch filled in."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file
 
-from stpred._core.checks import InputError, MissingFileError, listing, whole
+from stpred._core.checks import InputError, MissingFileError, check_parent, listing, whole
+from stpred._core.files import read_json, readable
 from stpred._core.weights import CONFIG, WEIGHTS, write_folder
-from stpred.models import _registry
-from stpred.models._base import FORMAT_VERSION, Model, Record
+from stpred.models import _registry, _stored
+from stpred.models._base import FORMAT_VERSION, Model
 
 
 def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -44,6 +43,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
         raise InputError(f"`model` must be a trained model, got {type(model).__name__}.")
     if not model.record.genes:
         raise InputError(f"The {model.family!r} model is not trained, so there is nothing to keep.")
+    check_parent(path)
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the model.")
     if path.exists() and not (path.is_dir() and (path / CONFIG).exists()):
@@ -56,7 +56,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
         "n_features": model.n_features,
         "record": asdict(model.record),
     }
-    return write_folder(path, facts, model.state_dict())
+    return write_folder(path, facts, model.state_dict(), what="model")
 
 
 def load(path: str | Path) -> Model:
@@ -84,65 +84,33 @@ def load(path: str | Path) -> Model:
             f"No model at {str(path)!r} (a folder with {CONFIG} and {WEIGHTS} is needed); bundled: "
             f"{listing(_registry.bundled())}."
         )
-    try:
-        facts = json.loads((folder / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(folder / CONFIG)!r} is not valid JSON: {error}.") from error
-    found = facts.get("format_version") if isinstance(facts, dict) else None
-    if found != FORMAT_VERSION:
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    facts = read_json(config, what="model's config")
+    found = facts.get("format_version")
+    if found != FORMAT_VERSION or isinstance(found, bool):
         raise InputError(
             f"Model {str(path)!r} has format version {found!r}, this stpred reads {FORMAT_VERSION}; "
             f"{'upgrade stpred' if isinstance(found, int) and found > FORMAT_VERSION else 'train or save it again'}."
         )
     if missing := {"family", "config", "n_features", "record"} - facts.keys():
-        raise InputError(f"{str(folder / CONFIG)!r} lacks {sorted(missing)}.")
+        raise InputError(f"{str(config)!r} lacks {sorted(missing)}.")
     family = _registry.family(facts["family"])
-    record = _record(facts["record"], folder / CONFIG)
+    record = _stored.record(facts["record"], config)
     if not isinstance(facts["config"], dict):
-        raise InputError(f"{str(folder / CONFIG)!r} holds no settings under 'config' but {facts['config']!r}.")
-    width = whole(facts["n_features"], name=f"n_features of {folder / CONFIG}")
-    model = family(family.Config.parse(facts["config"]), n_features=width, n_genes=len(record.genes))
-    model.record = record
-    _load_tensors(model, folder / WEIGHTS)
-    return model.eval()
+        raise InputError(f"{str(config)!r} holds no settings under 'config' but {facts['config']!r}.")
+    settings = family.Config.parse(facts["config"])
+    width = whole(facts["n_features"], name=f"n_features of {config}")
 
+    def build() -> Model:
+        return family(settings, n_features=width, n_genes=len(record.genes))
 
-def _record(facts: Any, path: Path) -> Record:
-    """Return the record of a model, after checking that its parts are there and fit each other."""
-    if not isinstance(facts, dict):
-        raise InputError(f"{str(path)!r} holds no facts under 'record' but {facts!r}.")
-    known = {f.name for f in fields(Record)}
-    if unknown := sorted(set(facts) - known):
-        raise InputError(f"The record of {str(path)!r} has unknown fields {unknown}; known are {sorted(known)}.")
-    if lacking := [k for k in ("name", "genes") if not facts.get(k)]:
-        raise InputError(f"The record of {str(path)!r} lacks {lacking}.")
-    if odd := [k for k, v in facts.get("var", {}).items() if len(v) != len(facts["genes"])]:
-        raise InputError(
-            f"The record of {str(path)!r} has {len(facts['genes'])} genes, but not as many values of {odd}."
-        )
-    return Record(**facts)
-
-
-def _load_tensors(model: Model, path: Path) -> None:
-    """Fill the model's tensors, naming those that are missing, unknown or of another shape."""
-    if not path.is_file():
-        raise MissingFileError(f"Model file {str(path)!r} is missing.")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{str(path)!r} is not a readable safetensors file: {error}.") from error
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise InputError(f"Model file {str(path)!r} lacks tensors {listing(missing)}.")
-    if unknown := sorted(tensors.keys() - expected.keys()):
-        raise InputError(
-            f"Model file {str(path)!r} has tensors that {model.family!r} does not know: {listing(unknown)}."
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"Tensor {name!r} of {str(path)!r} has shape {tuple(tensor.shape)}, {model.family!r} with this "
-                f"config needs "
-                f"{tuple(expected[name].shape)}."
-            )
+    _stored.blank(build, _stored.open_tensors(weights), config, family=family.family)
+    with readable(weights, what="model file"):
+        tensors = load_file(weights)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+        model = build()
     model.load_state_dict(tensors)
+    _stored.check_values(model.state_dict().items(), weights)
+    model.record = record
+    _stored.check_width(model, config)
+    return model.eval()

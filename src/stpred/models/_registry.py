@@ -60,7 +60,7 @@ def list() -> builtins.list[str]:
 def family(name: str) -> type[Model]:
     """Return the class of a family."""
     known = families()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"No model family named {name!r}; available: {listing(sorted(known), most=40)}.")
     module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, whole
+from stpred._core import stored
+from stpred._core.checks import InputError, listing, whole
 from stpred.models import _registry
 from stpred.models._base import BaseConfig, Batch, Model, Needs, TypicalTiles
 
@@ -48,9 +49,12 @@ class EnsembleConfig(BaseConfig):
     def parse(cls, values: dict[str, Any]) -> Self:
         """Make it from stored values."""
         if unknown := set(values) - {"member", "n", "family"}:
-            raise InputError(f"EnsembleConfig has no fields {sorted(unknown)}; it takes ['family', 'member', 'n'].")
+            raise InputError(
+                f"EnsembleConfig has no fields {listing(sorted(unknown))}; it takes ['family', 'member', 'n']."
+            )
         family = _registry.family(values.get("family", "ridge"))
-        return cls(family.Config.parse(values.get("member", {})), n=values.get("n", 5))
+        member = stored.mapping(values.get("member", {}), "`member` of EnsembleConfig", {}, open_ended=True)
+        return cls(family.Config.parse(member), n=stored.whole(values.get("n", 5), "`n` of EnsembleConfig"))
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Fill in the member's distances."""

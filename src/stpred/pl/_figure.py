@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from stpred._core.checks import InputError, check_parent, listing
+from stpred._core.files import staged_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +33,10 @@ def finish(axes: Panels, save: str | Path | None) -> Panels:
         known = figure.canvas.get_supported_filetypes()
         if path.suffix.lstrip(".").lower() not in known:
             raise InputError(f"`save` must end in a format that can be written, one of {listing(known, most=20)}.")
-        check_parent(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, bbox_inches="tight")
+        if check_parent(path).is_dir():
+            raise InputError(f"`save`={str(path)!r} is a folder, not a file to write.")
+        with staged_file(path, what="picture") as part:
+            figure.savefig(part, dpi=DPI, bbox_inches="tight")
         plt.close(figure)
     return axes
 

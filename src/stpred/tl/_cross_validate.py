@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import pandas as pd
 from stpred import data, metrics, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
+from stpred._core.files import readable, staged_file
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
@@ -309,6 +311,10 @@ def _score_model(
     return frame, predicted
 
 
+_MARK = "# sha256 "
+"""What the last line of a file of scores begins with."""
+
+
 class _Kept:
     """A fold's scores on disk, by everything that they depend on."""
 
@@ -320,10 +326,22 @@ class _Kept:
         """Return what is there, if it is."""
         if self.path is None or not self.path.is_file():
             return None
-        text = {"gene": str, "slide": str, "metric": str, "target": str, "chosen": str, "trained_on": str}
-        frame = pd.read_csv(
-            self.path, dtype=text, float_precision="round_trip", keep_default_na=False, na_values={"value": [""]}
-        )
+        kinds = {"gene": str, "slide": str, "metric": str, "target": str, "chosen": str, "trained_on": str}
+        try:
+            with readable(self.path, what="file of a fold's scores"):
+                text, _, mark = self.path.read_text(encoding="utf-8").rpartition(_MARK)
+                if mark.strip() != _digest(text):
+                    raise ValueError("it does not hold what was written")
+                frame = pd.read_csv(
+                    io.StringIO(text),
+                    dtype=kinds,
+                    float_precision="round_trip",
+                    keep_default_na=False,
+                    na_values={"value": [""]},
+                )
+        except InputError as error:
+            logger.warning("%s The fold is scored anew.", error)
+            return None
         logger.info("A finished fold was taken from %s.", self.path)
         return frame
 
@@ -331,10 +349,13 @@ class _Kept:
         """Keep it; the file appears whole."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        staging = self.path.with_suffix(".writing")
-        frame.to_csv(staging, index=False)
-        staging.replace(self.path)
+        text = frame.to_csv(index=False)
+        with staged_file(self.path, what="file of a fold's scores") as part:
+            part.write_text(f"{text}{_MARK}{_digest(text)}\n", encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _plain(value: Any) -> Any:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import logging
-import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stpred._core.checks import InputError
+from stpred._core.files import parse_json, readable, reason, staged_file
 
 logger = logging.getLogger("stpred")
 
@@ -32,29 +36,75 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Replace the state."""
-        staging = self.path.with_suffix(".writing")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-                staging,
-                metadata={"facts": json.dumps(facts)},
-            )
-            os.replace(staging, self.path)
-        except OSError as error:
-            raise InputError(f"The checkpoint {str(self.path)!r} cannot be written: {error.strerror}.") from error
+        kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        text = json.dumps(facts)
+        metadata = {"facts": text, "digest": _digest(kept, text)}
+        with staged_file(self.path, what="checkpoint") as part:
+            save_file(kept, part, metadata=metadata)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return tensors and facts, or None where there is no readable state."""
-        if not self.path.is_file():
-            return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
-                return {k: file.get_tensor(k) for k in file.keys()}, facts
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            logger.warning("The checkpoint %r is damaged (%s) and training starts anew.", str(self.path), error)
+            with readable(self.path, what="checkpoint"):
+                if not self.path.is_file():
+                    return None
+                with safe_open(self.path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                    tensors = {k: file.get_tensor(k) for k in file.keys()}
+                if metadata["digest"] != _digest(tensors, metadata["facts"]):
+                    raise ValueError("it does not hold what was written")
+            return tensors, parse_json(metadata["facts"], path=self.path, what="checkpoint")
+        except InputError as error:
+            self.damaged(error)
             return None
+
+    def damaged(self, error: Exception) -> None:
+        """Say that the state cannot be gone on with."""
+        logger.warning("The checkpoint %r is damaged (%s) and training starts anew.", str(self.path), reason(error))
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """Return a fingerprint of the facts and of the tensors' names and bytes."""
+    made = hashlib.blake2b(facts.encode(), digest_size=16)
+    for name in sorted(tensors):
+        made.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        made.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def resume(
+    checkpoint: Checkpoint | None,
+    put_back: Callable[[dict[str, Tensor], dict[str, Any]], None],
+    *,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    order: np.random.Generator,
+) -> bool:
+    """Put an interrupted training's state back; one that does not fit leaves everything as it was.
+
+    Parameters
+    ----------
+    checkpoint
+        Where it is, or None.
+    put_back
+        Called with tensors and facts; it changes the model, the optimiser, `order` and torch's random state, and
+        anything else only at its end.
+    """
+    state = None if checkpoint is None else checkpoint.load()
+    if checkpoint is None or state is None:
+        return False
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), order.bit_generator.state))
+    random = torch.get_rng_state()
+    try:
+        put_back(*state)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        model.load_state_dict(before[0])
+        optimizer.load_state_dict(before[1])
+        order.bit_generator.state = before[2]
+        torch.set_rng_state(random)
+        checkpoint.damaged(error)
+        return False
+    return True
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

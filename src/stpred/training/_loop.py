@@ -18,7 +18,7 @@ from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.models._base import Batch
 from stpred.models._iterative import Iterative
-from stpred.training._checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from stpred.training._checkpoint import Checkpoint, pack_optimizer, resume, unpack_optimizer
 from stpred.training._feeds import feed_of
 from stpred.training._run import Run
 from stpred.training._scores import Curve
@@ -225,21 +225,24 @@ def _resume(
     best: dict[str, Tensor],
 ) -> int:
     """Put an interrupted training's state back; return the number of epochs that are done."""
-    state = None if checkpoint is None else checkpoint.load()
-    if state is None:
-        return 0
-    tensors, facts = state
-    own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(own)
-    best.update({k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")})
-    unpack_optimizer(getattr(optimizer, "optimizer", optimizer), tensors, facts["optimizer"])
-    order.bit_generator.state = facts["order"]
-    torch.set_rng_state(tensors["random"])
-    if "random_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random_cuda"])
-    if "scored.error" in tensors:
-        parts = [tensors[f"scored.{name}"].numpy() for name in ("pearson", "spearman", "error")]
-        scored.extend(zip(*parts, strict=True))
-    losses.extend(facts["losses"])
-    logger.info("Training goes on after epoch %d.", len(losses))
+    plain = getattr(optimizer, "optimizer", optimizer)
+
+    def put_back(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        model.load_state_dict(own)
+        unpack_optimizer(plain, tensors, facts["optimizer"])
+        order.bit_generator.state = facts["order"]
+        torch.set_rng_state(tensors["random"])
+        if "random_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random_cuda"])
+        done = [float(loss) for loss in facts["losses"]]
+        parts = []
+        if "scored.error" in tensors:
+            parts = list(zip(*(tensors[f"scored.{n}"].numpy() for n in ("pearson", "spearman", "error")), strict=True))
+        best.update({k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")})
+        scored.extend(parts)
+        losses.extend(done)
+
+    if resume(checkpoint, put_back, model=model, optimizer=plain, order=order):
+        logger.info("Training goes on after epoch %d.", len(losses))
     return len(losses)

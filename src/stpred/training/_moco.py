@@ -22,7 +22,7 @@ from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.progress import track
 from stpred.training import _augment
 from stpred.training._augment import Augmentation
-from stpred.training._checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from stpred.training._checkpoint import Checkpoint, pack_optimizer, resume, unpack_optimizer
 from stpred.training._run import Run
 
 logger = logging.getLogger("stpred")
@@ -375,16 +375,20 @@ def _resume(
     losses: list[float],
 ) -> None:
     """Put an interrupted training's state back."""
-    state = None if checkpoint is None else checkpoint.load()
-    if state is None:
+    plain, drawn = getattr(optimizer, "optimizer", optimizer), views.get_state()
+
+    def put_back(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        unpack_optimizer(plain, tensors, facts["optimizer"])
+        order.bit_generator.state = facts["order"]
+        torch.set_rng_state(tensors["random"])
+        if "random_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random_cuda"])
+        done = [float(loss) for loss in facts["losses"]]
+        views.set_state(tensors["views"])
+        losses.extend(done)
+
+    if not resume(checkpoint, put_back, model=model, optimizer=plain, order=order):
+        views.set_state(drawn)
         return
-    tensors, facts = state
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    unpack_optimizer(getattr(optimizer, "optimizer", optimizer), tensors, facts["optimizer"])
-    order.bit_generator.state = facts["order"]
-    views.set_state(tensors["views"])
-    torch.set_rng_state(tensors["random"])
-    if "random_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random_cuda"])
-    losses.extend(facts["losses"])
     logger.info("Training goes on after epoch %d of %s.", len(losses), checkpoint.path.name if checkpoint else "")

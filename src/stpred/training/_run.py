@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core.checks import InputError, one_of
+from stpred._core.checks import InputError, check_parent, one_of
+from stpred._core.files import writable
 from stpred._core.targets import stored
 from stpred.models._base import BaseConfig, Batch
 from stpred.training._checkpoint import Checkpoint
@@ -60,7 +62,7 @@ class Run:
         if self.fabric is not None and (self.precision is not None):
             raise InputError("A `fabric` has its own precision: give one of `fabric` and `precision`.")
         if self.checkpoint is not None:
-            self.checkpoint = Path(self.checkpoint)
+            self.checkpoint = check_parent(Path(self.checkpoint))
             if self.checkpoint.exists() and not self.checkpoint.is_dir():
                 raise InputError(f"`checkpoint` must be a folder, {str(self.checkpoint)!r} is a file.")
 
@@ -94,9 +96,11 @@ class Run:
         if self.fabric is not None and not self.fabric.is_global_zero:
             return
         for path in self.files:
-            path.unlink(missing_ok=True)
-        if self.checkpoint is not None and Path(self.checkpoint).is_dir() and not any(Path(self.checkpoint).iterdir()):
-            Path(self.checkpoint).rmdir()
+            with writable(path, what="checkpoint"):
+                path.unlink(missing_ok=True)
+        if self.checkpoint is not None:
+            with suppress(OSError):  # it holds the checkpoints of others, or was removed with theirs
+                Path(self.checkpoint).rmdir()
 
 
 def fingerprint(
