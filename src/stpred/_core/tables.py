@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, element_name, listing
 from stpred._core.elements import lost_provenance, table_regions
+from stpred._core.fingerprint import difference, fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +26,9 @@ logger = logging.getLogger("stpred")
 
 REGION_KEY = "region"
 INSTANCE_KEY = "instance_id"
+
+FINGERPRINT = "fingerprint"
+"""Where a table's facts hold a sample of its values."""
 
 
 def build_table(
@@ -52,7 +57,7 @@ def build_table(
     obs, layers
         Further columns and layers.
     provenance
-        JSON-able facts; stored as one string in ``uns["stpred"]``.
+        JSON-able facts; stored as one string in ``uns["stpred"]``, see :func:`write_provenance`.
     """
     import pandas as pd
     from anndata import AnnData
@@ -74,7 +79,7 @@ def build_table(
     table = AnnData(X, obs=frame, var=var, layers=dict(layers or {}))
     table.obsm[keys.SPATIAL] = np.ascontiguousarray(spatial_um, dtype=np.float64)
     if provenance is not None:
-        table.uns[keys.UNS] = json.dumps(dict(provenance), sort_keys=True, default=plain)
+        write_provenance(table, provenance, instances=instances)
     return TableModel.parse(table, region=shapes_key, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
 
 
@@ -128,6 +133,70 @@ def read_provenance(table: AnnData, *, what: str = "table") -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise InputError(f"The {what} was changed since stpred wrote it: uns[{keys.UNS!r}] is no JSON string of facts.")
     return facts
+
+
+def write_provenance(table: AnnData, facts: Mapping[str, Any], *, instances: Any = None) -> None:
+    """Store facts with a table, as one string of JSON; of values that have a scale, with a fingerprint of ``X``.
+
+    Parameters
+    ----------
+    table
+        The table, with its final values.
+    facts
+        JSON-able; a fingerprint among them is replaced.
+    instances
+        (n,) ids of the rows; None takes the table's own, or its names of observations.
+    """
+    facts = dict(facts)
+    if "output_scale" in facts:
+        ids = _ids(table) if instances is None else np.asarray(instances)
+        facts[FINGERPRINT] = fingerprint(table.X, ids, list(table.var_names))
+    table.uns[keys.UNS] = json.dumps(facts, sort_keys=True, default=plain)
+
+
+def read_prediction(table: AnnData, *, what: str = "table") -> dict[str, Any]:
+    """Return the facts that stpred stored with a table, for its values to be used: changed ones are warned of."""
+    facts = read_provenance(table, what=what)
+    if (told := changed_values(table, facts, what=what)) is not None:
+        warn(told)
+    return facts
+
+
+def check_values(table: AnnData, *, what: str, layer: str | None = None) -> None:
+    """Warn if the values of a table that stpred wrote were changed since; of a layer or another's table nothing."""
+    if layer is None and keys.UNS in table.uns:
+        read_prediction(table, what=what)
+
+
+def changed_values(table: AnnData, facts: Mapping[str, Any], *, what: str) -> str | None:
+    """Say in a sentence that the values are not those that stpred wrote; None where they are or it is not known."""
+    kept = facts.get(FINGERPRINT)
+    if kept is None or table.X is None:
+        return None
+    found = difference(kept, table.X, _ids(table), list(table.var_names))
+    if found is None:
+        return None
+    scale = facts.get("output_scale")
+    return (
+        f"The {what} was changed since stpred wrote it ({found.n_changed} of {found.n_compared} sampled values differ, "
+        f"such as {found.now:.4g} for {found.was:.4g}), so its values are no longer on the scale {scale!r} and what "
+        "is computed from them, errors above all, is of another one; predict again, and normalise, log or scale a copy "
+        "or a layer (subsetting rows or genes is fine)."
+    )
+
+
+def warn(message: str) -> None:
+    """Warn of something the user should know, at the line of theirs that called stpred."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "stpred":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def _ids(table: AnnData) -> Any:
+    """Return the (n,) instance ids of a table's rows, or their names where it annotates nothing."""
+    key = table.uns.get("spatialdata_attrs", {}).get("instance_key", INSTANCE_KEY)
+    return np.asarray(table.obs[key]) if key in table.obs else np.asarray(table.obs_names)
 
 
 def package_versions() -> dict[str, str]:

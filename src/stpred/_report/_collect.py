@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from stpred import genes as gene_rules
-from stpred import metrics, tl
+from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, region_in_frame, table_instances, table_regions
 from stpred._core.pairing import Pair, pair
-from stpred._core.tables import read_provenance
+from stpred._core.tables import changed_values, read_provenance
+from stpred.tl._coverage import covered
 from stpred.tl._unseen import facts_in_frame
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Slide:
     instances: pd.Index
     facts: dict[str, Any]
     both: Pair | None = None
+    changed: str | None = None
     covered: pd.DataFrame | None = None
 
     @property
@@ -150,10 +152,11 @@ def read_slides(
                 f"Table {predicted_key!r} of slide {str(name)!r} holds {facts.get('kind')}, not predictions."
             )
         slide = Slide(str(name), sdata, table, region, rows, instances, facts)
+        slide.changed = changed_values(table, facts, what=f"table {predicted_key!r} of slide {str(name)!r}")
         if measured_key is not None:
             slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
             if "intervals" in facts:
-                slide.covered = tl.coverage(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
+                slide.covered = covered(slide.both, table, predicted_key)
         found.append(slide)
     return found
 
@@ -351,6 +354,7 @@ def _warnings(content: Content, scores: pd.DataFrame | None) -> list[str]:
             "The predictions are relative: correlations mean something, their size does not, and there is no R2 or "
             "RMSE."
         )
+    said += [s.changed for s in slides if s.changed is not None]
     for what in ("family", "output_scale", "encoder"):
         kinds = {str((s.facts.get(what) or {}).get("name") if what == "encoder" else s.facts.get(what)) for s in slides}
         if len(kinds) > 1:

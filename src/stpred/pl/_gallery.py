@@ -13,6 +13,7 @@ from stpred._core.checks import InputError, key_in, listing, positive, whole
 from stpred._core.elements import find_image, need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.matching import geometries_um
 from stpred._core.specs import TileSpec
+from stpred._core.tables import check_values
 from stpred.pl._figure import finish
 from stpred.tiles import Pyramid, read_tiles
 
@@ -103,6 +104,7 @@ def gallery(
     number, edge = whole(n, name="n"), positive(size_um, name="size_um", unit="um")
     apart = edge if min_distance_um is None else positive(min_distance_um, name="min_distance_um", unit="um")
     table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
+    check_values(table, what=f"table {table_key!r}", layer=layer)
     lines = _lines(table, table_key, color=color, groups=groups, layer=layer, seed=seed)
     image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
     pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)

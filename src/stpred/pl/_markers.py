@@ -9,6 +9,7 @@ import numpy as np
 from stpred._core import targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
 from stpred._core.elements import need_sdata, table_in_frame
+from stpred._core.tables import check_values
 from stpred.pl._figure import finish, need_columns
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def markers(
     key_in(table_key, sdata.tables, what="table", name="table_key")
     one_of(kind, ("matrix", "dots"), name="kind")
     table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
+    check_values(table, what=f"table {table_key!r}", layer=layer)
     sets, brackets = _sets(table, table_key, _top(markers, whole(n, name="n")))
     small = _standardised(table, [g for genes in sets.values() for g in genes], by=by, layer=layer)
     marked = dict(zip(small.uns["symbols"], small.var_names, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import region_in_frame, table_instances
+from stpred._core.tables import check_values
 from stpred.pl._figure import finish
 from stpred.pl._maps import Canvas
 
@@ -78,6 +79,9 @@ def spatial(
     table = sdata.tables[table_key]
     wanted = _wanted(table, table_key, genes)
     region = region_in_frame(sdata, table_key, coordinate_system=coordinate_system)
+    if any(name in table.var_names for name in wanted):
+        check_values(table, what=f"table {table_key!r}", layer=layer)
+    region = table_regions(table)[0]
     rows, instances = table_instances(table, region)
     canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
     columns = min(ncols, len(wanted) + 1)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,5 +185,5 @@ def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: t
         "n_filled_locations": int((~result.obs["measured"]).sum()),
         "versions": tables.package_versions(),
     }
-    result.uns[keys.UNS] = json.dumps(provenance, sort_keys=True, default=tables.plain)
+    tables.write_provenance(result, provenance)
     return result

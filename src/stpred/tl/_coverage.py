@@ -8,11 +8,12 @@ import pandas as pd
 from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError
-from stpred._core.pairing import pair
+from stpred._core.pairing import Pair, pair
 from stpred._core.tables import read_provenance
 from stpred.tl._intervals import OFFSETS, bounds
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 
@@ -53,7 +54,11 @@ def coverage(
     [0.5, 0.8, 0.9, 0.95]
     """
     both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
-    table = sdata.tables[predicted_key]
+    return covered(both, sdata.tables[predicted_key], predicted_key)
+
+
+def covered(both: Pair, table: AnnData, predicted_key: str) -> pd.DataFrame:
+    """Return the same of a table and what it was paired with."""
     facts = read_provenance(table, what=f"table {predicted_key!r}")
     if OFFSETS not in table.varm or "intervals" not in facts:
         raise InputError(

@@ -204,7 +204,7 @@ def compared_values(table: AnnData, *, what: str) -> tuple[NDArray[np.float64], 
     filled = np.ones(len(values), dtype=bool)
     if lost := lost_provenance(table):
         raise InputError(f"The scale of {what} is not known: {lost}.")
-    facts = tables.read_provenance(table, what=what) if keys.UNS in table.uns else {}
+    facts = tables.read_prediction(table, what=what) if keys.UNS in table.uns else {}
     scale = facts.get("output_scale", "unknown")
     if not facts and are_counts(table.X):
         scale = "counts"

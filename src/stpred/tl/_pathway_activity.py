@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +219,7 @@ def _alike(
     elif len(regions := table_regions(table)) == 1 and _placed(sdata, regions[0]):
         xy, instances = centroids(sdata, regions[0])
         result.obsm[keys.SPATIAL] = xy[instances.get_indexer(obs[columns[1]])]
-    result.uns[keys.UNS] = json.dumps(facts, sort_keys=True, default=tables.plain)
+    tables.write_provenance(result, facts, instances=obs[columns[1]])
     return TableModel.parse(
         result, region=list(obs[columns[0]].cat.categories), region_key=columns[0], instance_key=columns[1]
     )

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core import keys, tables, targets
+from stpred._core import tables, targets
 from stpred._core.checks import InputError, listing
 from stpred.tl._slide_tables import SlideTable, slide_tables
 
@@ -112,7 +111,7 @@ def pseudobulk(
         "genes_left_out": {name: side.table.n_vars - len(genes) for name, side in sides.items()},
         "versions": tables.package_versions(),
     }
-    bulk.uns[keys.UNS] = json.dumps(provenance, sort_keys=True, default=tables.plain)
+    tables.write_provenance(bulk, provenance)
     return bulk
 
 
@@ -139,7 +138,7 @@ def log1p_cpm(bulk: AnnData) -> tuple[NDArray[np.float64], str]:
 
     Sums of counts become log1p counts per million of the slide, log1p CP10k the same; ``"relative"`` stays.
     """
-    facts = tables.read_provenance(bulk, what="pseudo-bulk")
+    facts = tables.read_prediction(bulk, what="pseudo-bulk")
     if facts.get("kind") != KIND:
         raise InputError(f"A pseudo-bulk from stpred.tl.pseudobulk is needed, got {facts.get('kind')!r}.")
     X = targets.dense(bulk.X)

@@ -15,7 +15,7 @@ from stpred._core.checks import InputError, key_in, listing, whole
 from stpred._core.counts import are_counts, duplicates
 from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.gene_names import mismatch
-from stpred._core.tables import read_provenance
+from stpred._core.tables import read_prediction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -286,7 +286,7 @@ def _scaled(table: AnnData, layer: str | None, table_key: str) -> tuple[AnnData,
     if layer is None and (lost := lost_provenance(table)):
         raise InputError(f"The scale of the {what} is not known: {lost}.")
     if layer is None and keys.UNS in table.uns:
-        scale = read_provenance(table, what=f"table {table_key!r}").get("output_scale")
+        scale = read_prediction(table, what=f"table {table_key!r}").get("output_scale")
     if scale is None:
         scale = "counts" if are_counts(values) else "as it is"
         logger.info("The %s are taken %s.", what, "as raw counts" if scale == "counts" else "to be normalised")

@@ -21,7 +21,7 @@ from stpred._core.elements import (
 )
 from stpred._core.gene_names import mismatch
 from stpred._core.matching import placed
-from stpred._core.tables import read_provenance
+from stpred._core.tables import read_prediction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ def slide_table(
             raise InputError(f"Table {table_key!r} of {slide!r} cannot be read: {lost}.")
         check_counts(table.X, what=f"counts of table {table_key!r} of {slide!r}")
         return SlideTable(slide, table_key, table, "counts", {})
-    facts = read_provenance(table, what=f"table {table_key!r} of {slide!r}")
+    facts = read_prediction(table, what=f"table {table_key!r} of {slide!r}")
     if "output_scale" not in facts:
         raise InputError(f"Table {table_key!r} of {slide!r} holds {facts.get('kind')}, neither expression nor counts.")
     scale = str(facts["output_scale"])
