@@ -134,6 +134,20 @@ def test_a_changed_table_is_told_where_it_is_used(tmp_path: Any) -> None:
         assert len(str(caught[0].message)) < 600
 
 
+def test_rows_of_another_region_are_not_those_of_the_facts() -> None:
+    first, second = table(), table()
+    second.X = second.X * 3
+    second.obs["region"] = pd.Categorical(["others"] * second.n_obs)
+    joined = concat([first, second], uns_merge="first", index_unique="-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tables.read_prediction(joined)
+        tables.read_prediction(joined[60:])
+    joined.X[:60] += 1
+    with pytest.warns(UserWarning, match="was changed"):
+        tables.read_prediction(joined)
+
+
 def test_tables_of_earlier_versions_pass() -> None:
     old = table()
     facts = tables.read_provenance(old)

@@ -150,7 +150,7 @@ def write_provenance(table: AnnData, facts: Mapping[str, Any], *, instances: Any
     facts = dict(facts)
     if "output_scale" in facts:
         ids = _ids(table) if instances is None else np.asarray(instances)
-        facts[FINGERPRINT] = fingerprint(table.X, ids, list(table.var_names))
+        facts[FINGERPRINT] = fingerprint(table.X, ids, list(table.var_names)) | {"regions": _regions(table)}
     table.uns[keys.UNS] = json.dumps(facts, sort_keys=True, default=plain)
 
 
@@ -173,7 +173,11 @@ def changed_values(table: AnnData, facts: Mapping[str, Any], *, what: str) -> st
     kept = facts.get(FINGERPRINT)
     if kept is None or table.X is None:
         return None
-    found = difference(kept, table.X, _ids(table), list(table.var_names))
+    ids, X = _ids(table), table.X
+    if regions := _regions(table):  # of tables that were joined, the rows that the facts are of
+        rows = np.isin(_column(table, "region_key", REGION_KEY), kept.get("regions", regions))
+        ids, X = (ids, X) if rows.all() else (ids[rows], X[np.flatnonzero(rows)])
+    found = difference(kept, X, ids, list(table.var_names)) if len(ids) else None
     if found is None:
         return None
     scale = facts.get("output_scale")
@@ -195,8 +199,20 @@ def warn(message: str) -> None:
 
 def _ids(table: AnnData) -> Any:
     """Return the (n,) instance ids of a table's rows, or their names where it annotates nothing."""
-    key = table.uns.get("spatialdata_attrs", {}).get("instance_key", INSTANCE_KEY)
-    return np.asarray(table.obs[key]) if key in table.obs else np.asarray(table.obs_names)
+    found = _column(table, "instance_key", INSTANCE_KEY)
+    return np.asarray(table.obs_names) if found is None else found
+
+
+def _regions(table: AnnData) -> list[str]:
+    """Return the regions that a table's rows annotate."""
+    found = _column(table, "region_key", REGION_KEY)
+    return [] if found is None else sorted({str(r) for r in found})
+
+
+def _column(table: AnnData, name: str, default: str) -> Any:
+    """Return a column of obs that SpatialData reads, if it is there."""
+    key = table.uns.get("spatialdata_attrs", {}).get(name, default)
+    return np.asarray(table.obs[key]) if key in table.obs else None
 
 
 def package_versions() -> dict[str, str]:

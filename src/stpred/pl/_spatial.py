@@ -81,7 +81,6 @@ def spatial(
     region = region_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     if any(name in table.var_names for name in wanted):
         check_values(table, what=f"table {table_key!r}", layer=layer)
-    region = table_regions(table)[0]
     rows, instances = table_instances(table, region)
     canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
     columns = min(ncols, len(wanted) + 1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core import tables, targets
+from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing
 from stpred.tl._slide_tables import SlideTable, slide_tables
 
