@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from stpred._core.checks import InputError, listing, one_of, positive
 from stpred._core.elements import find_image, need_sdata, table_regions
 from stpred._core.matching import geometries_um, square_bins
 from stpred._core.squares import centres_inside, most_squares
-from stpred._image.tissue import tissue_mask
+from stpred._image.tissue import Survey, survey
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class TissueMask:
     @classmethod
     def of(cls, pyramid: Pyramid) -> TissueMask:
         """Look at a small copy of the slide."""
-        return cls(*_mask(pyramid))
+        found, origin_um = look(pyramid)
+        return cls(found.tissue, origin_um)
 
     def __call__(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Say which (n, 2) points lie on tissue."""
@@ -92,14 +94,27 @@ def on_tissue(pyramid: Pyramid, points_um: NDArray[np.float64]) -> NDArray[np.bo
 def tissue_colour(pyramid: Pyramid) -> NDArray[np.float32]:
     """Return (2, 3) mean and standard deviation of red, green and blue over the tissue, on the 0..1 scale."""
     thumbnail, _ = pyramid.thumbnail(TISSUE_MPP)
-    mask = tissue_mask(thumbnail, mpp=TISSUE_MPP)
+    found = survey(thumbnail, mpp=TISSUE_MPP)
+    mask = found.tissue if found.tissue.any() else ~found.excluded
     pixels = thumbnail[mask if mask.any() else np.ones_like(mask)] / 255.0
     return np.stack([pixels.mean(axis=0), pixels.std(axis=0).clip(1e-3)]).astype(np.float32)
 
 
-def _mask(pyramid: Pyramid) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def look(pyramid: Pyramid, **how: Any) -> tuple[Survey, NDArray[np.float64]]:
+    """Survey a small copy of the slide, of `TISSUE_MPP`; return where it begins in micrometres, too."""
     thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
-    return tissue_mask(thumbnail, mpp=TISSUE_MPP), origin_um
+    return survey(thumbnail, mpp=TISSUE_MPP, **how), origin_um
+
+
+def say_doubts(found: Survey, image_key: str, *, stacklevel: int = 2) -> None:
+    """Warn where the outline of the tissue may be wrong."""
+    if found.doubts:
+        warnings.warn(
+            f"The outline of the tissue on image {image_key!r} is unsure: {'; '.join(found.doubts)}. Look at it; "
+            "`stpred.pp.tissue` takes `method` and `threshold`.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def outline_tissue(
@@ -108,18 +123,21 @@ def outline_tissue(
     image_key: str | None = None,
     coordinate_system: str = keys.UM,
     min_area_um2: float = 20_000.0,
+    method: str | None = None,
+    threshold: float | None = None,
 ) -> GeoDataFrame:
-    """Return polygons in micrometres around the pieces of tissue."""
+    """Return polygons in micrometres around the pieces of tissue; `method` and `threshold` as of `pp.tissue`."""
     import geopandas as gpd
     from shapely import Polygon, make_valid
     from skimage.measure import approximate_polygon, find_contours
 
     image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
     pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-    thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
-    mask = tissue_mask(thumbnail, mpp=TISSUE_MPP, min_area_um2=min_area_um2)
+    found, origin_um = look(pyramid, min_area_um2=min_area_um2, method=method, threshold=threshold)
+    mask = found.tissue
     if not mask.any():
         raise InputError(f"No tissue was found on image {image_key!r}; is it an H&E slide, stained and in focus?")
+    say_doubts(found, image_key, stacklevel=3)
     rings = []
     for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
         # Padding by one pixel and pixel centres at half: column c of the padded mask is c - 0.5 pixels from the border.
@@ -159,7 +177,9 @@ def lay_grid(
     centers = Lattice(pitch_um, layout == "hexagonal").points(pyramid.bounds_um)
     centers = centers[pyramid.contains(centers)]
     if tissue_key is None:
-        centers = centers[on_tissue(pyramid, centers)]
+        found, origin_um = look(pyramid)
+        say_doubts(found, image_key, stacklevel=3)
+        centers = centers[TissueMask(found.tissue, origin_um)(centers)]
     else:
         area = union_all(geometries_um(sdata, tissue_key, coordinate_system=coordinate_system)[0])
         prepare(area)
