@@ -190,7 +190,7 @@ def test_positions_without_numbers(copied: Any, refused: Any) -> None:
     frame = pd.read_csv(path)
     frame.loc[3, "pxl_row_in_fullres"] = np.nan
     frame.to_csv(path, index=False)
-    with refused("'tissue_positions.csv' have no number", "1 barcodes", frame["barcode"][3]):
+    with refused("'tissue_positions.csv' have no number", "1 rows", frame["barcode"][3]):
         st.io.visium(path.parent.parent)
     path = copied("legacy_st") / "spots.tsv"
     frame = pd.read_csv(path, sep="\t")

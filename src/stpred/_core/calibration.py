@@ -25,9 +25,13 @@ HEX_STEPS = ((0, 2), (1, 1), (1, -1))
 SQUARE_STEPS = ((1, 0), (0, 1))
 STAGGERED_STEPS = ((1, 1), (1, -1))
 
+MIN_MPP, MAX_MPP = 0.01, 100.0
+"""um per pixel that an image of tissue can have."""
 GROSS = 1.5
 LATTICE_TOLERANCE = 0.05
 OUTSIDE_LIMIT = 0.10
+MAX_COORDINATE = 1e9
+"""Array coordinates and pixels beyond this are no positions, and squares of larger ones overflow."""
 
 
 class Evidence(NamedTuple):
@@ -77,6 +81,16 @@ def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what
     return used.mpp
 
 
+def check_mpp(mpp: float, *, what: str) -> float:
+    """Return a resolution that an image of tissue can have, 0.01 to 100 um per pixel."""
+    if not MIN_MPP <= mpp <= MAX_MPP:
+        raise InputError(
+            f"The resolution of {what} would be {mpp:.4g} um per pixel, which no image of tissue has "
+            f"({MIN_MPP:g} to {MAX_MPP:g}); check its scale factors and positions, or pass mpp=."
+        )
+    return mpp
+
+
 def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple[int, int]]) -> float | None:
     """Return the distance in pixels between neighbours of a printed lattice, robust to holes and jitter.
 
@@ -102,6 +116,9 @@ def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple
         If the positions are no lattice of these array coordinates.
     """
     array, xy = np.asarray(array, dtype=np.float64), np.asarray(xy, dtype=np.float64)
+    for values, name in ((array, "array coordinates"), (xy, "positions")):
+        if values.size and not np.abs(values).max() < MAX_COORDINATE:  # also where it is NaN
+            raise InputError(f"The {name} of the spots are not finite, or beyond {MAX_COORDINATE:.0e}.")
     centred = array - array.mean(axis=0) if len(array) else array
     if len(array) < 4 or np.linalg.matrix_rank(centred) < 2:
         return None
@@ -120,7 +137,10 @@ def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple
 
 def grid_steps(array: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Return the neighbour steps of a legacy ST array: diagonal where only every second position is printed."""
-    parity = np.round(np.asarray(array, dtype=np.float64)).astype(int).sum(axis=1) % 2
+    array = np.asarray(array, dtype=np.float64)
+    if not (np.abs(array) < MAX_COORDINATE).all():
+        raise InputError(f"The array coordinates of the spots are not finite, or beyond {MAX_COORDINATE:.0e}.")
+    parity = np.round(array).astype(int).sum(axis=1) % 2
     staggered = len(parity) >= 4 and (parity == parity[0]).all()
     return STAGGERED_STEPS if staggered else SQUARE_STEPS
 
@@ -128,7 +148,7 @@ def grid_steps(array: np.ndarray) -> tuple[tuple[int, int], ...]:
 def is_hexagonal(array: np.ndarray, xy: np.ndarray) -> bool:
     """Tell whether (n, 2) array rows and columns are those of Visium: neighbours in six directions, equally far."""
     array = np.asarray(array, dtype=np.float64)
-    if len(array) < 4 or (np.round(array).sum(axis=1) % 2 != 0).any():
+    if len(array) < 4 or not np.isfinite(array).all() or (np.round(array).sum(axis=1) % 2 != 0).any():
         return False
     try:
         return lattice_pitch_px(array, xy, steps=HEX_STEPS) is not None

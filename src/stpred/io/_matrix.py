@@ -108,6 +108,15 @@ def read_10x_h5(path: Path, *, gex_only: bool = True) -> AnnData:
         return sc.read_10x_h5(root / "counts.h5", gex_only=gex_only)
 
 
+def barcodes_10x(path: Path) -> np.ndarray:
+    """Return the barcodes of a 10x h5 file that was checked."""
+    import h5py
+
+    with readable(path, what="counts file"), h5py.File(path, "r") as file:
+        reader = _Reader(file, path)
+        return reader.names(f"{reader.layout().group}/barcodes")
+
+
 def check_h5ad(path: Path) -> None:
     """Refuse an h5ad file with links that leave it, with sizes beyond it, or with a broken sparse matrix anywhere.
 
@@ -163,7 +172,7 @@ class _Reader:
                 raise self.refuse(f"its part {name!r} is a link to another file, {link.filename!r}")
             try:
                 part = group[key]
-            except (KeyError, OSError):
+            except (KeyError, OSError, RuntimeError):
                 if not isinstance(link, h5py.SoftLink):
                     raise
                 raise self.refuse(f"its part {name!r} is a link to nothing that is there") from None
@@ -203,10 +212,10 @@ class _Reader:
         """Check the matrix of a file by Cell Ranger or Space Ranger and say where it is."""
         for _ in self.walk(self.file):
             pass
-        found = self._layout()
+        found = self.layout()
         shape = self.dataset(f"{found.group}/shape")
-        names = [self._names(g) for g in found.genes]
-        barcodes = self._names(f"{found.group}/barcodes")
+        names = [self.names(g) for g in found.genes]
+        barcodes = self.names(f"{found.group}/barcodes")
         sizes = self._whole(shape[()], name=f"{found.group}/shape", most=2)
         if len(set(map(len, names))) > 1 or sizes != (len(names[0]), len(barcodes)):
             lengths = {n: len(v) for n, v in zip(found.genes, names, strict=True)}
@@ -220,7 +229,7 @@ class _Reader:
         self.check_sparse(found.group, shape=sizes, by_rows=False)
         return found
 
-    def _layout(self) -> _Counts:
+    def layout(self) -> _Counts:
         import h5py
 
         groups = [k for k in self.file if isinstance(self.file[k], h5py.Group)]
@@ -241,7 +250,7 @@ class _Reader:
             raise self.refuse(f"it holds {held}")
         return _Counts(groups[0], (f"{groups[0]}/genes", f"{groups[0]}/gene_names"))
 
-    def _names(self, name: str) -> np.ndarray:
+    def names(self, name: str) -> np.ndarray:
         found = self.dataset(name)
         if found.dtype.kind not in "SO":
             raise self.refuse(f"its {name!r} holds no text but {found.dtype}")

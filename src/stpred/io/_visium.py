@@ -24,7 +24,15 @@ from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.files import readable
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
 from stpred.io._matrix import check_10x_mtx, usable_10x_h5
-from stpred.io._spaceranger import calibrate_run, find_fullres, need, place_images, read_positions, read_scalefactors
+from stpred.io._spaceranger import (
+    calibrate_run,
+    check_diameter,
+    find_fullres,
+    need,
+    place_images,
+    read_positions,
+    read_scalefactors,
+)
 from stpred.io._stage import staged
 
 if TYPE_CHECKING:
@@ -113,6 +121,9 @@ def visium(
         given=mpp,
         dataset_id=dataset_id,
         what="spots",
+    )
+    check_diameter(
+        scalefactors["spot_diameter_fullres"], mpp=resolution, expected_um=SPACERANGER_SPOT_UM, what="Visium spots"
     )
     images = place_images(
         fullres=fullres, copies=copies, scalefactors=scalefactors, dataset_id=dataset_id, mpp=resolution

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,24 @@ import pandas as pd
 
 from stpred._core import keys
 from stpred._core.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
-from stpred._core.checks import InputError, MissingFileError
+from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.files import readable
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
-from stpred.io._matrix import usable_10x_h5
-from stpred.io._spaceranger import calibrate_run, find_fullres, place_images, read_positions, read_scalefactors
+from stpred.io._matrix import barcodes_10x, read_10x_h5, usable_10x_h5
+from stpred.io._segments import read_segments
+from stpred.io._spaceranger import (
+    calibrate_run,
+    check_diameter,
+    find_fullres,
+    place_images,
+    read_positions,
+    read_scalefactors,
+)
 from stpred.io._stage import staged
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
@@ -35,6 +45,8 @@ _COUNTS = "filtered_feature_bc_matrix.h5"
 _CELL_COUNTS = "filtered_feature_cell_matrix.h5"
 _CELLS = "cell_segmentations.geojson"
 _NUCLEI = "nucleus_segmentations.geojson"
+SAME_RUN = 0.02
+"""Relative difference of scale factors between the bin sizes of one run."""
 _ID = "slide"
 """Name under which the files are handed over; the caller's own name is set afterwards."""
 
@@ -106,6 +118,8 @@ def visium_hd(
     evidence = _evidence(scalefactors, counts.obs, xy, size_um=max(sizes))
     resolution = calibrate_run(evidence, fullres=fullres, xy_px=xy, given=mpp, dataset_id=dataset_id, what="bins")
     shapes, tables = {}, {}
+    if (edge := scalefactors.get("spot_diameter_fullres")) is not None:
+        check_diameter(edge, mpp=resolution, expected_um=sizes[0], what=f"bins of {sizes[0]} um")
     for name, (region_counts, element) in regions.items():
         place(element, scaling(resolution))
         shapes[name] = element
@@ -181,7 +195,7 @@ def _read(
     """Return counts and polygons by region name; the polygons are indexed by barcode and placed in vendor systems."""
     from spatialdata_io import visium_hd as vendor_reader
 
-    files = _files(present, sizes, segmented, scalefactors)
+    files = _files(present, sizes, scalefactors)
     check_readable(*(f for f in files.values() if isinstance(f, Path)))
     with readable(next(iter(present.values())).parent, what="output"), staged(files) as root:
         sdata = vendor_reader(root, dataset_id=_ID, bin_size=list(sizes), load_segmentations_only=False)
@@ -190,25 +204,52 @@ def _read(
         vendor = f"square_{size:03d}um"
         regions[keys.bins(size)] = _region(sdata.tables[vendor], sdata.shapes[f"{_ID}_{vendor}"])
     if segmented is not None:
-        cells = sdata.shapes[f"{_ID}_cell_segmentations"]
-        regions[keys.CELLS] = _region(sdata.tables["cell_segmentations"], cells)
+        regions[keys.CELLS] = _cells(segmented)
         if (segmented / _NUCLEI).exists():
-            regions[keys.NUCLEI] = (None, _nuclei(segmented / _NUCLEI))
+            regions[keys.NUCLEI] = (None, read_segments(segmented / _NUCLEI))
     for _, element in regions.values():
         _place_vendor(element, scalefactors, dataset_id)
     return regions
 
 
 def _region(counts: Any, element: GeoDataFrame) -> tuple[Any, GeoDataFrame]:
+    """Return counts and squares of the bins under tissue, the squares indexed by barcode."""
     element = element[["geometry"]].copy()
     element.index = counts.obs_names.copy()
     element.index.name = None
+    under = counts.obs["in_tissue"].to_numpy() == 1
+    if not under.any():
+        raise InputError("No bin of the counts is under tissue (in_tissue = 1).")
+    if not under.all():
+        logger.info("%d of %d bins lie beside the tissue (in_tissue = 0); left out.", (~under).sum(), len(under))
+        counts, element = counts[under].copy(), element[under].copy()
     return counts, element
 
 
-def _files(
-    present: dict[int, Path], sizes: list[int], segmented: Path | None, scalefactors: dict[str, float]
-) -> dict[str, Path | bytes]:
+def _cells(segmented: Path) -> tuple[AnnData, GeoDataFrame]:
+    """Return counts and polygons of the segmented cells that have both, in the order of the counts."""
+    counts = read_10x_h5(segmented / _CELL_COUNTS)
+    counts.var_names_make_unique()
+    polygons = read_segments(segmented / _CELLS)
+    drawn = counts.obs_names.isin(polygons.index)
+    if not drawn.any():
+        raise InputError(
+            f"{_CELL_COUNTS!r} and {_CELLS!r} of {str(segmented)!r} share no cell: "
+            f"{listing(counts.obs_names, most=2)} against {listing(polygons.index, most=2)}."
+        )
+    if not drawn.all():
+        warnings.warn(
+            f"{int((~drawn).sum())} of {len(drawn)} cells of {_CELL_COUNTS!r} have no polygon in {_CELLS!r} and are "
+            f"left out: {listing(counts.obs_names[~drawn])}.",
+            UserWarning,
+            stacklevel=4,
+        )
+        counts = counts[drawn].copy()
+    counts.obs["cell_id"] = counts.obs_names.to_numpy()
+    return counts, polygons.loc[counts.obs_names]
+
+
+def _files(present: dict[int, Path], sizes: list[int], scalefactors: dict[str, float]) -> dict[str, Path | bytes]:
     from io import BytesIO
 
     files: dict[str, Path | bytes] = {"feature_slice.h5": _feature_slice()}
@@ -217,17 +258,31 @@ def _files(
         positions = source / "spatial" / "tissue_positions.parquet"
         if not positions.exists():
             raise MissingFileError(f"{str(source)!r} lacks 'spatial/tissue_positions.parquet'.")
-        buffer = BytesIO()
-        read_positions(positions).reset_index().to_parquet(buffer, index=False)
-        files[f"{target}/spatial/tissue_positions.parquet"] = buffer.getvalue()
-        own = _complete(read_scalefactors(source / "spatial" / "scalefactors_json.json"))
-        files[f"{target}/spatial/scalefactors_json.json"] = json.dumps(_consistent(own, source, size_um=size)).encode()
+        found, own = read_positions(positions), read_scalefactors(source / "spatial" / "scalefactors_json.json")
+        _same_slide(own, scalefactors, source)
         files[f"{target}/{_COUNTS}"] = usable_10x_h5(source / _COUNTS)
-    if segmented is not None:
-        files[f"segmented_outputs/{_CELL_COUNTS}"] = usable_10x_h5(segmented / _CELL_COUNTS)
-        files[f"segmented_outputs/{_CELLS}"] = segmented / _CELLS
-        files["segmented_outputs/spatial/scalefactors_json.json"] = json.dumps(_complete(scalefactors)).encode()
+        barcodes = barcodes_10x(source / _COUNTS)
+        if (lost := ~np.isin(barcodes, found.index.to_numpy().astype(str))).any():
+            raise InputError(
+                f"{int(lost.sum())} of {len(lost)} barcodes of the counts in {source.name!r} have no position, such as "
+                f"{barcodes[lost][0]!r}; do counts and positions belong to the same slide?"
+            )
+        buffer = BytesIO()
+        found.reset_index().to_parquet(buffer, index=False)
+        files[f"{target}/spatial/tissue_positions.parquet"] = buffer.getvalue()
+        whole = _consistent(_complete(own), source, size_um=size)
+        files[f"{target}/spatial/scalefactors_json.json"] = json.dumps(whole).encode()
     return files
+
+
+def _same_slide(own: dict[str, float], first: dict[str, float], source: Path) -> None:
+    """Refuse bins whose scale factors are of another image than those of the first bin size."""
+    for name in ("microns_per_pixel", "tissue_hires_scalef", "tissue_lowres_scalef"):
+        if name in own and name in first and abs(own[name] / first[name] - 1) > SAME_RUN:
+            raise InputError(
+                f"The scale factors of {source.name!r} state {name} as {own[name]:.4g}, another bin size of the run "
+                f"{first[name]:.4g}; are they of the same slide?"
+            )
 
 
 def _complete(scalefactors: dict[str, float]) -> dict[str, float]:
@@ -264,18 +319,6 @@ def _feature_slice() -> bytes:
     with h5py.File(buffer, "w") as file:
         file.attrs["metadata_json"] = json.dumps({"hd_layout_json": json.dumps({"file_format": "1.0"})})
     return buffer.getvalue()
-
-
-def _nuclei(path: Path) -> GeoDataFrame:
-    """Return nucleus polygons by cell id; they need no counts of their own."""
-    import geopandas as gpd
-    from spatialdata.models import ShapesModel
-
-    with readable(path, what="file"):
-        frame = gpd.read_file(path)
-    index = [f"cellid_{int(n):09d}-1" for n in frame["cell_id"]]
-    polygons = gpd.GeoDataFrame({"geometry": frame.geometry.to_numpy()}, index=index)
-    return ShapesModel.parse(polygons[~polygons.index.duplicated()])
 
 
 def _place_vendor(element: GeoDataFrame, scalefactors: dict[str, float], dataset_id: str) -> None:
