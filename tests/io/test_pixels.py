@@ -317,7 +317,7 @@ def test_levels_survive_pickling(tmp_path: Path) -> None:
         (np.zeros((40, 50), np.uint8), {}, "greyscale"),
         (np.zeros((40, 50), np.uint16), {}, "16-bit greyscale"),
         (np.zeros((40, 50, 3), np.uint16), {"photometric": "rgb"}, r"16-bit \(uint16\)"),
-        (np.zeros((40, 50, 4), np.uint8), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, "RGBA"),
+        (np.zeros((40, 50, 4), np.uint8), {"photometric": "separated"}, "CMYK"),
         (np.zeros((5, 40, 50), np.uint8), {"photometric": "minisblack"}, r"a stack|5-channel"),
         (np.zeros((40, 50, 3), np.float32), {"photometric": "rgb"}, "32-bit"),
     ],
@@ -331,7 +331,7 @@ def test_tifs_that_are_not_8_bit_rgb_say_what_they_are(
 
 
 @pytest.mark.parametrize(
-    ("mode", "message"), [("L", "greyscale"), ("RGBA", "RGBA"), ("P", "palette"), ("I;16", "16-bit")]
+    ("mode", "message"), [("L", "greyscale"), ("LA", "greyscale with transparency"), ("I;16", "16-bit")]
 )
 def test_pngs_that_are_not_rgb_say_what_they_are(tmp_path: Path, mode: str, message: str) -> None:
     Image.new(mode, (30, 20)).save(tmp_path / "x.png")
@@ -467,3 +467,15 @@ def test_reading_a_large_slide_takes_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert tree["scale0"]["image"].shape == (3, side, side)
     assert peak < 20e6  # the image has 315 MB
+
+
+def test_one_channel_row_or_pixel_of_a_lazy_image(tmp_path: Path) -> None:
+    image = picture()
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(64, 64), photometric="rgb", compression="zlib")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for path in tmp_path.iterdir():
+        array = to_dask(open_pixels(path).levels[0])
+        np.testing.assert_array_equal(array[1].compute(), image[..., 1])
+        np.testing.assert_array_equal(array[:, 70, 5:9].compute(), image[70, 5:9].T)
+        np.testing.assert_array_equal(array[:, [3, 90]].compute(), image[[3, 90]].transpose(2, 0, 1))
+        assert array[0, 5, -1].compute() == image[5, -1, 0]

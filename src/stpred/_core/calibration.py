@@ -35,10 +35,17 @@ MAX_COORDINATE = 1e9
 
 
 class Evidence(NamedTuple):
-    """One source of resolution: um per pixel, and where it is said."""
+    """One source of resolution: um per pixel, and where it is said.
+
+    A `placeholder` is a value that programs write where they know none, such as exactly 1 um: it is used, with a
+    warning, where nothing else tells. A `secondary` source is a lesser field of a file whose main one says something
+    else: the contradiction is told, not refused.
+    """
 
     mpp: float
     source: str
+    placeholder: bool = False
+    secondary: bool = False
 
 
 def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what: str = "the image") -> float:
@@ -47,7 +54,7 @@ def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what
     Parameters
     ----------
     evidence
-        Sources, the most trusted first.
+        Sources, the most trusted first. Placeholders count only where there is nothing else, with a warning.
     given
         What the caller was told; it always wins.
     what
@@ -56,26 +63,46 @@ def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what
     Raises
     ------
     InputError
-        If there is nothing to go by, or if two sources are more than 1.5-fold apart and nothing was `given`.
+        If there is nothing to go by, if two sources are more than 1.5-fold apart and nothing was `given`, or if the
+        resolution is not between 0.01 and 100 um per pixel.
     """
-    sources = [e for e in evidence if np.isfinite(e.mpp) and e.mpp > 0]
+    known = [e for e in evidence if np.isfinite(e.mpp) and e.mpp > 0]
+    sources = [e for e in known if not e.placeholder]
+    placeholders = [e for e in known if e.placeholder]
     if given is not None:
         used = Evidence(positive(given, name="mpp", unit="um per pixel"), "mpp=")
+        if not MIN_MPP <= used.mpp <= MAX_MPP:
+            raise InputError(f"`mpp` must be {MIN_MPP:g} to {MAX_MPP:g} um per pixel, got {given!r}.")
     elif sources:
         used, sources = sources[0], sources[1:]
+    elif placeholders:
+        used, placeholders = placeholders[0], placeholders[1:]
+        warnings.warn(
+            f"The resolution of {what} is stated by {used.source} alone, as {used.mpp:.6g} um per pixel, which "
+            "programs write where they know none; it is used, so pass mpp= if it is not true.",
+            UserWarning,
+            stacklevel=3,
+        )
     else:
         raise InputError(f"The resolution of {what} is stated nowhere; pass mpp= (micrometres per pixel).")
+    for other in placeholders:
+        logger.info("%s: %s says %.4g um per pixel, which counts as unknown", what, other.source, other.mpp)
     for other in sources:
         ratio = max(used.mpp / other.mpp, other.mpp / used.mpp)
         if ratio <= 1 + settings.mpp_tolerance:
             continue
         said = f"{used.source} says {used.mpp:.4g} um per pixel and {other.source} {other.mpp:.4g}"
-        if ratio > GROSS and given is None:
+        if ratio > GROSS and given is None and not other.secondary:
             raise InputError(f"The resolution of {what} is contradictory: {said}; check the image or pass mpp=.")
         warnings.warn(
             f"Two resolutions of {what} differ by {ratio - 1:.0%}: {said}; {used.mpp:.4g} is used.",
             UserWarning,
             stacklevel=3,
+        )
+    if not MIN_MPP <= used.mpp <= MAX_MPP:
+        raise InputError(
+            f"The resolution of {what} is {used.mpp:.4g} um per pixel according to {used.source}, which no image of "
+            f"tissue has ({MIN_MPP:g} to {MAX_MPP:g}); check it or pass mpp=."
         )
     logger.info("%s: %.4g um per pixel from %s", what, used.mpp, used.source)
     return used.mpp

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.files import readable
 from stpred.io._flat import open_flat
 from stpred.io._pixels import Pixels
 from stpred.io._tiff import open_tiff
@@ -16,27 +17,38 @@ VENDOR_SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".dcm", ".czi", ".vsi", ".is
 SUFFIXES = TIFF_SUFFIXES + FLAT_SUFFIXES + VENDOR_SUFFIXES
 
 
-def open_pixels(path: str | Path) -> Pixels:
+def open_pixels(path: str | Path, *, scene: int | str | None = None) -> Pixels:
     """Open an image file without decoding it.
 
     Tiled, stripped and pyramidal tifs (OME, Aperio, Hamamatsu, generic) go through tifffile, png and jpg through
     Pillow, other vendors' slides through wsidata.
+
+    Parameters
+    ----------
+    path
+        The file.
+    scene
+        Number or name of the picture to read, of files that hold several; None takes the largest that is no label,
+        macro or thumbnail, and warns if another one could have been meant.
 
     Raises
     ------
     MissingFileError
         If there is no such file.
     InputError
-        If it is no 8-bit RGB image, is cut off, or is of a format that nothing here reads.
+        If it is no 8-bit RGB image, is cut off, is larger than its bytes or the memory allow, has no such scene, or is
+        of a format that nothing here reads.
     """
     path = Path(path)
-    if not path.exists():
+    with readable(path.name, what="image"):
+        there = path.exists()
+    if not there:
         raise MissingFileError(f"There is no image file {str(path)!r}.")
     suffix = path.suffix.lower()
     if suffix in TIFF_SUFFIXES:
-        return open_tiff(path)
+        return open_tiff(path, scene=scene)
     if suffix in FLAT_SUFFIXES:
-        return open_flat(path)
+        return open_flat(path, scene=scene)
     if suffix in VENDOR_SUFFIXES:
-        return open_vendor(path)
+        return open_vendor(path, scene=scene)
     raise InputError(f"{path.name!r} is no image format that can be read; known: {listing(SUFFIXES, most=40)}.")

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
 from stpred._core.calibration import Evidence, to_transformation
 from stpred._core.checks import InputError
+from stpred._core.files import readable
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -80,8 +81,22 @@ def to_dask(level: Level) -> da.Array:
     import dask.array as da
 
     return da.from_array(
-        level, chunks=(3, *level.chunk_px), name=False, asarray=False, lock=False, meta=np.empty((0, 0, 0), np.uint8)
-    )
+        _Indexed(level), chunks=(3, *level.chunk_px), name=False, asarray=False, fancy=False, lock=False,
+        meta=np.empty((0, 0, 0), np.uint8),
+    )  # fmt: skip
+
+
+class _Indexed:
+    """A level that also takes whole numbers as index, which dask hands on when a user asks for one channel or row."""
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        self.shape, self.dtype, self.ndim = level.shape, np.dtype(np.uint8), 3
+
+    def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
+        slices = tuple(i if isinstance(i, slice) else slice(int(i), int(i) + 1) for i in index)
+        block = self.level[slices]  # type: ignore[index]
+        return block[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
 
 
 def multiscale(levels: Sequence[da.Array], affines: Mapping[str, np.ndarray]) -> DataTree:
@@ -221,14 +236,58 @@ class KeptLevel:
         return self._kept.transpose(2, 0, 1)[index].copy(order="K")
 
 
+class Turned:
+    """A level as it is displayed: turned or mirrored by a TIFF or Exif orientation, 2 to 8."""
+
+    def __init__(self, level: Level, orientation: int) -> None:
+        self.level = level
+        self.orientation = orientation
+        self.swapped = orientation >= 5
+        channels, height, width = level.shape
+        self.shape = (channels, width, height) if self.swapped else level.shape
+        self.chunk_px = level.chunk_px[::-1] if self.swapped else level.chunk_px
+        self.dtype = np.dtype(np.uint8)
+        self.ndim = 3
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        flip_y, flip_x = FLIPPED[self.orientation]
+        rows = range(self.shape[1])[index[1]]
+        columns = range(self.shape[2])[index[2]]
+        first, second = (columns, rows) if self.swapped else (rows, columns)
+        y, steps_y = _stored(first, self.level.shape[1], flip=flip_y)
+        x, steps_x = _stored(second, self.level.shape[2], flip=flip_x)
+        block = self.level[index[0], y, x][:, steps_y, steps_x]
+        return block.transpose(0, 2, 1) if self.swapped else block
+
+
+FLIPPED = {
+    1: (False, False), 2: (False, True), 3: (True, True), 4: (True, False),
+    5: (False, False), 6: (True, False), 7: (True, True), 8: (False, True),
+}  # fmt: skip
+"""Orientation -> whether stored rows and stored columns run against the displayed axis that they become."""
+
+
+def _stored(wanted: range, size: int, *, flip: bool) -> tuple[slice, slice]:
+    """Return where wanted rows lie in the file (one piece), and which of the piece's rows they are, in their order."""
+    if len(wanted) == 0:
+        return slice(0, 0), slice(None)
+    low, high = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
+    piece = slice(size - 1 - high, size - low) if flip else slice(low, high + 1)
+    step = -wanted.step if flip else wanted.step
+    return piece, slice(None, None, step)
+
+
 class FlatImage:
     """A level that can only be decoded as a whole; one decoded image per process is kept, until another is read."""
 
     _lock = threading.Lock()
-    _kept: tuple[tuple[str, int], np.ndarray] | None = None
+    _kept: tuple[tuple[str, int, Any], np.ndarray] | None = None
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], decode: Callable[[Path], np.ndarray]) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, int, int], decode: Callable[[Path], np.ndarray], *, key: Any = None
+    ) -> None:
         self.path = path
+        self.key = key  # of several pictures in one file
         self.shape = shape
         self.dtype = np.dtype(np.uint8)
         self.ndim = 3
@@ -241,7 +300,8 @@ class FlatImage:
         return self._decoded()[tuple(rest)].transpose(2, 0, 1)[channel].copy(order="K")
 
     def _decoded(self) -> np.ndarray:
-        key = (str(self.path), self.path.stat().st_mtime_ns)
+        with readable(self.path.name, what="image"):
+            key = (str(self.path), self.path.stat().st_mtime_ns, self.key)
         with FlatImage._lock:
             if FlatImage._kept is None or FlatImage._kept[0] != key:
                 FlatImage._kept = None  # frees the other image before this one is decoded
@@ -252,9 +312,8 @@ class FlatImage:
             return FlatImage._kept[1]
 
 
-def refuse_mode(path: Path, *, found: str) -> Any:
+def refuse_mode(path: Path, *, found: str, advice: str = "convert it first") -> NoReturn:
     """Raise the error that says what an image is and what is needed."""
     raise InputError(
-        f"The image {path.name!r} is {found}; an H&E image with three 8-bit channels (RGB) is needed, so "
-        "convert it first."
+        f"The image {path.name!r} is {found}; an H&E image with three 8-bit channels (RGB) is needed, so {advice}."
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-def wsi(path: str | Path, *, mpp: float | None = None) -> SpatialData:
+def wsi(path: str | Path, *, mpp: float | None = None, scene: int | str | None = None) -> SpatialData:
     """Read a plain H&E slide: a whole-slide image, a tif of any layout, or a png or jpg.
 
     Nothing is decoded here; the file's own pyramid is used, and coarser levels are averaged lazily where it has none.
@@ -29,6 +29,9 @@ def wsi(path: str | Path, *, mpp: float | None = None) -> SpatialData:
     mpp
         Micrometres per pixel; needed where the file does not state it. It wins over what the file states, with a
         warning where the two differ by more than ``settings.mpp_tolerance``.
+    scene
+        Number or name of the picture to read, of files that hold several (OME, SCN, QPTIFF, pages of a tif); None takes
+        the largest that is no label, macro or thumbnail, and warns if another one could have been meant.
 
     Returns
     -------
@@ -38,15 +41,17 @@ def wsi(path: str | Path, *, mpp: float | None = None) -> SpatialData:
     Raises
     ------
     InputError
-        If the image is not 8-bit RGB, is damaged, or its resolution is neither stated nor given.
+        If the image is not 8-bit RGB (fluorescence channels are not), is damaged, has no such scene, or its resolution
+        is neither stated nor given.
 
     Examples
     --------
     >>> import stpred as st
     >>> sdata = st.io.wsi("slide.svs")  # doctest: +SKIP
     >>> sdata = st.io.wsi("slide.png", mpp=0.5)  # doctest: +SKIP
+    >>> sdata = st.io.wsi("slides.scn", scene=2)  # doctest: +SKIP
     """
-    pixels = open_pixels(path)
+    pixels = open_pixels(path, scene=scene)
     resolution = settle_mpp(pixels.evidence, given=mpp, what=f"the image {pixels.path.name!r}")
     image = to_image(pixels, {"global": np.eye(3), keys.UM: scaling(resolution)})
     return slide(images={keys.IMAGE: image}, shapes={}, tables={})

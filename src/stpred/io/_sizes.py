@@ -1,0 +1,146 @@
+"""What an image file declares, judged before work: against the bytes that are there, and against memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stpred._core.checks import InputError
+
+MAX_PX = 10**12 // 2
+"""Pixels of the largest image: a whole slide at ten times the usual resolution has fewer."""
+WHOLE_BYTES = 256 * 2**20
+"""Up to this decoded size an image is decoded whole without more ado."""
+WHOLE_RATIO = 400
+"""Decoded bytes for each byte of the file from which on a larger image that must be decoded whole is no picture of
+tissue: jpg reaches 60 to 200, png 3.
+"""
+MAX_EXPANSION = {1: 1, 5: 2800, 8: 1040, 32773: 64, 32946: 1040, 34892: 1000, 6: 1000, 7: 1000, 33007: 1000}
+"""Decoded bytes for each stored byte that a compression can reach at most; of others `OTHER_EXPANSION`."""
+OTHER_EXPANSION = 40_000
+
+
+def check_directory(path: Path, pages: Iterable[Any]) -> None:
+    """Refuse pages of a tif whose directory does not fit the bytes behind it."""
+    size = path.stat().st_size
+    for page in pages:
+        if page is None:
+            raise InputError(f"The image {path.name!r} lacks a page of its pixel data; it may be damaged or cut off.")
+        _check_page(path, page, size)
+
+
+def _check_page(path: Path, page: Any, size: int) -> None:
+    keyframe = page.keyframe
+    width, height = int(keyframe.imagewidth), int(keyframe.imagelength)
+    told = f"The directory of {path.name!r} declares {width} x {height} px"
+    tile = [int(n) for n in keyframe.chunks[:2]]
+    if min(width, height, *tile) < 1 or width * height > MAX_PX:
+        raise InputError(f"{told} in pieces of {tile[1]} x {tile[0]}, which cannot be; the file is damaged.")
+    offsets = np.asarray(page.dataoffsets, dtype=np.float64)
+    counts = np.asarray(page.databytecounts, dtype=np.float64)
+    needed = math.prod(int(n) for n in keyframe.chunked)
+    if min(len(offsets), len(counts)) < needed:
+        raise InputError(
+            f"{told}, which takes {needed} tiles or strips, but lists {min(len(offsets), len(counts))}; the file is "
+            "damaged or cut off, so copy or download it again."
+        )
+    ends = offsets[: len(counts)] + counts[: len(offsets)]
+    if len(ends) and ends.max() > size:
+        raise InputError(
+            f"The image {path.name!r} is cut off: its directory promises {ends.max():.0f} bytes, it has {size}; copy "
+            "or download it again."
+        )
+    there = (counts[:needed] > 0) & (offsets[:needed] > 0)
+    if not there.any():
+        raise InputError(f"The image {path.name!r} holds no pixel data: none of its {needed} tiles or strips is there.")
+    decoded = _decoded_bytes(keyframe, there)
+    expansion = MAX_EXPANSION.get(int(keyframe.compression), OTHER_EXPANSION)
+    stored = min(counts[:needed][there].sum(), size)
+    if decoded > (stored + 4096) * expansion:
+        raise InputError(
+            f"{told}, which is {decoded / 1e9:.3g} GB of pixels, for {stored:.0f} bytes of data; the file is damaged "
+            "or no picture."
+        )
+
+
+def _decoded_bytes(keyframe: Any, there: np.ndarray) -> float:
+    """Return the decoded bytes of the segments that are there; the last strip, and tiles at the border, count less."""
+    samples = int(keyframe.samplesperpixel)
+    whole = float(keyframe.imagewidth) * float(keyframe.imagelength) * samples * int(keyframe.bitspersample) / 8
+    return whole * float(there.mean())
+
+
+def check_memory(path: Path, shape: tuple[int, int, int], *, size: int, samples: int = 3) -> None:
+    """Refuse an image that must be decoded whole if it does not fit into memory, or cannot be in so few bytes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shape
+        c, y, x.
+    size
+        Bytes of the file.
+    samples
+        Stored for each pixel.
+    """
+    decoded = max(samples, 3) * shape[1] * shape[2]
+    told = f"The image {path.name!r} declares {shape[2]} x {shape[1]} px, which is {decoded / 1e9:.3g} GB of pixels"
+    if decoded <= WHOLE_BYTES:
+        return
+    if decoded > WHOLE_RATIO * size:
+        raise InputError(f"{told}, for {size} bytes of data; the file is damaged or no picture of tissue.")
+    free = available_bytes()
+    if 2.5 * decoded > free:  # the decoder's own copy, and what is computed from it
+        raise InputError(
+            f"{told} that must be decoded at once, and {free / 1e9:.3g} GB of memory are free; convert it to a tiled "
+            "tif."
+        )
+
+
+def available_bytes() -> float:
+    """Return the memory that this process may still take, as far as the system tells."""
+    found = [math.inf]
+    try:
+        text = Path("/proc/meminfo").read_text()
+        found.append(1024.0 * next(int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvail")))
+    except (OSError, StopIteration, ValueError, IndexError):
+        try:
+            found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+        except (ValueError, OSError, AttributeError):  # Windows
+            pass
+    try:  # the limit of a container
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        found.append(max(0.0, float(limit) - float(used)) if limit != "max" else math.inf)
+    except (OSError, ValueError):
+        pass
+    return min(found)
+
+
+def check_jpeg(data: bytes, keyframe: Any) -> None:
+    """Refuse a jpeg tile that declares far more pixels than the directory: a decoder would allocate them."""
+    if int(keyframe.compression) not in (6, 7, 34892, 33007):
+        return
+    allowed = 4 * max(int(keyframe.chunks[0]), 16) * max(int(keyframe.chunks[1]), 16)
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            if height * width > allowed:
+                raise ValueError(f"it declares {width} x {height} px")
+            return
+        if marker == 0xDA:
+            return
+        at += 2 + length
