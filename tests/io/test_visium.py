@@ -60,17 +60,27 @@ def test_elements_lie_in_vendor_systems_and_only_one_image_in_um(make_visium: Ma
     assert (sdata.shapes["spots"]["radius"] == 6.5).all()
 
 
-def test_nothing_is_decoded_at_read_time(make_visium: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stpred.io import _flat, _tiff
+def test_little_is_decoded_at_read_time(make_visium: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stpred.io import _flat, _same_image, _tiff
 
     truth = make_visium()
+    decoded = []
+    read = _tiff.TiffLevel.__getitem__
+
+    def count(self, index):
+        block = read(self, index)
+        decoded.append(block[0].size)
+        return block
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(_tiff.TiffLevel, "__getitem__", refuse)
+    monkeypatch.setattr(_tiff.TiffLevel, "__getitem__", count)
     monkeypatch.setattr(_flat, "_decode", refuse)
+    monkeypatch.setattr(_same_image, "MAX_WHOLE_PX", 100)  # as a slide of many pixels without a pyramid
+    monkeypatch.setattr(_same_image, "_WINDOW_PX", 2)
     st.io.visium(truth.outs)
+    assert 0 < sum(decoded) < 0.3 * 400 * 480
 
 
 @pytest.mark.parametrize("given", ["s1", "s1/outs"])

@@ -28,6 +28,7 @@ from stpred.io._assemble import circles, counts_table, slide
 from stpred.io._matrix import check_h5ad
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
+from stpred.io._same_image import check_on_tissue, require_copy
 from stpred.io._swap import refuse_swapped
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _OBS_POSITIONS = (
     ("pixel_x", "pixel_y"),
 )
 _MPP_FIELDS = ("pixel_size_um_estimated", "pixel_size_um_embedded", "pixel_size_um", "pixel_size", "mpp")
+_MIN_EMBEDDED_PX = 32
 _SPOT_UM, _CELL_UM = 55.0, 10.0
 
 
@@ -64,7 +66,8 @@ def hest(
         AnnData (or its h5ad file) of raw counts, with positions in ``obsm["spatial"]`` (x, y) or in ``obs`` as
         ``pxl_col_in_fullres``/``pxl_row_in_fullres``, ``x_pixel``/``y_pixel`` or ``pixel_x``/``pixel_y``.
     image
-        The image that the positions refer to, at full resolution.
+        The image that the positions refer to, at full resolution. It must show what an image in ``uns["spatial"]``
+        shows, lying as it does, or tissue where the positions are.
     mpp
         Micrometres per pixel. None takes a pixel size stated in ``uns`` (such as ``pixel_size_um_estimated``), the spot
         pitch, or the image's own header, in this order.
@@ -107,6 +110,9 @@ def hest(
     if swap_xy:
         xy = xy[:, ::-1].copy()
     pixels = open_pixels(image)
+    copy = _embedded(counts.uns)
+    if copy is not None:
+        require_copy(pixels, copy[1], name=copy[0], advice="pass the image that the positions refer to, as it was")
     if swap_xy is None:
         refuse_swapped(xy, pixels, what=shapes_key)
     evidence = [*_stated(counts.uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
@@ -119,6 +125,8 @@ def hest(
         what=shapes_key,
         hint="is the image the full-resolution one that the positions refer to?",
     )
+    if copy is None and swap_xy is not False:
+        check_on_tissue(xy, pixels, mpp=resolution, what=shapes_key, swap_hint=True)
     diameter = diameter_um if diameter_um is not None else _SPOT_UM if shapes_key == keys.SPOTS else _CELL_UM
     radius = positive(diameter, name="diameter_um", unit="um") / 2 / resolution
     affines = {"global": np.eye(3), keys.UM: scaling(resolution)}
@@ -133,6 +141,22 @@ def hest(
         shapes={shapes_key: circles(xy, radius=radius, index=index, affines=affines)},
         tables={keys.counts(shapes_key): table},
     )
+
+
+def _embedded(uns: Mapping[str, Any]) -> tuple[str, np.ndarray] | None:
+    """Return name and (h, w, 3) uint8 pixels of the small image that an AnnData carries with its positions, if any."""
+    spatial = uns.get("spatial")
+    for library, facts in spatial.items() if isinstance(spatial, Mapping) else ():
+        images = facts.get("images") if isinstance(facts, Mapping) else None
+        for kind, image in images.items() if isinstance(images, Mapping) else ():
+            pixels = np.asarray(image)
+            if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or min(pixels.shape[:2]) < _MIN_EMBEDDED_PX:
+                continue
+            if pixels.dtype.kind == "f":  # scanpy keeps images as 0 to 1
+                pixels = np.nan_to_num(pixels) * (255.0 if np.nanmax(pixels) <= 1.0 else 1.0)
+            name = f"uns['spatial'][{str(library)!r}]['images'][{str(kind)!r}]"
+            return name, np.clip(np.rint(pixels[:, :, :3]), 0, 255).astype(np.uint8)
+    return None
 
 
 def _load(source: AnnData | str | Path) -> AnnData:

@@ -23,6 +23,7 @@ from stpred._core.files import readable
 from stpred.io._assemble import circles, counts_table, slide
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
+from stpred.io._same_image import check_on_tissue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ def legacy_st(
     counts
         Table of raw counts (tsv or csv, may be gzipped): spots named ``XxY`` by genes, or genes by spots.
     image
-        The H&E image in which `spots` has pixel positions.
+        The H&E image in which `spots` has pixel positions; there must be tissue at them.
     spots
         Table with the columns ``x``, ``y`` (array), ``pixel_x``, ``pixel_y`` and, if there, ``selected``; spots with
         ``selected`` = 0 lie beside the tissue and are left out, as are spots without counts in the table.
@@ -92,6 +93,7 @@ def legacy_st(
     evidence = [*_from_pitch(positions, xy, pitch_um), *pixels.evidence]
     resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
     check_inside(xy, width=pixels.width, height=pixels.height, mpp=resolution)
+    check_on_tissue(xy, pixels, mpp=resolution)
     return _assemble(matrix, positions, xy, pixels_image=pixels, mpp=resolution, diameter_um=spot_diameter_um)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from stpred._core.files import read_json, readable
 from stpred.io._columns import MAX_ARRAY, names, numbers, one_column, truths
 from stpred.io._open import FLAT_SUFFIXES, TIFF_SUFFIXES, open_pixels
 from stpred.io._pixels import Pixels, to_image
+from stpred.io._same_image import check_on_tissue, compare_with_copy, require_copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,8 @@ _LIMITS = {
     "microns_per_pixel": (MIN_MPP, MAX_MPP),
 }
 """What the scale factors in use can be: pixels per pixel, pixels, and um per pixel."""
+_MAX_COPY_PX = 10**8
+"""Pixels beyond which a hires or lowres image is none."""
 _FULLRES_SUFFIXES = (*(s for s in TIFF_SUFFIXES if s != ".scn"), *FLAT_SUFFIXES)
 
 
@@ -188,56 +192,117 @@ def _copy(path: Path, *, needed: bool) -> Pixels | None:
         return None
 
 
+class Fullres(NamedTuple):
+    """The full-resolution image of a run, where there is one."""
+
+    pixels: Pixels | None
+    compared: bool = False
+    """Whether its content was compared with a small copy of the slide."""
+
+
+class _SmallCopy(NamedTuple):
+    """Space Ranger's own reduced image of the slide."""
+
+    path: Path
+    scalef: float
+    size: tuple[int, int]
+    pixels: np.ndarray
+    """(h, w, 3) uint8."""
+
+
 def find_fullres(
     given: str | Path | None,
     *,
     folders: Iterable[Path],
     copies: Mapping[str, Path | None],
     scalefactors: Mapping[str, float],
-) -> Pixels | None:
-    """Return the full-resolution image: the given one, or the only one beside the run whose size fits."""
-    sized = _sized_copy(copies, scalefactors)  # `folders` end with the one above the run
+) -> Fullres:
+    """Return the full-resolution image: the given one, or the only one beside the run that shows what its copy shows.
+
+    An image that shows the copy turned or mirrored is refused, whether given or found: every spot would lie on the
+    wrong tissue. One that shows something else is refused if given, and otherwise not taken.
+    """
+    copy = _small_copy(copies, scalefactors)
     if given is not None:
-        pixels = open_pixels(given)
-        if sized is not None:
-            size, scalef = sized
-            check_fullres_size(
-                (pixels.width, pixels.height),
-                hires_size=size,
-                hires_scalef=scalef,
-                what=f"The image {pixels.path.name!r}",
-            )
-        return pixels
-    if sized is None:  # nothing tells which image belongs to the run, so none is taken from the folder above it
-        folders = list(folders)[:-1]
+        return Fullres(_given(open_pixels(given), copy), compared=copy is not None)
+    folders = list(folders)
+    if copy is None:  # nothing tells which image belongs to the run, so none is taken from the folder above it
+        folders = folders[:-1]
     refused: list[str] = []
-    found = [p for p in (_try_open(c, refused) for c in _candidates(folders)) if p is not None and _fits(p, sized)]
+    opened = [p for p in (_try_open(c, refused) for c in _candidates(folders)) if p is not None and _fits(p, copy)]
+    found = opened if copy is None else _of_this_slide(opened, copy, refused)
     if not found and refused:
-        logger.warning("No full-resolution image was found; not taken: %s", " ".join(refused))
+        warnings.warn(
+            f"No full-resolution image was found; not taken: {listing(refused, most=3)}.", UserWarning, stacklevel=3
+        )
     if len(found) > 1:
         raise InputError(
             f"Several images could be the full-resolution one: {listing(p.path for p in found)}; "
             "name one as fullres_image=."
         )
-    if found:
+    if not found:
+        return Fullres(None)
+    if copy is None:
+        warnings.warn(
+            f"{str(found[0].path)!r} is taken as the full-resolution image since it is the only image in its folder; "
+            "there is no hires or lowres image to compare it with. Name it as fullres_image= if it is the right one.",
+            UserWarning,
+            stacklevel=3,
+        )
+    else:
         logger.info("%s is taken as the full-resolution image.", found[0].path)
-    return found[0] if found else None
+    return Fullres(found[0], compared=copy is not None)
 
 
-def _sized_copy(
-    copies: Mapping[str, Path | None], scalefactors: Mapping[str, float]
-) -> tuple[tuple[int, int], float] | None:
-    """Return width and height of a smaller copy and its scale, which tell how large the full image is."""
+def _given(pixels: Pixels, copy: _SmallCopy | None) -> Pixels:
+    if copy is not None:
+        check_fullres_size(
+            (pixels.width, pixels.height),
+            hires_size=copy.size,
+            hires_scalef=copy.scalef,
+            what=f"The image {pixels.path.name!r}",
+        )
+        require_copy(
+            pixels, copy.pixels, name=copy.path.name, advice="pass the image that Space Ranger was run on, as it was"
+        )
+    return pixels
+
+
+def _of_this_slide(opened: list[Pixels], copy: _SmallCopy, refused: list[str]) -> list[Pixels]:
+    """Return the images that show what the copy shows; one that shows it turned is an error if nothing else does."""
+    found: list[Pixels] = []
+    turned: list[str] = []
+    for pixels in opened:
+        verdict, said = compare_with_copy(pixels, copy.pixels, name=copy.path.name)
+        if verdict in ("same", "blank"):
+            found.append(pixels)
+        else:
+            (turned if verdict == "turned" else refused).append(said)
+    if turned and not found:
+        raise InputError(
+            f"{turned[0]}, so every spot would lie on the wrong tissue; turn it back, or name the image that Space "
+            "Ranger was run on as fullres_image=."
+        )
+    return found
+
+
+def _small_copy(copies: Mapping[str, Path | None], scalefactors: Mapping[str, float]) -> _SmallCopy | None:
+    """Return a smaller copy, which tells how large the full image is and what it shows."""
     from PIL import Image
 
     for kind in ("hires", "lowres"):
         path, scalef = copies.get(kind), scalefactors.get(f"tissue_{kind}_scalef")
-        if path is not None and scalef is not None:
-            try:
+        if path is None or scalef is None:
+            continue
+        try:
+            with readable(path, what=f"{kind} image"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of large images, which are left out below
                 with Image.open(path) as image:
-                    return image.size, scalef
-            except OSError as error:
-                logger.info("%s tells no size: %s", path.name, error)
+                    if math.prod(image.size) > _MAX_COPY_PX:
+                        raise InputError(f"{path.name!r} has {image.size} px, too many for a reduced copy.")
+                    return _SmallCopy(path, scalef, image.size, np.asarray(image.convert("RGB")))
+        except InputError as error:
+            logger.info("%s is not compared with the full-resolution image: %s", path.name, error)
     return None
 
 
@@ -258,36 +323,43 @@ def _try_open(path: Path, refused: list[str]) -> Pixels | None:
         return None
 
 
-def _fits(pixels: Pixels, sized: tuple[tuple[int, int], float] | None) -> bool:
-    if sized is None:
+def _fits(pixels: Pixels, copy: _SmallCopy | None) -> bool:
+    """Whether an image is as large as the scale factors promise, or would be if it was turned by 90 degrees."""
+    if copy is None:
         return True
-    (width, height), scalef = sized
-    slack = 0.02 + 1.5 / min(width, height)
-    return abs(pixels.width * scalef / width - 1) <= slack and abs(pixels.height * scalef / height - 1) <= slack
+    slack = 0.02 + 1.5 / min(copy.size)
+    sides = np.array([pixels.width, pixels.height]) * copy.scalef
+    return any((abs(sides / np.array(size) - 1) <= slack).all() for size in (copy.size, copy.size[::-1]))
 
 
 def calibrate_run(
     evidence: list[Evidence],
     *,
-    fullres: Pixels | None,
+    fullres: Fullres,
     xy_px: np.ndarray,
     given: float | None,
     dataset_id: str,
     what: str,
 ) -> float:
-    """Return the um per full-resolution pixel of a run, after checking that its positions lie on the image."""
-    if fullres is not None:
-        evidence = [*evidence, *fullres.evidence]
+    """Return the um per full-resolution pixel of a run, after checking that its positions lie on the image.
+
+    An image that was compared with no copy must have tissue where the positions are.
+    """
+    pixels = fullres.pixels
+    if pixels is not None:
+        evidence = [*evidence, *pixels.evidence]
     mpp = check_mpp(settle_mpp(evidence, given=given, what=f"slide {dataset_id!r}"), what=f"slide {dataset_id!r}")
-    if fullres is not None:
+    if pixels is not None:
         check_inside(
             xy_px,
-            width=fullres.width,
-            height=fullres.height,
+            width=pixels.width,
+            height=pixels.height,
             mpp=mpp,
             what=what,
-            hint=f"is {fullres.path.name!r} a downscaled copy, or of another slide?",
+            hint=f"is {pixels.path.name!r} a downscaled copy, or of another slide?",
         )
+        if not fullres.compared:
+            check_on_tissue(xy_px, pixels, mpp=mpp, what=what)
     return mpp
 
 

@@ -64,9 +64,9 @@ def visium(
     path
         The ``outs`` folder, or the folder that holds it.
     fullres_image
-        The image that Space Ranger was run on. None takes the only image in `path`, ``outs`` or the folder above whose
-        size fits the scale factors; without any, Space Ranger's hires image becomes ``he``, at its own coarse
-        resolution.
+        The image that Space Ranger was run on; it must show what the hires image shows, lying as it does. None takes
+        the only image in `path`, ``outs`` or the folder above whose size and content fit; without any, Space Ranger's
+        hires image becomes ``he``, at its own coarse resolution.
     mpp
         Micrometres per full-resolution pixel; None derives it from the spot pitch of 100 um.
     dataset_id
@@ -126,7 +126,7 @@ def visium(
         scalefactors["spot_diameter_fullres"], mpp=resolution, expected_um=SPACERANGER_SPOT_UM, what="Visium spots"
     )
     images = place_images(
-        fullres=fullres, copies=copies, scalefactors=scalefactors, dataset_id=dataset_id, mpp=resolution
+        fullres=fullres.pixels, copies=copies, scalefactors=scalefactors, dataset_id=dataset_id, mpp=resolution
     )
     place(spots, scaling(resolution))
     table = counts_table(counts, shapes_key=keys.SPOTS, instances=spots.index, spatial_um=xy * resolution)

@@ -128,7 +128,7 @@ def visium_hd(
             table = counts_table(region_counts, shapes_key=name, instances=element.index, spatial_um=centres)
             tables[keys.counts(name)] = table
     images = place_images(
-        fullres=fullres, copies=copies, scalefactors=scalefactors, dataset_id=dataset_id, mpp=resolution
+        fullres=fullres.pixels, copies=copies, scalefactors=scalefactors, dataset_id=dataset_id, mpp=resolution
     )
     return slide(images=images, shapes=shapes, tables=tables)
 
