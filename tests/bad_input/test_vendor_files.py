@@ -195,7 +195,7 @@ def test_positions_without_numbers(copied: Any, refused: Any) -> None:
     frame["pixel_x"] = frame["pixel_x"].astype(object)
     frame.loc[0, "pixel_x"] = "here"
     frame.to_csv(path, sep="\t", index=False)
-    with refused("The spots table has 1 rows without a number", "'pixel_x'"):
+    with refused("The spots have no number", "in 1 rows", "'pixel_x'"):
         st.io.read(path.parent)
 
 

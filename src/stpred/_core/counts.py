@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
-MAX_COUNT = 2**31
-"""Counts of one gene in one place are below this; more are bytes that were misread."""
+MAX_COUNT = 2**31 - 1
+"""Counts of one gene in one place are below this; it is what stands for nothing, and more are bytes misread."""
 
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
-_OWN_OBS = {"region", "spot_id", "location_id", "instance_id"}
+_RESERVED = ["_index"]
+"""A column of this name cannot be written by anndata."""
+_OWN_OBS = {"region", "spot_id", "location_id", "instance_id", *_RESERVED}
 
 
 def folder(path: str | Path, *, what: str) -> Path:
@@ -61,16 +63,26 @@ def counts_table(
     from scipy import sparse
 
     what = f"counts of {shapes_key!r}"
+    if counts.n_vars == 0:
+        raise InputError(f"The {what} hold no gene.")
+    check_counts(counts.X, what=what)  # before SciPy touches a matrix that may be broken
     X = counts.X if sparse.issparse(counts.X) else sparse.csr_matrix(np.asarray(counts.X))
     X = X.tocsr()
-    check_counts(X, what=what)
-    var = counts.var.copy()
+    var = counts.var.drop(columns=_RESERVED, errors="ignore").copy()
     if "gene_ids" in var:
         var = var.rename(columns={"gene_ids": "gene_id"})
-    names = var[symbols].astype(str) if symbols is not None else counts.var_names.astype(str)
-    if looks_like_ensembl(names):
-        var["gene_id"] = np.asarray(names)
+    names = np.asarray(counts.var_names.astype(str), dtype=object)
+    if symbols is not None:
+        if "gene_id" not in var and looks_like_ensembl(names):
+            var["gene_id"] = names
+        names = _filled(counts.var[symbols], names)
+    elif looks_like_ensembl(names):
+        var["gene_id"] = names
         logger.info("%s: genes are named by Ensembl ids; no symbols are known.", what)
+    if "gene_id" in var:
+        names = _filled(names, var["gene_id"])
+    if nameless := sum(_is_blank(n) for n in names):
+        raise InputError(f"The {what} hold {nameless} genes without a name; name them, or leave them out.")
     var.index = unique_symbols(list(names), what=what)
     obs = {c: counts.obs[c].to_numpy() for c in counts.obs if c not in _OWN_OBS}
     table = build_table(X, shapes_key=shapes_key, instances=instances, var=var, spatial_um=spatial_um, obs=obs)
@@ -78,6 +90,16 @@ def counts_table(
     if n := len(report["empty_instances"]):
         logger.info("%s: %d of %d instances have no counts; they are kept.", what, n, table.n_obs)
     return table
+
+
+def _is_blank(name: Any) -> bool:
+    """Tell whether a name is none: nothing, or what pandas makes of nothing."""
+    return not str(name).strip() or str(name) in ("nan", "<NA>", "None")
+
+
+def _filled(names: Any, other: Any) -> np.ndarray:
+    """Return names as text, where there is none the other one."""
+    return np.asarray([str(b if _is_blank(a) else a) for a, b in zip(names, other, strict=True)], dtype=object)
 
 
 def circles(xy: np.ndarray, *, radius: float, index: pd.Index, affines: Mapping[str, np.ndarray]) -> GeoDataFrame:

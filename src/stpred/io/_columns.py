@@ -17,7 +17,8 @@ MAX_PX = 1e7
 MAX_ARRAY = 1e6
 """Rows and columns of a printed array; Visium HD has 3 350."""
 
-_TRUTH = {"true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
+_TRUTH = {"true": 1, "false": 0, "yes": 1, "no": 0, "t": 1, "f": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
+_MISSING = ("nan", "none", "", "<na>")
 
 
 def numbers(frame: pd.DataFrame, columns: Sequence[str], *, what: str, most: float = MAX_PX) -> pd.DataFrame:
@@ -100,8 +101,10 @@ def names(column: pd.Series, *, what: str) -> Sequence[str]:
     return found
 
 
-def truths(column: pd.Series, *, what: str) -> np.ndarray:
+def truths(column: pd.Series, *, what: str, missing: bool | None = None) -> np.ndarray:
     """Return a column of 0 and 1, of truth values or of the text of either as booleans.
+
+    Entries without a value are what `missing` says; None refuses them.
 
     Raises
     ------
@@ -112,6 +115,8 @@ def truths(column: pd.Series, *, what: str) -> np.ndarray:
     if values.dtype.kind in "biuf" and ((values == 0) | (values == 1)).all():
         return np.asarray(values == 1)
     found = np.array([_TRUTH.get(str(v).strip().lower(), -1) for v in values], dtype=np.int8)
+    if missing is not None:
+        found[[str(v).strip().lower() in _MISSING for v in values]] = missing
     if (odd := found < 0).any():
         raise InputError(
             f"The {what} hold {int(odd.sum())} values in the column {column.name!r} that are neither 0 nor 1: "

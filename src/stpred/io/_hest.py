@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from stpred._core.calibration import (
     VISIUM_PITCH_UM,
     Evidence,
     check_inside,
+    check_mpp,
     grid_steps,
     is_hexagonal,
     lattice_pitch_px,
@@ -22,9 +24,12 @@ from stpred._core.calibration import (
     scaling,
     settle_mpp,
 )
-from stpred._core.checks import InputError, MissingFileError, element_name, key_in, listing, positive
-from stpred._core.files import readable
+from stpred._core.checks import InputError, MissingFileError, element_name, listing, positive
+from stpred._core.files import readable, reason
+from stpred._core.settings import settings
 from stpred.io._assemble import circles, counts_table, slide
+from stpred.io._columns import MAX_ARRAY, truths
+from stpred.io._expression import choose_counts, symbol_column
 from stpred.io._matrix import check_h5ad
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
@@ -42,7 +47,16 @@ _OBS_POSITIONS = (
     ("x_pixel", "y_pixel"),
     ("pixel_x", "pixel_y"),
 )
-_MPP_FIELDS = ("pixel_size_um_estimated", "pixel_size_um_embedded", "pixel_size_um", "pixel_size", "mpp")
+_MPP_FIELDS = (
+    "pixel_size_um_estimated",
+    "pixel_size_um_embedded",
+    "pixel_size_um",
+    "pixel_size",
+    "mpp",
+    "microns_per_pixel",
+)
+ROUNDING = 0.01
+"""Relative difference of two pixel sizes that are the same number, rounded."""
 _MIN_EMBEDDED_PX = 32
 _SPOT_UM, _CELL_UM = 55.0, 10.0
 
@@ -64,7 +78,9 @@ def hest(
     ----------
     adata
         AnnData (or its h5ad file) of raw counts, with positions in ``obsm["spatial"]`` (x, y) or in ``obs`` as
-        ``pxl_col_in_fullres``/``pxl_row_in_fullres``, ``x_pixel``/``y_pixel`` or ``pixel_x``/``pixel_y``.
+        ``pxl_col_in_fullres``/``pxl_row_in_fullres``, ``x_pixel``/``y_pixel`` or ``pixel_x``/``pixel_y``. Observations
+        with ``obs["in_tissue"]`` = 0 are left out. Where genes are named by Ensembl ids, a column of symbols in ``var``
+        (such as ``feature_name`` or ``gene_symbols``) names them.
     image
         The image that the positions refer to, at full resolution. It must show what an image in ``uns["spatial"]``
         shows, lying as it does, or tissue where the positions are.
@@ -79,7 +95,8 @@ def hest(
     shapes_key
         Name of the region: ``"spots"``, or ``"cells"`` for single cells.
     layer
-        Layer with the raw counts; None: ``X``.
+        Layer with the raw counts, or ``"raw"`` for ``adata.raw``. None takes ``X``, or where that holds no raw counts
+        the only layer (or ``.raw``) that does, with a warning.
     swap_xy
         Exchange x and y of the positions. None checks whether they look exchanged (outside the image as they are,
         or off the tissue; this looks at up to 128 places of the image) and refuses them if so; False keeps them.
@@ -92,7 +109,8 @@ def hest(
     Raises
     ------
     InputError
-        If there are no positions or no resolution, positions look swapped or lie outside, or the counts are not raw.
+        If there are no positions or no resolution, positions look swapped or lie outside, or there are no raw counts
+        or several to choose from (they are listed).
 
     Examples
     --------
@@ -103,20 +121,22 @@ def hest(
     counts = _load(adata)
     if counts.n_obs == 0:
         raise InputError(f"The AnnData has no observation (shape {counts.shape}).")
-    if layer is not None:
-        counts = counts.copy()
-        counts.X = counts.layers[key_in(layer, counts.layers, what="layer", name="layer")]
+    uns = counts.uns
+    counts = _under_tissue(choose_counts(counts, layer=layer, what=shapes_key))
+    if (symbols := symbol_column(counts.var)) is not None:
+        logger.info("Genes are named by var[%r].", symbols)
     xy = _positions(counts)
     if swap_xy:
         xy = xy[:, ::-1].copy()
     pixels = open_pixels(image)
-    copy = _embedded(counts.uns)
+    copy = _embedded(uns)
     if copy is not None:
         require_copy(pixels, copy[1], name=copy[0], advice="pass the image that the positions refer to, as it was")
     if swap_xy is None:
         refuse_swapped(xy, pixels, what=shapes_key)
-    evidence = [*_stated(counts.uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
-    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    evidence = [*_stated(uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
+    what = f"the image {pixels.path.name!r}"
+    resolution = check_mpp(settle_mpp(evidence, given=mpp, what=what), what=what)
     check_inside(
         xy,
         width=pixels.width,
@@ -135,7 +155,7 @@ def hest(
         raise InputError(
             f"The names of the observations are not unique: {listing(index[index.duplicated()].unique())}."
         )
-    table = counts_table(counts, shapes_key=shapes_key, instances=index, spatial_um=xy * resolution)
+    table = counts_table(counts, shapes_key=shapes_key, instances=index, spatial_um=xy * resolution, symbols=symbols)
     return slide(
         images={keys.IMAGE: to_image(pixels, affines)},
         shapes={shapes_key: circles(xy, radius=radius, index=index, affines=affines)},
@@ -152,8 +172,10 @@ def _embedded(uns: Mapping[str, Any]) -> tuple[str, np.ndarray] | None:
             pixels = np.asarray(image)
             if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or min(pixels.shape[:2]) < _MIN_EMBEDDED_PX:
                 continue
+            if pixels.dtype.kind not in "uif":
+                continue
             if pixels.dtype.kind == "f":  # scanpy keeps images as 0 to 1
-                pixels = np.nan_to_num(pixels) * (255.0 if np.nanmax(pixels) <= 1.0 else 1.0)
+                pixels = np.nan_to_num(pixels) * (255.0 if not (pixels > 1.0).any() else 1.0)
             name = f"uns['spatial'][{str(library)!r}]['images'][{str(kind)!r}]"
             return name, np.clip(np.rint(pixels[:, :, :3]), 0, 255).astype(np.uint8)
     return None
@@ -163,7 +185,7 @@ def _load(source: AnnData | str | Path) -> AnnData:
     import anndata
 
     if isinstance(source, anndata.AnnData):
-        return source
+        return source.to_memory() if source.isbacked else source
     if not isinstance(source, (str, Path)):
         raise InputError(f"`adata` must be an AnnData or the path of its h5ad file, got {type(source).__name__}.")
     path = Path(source)
@@ -174,31 +196,71 @@ def _load(source: AnnData | str | Path) -> AnnData:
         return anndata.read_h5ad(path)
 
 
+def _under_tissue(counts: AnnData) -> AnnData:
+    """Return the observations under tissue; those on glass (``in_tissue`` = 0) are no data of it."""
+    if "in_tissue" not in counts.obs:
+        return counts
+    under = truths(counts.obs["in_tissue"], what="observations")
+    if not under.any():
+        raise InputError("No observation of the AnnData is under tissue (obs['in_tissue'] = 1).")
+    if under.all():
+        return counts
+    logger.info("%d of %d observations lie beside the tissue (in_tissue = 0); left out.", (~under).sum(), len(under))
+    return counts[under].copy()
+
+
 def _positions(counts: AnnData) -> np.ndarray:
     if keys.SPATIAL in counts.obsm:
-        xy = np.asarray(counts.obsm[keys.SPATIAL], dtype=np.float64)
-        if xy.ndim != 2 or xy.shape[1] < 2:
-            raise InputError(f"obsm['spatial'] must hold x and y, got shape {xy.shape}.")
-        xy = xy[:, :2]
+        xy = _plane(counts.obsm[keys.SPATIAL])
     else:
-        named = next(((x, y) for x, y in _OBS_POSITIONS if x in counts.obs and y in counts.obs), None)
+        named = next((pair for pair in _OBS_POSITIONS if set(pair) <= set(counts.obs)), None)
         if named is None:
             raise InputError(
                 f"The AnnData has no positions: neither obsm['spatial'] nor one of {listing(_OBS_POSITIONS)} in obs; "
                 f"obsm holds {listing(counts.obsm)}, obs {listing(counts.obs)}."
             )
-        xy = counts.obs[list(named)].to_numpy(dtype=np.float64)
+        xy = _floats(counts.obs[list(named)], what=f"obs[{list(named)}]")
     odd = ~np.isfinite(xy).all(axis=1)
     if odd.any():
         raise InputError(f"{int(odd.sum())} positions are NaN or infinite: those of {listing(counts.obs_names[odd])}.")
     return xy
 
 
+def _plane(values: Any) -> np.ndarray:
+    """Return x and y of ``obsm["spatial"]``, of a frame by their names where it has them."""
+    if hasattr(values, "columns"):
+        pairs = (("x", "y"), *_OBS_POSITIONS)
+        named = next((pair for pair in pairs if set(pair) <= set(values.columns)), None)
+        values = values if named is None else values[list(named)]
+    xy = _floats(values.toarray() if hasattr(values, "toarray") else values, what="obsm['spatial']")
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        raise InputError(f"obsm['spatial'] must hold x and y, got shape {xy.shape}.")
+    return np.ascontiguousarray(xy[:, :2])
+
+
+def _floats(values: Any, *, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The positions in {what} are not numbers ({reason(error)}).") from error
+
+
 def _stated(uns: Mapping[str, Any]) -> list[Evidence]:
-    """Return the pixel sizes that ``uns`` states, at any depth, the field of the best quality first."""
-    found = {name: value for name, value in _walk(uns) if name in _MPP_FIELDS}
-    numbers = [(name, _number(found[name])) for name in _MPP_FIELDS if name in found]
-    return [Evidence(value, f"uns field {name!r}") for name, value in numbers if value is not None]
+    """Return the pixel sizes that ``uns`` states, at any depth, the field of the best quality first.
+
+    Where several differ by more than rounding, but less than what :func:`settle_mpp` warns of, it is said.
+    """
+    found = [(field, path, _number(value)) for path, field, value in _walk(uns) if field in _MPP_FIELDS]
+    known = [Evidence(v, f"uns field {path!r}") for field in _MPP_FIELDS for f, path, v in found if f == field and v]
+    sizes = [e.mpp for e in known if np.isfinite(e.mpp) and e.mpp > 0]
+    if sizes and ROUNDING < max(sizes) / min(sizes) - 1 <= settings.mpp_tolerance:
+        said = ", ".join(f"{e.mpp:.5g} ({e.source})" for e in known)
+        warnings.warn(
+            f"The AnnData states several sizes of a pixel in um: {said}; the first is the most trusted.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return known
 
 
 def _number(value: Any) -> float | None:
@@ -208,17 +270,20 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _walk(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _walk(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Go through a tree and give the path, the name and the value of each leaf."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _walk(value)
+            yield from _walk(value, f"{above}{name}/")
         else:
-            yield str(name), value
+            yield f"{above}{name}", str(name), value
 
 
 def _pitch(counts: AnnData, xy: np.ndarray, pitch_um: float | None) -> list[Evidence]:
-    if {"array_row", "array_col"} <= set(counts.obs):
-        array = counts.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    array = _array(counts)
+    if array is not None:
+        placed = np.isfinite(array).all(axis=1)
+        array, xy = array[placed], xy[placed]
         if pitch_um is not None:
             pitch_px = lattice_pitch_px(array, xy, steps=HEX_STEPS if is_hexagonal(array, xy) else grid_steps(array))
         else:
@@ -229,3 +294,20 @@ def _pitch(counts: AnnData, xy: np.ndarray, pitch_um: float | None) -> list[Evid
         return []
     pitch = VISIUM_PITCH_UM if pitch_um is None else positive(pitch_um, name="pitch_um", unit="um")
     return [Evidence(pitch / pitch_px, f"the spot pitch of {pitch:g} um")]
+
+
+def _array(counts: AnnData) -> np.ndarray | None:
+    """Return the (n, 2) array coordinates, or None where there are none, or they are no numbers."""
+    import pandas as pd
+
+    columns = ["array_row", "array_col"]
+    if not set(columns) <= set(counts.obs):
+        return None
+    try:
+        frame = counts.obs[columns].astype(object).apply(pd.to_numeric, errors="coerce")
+        array = frame.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        logger.info("obs['array_row'] and obs['array_col'] are not used: %s.", error)
+        return None
+    array[~(np.abs(array) <= MAX_ARRAY)] = np.nan
+    return array if np.isfinite(array).all(axis=1).any() else None

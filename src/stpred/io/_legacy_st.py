@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from stpred._core import keys
 from stpred._core.calibration import (
     Evidence,
     check_inside,
+    check_mpp,
     grid_steps,
     lattice_pitch_px,
     nearest_pitch,
@@ -19,8 +21,10 @@ from stpred._core.calibration import (
     settle_mpp,
 )
 from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.counts import check_counts
 from stpred._core.files import readable
 from stpred.io._assemble import circles, counts_table, slide
+from stpred.io._columns import MAX_ARRAY, numbers, one_column, truths
 from stpred.io._open import open_pixels
 from stpred.io._pixels import to_image
 from stpred.io._same_image import check_on_tissue
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
 
     from stpred.io._pixels import Pixels
 
+logger = logging.getLogger("stpred")
+
+_UNNAMED = re.compile(r"^Unnamed: \d+$")
+"""What pandas calls a column without a name."""
 _SPOT = re.compile(r"^(\d+(?:\.\d+)?)[x_](\d+(?:\.\d+)?)$")
 
 
@@ -87,11 +95,15 @@ def legacy_st(
             f"Counts and spots share no spot: counts are of {listing(matrix.index, most=3)}, "
             f"spots of {listing(positions.index, most=3)}."
         )
+    left = len(matrix) - len(common), len(positions) - len(common)
+    if any(left):
+        logger.info("%d spots of the counts have no (selected) position and %d positions no counts; left out.", *left)
     matrix, positions = matrix.loc[common], positions.loc[common]
     pixels = open_pixels(image)
     xy = positions[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
     evidence = [*_from_pitch(positions, xy, pitch_um), *pixels.evidence]
-    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    what = f"the image {pixels.path.name!r}"
+    resolution = check_mpp(settle_mpp(evidence, given=mpp, what=what), what=what)
     check_inside(xy, width=pixels.width, height=pixels.height, mpp=resolution)
     check_on_tissue(xy, pixels, mpp=resolution)
     return _assemble(matrix, positions, xy, pixels_image=pixels, mpp=resolution, diameter_um=spot_diameter_um)
@@ -115,9 +127,11 @@ def _assemble(
     from anndata import AnnData
     from scipy import sparse
 
+    values = matrix.to_numpy(dtype=np.float64, na_value=np.nan)
+    check_counts(values, what=f"counts of {keys.SPOTS!r}")  # before they are rounded to 32 bits
     affines = {"global": np.eye(3), keys.UM: scaling(mpp)}
     obs = positions[["x", "y"]].rename(columns={"x": "array_x", "y": "array_y"})
-    raw = AnnData(sparse.csr_matrix(matrix.to_numpy(dtype=np.float32)), obs=obs)
+    raw = AnnData(sparse.csr_matrix(values.astype(np.float32)), obs=obs)
     raw.var_names = matrix.columns.astype(str)
     table = counts_table(raw, shapes_key=keys.SPOTS, instances=positions.index, spatial_um=xy * mpp)
     return slide(
@@ -142,7 +156,8 @@ def _counts(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     frame.index = [name if m is None else _spot_name(m[1], m[2]) for name, m in zip(frame.index, matches, strict=True)]
     if frame.index.has_duplicates:
         raise InputError(f"The counts hold spots twice: {listing(frame.index[frame.index.duplicated()].unique())}.")
-    odd = [c for c, kind in frame.dtypes.items() if kind.kind not in "iufb"]
+    frame.columns = ["" if _UNNAMED.match(c) else c for c in frame.columns]
+    odd = [c for c, kind in zip(frame.columns, frame.dtypes, strict=True) if kind.kind not in "iuf"]
     if odd:
         raise InputError(f"The counts of {listing(odd)} are not numbers.")
     return frame
@@ -156,12 +171,11 @@ def _spots(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     if missing := [c for c in needed if c not in frame]:
         raise InputError(f"The spots table lacks the columns {missing}; it has {listing(frame.columns)}.")
     if "selected" in frame:
-        frame = frame[frame["selected"].astype(float) == 1]
+        frame = frame[truths(one_column(frame, "selected", what="spots"), what="spots", missing=False)]
     if frame.empty:
         raise InputError("The spots table has no spot with selected = 1.")
-    if (odd := frame[needed].apply(pd.to_numeric, errors="coerce").isna().any(axis=1)).any():
-        raise InputError(f"The spots table has {int(odd.sum())} rows without a number in one of {listing(needed)}.")
-    frame = frame.copy()
+    array = numbers(frame, needed[:2], what="spots", most=MAX_ARRAY)
+    frame = pd.concat([array, numbers(frame, needed[2:], what="spots")], axis=1)
     frame.index = _names(frame)
     if frame.index.has_duplicates:
         raise InputError(f"The spots table holds spots twice: {listing(frame.index[frame.index.duplicated()])}.")
@@ -186,4 +200,11 @@ def _table(source: str | Path | pd.DataFrame, *, index_col: int | None, what: st
         raise MissingFileError(f"There is no {what} file {str(path)!r}.")
     separator = "," if ".csv" in path.suffixes[-2:] else "\t"
     with readable(path, what=f"{what} file"):
-        return pd.read_csv(path, sep=separator, index_col=index_col, engine="c")
+        frame = pd.read_csv(path, sep=separator, index_col=index_col, engine="c")
+        if index_col is None:
+            return frame
+        # pandas renames repeated columns ("TBCE.1"); the names are kept, and made unique as those of other readers are
+        head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    if len(head) == frame.shape[1] + 1 and head.duplicated().any():
+        frame.columns = head.iloc[1:]
+    return frame

@@ -35,8 +35,13 @@ UNSTORED_BYTES = 2**26
 BLOCK = 2**22
 """Indices that are looked at together."""
 
+GENES = "Gene Expression"
+"""The type of features that are genes; antibodies and guides are others."""
+
 _OWN_FILTERS = (None, "gzip", "lzf", "szip")
 _SPARSE = ("data", "indices", "indptr")
+_WHOLE_TEXT = b"0123456789+- \t\r\n"
+_REAL_TEXT = _WHOLE_TEXT + b".eE"
 _MTX_BANNER = re.compile(
     rb"%%MatrixMarket\s+matrix\s+coordinate\s+((unsigned-)?integer|real|double)\s+general\s*$", re.IGNORECASE
 )
@@ -222,6 +227,8 @@ class _Reader:
             raise self.refuse(
                 f"its shape of genes and barcodes is {sizes}, but it names {lengths} and {len(barcodes)} barcodes"
             )
+        if len(names) == 3 and not (names[2] == GENES).any():
+            raise self.refuse(f"none of its features is of the type {GENES!r}, only {listing(np.unique(names[2]))}")
         if len(np.unique(barcodes)) < len(barcodes):
             values, n = np.unique(barcodes, return_counts=True)
             raise self.refuse(f"it holds barcodes twice, such as {values[n > 1][0]!r}")
@@ -321,6 +328,7 @@ def check_10x_mtx(folder: Path) -> None:
         line = file.readline(10000)
         while line.startswith(b"%") or (line and not line.strip()):
             line = file.readline(10000)
+        odd, tokens = _survey(file, whole=b"integer" in banner.lower())
     if not _MTX_BANNER.fullmatch(banner.strip()):
         raise InputError(
             f"The counts file {str(matrix)!r} is no MatrixMarket file of coordinates and numbers; it begins with "
@@ -341,6 +349,32 @@ def check_10x_mtx(folder: Path) -> None:
             f"The counts file {str(matrix)!r} declares {entries} entries, which {rows} x {columns} values in a file of "
             f"{_size(matrix.stat().st_size)} cannot be."
         )
+    if odd:
+        raise InputError(
+            f"The counts file {str(matrix)!r} holds {odd!r} where its header promises numbers only; write or "
+            "download it again."
+        )
+    if tokens != 3 * entries:
+        raise InputError(
+            f"The counts file {str(matrix)!r} declares {entries} entries of three numbers, but holds {tokens} numbers; "
+            "it is cut off or damaged, so copy or download it again."
+        )
+
+
+def _survey(file: Any, *, whole: bool) -> tuple[str, int]:
+    """Return the first character that no number has (SciPy stops at it and takes what it has), and how many tokens."""
+    allowed, space = np.zeros(256, bool), np.zeros(256, bool)
+    allowed[list(_WHOLE_TEXT if whole else _REAL_TEXT)] = True
+    space[list(b" \t\r\n")] = True
+    tokens, before = 0, True
+    while block := file.read(BLOCK):
+        values = np.frombuffer(block, dtype=np.uint8)
+        if not (fits := allowed[values]).all():
+            return chr(values[~fits][0]), tokens
+        gap = space[values]
+        tokens += int((gap[:-1] & ~gap[1:]).sum()) + int(before and not gap[0])
+        before = bool(gap[-1])
+    return "", tokens
 
 
 def _packed(folder: Path, name: str) -> Path:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 POSITION_COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+FLAT = 0.05
+"""Spread across relative to along, below which positions lie in one line."""
 _LIMITS = {
     "tissue_hires_scalef": (1e-4, 10.0),
     "tissue_lowres_scalef": (1e-4, 10.0),
@@ -108,6 +110,18 @@ def read_positions(path: Path) -> pd.DataFrame:
     return pd.concat([array, pixels], axis=1).assign(in_tissue=under)[POSITION_COLUMNS[1:]]
 
 
+def check_array(array: np.ndarray, xy: np.ndarray, *, what: str) -> None:
+    """Refuse (n, 2) array coordinates in one line, or all the same, of positions that spread in two directions."""
+    if len(array) < 4 or np.linalg.matrix_rank(array - array.mean(axis=0)) == 2:
+        return
+    wide = np.linalg.svd(xy - xy.mean(axis=0), compute_uv=False)
+    if wide[1] > FLAT * wide[0]:
+        raise InputError(
+            f"The {what} spread over the slide, but array_row or array_col is the same for all, or both run along one "
+            "line; copy the positions file again from the run."
+        )
+
+
 def check_diameter(diameter_px: float, *, mpp: float, expected_um: float, what: str) -> None:
     """Refuse a diameter or edge that is ten times what it is printed at, or a tenth; say one of twice or half.
 
@@ -158,14 +172,30 @@ def place_images(
         Micrometres per full-resolution pixel.
     """
     images: dict[str, Any] = {}
+    whole = None if fullres is None else np.array([fullres.width, fullres.height], dtype=np.float64)
     if fullres is not None:
         images[keys.IMAGE] = to_image(fullres, {dataset_id: np.eye(3), keys.UM: scaling(mpp)})
     for kind in ("hires", "lowres"):
         path, scalef = copies.get(kind), scalefactors.get(f"tissue_{kind}_scalef")
-        if path is None or scalef is None:
+        if path is None:
+            continue
+        if scalef is None:
+            logger.info("%s is left out: the scale factors lack tissue_%s_scalef.", path.name, kind)
             continue
         pixels = _copy(path, needed=keys.IMAGE not in images)
         if pixels is None:
+            continue
+        implied = np.array([pixels.width, pixels.height]) / scalef
+        if whole is None:
+            whole = implied
+        elif (abs(implied / whole - 1) > 0.02 + 1.5 / min(pixels.width, pixels.height)).any():
+            sizes = [f"{w:.0f} x {h:.0f} px" for w, h in ((pixels.width, pixels.height), implied, whole)]
+            warnings.warn(
+                f"{path.name} is left out: its {sizes[0]} and tissue_{kind}_scalef of {scalef:g} promise a full image "
+                f"of {sizes[1]}, not {sizes[2]}.",
+                UserWarning,
+                stacklevel=4,
+            )
             continue
         affines = {f"{dataset_id}_downscaled_{kind}": np.eye(3), dataset_id: scaling(1 / scalef)}
         if keys.IMAGE not in images:

@@ -26,6 +26,7 @@ from stpred.io._assemble import clean_name, counts_table, first_existing, folder
 from stpred.io._matrix import check_10x_mtx, usable_10x_h5
 from stpred.io._spaceranger import (
     calibrate_run,
+    check_array,
     check_diameter,
     find_fullres,
     need,
@@ -228,7 +229,9 @@ def _drop_systems(element: GeoDataFrame, systems: list[str]) -> None:
 
 def _evidence(obs: pd.DataFrame, xy: np.ndarray, scalefactors: dict[str, float]) -> list[Evidence]:
     """The pitch is printed to a precision that no header reaches; the nominal spot size is for slides of few spots."""
-    pitch = lattice_pitch_px(obs[["array_row", "array_col"]].to_numpy(dtype=np.float64), xy, steps=HEX_STEPS)
+    array = obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    check_array(array, xy, what="spots")
+    pitch = lattice_pitch_px(array, xy, steps=HEX_STEPS)
     if pitch is not None:
         return [Evidence(VISIUM_PITCH_UM / pitch, f"the spot pitch of {VISIUM_PITCH_UM:g} um")]
     diameter = scalefactors["spot_diameter_fullres"]

@@ -23,6 +23,7 @@ from stpred.io._matrix import barcodes_10x, read_10x_h5, usable_10x_h5
 from stpred.io._segments import read_segments
 from stpred.io._spaceranger import (
     calibrate_run,
+    check_array,
     check_diameter,
     find_fullres,
     place_images,
@@ -118,8 +119,9 @@ def visium_hd(
     evidence = _evidence(scalefactors, counts.obs, xy, size_um=max(sizes))
     resolution = calibrate_run(evidence, fullres=fullres, xy_px=xy, given=mpp, dataset_id=dataset_id, what="bins")
     shapes, tables = {}, {}
-    if (edge := scalefactors.get("spot_diameter_fullres")) is not None:
-        check_diameter(edge, mpp=resolution, expected_um=sizes[0], what=f"bins of {sizes[0]} um")
+    for size in sizes:
+        edge = float(np.sqrt(regions[keys.bins(size)][1].geometry.iloc[0].area))
+        check_diameter(edge, mpp=resolution, expected_um=size, what=f"bins of {size} um")
     for name, (region_counts, element) in regions.items():
         place(element, scaling(resolution))
         shapes[name] = element
@@ -295,7 +297,9 @@ def _consistent(scalefactors: dict[str, float], source: Path, *, size_um: int) -
 
     The resolution is judged afterwards, by the positions of the bins; here only the edge of the squares is taken.
     """
-    edge = scalefactors.get("spot_diameter_fullres")
+    edge, stated = scalefactors.get("spot_diameter_fullres"), scalefactors.get("bin_size_um", size_um)
+    if stated != size_um:
+        raise InputError(f"The scale factors of {source.name!r} are of bins of {stated:g} um.")
     if edge is None:
         if "microns_per_pixel" not in scalefactors:
             raise InputError(
@@ -343,6 +347,7 @@ def _evidence(scalefactors: dict[str, float], obs: pd.DataFrame, xy: np.ndarray,
     if "microns_per_pixel" in scalefactors:
         found.append(Evidence(scalefactors["microns_per_pixel"], "microns_per_pixel of the scale factors"))
     array = obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    check_array(array, xy, what="bins")
     pitch = lattice_pitch_px(array, xy, steps=SQUARE_STEPS)
     if pitch is not None:
         found.append(Evidence(size_um / pitch, f"the bin size of {size_um} um"))
