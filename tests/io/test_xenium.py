@@ -158,7 +158,8 @@ def test_cells_without_boundaries_become_circles_or_are_left_out(make_xenium: Ma
     path = truth.path / "cell_boundaries.parquet"
     frame = pd.read_parquet(path)
     frame[frame["cell_id"] != truth.ids[0]].to_parquet(path)
-    assert list(st.io.xenium(truth.path).tables["cells_counts"].obs_names) == truth.ids[1:]
+    with pytest.warns(UserWarning, match="1 of 30 cells have counts but no polygon; they are left out"):
+        assert list(st.io.xenium(truth.path).tables["cells_counts"].obs_names) == truth.ids[1:]
     path.unlink()
     sdata = st.io.xenium(truth.path)
     check(sdata, truth)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import XENIUM_PIXEL_UM, Evidence, check_inside, place, scaling, settle_mpp
+from stpred._core.calibration import (
+    MAX_MPP,
+    MIN_MPP,
+    XENIUM_PIXEL_UM,
+    Evidence,
+    check_inside,
+    place,
+    scaling,
+    settle_mpp,
+)
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred._core.counts import unique_symbols
 from stpred._core.elements import apply_affine, mpp_of
-from stpred._core.files import readable
+from stpred._core.files import read_json, readable, reason
 from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
-from stpred.io._matrix import check_10x_h5
 from stpred.io._open import TIFF_SUFFIXES, open_pixels
 from stpred.io._pixels import Pixels, to_image
+from stpred.io._xenium_cells import read_cells
+from stpred.io._xenium_zarr import check_labels, describe, label_images
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,8 +41,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 _SPECS = "experiment.xenium"
-_COMPLETE = (_SPECS, "cells.zarr.zip", "cells.parquet", "cell_feature_matrix.h5", "cell_boundaries.parquet")
+_ZARR = "cells.zarr.zip"
+_COMPLETE = (_SPECS, _ZARR, "cells.parquet", "cell_feature_matrix.h5", "cell_boundaries.parquet")
 _UNUSED = ("transcripts.parquet",)
+MAX_ALIGNMENT_PX = 1e7
+"""Entries of an alignment beyond this are no place on a slide: it is 2 m of morphology pixels."""
+MAX_ALIGNMENT_BYTES = 100_000
 _HE_PATTERNS = ("*he_image*", "*_he_*", "*h_and_e*", "*h&e*")
 _HE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpg", ".jpeg")
 
@@ -53,8 +67,9 @@ def xenium(
     Parameters
     ----------
     path
-        The bundle. Incomplete ones (without ``experiment.xenium`` or ``cells.zarr.zip``; csv instead of parquet) are
-        read as far as they go.
+        The bundle, of any version. Counts, polygons and ``cells`` are matched by the ``cell_id`` that each file states.
+        Incomplete ones (without ``experiment.xenium`` or ``cells.zarr.zip``; csv instead of parquet) are read as far as
+        they go.
     he_image
         The H&E image; None takes the only image of the bundle named like ``*he_image*``. Without any, the object has no
         ``he``.
@@ -78,9 +93,16 @@ def xenium(
     Raises
     ------
     InputError
-        If the H&E image has no alignment, does not cover the cells, or contradicts its own resolution.
+        If the H&E image has no alignment, does not cover the cells, or contradicts its own resolution, or if polygons
+        do not lie at their cells' stated centroids.
     MissingFileError
         If the bundle has no cells or no counts.
+
+    Notes
+    -----
+    Cells without a polygon, with one that has no area, or with one that lies beyond its radius (and 2 um) from the
+    stated centroid are left out, as are nuclei outside their cell; a warning counts them. Of a cell in several parts
+    the largest is kept, and outlines that cross themselves are repaired.
 
     Examples
     --------
@@ -91,22 +113,24 @@ def xenium(
     pixel_size = _pixel_size(bundle, pixel_size_um)
     extra = {"labels": labels, "transcripts": transcripts, "morphology": morphology}
     missing = [name for name in _COMPLETE if not (bundle / name).exists()]
-    if not missing:
-        counts, shapes, elements = _complete(bundle, **extra)
-    else:
-        from stpred.io._xenium_partial import read_partial
-
+    if missing:
         if asked := [name for name, wanted in extra.items() if wanted]:
             raise InputError(f"{listing(asked)} can be loaded from complete bundles only; this one lacks {missing}.")
         logger.info("Incomplete bundle (no %s): cells and counts are read from what is there.", ", ".join(missing))
-        counts, shapes = read_partial(bundle)
-        elements = {}
+    check_readable(*(p for p in sorted(bundle.iterdir()) if p.name not in _UNUSED or transcripts))
+    counts, shapes = read_cells(bundle)
+    archive = bundle / _ZARR
+    if archive.exists():
+        describe(archive, counts, labels=labels)
+    elements = _elements(bundle, **extra)
     for element in (*shapes.values(), *elements.get("points", {}).values()):
         _place_um(element, pixel_size)
     for kind in ("labels", "images"):
         for element in elements.get(kind, {}).values():
             place(element, scaling(pixel_size))
     table, centres = _table(counts, shapes[keys.CELLS])
+    if "cell_labels" in table.obs:
+        check_labels(archive, centres / pixel_size, table.obs["cell_labels"].to_numpy())
     images = _he(bundle, he_image, he_alignment, pixel_size=pixel_size, given=mpp, centres_um=centres)
     return slide(
         images={**images, **elements.pop("images", {})},
@@ -118,46 +142,49 @@ def xenium(
 
 def _pixel_size(bundle: Path, given: float | None) -> float:
     if given is not None:
-        return positive(given, name="pixel_size_um", unit="um")
+        return _physical(given, name="pixel_size_um")
     specs = bundle / _SPECS
     if not specs.exists():
         logger.info("No %s: morphology pixels are taken as %g um, the instrument's own.", _SPECS, XENIUM_PIXEL_UM)
         return XENIUM_PIXEL_UM
-    try:
-        return positive(json.loads(specs.read_text())["pixel_size"], name="pixel_size of experiment.xenium", unit="um")
-    except (KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{str(specs)!r} does not state a pixel_size ({error}); pass pixel_size_um=.") from error
+    stated = read_json(specs, what="Xenium specification")
+    if "pixel_size" not in stated:
+        raise InputError(f"{str(specs)!r} does not state a pixel_size; pass pixel_size_um=.")
+    return _physical(stated["pixel_size"], name="pixel_size of experiment.xenium")
 
 
-def _complete(
-    bundle: Path, *, labels: bool, transcripts: bool, morphology: bool
-) -> tuple[AnnData, dict[str, GeoDataFrame], dict[str, Any]]:
-    import warnings
+def _physical(value: Any, *, name: str) -> float:
+    """Return micrometres per pixel that an image of tissue can have."""
+    size = positive(value, name=name, unit="um")
+    if not MIN_MPP <= size <= MAX_MPP:
+        raise InputError(f"`{name}` must be {MIN_MPP:g} to {MAX_MPP:g} um, got {size:.4g}.")
+    return size
 
-    from spatialdata_io import xenium as vendor_reader
 
-    check_readable(*(p for p in sorted(bundle.iterdir()) if p.name not in _UNUSED or transcripts))
-    check_10x_h5(bundle / "cell_feature_matrix.h5")
-    with readable(bundle, what="bundle"), warnings.catch_warnings():
-        # the table is made to annotate the cells below, and repeated symbols are handled there
-        warnings.filterwarnings("ignore", message="The table is annotating|Variable names are not unique")
-        sdata = vendor_reader(
-            bundle,
-            cells_labels=labels,
-            nucleus_labels=labels,
-            nucleus_boundaries=(bundle / "nucleus_boundaries.parquet").exists(),
-            transcripts=transcripts,
-            morphology_mip=morphology and (bundle / "morphology_mip.ome.tif").exists(),
-            morphology_focus=morphology,
-            aligned_images=False,
-        )
-    shapes = {keys.CELLS: sdata.shapes["cell_boundaries"]}
-    if "nucleus_boundaries" in sdata.shapes:
-        shapes[keys.NUCLEI] = sdata.shapes["nucleus_boundaries"]
-    kinds = {kind: dict(getattr(sdata, kind)) for kind in ("labels", "points", "images")}
-    counts = sdata.tables["table"]
-    counts.obs_names = counts.obs["cell_id"].astype(str).to_numpy()
-    return counts, shapes, {kind: found for kind, found in kinds.items() if found}
+def _elements(bundle: Path, *, labels: bool, transcripts: bool, morphology: bool) -> dict[str, Any]:
+    """Return the label images, and the transcripts and fluorescence images as spatialdata-io reads them."""
+    elements: dict[str, Any] = {}
+    if transcripts or morphology:
+        from spatialdata_io import xenium as vendor_reader
+
+        with readable(bundle, what="bundle"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not parse the version")
+            sdata = vendor_reader(
+                bundle,
+                cells_table=False,
+                cells_boundaries=False,
+                nucleus_boundaries=False,
+                cells_labels=False,
+                nucleus_labels=False,
+                transcripts=transcripts,
+                morphology_mip=morphology and (bundle / "morphology_mip.ome.tif").exists(),
+                morphology_focus=morphology,
+                aligned_images=False,
+            )
+        elements = {kind: dict(getattr(sdata, kind)) for kind in ("points", "images")}
+    if labels:
+        elements["labels"] = label_images(bundle / _ZARR)
+    return {kind: found for kind, found in elements.items() if found}
 
 
 def _place_um(element: Any, pixel_size: float) -> None:
@@ -178,7 +205,11 @@ def _table(counts: AnnData, cells: GeoDataFrame) -> tuple[AnnData, np.ndarray]:
             f"No cell of the counts ({listing(ids, most=3)}) has a boundary ({listing(cells.index, most=3)})."
         )
     if not known.all():
-        logger.info("%d of %d cells have counts but no boundary; they are left out.", int((~known).sum()), len(known))
+        warnings.warn(
+            f"{int((~known).sum())} of {len(known)} cells have counts but no polygon; they are left out.",
+            UserWarning,
+            stacklevel=3,
+        )
         counts, ids = counts[known].copy(), ids[known]
     points = cells.geometry.loc[ids].centroid
     centres = np.column_stack([points.x.to_numpy(), points.y.to_numpy()])
@@ -208,7 +239,6 @@ def _he(
         raise InputError(
             f"`mpp`={given:g} contradicts the alignment of {path.name!r}, which makes it {mpp:.4g} um per pixel."
         )
-    settle_mpp([Evidence(mpp, "the alignment"), *pixels.evidence], given=given and mpp, what=f"the image {path.name!r}")
     check_inside(
         apply_affine(np.linalg.inv(to_um), centres_um),
         width=pixels.width,
@@ -217,6 +247,8 @@ def _he(
         what="cells",
         hint="does the alignment belong to this image at full resolution?",
     )
+    _physical(mpp, name=f"um per pixel of {path.name} by its alignment")
+    settle_mpp([Evidence(mpp, "the alignment"), *pixels.evidence], given=given and mpp, what=f"the image {path.name!r}")
     affines = {"global": np.diag([1 / pixel_size, 1 / pixel_size, 1.0]) @ to_um, keys.UM: to_um}
     return {keys.IMAGE: to_image(pixels, affines)}
 
@@ -239,18 +271,35 @@ def _to_morphology(
     source = alignment if alignment is not None else _find_alignment(bundle, pixels.path)
     if source is None:
         if given is not None:
-            return scaling(positive(given, name="mpp", unit="um per pixel") / pixel_size)
+            return scaling(_physical(given, name="mpp") / pixel_size)
         raise InputError(
             f"The H&E image {pixels.path.name!r} has no alignment file beside it; pass he_alignment= (csv or 3 x 3 "
             "matrix from H&E pixels to morphology pixels), or mpp= if its corner is the origin of the transcripts."
         )
-    matrix = np.asarray(source, dtype=np.float64) if isinstance(source, np.ndarray) else _read_matrix(Path(source))
+    if isinstance(source, (str, Path)):
+        matrix, name = _read_matrix(Path(source)), f"The alignment {Path(source).name!r}"
+    else:
+        matrix, name = _as_matrix(source), "`he_alignment`"
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.allclose(matrix[2], [0, 0, 1]):
         raise InputError(
-            f"`he_alignment` must be a 3 x 3 affine matrix with the last row 0, 0, 1, got shape {matrix.shape} with "
-            f"the last row {matrix[-1].tolist() if matrix.size else []}."
+            f"{name} must be a 3 x 3 affine matrix with the last row 0, 0, 1, got shape {matrix.shape} with the last "
+            f"row {matrix[-1].ravel()[:4].tolist() if matrix.size else []}."
+        )
+    if np.abs(matrix).max() > MAX_ALIGNMENT_PX:
+        raise InputError(
+            f"{name} holds {np.abs(matrix).max():.3g}, but no image lies so many pixels away; it must lead from H&E "
+            "pixels to morphology pixels."
         )
     return matrix
+
+
+def _as_matrix(source: Any) -> np.ndarray:
+    try:
+        return np.asarray(source, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"`he_alignment` must be a path or a 3 x 3 matrix of numbers, got {type(source).__name__}."
+        ) from error
 
 
 def _find_alignment(bundle: Path, image: Path) -> Path | None:
@@ -264,10 +313,13 @@ def _find_alignment(bundle: Path, image: Path) -> Path | None:
 def _read_matrix(path: Path) -> np.ndarray:
     if not path.is_file():
         raise MissingFileError(f"There is no alignment file {str(path)!r}.")
-    if not path.read_text(errors="replace").strip():
+    with readable(path, what="alignment"):
+        if path.stat().st_size > MAX_ALIGNMENT_BYTES:
+            raise InputError(f"The alignment {path.name!r} has {path.stat().st_size} bytes; a 3 x 3 matrix is needed.")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if not text.strip():
         raise InputError(f"The alignment {path.name!r} is empty.")
     try:
-        return np.loadtxt(path, delimiter=",", ndmin=2)
+        return np.loadtxt(text.splitlines(), delimiter=",", ndmin=2)
     except ValueError as error:
-        said = str(error).rstrip(".")
-        raise InputError(f"The alignment {path.name!r} is not a matrix of numbers: {said}.") from error
+        raise InputError(f"The alignment {path.name!r} is not a matrix of numbers: {reason(error)}.") from error
