@@ -274,6 +274,10 @@ def put_shapes(sdata: SpatialData, key: str, frame: GeoDataFrame, *, coordinate_
     from spatialdata.transformations import Identity
 
     check_shapes(sdata, key)
+    if frame.empty:
+        raise InputError(
+            f"No shapes {key!r} were found: none is left on this image in the frame {coordinate_system!r}."
+        )
     element = ShapesModel.parse(frame, transformations={coordinate_system: Identity()})
     if key in sdata.shapes:
         warnings.warn(f"Shapes {key!r} existed and are overwritten in memory.", UserWarning, stacklevel=3)

@@ -229,3 +229,40 @@ def test_output_of_the_vendor_reader(tmp_path: Path) -> None:
     st.pp.calibrate(theirs)
     assert mpp_of(affine_to(theirs.images["toy_full_image"])) == pytest.approx(mpp_of(affine_to(ours.images["he"])))
     np.testing.assert_allclose(centroids(theirs, "toy")[0], centroids(ours, "spots")[0])
+
+
+@pytest.mark.parametrize("name", ["cell_boundaries", "nucleus_boundaries"])
+def test_a_name_is_no_evidence_for_micrometres(name: str) -> None:
+    xy = np.stack(np.meshgrid(np.arange(6), np.arange(6)), axis=-1).reshape(-1, 2) * 60.0 + 40
+    boxes = gpd.GeoDataFrame(geometry=shapely.box(*(xy - 12).T, *(xy + 12).T))  # 24 px, which could be um, too
+
+    def by_hand(**transformations: object) -> SpatialData:
+        return SpatialData(
+            images={"he": rgb(400, 400, **{"global": Identity()})},
+            shapes={name: ShapesModel.parse(boxes.copy(), transformations=transformations)},
+        )
+
+    sdata = by_hand(**{"global": Identity()})
+    with pytest.raises(InputError, match=rf"\['{name}'\] .*cannot be told from the name alone\); pass mpp="):
+        st.pp.calibrate(sdata)
+    st.pp.calibrate(sdata, mpp=0.5)
+    np.testing.assert_allclose(centroids(sdata, name)[0], xy * 0.5)
+    # pixels of a finer image: cells of 24 um would be possible, of 240 um not
+    large = by_hand(**{"global": Scale([0.1, 0.1], axes=("x", "y"))})
+    large.shapes[name].geometry = boxes.scale(10, 10, origin=(0, 0))
+    with pytest.raises(InputError, match="pass mpp="):
+        st.pp.calibrate(large)
+    # by the reader that says what it wrote
+    sdata = by_hand(**{"global": Scale([4, 4], axes=("x", "y"))})
+    sdata.attrs["spatialdata_io_reader"] = "xenium"
+    boxes.geometry = boxes.scale(0.25, 0.25, origin=(0, 0))
+    sdata.shapes[name].geometry = boxes.geometry
+    st.pp.calibrate(sdata)
+    assert mpp_of(affine_to(sdata.images["he"])) == pytest.approx(0.25)
+
+
+def test_resolutions_that_no_image_has_are_refused() -> None:
+    sdata = SpatialData(images={"slide": rgb(100, 100, **{"global": Identity()})})
+    for mpp in (1e9, 1e-6):
+        with pytest.raises(InputError, match="`mpp` must be 0.01 to 100 um per pixel"):
+            st.pp.calibrate(sdata, mpp=mpp)

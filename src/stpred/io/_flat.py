@@ -21,6 +21,7 @@ logger = logging.getLogger("stpred")
 
 ORIENTATION = 0x0112
 """Exif's tag."""
+MAX_NOTES = 2**20
 
 _MODES = {
     "1": "black and white",
@@ -44,15 +45,15 @@ def open_flat(path: Path, *, scene: int | str | None = None) -> Pixels:
         raise InputError(f"`scene` must be 0 or None, got {scene!r}: {path.name!r} holds one picture.")
     with readable(path.name, what="image"), _image_file(path) as image:
         width, height = image.size
+        transparent = image.mode in ("RGBA", "PA") or "transparency" in image.info
+        check_memory(path, (3, height, width), size=path.stat().st_size, samples=4 if transparent else 3)
         if image.mode not in _COLOUR_MODES or _bits(image) > 8:
             refuse_mode(path, found="16-bit" if _bits(image) > 8 else _MODES.get(image.mode, f"of mode {image.mode!r}"))
         dpi = image.info.get("dpi")
-        turn = _orientation(image)
-        transparent = image.mode in ("RGBA", "PA") or "transparency" in image.info
+        turn = _orientation(image, path)
         _check_end(path)
     if turn >= 5:
         width, height = height, width
-    check_memory(path, (3, height, width), size=path.stat().st_size, samples=4 if transparent else 3)
     evidence: tuple[Evidence, ...] = ()
     if dpi is not None and (found := _density(dpi, f"the dpi of {path.name}")):
         evidence = (found,)
@@ -97,15 +98,31 @@ def _bits(image: Any) -> int:
     return 8
 
 
-def _orientation(image: Any) -> int:
+def _orientation(image: Any, path: Path) -> int:
     """Return the Exif orientation, 1 to 8; notes that cannot be read tell nothing."""
+    from PIL import Image
+
     try:
-        with readable(Path(image.filename).name, what="Exif header of"):
-            turn = image.getexif().get(ORIENTATION, 1)
+        with readable(path.name, what="Exif header of"):
+            if image.format == "PNG" and "exif" not in image.info and (notes := _png_chunk(path, b"eXIf")) is not None:
+                image.info["exif"] = b"Exif\x00\x00" + notes
+            turn = Image.Image.getexif(image).get(ORIENTATION, 1)  # that of the png class decodes the image first
     except InputError as error:  # the pixels do not need it
         logger.info("%s", error)
         return 1
     return int(turn) if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def _png_chunk(path: Path, kind: bytes) -> bytes | None:
+    """Return the first chunk of a kind, which may also lie behind the pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == kind:
+                return file.read(min(length, MAX_NOTES))
+            file.seek(length + 4, 1)
+    return None
 
 
 def _check_end(path: Path) -> None:
@@ -129,7 +146,7 @@ def _is_opaque(path: Path) -> bool:
 
 def _decode(path: Path) -> np.ndarray:
     with readable(path.name, what="image"), _image_file(path) as image:
-        turn = _orientation(image)
+        turn = _orientation(image, path)
         if image.mode in ("RGBA", "PA") or "transparency" in image.info:
             pixels = on_white(np.asarray(image.convert("RGBA")))
         elif image.mode == "RGB":

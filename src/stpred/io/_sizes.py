@@ -17,10 +17,12 @@ MAX_PX = 10**12 // 2
 """Pixels of the largest image: a whole slide at ten times the usual resolution has fewer."""
 WHOLE_BYTES = 256 * 2**20
 """Up to this decoded size an image is decoded whole without more ado."""
-WHOLE_RATIO = 400
+WHOLE_RATIO = 200
 """Decoded bytes for each byte of the file from which on a larger image that must be decoded whole is no picture of
-tissue: jpg reaches 60 to 200, png 3.
+tissue: jpg reaches 70 where half of it is glass, png 3.
 """
+MAX_RATIO = 1100
+"""The same for any image: deflate and jpg cannot reach it."""
 MAX_EXPANSION = {1: 1, 5: 2800, 8: 1040, 32773: 64, 32946: 1040, 34892: 1000, 6: 1000, 7: 1000, 33007: 1000}
 """Decoded bytes for each stored byte that a compression can reach at most; of others `OTHER_EXPANSION`."""
 OTHER_EXPANSION = 40_000
@@ -92,10 +94,10 @@ def check_memory(path: Path, shape: tuple[int, int, int], *, size: int, samples:
     """
     decoded = max(samples, 3) * shape[1] * shape[2]
     told = f"The image {path.name!r} declares {shape[2]} x {shape[1]} px, which is {decoded / 1e9:.3g} GB of pixels"
+    if decoded > (WHOLE_RATIO if decoded > WHOLE_BYTES else MAX_RATIO) * (size + 4096):
+        raise InputError(f"{told}, for {size} bytes of data; the file is damaged or no picture of tissue.")
     if decoded <= WHOLE_BYTES:
         return
-    if decoded > WHOLE_RATIO * size:
-        raise InputError(f"{told}, for {size} bytes of data; the file is damaged or no picture of tissue.")
     free = available_bytes()
     if 2.5 * decoded > free:  # the decoder's own copy, and what is computed from it
         raise InputError(
@@ -124,23 +126,77 @@ def available_bytes() -> float:
     return min(found)
 
 
-def check_jpeg(data: bytes, keyframe: Any) -> None:
-    """Refuse a jpeg tile that declares far more pixels than the directory: a decoder would allocate them."""
-    if int(keyframe.compression) not in (6, 7, 34892, 33007):
-        return
+def check_piece(data: bytes, keyframe: Any) -> None:
+    """Refuse a tile or strip whose own header declares far more pixels than the directory: they would be allocated."""
+    declared = _DECLARED.get(int(keyframe.compression))
+    size = declared(data) if declared is not None else None
     allowed = 4 * max(int(keyframe.chunks[0]), 16) * max(int(keyframe.chunks[1]), 16)
+    if size is not None and size[0] * size[1] > allowed:
+        raise ValueError(f"it declares {size[0]} x {size[1]} px")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF:
+        if marker == 0xFF:  # fill
             at += 1
             continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker == 0xDA:
+            return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 5)
-            if height * width > allowed:
-                raise ValueError(f"it declares {width} x {height} px")
-            return
-        if marker == 0xDA:
-            return
-        at += 2 + length
+            return width, height
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    return struct.unpack_from(">II", data, 16) if len(data) >= 24 else None
+
+
+def _jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # start of the codestream, in a file of boxes too
+    if at < 0 or len(data) < at + 24:
+        return None
+    width, height, x, y = struct.unpack_from(">IIII", data, at + 8)
+    return max(width - x, 0), max(height - y, 0)
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    if len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _jpegxl_size(data: bytes) -> tuple[int, int] | None:
+    at = data.find(b"\xff\x0a", 0, 256)
+    bits = int.from_bytes(data[at + 2 : at + 14], "little") if at >= 0 else 0
+    if at < 0 or bits & 1:  # small ones of at most 256 x 256 px
+        return None
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    take(1)
+    height = 1 + take((9, 13, 18, 30)[take(2)])
+    ratio = take(3)
+    width = 1 + take((9, 13, 18, 30)[take(2)]) if ratio == 0 else height
+    return width, height
+
+
+_DECLARED = {
+    **dict.fromkeys((6, 7, 34892, 33007), _jpeg_size),
+    **dict.fromkeys((33003, 33004, 33005, 34712), _jpeg2000_size),
+    **dict.fromkeys((34933,), _png_size),
+    **dict.fromkeys((50001, 34927), _webp_size),
+    **dict.fromkeys((50002, 52546), _jpegxl_size),
+}

@@ -17,7 +17,7 @@ from stpred.io._channels import Colours, colours_of, refused_by_name
 from stpred.io._pixels import CHUNK_PX, FlatImage, Level, Pixels, Turned, refuse_mode
 from stpred.io._resolution import tiff_resolution
 from stpred.io._scenes import Part, Place, Scene, choose, is_level, scenes_of
-from stpred.io._sizes import check_directory, check_jpeg, check_memory
+from stpred.io._sizes import check_directory, check_memory, check_piece
 
 logger = logging.getLogger("stpred")
 
@@ -248,7 +248,7 @@ class TiffLevel:
 
     def _decode(self, keyframe: Any, page: Any, data: bytes, number: int) -> np.ndarray:
         try:
-            check_jpeg(data, keyframe)
+            check_piece(data, keyframe)
             tile, _, shape = keyframe.decode(data, number, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader)
             return tile[0, : shape[1], : shape[2]]
         except Exception as error:  # of any codec

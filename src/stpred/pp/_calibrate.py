@@ -42,6 +42,8 @@ logger = logging.getLogger("stpred")
 
 _BIN_NAME = re.compile(r"(?:square|bins)_(\d{3})um$")
 _XENIUM_NAMES = ("cell_boundaries", "nucleus_boundaries", "cell_circles")
+MIN_CELL_UM, MAX_CELL_UM = 2.0, 40.0
+"""Median diameter that cells or nuclei of a tissue can have."""
 
 
 def calibrate(
@@ -60,7 +62,8 @@ def calibrate(
     For objects that stpred did not read: the output of spatialdata-io's ``visium``, ``visium_hd`` and ``xenium`` with
     its own names, or one made by hand. The resolution comes from `mpp`, from one of the ``um_*`` sizes of `shapes_key`,
     or is derived: from the hexagonal spot pitch of Visium (100 um), from bins named by their size (``square_008um``),
-    or from Xenium's shapes, whose own unit is the micrometre. Calling it again changes nothing.
+    or from Xenium's shapes, whose own unit is the micrometre (those of an object made by hand count only if they do
+    not lie in pixels of the image and have the size of cells). Calling it again changes nothing.
 
     Parameters
     ----------
@@ -121,14 +124,20 @@ def calibrate(
     given = mpp if mpp is not None else _from_size(references, frame, told, unit=unit)
     if not evidence and given is None:
         raise InputError(
-            f"The resolution of {what} cannot be derived (shapes that share its frame: {listing(references)}); pass "
-            "mpp=, or shapes_key= with um_between_centers=, um_diameter= or um_square_edge=."
+            f"The resolution of {what} cannot be derived from the shapes that share its frame, {listing(references)}"
+            f"{_unsaid(sdata, references)}; pass mpp=, or shapes_key= with um_between_centers=, um_diameter= or "
+            "um_square_edge=."
         )
     resolution = settle_mpp(evidence, given=given, what=what)
     keep = existing is not None and abs(mpp_of(existing) / resolution - 1) < 1e-6
     to_um = existing @ np.linalg.inv(image_to_frame) if keep and existing is not None else scaling(resolution / unit)
     _check_cover(image, image_to_frame, references, frame, resolution)
     _place_all(sdata, image, frame, to_um, coordinate_system, renew=not keep)
+
+
+def _unsaid(sdata: SpatialData, references: dict[str, Any]) -> str:
+    named = [name for name in references if _is_xenium(sdata, name)]
+    return f" (that the unit of {listing(named)} is the micrometre cannot be told from the name alone)" if named else ""
 
 
 def _told(sizes: dict[str, float | None], mpp: float | None) -> tuple[str, float] | None:
@@ -212,7 +221,8 @@ def _derived(sdata: SpatialData, references: dict[str, Any], frame: str, *, unit
     for name, element in references.items():
         scale = mpp_of(_to(element, frame), what=f"shapes {name!r}")
         if _is_xenium(sdata, name):
-            yield Evidence(unit / scale, f"the scale of {name!r} (Xenium shapes are in um)")
+            if _is_in_um(sdata, name, element, mpp=unit / scale):
+                yield Evidence(unit / scale, f"the scale of {name!r} (Xenium shapes are in um)")
         elif match := _BIN_NAME.search(name):
             yield Evidence(int(match[1]) * unit / _edge(element, scale), f"the bin size of {name!r}")
         elif "radius" in element and (pitch := _hexagonal_pitch(sdata, name, element, frame)) is not None:
@@ -222,6 +232,25 @@ def _derived(sdata: SpatialData, references: dict[str, Any], frame: str, *, unit
 def _is_xenium(sdata: SpatialData, name: str) -> bool:
     reader = sdata.attrs.get("spatialdata_io_reader")
     return name in _XENIUM_NAMES and reader in (None, "xenium")
+
+
+def _is_in_um(sdata: SpatialData, name: str, element: Any, *, mpp: float) -> bool:
+    """Tell whether shapes that are named as Xenium's are in micrometres; a name alone is no evidence for that.
+
+    Those of an object made by hand are often in pixels of the image, or too large for cells in micrometres.
+    """
+    if sdata.attrs.get("spatialdata_io_reader") == "xenium":
+        return True
+    diameter_um = 2 * element["radius"] if "radius" in element else 2 * np.sqrt(element.geometry.area / np.pi)
+    size = float(np.median(diameter_um)) if len(element) else 0.0
+    reason = None
+    if abs(mpp - 1) < 1e-6:
+        reason = "lie where pixels of the image do"
+    elif not MIN_CELL_UM <= size <= MAX_CELL_UM:
+        reason = f"would be cells of {size:.3g} um"
+    if reason is not None:
+        logger.warning("Shapes %r %s, so their name is no evidence that they are in micrometres.", name, reason)
+    return reason is None
 
 
 def _edge(element: Any, scale: float) -> float:
