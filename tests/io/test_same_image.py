@@ -255,6 +255,19 @@ def test_legacy_st_needs_tissue_under_its_spots(tmp_path: Path, name: str) -> No
         st.io.legacy_st(counts, tmp_path / "turned.png", spots)
 
 
+def test_xenium_needs_tissue_under_its_cells(make_xenium: Make, tmp_path: Path) -> None:
+    truth = make_xenium()  # cells at 20 to 80 and 15 to 63 um
+    image = np.full((800, 900, 3), 240, dtype=np.uint8)  # 0.5 um per pixel
+    image[10:330, 20:340] = np.random.default_rng(0).integers(90, 180, (320, 320, 3))
+    for name, turn in ORIENTATIONS.items():
+        Image.fromarray(np.ascontiguousarray(turn(image))).save(tmp_path / "he.png")
+        if name in ("as it is", "with x and y exchanged"):  # tissue lies at the origin in both
+            assert "he" in st.io.xenium(truth.path, he_image=tmp_path / "he.png", mpp=0.5).images
+        else:
+            with pytest.raises(InputError, match=f"of the cells lie on the tissue of 'he.png', and .* {name}"):
+                st.io.xenium(truth.path, he_image=tmp_path / "he.png", mpp=0.5)
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["turned by 180 degrees", "mirrored left to right", "mirrored top to bottom"])
 def test_real_sections_fit_their_own_image_only(real_data: Path, tmp_path: Path, name: str) -> None:

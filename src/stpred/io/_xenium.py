@@ -30,6 +30,7 @@ from stpred.io._assemble import counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
 from stpred.io._open import TIFF_SUFFIXES, open_pixels
 from stpred.io._pixels import Pixels, to_image
+from stpred.io._same_image import check_on_tissue
 from stpred.io._xenium_cells import read_cells
 from stpred.io._xenium_zarr import check_labels, describe, label_images
 
@@ -239,8 +240,9 @@ def _he(
         raise InputError(
             f"`mpp`={given:g} contradicts the alignment of {path.name!r}, which makes it {mpp:.4g} um per pixel."
         )
+    centres_px = apply_affine(np.linalg.inv(to_um), centres_um)
     check_inside(
-        apply_affine(np.linalg.inv(to_um), centres_um),
+        centres_px,
         width=pixels.width,
         height=pixels.height,
         mpp=mpp,
@@ -248,6 +250,7 @@ def _he(
         hint="does the alignment belong to this image at full resolution?",
     )
     _physical(mpp, name=f"um per pixel of {path.name} by its alignment")
+    check_on_tissue(centres_px, pixels, mpp=mpp, what="cells")
     settle_mpp([Evidence(mpp, "the alignment"), *pixels.evidence], given=given and mpp, what=f"the image {path.name!r}")
     affines = {"global": np.diag([1 / pixel_size, 1 / pixel_size, 1.0]) @ to_um, keys.UM: to_um}
     return {keys.IMAGE: to_image(pixels, affines)}
