@@ -264,7 +264,7 @@ def test_xenium_needs_tissue_under_its_cells(make_xenium: Make, tmp_path: Path) 
         if name in ("as it is", "with x and y exchanged"):  # tissue lies at the origin in both
             assert "he" in st.io.xenium(truth.path, he_image=tmp_path / "he.png", mpp=0.5).images
         else:
-            with pytest.raises(InputError, match=f"of the cells lie on the tissue of 'he.png', and .* {name}"):
+            with pytest.raises(InputError, match="Only 0% of the cells lie on the tissue of 'he.png', and 100% if"):
                 st.io.xenium(truth.path, he_image=tmp_path / "he.png", mpp=0.5)
 
 
