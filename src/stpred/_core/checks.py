@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -113,3 +115,11 @@ def check_parent(path: Path) -> Path:
     if not os.access(above, os.W_OK):
         raise InputError(f"{str(path)!r} cannot be written: the folder {str(above)!r} is not writable.")
     return path
+
+
+def warn(message: str) -> None:
+    """Warn of something the user should know, at the line of theirs that called stpred."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "stpred":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, listing, one_of
+from stpred._core.checks import InputError, listing, one_of, warn
 from stpred._core.elements import ambiguous, in_frame, need_sdata, region_in_frame, table_regions
 from stpred._core.gene_names import mismatch
+from stpred._core.library import LIBRARY, Library, gene_sums, overlap, shared_columns
 from stpred._core.matching import box_of, geometries_um, held, match_nearest, match_overlap, square_bins
 from stpred._core.pairing_sources import (
     RasterSide,
@@ -57,6 +58,8 @@ class Pair:
         (n, G) float32 values on the same scale.
     counts, columns
         (n, all genes) raw counts and the positions of `genes` in them.
+    measured_genes
+        (all genes) names of their columns.
     target
         The scale of `observed`.
     output_scale
@@ -66,7 +69,8 @@ class Pair:
     coords_um
         (n, 2) centres; None where locations are sets of others that overlap.
     facts
-        How the locations were matched and how many were, JSON-able.
+        How the locations were matched and how many were, JSON-able; and under ``"library"`` how the genes that library
+        sizes are counted over compare with those of the model's training tables.
     """
 
     shapes_key: str
@@ -80,7 +84,25 @@ class Pair:
     output_scale: str = ""
     per: int | None = None
     coords_um: NDArray[np.float64] | None = None
+    measured_genes: pd.Index | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def same_library(self) -> bool | None:
+        """Whether log1p CP10k of both sides is over the same genes; None where that is not known or has no part."""
+        found = self.facts.get(LIBRARY, {}).get("same")
+        return None if found is None else bool(found)
+
+    def library_facts(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the provenance of values on the scale of `observed` says of their library.
+
+        `model`: provenance of the prediction, whose library it is where that is the same.
+        """
+        if self.target != "log1p_cp10k" or self.measured_genes is None:
+            return {}
+        if self.same_library and LIBRARY in model:
+            return {LIBRARY: model[LIBRARY]}
+        return {LIBRARY: Library.of([(self.measured_genes, self.counts)]).packed()}
 
     @property
     def comparable(self) -> bool:
@@ -123,8 +145,12 @@ def pair(
     min_overlap: float = 0.5,
     max_distance_um: float = 5.0,
     coordinate_system: str = keys.UM,
+    said: set[str] | None = None,
 ) -> Pair:
     """Match locations and genes; `target` None takes the prediction's own scale.
+
+    Where the measurement has the genes of the model's library and others, its library sizes are counted over the
+    former; where it lacks some, that is warned of (but for what is in `said`, to which the warning is added).
 
     Locations of the same region are matched by their id, those of two regions by their overlap (`match` ``"auto"``),
     or as `match` says: ``"id"``, ``"overlap"`` (see :func:`match_overlap`) or ``"distance"`` (:func:`match_nearest`).
@@ -157,6 +183,7 @@ def pair(
             *(len(i), len(rows), ours, len(measured_rows), theirs, how),
         )
     counts: Any = second.table.X[measured_rows[j]]
+    terms, counts = terms.on_library(counts, second, said=said)
     kept = targets.totals(counts) > 0  # a location without any count says nothing of its expression
     if not kept.any():
         raise InputError(f"Table {measured_key!r} has no location with counts among those of {predicted_key!r}.")
@@ -167,7 +194,7 @@ def pair(
         shapes_key=ours,
         instances=ids[i[kept]],
         coords_um=None if centres is None else np.asarray(centres, dtype=np.float64)[rows[i[kept]]],
-        facts=facts | {"n_compared": int(kept.sum())},
+        facts=facts | {"n_compared": int(kept.sum())} | terms.library,
     )
 
 
@@ -179,6 +206,7 @@ def pair_bins(
     sizes_um: Sequence[float],
     target: str | None = None,
     coordinate_system: str = keys.UM,
+    said: set[str] | None = None,
 ) -> Iterator[Pair]:
     """Put the locations of both sides into the same square bins, of one size after the other; none is matched to one.
 
@@ -193,6 +221,7 @@ def pair_bins(
     first, second = _in_shared_region(first, second)
     terms = _Terms.of(first, second, target=target)
     xy, counts = second.counted()
+    terms, counts = terms.on_library(counts, second, said=said)
     spacing = first.spacing_um
     pooled = first.pooled(sizes_um, terms.genes, additive=terms.output_scale == "counts")
     for size, ours in zip(sizes_um, pooled, strict=True):
@@ -228,7 +257,7 @@ def pair_bins(
             shapes_key=first.region,
             instances=pd.Index([f"x{x}y{y}" for x, y in ours.at[i[kept]].tolist()]),
             coords_um=(ours.at[i[kept]] + 0.5) * float(size),
-            facts=facts | ours.facts,
+            facts=facts | ours.facts | terms.library,
         )
 
 
@@ -243,9 +272,13 @@ class _Terms:
 
     genes: pd.Index
     columns: NDArray[np.int64]
+    measured: pd.Index
     target: str
     output_scale: str
     per: int | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    n_predicted: int = 0
+    library: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, first: TableSide | RasterSide, second: TableSide | TranscriptsSide, *, target: str | None) -> _Terms:
@@ -261,7 +294,48 @@ class _Terms:
                 f"{second.key!r} measured a single gene, {second.genes[0]!r}: every location would have the same log1p "
                 "CP10k of it, for there is no other gene to be normalised by; compare raw counts with target='counts'."
             )
-        return cls(genes, second.genes.get_indexer(genes), target, scale, per)
+        columns = second.genes.get_indexer(genes)
+        return cls(genes, columns, second.genes, target, scale, per, facts, len(first.genes))
+
+    def on_library(
+        self, counts: Any, second: TableSide | TranscriptsSide, *, said: set[str] | None
+    ) -> tuple[_Terms, Any]:
+        """Return counts of the genes that library sizes are counted over, and where the compared genes are in them."""
+        if self.target != "log1p_cp10k" or (self.output_scale != self.target and self.per is None):
+            return self, counts  # library sizes have no part in it, or the prediction has no size
+        library = Library.parse(self.facts.get(LIBRARY))
+        what = f"{second.noun} {second.key!r}"
+        if library is None:
+            if len(self.genes) < FEW * self.n_predicted:
+                _warn(
+                    f"The {what} measured {len(self.genes)} of the {self.n_predicted} predicted genes, and the model "
+                    "does not state which genes its training libraries were counted over: if these were others, log1p "
+                    "CP10k is another scale on either side, and RMSE, MAE, R2 and intervals do not hold.",
+                    said,
+                )
+            return self, counts
+        found = overlap(library, second.genes, gene_sums(counts))
+        told = {LIBRARY: found.to_dict() | {"same": found.same or found.wider, "counted_over_shared": found.wider}}
+        if found.wider:
+            columns = np.union1d(shared_columns(library, second.genes), self.columns)
+            _warn(
+                f"The {what} measured genes that the model's training tables did not, with "
+                f"{1 - found.share_measured:.0%} of its counts; its library sizes are counted over the "
+                f"{len(columns)} shared ones, so that log1p CP10k is one scale.",
+                said,
+            )
+            position = np.searchsorted(columns, self.columns)
+            return replace(self, columns=position, measured=second.genes[columns], library=told), counts[:, columns]
+        if not found.same:
+            _warn(
+                f"The {what} and the model's training tables count library sizes over different genes: the "
+                f"{found.n_shared} that both have carry {found.share_model:.0%} of the training counts and "
+                f"{found.share_measured:.0%} of these, so log1p CP10k is not one scale and RMSE, MAE, R2 and "
+                "intervals do not hold (correlations of a gene change little); compare with a table of the same "
+                "genes, or train on slides of these.",
+                said,
+            )
+        return replace(self, library=told), counts
 
     def pair(self, predicted: NDArray[np.float32], counts: Any, **where: Any) -> Pair:
         """Return predicted values of `genes` beside the counts of all measured ones."""
@@ -270,11 +344,21 @@ class _Terms:
             predicted=predicted,
             **_measured(counts, self.columns, target=self.target),
             columns=self.columns,
+            measured_genes=self.measured,
             target=self.target,
             output_scale=self.output_scale,
             per=self.per,
             **where,
         )
+
+
+def _warn(message: str, said: set[str] | None) -> None:
+    """Warn, once per call of those that pass what was said."""
+    if said is not None and message in said:
+        return
+    if said is not None:
+        said.add(message)
+    warn(message)
 
 
 def _tables(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, element_name, listing
+from stpred._core.checks import InputError, element_name, listing, warn
 from stpred._core.elements import lost_provenance, table_regions
 from stpred._core.fingerprint import difference, fingerprint
 
@@ -187,14 +186,6 @@ def changed_values(table: AnnData, facts: Mapping[str, Any], *, what: str) -> st
         "is computed from them, errors above all, is of another one; predict again, and normalise, log or scale a copy "
         "or a layer (subsetting rows or genes is fine)."
     )
-
-
-def warn(message: str) -> None:
-    """Warn of something the user should know, at the line of theirs that called stpred."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "stpred":
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _ids(table: AnnData) -> Any:

@@ -355,6 +355,11 @@ def _warnings(content: Content, scores: pd.DataFrame | None) -> list[str]:
             "RMSE."
         )
     said += [s.changed for s in slides if s.changed is not None]
+    if other := [s.name for s in slides if s.both is not None and s.both.same_library is False]:
+        said.append(
+            f"The measurement of {_told(other)} counts library sizes over other genes than the model was trained on: "
+            "log1p CP10k is not one scale, so errors and intervals say nothing (correlations of a gene change little)."
+        )
     for what in ("family", "output_scale", "encoder"):
         kinds = {str((s.facts.get(what) or {}).get("name") if what == "encoder" else s.facts.get(what)) for s in slides}
         if len(kinds) > 1:

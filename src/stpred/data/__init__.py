@@ -15,6 +15,7 @@ from stpred.data._folds import (
     far_from,
     refuse_copies,
 )
+from stpred.data._library import SharedLibrary, library_of, on_library, shared_library
 from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
 from stpred.data._scene import scene_reader
 from stpred.data._tokens import masked_tokens, median_width_um
@@ -23,6 +24,7 @@ __all__ = [
     "BLOCK_FOLDS",
     "Fold",
     "Region",
+    "SharedLibrary",
     "TooSmall",
     "as_slides",
     "block_folds",
@@ -39,16 +41,19 @@ __all__ = [
     "far_from",
     "has_counts",
     "inside_of",
+    "library_of",
     "looks_like_cells",
     "make_batch",
     "masked_tokens",
     "median_width_um",
+    "on_library",
     "prediction_batches",
     "reach_um",
     "read_image",
     "read_region",
     "refuse_copies",
     "scene_reader",
+    "shared_library",
     "stored_features",
     "token_reader",
     "with_cells",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,24 @@ class Region:
         if self.var is None:
             return np.zeros(len(names), dtype=bool)
         return np.asarray(self.var.index.get_indexer(names) >= 0, dtype=bool)
+
+    def over(self, genes: Collection[str]) -> Region:
+        """Return the slide as if it had measured only these genes; locations without any count of them are left out."""
+        if self.counts is None or self.var is None:
+            raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
+        columns = np.flatnonzero(self.var.index.isin(list(genes)))
+        counts = self.counts[:, columns]
+        sizes = targets.totals(counts)
+        part = replace(self, counts=counts, totals=sizes, var=self.var.iloc[columns])
+        if (sizes > 0).all():
+            return part
+        if not (sizes > 0).any():
+            raise InputError(
+                f"Slide {self.slide!r} has no count of the {len(columns)} genes that library sizes are counted over."
+            )
+        empty = int((sizes == 0).sum())
+        logger.info("Slide %r: %d locations without counts of the shared genes are left out.", self.slide, empty)
+        return part.take(np.flatnonzero(sizes > 0))
 
     def take(self, rows: NDArray[np.int64]) -> Region:
         """Return some of the locations, in this order."""

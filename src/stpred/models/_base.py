@@ -350,6 +350,10 @@ class Record:
         Name of the region of cells that locations were seen through; None: by their own tile.
     training
         Slides, donors, numbers of locations, seed, how settings were chosen.
+    library
+        What library sizes of the training tables were counted over (:meth:`stpred._core.library.Library.to_dict`):
+        ``genes``, the ``share`` of all counts that each carries, ``median_size`` of a location; empty of models that
+        do not state it.
     intervals
         Conformal intervals, as far as they were calibrated on slides that the model had not seen: ``scale`` on
         which offsets are added (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels``
@@ -368,6 +372,7 @@ class Record:
     reach_um: float | None = None
     cells: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    library: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
 
 

@@ -156,6 +156,24 @@ def _training(value: Any, where: str) -> dict[str, Any]:
     )
 
 
+def _library(value: Any, where: str) -> dict[str, Any]:
+    found = stored.mapping(
+        value,
+        where,
+        {
+            "n_genes": stored.whole,
+            "median_size": lambda v, w: stored.number(v, w, low=0),
+            "genes": _symbols,
+            "share": lambda v, w: stored.items(v, w, lambda n, at: stored.number(n, at, low=0, high=1)),
+        },
+        required=("genes", "share", "median_size") if value else (),
+        open_ended=True,
+    )
+    if len(found.get("genes", ())) != len(found.get("share", ())):
+        raise InputError(f"{where} has {len(found['genes'])} genes, but {len(found['share'])} values of share.")
+    return found
+
+
 def _intervals(value: Any, where: str) -> dict[str, Any]:
     short: stored.Check = lambda v, w: stored.text(v, w, most=500)  # noqa: E731
 
@@ -213,6 +231,7 @@ _RECORD: dict[str, stored.Check] = {
     **dict.fromkeys(("region", "cells"), stored.optional(lambda v, w: stored.text(v, w, most=500))),
     "reach_um": stored.optional(lambda v, w: stored.number(v, w, low=0, high=MAX_UM)),
     "training": _training,
+    "library": _library,
     "intervals": _intervals,
 }
 

@@ -47,6 +47,8 @@ class Cohort:
         The gene rule and the frame of the chosen genes, measured on every slide.
     lattice
         Arrangement of the training locations.
+    shared
+        The genes that library sizes are counted over, where the slides measured different ones.
     """
 
     regions: list[data.Region]
@@ -55,6 +57,7 @@ class Cohort:
     rule: GeneRule
     genes: pd.DataFrame
     lattice: Lattice | None
+    shared: data.SharedLibrary | None = None
 
     @classmethod
     def of(
@@ -66,14 +69,20 @@ class Cohort:
         left: Collection[str] = (),
         partial: bool = False,
     ) -> Cohort:
-        """Choose genes on the slides that are learned from; `partial`: slides may lack some of the named ones."""
+        """Choose genes on the slides that are learned from; `partial`: slides may lack some of the named ones.
+
+        Unless `partial`, slides that measured different genes are brought to one library.
+        """
+        shared = None if partial else data.shared_library(regions)
+        if shared is not None:
+            regions = [r if r.counts is None else r.over(shared.genes) for r in regions]
         learned = [r for r in regions if r.slide not in left]
         if not any(r.counts is not None for r in learned):
             raise InputError("No training slide has counts.")
         chosen = data.choose_genes(learned, rule, partial=partial)
         if not partial:
             chosen = chosen.loc[np.all([r.known(chosen.index.tolist()) for r in regions], axis=0)]
-        return cls(regions, donors, left, rule, chosen, data.common_lattice(learned))
+        return cls(regions, donors, left, rule, chosen, data.common_lattice(learned), shared)
 
     @property
     def names(self) -> list[str]:
@@ -119,6 +128,8 @@ class Cohort:
         record.var = {k: _plain(v) for k, v in var.items()}
         record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
         record.gene_rule, record.target = self.rule.to_dict(), blank.output_scale(target)
+        if not blank.takes_images:  # those take each slide's counts as they are, of whatever genes
+            record.library = data.library_of([r for r in regions if r.slide not in self.left]).to_dict()
         record.region = next(r.shapes_key for r in regions if r.counts is not None)
         record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
         reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
@@ -141,6 +152,7 @@ class Cohort:
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
             "target": next(b.scale for b in batches if b.y is not None),
             "scored_on": scored_scale(blank, target),
+            **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
         }
         fitted.encoder = encoder  # type: ignore[assignment]
 

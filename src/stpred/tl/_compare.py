@@ -115,11 +115,18 @@ def compare(
     - ``rmax_null`` and ``rmax_p``: what ``rmax`` averages for counts without any structure, and the chance that such
       counts vary as much (:func:`stpred.metrics.rmax_test`): above 0.05, ``rmax`` is not distinguishable from 0.
 
+    - ``same_library``: only where library sizes of the two are not counted over the same genes, and then False: log1p
+      CP10k is not one scale, ``r2``, ``rmse`` and ``mae`` say nothing, and a warning says so. That is so where the
+      measurement lacks genes that carry more than a tenth of the counts that the model was trained on (a panel against
+      a whole transcriptome, a table cut to variable genes). Where it has the model's genes and others, its library
+      sizes are counted over the former.
+
     Scores over rings are NaN for neighbourhoods (`k_neighbors`), ``ssim`` also where fewer than 10 rings are complete.
 
     Where several levels are asked for, all are below each other with a column ``level``: ``"cell"``, ``"k10"``,
     ``"bins_016um"``. ``attrs["matching"]`` says for each level how many locations (or squares) either side has and how
-    many were matched; of transcripts also how many were left out, of a raster how many squares lack some gene.
+    many were matched; of transcripts also how many were left out, of a raster how many squares lack some gene; under
+    ``"library"`` the numbers of genes that library sizes are counted over, and the shares of counts that both have.
 
     Raises
     ------
@@ -183,6 +190,8 @@ def compare(
             kind = "Table" if predicted_key in sdata.tables else "Image"
             raise InputError(f"{kind} {predicted_key!r} marks none of the measured genes as trusted.")
         result = result[result["trusted"]]
+    if any(facts.get("library", {}).get("same") is False for facts in matching.values()):
+        result = result.assign(same_library=False)
     result.attrs["matching"] = matching
     return result
 
@@ -200,7 +209,7 @@ def _levels(
     coordinate_system: str,
 ) -> Iterator[tuple[str, Pair]]:
     """Yield the name and the values of each level."""
-    settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system}
+    settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system, "said": set()}
     if level is not None or neighbours or not edges:
         single = pair(sdata, predicted_key, measured_key, **how, **settled)
         if level is not None or not (neighbours or edges):

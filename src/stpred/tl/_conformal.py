@@ -9,7 +9,8 @@ import pandas as pd
 
 from stpred import data
 from stpred._core import keys
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, warn
+from stpred._core.library import Library, Overlap
 from stpred.encoders._module import pick_device
 from stpred.tl._intervals import as_stable, calibrate, refused
 from stpred.tl._predict import trained_model
@@ -64,7 +65,10 @@ def conformal(
     -------
     DataFrame, one row per level: ``level``, ``coverage`` (mean over slides, each covered by intervals that were made
     without it; NaN with two slides), ``coverage_sd`` between slides, ``factor`` of the widening, ``width`` (median
-    over genes, on the output scale of the model or the root of counts), ``n_slides``. Later
+    over genes, on the output scale of the model or the root of counts), ``n_slides``. ``attrs["library"]`` says for
+    each slide how the genes that its library sizes are counted over compare with those of training; where it lacks
+    some that carry more than a tenth of the training counts, a warning says so and there is a column
+    ``same_library``, False. Later
     predictions have ``var["interval_low"]`` and ``["interval_high"]`` (90 %), ``varm["interval_offsets"]`` (all
     levels), and with ``stpred.tl.predict(interval=0.9)`` ``layers["lower"]`` and ``layers["upper"]``.
 
@@ -110,7 +114,12 @@ def conformal(
             f"Model {trained.record.name!r} was trained on {listing(seen)} (or on their donors); intervals need slides "
             "that it has not seen, or stpred.tl.train(..., intervals=True)."
         )
+    libraries: dict[str, Overlap] = {}
     for region in regions.values():
+        if trained.record.target == "log1p_cp10k":
+            region, compared = data.on_library(region, Library.parse(trained.record.library))
+            if compared is not None:
+                libraries[region.slide] = compared
         if trained.needs.cells:
             region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
         known = region.known(names)
@@ -131,9 +140,34 @@ def conformal(
         width_um=float(np.median([data.median_width_um(r) for r in regions.values()])),
         how="slides that the model was not trained on",
     )
+    different = _different(trained, libraries)
     levels = trained.record.intervals["levels"]
     width = [np.nanmedian(np.array(i["high"], float) - np.array(i["low"], float)) for i in levels]
     frame = pd.DataFrame(levels).drop(columns=["low", "high"]).assign(width=width, n_slides=len(slides))
-    return frame[["level", "coverage", "coverage_sd", "factor", "width", "n_slides"]].astype(
+    frame = frame[["level", "coverage", "coverage_sd", "factor", "width", "n_slides"]].astype(
         {"coverage": float, "coverage_sd": float}
     )
+    if different:
+        frame["same_library"] = False
+    frame.attrs["library"] = {s: found.to_dict() for s, found in libraries.items()}
+    return frame
+
+
+def _different(model: Model, libraries: dict[str, Overlap]) -> list[str]:
+    """Return the slides whose library sizes are not over the model's genes; warn, and write it into the record."""
+    different = [s for s, found in libraries.items() if not (found.same or found.wider)]
+    if wider := [s for s, found in libraries.items() if found.wider]:
+        warn(
+            f"The slides {listing(wider, most=4)} measured genes that the model's training tables did not; their "
+            "library sizes are counted over the model's, so that log1p CP10k is one scale."
+        )
+    if different:
+        model.record.intervals["other_library"] = different
+        worst = min((libraries[s] for s in different), key=lambda found: min(found.share_model, found.share_measured))
+        warn(
+            f"The slides {listing(different, most=4)} and the model's training tables count library sizes over "
+            f"different genes (those that both have carry as little as {worst.share_model:.0%} of the training counts "
+            f"and {worst.share_measured:.0%} of a slide's), so log1p CP10k is not one scale: intervals hold for "
+            "measurements of such genes only, and are as wide as the two scales are apart."
+        )
+    return different

@@ -75,6 +75,8 @@ def correct(
     - ``var["measured"]``: whether the gene has a count on this slide (else it holds the prediction as it was), and
       ``var["slope"]``, ``var["intercept"]`` (CP10k) and ``var["excess_cv"]`` (by how much a gene varies about the line,
       as a share), NaN where it has none;
+    - where the measurement counts its library sizes over other genes than the model was trained on, a warning says so:
+      measured genes are then on the scale of the measurement, the others on that of the model;
     - in ``uns["stpred"]`` the facts, such as ``common_slope``: 0 if predictions say nothing on this slide.
 
     Raises
@@ -185,5 +187,5 @@ def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: t
         "n_filled_locations": int((~result.obs["measured"]).sum()),
         "versions": tables.package_versions(),
     }
-    tables.write_provenance(result, provenance)
+    tables.write_provenance(result, provenance | both.library_facts(facts))
     return result

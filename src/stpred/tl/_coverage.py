@@ -8,6 +8,7 @@ import pandas as pd
 from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError
+from stpred._core.library import LIBRARY
 from stpred._core.pairing import Pair, pair
 from stpred._core.tables import read_provenance
 from stpred.tl._intervals import OFFSETS, bounds
@@ -36,7 +37,9 @@ def coverage(
     Returns
     -------
     Tidy DataFrame: ``gene``, ``level`` (nominal), ``coverage`` (share of the locations), ``n_locations``. A slide's
-    coverage is one draw: over slides it varies far more than its number of locations suggests.
+    coverage is one draw: over slides it varies far more than its number of locations suggests. ``attrs["library"]``
+    says how the genes that library sizes are counted over compare with those of training; where they differ, so that
+    intervals are of another scale, a warning says so and there is a column ``same_library``, False.
 
     Raises
     ------
@@ -78,4 +81,8 @@ def covered(both: Pair, table: AnnData, predicted_key: str) -> pd.DataFrame:
                 }
             )
         )
-    return pd.concat(parts, ignore_index=True)
+    result = pd.concat(parts, ignore_index=True)
+    if both.same_library is False:
+        result["same_library"] = False
+    result.attrs["library"] = both.facts.get(LIBRARY, {})
+    return result

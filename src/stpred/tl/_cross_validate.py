@@ -124,6 +124,10 @@ def cross_validate(
     all their locations at once, as some publications report it: differences between slides raise it, so it is a row of
     its own (slide ``"pooled {fold}"``) and in no mean.
 
+    Where the slides measured materially different genes (the shared ones carry less than 95 % of the counts of some),
+    library sizes of all are counted over those that they share, so that log1p CP10k is one scale; a warning says so,
+    and ``attrs["library"]`` how many they are and which share of each slide's counts they carry.
+
     What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
     tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse``, ``mae``
     of predicting each gene's mean), and ``ceiling``, whose metrics ``rmax`` (of raw counts only) and ``reliability``
@@ -173,6 +177,9 @@ def cross_validate(
         regions = {s: data.with_cells(r, cells_key=cells_key) for s, r in regions.items()}
     elif cells_key is not None:
         raise InputError("`cells_key` is for families that see cells, and none of the models does.")
+    shared = data.shared_library(regions.values())
+    if shared is not None:
+        regions = {s: r.over(shared.genes) for s, r in regions.items()}
     lattice = data.common_lattice(list(regions.values()))
     pitch_um = None if lattice is None else lattice.pitch_um
     grids = {n: [(family, config.at_pitch(pitch_um)) for family, config in options] for n, options in grids.items()}
@@ -219,6 +226,8 @@ def cross_validate(
     run.clear()
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
     result = result.assign(donor=result["slide"].map(donors).fillna(result["fold"]))[COLUMNS]
+    if shared is not None:
+        result.attrs["library"] = shared.to_dict()
     if unseen is not None:
         unseen.put(slides, result)
     return result

@@ -171,7 +171,7 @@ def distill(
         "taught": pure.taught,
         "label_pearson": {slide: round(r, 4) for slide, r in agreed.items()},
     }
-    fitted.pseudo_labels = {b.slide: _table(b, r, cohort) for b, r in zip(final, regions, strict=True)}  # type: ignore[assignment]
+    fitted.pseudo_labels = {b.slide: _table(b, r, cohort) for b, r in zip(final, cohort.regions, strict=True)}  # type: ignore[assignment]
     run.clear()
     return fitted
 

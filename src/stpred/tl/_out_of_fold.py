@@ -11,6 +11,7 @@ import pandas as pd
 
 from stpred import data, genes, training
 from stpred._core import keys, tables
+from stpred._core.library import LIBRARY
 from stpred.models._base import slide_facts, unlike_scores
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Unseen:
     def __init__(self, key_added: str, regions: Mapping[str, data.Region], names: Iterable[str]) -> None:
         self.regions = regions
         self.images = {s: {"image": r.pyramid.fingerprint} for s, r in regions.items()}
+        self.library = data.library_of(list(regions.values())).packed()
         self.keys: dict[tuple[str, str], str] = {}
         for slide, region in regions.items():
             for name in names:
@@ -80,12 +82,19 @@ class Unseen:
         for (slide, name), parts in self.found.items():
             (donor,) = scores.loc[scores["slide"] == slide, "donor"].unique()
             others = scores[(scores["model"] == name) & ~(scores["donor"] == donor)]
-            table = _table(self.regions[slide], parts, _of_genes(others, self.regions), images=self.images)
+            table = _table(
+                self.regions[slide], parts, _of_genes(others, self.regions), images=self.images, library=self.library
+            )
             tables.put_table(slides[slide], self.keys[slide, name], table)
 
 
 def _table(
-    region: data.Region, parts: list[Prediction], known: pd.DataFrame, *, images: dict[str, dict[str, str]]
+    region: data.Region,
+    parts: list[Prediction],
+    known: pd.DataFrame,
+    *,
+    images: dict[str, dict[str, str]],
+    library: dict[str, Any],
 ) -> Any:
     first = parts[0]
     common = set.intersection(*(set(p.genes) for p in parts))
@@ -119,6 +128,7 @@ def _table(
             "encoder": {"name": first.encoder},
             "output_scale": first.scale,
             **({} if first.per is None else {"per": first.per}),
+            LIBRARY: library,
             "cross_validated": [{"fold": p.fold, "trained_on": p.trained_on, "chosen": p.chosen} for p in parts],
             "training": {"slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)}},
             "slide": slide_facts(np.concatenate([p.unlike for p in parts]), _one_limit(parts)),

@@ -13,6 +13,7 @@ from stpred import data, encoders, models, nuclei, regions
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, shapes_in
+from stpred._core.library import LIBRARY, Library
 from stpred._core.specs import TileSpec
 from stpred.encoders._module import pick_device
 from stpred.models._base import FORMAT_VERSION, slide_facts, unlike_scores
@@ -493,6 +494,7 @@ def provenance_of(model: Model, encoder: Encoder, region: data.Region, context: 
         "tile": record.tile,
         "gene_rule": record.gene_rule,
         "training": record.training,
+        **({} if (library := Library.parse(record.library)) is None else {LIBRARY: library.packed()}),
         "output_scale": record.target,
         **({} if model.per is None else {"per": model.per}),
         "support_um": model.support_um,

@@ -87,7 +87,7 @@ def pseudobulk(
             )
         values = side.values(genes, layer=layer)[kept]
         rows.append(bulk_profile(values, scale=side.scale))
-        sums.append(float(side.values(side.table.var_names, layer=layer)[kept].sum()))
+        sums.append(float(side.values(side.library_genes, layer=layer)[kept].sum()))
         left = int((~kept).sum())
         facts.append({"n_locations": int(kept.sum()), "n_left_out": left, "share_left_out": left / len(kept)})
     scale = next(iter(sides.values())).scale

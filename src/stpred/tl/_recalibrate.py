@@ -8,6 +8,7 @@ import numpy as np
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import key_in_frame, table_instances
+from stpred._core.library import LIBRARY
 from stpred._core.pairing import pair
 from stpred._core.targets import dense
 from stpred.tl._gamma_poisson import shrink
@@ -74,7 +75,8 @@ def recalibrate(
     None, or the table: ``X`` float32 on `target`, never below zero; ``var["recalibrated_slope"]`` and
     ``["recalibrated_offset"]`` (NaN for genes that were not measured, which stay as they are, or are left out of a
     relative prediction); everything else as in the prediction but for its intervals and ``std``, which were of the old
-    scale.
+    scale. Where the measurement counts its library sizes over other genes than the model was trained on, a warning says
+    so: recalibrated genes are then on the scale of the measurement, the others on that of the model.
 
     Raises
     ------
@@ -127,7 +129,14 @@ def recalibrate(
     new = np.where(np.isfinite(slope), np.maximum(values * np.nan_to_num(slope) + np.nan_to_num(offset), 0), values)
     facts = tables.read_provenance(table, what=f"table {predicted_key!r}")
     facts.pop("intervals", None)
-    told = {"of": predicted_key, "by": measured_key, "n_locations": len(rows), "n_genes": int(np.isfinite(slope).sum())}
+    told: dict[str, Any] = {
+        "of": predicted_key,
+        "by": measured_key,
+        "n_locations": len(rows),
+        "n_genes": int(np.isfinite(slope).sum()),
+    }
+    if LIBRARY in both.facts:
+        told[LIBRARY] = both.facts[LIBRARY]
     var = table.var.drop(columns=[LOW, HIGH], errors="ignore").assign(**{SLOPE: slope, OFFSET: offset})
     obs = table.obs.iloc[at]
     result = tables.build_table(
@@ -137,7 +146,7 @@ def recalibrate(
         var=var[kept],
         spatial_um=np.asarray(table.obsm[keys.SPATIAL])[at],
         obs={k: obs[k].to_numpy() for k in (keys.OOD_SCORE, keys.IN_DISTRIBUTION) if k in obs},
-        provenance=facts | {"output_scale": both.target, "per": None, "recalibrated": told},
+        provenance=facts | {"output_scale": both.target, "per": None, "recalibrated": told} | both.library_facts(facts),
     )
     if not inplace:
         return result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, key_in, listing
+from stpred._core.checks import InputError, key_in, listing, warn
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
@@ -20,6 +20,7 @@ from stpred._core.elements import (
     table_regions,
 )
 from stpred._core.gene_names import mismatch
+from stpred._core.library import LIBRARY, MIN_TRAINING_SHARE, Library, gene_sums, overlap, shared_genes, told
 from stpred._core.matching import placed
 from stpred._core.tables import read_prediction
 
@@ -47,6 +48,8 @@ class SlideTable:
         What its values are: ``"log1p_cp10k"``, ``"counts"``, ``"cp10k"`` or ``"relative"``.
     facts
         What stpred wrote of a prediction; empty for measured counts.
+    library
+        Genes that library sizes of measured counts are over; None: all of the table.
     """
 
     slide: str
@@ -54,6 +57,16 @@ class SlideTable:
     table: AnnData
     scale: str
     facts: dict[str, Any]
+    library: pd.Index | None = None
+
+    @property
+    def library_genes(self) -> pd.Index:
+        """Genes that library sizes are counted over."""
+        return self.table.var_names if self.library is None else self.library
+
+    def library_sizes(self) -> NDArray[np.float64]:
+        """(n,) library sizes of measured counts."""
+        return targets.totals(self.table.X if self.library is None else self.values(self.library))
 
     @property
     def told(self) -> str:
@@ -82,7 +95,7 @@ class SlideTable:
         """(n, g) dense values of which the amount of RNA is no part: counts as log1p CP10k, others as they are."""
         values = self.values(genes)
         if self.measured:
-            return targets.transform(values, targets.totals(self.table.X), target="log1p_cp10k")
+            return targets.transform(values, self.library_sizes(), target="log1p_cp10k")
         values = targets.dense(values, np.float32)
         if self.scale == "cp10k":
             return np.log1p(values.clip(min=0))
@@ -95,7 +108,7 @@ class SlideTable:
         """(n,) locations that were measured with at least one count; of a prediction all."""
         if not self.measured:
             return np.ones(self.table.n_obs, dtype=bool)
-        return targets.totals(self.table.X) > 0
+        return self.library_sizes() > 0
 
 
 def named_slides(slides: Mapping[str, SpatialData] | SpatialData) -> dict[str, SpatialData]:
@@ -170,7 +183,47 @@ def slide_tables(
                 f"{listing(genes[:3])}{'; ' + hint if hint else ''}."
             )
         genes = shared
-    return found, genes
+    return _on_one_library(found, table_key), genes
+
+
+def _on_one_library(sides: dict[str, SlideTable], table_key: str) -> dict[str, SlideTable]:
+    """Let library sizes of measured tables be over the genes that all share; warn where they, or models', differ."""
+    first = next(iter(sides.values()))
+    if not first.measured:
+        _warn_of_models(sides, table_key)
+        return sides
+    if len({frozenset(side.table.var_names) for side in sides.values()}) < 2:
+        return sides
+    genes, share = shared_genes({s: (side.table.var_names, gene_sums(side.table.X)) for s, side in sides.items()})
+    if min(share.values()) >= MIN_TRAINING_SHARE:
+        return sides
+    n = {s: side.table.n_vars for s, side in sides.items()}
+    warn(
+        f"Tables {table_key!r} of the slides measured different genes, so library sizes of all are counted over the "
+        f"{len(genes)} that they share and their values are one scale ({told(share, n)})."
+    )
+    return {
+        s: replace(side, library=first.table.var_names[first.table.var_names.isin(genes)]) for s, side in sides.items()
+    }
+
+
+def _warn_of_models(sides: dict[str, SlideTable], table_key: str) -> None:
+    """Warn of predictions that are log1p CP10k over different genes."""
+    libraries = {s: Library.parse(side.facts.get(LIBRARY)) for s, side in sides.items()}
+    known = {s: found for s, found in libraries.items() if found is not None and sides[s].scale != "relative"}
+    if len({found.genes for found in known.values()}) < 2:
+        return
+    first, *others = known
+    for other in others:
+        found = overlap(known[first], known[other].genes, known[other].share)
+        if not found.same:
+            warn(
+                f"Tables {table_key!r} of {first!r} and {other!r} are of models whose library sizes are counted over "
+                f"different genes (the {found.n_shared} shared ones carry {found.share_model:.0%} and "
+                f"{found.share_measured:.0%} of their counts), so their values are not on one scale; predict all "
+                "slides with one model."
+            )
+            return
 
 
 def _what(side: SlideTable) -> str:

@@ -124,6 +124,22 @@ class Job:
             raise InputError(f"None of the slides {listing(slides)} has counts.")
         return found
 
+    def on_one_library(
+        self, slides: Mapping[str, SpatialData]
+    ) -> tuple[Mapping[str, SpatialData], dict[str, data.Region]]:
+        """Return slides and their regions; where these measured different genes, with tables of the shared ones."""
+        regions = self.regions(slides)
+        shared = None if self.takes_images else data.shared_library(regions.values())
+        if shared is None:
+            return slides, regions
+        slides = dict(slides)
+        for s, region in regions.items():
+            key = find_table(region.sdata, region.shapes_key, self.where["table_key"])
+            table = region.sdata.tables[key]
+            some = table.var_names.isin(shared.genes)
+            slides[s] = copied(region.sdata, tables={key: table[:, some].copy()})
+        return slides, self.regions(slides)
+
     def trained(self, slides: Mapping[str, SpatialData], **changes: Any) -> Model:
         """Train on these slides."""
         return train(slides, self.model, **({"seed": self.seed} | self.where | self.training | changes))
@@ -223,8 +239,8 @@ Change = Callable[[Withheld], "SpatialData"]
 def withhold(slides: Any, share: Any, job: Job) -> tuple[dict[str, SpatialData], dict[str, Withheld]]:
     """Return all slides, and those with counts with some of their spots withheld."""
     share = share_of(share, name="share")
-    slides = data.as_slides(slides)
-    return slides, {s: Withheld.of(region, share, job) for s, region in job.regions(slides).items()}
+    slides, regions = job.on_one_library(data.as_slides(slides))
+    return dict(slides), {s: Withheld.of(region, share, job) for s, region in regions.items()}
 
 
 def score_withheld(

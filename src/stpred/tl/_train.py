@@ -60,6 +60,9 @@ def train(
     ----------
     slides
         One SpatialData object, or a mapping of slide names to them: calibrated image, region and measured raw counts.
+        Where slides measured materially different genes (those that all share carry less than 95 % of the counts of
+        some, as a panel and a whole transcriptome), library sizes are counted over the shared ones, and a warning says
+        so: log1p CP10k is one scale only over one set of genes.
     model
         A family (``"ridge"``, ``"stnet"``, ``"deepspot"``, ``"miso"``, ...; see :func:`stpred.models.list`), its
         class, or its ``Config``.

@@ -84,8 +84,7 @@ def withheld_sections(
         model, training, seed=seed, shapes_key=shapes_key, table_key=table_key,
         n_genes=n_genes, intervals=intervals, n_samples=n_samples,
     )  # fmt: skip
-    slides = data.as_slides(slides)
-    regions = job.regions(slides)
+    slides, regions = job.on_one_library(data.as_slides(slides))
     donors = data.donor_folds(list(regions), groups)
     if len(set(donors.values())) < 2:
         raise InputError(

@@ -35,7 +35,8 @@ def withheld_spots(
     ----------
     slides
         One SpatialData object, or a mapping of slide names to them, with raw counts. They are left as they are. For
-        families that learn from images alone, slides without counts may be among them.
+        families that learn from images alone, slides without counts may be among them. Where slides measured materially
+        different genes, those that they share are taken, as in :func:`stpred.tl.cross_validate`.
     model
         Family name, class or ``Config`` of the model that is trained.
     share
