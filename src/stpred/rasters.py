@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core import keys
-from stpred._core.checks import InputError, check_parent
+from stpred._core import keys, locks
+from stpred._core.checks import InputError, MissingFileError, check_parent
+from stpred._core.files import read_json, readable, reason, writable
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -31,6 +36,7 @@ MOST_IN_MEMORY = 0.5
 _BLOCK_BYTES = 2**28
 _SMALLEST = 512
 _PYRAMID = 4 / 3
+_COMMIT_S = 600.0
 _STORE = "zarr.json"
 _MARK = "spatialdata_attrs"
 
@@ -131,7 +137,8 @@ class Blocks:
         By first row and column of the block, what was noted of it.
     """
 
-    finished: dict[str, dict[str, Any]]
+    def __init__(self) -> None:
+        self.finished: dict[str, dict[str, Any]] = {}
 
     def has(self, rows: slice, columns: slice) -> bool:
         """Whether a block is there."""
@@ -153,50 +160,83 @@ class Staging(Blocks):
         All that decides its values; one that was begun with others is begun anew.
     frame, n_genes
         Its shape.
+    lock
+        File that is given a sign of life with every block, if there is one.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], frame: Frame, n_genes: int) -> None:
+    def __init__(
+        self, folder: Path, facts: dict[str, Any], frame: Frame, n_genes: int, *, lock: Path | None = None
+    ) -> None:
         import zarr
 
-        self.folder, self._done = folder, folder / "done.txt"
+        super().__init__()
+        self.folder, self._done, self._lock = folder, folder / "done.txt", lock
         said = json.dumps(facts, sort_keys=True, default=str)
         known = folder / "facts.json"
-        if folder.exists() and (not known.is_file() or known.read_text() != said):
-            logger.info("What was left in %s is of another prediction, and is begun anew.", folder)
-            shutil.rmtree(folder)
         edge = block_edge(n_genes)
-        if not folder.exists():
+        shape = (n_genes, *frame.shape)
+        try:
+            with readable(folder, what="unfinished map"):
+                if known.read_text(encoding="utf-8") != said:
+                    raise InputError("it is of another prediction")
+                self._resume(shape)
+        except MissingFileError:
+            pass
+        except InputError as error:
+            logger.warning("What was left in %s is begun anew: %s.", folder, reason(error.__cause__ or error))
+        if self.finished:
+            logger.info("%d finished blocks are taken from %s.", len(self.finished), folder)
+            return
+        with writable(folder, what="unfinished map"):
+            self.discard()
             folder.mkdir(parents=True)
-            zarr.create_array(
+            self.values = zarr.create_array(
                 folder / "map.zarr",
-                shape=(n_genes, *frame.shape),
+                shape=shape,
                 chunks=(1, min(edge, frame.shape[0]), min(edge, frame.shape[1])),
                 dtype="float32",
                 fill_value=float("nan"),
             )
-            known.write_text(said)
-        self.values = zarr.open_array(folder / "map.zarr", mode="r+")
-        text = self._done.read_text() if self._done.exists() else ""
+            known.write_text(said, encoding="utf-8")
+
+    def _resume(self, shape: tuple[int, ...]) -> None:
+        """Take up what is there; whatever is wrong with it raises."""
+        import zarr
+
+        self.values = zarr.open_array(self.folder / "map.zarr", mode="r+")
+        if self.values.shape != shape or self.values.dtype != np.float32:
+            raise ValueError(f"it has values of shape {self.values.shape}")
+        text = self._done.read_text(encoding="utf-8") if self._done.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
+        found = {}
+        for line in whole.splitlines():
+            block, _, noted = line.partition(" ")
+            found[block] = json.loads(noted)
+            if not re.fullmatch(r"\d+,\d+", block) or not isinstance(found[block], dict):
+                raise ValueError("its list of finished blocks is damaged")
         if whole != text:
-            self._done.write_text(whole)
-        lines = (line.split(" ", 1) for line in whole.splitlines())
-        self.finished = {block: json.loads(noted) for block, noted in lines}
-        if self.finished:
-            logger.info("%d finished blocks are taken from %s.", len(self.finished), folder)
+            self._done.write_text(whole, encoding="utf-8")
+        self.finished = found
 
     def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None, **noted: Any) -> None:
         """Write a (n_genes, h, w) block, or nothing where it is empty, and only then note that it is there."""
-        if values is not None:
-            self.values[:, rows, columns] = values
         block = f"{rows.start},{columns.start}"
-        with self._done.open("a") as done:
-            done.write(f"{block} {json.dumps(noted)}\n")
+        with writable(self.folder, what="unfinished map"):
+            if values is not None:
+                self.values[:, rows, columns] = values
+            with self._done.open("a", encoding="utf-8") as done:
+                done.write(f"{block} {json.dumps(noted)}\n")
+        if self._lock is not None:
+            with suppress(OSError):
+                os.utime(self._lock)
         self.finished[block] = noted
 
     def discard(self) -> None:
         """Remove all of it."""
-        shutil.rmtree(self.folder)
+        if self.folder.is_dir() and not self.folder.is_symlink():
+            shutil.rmtree(self.folder)
+        else:
+            self.folder.unlink(missing_ok=True)
 
     def lazy(self) -> Any:
         """Return the map as a dask array."""
@@ -211,11 +251,14 @@ class Staging(Blocks):
 
         path = self.folder / "changed.zarr"
         shape, chunks = self.values.shape, self.values.chunks
-        changed = zarr.create_array(
-            path, shape=shape, chunks=chunks, dtype="float32", fill_value=float("nan"), overwrite=True
-        )
+        with writable(path, what="unfinished map"):
+            changed = zarr.create_array(
+                path, shape=shape, chunks=chunks, dtype="float32", fill_value=float("nan"), overwrite=True
+            )
         for gene in range(shape[0]):
-            changed[gene] = change(np.asarray(self.values[gene]), gene)
+            plane = change(np.asarray(self.values[gene]), gene)
+            with writable(path, what="unfinished map"):
+                changed[gene] = plane
         return da.from_zarr(str(path))
 
 
@@ -253,9 +296,13 @@ def note(sdata: SpatialData, key: str, provenance: str) -> None:
 def check_out(out: str | Path, key: str) -> Path:
     """Return the store that a map can be written to: a new one, or one without an element of its name."""
     path = check_parent(Path(out))
+    check_parent(staging_of(path, key))
     if not path.exists():
         return path
-    if not (path / _STORE).is_file() or _MARK not in json.loads((path / _STORE).read_text()).get("attributes", {}):
+    if path.is_dir() and not os.access(path, os.W_OK):
+        raise InputError(f"`out`={str(path)!r} cannot be written: the store is not writable.")
+    kept = read_json(path / _STORE, what="store") if (path / _STORE).is_file() else {}
+    if not isinstance(attributes := kept.get("attributes"), dict) or _MARK not in attributes:
         raise InputError(f"`out`={str(path)!r} is no SpatialData store; name a new one or an existing store.")
     for kind in ("images", "labels", "points", "shapes", "tables"):
         # What was left when a map was put there, before the store knew of it, goes when it is put there again.
@@ -270,27 +317,83 @@ def staging_of(path: Path, key: str) -> Path:
     return path.with_name(f".{path.name}-{key}.part")
 
 
+@contextmanager
+def alone(out: str | Path, key: str) -> Iterator[Path]:
+    """Let no other process write the same map for a block, and give its store; refuse where one is at it, and name it.
+
+    Folders that are made for the lock go if nothing was written into them. What killed runs left is removed, but for
+    finished blocks of a map, which :class:`Staging` takes up.
+    """
+    path = check_out(out, key)
+    above = [p for p in path.absolute().parents if not p.exists()]
+    try:
+        with writable(path, what="store"):
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(lock_of(path, key), what=f"map {key!r} of {str(path)!r}"):
+            check_out(out, key)  # another process may have been done meanwhile
+            for left in path.absolute().parent.glob(f"{glob.escape(f'.{path.name}-{key}.')}*.writing"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield path
+    finally:
+        for folder in above:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def lock_of(path: Path, key: str | None = None) -> Path:
+    """Return the file that says who is writing a map, or without a name: who is changing the store."""
+    return path.with_name(f".{path.name}.lock" if key is None else f".{path.name}-{key}.lock")
+
+
 def commit(path: Path, key: str, image: Any, provenance: str) -> Any:
     """Write a map as an element of a store, which gets it whole or not at all; return it as read from there."""
-    import zarr
     from spatialdata import SpatialData, read_zarr
 
     made = SpatialData(images={key: image})
     note(made, key, provenance)
-    fresh = path.with_name(f".{path.name}-{key}.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    made.write(fresh)
-    if not path.exists():
-        fresh.rename(path)
-    else:
-        (path / "images").mkdir(exist_ok=True)
-        if not (path / "images" / _STORE).exists():
-            shutil.copy(fresh / "images" / _STORE, path / "images" / _STORE)
-        shutil.rmtree(path / "images" / key, ignore_errors=True)
-        (fresh / "images" / key).rename(path / "images" / key)
-        there = read_zarr(path, selection=())
-        note(there, key, provenance)
-        there.write_attrs()
+    fresh = path.with_name(f".{path.name}-{key}.{uuid.uuid4().hex[:12]}.writing")
+    what = f"map {key!r} of the store"
+    if (holder := locks.holder(lock_of(path, key))) not in ("", locks.me()):
+        raise InputError(f"The {what} {str(path)!r} is being written by {locks.told(holder)}, which took it over.")
+    try:
+        with writable(path, what=what):
+            made.write(fresh)
+            # Maps of other names may be on their way into the same store.
+            with locks.held(lock_of(path), what=f"store {str(path)!r}", wait_s=_COMMIT_S):
+                if not path.exists():
+                    fresh.rename(path)
+                else:
+                    _put(path, fresh, key, provenance)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    with readable(path, what="store"):
+        return read_zarr(path, selection=("images",)).images[key]
+
+
+def _put(path: Path, fresh: Path, key: str, provenance: str) -> None:
+    """Move an element into an existing store, of which the metadata says so last; put the store back if that fails."""
+    import zarr
+    from spatialdata import read_zarr
+
+    images, old = path / "images", fresh / "old.json"
+    shutil.copy(path / _STORE, old)
+    there = [p for p in (images, images / _STORE) if p.exists()]
+    try:
+        images.mkdir(exist_ok=True)
+        if not (images / _STORE).exists():
+            shutil.copy(fresh / "images" / _STORE, images / _STORE)
+        shutil.rmtree(images / key, ignore_errors=True)
+        (fresh / "images" / key).rename(images / key)
+        with readable(path, what="store"):
+            kept = read_zarr(path, selection=())
+        note(kept, key, provenance)
+        kept.write_attrs()
         zarr.consolidate_metadata(str(path))
-        shutil.rmtree(fresh)
-    return read_zarr(path, selection=("images",)).images[key]
+    except BaseException:
+        os.replace(old, path / _STORE)
+        shutil.rmtree(images / key, ignore_errors=True)
+        for made in (images / _STORE, images):
+            if made not in there:
+                with suppress(OSError):
+                    made.unlink() if made.is_file() else made.rmdir()
+        raise

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stpred._core import feature_cache
+from stpred._core import feature_cache, locks
 from stpred._core.checks import InputError
 from stpred._core.feature_cache import Busy, Entry, FeatureCache
 
@@ -269,7 +269,7 @@ def test_which_locks_are_stale(cache: FeatureCache, text: str, silent_s: float, 
     with entry_of(cache) as entry:
         entry.todo()
         lock = file_of(cache, "lock")
-    facts = {"parent": os.getppid(), "me": os.getpid(), "host": platform.node(), "process": feature_cache._PROCESS}
+    facts = {"parent": os.getppid(), "me": os.getpid(), "host": platform.node(), "process": locks._PROCESS}
     lock.write_text(text.format(**facts))
     os.utime(lock, (time.time() - silent_s,) * 2)
     with entry_of(cache) as entry:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred._core.forks import guard
+
 
 class ChunkDecoder:
     """Decodes chunks of a (c, y, x) array in dask's threads, without the copies that ``compute`` makes of them.
@@ -29,6 +31,7 @@ class ChunkDecoder:
         from dask.optimization import cull
         from dask.threaded import get
 
+        guard()
         name, deep = self.pixels.name, self.pixels.numblocks[0]
         wanted = [(name, k, r, c) for r, c in chunks for k in range(deep)]
         parts = [np.asarray(part) for part in get(cull(self.graph, wanted)[0], wanted)]

@@ -10,11 +10,10 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import time
-import uuid
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -24,22 +23,20 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from stpred._core.checks import InputError, one_of
+from stpred._core.checks import InputError, MissingFileError, one_of
+from stpred._core.files import parse_json, readable, reason
+from stpred._core.locks import Busy as Busy
+from stpred._core.locks import acquire as _acquire
+from stpred._core.locks import alive as _alive
+from stpred._core.locks import release as _release
 
 logger = logging.getLogger("stpred")
 
-_FORMAT = 1
+_FORMAT = 2
 _FLOAT16_MAX = 65504.0
 _FLUSH_S = 30.0
-# A lock that shows no life for this long is stale where its process cannot be asked for (another host, Windows).
-_SILENT_S = 3600.0
+_CHUNK = 1 << 24
 _FILE = re.compile(r"([0-9a-f]{64})\.(npy|json|json\.tmp|part\.npy|part\.wide|part\.done|lock)")
-# The number of a process comes again after a restart; this does not.
-_PROCESS = uuid.uuid4().hex
-
-
-class Busy(Exception):
-    """Another process is filling the entry; compute without it."""
 
 
 class FeatureCache:
@@ -161,9 +158,7 @@ class Entry(AbstractContextManager["Entry"]):
         if self._values is None:
             return
         with _writing(self.folder):
-            if _holder(self._lock) != _me():
-                raise Busy(f"{self._lock} was taken over by another process.")
-            os.utime(self._lock)  # a sign of life
+            _alive(self._lock)
             self._values.flush()
             self._done[: len(self._have)] = self._have  # after the values: a mark never speaks of a row that is lost
             self._done.flush()
@@ -177,7 +172,8 @@ class Entry(AbstractContextManager["Entry"]):
             self.flush()
             draft = self._json.with_suffix(".json.tmp")
             with _writing(self.folder):
-                draft.write_text(json.dumps({**self._record, "dtype": self._values.dtype.name}), encoding="utf-8")
+                said = {**self._record, "dtype": self._values.dtype.name, "crc32": _crc32(self._values)}
+                draft.write_text(json.dumps(said), encoding="utf-8")
                 self._values = self._done = None
                 os.replace(draft, self._json)
                 os.replace(self._part, self._npy)
@@ -199,17 +195,25 @@ class Entry(AbstractContextManager["Entry"]):
         if self._whole is not None:  # stays readable even if its files are cleared meanwhile
             return self._whole
         try:
-            array = self._map(self._npy)
-            if json.loads(self._json.read_text(encoding="utf-8")) != {**self._record, "dtype": array.dtype.name}:
-                raise ValueError("its description does not match")
+            with readable(self._npy, what="cache entry"):
+                array = self._map(self._npy)
+                said = parse_json(self._json.read_bytes(), path=self._json, what="description of a cache entry")
+                found = {**self._record, "dtype": array.dtype.name, "crc32": None}
+                if not isinstance(said, dict) or {**said, "crc32": None} != found:
+                    raise ValueError("its description does not match")
+                if said["crc32"] != _crc32(array):
+                    raise ValueError("its values are not those that were written")
             self._whole = array
-        except (OSError, ValueError) as error:
+        except InputError as error:
             self._warn(error)
         return self._whole
 
-    def _warn(self, error: Exception) -> None:
-        if not self._warned and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            logger.warning("The cache entry %s is damaged and is made anew: %s.", self._npy, error)
+    def _warn(self, error: InputError) -> None:
+        if not self._warned and not isinstance(error, MissingFileError):
+            cause = error.__cause__ or error
+            if isinstance(cause, NotADirectoryError):
+                return
+            logger.warning("The cache entry %s is damaged and is made anew: %s.", self._npy, reason(cause))
             self._warned = True
 
     def _map(self, path: Path, mode: str = "r") -> Any:
@@ -245,10 +249,11 @@ class Entry(AbstractContextManager["Entry"]):
 
     def _resume(self) -> bool:
         try:
-            values, done = self._map(self._part, "r+"), np.memmap(self._marks, dtype=np.uint8, mode="r+")
-            if len(done) != max(len(self._have), 1):
-                raise ValueError(f"it has marks for {len(done)} rows")
-        except (FileNotFoundError, ValueError) as error:
+            with readable(self._part, what="cache entry"):
+                values, done = self._map(self._part, "r+"), np.memmap(self._marks, dtype=np.uint8, mode="r+")
+                if len(done) != max(len(self._have), 1):
+                    raise ValueError(f"it has marks for {len(done)} rows")
+        except InputError as error:
             self._warn(error)
             return False
         self._values, self._done, self._have = values, done, done[: len(self._have)] == 1
@@ -282,43 +287,12 @@ class Entry(AbstractContextManager["Entry"]):
             self._values = self._map(self._part, "r+")
 
 
-def _me() -> str:
-    return f"{os.getpid()} {_PROCESS} {platform.node()}"
-
-
-def _holder(lock: Path) -> str:
-    return lock.read_text(encoding="utf-8") if lock.exists() else ""
-
-
-def _acquire(lock: Path) -> None:
-    # Of two that remove one stale lock, one may remove the other's new one; that one learns of it before it marks rows.
-    with suppress(FileNotFoundError):
-        if _stale(lock):
-            lock.unlink()
-    try:
-        with open(lock, "x", encoding="utf-8") as file:  # O_CREAT | O_EXCL
-            file.write(_me())
-    except FileExistsError:
-        raise Busy(f"{lock} is held by another process ({_holder(lock)}).") from None
-
-
-def _release(lock: Path) -> None:
-    if _holder(lock) == _me():
-        lock.unlink(missing_ok=True)
-
-
-def _stale(lock: Path) -> bool:
-    """Say whether the process that made a lock has ended."""
-    pid, process, host = [*lock.read_text(encoding="utf-8").split(" ", 2), "", "", ""][:3]
-    if not pid.isdecimal() or host != platform.node() or os.name == "nt":
-        return time.time() - lock.stat().st_mtime > _SILENT_S
-    if int(pid) == os.getpid():
-        return process != _PROCESS
-    try:
-        os.kill(int(pid), 0)
-    except OSError as error:  # or it is alive, of another user
-        return isinstance(error, ProcessLookupError)
-    return False
+def _crc32(array: NDArray[Any]) -> int:
+    """Return a checksum of an array's bytes."""
+    flat, found = array.reshape(-1).view(np.uint8), 0
+    for start in range(0, len(flat), _CHUNK):
+        found = zlib.crc32(np.ascontiguousarray(flat[start : start + _CHUNK]).data, found)
+    return found
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def _refusal(error: BaseException | None) -> str | None:
             match := re.search(r"(\w[\w -]+) \(os error", str(error))
         ):
             return match[1]
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

@@ -74,7 +74,7 @@ def mapping(
     """Return an object whose fields pass their checks; others are refused, or with `open_ended` only kept sane."""
     if not isinstance(value, dict):
         raise refuse(where, "an object", value)
-    if lacking := [k for k in required if k not in value]:
+    if lacking := sorted(k for k in required if k not in value):
         raise InputError(f"{where} lacks {listing(lacking)}.")
     if not open_ended and (unknown := sorted(set(value) - set(checks))):
         raise InputError(

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stpred._core import stored
 from stpred._core.checks import InputError, MissingFileError, check_parent
+from stpred._core.files import read_json, reason
 from stpred._core.specs import TileSpec
-from stpred._core.weights import CONFIG, WEIGHTS, write_folder
+from stpred._core.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred.encoders._base import EncoderCard
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from stpred.encoders._trained import TrainedEncoder
 
 FORMAT_VERSION = 1
 KIND = "encoder"
+
+MAX_TILE_PX = 2048
+"""Edge of the largest tiles of an encoder that was trained here."""
+
+_KWARGS: dict[str, stored.Check] = {
+    "img_size": lambda v, w: stored.whole(v, w, high=MAX_TILE_PX),
+    "drop_rate": lambda v, w: stored.number(v, w, low=0, high=1),
+    "drop_path_rate": lambda v, w: stored.number(v, w, low=0, high=1),
+}
+"""All that a stored encoder may tell `timm.create_model` beside the name: nothing that names files or the net."""
 
 
 def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -108,24 +122,42 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
 
     folder = Path(path)
     facts = _read(folder)
-    card = _card(facts["card"], folder / CONFIG)
-    if not (folder / WEIGHTS).is_file():
-        raise MissingFileError(f"Encoder file {str(folder / WEIGHTS)!r} is missing.")
-    module = _trained.build(facts["backbone"], facts["kwargs"], seed=facts["seed"])
-    _module.load_weights(module, folder / WEIGHTS)
+    card, weights = _card(facts["card"], folder / CONFIG), folder / WEIGHTS
+    backbone, kwargs, seed = facts["backbone"], facts["kwargs"], facts["seed"]
+    if kwargs.get("img_size", card.tile.size_px) != card.tile.size_px:
+        raise InputError(
+            f"{str(folder / CONFIG)!r} says that the network takes tiles of {kwargs['img_size']} px, and that they "
+            f"have {card.tile.size_px}."
+        )
+
+    def build() -> nn.Module:
+        return _trained.build(backbone, kwargs, seed=seed)
+
+    check_tensors(weights, build, what=f"the backbone {backbone!r}")
+    module = build()
+    _module.load_weights(module, weights)
     if (found := _module.digest(module.state_dict())) != card.revision:
         raise InputError(
             f"The weights in {str(folder)!r} are not those that the encoder was saved with ({found} instead of "
             f"{card.revision}); fetch the folder again."
         )
-    return _trained.TrainedEncoder(
-        module,
-        card=card,
-        backbone=facts["backbone"],
-        kwargs=facts["kwargs"],
-        seed=facts["seed"],
-        record=facts["record"],
-    ).to(device)
+    check_values(module.state_dict().items(), weights)
+    try:  # embeds an empty tile
+        made = _trained.TrainedEncoder(
+            module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=facts["record"]
+        )
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The encoder in {str(folder)!r} takes no tiles of {card.tile.size_px} px: {reason(error)}."
+        ) from error
+    if (made.card.width, made.card.dense) != (card.width, card.dense or made.card.dense):
+        raise InputError(
+            f"{str(folder / CONFIG)!r} says that the encoder gives {card.width} features, but it gives "
+            f"{made.card.width}."
+        )
+    return made.to(device)
 
 
 def factory(path: str | Path, *, name: str) -> Callable[..., Any]:
@@ -150,38 +182,41 @@ def _read(folder: Path) -> dict[str, Any]:
             f"No encoder at {str(folder)!r}: a folder with {CONFIG} and {WEIGHTS} is needed, as stpred.encoders.save "
             "writes it."
         )
-    try:
-        facts = json.loads((folder / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(folder / CONFIG)!r} is not valid JSON: {error}.") from error
-    if not isinstance(facts, dict) or facts.get("kind") != KIND:
-        model = isinstance(facts, dict) and "family" in facts
+    facts = read_json(folder / CONFIG, what="encoder's config")
+    if facts.get("kind") != KIND:
+        model = "family" in facts
         raise InputError(
             f"{str(folder)!r} holds no encoder"
             f"{'; it is a model, which stpred.models.load reads' if model else f' ({CONFIG} does not say so)'}."
         )
-    if (version := facts.get("format_version")) != FORMAT_VERSION:
+    version, where = facts.get("format_version"), repr(str(folder / CONFIG))
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise InputError(f"Encoder {str(folder)!r} has format version {version!r}, this stpred reads {FORMAT_VERSION}.")
     kinds = {"backbone": str, "kwargs": dict, "seed": int, "card": dict, "record": dict}
     if wrong := sorted(k for k, kind in kinds.items() if not isinstance(facts.get(k), kind)):
-        raise InputError(f"{str(folder / CONFIG)!r} lacks {wrong}, or they are of the wrong kind.")
+        raise InputError(f"{where} lacks {wrong}, or they are of the wrong kind.")
+    stored.text(facts["backbone"], f"{where} (backbone)", most=200)
+    if not re.fullmatch(r"(timm/)?\w+(\.\w+)?", facts["backbone"]):  # no path, and nothing to be fetched
+        raise InputError(f"{where} names no network of timm as `backbone`, but {facts['backbone']!r}.")
+    facts["seed"] = stored.whole(facts["seed"], f"{where} (seed)", low=-(2**63), high=2**63 - 1)
+    facts["kwargs"] = stored.mapping(facts["kwargs"], f"{where} (kwargs)", _KWARGS)
+    stored.sane(facts["record"], f"{where} (record)")
     return facts
 
 
-def _card(facts: Mapping[str, Any], path: Path) -> EncoderCard:
-    known = {f.name for f in fields(EncoderCard)}
-    if unknown := sorted(set(facts) - known):
-        raise InputError(f"The card in {str(path)!r} has unknown fields {unknown}; known are {sorted(known)}.")
-    if lacking := sorted({"name", "tile", "width", "revision", "mean", "std"} - facts.keys()):
-        raise InputError(f"The card in {str(path)!r} lacks {lacking}.")
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-    return EncoderCard(**{**plain, "tile": TileSpec.parse(facts["tile"])})
+def _card(facts: Any, path: Path) -> EncoderCard:
+    found = stored.card(
+        facts, f"The card in {str(path)!r}", required=("name", "tile", "width", "revision", "mean", "std")
+    )
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    if found["tile"]["size_px"] > MAX_TILE_PX:
+        raise InputError(f"The card in {str(path)!r} states tiles of more than {MAX_TILE_PX} px.")
+    return EncoderCard(**{**plain, "tile": TileSpec.parse(found["tile"])})
 
 
 def _kind(folder: Path) -> Any:
     """Return what a folder says that it holds."""
     try:
-        facts = json.loads((folder / CONFIG).read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return read_json(folder / CONFIG, what="config").get("kind")
+    except InputError:
         return None
-    return facts.get("kind") if isinstance(facts, dict) else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stpred._core import stored
 from stpred._core.checks import InputError, listing
+from stpred._core.forks import guard
 from stpred._core.specs import TileSpec
 from stpred.links import Links
 from stpred.models._scene import Scene
@@ -33,8 +34,8 @@ _SLIDES_DIFFER = 0.05
 MAX_UM = 1e5
 """Largest distance that stored settings may have, in micrometres: the width of a slide."""
 
-_MOST = {"n_neighbors": 100_000, "parts": 64}
-"""Largest values of stored settings that decide how much a prediction looks at."""
+_MOST = {"n_neighbors": 100_000, "parts": 64, "depth": 24, "n_phi": 10_000, "n_rho": 10_000}
+"""Largest values of stored settings that decide how much a prediction looks at, or how many layers there are."""
 
 _ROWS = 2**16
 """Features whose distances, in double precision, are in memory at a time."""
@@ -556,6 +557,7 @@ class Model(nn.Module, ABC):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__()
+        guard()
         self.config, self.n_features, self.n_genes = config, n_features, n_genes
         self.typical = TypicalTiles(self.typical_width)
         self.record = Record(name=self.family, genes=[])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from stpred._core.checks import InputError, MissingFileError, check_parent, listing, whole
 from stpred._core.files import read_json, readable
-from stpred._core.weights import CONFIG, WEIGHTS, write_folder
+from stpred._core.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred.models import _registry, _stored
 from stpred.models._base import FORMAT_VERSION, Model
 
@@ -104,13 +104,13 @@ def load(path: str | Path) -> Model:
     def build() -> Model:
         return family(settings, n_features=width, n_genes=len(record.genes))
 
-    _stored.blank(build, _stored.open_tensors(weights), config, family=family.family)
+    check_tensors(weights, build, what=repr(family.family))
     with readable(weights, what="model file"):
         tensors = load_file(weights)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
         model = build()
     model.load_state_dict(tensors)
-    _stored.check_values(model.state_dict().items(), weights)
+    check_values(model.state_dict().items(), weights)
     model.record = record
     _stored.check_width(model, config)
     return model.eval()

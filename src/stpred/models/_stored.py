@@ -1,52 +1,17 @@
-"""What a stored model may say: every field of its record, its settings, and its tensors, checked before use."""
+"""What a stored model may say: every field of its record, checked before use."""
 
 from __future__ import annotations
 
-import math
-import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
-
 from stpred._core import stored
-from stpred._core.checks import InputError, MissingFileError, listing
-from stpred._core.files import readable
+from stpred._core.checks import InputError, listing
 from stpred.models._base import MAX_UM, Model, Record
 
 TARGETS = ("log1p_cp10k", "counts", "relative")
 MAX_GENES = 200_000
-
-MAX_VALUE = 1e15
-"""Largest magnitude of a value in a tensor: sums of products of such stay finite."""
-
-_ABOVE_ZERO = re.compile(
-    r"(.*\.)?(typical\.(std|spread|rest|limit)|std|feature_std|gene_std|pixel_std|library_median|scale)"
-)
-"""Names of tensors that something is divided by."""
-
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 
 
 def _um(value: Any, where: str) -> Any:
@@ -270,78 +235,3 @@ def check_width(model: Model, path: Path) -> None:
             f"{str(path)!r} says that the network takes {model.n_features} features, and that the encoder "
             f"{found['name']!r} gives {given}."
         )
-
-
-def open_tensors(path: Path) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor of a file, which is not read for it."""
-    if not path.is_file():
-        raise MissingFileError(f"Model file {str(path)!r} is missing.")
-    with readable(path, what="model file"), safe_open(path, framework="pt") as file:
-        slices = {k: file.get_slice(k) for k in file.keys()}
-        return {k: (_DTYPES.get(v.get_dtype()), tuple(v.get_shape())) for k, v in slices.items()}
-
-
-def blank(
-    build: Callable[[], Model], there: dict[str, tuple[torch.dtype | None, tuple[int, ...]]], path: Path, *, family: str
-) -> None:
-    """Refuse settings whose network has other tensors than a file holds, before any memory is taken for them.
-
-    The network is made of tensors without memory, and no further than the file has tensors for.
-    """
-    try:
-        with torch.device("meta"), _at_most(len(there)):
-            expected = build().state_dict()
-    except InputError:
-        raise
-    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:  # sizes beyond torch's
-        raise InputError(f"The settings in {str(path)!r} make no network of family {family!r}: {error}.") from error
-    weights = path.with_name("model.safetensors")
-    if missing := sorted(expected.keys() - there.keys()):
-        raise InputError(f"Model file {str(weights)!r} lacks tensors {listing(missing)}.")
-    if unknown := sorted(there.keys() - expected.keys()):
-        raise InputError(f"Model file {str(weights)!r} has tensors that {family!r} does not know: {listing(unknown)}.")
-    for name, (dtype, shape) in there.items():
-        wanted = expected[name]
-        if shape != tuple(wanted.shape):
-            raise InputError(
-                f"Tensor {name!r} of {str(weights)!r} has shape {shape}, {family!r} with this config needs "
-                f"{tuple(wanted.shape)}."
-            )
-        if dtype != wanted.dtype and not (
-            dtype is not None and dtype.is_floating_point and wanted.dtype.is_floating_point
-        ):
-            raise InputError(f"Tensor {name!r} of {str(weights)!r} is of type {dtype}, not {wanted.dtype}.")
-
-
-@contextmanager
-def _at_most(n: int) -> Iterator[None]:
-    """Stop this thread's networks when they register many more parameters or buffers than n."""
-    left, thread = 4 * n + 1000, threading.get_ident()
-
-    def count(module: Any, name: str, tensor: Any) -> None:
-        nonlocal left
-        if threading.get_ident() == thread:
-            left -= 1
-            if left < 0:
-                raise ValueError("it would need many more tensors than the file holds")
-
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def check_values(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    """Refuse tensors with NaN, infinite or absurd values, or divisors that are not above zero."""
-    for name, tensor in tensors:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        low, high = (float(v) for v in torch.aminmax(tensor.detach().float()))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError(f"Tensor {name!r} of {str(path)!r} has values that are not finite; the file is damaged.")
-        if max(-low, high) > MAX_VALUE:
-            raise InputError(f"Tensor {name!r} of {str(path)!r} has values beyond {MAX_VALUE:g}; the file is damaged.")
-        if (_ABOVE_ZERO.fullmatch(name) and low <= 0) or (name.endswith(".running_var") and low < 0):
-            raise InputError(f"Tensor {name!r} of {str(path)!r} must be above zero, but reaches {low:g}.")

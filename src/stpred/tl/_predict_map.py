@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,39 @@ def predict_map(
     tables.check_name(holder, key, kind="images")
     if inplace and key in sdata.images and key not in sdata.attrs.get(keys.UNS, {}):
         raise InputError(f"`key_added`={key!r} is an image that stpred did not write; choose another name.")
-    path = None if out is None else rasters.check_out(out, key)
+    with nullcontext() if out is None else rasters.alone(out, key) as path:
+        image, told = _made(
+            sdata, holder, job, area_key, key, path,
+            image_key=image_key, size_um=size_um, preserve=preserve, coordinate_system=coordinate_system,
+            provenance=provenance,
+        )  # fmt: skip
+    if not inplace:
+        return image
+    for made in [k for k in holder.shapes if k not in sdata.shapes]:
+        sdata.shapes[made] = holder.shapes[made]
+    if key in sdata.images:
+        warnings.warn(f"Image {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=3)
+        del sdata.images[key]
+    sdata.images[key] = image
+    rasters.note(sdata, key, told)
+    return None
+
+
+def _made(
+    sdata: SpatialData,
+    holder: SpatialData,
+    job: Job,
+    area_key: str,
+    key: str,
+    path: Path | None,
+    *,
+    image_key: str | None,
+    size_um: float,
+    preserve: str | None,
+    coordinate_system: str,
+    provenance: Any,
+) -> tuple[Any, str]:
+    """Return the map, in memory or as it is in the store at `path`, and its provenance."""
     region = data.read_region(holder, shapes_key=area_key, image_key=image_key, coordinate_system=coordinate_system)
     region = replace(region, slide=known_as(job.model, region))
     if size_um < region.pyramid.mpp:
@@ -86,7 +119,9 @@ def predict_map(
     else:
         folder = rasters.staging_of(path, key)
         rasters.check_disk(path, frame, len(job.genes), staging=folder, copies=1 if spots is None else 2)
-        kept = rasters.Staging(folder, _facts(job, region, frame), frame, len(job.genes))
+        kept = rasters.Staging(
+            folder, _facts(job, region, frame), frame, len(job.genes), lock=rasters.lock_of(path, key)
+        )
     try:
         n, unlike, context = _fill(kept, area, job)
     except InputError:
@@ -108,23 +143,14 @@ def predict_map(
             f"{unlike / n:.0%} of the map looks unlike the tissue that model {job.model.record.name!r} was trained on; "
             "its predictions here are guesses.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     told = json.dumps(facts, sort_keys=True, default=tables.plain)
     image = rasters.element(values, job.genes, frame, coordinate_system=coordinate_system)
     if path is not None:
         image = rasters.commit(path, key, image, told)
         kept.discard()
-    if not inplace:
-        return image
-    for made in [k for k in holder.shapes if k not in sdata.shapes]:
-        sdata.shapes[made] = holder.shapes[made]
-    if key in sdata.images:
-        warnings.warn(f"Image {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=3)
-        del sdata.images[key]
-    sdata.images[key] = image
-    rasters.note(sdata, key, told)
-    return None
+    return image, told
 
 
 def known_as(model: Model, region: data.Region) -> str:
@@ -295,8 +321,8 @@ class _Memory(rasters.Blocks):
     """A map in memory; see `rasters.Staging`."""
 
     def __init__(self, n_genes: int, frame: rasters.Frame) -> None:
+        super().__init__()
         self.values = np.full((n_genes, *frame.shape), np.nan, dtype=np.float32)
-        self.finished = {}
 
     def put(self, rows: slice, columns: slice, values: NDArray[np.float32] | None, **noted: Any) -> None:
         if values is not None:
