@@ -331,7 +331,7 @@ def alone(out: str | Path, key: str) -> Iterator[Path]:
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with locks.held(lock_of(path, key), what=f"map {key!r} of {str(path)!r}"):
             check_out(out, key)  # another process may have been done meanwhile
-            for left in path.absolute().parent.glob(f"{glob.escape(f'.{path.name}-{key}.')}*.writing"):
+            for left in path.absolute().parent.glob(f"{glob.escape(f'.{path.name}-{key}.')}*writing"):
                 shutil.rmtree(left, ignore_errors=True)
             yield path
     finally:

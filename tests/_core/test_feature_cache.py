@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def test_round_trip(cache: FeatureCache) -> None:
         assert np.array_equal(array, VALUES.astype(np.float16))
     assert {path.name.partition(".")[2] for path in cache.folder.iterdir()} == {"npy", "json"}
     record = json.loads(file_of(cache, "json").read_text())
-    assert record == {"format": 1, "facts": FACTS, "n": 20, "shape": [4, 3], "dtype": "float16"}
+    assert record.pop("crc32") == zlib.crc32(VALUES.astype(np.float16).tobytes())
+    assert record == {"format": 2, "facts": FACTS, "n": 20, "shape": [4, 3], "dtype": "float16"}
     again = entry_of(cache)
     assert again.complete
     assert len(again.todo()) == 0

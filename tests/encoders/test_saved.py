@@ -114,7 +114,7 @@ def test_damage_is_told(encoder: _trained.TrainedEncoder, tmp_path: Path) -> Non
         ({"card": {"name": "x"}}, r"The card in .* lacks \['mean', .*'width'\]"),
         ({"backbone": "resnett"}, "timm has no model 'resnett'"),
         ({"backbone": "test_resnet2"}, "timm has no model 'test_resnet2'"),
-        ({"backbone": "test_vit"}, "is of another model"),
+        ({"backbone": "test_vit"}, "lacks tensors"),
         ({"card": facts["card"] | {"revision": "sha256:0"}}, "are not those that the encoder was saved with"),
     ):
         written(json.dumps(facts | change))

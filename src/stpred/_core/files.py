@@ -7,6 +7,7 @@ within :func:`readable` is taken for a fault of the file.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -25,6 +26,9 @@ _DAMAGE = re.compile(
     r"truncat|unexpected end|end of file|\beof\b|\bcrc\b|corrupt|signature|checksum|incomplete|damaged|stored block",
     re.IGNORECASE,
 )
+_HOLDER, _TARGET = "process.lock", "target.txt"
+"""Files of a staging folder: whose it is, and what it was to become."""
+
 MAX_REASON = 240
 """Characters that are kept of what a library said."""
 
@@ -136,8 +140,11 @@ def staged_folder(path: Path, *, what: str) -> Iterator[Path]:
     with writable(path, what=what), _beside(path) as staging:
         new, old = staging / "new", staging / "old"
         new.mkdir()
+        there = os.path.lexists(path)
         yield new
         if path.exists():
+            if not there and any(path.iterdir()):
+                raise InputError(f"The {what} {str(path)!r} was written by another process meanwhile; name another.")
             path.rename(old)
         try:
             new.rename(path)
@@ -156,14 +163,30 @@ def staged_file(path: Path, *, what: str) -> Iterator[Path]:
         part.replace(path)
 
 
+def _of(holder: Path) -> str:
+    """Return the name that a staging folder was to take."""
+    return holder.with_name(_TARGET).read_text(encoding="utf-8")
+
+
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Give a folder of this call's own beside `path`; it goes at the end, and folders made for it if nothing came."""
+    from stpred._core import locks
+
     above = [p for p in path.parents if not p.exists()]
     staging = None
+    prefix = f".{path.name[:40]}-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
+        for left in path.parent.glob(f"{glob.escape(prefix)}*/{_HOLDER}"):
+            with suppress(OSError):
+                if locks.stale(left):  # of a run that was killed
+                    if (left.parent / "old").exists() and not path.exists() and _of(left) == path.name:
+                        (left.parent / "old").rename(path)
+                    shutil.rmtree(left.parent, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+        (staging / _HOLDER).write_text(locks.me(), encoding="utf-8")
+        (staging / _TARGET).write_text(path.name, encoding="utf-8")
         yield staging
     finally:
         if staging is not None:

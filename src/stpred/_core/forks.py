@@ -5,8 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
+from typing import Any
 
 _registered = False
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def renew(holder: Any) -> None:
+    """Give an object (or class) a new ``_lock`` in forked children, and let it open its file anew.
+
+    A lock may be held by a thread that the child does not have, and the place in an open file is shared with the
+    parent. What it opened is under ``_pages`` or ``_reader``.
+    """
+    guard()
+    _open.add(holder)
 
 
 def guard() -> None:
@@ -29,6 +42,11 @@ def guard() -> None:
 
 def _in_child() -> None:
     _forget_pools()
+    for holder in list(_open):
+        holder._lock = threading.Lock()
+        for name in ("_pages", "_reader"):
+            if hasattr(holder, name):
+                setattr(holder, name, None)
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)  # OpenMP waits for the parent's threads; as in the workers of torch's data loaders
 

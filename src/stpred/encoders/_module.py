@@ -170,14 +170,20 @@ def pick_device(device: str | None) -> torch.device:
     """Return a device that is there; None is the GPU if there is one."""
     import torch
 
+    forked = getattr(torch.cuda, "_is_in_bad_fork", bool)()  # of a process that has used the GPU
     if device is None:
-        if torch.cuda.is_available():
+        if not forked and torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"`device`={device!r} is not a torch device, such as 'cpu' or 'cuda:0'.") from error
+    if found.type == "cuda" and forked:
+        raise InputError(
+            f"`device`={device!r} cannot be used in a worker that was forked from a process that has used it; start "
+            "workers with multiprocessing's 'spawn', or pass device='cpu'."
+        )
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(f"`device`={device!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices.")
     return found

@@ -14,6 +14,7 @@ import numpy as np
 from stpred._core.calibration import Evidence, to_transformation
 from stpred._core.checks import InputError
 from stpred._core.files import readable
+from stpred._core.forks import renew
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -216,12 +217,14 @@ class KeptLevel:
         self._source = source
         self._kept: np.ndarray | None = None
         self._lock = threading.Lock()
+        renew(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew(self)
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         import dask.array as da
@@ -293,6 +296,7 @@ class FlatImage:
         self.ndim = 3
         self.chunk_px = (CHUNK_PX, CHUNK_PX)
         self._decode = decode
+        renew(FlatImage)
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         channel, *rest = index

@@ -13,6 +13,7 @@ import numpy as np
 
 from stpred._core.checks import InputError
 from stpred._core.files import readable, reason
+from stpred._core.forks import renew
 from stpred.io._channels import Colours, colours_of, refused_by_name
 from stpred.io._pixels import CHUNK_PX, FlatImage, Level, Pixels, Turned, refuse_mode
 from stpred.io._resolution import tiff_resolution
@@ -174,12 +175,14 @@ class TiffLevel:
         self.ndim = 3
         self._pages: list[Any] | None = None
         self._lock = threading.Lock()
+        renew(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pages": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew(self)
 
     def _opened(self) -> list[Any]:
         """Return the level's pages; one of all samples, or one for each of three."""

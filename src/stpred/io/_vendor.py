@@ -11,6 +11,7 @@ import numpy as np
 
 from stpred._core.checks import InputError, listing
 from stpred._core.files import readable
+from stpred._core.forks import renew
 from stpred.io._pixels import CHUNK_PX, Pixels, refuse_mode
 from stpred.io._resolution import evidence_of
 from stpred.io._sizes import MAX_PX
@@ -102,12 +103,14 @@ class VendorLevel:
         self.ndim = 3
         self._reader: Any = None
         self._lock = threading.Lock()
+        renew(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        renew(self)
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         with self._lock:

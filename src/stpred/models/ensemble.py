@@ -54,7 +54,9 @@ class EnsembleConfig(BaseConfig):
             )
         family = _registry.family(values.get("family", "ridge"))
         member = stored.mapping(values.get("member", {}), "`member` of EnsembleConfig", {}, open_ended=True)
-        return cls(family.Config.parse(member), n=stored.whole(values.get("n", 5), "`n` of EnsembleConfig", high=10_000))
+        return cls(
+            family.Config.parse(member), n=stored.whole(values.get("n", 5), "`n` of EnsembleConfig", high=10_000)
+        )
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Fill in the member's distances."""
