@@ -264,3 +264,36 @@ def test_mtx_gives_what_h5_gives(mtx: Callable[..., Path], vendor_files: Path) -
     table = st.io.visium(mtx(0, "")).tables["spots_counts"]
     right = st.io.visium(vendor_files / "visium").tables["spots_counts"]
     np.testing.assert_array_equal(table.X.toarray(), right.X.toarray())
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+def test_broken_tables_in_memory(form: str, rebuild: Any, trained: Any, cohort: Any, refused: Any) -> None:
+    """Every function that takes a table looks at its matrix first; SciPy would end the process in most of them."""
+    sdata = rebuild()
+    st.tl.predict(sdata, trained, key_added="guess")
+    table = sdata.tables["spots_counts"]
+    del sdata.tables["spots_counts"]
+    table.X = table.X.asformat(form)
+    table.layers["other"] = table.X.copy()
+    table.X.indices[-1] = 10**8
+    table.obs["half"] = np.where(np.arange(table.n_obs) % 2, "a", "b")
+    sdata.tables["spots_counts"] = table
+    markers = {"x": ["EPCAM", "KRT8"], "y": ["COL1A2", "CD3E"]}
+    calls: dict[str, Callable[[], Any]] = {
+        "train": lambda: st.tl.train(sdata, "intensity", genes=["EPCAM"], shapes_key="spots"),
+        "compare": lambda: st.tl.compare(sdata, "guess", "spots_counts"),
+        "score_cell_types": lambda: st.tl.score_cell_types(sdata, "spots_counts", markers),
+        "markers": lambda: st.tl.markers(sdata, "spots_counts", by="half"),
+        "pseudobulk": lambda: st.tl.pseudobulk({"a": sdata, "b": cohort["b"]}, "spots_counts"),
+        "select_genes": lambda: st.pp.select_genes({"a": sdata}, st.GeneRule("mean", n=3), shapes_key="spots"),
+        "spatial": lambda: st.pl.spatial(sdata, "spots_counts", "EPCAM"),
+        "pathway_activity": lambda: st.tl.pathway_activity(sdata, "spots_counts", markers),
+    }
+    for name, call in calls.items():
+        with refused("broken sparse matrix"):
+            call()
+            pytest.fail(name)
+    table.X = table.layers["other"].copy()
+    table.layers["other"].indices[-1] = 10**8
+    with refused("the layer 'other'", "broken sparse matrix"):
+        st.tl.score_cell_types(sdata, "spots_counts", markers, layer="other")

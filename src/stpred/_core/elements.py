@@ -10,6 +10,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
+from stpred._core.counts import check_matrices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -310,6 +311,7 @@ def ambiguous(sdata: SpatialData, table_key: str, regions: list[str], *, coordin
 def table_in_frame(sdata: SpatialData, table_key: str, *, coordinate_system: str | None = keys.UM) -> AnnData:
     """Return a table, or of one of several regions the rows of that in the coordinate system; None: all of it."""
     table = sdata.tables[table_key]
+    check_matrices(table, what=f"values of table {table_key!r}")
     if coordinate_system is None or len(table_regions(table)) < 2:
         return table
     return table[table_instances(table, region_in_frame(sdata, table_key, coordinate_system=coordinate_system))[0]]
@@ -339,6 +341,7 @@ def table_instances(table: AnnData, shapes_key: str) -> tuple[np.ndarray, pd.Ind
     attrs = table.uns.get("spatialdata_attrs")
     if not isinstance(attrs, Mapping):
         raise InputError("The table annotates no element: it lacks uns['spatialdata_attrs'].")
+    check_matrices(table, what=f"values of the table of {shapes_key!r}")
     rows = np.flatnonzero(table.obs[attrs["region_key"]].astype(str).to_numpy() == shapes_key)
     return rows, pd.Index(table.obs[attrs["instance_key"]].to_numpy()[rows])
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, one_of
+from stpred._core.counts import check_sparse
 
 Target = Literal["log1p_cp10k", "counts"]
 TARGETS: tuple[str, ...] = get_args(Target)
@@ -20,7 +21,8 @@ LOG_SHARE = "log_share"
 
 
 def dense(values: Any, dtype: Any = np.float64) -> NDArray[Any]:
-    """Return a dense array of `values`, which may be a scipy sparse matrix or array."""
+    """Return a dense array of `values`, which may be a scipy sparse matrix or array; a broken one is refused."""
+    check_sparse(values, what="values")
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=dtype)
 
 

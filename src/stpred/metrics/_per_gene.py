@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
+from stpred._core.counts import check_sparse
 from stpred._core.targets import dense
 
 Kernel = Callable[..., NDArray[np.float64]]
@@ -23,6 +24,7 @@ _MAX_THREADS = 8
 
 def columnar(values: Any, *, name: str) -> Any:
     """Return a matrix from which columns can be cut: an array, or a csc matrix of what is sparse."""
+    check_sparse(values, what=f"values of `{name}`")
     matrix = values.tocsc() if hasattr(values, "tocsc") else np.asarray(values)
     if matrix.ndim != 2:
         raise InputError(f"`{name}` must be a (n, genes) matrix, got shape {matrix.shape}.")
@@ -31,6 +33,8 @@ def columnar(values: Any, *, name: str) -> Any:
 
 def pair(predicted: Any, observed: Any) -> list[Any]:
     """Return both sides of a score, of one shape."""
+    for values, name in ((predicted, "predicted"), (observed, "observed")):
+        check_sparse(values, what=f"values of `{name}`")
     sides = [m.tocsc() if hasattr(m, "tocsc") else np.asarray(m) for m in (predicted, observed)]
     if sides[0].ndim != 2 or sides[0].shape != sides[1].shape:
         raise InputError(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, positive
+from stpred._core.counts import check_sparse
 from stpred._core.targets import dense
 from stpred.metrics._per_gene import centred, columnar, correlation, missing, over_blocks, pair, per_gene, ranks, tied
 from stpred.metrics._windows import check_windows
@@ -280,6 +281,7 @@ def partial_pearson(predicted: Any, observed: Any, given: Any) -> NDArray[np.flo
     array([-1.])
     """
     sides = pair(predicted, observed)
+    check_sparse(given, what="values of `given`")
     covariate = given.tocsc() if hasattr(given, "tocsc") else np.asarray(given)
     n, n_genes = sides[0].shape
     if covariate.shape not in {(n,), (n, n_genes)}:

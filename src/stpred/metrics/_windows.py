@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
+from stpred._core.counts import check_sparse
 
 
 def check_windows(windows: Any, *, n: int, least: int = 1) -> tuple[Any, NDArray[np.float64]]:
@@ -27,6 +28,7 @@ def check_windows(windows: Any, *, n: int, least: int = 1) -> tuple[Any, NDArray
     if not hasattr(windows, "tocsr") or windows.ndim != 2 or windows.shape[1] != n:
         shape = getattr(windows, "shape", None)
         raise InputError(f"`windows` must be a sparse (windows, {n}) matrix, one column per location, got {shape}.")
+    check_sparse(windows, what="entries of `windows`")
     checked = csr_matrix(windows, dtype=np.float64, copy=True)
     checked.sum_duplicates()
     checked.eliminate_zeros()
