@@ -181,3 +181,42 @@ def test_pixels_that_are_not_square(refused: Any, tmp_path: Path) -> None:
     path = tif(tmp_path / "slide.tif", resolution=(20000, 22000), resolutionunit="CENTIMETER")
     with refused("not square", "slide.tif", "0.5 by 0.4545 um"):
         st.io.wsi(path)
+
+
+def test_what_is_no_file(refused: Any, tmp_path: Path) -> None:
+    import os
+
+    (tmp_path / "folder.svs").mkdir()
+    os.mkfifo(tmp_path / "pipe.tif")
+    for name in ("folder.svs", "pipe.tif"):
+        with refused(name, "no file"):
+            st.io.wsi(tmp_path / name, mpp=0.5)
+    for read in (st.io.wsi, st.io.read):
+        with refused("cannot be read", "too long"):
+            read("a" * 5000 + ".svs")
+    with refused("neither a file nor a folder"):
+        st.io.read("/dev/null")
+
+
+def test_tiles_that_are_damaged_name_the_file_when_a_task_reads_them(tmp_path: Path) -> None:
+    path = tif(tmp_path / "slide.tif", tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        offsets = file.pages[0].dataoffsets
+    content = bytearray(path.read_bytes())
+    for offset in offsets:
+        content[offset : offset + 60] = bytes(60)
+    path.write_bytes(bytes(content))
+    sdata = st.io.wsi(path, mpp=0.5)
+    for task in (st.pp.tissue, lambda s: s.images["he"]["scale0"]["image"].values):
+        with pytest.raises(st.InputError, match=r"Tile \d+ of 'slide\.tif' cannot be decoded .*damaged"):
+            task(sdata)
+
+
+def test_files_that_go_away_after_they_were_opened(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    tif(tmp_path / "b.tif", tile=(64, 64), compression="zlib")
+    for path in sorted(tmp_path.iterdir()):
+        sdata = st.io.wsi(path, mpp=0.5)
+        path.unlink()
+        with pytest.raises(MissingFileError, match=path.name):
+            sdata.images["he"]["scale0"]["image"].values  # noqa: B018

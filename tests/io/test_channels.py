@@ -40,6 +40,8 @@ def ome(path: Path, channel: dict[str, Any] | None = None, **options: Any) -> Pa
         {"Name": ["r", "g", "b"]},
         {"Name": ["Channel 0", "Channel 1", "Channel 2"]},
         {"Name": ["C1", "C2", "C3"]},
+        {"Name": ["H&E", "H&E", "H&E"]},
+        {"Name": ["he_R", "he_G", "he_B"]},
         {"Name": ["Channel:0:0", "Channel:0:1", "Channel:0:2"]},
         {"Color": [-16776961, 16711935, 65535]},
     ],
@@ -53,6 +55,7 @@ def test_planes_are_rgb_where_nothing_names_them_otherwise(channel: dict[str, An
     [
         ({"Name": ["DAPI", "FITC", "Cy3"]}, "'DAPI', 'FITC', 'Cy3'"),
         ({"Name": ["DAPI", "Channel 1", "Channel 2"]}, "'DAPI'"),
+        ({"Name": ["Alexa 488", "Alexa 488", "Alexa 488"]}, "'Alexa 488'"),
         ({"Name": ["Blue", "Green", "Red"]}, "'Blue', 'Green', 'Red'"),
         ({"Name": ["Red (Cy5)", "Green (FITC)", "Blue (DAPI)"]}, r"'Red \(Cy5\)'"),
         ({"Name": ["Haematoxylin", "Eosin", "Residual"]}, "'Eosin'"),

@@ -170,7 +170,8 @@ def refused_by_name(tif: Any, page: Any, sizes: dict[str, int], image: Any) -> s
 def _named(names: Sequence[str]) -> str | None:
     """Tell from names whether three channels are something else than red, green and blue."""
     told = [name for name in names if not _NO_NAME.fullmatch(name.strip())]
-    if not told or _all_rgb(names):
+    alike = len(told) == 3 and len(set(told)) == 1 and not _FLUORESCENT.search(told[0])
+    if not told or alike or _all_rgb(names):  # three times the name of the picture
         return None
     return "of channels " + ", ".join(repr(name if len(name) <= 60 else name[:60] + "...") for name in names[:6])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, listing, one_of
+from stpred._core.files import readable
 from stpred.io._open import SUFFIXES
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ def read(path: str | Path, *, format: str | None = None, **kwargs: Any) -> Spati
     from stpred import io
 
     path = Path(path)
-    if not path.exists():
+    with readable(path, what="slide"):  # a name that is too long, a folder that may not be looked into
+        there = path.exists()
+        if there and path.is_dir():
+            next(path.iterdir(), None)
+    if not there:
         raise MissingFileError(f"There is nothing at {str(path)!r}.")
     format = detect(path) if format is None else one_of(format, FORMATS, name="format")
     if format in ("legacy_st", "hest"):
@@ -67,6 +72,8 @@ def detect(path: str | Path) -> str:
         if path.suffix.lower() in SUFFIXES:
             return "wsi"
         raise InputError(f"{path.name!r} is of no known format; looked for {_LOOKED_FOR}.")
+    if not path.is_dir():
+        raise InputError(f"{str(path)!r} is neither a file nor a folder.")
     for base in (path, path / "outs"):
         if found := _in_folder(base):
             return found

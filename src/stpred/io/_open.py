@@ -41,10 +41,12 @@ def open_pixels(path: str | Path, *, scene: int | str | None = None) -> Pixels:
     """
     path = Path(path)
     with readable(path.name, what="image"):
-        there = path.exists()
+        there, regular = path.exists(), path.is_file()
     if not there:
         raise MissingFileError(f"There is no image file {str(path)!r}.")
     suffix = path.suffix.lower()
+    if suffix in SUFFIXES and not regular:  # reading a pipe would wait for ever
+        raise InputError(f"{str(path)!r} is not an image file but a folder, or something else that is no file.")
     if suffix in TIFF_SUFFIXES:
         return open_tiff(path, scene=scene)
     if suffix in FLAT_SUFFIXES:
