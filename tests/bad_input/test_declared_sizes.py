@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import resource
 import struct
@@ -72,7 +73,12 @@ def test_directories_that_promise_more_than_there_is(
         st.io.wsi(path, mpp=0.5)
 
 
-@pytest.mark.parametrize("tags", [{"RowsPerStrip": 0}, {"TileWidth": 0}, {"TileLength": 2**31 - 1}, {"TileWidth": 16}])
+HUGE = {"TileWidth": 30_000, "TileLength": 30_000}
+
+
+@pytest.mark.parametrize(
+    "tags", [{"RowsPerStrip": 0}, {"TileWidth": 0}, {"TileLength": 2**31 - 1}, {"TileWidth": 16}, HUGE]
+)
 def test_pieces_of_impossible_size(tags: dict[str, int], refused: Any, tmp_path: Path, no_memory: None) -> None:
     layout = "strips" if "RowsPerStrip" in tags else "tiles"
     path = tif(tmp_path / "a.tif", **LAYOUTS[layout])
@@ -209,3 +215,38 @@ def test_images_without_a_single_tile(refused: Any, tmp_path: Path) -> None:
         file.pages[0].tags["TileByteCounts"].overwrite([0] * 20)
     with refused("'a.tif' holds no pixel data"):
         st.io.wsi(path, mpp=0.5)
+
+
+def test_stacks_of_pages_are_no_slides(refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stpred.io import _scenes
+
+    monkeypatch.setattr(_scenes, "MAX_PAGES", 5)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for _ in range(6):
+            writer.write(RGB[:8, :8], photometric="rgb", metadata=None)
+    with refused("'a.tif'", "a stack of 6 pages"):
+        st.io.wsi(tmp_path / "a.tif", mpp=0.5)
+
+
+def test_directories_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
+    path = tif(tmp_path / "a.tif", tile=(128, 128))
+    content = bytearray(path.read_bytes())
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    struct.pack_into("<I", content, at + 2 + 12 * count, at)
+    path.write_bytes(bytes(content))
+    with contextlib.suppress(InputError):
+        open_pixels(path)
+
+
+@pytest.mark.parametrize("bomb", ["entities", "nesting"])
+def test_headers_that_grow(bomb: str, tmp_path: Path) -> None:
+    entities = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 12))
+    text = {
+        "entities": f'<?xml version="1.0"?><!DOCTYPE OME [<!ENTITY e0 "aaaaaaaaaa">{entities}]><OME>&e11;</OME>',
+        "nesting": "<OME>" + "<a>" * 50_000 + "</a>" * 50_000 + "</OME>",
+    }[bomb]
+    path = tif(tmp_path / "a.ome.tif", tile=(128, 128), description=text)
+    with tifffile.TiffFile(path) as file:
+        assert file.is_ome
+    assert open_pixels(path).levels[0].shape == (3, 512, 640)

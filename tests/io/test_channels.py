@@ -174,7 +174,7 @@ def write_rgba(path: Path, image: np.ndarray, **options: Any) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 def test_opaque_pictures_with_alpha_are_rgb_and_nothing_is_said(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(write_rgba(tmp_path / name, with_alpha(255))), RGB)

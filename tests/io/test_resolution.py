@@ -128,7 +128,7 @@ def test_two_fields_of_one_file_that_differ_are_told_and_the_header_is_used(tmp_
         sdata = st.io.wsi(path)
     assert affine_to(sdata.images["he"])[0, 0] == 0.5
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert found(ome(tmp_path / "b.ome.tif", 0.5, resolution=(20100, 20100), **CM)) == [0.5]
 
 

@@ -21,7 +21,8 @@ logger = logging.getLogger("stpred")
 MIN_SCENE_SHARE = 0.05
 """Share of the largest picture's pixels from which on another one counts as a scene that a user may have meant."""
 
-MAX_PAGES = 100_000
+MAX_PAGES = 10_000
+"""A slide of all levels, focal planes and channels has fewer; others take minutes to be looked through."""
 
 _ANCILLARY = re.compile(
     r"label|macro|thumb|overview|\bmap\b|preview|probability|barcode|snapshot|low ?res", re.IGNORECASE
@@ -88,6 +89,8 @@ class Scene:
 
 def scenes_of(tif: Any) -> list[Scene]:
     """Return the pictures of an opened tif, in the order of the file."""
+    if len(tif.pages) > MAX_PAGES:
+        raise InputError(f"The image {tif.filename!r} is a stack of {len(tif.pages)} pages, not a slide.")
     scenes: list[Scene] = []
     images = ome_images(tif)
     seen: set[int] = set()

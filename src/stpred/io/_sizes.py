@@ -15,6 +15,8 @@ from stpred._core.checks import InputError
 
 MAX_PX = 10**12 // 2
 """Pixels of the largest image: a whole slide at ten times the usual resolution has fewer."""
+TILE_PX = 4096**2
+"""Tiles of more pixels are not larger than their image."""
 WHOLE_BYTES = 256 * 2**20
 """Up to this decoded size an image is decoded whole without more ado."""
 WHOLE_RATIO = 200
@@ -44,6 +46,8 @@ def _check_page(path: Path, page: Any, size: int) -> None:
     tile = [int(n) for n in keyframe.chunks[:2]]
     if min(width, height, *tile) < 1 or width * height > MAX_PX:
         raise InputError(f"{told} in pieces of {tile[1]} x {tile[0]}, which cannot be; the file is damaged.")
+    if keyframe.is_tiled and math.prod(tile) > TILE_PX and (tile[0] >= 2 * height or tile[1] >= 2 * width):
+        raise InputError(f"{told} in tiles of {tile[1]} x {tile[0]} px, which cannot be; the file is damaged.")
     offsets = np.asarray(page.dataoffsets, dtype=np.float64)
     counts = np.asarray(page.databytecounts, dtype=np.float64)
     needed = math.prod(int(n) for n in keyframe.chunked)

@@ -43,7 +43,7 @@ def open_tiff(path: Path, *, scene: int | str | None = None) -> Pixels:
         finest = chosen.levels[0]
         with readable(path.name, what="image"):
             colours = _colours(tif, path, finest, chosen)
-            kept = [p for p in chosen.levels if p is finest or _belongs(finest, p)]
+            kept = [p for p in chosen.levels if p is finest or _belongs(finest, p, colours)]
             kept.sort(key=lambda p: -p.sizes["Y"])
             for part in kept:
                 check_directory(path, part.pages)
@@ -85,14 +85,14 @@ def _colours(tif: Any, path: Path, finest: Part, scene: Scene) -> Colours:
     return colours or Colours()
 
 
-def _belongs(finest: Part, level: Part) -> bool:
-    """Tell whether a level holds the same samples as the finest, scaled."""
-    one, other = finest.keyframe, level.keyframe
-    alike = all(
-        getattr(one, a) == getattr(other, a)
-        for a in ("photometric", "samplesperpixel", "extrasamples", "bitspersample")
-    )
-    return alike and is_level(finest, level)
+def _belongs(finest: Part, level: Part, colours: Colours) -> bool:
+    """Tell whether a level is a scaled copy of the finest whose samples mean the same."""
+    if not is_level(finest, level) or "C" in finest.sizes and len(level.pages) != len(finest.pages):
+        return False
+    own, _ = colours_of(level.keyframe, level.sizes, level.dtype)
+    if own is None or own.kind != colours.kind:
+        return False
+    return own.palette is None or colours.palette is None or np.array_equal(own.palette, colours.palette)
 
 
 def _orientation(finest: Part) -> int:
