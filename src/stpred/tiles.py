@@ -22,6 +22,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.chunks import ChunkDecoder
 from stpred._core.elements import affine_to, apply_affine, mpp_of
+from stpred._core.fill import PlacedFill, glass_like, stain_like
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 
@@ -33,6 +34,11 @@ _LEVEL_TOLERANCE = 0.01
 # How much finer than the tile a stored level has to be to stand in for the finest one.
 _FINER = 1.5
 _THUMBNAIL_TILE_UM = 512.0
+# Fill is found on a copy of this many pixels; windows along the border say first whether there may be any.
+_FILL_PX, _WINDOW_PX = 1000, 48
+# A chunk may hold fill where 9 pixels, 4 apart, are of one colour.
+_FEW_PX, _RUN = 4, 8
+_CONSTANT, _UNLIKE_GLASS, _DARK = 6, 25, 100
 
 
 @dataclass(frozen=True)
@@ -140,33 +146,79 @@ class Pyramid:
             )
 
     @cached_property
-    def _sample(self) -> NDArray[np.uint8]:
-        """The (n, 3) pixels of small windows spread along the border and the middle of the finest level."""
-        level, window = self.levels[0], 48
+    def _windows(self) -> list[tuple[float, float, NDArray[np.uint8]]]:
+        """Small (3, h, w) windows along the border and in the middle of the finest level, and where: 0, 0.5 or 1."""
+        level, window = self.levels[0], _WINDOW_PX
         height, width = level.shape
         spots = [(fy, fx) for fy in (0.0, 0.5, 1.0) for fx in (0.0, 0.5, 1.0)]
         parts = []
         for fy, fx in spots:
             y, x = int(fy * max(height - window, 0)), int(fx * max(width - window, 0))
-            parts.append(np.asarray(level.pixels[:, y : y + window, x : x + window]).reshape(3, -1))
-        return np.concatenate(parts, axis=1).T
+            parts.append((fy, fx, np.asarray(level.pixels[:, y : y + window, x : x + window])))
+        return parts
+
+    @cached_property
+    def _sample(self) -> NDArray[np.uint8]:
+        """The (n, 3) pixels of the windows."""
+        return np.concatenate([part.reshape(3, -1) for _, _, part in self._windows], axis=1).T
+
+    @cached_property
+    def _brightest(self) -> tuple[int, int, int]:
+        """The median of the brightest tenth of sampled pixels."""
+        brightness = self._sample.sum(axis=1, dtype=np.int64)
+        r, g, b = np.median(self._sample[brightness >= np.quantile(brightness, 0.9)], axis=0)
+        return int(r), int(g), int(b)
 
     @cached_property
     def background(self) -> tuple[int, int, int]:
         """Colour of empty glass: the median of the brightest tenth of sampled pixels; pads tiles beyond the border."""
-        brightness = self._sample.sum(axis=1, dtype=np.int64)
-        r, g, b = np.median(self._sample[brightness >= np.quantile(brightness, 0.9)], axis=0)
-        return int(r), int(g), int(b)
+        if self.fill is None:
+            return self._brightest
+        r, g, b = self.fill.glass.tolist()
+        return r, g, b
+
+    @cached_property
+    def fill(self) -> PlacedFill | None:
+        """Fill at the border (rotation, registration, stitching), which tiles show as glass; None where there is none.
+
+        Fill that looks like glass is none. An image whose border is nowhere constant is not searched.
+        """
+        if not self._constant_border():
+            return None
+        x0, y0, x1, y1 = self.bounds_um
+        mpp = max(self.mpp, max(x1 - x0, y1 - y0) / _FILL_PX)
+        return PlacedFill.of(self.thumbnail(mpp)[0], mpp, np.array([x0, y0]))
+
+    def _constant_border(self) -> bool:
+        """Say whether any border line of a window is of one colour that is not that of glass."""
+        glass = np.array(self._brightest)
+        for fy, fx, window in self._windows:
+            lines = [window[:, -1 if fy else 0]] if fy != 0.5 else []
+            lines += [window[:, :, -1 if fx else 0]] if fx != 0.5 else []
+            for line in lines:
+                half = line.shape[1] // 2
+                for part in (line[:, :half], line[:, half:]):
+                    if part.size and (np.ptp(part, axis=1) <= _CONSTANT).all():
+                        colour = np.median(part, axis=1)
+                        if np.abs(colour - glass).max() > _UNLIKE_GLASS and not stain_like(colour.astype(np.uint8)):
+                            return True
+                        if np.abs(colour - glass).max() <= _UNLIKE_GLASS and colour.max() < _DARK:
+                            return True
+        return False
 
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of size, placement and sampled pixels, so that features of another image are never reused."""
         digest = hashlib.sha256(repr((self.shape, self.levels[0].to_um.round(9).tolist())).encode())
         digest.update(self._sample.tobytes())
+        if self.fill is not None:  # tiles show glass there
+            digest.update(np.packbits(self.fill.mask).tobytes() + self.fill.colours.tobytes())
         return digest.hexdigest()[:16]
 
     def thumbnail(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return the whole image at `mpp`, axis-aligned in micrometres, and the x, y in micrometres of its corner.
+
+        Fill is shown as it is.
 
         Returns
         -------
@@ -179,7 +231,8 @@ class Pyramid:
         rows = max(1, int(np.ceil((y1 - y0) / tile.size_um)))
         at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
         out = np.empty((rows, edge, columns, edge, 3), dtype=np.uint8)
-        for which, tiles in self.read(np.array([x0, y0]) + (at + 0.5) * tile.size_um, tile, batch_size=4):
+        centers_um = np.array([x0, y0]) + (at + 0.5) * tile.size_um
+        for which, tiles in _ahead(_TileStream(self, centers_um, tile, as_stored=True).batches(4)):
             for i, image in zip(which, tiles, strict=True):
                 out[at[i, 1], :, at[i, 0]] = image
         height, width = max(1, round((y1 - y0) / mpp)), max(1, round((x1 - x0) / mpp))
@@ -201,8 +254,8 @@ class Pyramid:
 
         Notes
         -----
-        Cubic resampling with anti-aliasing. What lies beyond the image is filled with :attr:`background`. The next
-        batch is read while the caller works on this one.
+        Cubic resampling with anti-aliasing. What lies beyond the image, or is :attr:`fill` of it, is shown in the
+        colour of the :attr:`background`. The next batch is read while the caller works on this one.
         """
         centers_um = np.asarray(centers_um, dtype=np.float64).reshape(-1, 2)
         size = settings.batch_size if batch_size is None else int(batch_size)
@@ -259,8 +312,10 @@ def thumbnail_element(pyramid: Pyramid, *, max_px: int = 1500, coordinate_system
 class _TileStream:
     """One pass over the image: which chunks each tile needs, and the chunks that are decoded now."""
 
-    def __init__(self, pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec) -> None:
-        self.pyramid, self.tile = pyramid, tile
+    def __init__(
+        self, pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec, *, as_stored: bool = False
+    ) -> None:
+        self.pyramid, self.tile, self.as_stored = pyramid, tile, as_stored
         self.level = pyramid.level_for(tile.mpp)
         # Output pixels -> level pixels, linear part; a tile's centre is the only thing that changes between tiles.
         self.linear = self.level.from_um[:2, :2] * tile.mpp
@@ -274,6 +329,10 @@ class _TileStream:
         self.blocks = self._plan()
         self.decode = ChunkDecoder(self.level.pixels)
         self.cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        # The image is searched for fill once a chunk holds pixels that may be some.
+        self.fill: PlacedFill | None = None
+        self.has_fill = np.zeros(len(self.centers_px), bool)
+        self.searched = as_stored
 
     def _plan(self) -> NDArray[np.int64]:
         """Return (n, 4): first row, last row, first column, last column of the chunks under each tile."""
@@ -313,6 +372,12 @@ class _TileStream:
     def _fetch(self, users: NDArray[np.int64]) -> None:
         missing = [(r, c) for r, c in np.argwhere(users).tolist() if (r, c) not in self.cache]
         self.cache.update(zip(missing, self.decode(missing), strict=True))
+        if not self.searched and any(_may_be_fill(self.cache[block]) for block in missing):
+            self.searched, self.fill = True, self.pyramid.fill
+            if self.fill is not None:
+                centers_um = apply_affine(self.level.to_um, self.centers_px)
+                reach = np.abs(self.level.to_um[:2, :2]) @ ((self.upper - self.lower).max(axis=0) / 2.0 + 1)
+                self.has_fill = self.fill.near(centers_um - reach, centers_um + reach)
 
     def _region(self, row: int, room: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the pixels around one tile, filled with background beyond the image; put together in `room`."""
@@ -325,7 +390,8 @@ class _TileStream:
             return self.cache[r0, c0][y0 - top : y1 - top, x0 - left : x1 - left]
         region = room[: (y1 - y0) * (x1 - x0) * 3].reshape(y1 - y0, x1 - x0, 3)
         if beyond:
-            region.reshape(y1 - y0, -1)[:] = np.tile(np.array(self.pyramid.background, np.uint8), x1 - x0)
+            colour = self.pyramid._brightest if self.as_stored else self.pyramid.background
+            region.reshape(y1 - y0, -1)[:] = np.tile(np.array(colour, np.uint8), x1 - x0)
         for r in range(r0, r1 + 1):
             for c in range(c0, c1 + 1):
                 top, bottom = max(rows[r], y0), min(rows[r + 1], y1)
@@ -339,7 +405,30 @@ class _TileStream:
         room = np.empty(3 * int((self.upper - self.lower)[rows].prod(axis=1).max(initial=0)), dtype=np.uint8)
         for k, row in enumerate(rows):
             center = self.centers_px[row] - self.lower[row]
-            out[k] = resample(self._region(row, room), center, self.linear, size_px=self.tile.size_px)
+            region = self._region(row, room)
+            if self.fill is not None and self.has_fill[row]:
+                to_um = self.level.to_um @ np.array(
+                    [[1, 0, self.lower[row, 0]], [0, 1, self.lower[row, 1]], [0, 0, 1.0]]
+                )
+                region = self.fill.replaced(region, to_um)
+            out[k] = resample(region, center, self.linear, size_px=self.tile.size_px)
+
+
+def _may_be_fill(pixels: NDArray[np.uint8]) -> bool:
+    """Say whether any run of (h, w, 3) pixels is of one colour, neither that of glass nor a stain's."""
+    few = pixels[::_FEW_PX, ::_FEW_PX].astype(np.int16)
+    for line in (few, few.swapaxes(0, 1)):
+        n = min(_RUN, len(line) - 1)
+        if n < 1:
+            continue
+        first = line[:-n]
+        run = (np.abs(line[n:] - first) <= 2).all(axis=-1)
+        for step in range(1, n):
+            run &= (np.abs(line[step : len(first) + step] - first) <= 2).all(axis=-1)
+        colours = first[run].astype(np.uint8)
+        if (~glass_like(colours) & ~stain_like(colours)).any():
+            return True
+    return False
 
 
 def resample(

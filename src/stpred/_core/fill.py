@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ _MIN_INNER_SHARE, _MIN_RECTANGULARITY = 0.005, 0.92
 # Light that passes glass is bright and nearly without colour.
 _MIN_GLASS, _MAX_GLASS_CHROMA = 165, 40
 _MIN_OTHER_GLASS_SHARE = 0.02
+# Of fill that is replaced where tiles are read, in grey values of any channel.
+_UNLIKE_GLASS, _READ_BAND = 25, 14
+_MIN_MIXED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def find_fill(pixels: NDArray[np.uint8]) -> Fill:
     for line in frames:
         colours += _modes(pixels[line & level], _min_border(flat.shape))
     colours += _modes(pixels[flat], max(_MIN_AREA_PX, _MIN_INNER_SHARE * flat.size))
-    labels, kept = none.labels.copy(), []
+    labels = none.labels.copy()
+    kept: list[NDArray[np.int_]] = []
     for colour in colours:
         if any(np.abs(colour.astype(int) - other).max() <= _BAND for other in kept) or stain_like(colour):
             continue
@@ -81,9 +86,11 @@ def find_fill(pixels: NDArray[np.uint8]) -> Fill:
         if found.any():
             kept.append(colour.astype(int))
             labels[found & (labels == 0)] = len(kept)
-    for line in range(_BORDER_DEPTH - 1, 0, -1):  # what was resampled across the border is fill as what lies next to it
+    for depth in range(
+        _BORDER_DEPTH - 1, 0, -1
+    ):  # what was resampled across the border is fill as what lies next to it
         for view in (labels, labels[::-1], labels.T, labels.T[::-1]):
-            view[line - 1] = np.where(view[line - 1] == 0, view[line], view[line - 1])
+            view[depth - 1] = np.where(view[depth - 1] == 0, view[depth], view[depth - 1])
     return Fill(labels, np.array(kept, np.uint8).reshape(-1, 3))
 
 
@@ -93,14 +100,13 @@ def glass_like(colours: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray((low >= _MIN_GLASS) & (high.astype(np.int16) - low <= _MAX_GLASS_CHROMA))
 
 
-def stain_like(colour: NDArray[np.uint8]) -> bool:
-    """Say whether a (3,) RGB value is of a hue and strength that haematoxylin and eosin have."""
-    density = -np.log10(np.maximum(colour.astype(float), 1) / 255)
-    total = float(density.sum())
-    if not 0.12 < total or density.max() > 1.2:
-        return False
-    red, green, blue = density / total
-    return bool(green >= 0.95 * red and green >= 1.3 * blue and red <= 0.46)
+def stain_like(colours: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Say which (..., 3) RGB values are of a hue and strength that haematoxylin and eosin have."""
+    density = -np.log10(np.maximum(np.asarray(colours, dtype=float), 1) / 255)
+    total = density.sum(axis=-1)
+    red, green, blue = np.moveaxis(density, -1, 0)
+    hue = (green >= 0.95 * red) & (green >= 1.3 * blue) & (red <= 0.46 * total)
+    return np.asarray(hue & (total > 0.12) & (density.max(axis=-1) <= 1.2), dtype=bool)
 
 
 def _regions(
@@ -184,3 +190,100 @@ def _flat(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         plane = pixels[..., channel]
         out &= maximum_filter(plane, 3).astype(np.int16) - minimum_filter(plane, 3) <= 4
     return out
+
+
+@dataclass(frozen=True)
+class PlacedFill:
+    """Fill of an image that is placed in micrometres, and what is shown in its place.
+
+    Attributes
+    ----------
+    mask
+        (h, w) bool: fill, of a copy that is axis-aligned in micrometres.
+    colours
+        (k, 3) int16 RGB of it.
+    mpp, origin_um
+        Micrometres per pixel of the copy, and x, y of its corner.
+    glass
+        Colour of empty glass.
+    """
+
+    mask: NDArray[np.bool_]
+    colours: NDArray[np.int16]
+    mpp: float
+    origin_um: NDArray[np.float64]
+    glass: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], mpp: float, origin_um: NDArray[np.float64]) -> PlacedFill | None:
+        """Find the fill on a copy of the image; None where there is none, or where it looks like glass."""
+        from scipy.ndimage import binary_dilation
+
+        found = find_fill(pixels)
+        if not found.mask.any():
+            return None
+        rest = pixels[~binary_dilation(found.mask, np.ones((3, 3)))]
+        if len(rest) == 0:
+            return None
+        brightness = rest.sum(axis=1, dtype=np.int64)
+        glass = np.median(rest[brightness >= np.quantile(brightness, 0.9)], axis=0)
+        unlike = np.abs(found.colours - glass).max(axis=1) > _UNLIKE_GLASS
+        area = np.bincount(found.labels.ravel(), minlength=len(unlike) + 1)[1:]
+        # Pixels that mix fill with what is beside it are a colour of their own along a straight edge.
+        real = unlike & (area >= _MIN_MIXED_SHARE * area.max(initial=0))
+        mask = np.r_[False, unlike][found.labels]
+        if not real.any():
+            return None
+        return cls(mask, found.colours[real].astype(np.int16), mpp, origin_um, np.rint(glass).astype(np.uint8))
+
+    @cached_property
+    def zone(self) -> NDArray[np.bool_]:
+        """(h, w) bool: fill and what is so near that some of it may be fill."""
+        from scipy.ndimage import binary_dilation
+
+        return np.asarray(binary_dilation(self.mask, np.ones((3, 3)), iterations=2), dtype=bool)
+
+    def covers(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which (n, 2) points lie on fill."""
+        column, row = np.floor((points_um - self.origin_um) / self.mpp).astype(np.int64).T
+        height, width = self.mask.shape
+        on = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+        return np.asarray(on & self.mask[row.clip(0, height - 1), column.clip(0, width - 1)], dtype=bool)
+
+    def near(self, low_um: NDArray[np.float64], high_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which of n boxes, (n, 2) corners each, may hold fill."""
+        height, width = self.zone.shape
+        sums = np.zeros((height + 1, width + 1), np.int64)
+        sums[1:, 1:] = self.zone.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+        limit = np.array([width, height])
+        x0, y0 = np.clip(np.floor((low_um - self.origin_um) / self.mpp).astype(np.int64), 0, limit).T
+        x1, y1 = np.clip(np.ceil((high_um - self.origin_um) / self.mpp).astype(np.int64), 0, limit).T
+        return np.asarray(sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0] > 0, dtype=bool)
+
+    def replaced(self, region: NDArray[np.uint8], to_um: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Return (h, w, 3) pixels, placed by a (3, 3) affine, with glass where they are fill."""
+        from scipy.ndimage import binary_dilation
+
+        height, width = region.shape[:2]
+        x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+        place = (to_um[:2, :2], to_um[:2, 2] - self.origin_um)
+        if to_um[0, 1] == 0 and to_um[1, 0] == 0:
+            columns = np.floor((place[0][0, 0] * x + place[1][0]) / self.mpp).astype(np.int64)
+            rows = np.floor((place[0][1, 1] * y + place[1][1]) / self.mpp).astype(np.int64)
+            row, column = np.meshgrid(rows, columns, indexing="ij")
+        else:
+            xy = np.stack(np.meshgrid(x, y), axis=-1) @ place[0].T + place[1]
+            column, row = np.moveaxis(np.floor(xy / self.mpp).astype(np.int64), -1, 0)
+        on = (column >= 0) & (row >= 0) & (column < self.zone.shape[1]) & (row < self.zone.shape[0])
+        on &= self.zone[row.clip(0, self.zone.shape[0] - 1), column.clip(0, self.zone.shape[1] - 1)]
+        like = np.zeros((height, width), bool)
+        for colour in self.colours:
+            like |= (np.abs(region - colour) <= _READ_BAND).all(axis=-1)
+        like &= on
+        if not like.any():
+            return region
+        # Along fill, JPEG and interpolation leave a line of pixels of neither colour.
+        like = binary_dilation(like, np.ones((3, 3)), iterations=2) & on
+        out = region.copy()
+        out[like] = self.glass
+        return out

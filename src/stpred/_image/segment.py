@@ -91,13 +91,23 @@ class Staining:
         return max(self.dark - self.light, _LEAST_GAP)
 
 
-def measure_staining(fields: Sequence[NDArray[np.uint8]]) -> Staining:
-    """Measure a slide's staining on (h, w, 3) uint8 fields of the working resolution that show tissue."""
-    sample = np.concatenate([field.reshape(-1, 3) for field in fields])
+def measure_staining(
+    fields: Sequence[NDArray[np.uint8]], seen: Sequence[NDArray[np.bool_] | None] | None = None
+) -> Staining:
+    """Measure a slide's staining on (h, w, 3) uint8 fields of the working resolution that show tissue.
+
+    `seen`: (h, w) which pixels of each field are tissue or glass, neither fill nor pen; None: all.
+    """
+    parts = [None] * len(fields) if seen is None else seen
+
+    def chosen(plane: NDArray, part: NDArray[np.bool_] | None) -> NDArray:
+        return plane.reshape(-1, *plane.shape[2:]) if part is None else plane[part]
+
+    sample = np.concatenate([chosen(field, part) for field, part in zip(fields, parts, strict=True)])
     white = np.clip(np.quantile(sample, 0.995, axis=0), 170, 255)
     planes = [_densities(field, white) for field in fields]
-    red = [gaussian(p[0], _SMOOTH_UM / WORK_MPP).reshape(-1) for p in planes]
-    green = np.concatenate([p[1].reshape(-1) for p in planes])
+    red = [chosen(gaussian(p[0], _SMOOTH_UM / WORK_MPP), part) for p, part in zip(planes, parts, strict=True)]
+    green = np.concatenate([chosen(p[1], part) for p, part in zip(planes, parts, strict=True)])
     density = np.concatenate(red)
     threshold = max(float(otsu(density[None], 0.0, _DENSEST)), _LEAST_THRESHOLD)
     dark = density > threshold

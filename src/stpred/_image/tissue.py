@@ -36,6 +36,10 @@ _MAX_REST_SHARE = 0.1  # of an image without glass: lumina
 _MIN_INK_OD, _MIN_BLACK_OD = 0.2, 0.5
 _MIN_INK_UM2 = 2_500.0
 _MAX_INK_TEXTURE = 0.12
+_PEN_RIM_PX = 2  # the blurred border of a stroke is paler than ink
+# At 10 um no tissue in focus is darker: such pixels must not draw Otsu's threshold away from glass.
+_MAX_TISSUE_OD = 0.8
+_MAX_DENSITY_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,8 @@ def survey(
     pen = np.zeros_like(away)
     texture = _texture(gray, away)
     if method == "auto":
-        pen = find_pen(thumbnail, mpp=mpp, outside=away, texture=texture)
-        away |= pen
+        pen = find_pen(thumbnail, mpp=mpp, outside=away)
+        away |= _grown(pen, iterations=_PEN_RIM_PX)
     if away.all():
         nothing = np.zeros_like(away)
         return Survey(nothing, fill.mask, pen, 255.0, 0.0)
@@ -145,6 +149,15 @@ def tissue_mask(
     return survey(thumbnail, mpp=mpp, min_area_um2=min_area_um2, min_hole_um2=min_hole_um2).tissue
 
 
+def not_slide(thumbnail: NDArray[np.uint8], *, mpp: float) -> NDArray[np.bool_]:
+    """Return where a thumbnail shows neither tissue nor glass but fill or pen, and the mixed pixels along them."""
+    away = _grown(find_fill(thumbnail).mask)
+    if away.all():
+        return np.zeros_like(away)
+    away |= _grown(find_pen(thumbnail, mpp=mpp, outside=away), iterations=_PEN_RIM_PX)
+    return np.zeros_like(away) if away.all() else away
+
+
 def checked_threshold(threshold: float | None, *, method: str) -> float | None:
     """Refuse a cut that nothing, or everything, exceeds on the scale of a method."""
     if threshold is None:
@@ -157,13 +170,7 @@ def checked_threshold(threshold: float | None, *, method: str) -> float | None:
     return float(threshold)
 
 
-def find_pen(
-    thumbnail: NDArray[np.uint8],
-    *,
-    mpp: float,
-    outside: NDArray[np.bool_],
-    texture: NDArray[np.float32] | None = None,
-) -> NDArray[np.bool_]:
+def find_pen(thumbnail: NDArray[np.uint8], *, mpp: float, outside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Find marks of a pen: ink off the hues of haematoxylin and eosin, or black.
 
     Parameters
@@ -174,16 +181,12 @@ def find_pen(
         Micrometres per pixel.
     outside
         (h, w) bool: fill, which is no ink.
-    texture
-        (h, w) local standard deviation of grey values.
 
     Notes
     -----
     Ink is dense and its strokes are larger than cells. Black and red have the hues of pigment, folds and blood, so they
     have to be as smooth as ink as well.
     """
-    from scipy.ndimage import binary_dilation
-
     gray = thumbnail.astype(np.float32).mean(axis=2)
     dark = (gray < 255 * 10**-_MIN_INK_OD) & ~outside
     if not dark.any():
@@ -205,10 +208,7 @@ def find_pen(
     pen = np.zeros_like(outside)
     for one in ink:
         pen |= _without_small(one, min_px=max(_MIN_INK_UM2 / mpp**2, 4))
-    if not pen.any():
-        return pen
-    # The blurred border of a stroke is paler.
-    return np.asarray(binary_dilation(pen, np.ones((3, 3)), iterations=max(1, round(12 / mpp))) & ~outside, dtype=bool)
+    return pen
 
 
 def _cut(
@@ -225,7 +225,7 @@ def _cut(
 
     here = ~away
     inside = density[here] if away.any() else density
-    otsu = _otsu(inside)
+    otsu = _otsu(inside[inside <= _MAX_TISSUE_OD])
     cut = float(np.clip(otsu, _GLASS_OD, _TISSUE_OD))
     even = here & (texture <= _GLASS_TEXTURE) & (gray >= _DARKEST_GLASS) & (density < _TISSUE_OD)
     has_glass = bool(even.sum() >= max(_MIN_GLASS_SHARE * here.sum(), 8))
@@ -251,15 +251,27 @@ def _cut(
         below = here & (density <= cut)
         if below.sum() > _MAX_REST_SHARE * here.sum() and np.median(texture[below]) >= rough:
             cut = -1.0  # all of it is tissue
-    for _ in range(_MAX_ROUNDS):
-        tissue = here & (density > cut)
-        if not has_glass or stained_below(cut).sum() <= _MIN_PALE_SHARE * max(float(tissue.sum()), 1.0):
-            break
-        lower = density[here & (density <= cut)]
-        again = float(np.clip(_otsu(lower), floor, cut))
+
+    def near(cut: float) -> float:
+        """Share of the pixels whose density is close to a cut."""
+        return float((here & (density > 0.75 * cut) & (density <= 1.33 * cut)).sum() / here.sum())
+
+    def misses_tissue(cut: float) -> bool:
+        above = float((here & (density > cut)).sum())
+        return bool(stained_below(cut).sum() > _MIN_PALE_SHARE * max(above, 1.0))
+
+    for _ in range(_MAX_ROUNDS if has_glass else 0):
+        again = float(np.clip(_otsu(density[here & (density <= cut)]), floor, cut))
         if again >= cut - 1e-4:
             break
-        cut = again
+        # Between glass and tissue there are few pixels; where many are near the cut, it goes through tissue.
+        if not misses_tissue(cut) and not (near(cut) > _UNSURE_SHARE and near(again) < near(cut) / 2):
+            break
+        # What is far denser than the tissue, such as ink over it, had drawn the threshold up.
+        most = _MAX_DENSITY_RATIO * float(np.median(density[here & (density > again)]))
+        bounded = float(np.clip(_otsu(np.minimum(density[here], most)), again, cut))
+        kept = bounded < 0.9 * cut and near(bounded) <= max(near(again), _UNSURE_SHARE)
+        cut = bounded if kept and not misses_tissue(bounded) else again
     tissue = here & (density > cut)
     if not tissue.any():
         return replace(found, tissue=tissue, cut=cut)
@@ -268,8 +280,7 @@ def _cut(
         doubts.append("hardly any of the image is empty glass to compare with")
     elif strength < _PALE_OD:
         doubts.append(f"the stain is pale (median optical density {strength:.2g})")
-    near = here & (density > 0.75 * cut) & (density <= 1.33 * cut)
-    if has_glass and near.sum() > _UNSURE_SHARE * here.sum():
+    if has_glass and near(cut) > _UNSURE_SHARE:
         doubts.append("the densities of glass and tissue are not apart")
     return replace(found, tissue=tissue, cut=cut, doubts=tuple(doubts))
 
@@ -311,11 +322,13 @@ def _smoothed(values: NDArray[np.float32], away: NDArray[np.bool_], sigma: float
     return np.asarray(np.where(away, 0, smooth), dtype=np.float32)
 
 
-def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _grown(mask: NDArray[np.bool_], *, iterations: int = 1) -> NDArray[np.bool_]:
     """Return a mask with the pixels along it, which hold something of it."""
     from scipy.ndimage import binary_dilation
 
-    return np.asarray(binary_dilation(mask, np.ones((3, 3))), dtype=bool) if mask.any() else mask.copy()
+    if not mask.any():
+        return mask.copy()
+    return np.asarray(binary_dilation(mask, np.ones((3, 3)), iterations=iterations), dtype=bool)
 
 
 def _nearest(tissue: NDArray[np.bool_], away: NDArray[np.bool_], excluded: NDArray[np.bool_]) -> NDArray[np.bool_]:

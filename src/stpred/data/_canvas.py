@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.specs import TileSpec
+from stpred._image.tissue import not_slide
 from stpred.models._scene import Window
 from stpred.regions import TissueMask
 from stpred.tiles import Pyramid
@@ -48,10 +49,12 @@ class Canvas:
 
     @cached_property
     def limits(self) -> NDArray[np.float32]:
-        """(2, 3) darkest and brightest value of each channel on a small copy of the slide."""
+        """(2, 3) darkest and brightest value of each channel on a small copy of the slide, fill and pen left out."""
         x0, y0, x1, y1 = self.pyramid.bounds_um
-        pixels, _ = self.pyramid.thumbnail(max(self.mpp, max(x1 - x0, y1 - y0) / _THUMBNAIL_PX))
-        low, high = pixels.min(axis=(0, 1)).astype(np.float32), pixels.max(axis=(0, 1)).astype(np.float32)
+        mpp = max(self.mpp, max(x1 - x0, y1 - y0) / _THUMBNAIL_PX)
+        pixels, _ = self.pyramid.thumbnail(mpp)
+        seen = pixels[~away] if (away := not_slide(pixels, mpp=mpp)).any() else pixels.reshape(-1, 3)
+        low, high = seen.min(axis=0).astype(np.float32), seen.max(axis=0).astype(np.float32)
         return np.stack([low, np.where(high - low < 1, low + 255, high)]).astype(np.float32)
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -343,4 +344,12 @@ def _inside(
         )
     if share > 0:
         logger.warning("%d of %r in slide %r are off the image and left out.", int((~inside).sum()), shapes_key, slide)
+    if pyramid.fill is not None and (filled := inside & pyramid.fill.covers(coords_um)).any():
+        warnings.warn(
+            f"{int(filled.sum())} of {len(inside)} {shapes_key!r} in slide {slide!r} lie where image {image_key!r} is "
+            "only fill (one colour up to its border, from rotation, registration or stitching) and are left out.",
+            UserWarning,
+            stacklevel=4,
+        )
+        inside = inside & ~filled
     return inside

@@ -15,7 +15,7 @@ from stpred._core.progress import track
 from stpred._core.specs import TileSpec
 from stpred._image.nuclei import region_stats
 from stpred._image.segment import WORK_MPP, Staining, measure_staining, outlines
-from stpred._image.tissue import tissue_mask
+from stpred._image.tissue import Survey, survey
 from stpred.nuclei import _methods
 from stpred.nuclei._methods import BUILTIN, Method, Segmenter
 from stpred.tiles import Pyramid
@@ -28,6 +28,7 @@ MAX_MPP = 1.0
 
 _THUMBNAIL_MPP = 8.0
 _SAMPLE_UM, _SAMPLES = 128.0, 48
+_MIN_TISSUE_UM2 = 100.0
 # The working resolution's coarsest grid: fields begin on it, so that another chunk size sees the same pixels.
 _GRID_UM = 2.0
 _MAX_THREADS = 8
@@ -84,14 +85,17 @@ def detect(
         raise InputError(f"`chunk_um` must be at least 64 micrometres, got {chunk_um:g}.")
     check(pyramid)
     how = _methods.make(method, min_area_um2=low, max_area_um2=high, device=device)
-    thumbnail, _ = pyramid.thumbnail(_THUMBNAIL_MPP)
-    stained = _stained(thumbnail)
+    thumbnail, origin_um = pyramid.thumbnail(_THUMBNAIL_MPP)
+    found = survey(thumbnail, mpp=_THUMBNAIL_MPP, min_area_um2=_MIN_TISSUE_UM2)
+    stained = _stained(found)
     if not stained.any():
         return _frame([])
-    staining = _staining(pyramid, stained)
+    staining = _staining(pyramid, stained, found.excluded)
     parts = list(_work(pyramid, how, staining, stained, chunk_um=chunk_um))
     frame = _frame(parts)
     keep = frame["area_um2"].between(low, high).to_numpy()
+    if found.excluded.any() and len(frame):
+        keep &= ~_lies_on(found.excluded, frame.geometry.centroid.get_coordinates().to_numpy() - origin_um)
     if tissue is not None and len(frame):
         import shapely
 
@@ -107,15 +111,20 @@ def _areas(low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def _stained(thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return where there may be nuclei: tissue of any size, with a rim of 16 um."""
+def _stained(found: Survey) -> NDArray[np.bool_]:
+    """Return where there may be nuclei: tissue of any size, with a rim of 16 um, but no fill or pen."""
     from scipy.ndimage import binary_dilation
 
-    return np.asarray(binary_dilation(tissue_mask(thumbnail, mpp=_THUMBNAIL_MPP, min_area_um2=100.0), iterations=2))
+    return np.asarray(binary_dilation(found.tissue, iterations=2) & ~found.excluded, dtype=bool)
 
 
-def _staining(pyramid: Pyramid, stained: NDArray[np.bool_]) -> Staining:
-    """Measure it on fields spread evenly over the tissue, the same whatever the chunks."""
+def _lies_on(mask: NDArray[np.bool_], xy_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+    column, row = np.floor(xy_um / _THUMBNAIL_MPP).astype(np.int64).T
+    return np.asarray(mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)], dtype=bool)
+
+
+def _staining(pyramid: Pyramid, stained: NDArray[np.bool_], excluded: NDArray[np.bool_]) -> Staining:
+    """Measure it on fields spread evenly over the tissue, the same whatever the chunks; `excluded` is no part of it."""
     block = round(_SAMPLE_UM / _THUMBNAIL_MPP)
     h, w = (-(-n // block) for n in stained.shape)
     padded = np.zeros((h * block, w * block), bool)
@@ -126,10 +135,28 @@ def _staining(pyramid: Pyramid, stained: NDArray[np.bool_]) -> Staining:
     corner = np.array(pyramid.bounds_um[:2]) + chosen[:, ::-1] * _SAMPLE_UM
     tile = TileSpec(WORK_MPP, round(_SAMPLE_UM / WORK_MPP))
     fields: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(corner)
+    seen: list[NDArray[np.bool_] | None] = [None] * len(corner)
     for rows, tiles in pyramid.read(corner + _SAMPLE_UM / 2, tile, batch_size=16):
         for row, field in zip(rows, tiles, strict=True):
             fields[row] = _on_image(pyramid, field, corner[row], tile.mpp)[0]
-    return measure_staining([field for field in fields if field.size])
+            top, left = chosen[row] * block
+            if fields[row].size and (away := excluded[top : top + block, left : left + block]).any():
+                # Pixels of the thumbnail are whole pixels of a field, and those along fill hold something of it.
+                seen[row] = _seen(away, fields[row].shape[:2])
+    kept = [i for i, field in enumerate(fields) if field.size and (seen[i] is None or seen[i].any())]  # type: ignore[union-attr]
+    return measure_staining([fields[i] for i in kept], [seen[i] for i in kept])
+
+
+def _seen(away: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return which pixels of a field are tissue or glass, given what is neither on the thumbnail."""
+    from scipy.ndimage import binary_dilation
+
+    fine = round(_THUMBNAIL_MPP / WORK_MPP)
+    grown = np.kron(binary_dilation(away, np.ones((3, 3))), np.ones((fine, fine), bool))
+    out = np.ones(shape, bool)
+    height, width = min(shape[0], grown.shape[0]), min(shape[1], grown.shape[1])
+    out[:height, :width] = ~grown[:height, :width]
+    return out
 
 
 def _work(
