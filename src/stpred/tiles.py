@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
+from stpred._core.calibration import EDGE_PX, distance_outside
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.chunks import ChunkDecoder
 from stpred._core.elements import affine_to, apply_affine, mpp_of
@@ -124,6 +125,21 @@ class Pyramid:
         height, width = self.shape
         x, y = apply_affine(self.levels[0].from_um, points_um).T
         return (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
+
+    def touches(self, shapes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say for each of (n,) polygons in micrometres whether any of it lies on the image."""
+        import shapely
+
+        height, width = self.shape
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float64)
+        outline = shapely.polygons(apply_affine(self.levels[0].to_um, corners)).buffer(EDGE_PX * self.mpp)
+        return np.asarray(shapely.intersects(outline, shapes), dtype=bool)
+
+    def distance_um(self, points_um: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how far each of (n, 2) points lies off the image; 0 on it."""
+        height, width = self.shape
+        xy_px = apply_affine(self.levels[0].from_um, points_um)
+        return distance_outside(xy_px, width=width, height=height) * self.mpp
 
     def level_for(self, mpp: float) -> Level:
         """Return the coarsest level that is clearly finer than `mpp`, or else the finest.

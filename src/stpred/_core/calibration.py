@@ -33,6 +33,9 @@ OUTSIDE_LIMIT = 0.10
 MAX_COORDINATE = 1e9
 """Array coordinates and pixels beyond this are no positions, and squares of larger ones overflow."""
 
+EDGE_PX = 2.0
+"""By how much an image may be smaller than what it was cut with: borders of a crop fall between pixels."""
+
 
 class Evidence(NamedTuple):
     """One source of resolution: um per pixel, and where it is said.
@@ -234,6 +237,13 @@ def scaling(factor: float) -> np.ndarray:
     return np.diag([factor, factor, 1.0])
 
 
+def distance_outside(xy_px: np.ndarray, *, width: int, height: int) -> np.ndarray:
+    """Return how many pixels (n, 2) positions lie off an image; 0 on it."""
+    xy = np.asarray(xy_px, dtype=np.float64)
+    beyond = np.maximum(np.maximum(-xy, xy - np.array([width, height], dtype=np.float64)), 0)
+    return np.asarray(np.hypot(beyond[:, 0], beyond[:, 1]), dtype=np.float64)
+
+
 def share_outside(xy_px: np.ndarray, *, width: int, height: int) -> float:
     """Return the share of (n, 2) pixel positions that lie outside an image."""
     x, y = np.asarray(xy_px, dtype=np.float64).T
@@ -242,9 +252,18 @@ def share_outside(xy_px: np.ndarray, *, width: int, height: int) -> float:
 
 
 def check_inside(
-    xy_px: np.ndarray, *, width: int, height: int, mpp: float, what: str = "spots", hint: str = ""
+    xy_px: np.ndarray,
+    *,
+    width: int,
+    height: int,
+    mpp: float,
+    what: str = "spots",
+    hint: str = "",
+    radius_px: float | np.ndarray = 0.0,
 ) -> None:
     """Refuse positions of which more than 10 % lie outside the image; the message prints both boxes.
+
+    What is cut by the image's border is not misplaced: where `radius_px` is given, only what lies wholly off it counts.
 
     Parameters
     ----------
@@ -258,8 +277,12 @@ def check_inside(
         What lies there.
     hint
         What to do; appended to the message.
+    radius_px
+        How far each of them reaches from its position, one number or (n,).
     """
-    share = share_outside(xy_px, width=width, height=height)
+    off = distance_outside(xy_px, width=width, height=height)
+    # A position that is not finite lies nowhere.
+    share = float(1 - ((off == 0) | ((radius_px > 0) & (off <= radius_px + EDGE_PX))).mean()) if len(off) else 0.0
     if share <= OUTSIDE_LIMIT:
         return
     low, high = np.min(xy_px, axis=0), np.max(xy_px, axis=0)

@@ -14,6 +14,7 @@ from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, region_in_frame, table_instances, table_regions
+from stpred._core.names import name_of, named
 from stpred._core.pairing import Pair, pair
 from stpred._core.tables import changed_values, read_provenance
 from stpred.tl._coverage import covered
@@ -127,7 +128,7 @@ def read_slides(
     if not slides:
         raise InputError("`slides` is empty; give one SpatialData object or a mapping of names to several.")
     found = []
-    for name, sdata in slides.items():
+    for name, sdata in named(slides, what="slides").items():
         need_sdata(sdata)
         if predicted_key not in sdata.tables:
             raise InputError(
@@ -236,12 +237,13 @@ def _tidy(scores: pd.DataFrame, model: str | None, slides: list[Slide]) -> tuple
         model = candidates[0]
     key_in(model, there, what="model in `scores`", name="model")
     names = {s.name for s in slides}
-    known = scores[scores["slide"].astype(str).isin(names)]
+    spoken = scores["slide"].map(name_of)
+    known = scores.assign(slide=spoken)[spoken.isin(names).to_numpy()]
     if known.empty:
         raise InputError(
             f"`scores` are of the slides {listing(scores['slide'].unique())}, and the report is of {listing(names)}."
         )
-    return known.assign(slide=known["slide"].astype(str), gene=known["gene"].astype(str)), model
+    return known.assign(gene=known["gene"].astype(str)), model
 
 
 def _measured(slides: list[Slide], called: str) -> pd.DataFrame:

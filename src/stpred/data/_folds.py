@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from stpred import genes as gene_kernels
 from stpred._core.checks import InputError, listing
+from stpred._core.names import is_mapping, name_of, named
 from stpred.data._regions import Region
 from stpred.regions import Lattice
 
@@ -38,17 +39,18 @@ class Fold:
     test: dict[str, Any]
 
 
-def donor_folds(slides: list[str], groups: Mapping[str, str] | str) -> dict[str, str]:
+def donor_folds(slides: list[str], groups: Mapping[Any, Any] | str) -> dict[str, str]:
     """Return each slide's donor; ``groups="slide"`` makes each slide its own."""
     if isinstance(groups, str):
         if groups != "slide":
             raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
         return {s: s for s in slides}
-    if not isinstance(groups, Mapping):
+    if not is_mapping(groups):
         raise InputError(f"`groups` must map every slide to its donor, or be 'slide'; got {groups!r}.")
-    if missing := [s for s in slides if s not in groups]:
-        raise InputError(f"`groups` names no donor for slides {listing(missing)}; it has {listing(groups)}.")
-    return {s: str(groups[s]) for s in slides}
+    donors = named(groups, what="groups")
+    if missing := [s for s in slides if s not in donors]:
+        raise InputError(f"`groups` names no donor for slides {listing(missing)}; it has {listing(donors)}.")
+    return {s: name_of(donors[s], what=f"donor of slide {s!r}") for s in slides}
 
 
 def refuse_copies(regions: Mapping[str, Region], donors: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys, targets
+from stpred._core.calibration import EDGE_PX
 from stpred._core.checks import InputError, listing
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
@@ -25,6 +26,8 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
+from stpred._core.matching import geometries_um, placed
+from stpred._core.names import named
 from stpred.links import Links
 from stpred.regions import Lattice, on_tissue
 from stpred.tiles import Pyramid
@@ -38,7 +41,7 @@ logger = logging.getLogger("stpred")
 
 OUTSIDE_LIMIT = 0.1
 """Share of locations off the image from which on the object is refused: its coordinates and its image do not belong
-together.
+together. Those that the border of the image cuts, as crops leave them, do not count.
 """
 
 DENSE = 2**24
@@ -67,7 +70,7 @@ class Region:
     coords_um
         (n, 2) centres.
     n_outside
-        Locations that were left out because they are off the image.
+        Locations that were left out because their centre is off the image.
     cells
         The slide's cells and which of them lie in each location, for models that see cells (`with_cells`).
     without_cells
@@ -167,7 +170,7 @@ class CellsInside:
 
 
 def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, SpatialData]:
-    """Accept one object or a mapping of them."""
+    """Accept one object or a mapping of them; names are text from here on."""
     from spatialdata import SpatialData
 
     if not isinstance(slides, Mapping):
@@ -183,7 +186,7 @@ def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, Spat
             raise InputError(
                 f"`slides` must map names to SpatialData objects, but {name!r} is a {type(sdata).__name__}."
             )
-    return {str(k): v for k, v in slides.items()}
+    return named(slides, what="slides")
 
 
 def read_region(
@@ -207,12 +210,18 @@ def read_region(
             table_key = find_table(sdata, shapes_key, table_key)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
         coords, instances = _locations(sdata, shapes_key, coordinate_system)
+    at = np.arange(len(coords))
     counts = totals = var = None
     if measured and table_key is not None:
         rows, counts, var = _counts(sdata, slide, shapes_key, table_key, instances)
-        coords, instances = coords[rows], instances[rows]
+        coords, instances, at = coords[rows], instances[rows], at[rows]
         totals = targets.totals(counts)
-    inside = _inside(pyramid, coords, slide=slide, shapes_key=shapes_key, image_key=image_key)
+    inside = pyramid.contains(coords)
+    if not inside.all():
+        off = np.flatnonzero(~inside)
+        cut = _cut_by_border(sdata, shapes_key, at[off], coords[off], pyramid, coordinate_system=coordinate_system)
+        _check_inside(pyramid, coords, off, cut, slide=slide, shapes_key=shapes_key, image_key=image_key)
+    inside = _without_fill(pyramid, coords, inside, slide=slide, shapes_key=shapes_key, image_key=image_key)
     keep = inside if totals is None else inside & (totals > 0)
     if totals is not None and (empty := int((totals == 0).sum())):
         logger.info("Slide %r: %d locations of %r without any count are left out.", slide, empty, shapes_key)
@@ -326,12 +335,49 @@ def _counts(
     return position[known], csr_matrix(counts), table.var
 
 
-def _inside(
-    pyramid: Pyramid, coords_um: NDArray[np.float64], *, slide: str, shapes_key: str, image_key: str
+def _cut_by_border(
+    sdata: SpatialData,
+    shapes_key: str,
+    at: NDArray[np.int64],
+    coords_um: NDArray[np.float64],
+    pyramid: Pyramid,
+    *,
+    coordinate_system: str,
 ) -> NDArray[np.bool_]:
-    """Say which locations are on the image; refuse an object where many are not, with both boxes."""
-    inside = pyramid.contains(coords_um)
-    share = 1 - inside.mean() if len(inside) else 0.0
+    """Say for shapes whose centre is off the image (rows `at`) which of them reach onto it all the same.
+
+    ``spatialdata.polygon_query`` keeps whatever touches the polygon, so a crop has them all along its border.
+    """
+    frame = sdata.shapes[shapes_key]
+    if "radius" in frame:
+        affine = placed(sdata, shapes_key, coordinate_system=coordinate_system)
+        radius = frame["radius"].to_numpy(dtype=np.float64)[at] * float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
+        return pyramid.distance_um(coords_um) <= radius + EDGE_PX * pyramid.mpp
+    shapes, _ = geometries_um(sdata, shapes_key, rows=at, coordinate_system=coordinate_system)
+    return pyramid.touches(shapes)
+
+
+def _check_inside(
+    pyramid: Pyramid,
+    coords_um: NDArray[np.float64],
+    off: NDArray[np.int64],
+    cut: NDArray[np.bool_],
+    *,
+    slide: str,
+    shapes_key: str,
+    image_key: str,
+) -> None:
+    """Refuse an object where many locations lie wholly off the image, with both boxes.
+
+    Parameters
+    ----------
+    coords_um
+        (n, 2) centres.
+    off, cut
+        (m,) rows whose centre is off the image, and which of these the border of the image cuts.
+    """
+    missed = off[~cut]
+    share = len(missed) / len(coords_um)
     if share > OUTSIDE_LIMIT:
         low, high = coords_um.min(axis=0), coords_um.max(axis=0)
         box = [round(float(v), 1) for v in (*low, *high)]
@@ -342,14 +388,31 @@ def _inside(
             f"{image_box} um (x0, y0, x1, y1); check that the image is the full-resolution one and that x and y are "
             f"not swapped."
         )
-    if share > 0:
-        logger.warning("%d of %r in slide %r are off the image and left out.", int((~inside).sum()), shapes_key, slide)
-    if pyramid.fill is not None and (filled := inside & pyramid.fill.covers(coords_um)).any():
-        warnings.warn(
-            f"{int(filled.sum())} of {len(inside)} {shapes_key!r} in slide {slide!r} lie where image {image_key!r} is "
-            "only fill (one colour up to its border, from rotation, registration or stitching) and are left out.",
-            UserWarning,
-            stacklevel=4,
+    if len(missed):
+        logger.warning("%d of %r in slide %r are off the image and left out.", len(missed), shapes_key, slide)
+    if cut.any():
+        logger.info(
+            "%d of %d %r in slide %r are cut by the border of the image, with their centre off it, and are left out.",
+            *(int(cut.sum()), len(coords_um), shapes_key, slide),
         )
-        inside = inside & ~filled
-    return inside
+
+
+def _without_fill(
+    pyramid: Pyramid,
+    coords_um: NDArray[np.float64],
+    inside: NDArray[np.bool_],
+    *,
+    slide: str,
+    shapes_key: str,
+    image_key: str,
+) -> NDArray[np.bool_]:
+    """Say which of the locations that are on the image are not on its fill."""
+    if pyramid.fill is None or not (filled := inside & pyramid.fill.covers(coords_um)).any():
+        return inside
+    warnings.warn(
+        f"{int(filled.sum())} of {len(inside)} {shapes_key!r} in slide {slide!r} lie where image {image_key!r} is "
+        "only fill (one colour up to its border, from rotation, registration or stitching) and are left out.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return inside & ~filled

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred._core.files import readable
+from stpred._core.names import name_of
 from stpred.io._detect import FORMATS, candidates, detect, read
 from stpred.io._open import SUFFIXES
 
@@ -58,11 +60,12 @@ def read_cohort(
     donors: dict[str, str] = {}
     for source in sources:
         for sample in _samples(source, format):
-            if sample["slide"] in slides:
-                raise InputError(f"Two slides are called {sample['slide']!r}; name them as name=path.")
-            slides[sample["slide"]] = _read_one(sample, kwargs)
-            if sample.get("donor"):
-                donors[sample["slide"]] = str(sample["donor"])
+            name = name_of(sample["slide"], what="slide")
+            if name in slides:
+                raise InputError(f"Two slides are called {name!r}; name them as name=path.")
+            slides[name] = _read_one(sample, kwargs)
+            if (donor := sample.get("donor")) is not None and donor == donor and donor != "":
+                donors[name] = name_of(donor, what="donor")
     if not slides:
         raise InputError("No slide was named.")
     return slides, donors
@@ -127,7 +130,14 @@ def _listed(path: Path) -> list[dict[str, Any]]:
     import pandas as pd
 
     with readable(path, what="table of slides"):
-        frame = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", dtype=str, comment="#")
+        # Lines that begin with # are comments; a # further on, and words such as NA, may be part of a name.
+        lines = [x for x in path.read_text(encoding="utf-8-sig").split("\n") if not x.lstrip().startswith("#")]
+        frame = pd.read_csv(
+            StringIO("\n".join(lines)),
+            sep="\t" if path.suffix.lower() == ".tsv" else ",",
+            dtype=str,
+            keep_default_na=False,
+        )
     if missing := {"slide", "path"} - set(frame.columns):
         raise InputError(f"{path.name!r} lacks the columns {sorted(missing)}; it may have {listing(_COLUMNS)}.")
     if unknown := set(frame.columns) - set(_COLUMNS):

@@ -137,6 +137,8 @@ def hest(
     evidence = [*_stated(uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
     what = f"the image {pixels.path.name!r}"
     resolution = check_mpp(settle_mpp(evidence, given=mpp, what=what), what=what)
+    diameter = diameter_um if diameter_um is not None else _SPOT_UM if shapes_key == keys.SPOTS else _CELL_UM
+    radius = positive(diameter, name="diameter_um", unit="um") / 2 / resolution
     check_inside(
         xy,
         width=pixels.width,
@@ -144,11 +146,10 @@ def hest(
         mpp=resolution,
         what=shapes_key,
         hint="is the image the full-resolution one that the positions refer to?",
+        radius_px=radius,
     )
     if copy is None and swap_xy is not False:
         check_on_tissue(xy, pixels, mpp=resolution, what=shapes_key, swap_hint=True)
-    diameter = diameter_um if diameter_um is not None else _SPOT_UM if shapes_key == keys.SPOTS else _CELL_UM
-    radius = positive(diameter, name="diameter_um", unit="um") / 2 / resolution
     affines = {"global": np.eye(3), keys.UM: scaling(resolution)}
     index = counts.obs_names.astype(str)
     if index.has_duplicates:

@@ -104,7 +104,8 @@ def legacy_st(
     evidence = [*_from_pitch(positions, xy, pitch_um), *pixels.evidence]
     what = f"the image {pixels.path.name!r}"
     resolution = check_mpp(settle_mpp(evidence, given=mpp, what=what), what=what)
-    check_inside(xy, width=pixels.width, height=pixels.height, mpp=resolution)
+    radius = positive(spot_diameter_um, name="spot_diameter_um", unit="um") / 2 / resolution
+    check_inside(xy, width=pixels.width, height=pixels.height, mpp=resolution, radius_px=radius)
     check_on_tissue(xy, pixels, mpp=resolution)
     return _assemble(matrix, positions, xy, pixels_image=pixels, mpp=resolution, diameter_um=spot_diameter_um)
 

@@ -370,6 +370,7 @@ def calibrate_run(
     given: float | None,
     dataset_id: str,
     what: str,
+    radius_px: float = 0.0,
 ) -> float:
     """Return the um per full-resolution pixel of a run, after checking that its positions lie on the image.
 
@@ -386,6 +387,7 @@ def calibrate_run(
             height=pixels.height,
             mpp=mpp,
             what=what,
+            radius_px=radius_px,
             hint=f"is {pixels.path.name!r} a downscaled copy, or of another slide?",
         )
         if not fullres.compared:

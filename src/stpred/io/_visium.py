@@ -122,6 +122,7 @@ def visium(
         given=mpp,
         dataset_id=dataset_id,
         what="spots",
+        radius_px=float(spots["radius"].max()),
     )
     check_diameter(
         scalefactors["spot_diameter_fullres"], mpp=resolution, expected_um=SPACERANGER_SPOT_UM, what="Visium spots"

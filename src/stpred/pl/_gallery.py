@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from stpred._core.cell_types import CELL_TYPE, UNASSIGNED, score_columns
 from stpred._core.checks import InputError, key_in, listing, positive, whole
 from stpred._core.elements import find_image, need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.matching import geometries_um
+from stpred._core.names import names_of
 from stpred._core.specs import TileSpec
 from stpred._core.tables import check_values
 from stpred.pl._figure import finish
@@ -188,12 +189,12 @@ def _categories(
     table: AnnData, table_key: str, column: str, groups: str | Sequence[str] | None, *, seed: int
 ) -> list[_Line]:
     labels = table.obs[column].astype("category")
-    known = [str(c) for c in labels.cat.categories]
-    spoken = labels.astype(str).to_numpy()
+    known = names_of(labels.cat.categories, what="category")
+    spoken = np.array([*known, ""], dtype=object)[labels.cat.codes]  # the last one is that of -1
     if groups is None:
         wanted = [c for c in known if c != UNASSIGNED and (spoken == c).any()]
     else:
-        wanted = [groups] if isinstance(groups, str) else [str(g) for g in groups]
+        wanted = names_of(groups if isinstance(groups, Iterable) and not isinstance(groups, str) else [groups])
     if missing := [g for g in wanted if g not in known]:
         raise InputError(
             f"obs[{column!r}] of table {table_key!r} has no category {listing(missing)}; it has {listing(known)}."

@@ -24,7 +24,7 @@ logger = logging.getLogger("stpred")
 
 CELL_TYPE = "cell_type"
 OUTSIDE_LIMIT = 0.1
-"""Share of cells off the image from which on they are refused."""
+"""Share of cells wholly off the image from which on they are refused."""
 OVERLAP_LIMIT = 0.7
 """Share of the smaller of two polygons within the other from which on they are the same cell."""
 
@@ -323,7 +323,9 @@ def _on_image(frame: GeoDataFrame, pyramid: Pyramid, what: str, image_key: str) 
     """Leave out cells whose centre is off the image; refuse many, with both boxes."""
     center = frame.geometry.centroid
     inside = pyramid.contains(np.column_stack([center.x, center.y]))
-    share = 1 - float(inside.mean())
+    off = np.flatnonzero(~inside)
+    cut = pyramid.touches(frame.geometry.to_numpy()[off])  # by the border, as a crop of the image leaves them
+    share = float((~cut).sum()) / len(frame)
     if share > OUTSIDE_LIMIT:
         box = [round(float(v), 1) for v in frame.total_bounds]
         raise InputError(
@@ -332,8 +334,10 @@ def _on_image(frame: GeoDataFrame, pyramid: Pyramid, what: str, image_key: str) 
             "full-resolution one, and that x and y are not swapped."
         )
     if share > 0:
-        count = int((~inside).sum())
+        count = int((~cut).sum())
         warnings.warn(f"{count} cells of {what} are off image {image_key!r} and left out.", stacklevel=3)
+    if cut.any():
+        logger.info("%d cells of %s have their centre off image %r and are left out.", int(cut.sum()), what, image_key)
     return frame[inside]
 
 

@@ -314,8 +314,20 @@ def _check_cover(
             height=sizes["y"],
             mpp=resolution,
             what=f"shapes {name!r}",
+            radius_px=_reach(element, frame, back),
             hint="is the image at the resolution that the shapes refer to?",
         )
+
+
+def _reach(element: Any, frame: str, to_px: np.ndarray) -> np.ndarray:
+    """Return how many pixels each shape reaches from its centroid, at most."""
+    scale = float(np.sqrt(abs(np.linalg.det((to_px @ _to(element, frame))[:2, :2]))))
+    if "radius" in element:
+        return element["radius"].to_numpy(dtype=np.float64) * scale
+    box, centres = element.geometry.bounds.to_numpy(dtype=np.float64), element.geometry.centroid
+    xy = np.column_stack([centres.x, centres.y])
+    far = np.maximum(box[:, 2:] - xy, xy - box[:, :2])
+    return np.hypot(far[:, 0], far[:, 1]) * scale
 
 
 def _place_all(

@@ -9,6 +9,7 @@ from stpred import metrics
 from stpred._core import targets
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.gene_names import mismatch
+from stpred._core.names import names_of
 from stpred._core.p_values import benjamini_hochberg
 from stpred.tl._pseudobulk import log1p_cpm
 
@@ -164,7 +165,7 @@ def _log_bulk(bulk: Any, scale: str | None) -> pd.DataFrame:
     import pandas as pd
 
     if isinstance(bulk, pd.DataFrame):
-        frame = bulk.set_axis(bulk.index.astype(str)).set_axis(bulk.columns.astype(str), axis=1)
+        frame = bulk.set_axis(names_of(bulk.index)).set_axis(bulk.columns.astype(str), axis=1)
     elif hasattr(bulk, "obs_names"):
         frame = pd.DataFrame(
             targets.dense(bulk.X), index=bulk.obs_names.astype(str), columns=bulk.var_names.astype(str)

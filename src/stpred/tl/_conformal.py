@@ -109,7 +109,8 @@ def conformal(
         s: data.read_region(sdata, slide=s, shapes_key=shapes_key, measured=True, prefer=trained.record.region, **where)
         for s, sdata in slides.items()
     }
-    if seen := [s for s, r in regions.items() if saw(trained, r, (groups or {}).get(s, ""))]:
+    given = {} if groups is None else data.donor_folds(list(slides), groups)
+    if seen := [s for s, r in regions.items() if saw(trained, r, given.get(s, ""))]:
         raise InputError(
             f"Model {trained.record.name!r} was trained on {listing(seen)} (or on their donors); intervals need slides "
             "that it has not seen, or stpred.tl.train(..., intervals=True)."

@@ -9,6 +9,7 @@ import numpy as np
 from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, whole
+from stpred._core.names import looked_up, named, names_of
 from stpred.tl._slide_tables import ONE_SLIDE, SlideTable, slide_tables
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def differential_rank(
     if not 0 < level < 1:
         raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
-    drawn = list(sides) if groups is None else [str(groups[key_in(s, groups, what="slide in `groups`")]) for s in sides]
+    drawn = list(sides)
+    if groups is not None:
+        drawn = names_of(looked_up(groups, sides, what="groups").values(), what="donor")
     scores = np.empty((len(sides), len(genes)))
     n_locations = {}
     for k, side in enumerate(sides.values()):
@@ -140,7 +143,8 @@ def risk_of(side: SlideTable, risk: Any) -> NDArray[np.float64]:
         key_in(risk, side.table.obs.columns, what=f"column of obs in table {side.key!r} of {side.slide!r}", name="risk")
         values: Any = side.table.obs[risk]
     elif isinstance(risk, Mapping):
-        values = risk[key_in(side.slide, risk, what="slide", name="risk")]
+        by_slide = named(risk, what="risk")
+        values = by_slide[key_in(side.slide, by_slide, what="slide", name="risk")]
     elif side.slide == ONE_SLIDE:
         values = risk
     else:

@@ -7,6 +7,7 @@ import numpy as np
 
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing
+from stpred._core.names import names_of
 from stpred.tl._slide_tables import SlideTable, slide_tables
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _of_slides(obs: pd.DataFrame, slides: list[str], taken: list[str]) -> pd.Dat
 
     if not isinstance(obs, pd.DataFrame):
         raise InputError(f"`obs` must be a DataFrame indexed by slide, got {type(obs).__name__}.")
-    frame = obs.set_axis(obs.index.astype(str))
+    frame = obs.set_axis(pd.Index(names_of(obs.index, what="slide in the index of `obs`"), dtype=object))
     if missing := [s for s in slides if s not in frame.index]:
         raise InputError(f"`obs` lacks the slides {listing(missing)}; its index holds {listing(frame.index[:5])}.")
     if not frame.index.is_unique:

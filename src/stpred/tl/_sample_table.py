@@ -9,6 +9,7 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing
+from stpred._core.names import named, names_of
 from stpred.tl._pseudobulk import log1p_cpm
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def sample_values(samples: AnnData, given: Any, *, name: str) -> NDArray[Any]:
             raise InputError(f"obs has no column {given!r} (`{name}`); available: {listing(samples.obs.columns)}.")
         values = samples.obs[given]
     elif isinstance(given, (Mapping, pd.Series)):
-        values = pd.Series(given).reindex(samples.obs_names)
+        by_name = named(given, what=name)
+        values = pd.Series([by_name.get(s, np.nan) for s in samples.obs_names.astype(str)], index=samples.obs_names)
     else:
         values = pd.Series(np.asarray(given).ravel())
         if len(values) != samples.n_obs:
@@ -61,4 +63,5 @@ def sample_groups(samples: AnnData, groups: Any) -> NDArray[Any]:
     """Return (S,) donors; None: every sample is one."""
     if groups is None:
         return samples.obs_names.to_numpy().astype(str)
-    return sample_values(samples, groups, name="groups").astype(str)
+    found = sample_values(samples, groups, name="groups")
+    return np.array(names_of(found, what="donor"), dtype=str)

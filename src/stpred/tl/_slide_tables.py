@@ -22,6 +22,7 @@ from stpred._core.elements import (
 from stpred._core.gene_names import mismatch
 from stpred._core.library import LIBRARY, MIN_TRAINING_SHARE, Library, gene_sums, overlap, shared_genes, told
 from stpred._core.matching import placed
+from stpred._core.names import named
 from stpred._core.tables import read_prediction
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def named_slides(slides: Mapping[str, SpatialData] | SpatialData) -> dict[str, S
         raise InputError("`slides` is empty; give at least one slide.")
     for sdata in slides.values():
         need_sdata(sdata)
-    return {str(name): sdata for name, sdata in slides.items()}
+    return named(slides, what="slides")
 
 
 def slide_table(
@@ -143,7 +144,9 @@ def slide_table(
         raise InputError(f"Gene names of table {table_key!r} of {slide!r} are not unique: {listing(repeated)}.")
     if keys.UNS not in table.uns:
         if lost := lost_provenance(table):
-            raise InputError(f"Table {table_key!r} of {slide!r} cannot be read: {lost}.")
+            raise InputError(
+                f"Without provenance raw counts are needed; table {table_key!r} of {slide!r} cannot be read: {lost}."
+            )
         check_counts(table.X, what=f"counts of table {table_key!r} of {slide!r}")
         return SlideTable(slide, table_key, table, "counts", {})
     facts = read_prediction(table, what=f"table {table_key!r} of {slide!r}")

@@ -9,6 +9,7 @@ import numpy as np
 from stpred import data, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
+from stpred._core.names import names_of
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS, dense
 from stpred.models import Model, _registry
@@ -216,7 +217,7 @@ def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str
     """Return the slides that are left out to end the training; their donors must not be trained on."""
     if slides is None:
         return set()
-    left = {slides} if isinstance(slides, str) else {str(s) for s in slides}
+    left = {slides} if isinstance(slides, str) else set(names_of(slides, what="slide in `validation`"))
     if not left or left - donors.keys() or left == donors.keys():
         raise InputError(f"`validation` must name some of the slides {listing(donors)}, not all, got {listing(left)}.")
     if shared := sorted({donors[s] for s in left} & {g for s, g in donors.items() if s not in left}):

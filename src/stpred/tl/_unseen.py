@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from stpred.models import Model
 
 
+_OF_ONE_SLIDE = ("slide", "left_out", "n_predicted")
+"""Facts of the one slide that a table of predictions was of."""
+
+
 def predicted(
     model: Model, region: data.Region, reading: dict[str, Any], *, encoder: Any = None
 ) -> NDArray[np.float32]:
@@ -36,6 +40,7 @@ def facts_in_frame(
     """Return the facts of a table; of one of several slides, whose facts are those of one, with this slide's image."""
     if len(table_regions(sdata.tables[table_key])) < 2:
         return facts
+    facts = {k: v for k, v in facts.items() if k not in _OF_ONE_SLIDE}
     try:
         image = sdata.images[find_image(sdata, coordinate_system=coordinate_system)]
     except InputError:  # none in the frame, or several

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stpred._core.checks import InputError, listing
+from stpred._core.names import name_of, named
 
 
 class Covariates:
@@ -42,8 +43,8 @@ class Covariates:
                 f"{slides!r}."
             )
         return {
-            str(s): {str(n): None if level is None else str(level) for n, level in levels.items()}
-            for s, levels in slides.items()
+            s: {n: _level(level) for n, level in named(levels, what="covariates").items()}
+            for s, levels in named(slides, what="covariates").items()
         }
 
     @classmethod
@@ -92,7 +93,7 @@ class Covariates:
         of unknown level (its number is given), otherwise each alike (None). What is `given` goes before what is known
         of the slide; a level that no training slide has is refused.
         """
-        given = {} if given is None else given
+        given = {} if given is None else {n: _level(v) for n, v in named(given, what="covariates").items()}
         if unknown := sorted(set(given) - set(self.names)):
             raise InputError(f"The model has no covariates {unknown}; it has {listing(self.names)}.")
         found: dict[str, tuple[list[int], int | None]] = {}
@@ -108,3 +109,8 @@ class Covariates:
             else:
                 found[name] = list(range(*self.span(name))), None if name in given else self.unknown.get((slide, name))
         return found
+
+
+def _level(given: Any) -> str | None:
+    """Return a level as text; None, or a missing value, for one that is not known."""
+    return None if given is None or given != given else name_of(given)
