@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 
 import stpred as st
 from stpred._core.checks import InputError
+from stpred.tl._sample_table import sample_groups, sample_values
 
 HOW: dict[str, Any] = {"shapes_key": "spots", "encoder": "intensity"}
 
@@ -59,7 +60,7 @@ def test_cross_validation_and_report_by_numbers(numbered: dict[int, SpatialData]
     assert page.exists()
     for frame in (scores, again):
         assert len(st.tl.summarise(frame)) > 0
-        assert st.tl.rank_models(frame, over="slide").ranks.size == 2
+        assert st.tl.rank_models(frame, over="slide").ranks.shape[0] == 2
 
 
 def test_one_name_twice_is_refused(numbered: dict[int, SpatialData]) -> None:
@@ -84,11 +85,11 @@ def test_tables_of_samples_by_number(numbered: dict[int, SpatialData]) -> None:
     clinical = pd.DataFrame({"grade": [3, 1, 2, 4]}, index=[11, 1, 2, 10])
     bulk = st.tl.pseudobulk(numbered, "spots_counts", obs=clinical)
     assert bulk.obs["grade"].to_dict() == {"1": 1, "2": 2, "10": 4, "11": 3}
-    found = st.tl.classify(
-        bulk, {1: "x", 2: "y", 10: "x", 11: "y"}, groups={1: 5.0, 2: 6.0, 10: 7.0, 11: 8.0}, n_folds=2
-    )
-    assert found["label"].to_dict() == {"1": "x", "2": "y", "10": "x", "11": "y"}
-    assert found["group"].to_dict() == {"1": "5", "2": "6", "10": "7", "11": "8"}
+    assert sample_values(bulk, {11: 4, 10: 3, 1: 1, 2: 2}, name="time").tolist() == [1, 2, 3, 4]
+    assert sample_values(bulk, clinical["grade"], name="event").tolist() == [1, 2, 4, 3]
+    assert sample_groups(bulk, {1: 5.0, 2: 6.0, 10: 7, 11: "8"}).tolist() == ["5", "6", "7", "8"]
+    with pytest.raises(InputError, match=r"`time` is missing for the samples \['2'\]"):
+        sample_values(bulk, {1: 1, 10: 3, 11: 4}, name="time")
     risk = {k: np.arange(s["spots_counts"].n_obs) for k, s in numbered.items()}
     ranked = st.tl.differential_rank(
         numbered, "spots_counts", risk, n=5, groups={1: 1, 2: 1, 10: 2, 11: 2}, n_bootstrap=50

@@ -31,6 +31,10 @@ def folds(strata: ArrayLike, groups: ArrayLike, *, n: int, seed: int) -> NDArray
     y, of = np.asarray(strata), np.asarray(groups)
     if (number := len(np.unique(of))) < n:
         raise InputError(f"{n} folds need at least as many groups (donors), got {number}.")
+    kinds, sizes = np.unique(y, return_counts=True)
+    if sizes.max() < n:
+        found = dict(zip(kinds.tolist(), sizes.tolist(), strict=True))
+        raise InputError(f"{n} folds need at least as many samples of one class, got {found}.")
     result = np.empty(len(y), dtype=np.int64)
     made = StratifiedGroupKFold(n_splits=n, shuffle=True, random_state=seed).split(np.zeros(len(y)), y, of)
     for fold, (_, test) in enumerate(made):
