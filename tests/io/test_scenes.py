@@ -178,3 +178,21 @@ def test_scenes_of_a_leica_collection(tmp_path: Path) -> None:
     assert [level.shape[1] for level in pixels.levels] == [300, 150]
     assert [e.mpp for e in pixels.evidence] == [pytest.approx(0.5)]
     assert value(path, "image_1") == 100
+
+
+@pytest.mark.parametrize("sides", [(512, 400), (512, 256), (512, 171)])
+def test_pages_of_one_shape_are_levels_only_if_they_show_the_same(sides: tuple[int, int], tmp_path: Path) -> None:
+    from PIL import Image
+
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    one = np.asarray(Image.fromarray(coarse).resize((sides[0],) * 2))
+    other = np.asarray(Image.fromarray(255 - coarse).resize((sides[1],) * 2))
+    path = pages(tmp_path / "a.tif", one, other)
+    with pytest.warns(UserWarning, match=rf"{sides[0]} px\) is read, not 1 \({sides[1]} x"):
+        assert len(open_pixels(path).levels) == 1
+    assert open_pixels(path, scene=1).levels[0].shape[1] == sides[1]
+    if sides[1] < 400:
+        copy = np.asarray(Image.fromarray(one).resize((sides[1],) * 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            open_pixels(pages(tmp_path / "b.tif", one, copy))

@@ -94,7 +94,7 @@ def tiff_resolution(tif: Any, page: Any, *, image: Any = None) -> tuple[Evidence
     for told, source in _stated(tif, page, image):
         sizes = [e for e in told if e is not None]
         if not sizes:
-            logger.info("%s states no resolution that can be used", source)
+            logger.debug("nothing usable in %s", source)
             continue
         if abs(sizes[0].mpp / sizes[-1].mpp - 1) > ANISOTROPY_LIMIT:
             unequal.append(f"{source}: {sizes[0].mpp:.4g} by {sizes[-1].mpp:.4g} um")

@@ -12,15 +12,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from stpred._core.checks import InputError, listing
+from stpred._core.files import readable
 from stpred.io._resolution import ome_images
+from stpred.io._sizes import check_directory
 
 logger = logging.getLogger("stpred")
 
 MIN_SCENE_SHARE = 0.05
 """Share of the largest picture's pixels from which on another one counts as a scene that a user may have meant."""
 
+MIN_FACTOR = 1.9
+"""Smaller copies of a picture are at least this much smaller."""
+COMPARED_PX = 16 * 2**20
+"""Up to this size a picture is looked at, to tell whether a smaller one shows the same."""
+COMPARED = (32, 32)
+MAX_DIFFERENCE = 25.0
+"""Mean difference of grey values from which on it does not."""
 MAX_PAGES = 10_000
 """A slide of all levels, focal planes and channels has fewer; others take minutes to be looked through."""
 
@@ -103,8 +113,8 @@ def scenes_of(tif: Any) -> list[Scene]:
         name = _name(series, tif)
         for n in range(_stacked(series)):
             parts = [_part(Place(s, k), level, n, of=_stacked(series)) for k, level in enumerate(series.levels)]
-            scene = Scene(len(scenes), name, [p for p in parts if p is not None], series.kind)
-            if scene.levels:
+            for levels in _alike([p for p in parts if p is not None], series.kind):
+                scene = Scene(len(scenes), name, levels, series.kind)
                 scene.image = _described(images, s, scene)
                 scenes.append(scene)
     scenes += _beside_series(tif, seen, len(scenes))
@@ -137,6 +147,42 @@ def _part(place: Place, level: Any, n: int, *, of: int) -> Part | None:
     if not {"Y", "X"} <= set(sizes) or level.dtype is None:
         return None
     return Part(place, sizes, np.dtype(level.dtype), pages)
+
+
+def _alike(parts: list[Part], kind: str) -> list[list[Part]]:
+    """Part a series where tifffile took pages for levels by their size alone and they show something else."""
+    if kind != "generic" or not parts:
+        return [parts] if parts else []
+    finest, scenes = parts[0], [[parts[0]]]
+    for part in parts[1:]:
+        said = part.keyframe.is_reduced or part.keyframe.is_subifd
+        if said or _shows(finest, part):
+            scenes[0].append(part)
+        elif len(scenes) > 1 and is_level(scenes[-1][0], part) and _shows(scenes[-1][0], part):
+            scenes[-1].append(part)
+        else:
+            scenes.append([part])
+    return scenes
+
+
+def _shows(finest: Part, part: Part) -> bool:
+    """Tell whether a smaller picture shows what a larger one does; of those too large to look at, assume it."""
+    if finest.area > COMPARED_PX or len(finest.pages) != 1 or len(part.pages) != 1:
+        return True
+    path = Path(finest.pages[0].parent.filehandle.path)
+    try:
+        with readable(path.name, what="image"):
+            for one in (part, finest):
+                check_directory(path, one.pages)
+            small, large = (one.pages[0].asarray(maxworkers=1) for one in (part, finest))
+    except InputError as error:  # what is needed of it is checked when it is read
+        logger.info("%s", error)
+        return True
+    if small.dtype != np.uint8 or large.dtype != np.uint8 or small.ndim != 3 or large.ndim != 3:
+        return True
+    grey = [np.asarray(a, dtype=np.uint8).max(axis=a.shape.index(min(a.shape))) for a in (small, large)]
+    reduced = [np.asarray(Image.fromarray(g).resize(COMPARED, Image.Resampling.BOX), dtype=np.float64) for g in grey]
+    return bool(np.abs(reduced[0] - reduced[1]).mean() <= MAX_DIFFERENCE)
 
 
 def _described(images: Sequence[Any], series: int, scene: Scene) -> Any:
@@ -221,8 +267,9 @@ def choose(scenes: Sequence[Scene], *, scene: int | str | None, path: Path) -> S
 
 def _is_copy(chosen: Scene, scene: Scene) -> bool:
     """Tell whether a picture is a smaller copy of the chosen one, of files that do not say what their pictures are."""
-    first = scene.levels[0]
-    return scene.kind not in _OWN_IMAGES and is_level(chosen.levels[0], first)
+    finest, first = chosen.levels[0], scene.levels[0]
+    smaller = finest.sizes["Y"] >= MIN_FACTOR * first.sizes["Y"] and is_level(finest, first)
+    return smaller and scene.kind not in _OWN_IMAGES and _shows(finest, first)
 
 
 def _asked(scenes: Sequence[Scene], scene: int | str, path: Path) -> Scene:
