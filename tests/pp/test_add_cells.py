@@ -159,7 +159,7 @@ def test_what_cannot_be_read_says_what_can(slide: Any, tmp_path: Path) -> None:
     (tmp_path / "e.geojson").write_text('[{"type": "Feature", "geometry": {"type": "Polygon"}}]')
     (tmp_path / "f.geojson").write_text("[]")
     for cells, message in (
-        ("a.geojson", "is no valid JSON"),
+        ("a.geojson", "is not valid JSON"),
         ("b.geojson", "is no GeoJSON"),
         ("c.parquet", "is neither GeoParquet nor a table with cell_id"),
         ("d.shp", "is no file of cells that is known"),

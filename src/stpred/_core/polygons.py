@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_COORDINATE = 1e9
+MAX_COORDINATE = 1e12
 """Coordinates beyond this, in pixels or micrometres, are no place on a slide; areas of larger ones lose all digits."""
-MAX_VERTICES = 1_000_000
+MAX_VERTICES = 10_000_000
 """Vertices of one outline; more are no outline of a cell."""
 MAX_RINGS = 100
 """Rings into which the vertices of one group are split at most."""

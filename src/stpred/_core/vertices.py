@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from stpred._core.files import readable
 if TYPE_CHECKING:
     import pandas as pd
 
+_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 VERTICES = ("cell_id", "vertex_x", "vertex_y")
 
 
@@ -31,6 +33,8 @@ class Vertices(NamedTuple):
     """(c,) cell ids as text."""
     labels: NDArray[np.int64] | None
     """(p,) ``label_id`` of each piece, where the table has such numbers."""
+    whole_ids: bool
+    """Whether the ids are whole numbers in the table."""
 
 
 def read_table(path: Path, *, what: str, needed: Sequence[str], optional: Sequence[str] | None = None) -> pd.DataFrame:
@@ -69,13 +73,15 @@ def read_vertices(path: Path) -> Vertices:
     xy = np.column_stack([numbers(frame[c], name=c, path=path) for c in VERTICES[1:]])
     if len(ids) == 0:
         raise InputError(f"{path.name!r} states no cell.")
-    if "label_id" not in frame:
-        return Vertices(xy, cell, np.arange(len(ids)), ids, None)
-    label = _whole(frame["label_id"])
-    if label is None:
-        return Vertices(xy, cell, np.arange(len(ids)), ids, None)
     import pandas as pd
 
+    text = path.suffix != ".parquet" and all(_NUMBER.fullmatch(i) for i in ids)
+    by_cell = Vertices(
+        xy, cell, np.arange(len(ids)), ids, None, text or pd.api.types.is_integer_dtype(frame["cell_id"].dtype)
+    )
+    label = _whole(frame["label_id"]) if "label_id" in frame else None
+    if label is None:
+        return by_cell
     # One number per pair of cell and label; ids beyond the cells' are the labels'.
     known, which = np.unique(label, return_inverse=True)
     pair, first = pd.factorize(np.where(cell < 0, -1, cell * len(known) + which))
@@ -86,8 +92,8 @@ def read_vertices(path: Path) -> Vertices:
         piece = np.where(piece == none, -1, piece - (piece > none))
         codes = np.delete(codes, none)
     if (np.bincount(piece[piece >= 0], minlength=len(codes)) < 3).mean() > 0.5:
-        return Vertices(xy, cell, np.arange(len(ids)), ids, None)  # numbers of rows, not of pieces
-    return Vertices(xy, piece, codes // len(known), ids, known[codes % len(known)])
+        return by_cell  # numbers of rows, not of pieces
+    return by_cell._replace(piece=piece, cell_of_piece=codes // len(known), labels=known[codes % len(known)])
 
 
 def cell_ids(column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

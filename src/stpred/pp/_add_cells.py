@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from stpred import regions
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, element_name, one_of
+from stpred._core.checks import InputError, MissingFileError, element_name, listing, one_of
 from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, scale0
+from stpred._core.files import parse_json, readable, reason
+from stpred._core.overlaps import OverlapError, distinct
+from stpred._core.polygons import from_vertices, repaired
+from stpred._core.vertices import VERTICES, read_vertices
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -28,7 +32,12 @@ OUTSIDE_LIMIT = 0.1
 OVERLAP_LIMIT = 0.7
 """Share of the smaller of two polygons within the other from which on they are the same cell."""
 
-_VERTICES = ("cell_id", "vertex_x", "vertex_y")
+MAX_RATIO = 200
+"""Bytes of JSON that a compressed byte can stand for; coordinates have about five."""
+MAX_NESTED = 3
+"""Geometry collections within each other that are opened."""
+_REGIONS = ("annotation", "root", "tma_core", "tmacore")
+"""Kinds of QuPath objects that are no cells; an export may hold them beside these."""
 
 
 def add_cells(
@@ -141,16 +150,16 @@ def _read(
             f"{type(cells).__name__}."
         )
     path = Path(cells)
-    if not path.is_file():
+    with readable(path, what="file of cells"):
+        there = path.is_file()
+    if not there:
         raise MissingFileError(
-            f"`cells`={str(cells)!r} is neither a file nor a labels element of the object; labels: "
-            f"{sorted(sdata.labels)}."
+            f"`cells`={str(cells)[:200]!r} is neither a file nor a labels element of the object; labels: "
+            f"{listing(sorted(sdata.labels))}."
         )
     name = path.name.lower()
     if name.endswith((".csv.gz", ".csv")):
-        import pandas as pd
-
-        return _from_vertices(pd.read_csv(path), path), f"{path.name!r}", "um"
+        return _from_vertices(path), f"{path.name!r}", "um"
     if name.endswith(".parquet"):
         return _from_parquet(path)
     if name.endswith((".geojson", ".json", ".geojson.gz", ".json.gz")):
@@ -163,93 +172,114 @@ def _read(
 
 def _from_parquet(path: Path) -> tuple[GeoDataFrame, str, Literal["um", "px"] | None]:
     import geopandas as gpd
-    import pandas as pd
+    from pyarrow import parquet
 
-    try:
-        columns = _parquet_columns(path)
-        if set(_VERTICES) <= set(columns):
-            return _from_vertices(pd.read_parquet(path), path), f"{path.name!r}", "um"
-        return gpd.read_parquet(path), f"{path.name!r}", None
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{path.name!r} is neither GeoParquet nor a table with {', '.join(_VERTICES)}: {error}"
-        ) from error
-
-
-def _parquet_columns(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    return list(pq.read_schema(path).names)
+    with readable(path, what="file of cells"):
+        try:
+            vertices = set(VERTICES) <= set(parquet.read_schema(path).names)
+            frame = None if vertices else gpd.read_parquet(path)
+        except Exception as error:
+            raise InputError(
+                f"{path.name!r} is neither GeoParquet nor a table with {', '.join(VERTICES)}: {reason(error)}."
+            ) from error
+    if frame is None:
+        return _from_vertices(path), f"{path.name!r}", "um"
+    return frame, f"{path.name!r}", None
 
 
-def _from_vertices(table: Any, path: Path) -> GeoDataFrame:
-    """Build polygons of one row per vertex."""
+def _from_vertices(path: Path) -> GeoDataFrame:
+    """Build polygons of one row per vertex; newer bundles have several pieces per cell, told apart by ``label_id``."""
     import geopandas as gpd
-    import shapely
 
-    if missing := [c for c in _VERTICES if c not in table]:
-        raise InputError(
-            f"{path.name!r} has no column {missing[0]!r}; Xenium's boundaries have {', '.join(_VERTICES)}."
-        )
-    ids = table["cell_id"].map(lambda v: v.decode() if isinstance(v, bytes) else v)
-    xy = table[["vertex_x", "vertex_y"]].to_numpy(np.float64)
-    # Newer bundles have several pieces per cell, told apart by `label_id`.
-    piece = ids.astype(str) + ("" if "label_id" not in table else "/" + table["label_id"].astype(str))
-    number, first = np.unique(piece.to_numpy().astype(str), return_index=True)
-    order = np.argsort(first)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    which = rank[np.searchsorted(number, piece.to_numpy().astype(str))]
-    sort = np.argsort(which, kind="stable")
-    enough = np.bincount(which)[which[sort]] >= 3
-    kept, cells = np.unique(which[sort][enough], return_inverse=True)
-    rings = shapely.linearrings(xy[sort][enough], indices=cells)
-    names = ids.to_numpy()[first[order]][kept]
-    return gpd.GeoDataFrame(geometry=shapely.polygons(rings), index=names)
+    vertices = read_vertices(path)
+    polygons, piece = from_vertices(vertices.xy, vertices.piece)
+    none = np.setdiff1d(np.arange(len(vertices.cell_of_piece)), piece)
+    cell = vertices.cell_of_piece[np.r_[piece, none]]
+    ids = vertices.ids.astype(np.int64) if vertices.whole_ids else vertices.ids
+    return gpd.GeoDataFrame(geometry=np.r_[polygons, np.full(len(none), None)], index=ids[cell])
 
 
 def _from_geojson(path: Path) -> GeoDataFrame:
-    """Read a FeatureCollection, or a list of features as QuPath and CellViT write it."""
+    """Read a FeatureCollection, a list of features as QuPath and CellViT write it, one feature, or bare geometries."""
     import geopandas as gpd
     from shapely.geometry import shape
 
-    opened = gzip.open(path, "rt") if path.name.endswith(".gz") else path.open()
-    try:
-        with opened as file:
-            data = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.name!r} is no valid JSON: {error}") from error
-    features = data.get("features") if isinstance(data, dict) and "features" in data else data
-    features = [features] if isinstance(features, dict) else features
-    if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
-        raise InputError(f"{path.name!r} is no GeoJSON: a FeatureCollection or a list of features is needed.")
+    with readable(path, what="file of cells"):
+        text = _unpacked(path) if path.name.lower().endswith(".gz") else path.read_bytes()
+    features = _features(parse_json(text, path=path.name, what="file of cells"), path)
+    kinds = [str(_properties(f).get("objectType", "")).lower() for f in features]
+    if any(k in ("cell", "detection") for k in kinds) and (no := [k for k in kinds if k in _REGIONS]):
+        logger.info("%r holds %d regions beside the cells; they are left out.", path.name, len(no))
+        features = [f for f, k in zip(features, kinds, strict=True) if k not in _REGIONS]
     geometry, classes, ids = [], [], []
     for number, feature in enumerate(features):
-        properties = feature.get("properties") or {}
         # QuPath exports the nucleus of a cell beside its outline; the cell is what was asked for.
-        place = feature.get("geometry", feature if "coordinates" in feature else None)
+        place = feature.get("geometry", feature if "coordinates" in feature or "geometries" in feature else None)
         if place is None:
             continue
         try:
             geometry.append(shape(place))
         except Exception as error:
-            raise InputError(f"Feature {number} of {path.name!r} has no geometry that can be read: {error}") from error
-        classes.append(_class_of(properties))
+            raise InputError(
+                f"Feature {number} of {path.name!r} has no geometry that can be read: {reason(error)}."
+            ) from error
+        classes.append(_class_of(_properties(feature)))
         ids.append(feature.get("id"))
     columns = {} if all(c is None for c in classes) else {CELL_TYPE: classes}
-    unique = None not in ids and len(set(ids)) == len(ids)
-    return gpd.GeoDataFrame(columns, geometry=geometry, index=ids if unique else None)
+    return gpd.GeoDataFrame(columns, geometry=geometry, index=_plain_ids(ids))
+
+
+def _unpacked(path: Path) -> bytes:
+    """Return what a gzip file holds, if that is not absurdly much."""
+    most = MAX_RATIO * path.stat().st_size + 1_000_000
+    with gzip.open(path) as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise InputError(
+            f"The file of cells {path.name!r} unpacks to over {MAX_RATIO} times its size; it is no GeoJSON."
+        )
+    return text
+
+
+def _features(data: Any, path: Path) -> list[dict[str, Any]]:
+    """Return the features of what a GeoJSON file holds."""
+    if isinstance(data, dict):
+        data = data["features"] if "features" in data else [data]
+    if not isinstance(data, list) or not all(isinstance(f, dict) for f in data):
+        raise InputError(f"{path.name!r} is no GeoJSON: a FeatureCollection or a list of features is needed.")
+    features: list[dict[str, Any]] = []
+    for part in data:  # some programs write a list of collections
+        inner = part.get("features")
+        features += [f for f in inner if isinstance(f, dict)] if isinstance(inner, list) else [part]
+    return features
+
+
+def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+    found = feature.get("properties")
+    return found if isinstance(found, dict) else {}
+
+
+def _plain_ids(ids: list[Any]) -> list[Any] | None:
+    """Return ids as an index can hold them, or None where they do not tell the cells apart."""
+    if any(i is None for i in ids):
+        return None
+    kinds = {type(i) for i in ids}
+    if kinds != {str} and not (kinds == {int} and all(abs(i) < 2**63 for i in ids)):
+        ids = [i if isinstance(i, str) else str(i) for i in ids]
+    return ids if len(set(ids)) == len(ids) else None
 
 
 def _class_of(properties: dict[str, Any]) -> str | None:
     """Return the class name of a feature: QuPath's classification, or a property of that name."""
     found = properties.get("classification")
     if isinstance(found, str) and found.startswith("{"):  # some readers turn nested properties into text
-        found = json.loads(found)
+        with contextlib.suppress(InputError):
+            found = parse_json(found, path="classification", what="text")
     if isinstance(found, dict):
-        return found.get("name") or " ".join(found.get("names", [])) or None
+        name, names = found.get("name"), found.get("names")
+        return str(name) if name else " ".join(map(str, names)) or None if isinstance(names, list) else None
+    if isinstance(found, float) and np.isnan(found):
+        found = None
     found = found or properties.get(CELL_TYPE) or properties.get("class") or properties.get("name")
     return None if found is None else str(found)
 
@@ -265,7 +295,8 @@ def _from_labels(labels: NDArray[Any], what: str) -> GeoDataFrame:
         raise InputError(
             f"{what} must be a (rows, columns) array of whole numbers >= 0, got {labels.dtype} of shape {labels.shape}."
         )
-    ids, numbers = np.unique(np.r_[0, labels.reshape(-1)], return_inverse=True)
+    zero = np.zeros(1, labels.dtype)
+    ids, numbers = np.unique(np.concatenate([zero, labels.reshape(-1)]), return_inverse=True)
     if len(ids) < 2:
         raise InputError(f"{what} holds no cell: every pixel is 0.")
     if len(ids) == 2 and labels.size > 10_000 and (numbers == 1).sum() > 2_000:
@@ -282,33 +313,38 @@ def _polygons(frame: GeoDataFrame, what: str) -> GeoDataFrame:
     import pandas as pd
     import shapely
 
-    from stpred.nuclei import largest_part
-
+    if getattr(frame, "_geometry_column_name", None) not in frame:
+        raise InputError(f"{what[:1].upper() + what[1:]} has no column of geometries; name it with .set_geometry().")
     if len(frame) == 0:
         raise InputError(f"There is no cell in {what}.")
     classes = next((c for c in (CELL_TYPE, "classification", "class", "cell_class") if c in frame), None)
     names = None if classes is None else [_class_of({"classification": v}) for v in frame[classes]]
     shapes = frame.geometry.to_numpy()
     some = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
-    parts, row = shapely.get_parts(shapes[some], return_index=True)
-    row = np.flatnonzero(some)[row]
+    parts, row = shapes[some], np.flatnonzero(some)
+    for _ in range(MAX_NESTED):
+        parts, inner = shapely.get_parts(parts, return_index=True)
+        row = row[inner]
     flat = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
     if not flat.any():
         kinds = sorted(set(frame.geom_type.dropna()))
         hint = "; give centres a radius with .buffer() first" if "Point" in kinds else ""
         raise InputError(f"{what[:1].upper() + what[1:]} has no polygons but {kinds or 'empty geometries'}{hint}.")
     parts, row = shapely.force_2d(parts[flat]), row[flat]
-    for i in np.flatnonzero(~shapely.is_valid(parts)):
-        parts[i] = largest_part(parts[i])
+    parts = repaired(parts)
     solid = shapely.area(parts) > 0
     parts, row = parts[solid], row[solid]
     dropped = int(len(frame) - len(np.unique(row)))
     if dropped:
-        warnings.warn(f"{dropped} of {len(frame)} cells of {what} have no area and are left out.", stacklevel=3)
+        warnings.warn(
+            f"{dropped} of {len(frame)} cells of {what} have no valid outline with an area and are left out.",
+            stacklevel=3,
+        )
     if not len(parts):
-        raise InputError(f"No cell of {what} has an area.")
+        raise InputError(f"No cell of {what} has a valid outline with an area.")
     index = frame.index[row]
-    index = index if index.is_unique and len(row) else pd.RangeIndex(1, len(row) + 1)
+    if not index.is_unique or isinstance(index, pd.MultiIndex):
+        index = pd.RangeIndex(1, len(row) + 1)
     columns = {} if names is None else {CELL_TYPE: pd.Categorical([names[i] for i in row])}
     return gpd.GeoDataFrame(columns, geometry=parts, index=index)
 
@@ -323,47 +359,49 @@ def _on_image(frame: GeoDataFrame, pyramid: Pyramid, what: str, image_key: str) 
     """Leave out cells whose centre is off the image; refuse many, with both boxes."""
     center = frame.geometry.centroid
     inside = pyramid.contains(np.column_stack([center.x, center.y]))
+    x0, y0, x1, y1 = frame.bounds.to_numpy().T
+    left, top, right, bottom = pyramid.bounds_um
+    fits = (x1 - x0 <= right - left) & (y1 - y0 <= bottom - top)  # what is larger than the slide lies not on it
+    inside &= fits
     off = np.flatnonzero(~inside)
-    cut = pyramid.touches(frame.geometry.to_numpy()[off])  # by the border, as a crop of the image leaves them
+    # By the border, as a crop of the image leaves them.
+    cut = pyramid.touches(frame.geometry.to_numpy()[off]) & fits[off]
     share = float((~cut).sum()) / len(frame)
     if share > OUTSIDE_LIMIT:
         box = [round(float(v), 1) for v in frame.total_bounds]
         raise InputError(
-            f"{share:.0%} of the cells of {what} lie outside image {image_key!r}: they span {box} um, the image "
-            f"{[round(v, 1) for v in pyramid.bounds_um]} um (x0, y0, x1, y1); check `units`, that the image is the "
-            "full-resolution one, and that x and y are not swapped."
+            f"{share:.0%} of the cells of {what} lie outside image {image_key!r} or are larger: they span {box} "
+            f"um, the image {[round(v, 1) for v in pyramid.bounds_um]} um (x0, y0, x1, y1); check `units`, that the "
+            "image is the full-resolution one, and that x and y are not swapped."
         )
     if share > 0:
         count = int((~cut).sum())
         warnings.warn(f"{count} cells of {what} are off image {image_key!r} and left out.", stacklevel=3)
     if cut.any():
         logger.info("%d cells of %s have their centre off image %r and are left out.", int(cut.sum()), what, image_key)
+    if not inside.any():
+        raise InputError(f"No cell of {what} has its centre on image {image_key!r}; check `units` and the image.")
     return frame[inside]
 
 
 def _distinct(frame: GeoDataFrame, what: str) -> GeoDataFrame:
-    """Keep the larger of polygons that are mostly the same."""
-    import shapely
-
-    shapes = frame.geometry.to_numpy()
-    area = shapely.area(shapes)
-    tree = shapely.STRtree(shapes)
-    a, b = tree.query(shapes, predicate="intersects")
-    # Each pair once, from the larger to the smaller; of equal ones the first is kept.
-    rank = np.empty(len(area), np.int64)
-    rank[np.lexsort((np.arange(len(area)), -area))] = np.arange(len(area))
-    pair = rank[a] < rank[b]
-    a, b = a[pair], b[pair]
-    same = shapely.area(shapely.intersection(shapes[a], shapes[b])) > OVERLAP_LIMIT * area[b]
-    drop = np.zeros(len(area), bool)
-    for larger, smaller in sorted(zip(a[same], b[same], strict=True), key=lambda ab: rank[ab[0]]):
-        drop[smaller] |= not drop[larger]
+    """Keep the larger of polygons that are mostly the same, and leave out those around many cells."""
+    try:
+        drop, around = distinct(frame.geometry.to_numpy(), limit=OVERLAP_LIMIT)
+    except OverlapError as error:
+        raise InputError(f"The cells of {what} lie upon one another: {error}; give one outline per cell.") from error
+    if around.any():
+        warnings.warn(
+            f"{int(around.sum())} of {len(frame)} cells of {what} are outlines around many others, so they are regions "
+            "and left out.",
+            stacklevel=3,
+        )
     if drop.any():
         warnings.warn(
             f"{int(drop.sum())} of {len(frame)} cells of {what} lie within or upon larger ones and are left out.",
             stacklevel=3,
         )
-    return frame[~drop]
+    return frame[~(drop | around)]
 
 
 def _measured(frame: GeoDataFrame) -> GeoDataFrame:
