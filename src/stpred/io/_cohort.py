@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +12,90 @@ from typing import TYPE_CHECKING, Any
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred._core.files import readable
 from stpred._core.names import name_of
-from stpred.io._detect import FORMATS, candidates, detect, read
+from stpred.io._detect import FORMATS, candidates, detect, members
 from stpred.io._open import SUFFIXES
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_COLUMNS = ("slide", "path", "format", "donor", "image", "spots", "mpp")
+
+def _number(text: Any) -> float:
+    return positive(float(text), name="number")
+
+
+def _truth(text: Any) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(text).strip().lower() not in known:
+        raise InputError("no truth value")
+    return known[str(text).strip().lower()]
+
+
+def _whole_numbers(text: Any) -> list[int]:
+    return [int(t) for t in str(text).replace(",", " ").replace(";", " ").split()]
+
+
+def _scene(text: Any) -> int | str:
+    return int(text) if str(text).strip().isdigit() else str(text)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a table of slides, or an option of the command line, may say about how a slide is read.
+
+    Attributes
+    ----------
+    parameters
+        Format to the name of the reader's parameter; a single name where every reader that has it calls it alike.
+    parse
+        From text.
+    must
+        What `parse` refuses all but.
+    one_slide
+        It is about one slide, such as a file.
+    """
+
+    parameters: Mapping[str, str] | str
+    parse: Callable[[Any], Any]
+    must: str
+    one_slide: bool = False
+
+    def parameter(self, format: str) -> str | None:
+        """Return the parameter of the format's reader, or None where that reader has none."""
+        from stpred import io
+
+        name = self.parameters if isinstance(self.parameters, str) else self.parameters.get(format)
+        return name if name in inspect.signature(getattr(io, format)).parameters else None
+
+
+READING: dict[str, Column] = {
+    "image": Column(
+        {"visium": "fullres_image", "visium_hd": "fullres_image", "xenium": "he_image"} | dict.fromkeys(
+            ("legacy_st", "hest"), "image"
+        ),
+        Path, "a file", one_slide=True,
+    ),
+    "spots": Column("spots", Path, "a file", one_slide=True),
+    "counts": Column("counts_file", str, "a file's name", one_slide=True),
+    "alignment": Column("he_alignment", Path, "a file", one_slide=True),
+    "scene": Column("scene", _scene, "a scene's number or name"),
+    "mpp": Column("mpp", _number, "a positive number of um per pixel"),
+    "pitch_um": Column("pitch_um", _number, "a positive number of um"),
+    "diameter_um": Column(
+        {"legacy_st": "spot_diameter_um", "hest": "diameter_um"}, _number, "a positive number of um"
+    ),
+    "pixel_size_um": Column("pixel_size_um", _number, "a positive number of um"),
+    "bin_size": Column("bin_sizes", _whole_numbers, "whole numbers of um, such as 8"),
+    "segmentations": Column("segmentations", _truth, "true or false"),
+    "swap_xy": Column("swap_xy", _truth, "true or false"),
+    "layer": Column("layer", str, "a layer's name"),
+    "dataset_id": Column("dataset_id", str, "a name", one_slide=True),
+}  # fmt: skip
+"""Columns of a table of slides beside ``slide``, ``path``, ``format`` and ``donor``."""
+
+_FILES = ("path", "image", "spots", "alignment")
+"""Columns whose paths are relative to the table."""
+
+_COLUMNS = ("slide", "path", "format", "donor", *READING)
 
 
 def read_cohort(
@@ -31,7 +110,9 @@ def read_cohort(
         (subfolders, image files, or legacy ST files that share the part of their names before the first dot), or a csv
         or tsv file with columns ``slide``, ``path`` and optionally ``format``, ``donor``, ``image``, ``spots``,
         ``mpp`` (paths relative to the file; `path` is the counts file of legacy ST and the h5ad file of HEST-style
-        data), or a mapping of such columns.
+        data), or a mapping of such columns. Further columns are the readers' own parameters: ``alignment`` (Xenium),
+        ``scene``, ``swap_xy``, ``layer`` (HEST), ``counts`` (the matrix' file name), ``dataset_id``, ``bin_size``,
+        ``segmentations`` (Visium HD), ``pitch_um``, ``diameter_um`` (legacy ST, HEST) and ``pixel_size_um`` (Xenium).
     format
         As in :func:`stpred.io.read`.
     **kwargs
@@ -58,34 +139,85 @@ def read_cohort(
     """
     slides: dict[str, SpatialData] = {}
     donors: dict[str, str] = {}
-    for source in sources:
-        for sample in _samples(source, format):
-            name = name_of(sample["slide"], what="slide")
-            if name in slides:
-                raise InputError(f"Two slides are called {name!r}; name them as name=path.")
-            slides[name] = _read_one(sample, kwargs)
-            if (donor := sample.get("donor")) is not None and donor == donor and donor != "":
-                donors[name] = name_of(donor, what="donor")
-    if not slides:
-        raise InputError("No slide was named.")
+    for sample in list_samples(sources, format=format):
+        slides[sample["slide"]] = read_sample(sample, **kwargs)
+        if "donor" in sample:
+            donors[sample["slide"]] = sample["donor"]
     return slides, donors
+
+
+def list_samples(
+    sources: Iterable[str | Path | Mapping[str, Any]],
+    *,
+    format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Return what is known of every slide, before any is read.
+
+    Parameters
+    ----------
+    sources, format
+        As of :func:`read_cohort`.
+    options
+        Values of columns of `READING` that win over what a table states; those of one slide, such as ``image``, are
+        refused where there are several.
+    """
+    given = {k: v for k, v in (options or {}).items() if v is not None}
+    sources = list(sources)
+    if "spots" in given and len(sources) == 1 and not isinstance(sources[0], Mapping):
+        # The slide is the file of counts then, which as a table alone would be taken for one that lists slides.
+        name, path = _named(sources[0])
+        sources = [{"path": path, "format": format} | ({} if name is None else {"slide": name})]
+    found = [_plain(sample) for source in sources for sample in _samples(source, format)]
+    if not found:
+        raise InputError("No slide was named.")
+    names = [sample["slide"] for sample in found]
+    if twice := [n for i, n in enumerate(names) if n in names[:i]]:
+        raise InputError(f"Two slides are called {twice[0]!r}; name them as name=path.")
+    if len(found) > 1 and (single := [k for k in given if READING[k].one_slide]):
+        raise InputError(
+            f"`{single[0]}` is of one slide, and there are {len(found)}, {listing(names)}; list them in a csv with a "
+            f"column {single[0]}."
+        )
+    return [sample | given | {"options": set(given)} for sample in found]
+
+
+def _plain(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a slide, without columns that say nothing, and with names as text."""
+    known = {k: v for k, v in sample.items() if v is not None and v == v and v != ""}
+    known["slide"] = name_of(sample["slide"], what="slide")
+    return known | ({"donor": name_of(known["donor"], what="donor")} if "donor" in known else {})
+
+
+def _named(source: str | Path) -> tuple[str | None, Path]:
+    """Split ``name=path``; a path that exists as it is has no name."""
+    name, _, rest = str(source).partition("=")
+    path = Path(rest) if rest and not Path(source).exists() else Path(source)
+    if not path.exists():
+        raise MissingFileError(f"There is nothing at {str(path)!r}.")
+    return (name if path != Path(source) else None), path
+
+
+def _file_name(path: Path) -> str:
+    """Name a slide after its file, without what its name says about the format."""
+    name = path.name
+    name = name[:-3] if name.lower().endswith(".gz") else name
+    name = Path(name).stem or name
+    stem, _, ending = name.rpartition(".")
+    return stem if stem and ending.lower() in ("ome", "counts") else name
 
 
 def _samples(source: str | Path | Mapping[str, Any], format: str | None) -> list[dict[str, Any]]:
     """Return what is known of each slide that a source holds."""
     if isinstance(source, Mapping):
         path = Path(source["path"])
-        return [{"slide": _folder_name(path) if path.is_dir() else path.name.split(".")[0], **source}]
-    name: str | None
-    name, _, rest = str(source).partition("=")
-    path = Path(rest) if rest and not Path(source).exists() else Path(source)
-    name = name if path != Path(source) else None
-    if not path.exists():
-        raise MissingFileError(f"There is nothing at {str(path)!r}.")
+        return [{"slide": _folder_name(path) if path.is_dir() else _file_name(path), **source, "path": path}]
+    name, path = _named(source)
     if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
         return _listed(path)
     if path.is_file() or format is not None:
-        return [{"slide": name or path.name.split(".")[0], "path": path, "format": format}]
+        called = _folder_name(path) if path.is_dir() else _file_name(path)
+        return [{"slide": name or called, "path": path, "format": format}]
     try:
         return [{"slide": name or _folder_name(path), "path": path, "format": detect(path)}]
     except InputError as error:
@@ -98,7 +230,9 @@ def _samples(source: str | Path | Mapping[str, Any], format: str | None) -> list
 def _folder_name(path: Path) -> str:
     """Name a slide after its folder; `outs` says nothing."""
     path = path.resolve()
-    return path.parent.name if path.name == "outs" else path.name
+    while path.name in ("outs", "binned_outputs") and path.parent.name:
+        path = path.parent
+    return path.name
 
 
 def _inside(folder: Path) -> list[dict[str, Any]]:
@@ -148,38 +282,70 @@ def _listed(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if missing := {"slide", "path"} - set(row):
             raise InputError(f"Row {number} of {path.name!r} names no {' and no '.join(sorted(missing))}.")
-        for column in ("path", "image", "spots"):
+        for column in _FILES:
             if column in row:
                 row[column] = path.parent / row[column]
-        if "mpp" in row:
-            try:
-                row["mpp"] = positive(float(row["mpp"]), name="mpp", unit="um per pixel")
-            except ValueError as error:
-                raise InputError(
-                    f"Slide {row['slide']!r} of {path.name!r}: `mpp` must be a positive number of um per pixel, got "
-                    f"{row['mpp']!r}."
-                ) from error
+        for column in READING.keys() & row.keys() - set(_FILES):
+            row[column] = _parsed(column, row[column], f"Slide {row['slide']!r} of {path.name!r}: the column ")
     return rows
 
 
-def _read_one(sample: dict[str, Any], kwargs: dict[str, Any]) -> SpatialData:
+def _parsed(column: str, text: Any, where: str) -> Any:
+    """Return the value of a column, or say where it is wrong."""
+    try:
+        return READING[column].parse(text)
+    except ValueError as error:
+        raise InputError(f"{where}`{column}` must be {READING[column].must}, got {text!r}.") from error
+
+
+def read_sample(sample: Mapping[str, Any], **kwargs: Any) -> SpatialData:
+    """Read one slide of :func:`list_samples`; `kwargs` go to its reader as they are."""
     from stpred import io
 
-    kwargs = kwargs | ({"mpp": sample["mpp"]} if "mpp" in sample else {})
+    path = Path(sample["path"])
+    if not path.exists():
+        raise MissingFileError(f"There is nothing at {str(path)!r}.")
+    kind = _format(sample, path)
+    options: set[str] = set(sample.get("options", ()))
+    more = {}
+    for column in READING.keys() & sample.keys():
+        parameter = READING[column].parameter(kind)
+        if parameter is None:
+            name = f"`{column}`" if column in options else f"the column `{column}`"
+            taking = [f for f in FORMATS if READING[column].parameter(f)]
+            raise InputError(
+                f"Slide {sample['slide']!r}: {name} does not go with format {kind!r}, only with {listing(taking)}."
+            )
+        more[parameter] = sample[column]
+    if kind in ("legacy_st", "hest"):
+        parts = {"legacy_st": ("counts", "image", "spots"), "hest": ("adata", "image")}[kind]
+        files: list[Any] = []
+        for number, part in enumerate(parts):
+            if part in more:
+                files.append(more.pop(part))
+            elif path.is_dir():
+                files += members(path, kind, only=part)
+            elif number == 0:
+                files.append(path)
+            else:
+                raise InputError(
+                    f"Slide {sample['slide']!r}: {path.name!r} alone is no slide of format {kind!r}; name its `{part}` "
+                    "file as well."
+                )
+        return getattr(io, kind)(*files, **more, **kwargs)  # type: ignore[no-any-return]
+    return getattr(io, kind)(path, **more, **kwargs)  # type: ignore[no-any-return]
+
+
+def _format(sample: Mapping[str, Any], path: Path) -> str:
+    """Return the stated format of a slide, or the one that its files speak for."""
     kind = sample.get("format")
-    if kind is None and "image" in sample and sample["path"].is_dir():
-        kind = detect(sample["path"])
     if kind is not None and kind not in FORMATS:
         raise InputError(f"Slide {sample['slide']!r}: `format` must be one of {listing(FORMATS)}, got {kind!r}.")
-    if "image" not in sample:
-        return read(sample["path"], format=kind, **kwargs)
-    if kind is None:
-        kind = "legacy_st" if "spots" in sample else "hest"
-    if kind == "legacy_st":
-        return io.legacy_st(sample["path"], sample["image"], sample["spots"], **kwargs)
-    if kind == "hest":
-        return io.hest(sample["path"], sample["image"], **kwargs)
-    own = {"visium": "fullres_image", "visium_hd": "fullres_image", "xenium": "he_image"}.get(kind)
-    if own is None:
-        raise InputError(f"Slide {sample['slide']!r}: the column `image` does not go with format {kind!r}.")
-    return read(sample["path"], format=kind, **{own: sample["image"]}, **kwargs)
+    if kind is not None:
+        return str(kind)
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        if "spots" in sample:
+            return "legacy_st"
+        if "image" in sample or path.suffix.lower() == ".h5ad":
+            return "hest"
+    return detect(path)

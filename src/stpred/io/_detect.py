@@ -60,7 +60,7 @@ def read(path: str | Path, *, format: str | None = None, **kwargs: Any) -> Spati
         raise MissingFileError(f"There is nothing at {str(path)!r}.")
     format = detect(path) if format is None else one_of(format, FORMATS, name="format")
     if format in ("legacy_st", "hest"):
-        return getattr(io, format)(*_members(path, format), **kwargs)
+        return getattr(io, format)(*members(path, format), **kwargs)
     reader: Callable[..., SpatialData] = getattr(io, format)
     return reader(path, **kwargs)
 
@@ -113,15 +113,17 @@ def candidates(files: list[Path], format: str) -> list[list[Path]]:
     return [[p for p in tables if p not in spots], images, spots]
 
 
-def _members(base: Path, format: str) -> list[Path]:
+def members(base: Path, format: str, *, only: str | None = None) -> list[Path]:
+    """Return the files of a slide of several files in a folder, of each kind one, or say what there is."""
     if not base.is_dir():
         raise InputError(f"`format`={format!r} needs the folder of its files, got the file {base.name!r}.")
-    parts = ("h5ad", "image") if format == "hest" else ("counts", "image", "spots")
+    parts = ("adata", "image") if format == "hest" else ("counts", "image", "spots")
     found = candidates(_files(base), format)
     for part, those in zip(parts, found, strict=True):
-        if len(those) != 1:
+        kind = "h5ad" if part == "adata" else part
+        if len(those) != 1 and only in (None, part):
             raise InputError(
-                f"{str(base)!r} has {len(those)} {part} files for {format!r}: {listing(p.name for p in those)}; "
+                f"{str(base)!r} has {len(those)} {kind} files for {format!r}: {listing(p.name for p in those)}; "
                 f"exactly one is needed (call stpred.io.{format} with the files otherwise)."
             )
-    return [those[0] for those in found]
+    return [those[0] for part, those in zip(parts, found, strict=True) if only in (None, part)]

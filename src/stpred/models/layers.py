@@ -44,17 +44,53 @@ def perceptron(
     `output` is what follows the last one: ``"linear"``, ``"relu"`` or ``"softplus"`` (of steepness 20).
     """
     *hidden, last = layers
+    x = hidden_values(hidden, x, act, hidden_dropout=hidden_dropout, input_dropout=input_dropout, training=training)
+    x = last(x)
+    if output == "relu":
+        return x.relu()
+    return nn.functional.softplus(x, beta=SOFTPLUS_BETA) if output == "softplus" else x
+
+
+def hidden_values(
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    act: nn.Module,
+    *,
+    hidden_dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    training: bool = False,
+) -> Tensor:
+    """Map (n, width) values through the hidden layers of :func:`perceptron`, each with activation and dropout."""
 
     def drop(values: Tensor, p: float) -> Tensor:
         return dropout(values, p) * (1 / (1 - p)) if training and p else values
 
     x = drop(x, input_dropout)
-    for layer in hidden:
-        x = drop(act(layer(x)), hidden_dropout)
-    x = last(x)
-    if output == "relu":
-        return x.relu()
-    return nn.functional.softplus(x, beta=SOFTPLUS_BETA) if output == "softplus" else x
+    for layer in layers:
+        if training and hidden_dropout and type(act) is nn.ReLU:
+            x = _ReLUDropout.apply(layer(x), hidden_dropout)
+        else:
+            x = drop(act(layer(x)), hidden_dropout)
+    return x
+
+
+class _ReLUDropout(torch.autograd.Function):
+    """ReLU and dropout of a linear layer's output, in its own memory; the result is all that the gradient needs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, p: float) -> Tensor:
+        values.relu_().mul_(_kept(values.shape, p, values.device)).mul_(1 / (1 - p))
+        ctx.mark_dirty(values)
+        ctx.save_for_backward(values)
+        ctx.scale = 1 / (1 - p)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (values,) = ctx.saved_tensors
+        # the kernel of ReLU's own gradient: what is above zero passes
+        return torch.ops.aten.threshold_backward(gradient * ctx.scale, values, 0), None
 
 
 def segment_sum(values: Tensor, owners: Tensor, n: int) -> Tensor:
@@ -85,16 +121,19 @@ def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
 
 def dropout(values: Tensor, p: float) -> Tensor:
     """Drop values as torch does in training, from cheaper random numbers; what stays is not scaled up."""
-    return torch.where(_dropped(values.shape, p, values.device), 0.0, values) if p else values
+    return values * _kept(values.shape, p, values.device) if p else values
 
 
-def _dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:
-    """Return a mask that is true with probability p (on the CPU a multiple of 1 / 65536), from torch's random state."""
+def _kept(shape: torch.Size, p: float, device: torch.device) -> Tensor:
+    """Return a mask that is false with probability p (on the CPU a multiple of 1 / 65536), from torch's random state.
+
+    To multiply with: that is several times as fast as ``torch.where``, which is not vectorised over masks.
+    """
     if device.type != "cpu":
-        return torch.rand(shape, device=device) < p
+        return torch.rand(shape, device=device) >= p
     # Four draws of 16 bits from each of 64, many times as fast as a float for each.
     bits = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    return bits.view(torch.int16)[: shape.numel()].view(shape) < round(p * 2**16) - 2**15
+    return bits.view(torch.int16)[: shape.numel()].view(shape) >= round(p * 2**16) - 2**15
 
 
 def lower_median(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from stpred._core.checks import positive
 from stpred.models._base import BaseConfig, Batch, Needs, TypicalTiles
 from stpred.models._network import Network, NetworkConfig, check_perceptron, check_reach
 from stpred.models._sample import Sample, Scaling
-from stpred.models.layers import activation, perceptron
+from stpred.models.layers import activation, hidden_values, perceptron
 
 _ROWS = 8192
 """Tokens that are mapped at a time in prediction."""
@@ -47,7 +47,7 @@ class StudentConfig(NetworkConfig):
 
     token_um: float | None = None
     footprint_um: float | None = None
-    hidden: tuple[int, ...] = (1024, 512)
+    hidden: tuple[int, ...] = (512, 256)
     activation: str = "relu"
     dropout: float = 0.3
     input_dropout: float = 0.3
@@ -118,13 +118,25 @@ class Student(Network):
         """Return (n, n_genes) outputs."""
         if sample.parts is None:
             return self.per_token(sample.features)[sample.targets]
-        values = self.per_token(sample.features)
+        if self.training and self.config.output == "linear":
+            # The last layer and the mean commute: it maps locations instead of all their patches.
+            means, shares = self._means(self._hidden(sample.features), sample)
+            last = self.head
+            assert last is not None
+            return nn.functional.linear(means, last.weight) + shares.sum(dim=1, keepdim=True) * last.bias
+        return self._means(self.per_token(sample.features), sample)[0]
+
+    @staticmethod
+    def _means(values: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Return (n, width) means of the targets' patches, and the (n, k) shares that they are weighted by."""
+        assert sample.parts is not None
         shares = sample.part_shares
         if shares is None:
             known = (sample.parts >= 0).to(values.dtype)
             shares = known / known.sum(dim=1, keepdim=True).clamp(min=1)
         rows = sample.parts.clamp(min=0)  # what stands for none has no share
-        return nn.functional.embedding_bag(rows, values, mode="sum", per_sample_weights=shares.to(values.dtype))
+        shares = shares.to(values.dtype)
+        return nn.functional.embedding_bag(rows, values, mode="sum", per_sample_weights=shares), shares
 
     def per_token(self, features: Tensor) -> Tensor:
         """Map (m, n_features) tokens to (m, n_genes) values."""
@@ -137,6 +149,14 @@ class Student(Network):
         return perceptron(
             self.layers, features, self.act,
             hidden_dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
+        )  # fmt: skip
+
+    def _hidden(self, features: Tensor) -> Tensor:
+        c = self.config
+        layers = list(self.layers)[:-1]
+        return hidden_values(
+            layers, features, self.act,
+            hidden_dropout=c.dropout, input_dropout=c.input_dropout, training=self.training,
         )  # fmt: skip
 
     def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:

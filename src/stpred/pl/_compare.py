@@ -12,7 +12,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.pairing import Pair, pair
 from stpred._core.targets import standardised
 from stpred.pl._figure import array, finish, plain
-from stpred.pl._maps import Canvas
+from stpred.pl._maps import Canvas, color_limits, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ def compare(
     target: str | None = None,
     image_key: str | None = None,
     cmap: str = "viridis",
+    shared_limits: bool | None = None,
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
 ) -> NDArray[Any]:
@@ -51,6 +52,9 @@ def compare(
         H&E image; None takes the one in the micrometre frame.
     cmap
         Matplotlib colour map of the values.
+    shared_limits
+        Give a gene's measured and predicted values the same colours; False spreads the colours over each alone. None
+        shares them where both are on one scale.
     coordinate_system
         The slide's micrometre frame.
     save
@@ -80,6 +84,8 @@ def compare(
     chosen = _chosen(both, scores, genes)
     canvas = Canvas(sdata, both.shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     n = len(chosen)
+    share = both.comparable if shared_limits is None else shared_limits
+    units = unit_of(both.target), unit_of(both.target if both.comparable else "relative")
     errors, what = _errors(both, chosen)
     known = np.abs(errors[np.isfinite(errors)])
     limit = float(np.quantile(known, 0.99)) if len(known) else 1.0
@@ -90,9 +96,14 @@ def compare(
     for row, g in enumerate(chosen):
         ours, theirs, gene = both.guessed[:, g], both.observed[:, g], both.genes[g]
         measured, predicted, error, scatter = (figure.add_subplot(grid[row, column]) for column in range(4))
-        canvas.values(measured, theirs, both.instances, title=f"{gene}, measured", cmap=cmap)
-        canvas.values(predicted, ours, both.instances, title=f"{gene}, predicted", cmap=cmap)
-        canvas.values(error, errors[:, row], both.instances, title=f"{gene}, {what}", cmap=ERROR_COLORS, limits=limits)
+        ends = color_limits(theirs, ours) if share else None
+        how: dict[str, Any] = {"cmap": cmap, "limits": ends}
+        canvas.values(measured, theirs, both.instances, title=f"{gene}, measured", unit=units[0], **how)
+        canvas.values(predicted, ours, both.instances, title=f"{gene}, predicted", unit=units[1], **how)
+        canvas.values(
+            error, errors[:, row], both.instances, title=f"{gene}, {what}",
+            cmap=ERROR_COLORS, limits=limits, unit=units[0] if both.comparable else "z-score",
+        )  # fmt: skip
         _scatter(scatter, theirs, ours, title=f"{gene}: r = {scores[g]:.2f}")
         panels += [measured, predicted, error, scatter]
     baseline = metrics.library_size_baseline(both.counts, target=both.target, genes=both.columns)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,10 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.elements import affine_to, find_image, need_sdata, scale0
+from stpred._core.elements import affine_to, find_image, need_sdata, region_in_frame, scale0, table_instances
 from stpred.pl._figure import finish
+from stpred.pl._maps import Canvas, color_limits, scale_bar, unit_of, warn_across
+from stpred.pl._spatial import OOD_UNIT, title_of
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ def map(
     with_image: bool = True,
     cmap: str = "viridis",
     limits: tuple[float, float] | None = None,
+    table_key: str | None = None,
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
 ) -> NDArray[Any]:
@@ -51,6 +55,9 @@ def map(
         Draw the tissue in a panel of its own first.
     cmap, limits
         Colours, and the values of their ends; None: quantiles 0.01 and 0.99 of each gene.
+    table_key
+        Predicted table of the same model: titles then say how far its genes were predictable, and its
+        out-of-distribution score has a panel.
     coordinate_system
         The slide's micrometre frame.
     save
@@ -92,7 +99,10 @@ def map(
     full = scale0(sdata.images[map_key])
     x0, y0 = affine[0, 2], affine[1, 2]
     x1, y1 = x0 + affine[0, 0] * full.sizes["x"], y0 + affine[1, 1] * full.sizes["y"]
-    n = len(wanted) + with_image
+    unit = unit_of(_scale(sdata, map_key))
+    table = None if table_key is None else sdata.tables[key_in(table_key, sdata.tables, what="table", name="table_key")]
+    scored = table is not None and keys.OOD_SCORE in table.obs and bool(table.obs[keys.OOD_SCORE].notna().any())
+    n = len(wanted) + with_image + scored
     figure, axes = plt.subplots(1, n, figsize=(5 * n, 4.6), squeeze=False, layout="constrained")
     panels = axes[0]
     if with_image:
@@ -103,17 +113,34 @@ def map(
         right, bottom = corner + np.array(picture.shape[1::-1]) * step
         panels[0].imshow(picture, extent=(corner[0], right, bottom, corner[1]))
         panels[0].set_title("H&E")
-    for ax, gene in zip(panels[int(with_image) :], wanted, strict=True):
+    for ax, gene in zip(panels[int(with_image) :], wanted, strict=False):
         values = np.asarray(element.isel(c=known.index(gene)))
-        finite = values[np.isfinite(values)]
-        low, high = (np.quantile(finite, (0.01, 0.99)) if len(finite) else (0, 1)) if limits is None else limits
+        low, high = color_limits(values) if limits is None else limits
         drawn = ax.imshow(values, extent=(x0, x1, y1, y0), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
-        figure.colorbar(drawn, ax=ax, shrink=0.8)
-        ax.set_title(gene)
+        figure.colorbar(drawn, ax=ax, shrink=0.8, label=unit)
+        ax.set_title(gene if table is None or gene not in table.var_names else title_of(table, gene))
+    if scored and table is not None:
+        region = region_in_frame(sdata, str(table_key), coordinate_system=coordinate_system)
+        rows, instances = table_instances(table, region)
+        canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
+        score = table.obs[keys.OOD_SCORE].to_numpy(dtype=np.float32)[rows]
+        canvas.values(panels[-1], score, instances, title=keys.OOD_SCORE, cmap=cmap, unit=OOD_UNIT)
+        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows].astype(bool))
     for ax in panels:
         ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal")
-        ax.add_artist(ScaleBar(1.0, "um", location="lower right", box_alpha=0.6))
+        if not any(isinstance(a, ScaleBar) for a in ax.artists):
+            scale_bar(ax)
     return finish(panels, save)
+
+
+def _scale(sdata: SpatialData, map_key: str) -> str | None:
+    """Return the scale of a map's values, as far as its provenance says it."""
+    facts = sdata.attrs.get(keys.UNS, {})
+    told = facts.get(map_key) if isinstance(facts, Mapping) else None
+    try:
+        return json.loads(told)["output_scale"] if isinstance(told, str) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _level(image: Any) -> Any:

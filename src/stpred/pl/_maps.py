@@ -21,6 +21,10 @@ _MANY = 20_000
 """Locations from which on shapes are rasterised instead of drawn one by one."""
 
 
+MIN_ALIKE = 0.5
+"""Share of in-distribution tiles below which a picture says that its values are not to be relied on."""
+
+
 class Canvas:
     """A small copy of a slide (thumbnail and one region) on which values are drawn again and again."""
 
@@ -52,8 +56,9 @@ class Canvas:
         cmap: str = "viridis",
         limits: tuple[float, float] | None = None,
         image: bool = True,
+        unit: str = "",
     ) -> None:
-        """Draw one value per instance over the tissue."""
+        """Draw one value per instance over the tissue, with `unit` beside the colour bar."""
         import pandas as pd
         import spatialdata_plot  # noqa: F401  (registers .pl)
         from matplotlib.cm import ScalarMappable
@@ -67,8 +72,7 @@ class Canvas:
             spatial_um=np.zeros((len(instances), 2)),
         )
         self.small.tables["values"] = table
-        finite = values[np.isfinite(values)]
-        low, high = (np.quantile(finite, [0.01, 0.99]) if len(finite) else (0, 1)) if limits is None else limits
+        low, high = color_limits(values) if limits is None else limits
         # A constant (such as a score that is zero everywhere) gets a scale of its own size, not one of rounding errors.
         high = high if high - low > 1e-3 * max(abs(low), 1e-3) else low + max(abs(low), 1.0)
         norm = Normalize(float(low), float(high), clip=True)
@@ -84,20 +88,50 @@ class Canvas:
         )
         self._show(drawn, ax, title=title)
         del self.small.tables["values"]
-        ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax, shrink=0.8, pad=0.02)
+        ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax, shrink=0.8, pad=0.02, label=unit)
 
     def _show(self, drawn: Any, ax: Axes, *, title: str) -> None:
-        from matplotlib_scalebar.scalebar import ScaleBar
-
         drawn.pl.show(coordinate_systems=self.coordinate_system, ax=ax, title=title)
-        ax.add_artist(ScaleBar(1.0, "um", location="lower right", box_alpha=0.6))
         x0, y0, x1, y1 = self.box_um
         ax.set_xlim(x0, x1)
         ax.set_ylim(y1, y0)
         ax.set_xticks([])
         ax.set_yticks([])
-        ax.set_xlabel("")
         ax.set_ylabel("")
+        scale_bar(ax)
+
+
+def color_limits(*values: NDArray[Any]) -> tuple[float, float]:
+    """Return the ends of a colour scale: quantiles 0.01 and 0.99 of each array, the lowest and the highest of them."""
+    ends = [np.quantile(known, [0.01, 0.99]) for v in values if len(known := v[np.isfinite(v)])]
+    return (float(min(e[0] for e in ends)), float(max(e[1] for e in ends))) if ends else (0.0, 1.0)
+
+
+def scale_bar(ax: Axes) -> None:
+    """Draw a scale bar below the map, where it hides nothing."""
+    from matplotlib_scalebar.scalebar import ScaleBar
+
+    ax.set_xlabel(" ")  # the layout keeps room for a label, not for the bar
+    below = {"bbox_to_anchor": (1.0, -0.01), "bbox_transform": ax.transAxes}
+    ax.add_artist(ScaleBar(1.0, "um", location="upper right", box_alpha=0, border_pad=0, pad=0.1, **below))
+
+
+def unit_of(scale: str | None) -> str:
+    """Name a scale as it is written beside a colour bar."""
+    return {"log1p_cp10k": "log1p CP10k", "counts": "counts", "relative": "relative expression"}.get(scale or "", "")
+
+
+def warn_across(figure: Any, in_distribution: NDArray[Any], *, what: str = "tiles") -> None:
+    """Write a plain line across the top of a figure where most tiles are unlike those of training."""
+    share = float(np.mean(in_distribution)) if len(in_distribution) else 1.0
+    if share < MIN_ALIKE:
+        figure.suptitle(
+            f"Out of distribution: {1 - share:.0%} of the {what} are unlike the model's training tiles; do not rely on "
+            "these values.",
+            color="white",
+            backgroundcolor="firebrick",
+            wrap=True,
+        )
 
 
 def _box(shapes: Any, image: Any, coordinate_system: str) -> tuple[float, float, float, float]:

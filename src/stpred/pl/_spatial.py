@@ -8,10 +8,11 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
+from stpred._core.counts import are_counts
 from stpred._core.elements import region_in_frame, table_instances
-from stpred._core.tables import check_values
+from stpred._core.tables import changed_values, check_values, read_provenance
 from stpred.pl._figure import finish
-from stpred.pl._maps import Canvas
+from stpred.pl._maps import MIN_ALIKE, Canvas, unit_of, warn_across
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,6 +29,7 @@ def spatial(
     image_key: str | None = None,
     ncols: int = 4,
     cmap: str = "viridis",
+    limits: tuple[float, float] | None = None,
     show_image: bool = True,
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
@@ -42,7 +44,7 @@ def spatial(
         Predicted or measured table.
     genes
         Gene symbols, or columns of ``obs`` such as ``"ood_score"``; None takes the three genes that the model predicts
-        best.
+        best, and ``"ood_score"`` where most tiles are out of distribution.
     layer
         Layer to draw instead of ``X``, such as ``"std"``.
     image_key
@@ -51,6 +53,8 @@ def spatial(
         Panels per row.
     cmap
         Matplotlib colour map.
+    limits
+        Values of its ends for all genes; None: quantiles 0.01 and 0.99 of each.
     show_image
         Draw the H&E image under the values.
     coordinate_system
@@ -60,7 +64,8 @@ def spatial(
 
     Returns
     -------
-    (genes + 1,) axes, the H&E image first. Colours span the 1st to 99th percentile of each gene.
+    (genes + 1,) axes, the H&E image first. A column of ``obs`` without any value, such as the ``"ood_score"`` of a
+    model that has none, has no panel. Where most tiles are out of distribution a line across the top says so.
 
     Raises
     ------
@@ -82,27 +87,46 @@ def spatial(
     if any(name in table.var_names for name in wanted):
         check_values(table, what=f"table {table_key!r}", layer=layer)
     rows, instances = table_instances(table, region)
+    shown = {name: _values(table, name, layer)[rows] for name in wanted}
+    wanted = [n for n in wanted if n in table.var_names or np.isfinite(shown[n]).any()]
     canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
     columns = min(ncols, len(wanted) + 1)
     n_rows = -(-(len(wanted) + 1) // columns)
-    _, axes = plt.subplots(n_rows, columns, figsize=(4.2 * columns, 3.8 * n_rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        n_rows, columns, figsize=(4.2 * columns, 3.8 * n_rows), squeeze=False, layout="constrained"
+    )
     panels = axes.ravel()
     canvas.image(panels[0])
     for ax, name in zip(panels[1:], wanted, strict=False):
-        values = _values(table, name, layer)[rows]
-        canvas.values(ax, values, instances, title=_title(table, name), cmap=cmap, image=show_image)
+        gene = name in table.var_names
+        unit = _unit(table, layer) if gene else OOD_UNIT if name == keys.OOD_SCORE else ""
+        canvas.values(
+            ax, shown[name], instances, title=title_of(table, name), cmap=cmap, image=show_image,
+            limits=limits if gene else None, unit=unit,
+        )  # fmt: skip
     for ax in panels[len(wanted) + 1 :]:
         ax.set_axis_off()
+    if keys.IN_DISTRIBUTION in table.obs:
+        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows].astype(bool))
     return finish(panels[: len(wanted) + 1], save)
+
+
+OOD_UNIT = "0 = like the training tiles"
+
+
+def best_genes(table: AnnData, n: int = 3) -> list[str]:
+    """Return the genes that the model predicts best; the first ones where nothing is known."""
+    order = table.var_names
+    if "cv_pearson" in table.var:
+        order = table.var["cv_pearson"].fillna(-1).sort_values(ascending=False, kind="stable").index
+    return list(order[:n])
 
 
 def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -> list[str]:
     """Return what to draw, refusing what the table does not have."""
     if genes is None:
-        order = table.var_names
-        if "cv_pearson" in table.var:
-            order = table.var["cv_pearson"].fillna(-1).sort_values(ascending=False, kind="stable").index
-        return list(order[:3])
+        unlike = keys.IN_DISTRIBUTION in table.obs and table.obs[keys.IN_DISTRIBUTION].mean() < MIN_ALIKE
+        return best_genes(table) + ([keys.OOD_SCORE] if unlike and keys.OOD_SCORE in table.obs else [])
     wanted = [genes] if isinstance(genes, str) else list(genes)
     if missing := [g for g in wanted if g not in table.var_names and g not in table.obs]:
         some = listing(table.var_names[:5])
@@ -119,9 +143,23 @@ def _values(table: AnnData, name: str, layer: str | None) -> Any:
     return targets.dense(source[:, [table.var_names.get_loc(name)]], dtype=np.float32).ravel()
 
 
-def _title(table: AnnData, name: str) -> str:
-    """Say beside the gene how far it was predictable on left-out slides."""
+def _unit(table: AnnData, layer: str | None) -> str:
+    """Return what the values of genes are measured in, as far as that is known."""
+    known = table.uns.get(keys.UNS)
+    facts = read_provenance(table) if isinstance(known, str) else {}
+    scale = facts.get("output_scale")
+    if changed_values(table, facts, what="") is not None:
+        return ""
+    if layer is not None:
+        return f"{layer}, {unit_of(scale)}" if scale and layer in (keys.STD, "lower", "upper") else layer
+    if scale is not None:
+        return unit_of(scale)
+    return unit_of("counts") if are_counts(table.X) else ""
+
+
+def title_of(table: AnnData, name: str) -> str:
+    """Say beside the gene how far it was predictable on slides that were left out of the training."""
     if name not in table.var_names or "cv_pearson" not in table.var:
         return name
     score = table.var.loc[name, "cv_pearson"]
-    return f"{name} (held-out r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"
+    return f"{name} (in training r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"

@@ -196,6 +196,7 @@ def cross_validate(
     used_for = [getattr(encoder, "card", encoder), tile, coordinate_system]
     rows: list[pd.DataFrame] = []
     unseen = None if key_added is None else Unseen(key_added, regions, grids)
+    run.planned = _announce(grids, folds, donors)
     for fold in track(folds, total=len(folds), describe="folds"):
         chosen = data.choose_genes([_part(regions[s], r) for s, r in fold.train.items()], rule)
         names = [g for g in chosen.index if all(g in regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
@@ -231,6 +232,23 @@ def cross_validate(
     if unseen is not None:
         unseen.put(slides, result)
     return result
+
+
+def _announce(grids: dict[str, list[Option]], folds: Sequence[data.Fold], donors: dict[str, str]) -> int:
+    """Say how many networks are fitted, model by model; return their number."""
+    total = 0
+    for name, options in grids.items():
+        n, networks, long = 0, 0, False
+        for fold in folds:
+            groups = [donors[s] for s in fold.train]
+            plans = [training.plan(*o, groups, scored=len(options) > 1) for o in options]
+            n += sum(p.n for p in plans) - (len(options) - 1)  # only the chosen setting is fitted on all slides
+            networks += sum(p.networks for p in plans) - sum(p.networks > 0 for p in plans[1:])
+            long = any(p.long for p in plans)
+        if long:
+            training.announce([f"Cross-validation of {name} takes {n} fits in {len(folds)} folds."])
+            total += networks
+    return total
 
 
 def _check_donors(donors: dict[str, str], split: str, n_folds: int | None) -> None:

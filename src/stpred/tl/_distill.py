@@ -158,6 +158,7 @@ def distill(
     run.relabel = labelling
     batches = cohort.batches(blank, blank.needs, used, target=target, **reading)
     order = cohort.groups(batches)
+    training.announce(_plans(family, config, listed, order))
     fitted, facts, _ = training.fit_and_score(family, config, batches, groups=order, seed=seed, run=run)
     scores = held_out(family, config, batches, order, seed=seed, run=run)
     cohort.describe(fitted, name=called, encoder=used, batches=batches, blank=blank, target=target, scores=scores)
@@ -174,6 +175,22 @@ def distill(
     fitted.pseudo_labels = {b.slide: _table(b, r, cohort) for b, r in zip(final, cohort.regions, strict=True)}  # type: ignore[assignment]
     run.clear()
     return fitted
+
+
+def _plans(family: Any, config: Any, teachers: Sequence[Any], groups: list[str]) -> list[str]:
+    """Say what is fitted: the student, and the teachers anew for each set of slides that it is fitted on."""
+    said = [training.plan(family, config, groups).sentence()]
+    for teacher in teachers:
+        if isinstance(teacher, Model):
+            continue
+        resolved = _registry.resolve(teacher)
+        sets = [g for g in (groups, *training.fold_groups(groups)) if len(set(g)) > 1]
+        n = sum(training.plan(*resolved, part, scored=False).n for g in sets for part in training.fold_groups(g))
+        said.append(
+            f"Its teacher {resolved[0].family} takes {n} fits: for each of {len(sets)} sets of slides that the student "
+            "is fitted on, one without each slide's donor."
+        )
+    return said
 
 
 def _untrained(

@@ -74,7 +74,7 @@ def predict(
         bundled default.
     shapes_key
         Region to predict on; None takes the model's own training region when present, else the slide's only one. A
-        slide without any gets ``tissue`` and ``grid`` (at the training pitch), or for a model that sees cells
+        slide without any gets ``tissue`` and ``grid`` (points 100 um apart), or for a model that sees cells
         ``nuclei`` (see :func:`stpred.pp.nuclei`).
     image_key
         H&E image; None takes the one in the micrometre frame.
@@ -424,7 +424,7 @@ def gene_columns(model: Model, genes: Iterable[str] | None) -> list[int]:
 
 
 def with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coordinate_system: str) -> SpatialData:
-    """Return a slide without a region with its tissue and a grid at the training pitch, or with its nuclei.
+    """Return a slide without a region with its tissue and a grid of 100 um, or with its nuclei.
 
     The object is left alone.
     """
@@ -442,8 +442,7 @@ def with_regions(sdata: SpatialData, model: Model, *, image_key: str | None, coo
     if tissue_key not in sdata.shapes:
         tissue = regions.outline_tissue(sdata, **where)
         regions.put_shapes(sdata, tissue_key, tissue, coordinate_system=coordinate_system)
-    pitch = 100.0 if model.record.pitch_um is None else model.record.pitch_um
-    grid = regions.lay_grid(sdata, pitch_um=pitch, tissue_key=tissue_key, **where)
+    grid = regions.lay_grid(sdata, tissue_key=tissue_key, **where)
     regions.put_shapes(sdata, grid_key, grid, coordinate_system=coordinate_system)
     logger.info("The slide has no region: made %r with %d points on %r.", grid_key, len(grid), tissue_key)
     return sdata

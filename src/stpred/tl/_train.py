@@ -161,6 +161,11 @@ def train(
     all_batches = cohort.batches(blank, needs, encoder, target=target, **reading)
     batches = [b for b in all_batches if b.slide not in left]
     held = [b for b in all_batches if b.slide in left]
+    counts = {"validated": bool(held), "intervals": bool(intervals)}
+    plan = training.plan(family, config, cohort.groups(batches), **counts)
+    if plan.long:
+        training.announce([plan.sentence()])
+        run.planned = plan.networks
     fitted, facts, scores = training.fit_and_score(
         family, config, batches, groups=cohort.groups(batches), validation=held, seed=seed, run=run
     )

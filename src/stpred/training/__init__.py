@@ -5,6 +5,7 @@ from stpred.training._distil import Distillation, out_of_fold, standardised
 from stpred.training._fit import choose_config, fit, fit_and_score, held_out_scores
 from stpred.training._folds import group_folds, leave_groups_out
 from stpred.training._moco import MoCoConfig, pretrain
+from stpred.training._plan import announce, fold_groups, plan
 from stpred.training._run import Run
 from stpred.training._scores import HeldOut
 
@@ -14,13 +15,16 @@ __all__ = [
     "HeldOut",
     "MoCoConfig",
     "Run",
+    "announce",
     "choose_config",
     "fit",
     "fit_and_score",
+    "fold_groups",
     "group_folds",
     "held_out_scores",
     "leave_groups_out",
     "out_of_fold",
+    "plan",
     "pretrain",
     "standardised",
 ]

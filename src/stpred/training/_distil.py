@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from stpred._core.targets import dense, standardised
 from stpred.data import TooSmall
 from stpred.models._base import BaseConfig, Batch, Model
-from stpred.training._fit import INNER_FOLDS, fit
+from stpred.training._fit import fit
 from stpred.training._folds import group_folds
+from stpred.training._plan import INNER_FOLDS
 from stpred.training._run import Run
 
 Labels = dict[str, NDArray[np.float32]]

@@ -18,6 +18,7 @@ from stpred.models._iterative import Iterative
 from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.training import _loop
 from stpred.training._folds import group_folds
+from stpred.training._plan import INNER_FOLDS
 from stpred.training._run import Run, fingerprint
 from stpred.training._scores import Curve, HeldOut, best_epoch, held_out, mean_pearson
 
@@ -25,9 +26,6 @@ logger = logging.getLogger("stpred")
 
 EPOCHS_UNCHOSEN = 50
 """Epochs where nothing can be left out to choose by."""
-
-INNER_FOLDS = 5
-"""Into how many folds of donors a network's training slides are split at most, to choose epochs and score genes."""
 
 
 def fit(

@@ -86,7 +86,7 @@ def train(
         first = _resume(checkpoint, model, optimizer, order, scored, losses, best)
         saved = time.monotonic()
         stopped = _stale(scored, validation, model, patience)
-        for epoch in track(range(first, epochs), total=epochs - first, describe=describe):
+        for epoch in track(range(first, epochs), total=epochs - first, describe=run.label(describe)):
             if stopped:
                 break
             model.train()

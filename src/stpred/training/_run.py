@@ -51,6 +51,9 @@ class Run:
     relabel: Callable[[Sequence[Batch], Sequence[str]], list[Batch]] | None = None
     curves: dict[str, Curve] = field(default_factory=dict, repr=False)
     files: set[Path] = field(default_factory=set, repr=False)
+    planned: int = 0
+    """Trainings of networks that this call takes, where that is known; 0 otherwise."""
+    started: int = 0
     strict: bool = field(init=False, repr=False, default=True)
     """Whether a gradient that is not finite ends the training."""
 
@@ -65,6 +68,11 @@ class Run:
             self.checkpoint = check_parent(Path(self.checkpoint))
             if self.checkpoint.exists() and not self.checkpoint.is_dir():
                 raise InputError(f"`checkpoint` must be a folder, {str(self.checkpoint)!r} is a file.")
+
+    def label(self, what: str) -> str:
+        """Return what the next training is called, with its number."""
+        self.started += 1
+        return f"fit {self.started} of {self.planned}, {what}" if self.started <= self.planned else what
 
     def labelled(self, batches: Sequence[Batch], groups: Sequence[str]) -> Sequence[Batch]:
         """Return training batches with the targets that are to be learned."""

@@ -1,0 +1,135 @@
+"""How many fits a training takes, and of what: said before it starts, since it can last hours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stpred.data import BLOCK_FOLDS
+from stpred.models._base import BaseConfig, Model
+from stpred.models._iterative import Iterative
+from stpred.models.ensemble import EnsembleConfig
+from stpred.training._folds import group_folds
+
+logger = logging.getLogger("stpred.fits")
+"""The command line prints what is said here; elsewhere it is information like all other."""
+
+INNER_FOLDS = 5
+"""Into how many folds of donors a network's training slides are split at most, to choose epochs and score genes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Fits of one training.
+
+    Attributes
+    ----------
+    family
+        What is fitted.
+    n
+        How many fits.
+    what
+        Which these are, in words.
+    networks
+        How many of them run step by step.
+    long
+        Whether it is worth saying: networks and ensembles, not a single closed form.
+    """
+
+    family: str
+    n: int
+    what: str
+    networks: int
+    long: bool
+
+    def sentence(self, *, before: str = "Training") -> str:
+        """Return the plan as one sentence."""
+        return f"{before} {self.family} takes {count(self.n, 'fit')}: {self.what}."
+
+
+def count(n: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def plan(
+    family: type[Model],
+    config: BaseConfig,
+    groups: Sequence[str],
+    *,
+    validated: bool = False,
+    scored: bool = True,
+    intervals: bool = False,
+) -> Plan:
+    """Count the fits of a training.
+
+    Parameters
+    ----------
+    family, config
+        What is trained.
+    groups
+        Donor of each training slide.
+    validated
+        Whether other slides end the training.
+    scored
+        Whether genes are scored on left-out donors also where these do not choose the number of epochs.
+    intervals
+        Whether intervals are calibrated, on models that have not seen a donor.
+    """
+    from stpred.models._registry import family as named
+
+    n, donors = 1, len(set(groups))
+    if isinstance(config, EnsembleConfig):
+        n, family, config = config.n, named(config.family), config.member
+    network = issubclass(family, Iterative)
+    slides = "the only slide" if len(groups) == 1 else f"all {len(groups)} slides"
+    last = f"1 on {slides}" if n == 1 else f"{n} members of the ensemble on {slides}"
+    given = getattr(config, "epochs", None)
+    parts: list[str] = []
+    total = n
+    if network and not validated:
+        k = min(INNER_FOLDS, donors) if donors > 1 and (scored or given is None) else 0
+        why = "to score genes" if given is not None else "to choose the number of epochs and to score genes"
+        what = "without a donor each" if k == donors else "without some donors each"
+        if donors < 2 and given is None and getattr(config, "epochs_alone", given) is None:
+            k, what, why = min(2, BLOCK_FOLDS), "without a block of the slide each", "to choose the number of epochs"
+        if k:
+            parts.append(f"{k} {what}, {why}")
+        total += k
+    elif not network and scored and donors > 1:
+        parts.append(f"{donors} without a donor each, to score genes")
+        total += donors
+    parts.append(last)
+    if intervals and donors > 1:
+        inner = sum(plan(family, config, train, scored=False).n for train in fold_groups(groups))
+        parts.append(f"{inner} to calibrate intervals, on models without a donor each")
+        total += inner
+    of = ""
+    if network:
+        most = getattr(config, "max_epochs", None)
+        of = f" of {count(given, 'epoch')}" if given is not None else f" of up to {most} epochs"
+    name = family.family if n == 1 else f"an ensemble of {n} x {family.family}"
+    return Plan(
+        name,
+        total,
+        _joined(parts) + (f"; each{of}" if of and total > 1 else of),
+        total if network else 0,
+        network or n > 1,
+    )
+
+
+def fold_groups(groups: Sequence[str]) -> list[list[str]]:
+    """Return the donors of the training slides of each inner fold."""
+    donors = {str(i): g for i, g in enumerate(groups)}
+    return [[donors[s] for s in train] for _, train, _ in group_folds(donors, n_folds=INNER_FOLDS)]
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+
+
+def announce(plans: Iterable[str]) -> None:
+    """Say what will be fitted."""
+    for sentence in plans:
+        logger.info(sentence)
