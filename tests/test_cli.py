@@ -193,3 +193,76 @@ def test_predict_adds_a_map_of_a_model_of_patches(folder: Path, tmp_path: Path) 
     said = refused("predict", folder / "b" / "outs", "-o", tmp_path / "no.zarr", "--map")
     assert "`--map` is of models of patches" in " ".join(said.split())
     assert not (tmp_path / "no.zarr").exists()
+
+
+def test_the_version_is_told() -> None:
+    assert ok("--version").strip() == f"stpred {st.__version__}"
+
+
+def test_predict_reads_what_evaluate_reads(folder: Path, tmp_path: Path) -> None:
+    """A folder that holds a slide is that slide; of several, each is predicted, as of a csv."""
+    model = tmp_path / "m"
+    ok("train", folder / "slides.csv", "-o", model, "--genes", "mean:5", "--model", "intensity")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "s1").symlink_to(folder / "a")
+    said = ok("predict", tmp_path / "one", "-o", tmp_path / "one.zarr", "--model", model)
+    assert "slide 's1'" in said
+    assert "spots_m" in sd.read_zarr(tmp_path / "one.zarr").tables
+    (tmp_path / "one" / "s2").symlink_to(folder / "b")
+    said = ok("predict", tmp_path / "one", "-o", tmp_path / "two.zarr", "--model", model)
+    assert "2 slides in" in said
+    assert "s1, s2" in said
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {"s1.zarr", "s1.png", "s2.zarr", "s2.png"}
+    ok("predict", folder / "slides.csv", "-o", tmp_path / "three", "--model", model)
+    assert {p.name for p in (tmp_path / "three").glob("*.zarr")} == {"a.zarr", "b.zarr"}
+    said = refused("predict", tmp_path / "one", "-o", tmp_path / "four", "--picture", tmp_path / "p.png")
+    assert "`--picture` is of one slide" in said
+    assert "exists; choose another name or pass --overwrite" in " ".join(
+        refused("predict", folder / "slides.csv", "-o", tmp_path / "three", "--model", model).split()
+    )
+
+
+def test_files_of_one_slide_are_named_by_options(tmp_path: Path) -> None:
+    st.datasets.toy_legacy_st(tmp_path / "st", size_um=(900, 900))
+    parts = sorted(p.name for p in (tmp_path / "st").iterdir())
+    counts, image, spots = (next(tmp_path / "st" / p for p in parts if w in p) for w in ("counts", ".jpg", "spot"))
+    one = tmp_path / "one"
+    one.mkdir()
+    moved = [p.rename(one / n) for p, n in ((counts, "S7.stdata.tsv.gz"), (image, "S7.jpg"), (spots, "xy.tsv"))]
+    model = tmp_path / "m"
+    how = ("--genes", "mean:5", "--model", "intensity")
+    said = ok("train", moved[0], "--image", moved[1], "--spots", moved[2], "-o", model, *how)
+    assert "1 slides" in said or "1 slide" in said
+    said = ok(
+        "predict", moved[0], "--he-image", moved[1], "--spots", moved[2], "--pitch-um", 200,
+        "-o", tmp_path / "o.zarr", "--model", model,
+    )  # fmt: skip
+    assert "slide 'S7.stdata'" in said
+    said = refused("predict", moved[0], "-o", tmp_path / "p.zarr", "--model", model, "--format", "legacy_st")
+    assert "name its `--image` file as well" in " ".join(said.split())
+
+    st.datasets.toy_hest(tmp_path / "hest", size_um=(500, 500))
+    h5ad, picture = sorted((tmp_path / "hest").iterdir(), key=lambda p: p.suffix != ".h5ad")[:2]
+    alone = h5ad.rename(tmp_path / "x.h5ad")
+    said = ok("predict", alone, "--image", picture, "--no-swap-xy", "-o", tmp_path / "h.zarr", "--model", model)
+    assert "slide 'x'" in said
+
+
+def test_a_picture_of_other_tissue_looks_like_it(folder: Path, tmp_path: Path) -> None:
+    """The line of trust, the panel and the line across the top tell of a slide unlike those of training."""
+    from PIL import Image
+
+    from stpred import cli
+
+    model = tmp_path / "m"
+    ok("train", folder / "slides.csv", "-o", model, "--genes", "mean:5")
+    Image.fromarray(np.random.default_rng(0).integers(0, 160, (900, 900, 3), dtype=np.uint8)).save(tmp_path / "o.png")
+    said = ok("predict", tmp_path / "o.png", "--mpp", 0.5, "-o", tmp_path / "out.zarr", "--model", model)
+    trust = next(line for line in said.splitlines() if line.startswith("  trust"))
+    assert trust.startswith("  trust    OUT OF DISTRIBUTION: only 0% of the tiles")
+    assert "100 um" not in said
+    back = sd.read_zarr(tmp_path / "out.zarr")
+    assert sorted(back.shapes["grid"].radius.unique()) == [50.0]
+    axes = cli._picture(back, "grid_m", None)
+    assert axes[-1].get_title() == "ood_score"
+    assert axes[0].figure.get_suptitle().startswith("Out of distribution: 100% of the tiles")

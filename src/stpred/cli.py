@@ -327,7 +327,7 @@ def _picture(sdata: SpatialData, key: str, map_key: str | None) -> Any:
     genes = best_genes(table)
     if map_key is not None:
         return st.pl.map(sdata, map_key, genes, table_key=key)
-    return st.pl.spatial(sdata, key, [*genes, "ood_score"])
+    return st.pl.spatial(sdata, key, [*genes, "ood_score"], ncols=5)
 
 
 @app.command()

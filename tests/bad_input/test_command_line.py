@@ -60,7 +60,7 @@ def test_predict_on_odd_files(stpred: Any, model: Path, slide: Path, tmp_path: P
         (["none.svs"], ("none.svs'",)),
         ([tmp_path / "text.tif"], ("'text.tif' cannot be read as a tif",)),
         ([tmp_path / "empty"], ("empty' (holding [])", "(visium)")),
-        ([slide], ("'slide.png' is stated nowhere", "mpp=")),
+        ([slide], ("'slide.png' is stated nowhere", "pass --mpp")),
         ([slide, "--mpp", 0], ("`mpp` must be a positive number",)),
         ([slide, "--mpp", 0.5, "--format", "visum"], ("'visum'", "'visium_hd'")),
     ):
@@ -84,7 +84,11 @@ def test_predict_on_a_slide_with_odd_options(stpred: Any, copied: Any, model: Pa
     for given, says in (
         (["--shapes", "cells"], ("'cells'", "['spots']")),
         (["--genes", "EPCAM,NOPE"], ("['NOPE']", "['EPCAM', 'COL1A2']")),
-        (["--image", hires], ("'tissue_hires_image.png' is not the full-resolution image",)),
+        (["--image", hires], ("'tissue_hires_image.png' is not the full-resolution image", "as --image")),
+        (["--spots", hires], ("Slide 'visium'", "`--spots` does not go with format 'visium'", "['legacy_st']")),
+        (["--swap-xy"], ("`--swap-xy` does not go with format 'visium', only with ['hest']",)),
+        (["--counts", "no.h5"], ("'no.h5'",)),
+        (["--device", "cuda:77"], ("`--device cuda:77` is not there",)),
         (["--picture", tmp_path / "a.xyz"], ("`picture`", "'.png'", "'.xyz'")),
         (["--picture", tmp_path / "mine.txt" / "a.png"], ("mine.txt' is a file",)),
     ):
@@ -92,7 +96,13 @@ def test_predict_on_a_slide_with_odd_options(stpred: Any, copied: Any, model: Pa
     stpred("predict", outs, "-o", tmp_path / "mine.txt" / "o.zarr", "--model", model, says=("mine.txt' is a file",))
     (outs / "fullres_image.tif").unlink()
     stpred(
-        "predict", outs, "-o", out, "--model", model, says=("1.999 um per pixel", "0.5 um per pixel", "full-resolution")
+        "predict",
+        outs,
+        "-o",
+        out,
+        "--model",
+        model,
+        says=("1.999 um per pixel", "0.5 um per pixel", "full-resolution", "pass --allow-upsampling"),
     )
 
 
@@ -100,11 +110,11 @@ def test_nothing_of_the_user_is_replaced(stpred: Any, copied: Any, model: Path, 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("precious")
     predict = ("predict", slide, "--mpp", 0.5, "--model", model)
-    stpred(*predict, "-o", tmp_path / "data", says=("data' exists", "overwrite"))
+    stpred(*predict, "-o", tmp_path / "data", says=("data' exists", "pass --overwrite"))
     stpred(*predict, "-o", tmp_path / "data", "--overwrite", says=("data' is neither a zarr store nor a model",))
     stpred(*predict, "-o", model, says=("model' exists", "overwrite"))
     # the picture would be drawn beside the store, over the slide itself
-    stpred(*predict, "-o", tmp_path / "slide.zarr", says=("slide.png' exists",))
+    stpred(*predict, "-o", tmp_path / "slide.zarr", says=("slide.png' exists", "pass --overwrite"))
     stpred(*predict, "-o", tmp_path / "slide.zarr", "--overwrite", says=("slide.png'", "the slide itself"))
     stpred("train", copied("visium"), "-o", tmp_path / "data", "--overwrite", says=("data' is neither",))
     stpred("demo", "-o", slide, says=("slide.png' is a file",))
@@ -125,7 +135,8 @@ def test_train_with_odd_options(stpred: Any, copied: Any, slide: Path, tmp_path:
         ([outs, "--encoder", "intensity", "--genes", "EPCAM,NOPE"], ("['NOPE']", "'ACTB'")),
         ([outs, "--groups", "donor"], ("`--groups`", "'donor'")),
         ([outs, "--target", "log"], ("`target`", "'log1p_cp10k'", "'log'")),
-        ([slide, "--mpp", 0.5], ("no shapes",)),
+        ([slide, "--mpp", 0.5], ("no shapes", "training needs slides with measured locations")),
+        ([outs, slide, "--image", slide], ("`--image` is of one slide, and there are 2", "csv")),
         ([outs, outs], ("Two slides are called 'visium'", "name=path")),
         ([tmp_path / "slides.csv"], ("'a'", "`mpp`", "'half'")),
         ([tmp_path / "none.csv"], ("none.csv'",)),

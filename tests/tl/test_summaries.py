@@ -92,6 +92,27 @@ def test_two_donors_have_no_p_value_and_it_says_why() -> None:
         st.tl.rank_models(frame({"m": values, "n": values / 2}, list("aabb")))
 
 
+def test_too_few_donors_leave_consistency_open(caplog: pytest.LogCaptureFixture) -> None:
+    """Three donors of one sign have a p-value of 1/8: no gene could pass, so none is said to have failed."""
+    found = st.tl.summarise(frame({"m": np.full((3, 4), 0.9)}, list("abc")), by="gene")
+    assert found["consistent"].isna().all()
+    assert "none could pass the sign test at 0.05" in found.attrs["consistent"]
+    assert "7 donors or more can tell" in found.attrs["consistent"]  # 4 / 2**7 < 0.05 < 4 / 2**6
+    assert found.attrs["consistent"] in caplog.text
+    enough = st.tl.summarise(frame({"m": np.full((7, 4), 0.9)}, list("abcdefg")), by="gene")
+    assert enough["consistent"].all()
+    assert "consistent" not in enough.attrs
+
+
+def test_a_comparison_prints_as_tables() -> None:
+    rng = np.random.default_rng(3)
+    values = {m: rng.normal(0.3, 0.1, (5, 8)) for m in ("good", "other")}
+    said = str(st.tl.rank_models(frame(values, list("abcde"))))
+    assert said.startswith("2 models over 5 blocks: Friedman p = ")
+    for word in ("mean_rank", "wilcoxon_p", "good", "other"):
+        assert word in said
+
+
 def test_models_are_ranked_on_the_same_donors() -> None:
     rng = np.random.default_rng(3)
     base = rng.normal(0.3, 0.1, (10, 20))

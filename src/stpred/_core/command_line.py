@@ -69,7 +69,7 @@ _PHRASES = (
 _NAMES = "|".join(sorted(OPTIONS, key=len, reverse=True))
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[\w.+-]*\w"
 _QUOTED = re.compile(rf"(?<!column )`(?P<name>{_NAMES})(?:=(?P<inner>{_VALUE})?)?`(?:=(?P<value>{_VALUE}))?")
-_BARE = re.compile(rf"(?<![\w.`'\"/-])(?P<name>{_NAMES})=(?P<value>{_VALUE}|\.\.\.)?(?=[\s,.;:)]|$)")
+_BARE = re.compile(rf"(?<![\w.`'\"/-])(?<!\w\()(?P<name>{_NAMES})=(?P<value>{_VALUE}|\.\.\.)?(?=[\s,.;:)]|$)")
 _STAYS = re.compile(r"name=path")
 
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelComparison:
     """Ranks of models over blocks (folds, slides or donors), and what tells them apart.
+
+    It prints as two tables, of the models and of the pairs.
 
     Attributes
     ----------
@@ -52,6 +54,23 @@ class ModelComparison:
     groups: tuple[tuple[str, ...], ...]
     n_blocks: int
     alpha: float
+
+    def __repr__(self) -> str:
+        ranks, pairs = (f.to_string(float_format="{:.3g}".format, index=i) for f, i in self._tables())
+        return f"{self._summary()}\n\n{ranks}\n\n{pairs}"
+
+    def _repr_html_(self) -> str:
+        ranks, pairs = (f.to_html(float_format="{:.3g}".format, index=i) for f, i in self._tables())
+        return f"<p>{self._summary()}</p>{ranks}{pairs}"
+
+    def _tables(self) -> tuple[tuple[pd.DataFrame, bool], tuple[pd.DataFrame, bool]]:
+        return (self.ranks, True), (self.pairs, False)
+
+    def _summary(self) -> str:
+        return (
+            f"{len(self.ranks)} models over {self.n_blocks} blocks: Friedman p = {self.friedman_p:.3g}; mean ranks "
+            f"differ where they are more than {self.cd:.3g} apart (Nemenyi, {self.alpha:g})"
+        )
 
 
 def compare_models(

@@ -73,9 +73,10 @@ class Student(Network):
     Trained on spots it predicts any finer region: bins, sub-tiles, cells, or a map (``raster=True`` of
     :func:`stpred.tl.predict`). A target is the weighted mean of the patches that it covers, each seen in several
     overlapping tiles. On measured counts (:func:`stpred.tl.train`) it is the publication's naive variant; on the
-    predictions of other models (:func:`stpred.tl.distill`) the distilled one. Sizes, loss and batch are published;
-    there it has no dropout, ReLU outputs, 5 epochs, and takes features as they are (``dropout=0, input_dropout=0,
-    output="relu", scale_genes=False, epochs=5, standardize="none", footprint_um=112``).
+    predictions of other models (:func:`stpred.tl.distill`) the distilled one. Loss and batch are published;
+    there it is twice as wide, has no dropout, ReLU outputs, 5 epochs, and takes features as they are
+    (``hidden=(1024, 512), dropout=0, input_dropout=0, output="relu", scale_genes=False, epochs=5, standardize="none",
+    footprint_um=112``).
 
     Examples
     --------

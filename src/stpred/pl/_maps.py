@@ -111,7 +111,7 @@ def scale_bar(ax: Axes) -> None:
     """Draw a scale bar below the map, where it hides nothing."""
     from matplotlib_scalebar.scalebar import ScaleBar
 
-    ax.set_xlabel(" ")  # the layout keeps room for a label, not for the bar
+    ax.set_xlabel(" ", fontsize=18)  # the layout keeps room for a label, not for the bar
     below = {"bbox_to_anchor": (1.0, -0.01), "bbox_transform": ax.transAxes}
     ax.add_artist(ScaleBar(1.0, "um", location="upper right", box_alpha=0, border_pad=0, pad=0.1, **below))
 
@@ -125,11 +125,12 @@ def warn_across(figure: Any, in_distribution: NDArray[Any], *, what: str = "tile
     """Write a plain line across the top of a figure where most tiles are unlike those of training."""
     share = float(np.mean(in_distribution)) if len(in_distribution) else 1.0
     if share < MIN_ALIKE:
+        figure.get_layout_engine().set(h_pad=0.1)
         figure.suptitle(
             f"Out of distribution: {1 - share:.0%} of the {what} are unlike the model's training tiles; do not rely on "
             "these values.",
             color="white",
-            backgroundcolor="firebrick",
+            bbox={"facecolor": "firebrick", "edgecolor": "none", "pad": 3},
             wrap=True,
         )
 

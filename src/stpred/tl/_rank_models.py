@@ -47,6 +47,7 @@ def rank_models(
     Returns
     -------
     :class:`stpred.metrics.ModelComparison`: ``ranks`` and ``pairs`` (DataFrames), ``friedman_p``, ``cd``, ``groups``.
+    It prints as these tables.
 
     Raises
     ------

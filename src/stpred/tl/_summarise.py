@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +12,11 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred.metrics._summary import mean_of_defined
 
+logger = logging.getLogger("stpred")
+
 _FEWEST_DONORS = 3
+
+_UNTOLD = "consistent is not known"
 _NEEDED = ("model", "slide", "donor", "gene", "metric", "value", "target")
 
 
@@ -53,7 +59,8 @@ def summarise(
     ``n_slides``, ``n_missing``, and for correlations ``p_t`` (one-tailed t-test of Fisher's z over donors, each by the
     mean of its slides; missing with fewer than three donors, as ``attrs["p_values"]`` says), ``n_positive`` and
     ``n_donors`` (with a positive mean, of how many), ``p_sign``, ``p_holm`` (binomial, corrected by Holm over genes)
-    and ``consistent``.
+    and ``consistent`` (True, False, or missing for all genes where the donors are too few for any gene to pass; then
+    ``attrs["consistent"]`` and a log message say how many are needed).
 
     Raises
     ------
@@ -101,9 +108,13 @@ def summarise(
     index = ["target", "model"] if by == "model" else ["target", "model", "gene"]
     result = pd.concat(found).set_index(index)
     if by == "model":
-        result = result.sort_values(["target", "mean"], ascending=[True, less], kind="stable")
-    elif reasons:
-        result.attrs["p_values"] = "; ".join(sorted(reasons))
+        return result.sort_values(["target", "mean"], ascending=[True, less], kind="stable")
+    untold = {r for r in reasons if r.startswith(_UNTOLD)}
+    for name, told in (("p_values", reasons - untold), ("consistent", untold)):
+        if told:
+            result.attrs[name] = "; ".join(sorted(told))
+    for told in sorted(untold):
+        logger.warning("%s", told)
     return result
 
 
@@ -181,6 +192,15 @@ def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> p
         reasons.add(f"no p_t: {len(per_donor)} donors leave a single degree of freedom or none")
     elif each:
         p = metrics.median_p(np.stack(each)) if len(each) > 1 else each[0]
+    # Even a gene that is positive in every donor must stay below alpha, after Holm's correction over the genes.
+    n_donors, n_genes = int(found.n_donors.max(initial=0)), max(1, int((found.n_donors > 0).sum()))
+    consistent = pd.array(found.consistent, dtype="boolean")
+    if 0.5**n_donors * n_genes > alpha:
+        consistent[:] = pd.NA
+        reasons.add(
+            f"{_UNTOLD}: of {n_genes} genes over {n_donors} donors none could pass the sign test at {alpha:g}, "
+            f"whatever its scores; {math.ceil(math.log2(n_genes / alpha))} donors or more can tell"
+        )
     return pd.DataFrame(
         {
             "p_t": p,
@@ -188,7 +208,7 @@ def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> p
             "n_donors": found.n_donors,
             "p_sign": found.p_value,
             "p_holm": found.p_holm,
-            "consistent": found.consistent,
+            "consistent": consistent,
         },
         index=wide.columns,
     )
