@@ -61,7 +61,7 @@ def test_predict_on_odd_files(stpred: Any, model: Path, slide: Path, tmp_path: P
         ([tmp_path / "text.tif"], ("'text.tif' cannot be read as a tif",)),
         ([tmp_path / "empty"], ("empty' (holding [])", "(visium)")),
         ([slide], ("'slide.png' is stated nowhere", "pass --mpp")),
-        ([slide, "--mpp", 0], ("`mpp` must be a positive number",)),
+        ([slide, "--mpp", 0], ("`--mpp` must be a positive number",)),
         ([slide, "--mpp", 0.5, "--format", "visum"], ("'visum'", "'visium_hd'")),
     ):
         stpred("predict", *given, "-o", out, "--model", model, says=says)
@@ -89,7 +89,7 @@ def test_predict_on_a_slide_with_odd_options(stpred: Any, copied: Any, model: Pa
         (["--swap-xy"], ("`--swap-xy` does not go with format 'visium', only with ['hest']",)),
         (["--counts", "no.h5"], ("'no.h5'",)),
         (["--device", "cuda:77"], ("`--device cuda:77` is not there",)),
-        (["--picture", tmp_path / "a.xyz"], ("`picture`", "'.png'", "'.xyz'")),
+        (["--picture", tmp_path / "a.xyz"], ("`--picture`", "'.png'", "'.xyz'")),
         (["--picture", tmp_path / "mine.txt" / "a.png"], ("mine.txt' is a file",)),
     ):
         stpred("predict", outs, "-o", out, "--model", model, *given, says=says)
@@ -134,7 +134,7 @@ def test_train_with_odd_options(stpred: Any, copied: Any, slide: Path, tmp_path:
         ([outs, "--genes", "mean:ten"], ("`--genes` takes a whole number", "'mean:ten'")),
         ([outs, "--encoder", "intensity", "--genes", "EPCAM,NOPE"], ("['NOPE']", "'ACTB'")),
         ([outs, "--groups", "donor"], ("`--groups`", "'donor'")),
-        ([outs, "--target", "log"], ("`target`", "'log1p_cp10k'", "'log'")),
+        ([outs, "--target", "log"], ("`--target`", "'log1p_cp10k'", "'log'")),
         ([slide, "--mpp", 0.5], ("no shapes", "training needs slides with measured locations")),
         ([outs, slide, "--image", slide], ("`--image` is of one slide, and there are 2", "csv")),
         ([outs, outs], ("Two slides are called 'visium'", "name=path")),

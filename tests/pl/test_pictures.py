@@ -219,7 +219,7 @@ def test_maps_have_scale_bars() -> None:
     for name in ("spatial", "compare", "map"):
         for ax in np.ravel(PICTURES[name]()):
             bars = [a for a in ax.artists if isinstance(a, ScaleBar)]
-            assert len(bars) == (ax.get_xlabel() == ""), (name, ax.get_title())
+            assert len(bars) == (ax.get_xlabel().strip() == ""), (name, ax.get_title())
 
 
 def test_errors_are_predicted_minus_measured_around_zero() -> None:
