@@ -113,8 +113,8 @@ def summarise(
     for name, told in (("p_values", reasons - untold), ("consistent", untold)):
         if told:
             result.attrs[name] = "; ".join(sorted(told))
-    for told in sorted(untold):
-        logger.warning("%s", told)
+    for sentence in sorted(untold):
+        logger.warning("%s", sentence)
     return result
 
 
