@@ -515,7 +515,7 @@ def _read(slides: list[str], reading: dict[str, Any]) -> tuple[dict[str, Spatial
 
     samples = _samples(slides, reading)
     read = {sample["slide"]: read_sample(sample) for sample in samples}
-    return read, {sample["slide"]: str(sample["donor"]) for sample in samples if sample.get("donor")}
+    return read, {sample["slide"]: sample["donor"] for sample in samples if "donor" in sample}
 
 
 def _encoder(given: str | None) -> Any:
