@@ -139,3 +139,29 @@ def test_transformations_are_as_simple_as_possible_and_exact(matrix: np.ndarray,
     found = to_transformation(matrix)
     assert type(found).__name__ == kind
     np.testing.assert_array_equal(found.to_affine_matrix(("x", "y"), ("x", "y")), matrix)
+
+
+def test_a_spot_far_from_its_lattice_is_named() -> None:
+    array = np.array([(r, c) for r in range(20) for c in range(20)], dtype=float)
+    xy = array[:, ::-1] * 50 + 300
+    assert lattice_pitch_px(array, xy, steps=SQUARE_STEPS, max_stray=1.0) == pytest.approx(50)
+    xy[210] += (0, 120)
+    assert lattice_pitch_px(array, xy, steps=SQUARE_STEPS) == pytest.approx(50, rel=0.01)
+    with pytest.raises(InputError, match="1 spots lie more than 1 pitches .* coordinates 10 and 10 by 1"):
+        lattice_pitch_px(array, xy, steps=SQUARE_STEPS, max_stray=1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e308])
+def test_coordinates_that_cannot_be(value: float) -> None:
+    array = np.array([(r, c) for r in range(4) for c in range(4)], dtype=float)
+    xy = array * 10
+    for broken in (array, xy):
+        changed = broken.copy()
+        changed[3, 0] = value
+        pair = (changed, xy) if broken is array else (array, changed)
+        with pytest.raises(InputError, match="not finite, or beyond"):
+            lattice_pitch_px(*pair, steps=SQUARE_STEPS)
+    array[3, 0] = value
+    with pytest.raises(InputError, match="not finite, or beyond"):
+        grid_steps(array)
+    assert not is_hexagonal(array, xy)

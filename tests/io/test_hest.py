@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from PIL import Image
@@ -130,3 +131,119 @@ def test_lung_cells_with_rows_named_x_are_found(real_data: Path) -> None:
         st.io.hest(base / "NCBI858.h5ad", base / "NCBI858.jpg", mpp=0.5)
     sdata = st.io.hest(base / "NCBI858.h5ad", base / "NCBI858.jpg", mpp=0.5, swap_xy=True, shapes_key="cells")
     assert sdata.tables["cells_counts"].shape == (200, 338)
+
+
+def test_observations_on_glass_are_left_out(sample: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    under = np.arange(len(sample.xy)) % 3 > 0
+    right = [f"s{i}" for i in np.flatnonzero(under)]
+    forms = (under, under.astype(float), under.astype(str), under.astype(int).astype(str), np.where(under, "yes", "no"))
+    for values in forms:
+        counts = sample.counts.copy()
+        counts.obs["in_tissue"] = values
+        with caplog.at_level("INFO", logger="stpred"):
+            sdata = st.io.hest(counts, sample.image)
+        assert list(sdata.tables["spots_counts"].obs["instance_id"]) == right
+        assert list(sdata.shapes["spots"].index) == right
+        np.testing.assert_array_equal(sdata.tables["spots_counts"].X.toarray(), sample.counts[under].X.toarray())
+    assert "67 of 200 observations lie beside the tissue" in caplog.text
+    counts.obs["in_tissue"] = 0
+    with pytest.raises(InputError, match="No observation of the AnnData is under tissue"):
+        st.io.hest(counts, sample.image)
+    counts.obs["in_tissue"] = "maybe"
+    with pytest.raises(InputError, match=r"'in_tissue' that are neither 0 nor 1: \['maybe'\]"):
+        st.io.hest(counts, sample.image)
+
+
+@pytest.mark.parametrize("column", ["feature_name", "gene_symbols", "gene_name", "symbol"])
+def test_symbols_beside_ensembl_ids(column: str, sample: SimpleNamespace) -> None:
+    counts = sample.counts.copy()
+    ids = [f"ENSG{i:011d}" for i in range(3)]
+    counts.var_names = ids
+    counts.var[column] = np.array(["EPCAM", None, "EPCAM"], dtype=object)
+    counts.var[column] = counts.var[column].astype("category")
+    table = st.io.hest(counts, sample.image).tables["spots_counts"]
+    assert list(table.var_names) == ["EPCAM", ids[1], "EPCAM-1"]
+    assert list(table.var["gene_id"]) == ids
+    counts = sample.counts.copy()  # names that are symbols stay
+    counts.var[column] = ["A", "B", "C"]
+    assert list(st.io.hest(counts, sample.image).tables["spots_counts"].var_names) == ["EPCAM", "VIM", "CD3E"]
+
+
+def test_counts_are_taken_from_where_they_are(sample: SimpleNamespace) -> None:
+    right = sample.counts.X.toarray()
+
+    def read(**how: str) -> np.ndarray:
+        return np.asarray(st.io.hest(counts, sample.image, **how).tables["spots_counts"].X.toarray())
+
+    def normalised() -> AnnData:
+        found = sample.counts.copy()
+        found.X = found.X * 0.37
+        return found
+
+    counts = normalised()
+    counts.layers["raw_counts"] = sample.counts.X.copy()
+    with pytest.warns(UserWarning, match="not whole numbers.* taken from the layer 'raw_counts'"):
+        np.testing.assert_array_equal(read(), right)
+    counts = normalised()
+    counts.raw = sample.counts.copy()
+    with pytest.warns(UserWarning, match=r"taken from \.raw"):
+        np.testing.assert_array_equal(read(), right)
+    np.testing.assert_array_equal(read(layer="raw"), right)
+    counts.layers["counts"] = sample.counts.X.copy()  # the same as .raw
+    with pytest.warns(UserWarning, match="taken from the layer 'counts'"):
+        np.testing.assert_array_equal(read(), right)
+    counts.layers["spliced"] = sample.counts.X * 2
+    with pytest.raises(InputError, match=r"several others hold raw counts, \['counts', 'spliced', 'raw'\]"):
+        read()
+    np.testing.assert_array_equal(read(layer="spliced"), right * 2)
+    counts = normalised()
+    counts.layers["log"] = counts.X
+    with pytest.raises(InputError, match=r"neither \.raw nor a layer of \['log'\] holds raw counts"):
+        read()
+    counts = sample.counts.copy()  # a matrix of zeros is no counts where there are others
+    counts.layers["counts"] = counts.X.copy()
+    counts.X = counts.X * 0
+    with pytest.warns(UserWarning, match="are all zero; the raw counts are taken from the layer 'counts'"):
+        np.testing.assert_array_equal(read(), right)
+
+
+def test_raw_may_hold_more_genes(sample: SimpleNamespace) -> None:
+    counts = sample.counts[:, :2].copy()
+    counts.raw = sample.counts.copy()
+    counts.X = counts.X * 0.37
+    with pytest.warns(UserWarning, match=r"taken from \.raw"):
+        table = st.io.hest(counts, sample.image).tables["spots_counts"]
+    assert list(table.var_names) == ["EPCAM", "VIM", "CD3E"]
+
+
+def test_several_pixel_sizes_are_said(sample: SimpleNamespace) -> None:
+    counts = sample.counts.copy()
+    counts.uns["spatial"] = {"ST": {"metadata": {"pixel_size_um_embedded": 4.9, "pixel_size_um_estimated": 5.0}}}
+    with pytest.warns(UserWarning, match=r"several sizes of a pixel .* 5 \(.*estimated'\), 4\.9 \(.*; the first"):
+        sdata = st.io.hest(counts, sample.image)
+    assert mpp_of(affine_to(sdata.images["he"])) == pytest.approx(5.0)
+    counts.uns["spatial"] = {"ST": {"metadata": {"pixel_size_um_embedded": 5.0, "pixel_size_um_estimated": "none"}}}
+    st.io.hest(counts, sample.image)  # one that is no number hides none
+
+
+def test_odd_obs_and_obsm(sample: SimpleNamespace, tmp_path: Path) -> None:
+    counts = sample.counts.copy()
+    counts.obsm["spatial"] = np.column_stack([sample.xy, np.zeros(len(sample.xy))])  # x, y and z
+    counts.obs["array_row"] = counts.obs["array_row"].astype(str).astype("category")
+    counts.obs["array_col"] = counts.obs["array_col"].where(np.arange(counts.n_obs) > 2)
+    counts.var["_index"] = counts.var_names.to_numpy()  # SeuratDisk leaves it, and anndata does not write it
+    sdata = st.io.hest(counts, sample.image)
+    assert mpp_of(affine_to(sdata.images["he"])) == pytest.approx(5.0)
+    sdata.write(tmp_path / "a.zarr")
+    counts = sample.counts.copy()
+    counts.obsm["spatial"] = pd.DataFrame(sample.xy[:, ::-1], columns=["y", "x"], index=counts.obs_names)
+    np.testing.assert_allclose(centroids(st.io.hest(counts, sample.image), "spots")[0], sample.xy * 5)
+    counts.obsm["spatial"] = np.full((counts.n_obs, 2), "here", dtype=object)
+    with pytest.raises(InputError, match=r"positions in obsm\['spatial'\] are not numbers"):
+        st.io.hest(counts, sample.image)
+    counts = sample.counts.copy()
+    counts.var_names = ["0", "1", "2"]
+    with pytest.raises(InputError, match="have no names but their numbers, 0 to 2"):
+        st.io.hest(counts, sample.image)
+    with pytest.raises(InputError, match=r"`mpp` must be 0\.01 to 100 um per pixel"):
+        st.io.hest(sample.counts, sample.image, mpp=1000.0)

@@ -121,7 +121,9 @@ def check_mpp(mpp: float, *, what: str) -> float:
     return mpp
 
 
-def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple[int, int]]) -> float | None:
+def lattice_pitch_px(
+    array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple[int, int]], max_stray: float | None = None
+) -> float | None:
     """Return the distance in pixels between neighbours of a printed lattice, robust to holes and jitter.
 
     The affine map from array coordinates to pixels is fitted by least squares over all spots, and the neighbour steps
@@ -135,6 +137,8 @@ def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple
         (n, 2) positions in pixels.
     steps
         Steps in array coordinates that lead to a neighbour; all of them must be equally long within 5 %.
+    max_stray
+        How far a single spot may lie from its place on the lattice, in pitches; None: anywhere.
 
     Returns
     -------
@@ -155,12 +159,20 @@ def lattice_pitch_px(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple
     matrix, *_ = np.linalg.lstsq(centred, xy - xy.mean(axis=0), rcond=None)
     lengths = np.linalg.norm(np.asarray(steps, dtype=np.float64) @ matrix, axis=1)
     pitch = float(np.exp(np.log(np.maximum(lengths, 1e-12)).mean()))
-    residual = float(np.sqrt(np.mean(np.sum((xy - xy.mean(axis=0) - centred @ matrix) ** 2, axis=1))))
+    off = np.linalg.norm(xy - xy.mean(axis=0) - centred @ matrix, axis=1)
+    residual = float(np.sqrt(np.mean(off**2)))
     if lengths.max() > (1 + LATTICE_TOLERANCE) * lengths.min() or residual > 0.25 * pitch:
         raise InputError(
             f"The spot positions do not follow their array coordinates: neighbours lie {lengths.min():.4g} to "
             f"{lengths.max():.4g} px apart, with a scatter of {residual:.4g} px; are rows and columns, or x and y, "
             "swapped?"
+        )
+    if max_stray is not None and (stray := off > max_stray * pitch).any():
+        at = int(np.argmax(off))
+        raise InputError(
+            f"{int(stray.sum())} spots lie more than {max_stray:g} pitches from where their array coordinates place "
+            f"them, such as that of the array coordinates {array[at, 0]:g} and {array[at, 1]:g} by {off[at]:.4g} px; "
+            "check their positions."
         )
     return pitch
 

@@ -83,6 +83,10 @@ def counts_table(
         names = _filled(names, var["gene_id"])
     if nameless := sum(_is_blank(n) for n in names):
         raise InputError(f"The {what} hold {nameless} genes without a name; name them, or leave them out.")
+    if len(names) > 1 and list(names) == [str(i) for i in range(len(names))]:
+        raise InputError(
+            f"The genes of the {what} have no names but their numbers, 0 to {len(names) - 1}; set var_names first."
+        )
     var.index = unique_symbols(list(names), what=what)
     obs = {c: counts.obs[c].to_numpy() for c in counts.obs if c not in _OWN_OBS}
     table = build_table(X, shapes_key=shapes_key, instances=instances, var=var, spatial_um=spatial_um, obs=obs)

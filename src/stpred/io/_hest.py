@@ -16,7 +16,6 @@ from stpred._core.calibration import (
     VISIUM_PITCH_UM,
     Evidence,
     check_inside,
-    check_mpp,
     grid_steps,
     is_hexagonal,
     lattice_pitch_px,
@@ -135,8 +134,7 @@ def hest(
     if swap_xy is None:
         refuse_swapped(xy, pixels, what=shapes_key)
     evidence = [*_stated(uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
-    what = f"the image {pixels.path.name!r}"
-    resolution = check_mpp(settle_mpp(evidence, given=mpp, what=what), what=what)
+    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
     diameter = diameter_um if diameter_um is not None else _SPOT_UM if shapes_key == keys.SPOTS else _CELL_UM
     radius = positive(diameter, name="diameter_um", unit="um") / 2 / resolution
     check_inside(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from stpred._core import keys
 from stpred._core.calibration import (
     Evidence,
     check_inside,
-    check_mpp,
     grid_steps,
     lattice_pitch_px,
     nearest_pitch,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
+LOST = 0.10
+"""Share of selected spots without counts that is said in a warning; in published sections it is below 2 %."""
 _UNNAMED = re.compile(r"^Unnamed: \d+$")
 """What pandas calls a column without a name."""
 _SPOT = re.compile(r"^(\d+(?:\.\d+)?)[x_](\d+(?:\.\d+)?)$")
@@ -98,12 +100,18 @@ def legacy_st(
     left = len(matrix) - len(common), len(positions) - len(common)
     if any(left):
         logger.info("%d spots of the counts have no (selected) position and %d positions no counts; left out.", *left)
+    if left[1] > max(LOST * len(positions), 3):
+        warnings.warn(
+            f"{left[1]} of {len(positions)} spots of the spots table have no counts and are left out, such as "
+            f"{listing(positions.index.difference(matrix.index, sort=False), most=3)}; are both of the same section?",
+            UserWarning,
+            stacklevel=2,
+        )
     matrix, positions = matrix.loc[common], positions.loc[common]
     pixels = open_pixels(image)
     xy = positions[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
     evidence = [*_from_pitch(positions, xy, pitch_um), *pixels.evidence]
-    what = f"the image {pixels.path.name!r}"
-    resolution = check_mpp(settle_mpp(evidence, given=mpp, what=what), what=what)
+    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
     radius = positive(spot_diameter_um, name="spot_diameter_um", unit="um") / 2 / resolution
     check_inside(xy, width=pixels.width, height=pixels.height, mpp=resolution, radius_px=radius)
     check_on_tissue(xy, pixels, mpp=resolution)
@@ -112,7 +120,7 @@ def legacy_st(
 
 def _from_pitch(positions: pd.DataFrame, xy: np.ndarray, pitch_um: float) -> list[Evidence]:
     array = positions[["x", "y"]].to_numpy(dtype=np.float64)
-    pitch_px = lattice_pitch_px(array, xy, steps=grid_steps(array)) or nearest_pitch(xy)
+    pitch_px = lattice_pitch_px(array, xy, steps=grid_steps(array), max_stray=1.0) or nearest_pitch(xy)
     return [] if pitch_px is None else [Evidence(pitch_um / pitch_px, f"the spot pitch of {pitch_um:g} um")]
 
 
@@ -158,10 +166,22 @@ def _counts(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     if frame.index.has_duplicates:
         raise InputError(f"The counts hold spots twice: {listing(frame.index[frame.index.duplicated()].unique())}.")
     frame.columns = ["" if _UNNAMED.match(c) else c for c in frame.columns]
+    _check_names(frame.columns)
     odd = [c for c, kind in zip(frame.columns, frame.dtypes, strict=True) if kind.kind not in "iuf"]
     if odd:
         raise InputError(f"The counts of {listing(odd)} are not numbers.")
     return frame
+
+
+def _check_names(genes: pd.Index) -> None:
+    """Refuse genes named by counts, as a missing line of names makes them; numbers that could be ids are said."""
+    plain = [re.sub(r"[.]\d+$", "", n) for n in genes]  # what pandas appends to repeated names
+    if len(plain) < 2 or not all(n.isdigit() for n in plain):
+        return
+    said = f"The genes of the counts are named by numbers, {listing(genes, most=4)}; is the line of names missing?"
+    if "0" in plain or len(set(plain)) < len(plain):  # no id is 0, or two genes'
+        raise InputError(said)
+    warnings.warn(said, UserWarning, stacklevel=4)
 
 
 def _spots(source: str | Path | pd.DataFrame) -> pd.DataFrame:

@@ -379,7 +379,7 @@ def calibrate_run(
     pixels = fullres.pixels
     if pixels is not None:
         evidence = [*evidence, *pixels.evidence]
-    mpp = check_mpp(settle_mpp(evidence, given=given, what=f"slide {dataset_id!r}"), what=f"slide {dataset_id!r}")
+    mpp = settle_mpp(evidence, given=given, what=f"slide {dataset_id!r}")
     if pixels is not None:
         check_inside(
             xy_px,

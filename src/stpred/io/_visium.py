@@ -232,7 +232,7 @@ def _evidence(obs: pd.DataFrame, xy: np.ndarray, scalefactors: dict[str, float])
     """The pitch is printed to a precision that no header reaches; the nominal spot size is for slides of few spots."""
     array = obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
     check_array(array, xy, what="spots")
-    pitch = lattice_pitch_px(array, xy, steps=HEX_STEPS)
+    pitch = lattice_pitch_px(array, xy, steps=HEX_STEPS, max_stray=1.0)
     if pitch is not None:
         return [Evidence(VISIUM_PITCH_UM / pitch, f"the spot pitch of {VISIUM_PITCH_UM:g} um")]
     diameter = scalefactors["spot_diameter_fullres"]

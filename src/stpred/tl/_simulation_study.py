@@ -188,7 +188,7 @@ def _profiles(
     import scanpy as sc
 
     key_in(type_key, reference.obs, what="column of `reference.obs`", name="type_key")
-    check_counts(reference.X, what="the reference's X")
+    check_counts(reference.X, what="counts of `reference`")
     table = reference.copy()
     table.obs[type_key] = table.obs[type_key].astype("category")
     if table.n_vars > n_hvg:
