@@ -90,3 +90,49 @@ def test_genes_are_selected_through_the_public_verb() -> None:
     assert chosen["score"].is_monotonic_decreasing
     assert len(chosen) == 8
     assert st.pp.select_genes(slides, ["EPCAM"], shapes_key="spots").index.tolist() == ["EPCAM"]
+
+
+def test_locations_on_fill_are_left_out_and_said() -> None:
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel
+    from spatialdata.transformations import Identity, Scale
+
+    from stpred.data import read_region
+
+    pixels = np.asarray(st.datasets.toy(size_um=(400, 400), n_genes=5)["he"]["scale0"].image.data)
+    frame = np.zeros((3, 800, 1000), np.uint8)
+    frame[:, :, :800] = pixels
+    place = {"um": Scale([0.5, 0.5], axes=("x", "y"))}
+    image = Image2DModel.parse(frame, dims=("c", "y", "x"), transformations=place)
+    xy = np.array([[200.0, 200.0], [210.0, 150.0], [450.0, 200.0], [480.0, 390.0]])
+    spots = ShapesModel.parse(xy, geometry=0, radius=25, transformations={"um": Identity()})
+    slide = SpatialData(images={"he": image}, shapes={"spots": spots})
+    with pytest.warns(UserWarning, match="2 of 4 'spots' .* only fill"):
+        region = read_region(slide)
+    assert region.coords_um.tolist() == xy[:2].tolist()
+    assert region.n_outside == 2
+    st.pp.grid(slide, pitch_um=40)
+    assert slide["grid"].geometry.x.max() <= 400  # whose right half is fill
+
+
+def test_an_unsure_outline_is_said() -> None:
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    pixels = np.asarray(st.datasets.toy(size_um=(500, 500), n_genes=5)["he"]["scale0"].image.data)
+    pale = np.rint(255 * (np.maximum(pixels, 1) / 255) ** 0.35).astype(np.uint8)
+    place = {"um": Scale([0.5, 0.5], axes=("x", "y"))}
+    slide = SpatialData(images={"he": Image2DModel.parse(pale, dims=("c", "y", "x"), transformations=place)})
+    with pytest.warns(UserWarning, match="unsure: the stain is pale"):
+        st.pp.tissue(slide)
+
+
+def test_value_range_of_a_slide_leaves_fill_out() -> None:
+    from stpred.data._canvas import Canvas
+    from stpred.tiles import Level, Pyramid
+
+    pixels = np.asarray(st.datasets.toy(size_um=(400, 400), n_genes=5)["he"]["scale0"].image.data)
+    padded = np.concatenate([pixels, np.zeros((3, 800, 100), np.uint8)], axis=2)
+    plain, other = (Canvas(Pyramid([Level(p, np.diag([0.5, 0.5, 1.0]))]), 4.0).limits for p in (pixels, padded))
+    assert np.abs(plain - other).max() <= 6

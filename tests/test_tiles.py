@@ -212,3 +212,40 @@ def test_fingerprint_tells_images_and_placements_apart(picture: np.ndarray) -> N
 def test_resample_of_whole_pixels_copies_them(picture: np.ndarray) -> None:
     tile = resample(picture[:100, :100], np.array([50.0, 50.0]), np.eye(2), size_px=32)
     assert np.array_equal(tile, picture[34:66, 34:66])
+
+
+@pytest.mark.parametrize("value", [0, 128])
+@pytest.mark.parametrize("turned", [False, True])
+def test_fill_at_the_border_is_read_as_glass(value: int, turned: bool) -> None:
+    rng = np.random.default_rng(0)
+    inner = np.full((900, 900, 3), (241, 238, 243), np.uint8)
+    inner[150:750, 100:] = rng.normal((170, 90, 150), 14, (600, 800, 3)).clip(0, 255)
+    frame = np.full((1000, 1000, 3), value, np.uint8)
+    frame[:900, :900] = inner
+    affine = np.array([[0, MPP, 0], [MPP, 0, 0], [0, 0, 1.0]]) if turned else None
+    clean = np.full((1000, 1000, 3), (241, 238, 243), np.uint8)
+    clean[:900, :900] = inner
+    at = np.stack(np.meshgrid(np.arange(15, 240, 30.0), np.arange(15, 240, 30.0)), axis=-1).reshape(-1, 2)
+    tile = TileSpec(0.5, 56)
+    padded, white = pyramid_of(frame, affine=affine), pyramid_of(clean, affine=affine)
+    difference = np.abs(read_tiles(padded, at, tile).astype(int) - read_tiles(white, at, tile)).max(axis=-1)
+    assert np.mean(difference > 12) < 0.01  # the line where tissue ends
+    assert np.abs(np.array(padded.background) - white.background).max() <= 1
+    assert padded.fill.covers(np.array([[237.0, 50.0], [50.0, 237.0]])).all()
+    assert not padded.fill.covers(np.array([[150.0, 100.0]])).any()
+    assert np.abs(padded.thumbnail(4.0)[0].astype(int)[-5, -5] - value).max() <= 1  # as it is stored
+    assert white.fill is None
+    # Tiles are the same whichever others are read with them.
+    assert np.array_equal(read_tiles(padded, at[[63]], tile)[0], read_tiles(padded, at, tile)[63])
+
+
+def test_features_of_an_image_with_fill_are_not_taken_for_those_of_before() -> None:
+    frame = np.full((600, 600, 3), (241, 238, 243), np.uint8)
+    frame[100:400, 100:400] = np.random.default_rng(0).normal((170, 90, 150), 14, (300, 300, 3)).clip(0, 255)
+    assert pyramid_of(frame).fill is None
+    frame[:, 560:] = 0
+    pyramid = pyramid_of(frame)
+    found = pyramid.fingerprint
+    other = pyramid_of(frame)
+    other.fill = None
+    assert found != other.fingerprint

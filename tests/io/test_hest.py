@@ -247,3 +247,15 @@ def test_odd_obs_and_obsm(sample: SimpleNamespace, tmp_path: Path) -> None:
         st.io.hest(counts, sample.image)
     with pytest.raises(InputError, match=r"`mpp` must be 0\.01 to 100 um per pixel"):
         st.io.hest(sample.counts, sample.image, mpp=1000.0)
+
+
+def test_dark_fill_is_no_tissue_that_positions_could_be_swapped_onto() -> None:
+    from stpred.io._swap import _darkness
+
+    level = np.full((3, 300, 300), 240, np.uint8)
+    level[:, 20:80, 150:280] = np.random.default_rng(0).integers(90, 200, (3, 60, 130))
+    level[:, 150:280, 20:80] = 0
+    xy = np.random.default_rng(1).uniform((155, 25), (275, 75), (60, 2))
+    given, exchanged = _darkness(level, xy)
+    assert given.min() > 60
+    assert exchanged.max() == 0

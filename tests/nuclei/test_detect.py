@@ -202,3 +202,23 @@ def test_eccentricity_is_that_of_the_ellipse() -> None:
         ellipse = rotate(scale(circle, stretch, 1), 30)
         got = nuclei.eccentricity(np.array([ellipse, shapely.box(0, 0, 2, 1)]))
         assert got == pytest.approx([np.sqrt(1 - stretch**-2), np.sqrt(0.75)], abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0, 128])
+def test_fill_beside_the_slide_changes_no_nucleus(tissue: Any, found: Any, value: int) -> None:
+    frame = np.full((600, 680, 3), value, np.uint8)
+    frame[:, :600] = tissue.image
+    padded = nuclei.detect(pyramid_of(frame))
+    assert len(padded) == pytest.approx(len(found), rel=0.02)
+    assert share_met(centers(padded), centers(found), within_um=1) > 0.97
+    assert (padded.centroid.x < 300).all()
+
+
+def test_pen_on_glass_changes_no_nucleus(tissue: Any, found: Any) -> None:
+    frame = np.full((600, 800, 3), tissue.image[:8, :8].mean(axis=(0, 1)), np.uint8)
+    frame[:, :600] = tissue.image
+    plain = nuclei.detect(pyramid_of(frame))
+    frame[40:560, 650:730] = (40, 60, 170)
+    marked = nuclei.detect(pyramid_of(frame))
+    assert share_met(centers(marked), centers(plain), within_um=1) > 0.97
+    assert (marked.centroid.x < 310).all()

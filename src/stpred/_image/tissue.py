@@ -36,6 +36,7 @@ _MAX_REST_SHARE = 0.1  # of an image without glass: lumina
 _MIN_INK_OD, _MIN_BLACK_OD = 0.2, 0.5
 _MIN_INK_UM2 = 2_500.0
 _MAX_INK_TEXTURE = 0.12
+_RESAMPLED_PX = 2  # beside fill, where cubic resampling mixes it in
 _PEN_RIM_PX = 2  # the blurred border of a stroke is paler than ink
 # At 10 um no tissue in focus is darker: such pixels must not draw Otsu's threshold away from glass.
 _MAX_TISSUE_OD = 0.8
@@ -113,7 +114,7 @@ def survey(
     method = "auto" if method is None else one_of(method, METHODS, name="method")
     threshold = checked_threshold(threshold, method=method)
     fill = find_fill(thumbnail) if fill is None else fill
-    away = _grown(fill.mask)
+    away = _grown(fill.mask, iterations=_RESAMPLED_PX)
     gray = thumbnail.astype(np.float32).mean(axis=2)
     pen = np.zeros_like(away)
     texture = _texture(gray, away)
@@ -151,7 +152,7 @@ def tissue_mask(
 
 def not_slide(thumbnail: NDArray[np.uint8], *, mpp: float) -> NDArray[np.bool_]:
     """Return where a thumbnail shows neither tissue nor glass but fill or pen, and the mixed pixels along them."""
-    away = _grown(find_fill(thumbnail).mask)
+    away = _grown(find_fill(thumbnail).mask, iterations=_RESAMPLED_PX)
     if away.all():
         return np.zeros_like(away)
     away |= _grown(find_pen(thumbnail, mpp=mpp, outside=away), iterations=_PEN_RIM_PX)
@@ -322,7 +323,7 @@ def _smoothed(values: NDArray[np.float32], away: NDArray[np.bool_], sigma: float
     return np.asarray(np.where(away, 0, smooth), dtype=np.float32)
 
 
-def _grown(mask: NDArray[np.bool_], *, iterations: int = 1) -> NDArray[np.bool_]:
+def _grown(mask: NDArray[np.bool_], *, iterations: int) -> NDArray[np.bool_]:
     """Return a mask with the pixels along it, which hold something of it."""
     from scipy.ndimage import binary_dilation
 

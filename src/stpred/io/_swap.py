@@ -10,6 +10,7 @@ from stpred.io._pixels import Level, Pixels
 
 MAX_SAMPLED = 128
 _REACH_PX = 2
+_CONSTANT, _MIN_FILL_DARKNESS = 2, 60.0
 _T_LIMIT = 6.0
 _RATIO_LIMIT = 1.2
 
@@ -75,4 +76,7 @@ def _at(level: Level, x: float, y: float) -> float:
         slice(max(0, row - _REACH_PX), row + _REACH_PX + 1),
         slice(max(0, column - _REACH_PX), column + _REACH_PX + 1),
     ]
-    return 255.0 - float(window.mean())
+    darkness = 255.0 - float(window.mean())
+    # A dark window of one value is fill (of rotation, registration or stitching), which is no tissue.
+    constant = window.size > 0 and (np.ptp(window.reshape(len(window), -1), axis=1) <= _CONSTANT).all()
+    return 0.0 if constant and darkness > _MIN_FILL_DARKNESS else darkness
