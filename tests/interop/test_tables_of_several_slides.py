@@ -323,3 +323,14 @@ def test_a_slide_that_was_trained_on_is_known_in_its_frame(parts: dict[str, Spat
     with pytest.raises(InputError, match="was trained on this slide"):
         st.tl.correct(both, *PAIRED, coordinate_system="um-b")
     st.tl.correct(both, *PAIRED, coordinate_system="um-a")
+
+
+def test_without_a_frame_all_rows_are_taken_together_and_that_is_said(
+    together: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="stpred"):
+        found = st.tl.markers(together, COUNTS, "side", trusted_only=False)
+    assert found.attrs["stpred"]["regions"] == [f"spots-{n}" for n in NAMES]
+    assert f"All {together[COUNTS].n_obs} rows of table 'spots_counts' are taken together" in caplog.text
+    st.tl.score_cell_types(together, COUNTS, SETS)
+    assert together[COUNTS].obs["cell_type"].notna().all()

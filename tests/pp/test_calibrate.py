@@ -266,3 +266,15 @@ def test_resolutions_that_no_image_has_are_refused() -> None:
     for mpp in (1e9, 1e-6):
         with pytest.raises(InputError, match="`mpp` must be 0.01 to 100 um per pixel"):
             st.pp.calibrate(sdata, mpp=mpp)
+
+
+def test_spots_that_the_border_of_a_crop_cuts_are_no_contradiction() -> None:
+    from shapely.geometry import box
+    from spatialdata import polygon_query
+
+    slide = st.datasets.toy(size_um=(700, 700), n_genes=5, mpp=1.0)
+    crop = polygon_query(slide, box(233, 233, 480, 480), target_coordinate_system="um")
+    bare = SpatialData(images={"he": crop["he"]}, shapes={"spots": crop["spots"]})
+    inside = np.array([box(233, 233, 480, 480).contains(p) for p in bare["spots"].geometry])
+    assert (~inside).mean() > 0.1
+    st.pp.calibrate(bare, mpp=1.0)

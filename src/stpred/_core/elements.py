@@ -312,7 +312,10 @@ def table_in_frame(sdata: SpatialData, table_key: str, *, coordinate_system: str
     """Return a table, or of one of several regions the rows of that in the coordinate system; None: all of it."""
     table = sdata.tables[table_key]
     check_matrices(table, what=f"values of table {table_key!r}")
-    if coordinate_system is None or len(table_regions(table)) < 2:
+    if len(regions := table_regions(table)) < 2:
+        return table
+    if coordinate_system is None:
+        logger.info("All %d rows of table %r are taken together: %s.", table.n_obs, table_key, listing(regions))
         return table
     return table[table_instances(table, region_in_frame(sdata, table_key, coordinate_system=coordinate_system))[0]]
 

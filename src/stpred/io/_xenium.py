@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
+_CELL_RADIUS_UM = 8.0
+"""Of a cell that the border of the H&E image cuts: its centre may lie so far off it."""
+
 _SPECS = "experiment.xenium"
 _ZARR = "cells.zarr.zip"
 _COMPLETE = (_SPECS, _ZARR, "cells.parquet", "cell_feature_matrix.h5", "cell_boundaries.parquet")
@@ -247,6 +250,7 @@ def _he(
         height=pixels.height,
         mpp=mpp,
         what="cells",
+        radius_px=_CELL_RADIUS_UM / mpp,
         hint="does the alignment belong to this image at full resolution?",
     )
     _physical(mpp, name=f"um per pixel of {path.name} by its alignment")

@@ -84,7 +84,8 @@ def train(
         :class:`~stpred.TileSpec` to read tiles at; None takes the family's or the encoder's own.
     groups
         Donor of each slide. With two or more donors, penalties and numbers of epochs are chosen and genes are scored by
-        leaving donors out; None takes each slide for its own donor and says so in the record.
+        leaving donors out; None takes each slide for its own donor and says so in the record. Names of slides and
+        donors are text in records and results: a whole number is its digits, so that 1 and "1" are one name.
     validation
         Slides, all those of their donors, that are not trained on but end the training: the model is the one of the
         epoch that they score best at, and genes are scored on them. It costs one training, where None costs up to six:
