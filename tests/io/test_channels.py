@@ -61,6 +61,8 @@ def test_planes_are_rgb_where_nothing_names_them_otherwise(channel: dict[str, An
         ({"Name": ["Haematoxylin", "Eosin", "Residual"]}, "'Eosin'"),
         ({"Color": [65535, 16711935, -16776961]}, "0000ffff, 00ff00ff, ff0000ff"),
         ({"Fluor": ["DAPI", "FITC", "Cy3"]}, "fluorescence channels 'DAPI', 'FITC', 'Cy3'"),
+        ({"ExcitationWavelength": [350, 490, 550]}, "fluorescence channels '350', '490', '550'"),
+        ({"ContrastMethod": ["Fluorescence"] * 3}, "fluorescence channels"),
         ({"EmissionWavelength": [461, 520, 570]}, "fluorescence channels '461', '520', '570'"),
     ],
 )
@@ -93,6 +95,7 @@ def shaped(path: Path, **metadata: Any) -> None:
         (lambda p: imagej(p, mode="composite", Labels=["Red", "Green", "Blue"]), None),
         (lambda p: shaped(p), None),
         (lambda p: tifffile.imwrite(p, RGB, imagej=True), None),
+        (lambda p: tifffile.imwrite(p, RGB, imagej=True, metadata={"Labels": ["slide 7.tif"]}), None),
         (lambda p: tifffile.imwrite(p, PLANES, photometric="minisblack", planarconfig="separate"), None),
     ],
 )
@@ -127,7 +130,8 @@ def test_fluorescence_qptiff_is_refused_by_its_names_and_a_colour_one_is_read(tm
     path = qptiff(tmp_path / "if.qptiff", [(PLANES[0], "FullResolution", name) for name in names])
     with pytest.raises(InputError, match=r"'DAPI', 'Opal 520', 'Opal 690'.*H&E image"):
         open_pixels(path)
-    np.testing.assert_array_equal(whole(qptiff(tmp_path / "he.qptiff", [(RGB, "FullResolution", "")])), RGB)
+    for name in ("", "Brightfield profile"):
+        np.testing.assert_array_equal(whole(qptiff(tmp_path / "he.qptiff", [(RGB, "FullResolution", name)])), RGB)
 
 
 @pytest.mark.parametrize(

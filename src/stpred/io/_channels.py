@@ -21,6 +21,7 @@ _COLOUR_SPACES = {
     32845: "of colour space LogLuv",
     34892: "linear raw of a camera",
 }
+_OF_FLUORESCENCE = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
 _JPEG = (6, 7, 34892, 33007)
 _APERIO_YCBCR = 33003
 """Aperio's JPEG 2000 of YCbCr, which the decoder turns to RGB."""
@@ -142,13 +143,14 @@ def refused_by_name(tif: Any, page: Any, sizes: dict[str, int], image: Any) -> s
     if len(channels) == 1 and samples == 3:
         name = f"{channels[0].get('Name', '')} {channels[0].get('Fluor', '')}".strip()
         return f"of one channel {name!r} in colours" if _FLUORESCENT.search(name) else None
-    names = [c.get("Name", "") for c in channels] or _other_names(tif)
+    # other headers name pictures, profiles and slices beside channels: of a page of three samples they tell nothing
+    names = [c.get("Name", "") for c in channels] or (_other_names(tif) if planes or tif.is_shaped else [])
     if problem := _named(names):
         return problem
     if planes and _all_rgb(names):
         return None
-    if any(c.get(key) for c in channels for key in ("Fluor", "EmissionWavelength")):
-        return f"of fluorescence channels {_said(channels, ('Fluor', 'EmissionWavelength'))}"
+    if any(c.get(key) for c in channels for key in _OF_FLUORESCENCE):
+        return f"of fluorescence channels {_said(channels, _OF_FLUORESCENCE)}"
     if any(
         "fluorescence"
         in f"{c.get('ContrastMethod', '')} {c.get('IlluminationType', '')} {c.get('AcquisitionMode', '')}".lower()
