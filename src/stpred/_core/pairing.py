@@ -24,6 +24,7 @@ from stpred._core.pairing_sources import (
     pool,
     predicted_side,
 )
+from stpred._core.tables import changed_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,7 @@ def pair(
     one_of(match, MATCHES, name="match")
     need_sdata(sdata)
     first, second = _tables(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
-    terms = _Terms.of(first, second, target=target)
+    terms = _Terms.of(first, second, target=target, said=said)
     ours, theirs = first.region, second.region
     how = ("id" if ours == theirs else "overlap") if match == "auto" else match
     (rows, ids), (measured_rows, measured_ids) = first.instances, second.instances
@@ -219,7 +220,7 @@ def pair_bins(
     first = predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
     second = measured_side(sdata, measured_key, coordinate_system=coordinate_system)
     first, second = _in_shared_region(first, second)
-    terms = _Terms.of(first, second, target=target)
+    terms = _Terms.of(first, second, target=target, said=said)
     xy, counts = second.counted()
     terms, counts = terms.on_library(counts, second, said=said)
     spacing = first.spacing_um
@@ -281,8 +282,18 @@ class _Terms:
     library: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, first: TableSide | RasterSide, second: TableSide | TranscriptsSide, *, target: str | None) -> _Terms:
+    def of(
+        cls,
+        first: TableSide | RasterSide,
+        second: TableSide | TranscriptsSide,
+        *,
+        target: str | None,
+        said: set[str] | None,
+    ) -> _Terms:
+        """Settle genes and scale; a prediction that was changed since is warned of."""
         facts = first.provenance()
+        if isinstance(first, TableSide) and (told := changed_values(first.table, facts, what=f"table {first.key!r}")):
+            _warn(told, said)
         scale, per = str(facts["output_scale"]), facts.get("per")
         if target is None:  # a relative prediction has no scale of its own to measure on
             target = scale if scale in targets.TARGETS and per is None else "log1p_cp10k"

@@ -19,7 +19,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.counts import check_counts
 from stpred._core.elements import affine_to, apply_affine, regions_told, scale0, table_instances, table_regions
 from stpred._core.matching import box_of, placed, square_bins
-from stpred._core.tables import read_prediction
+from stpred._core.tables import read_provenance
 from stpred._core.transcripts import Transcripts, read_transcripts
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class TableSide:
         return f"{self.key!r} annotates {regions_told(table_regions(self.table))}"
 
     def provenance(self) -> dict[str, Any]:
-        return _a_prediction(read_prediction(self.table, what=f"table {self.key!r}"), what=f"Table {self.key!r}")
+        return _a_prediction(read_provenance(self.table, what=f"table {self.key!r}"), what=f"Table {self.key!r}")
 
     def check_counts(self) -> None:
         check_counts(self.table.X, what=f"counts of table {self.key!r}")
