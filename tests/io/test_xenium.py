@@ -212,6 +212,160 @@ def test_complete_bundles_annotate_cell_shapes(make_xenium: Make, labels: bool) 
         assert affine_to(sdata.labels["cell_labels"])[0, 0] == pytest.approx(0.2125)
 
 
+def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("version", ["xenium-2.0.0.6", "xenium-1.4.0.6", "R&D", None])
+def test_polygons_are_those_of_their_cell_id(make_xenium: Make, archive: bool, version: str | None) -> None:
+    truth = complete(make_xenium())
+    rng = np.random.default_rng(1)
+
+    def shuffled(frame: pd.DataFrame, stem: str) -> pd.DataFrame:
+        order = dict(zip(frame["cell_id"].unique(), rng.permutation(frame["cell_id"].nunique()), strict=True))
+        frame = frame.sort_values("cell_id", key=lambda c: c.map(order), kind="stable")
+        if stem == "cell_boundaries":  # other labels, and the vertices of cells in turn
+            frame["label_id"] = frame["label_id"].map(dict(enumerate(rng.permutation(len(truth.ids)) + 1, 1)))
+            frame = frame.iloc[np.argsort(frame.groupby("cell_id").cumcount(), kind="stable")]
+        return frame
+
+    for stem in ("cells", "cell_boundaries", "nucleus_boundaries"):
+        path = truth.path / f"{stem}.parquet"
+        shuffled(pd.read_parquet(path), stem).to_parquet(path, index=False)
+    specs = {"pixel_size": 0.2125} | ({} if version is None else {"analysis_sw_version": version})
+    (truth.path / "experiment.xenium").write_text(json.dumps(specs))
+    if not archive:
+        (truth.path / "cells.zarr.zip").unlink()
+    sdata = st.io.xenium(truth.path)
+    check(sdata, truth)
+    nuclei = sdata.shapes["nuclei"]
+    cells = sdata.shapes["cells"].loc[nuclei["cell_id"]]
+    np.testing.assert_allclose(nuclei.centroid.x, cells.centroid.x)
+
+
+@pytest.mark.parametrize("kind", ["int32", "float64", "bytes", "csv"])
+def test_ids_of_old_bundles_meet_the_barcodes(make_xenium: Make, kind: str) -> None:
+    import h5py
+
+    truth = make_xenium()
+    number = {old: i + 1 for i, old in enumerate(sorted(truth.ids))}
+    for stem in ("cells", "cell_boundaries", "nucleus_boundaries"):
+        path = truth.path / f"{stem}.parquet"
+        frame = pd.read_parquet(path)
+        frame["cell_id"] = frame["cell_id"].map(number)
+        if kind == "bytes":
+            frame["cell_id"] = [str(i).encode() for i in frame["cell_id"]]
+        elif kind != "csv":
+            frame["cell_id"] = frame["cell_id"].astype(kind)
+        if kind == "csv":
+            path.unlink()
+            frame.to_csv(path.with_suffix(".csv.gz"), index=False)
+        else:
+            frame.to_parquet(path)
+    with h5py.File(truth.path / "cell_feature_matrix.h5", "r+") as file:
+        del file["matrix/barcodes"]
+        file["matrix/barcodes"] = np.array([str(number[i]) for i in truth.ids], dtype="S")
+    truth.ids = [str(number[i]) for i in truth.ids]
+    check(st.io.xenium(truth.path), truth)
+
+
+def test_polygons_of_other_cells_are_refused_and_few_left_out(make_xenium: Make) -> None:
+    truth = make_xenium()
+    path = truth.path / "cell_boundaries.parquet"
+    own = pd.read_parquet(path)
+    names = list(own["cell_id"].unique())
+    swapped = own.assign(cell_id=own["cell_id"].replace({names[0]: names[20], names[20]: names[0]}))
+    swapped.to_parquet(path)
+    with pytest.warns(UserWarning, match=r"2 lie up to \d+ um from their stated centroid.*left out|2 of 30 cells have"):
+        sdata = st.io.xenium(truth.path)
+    assert set(sdata.shapes["cells"].index) == set(truth.ids) - {names[0], names[20]}
+    for wrong, count in (
+        (own.assign(cell_id=own["cell_id"].map(dict(zip(names, names[1:] + names[:1], strict=True)))), "30 of 30"),
+        (own.assign(vertex_x=own["vertex_x"] / 0.2125, vertex_y=own["vertex_y"] / 0.2125), "30 of 30"),
+        (own.assign(vertex_x=own["vertex_x"] + 4), "0 of 30"),
+    ):
+        wrong.to_parquet(path)
+        with pytest.raises(
+            InputError, match=rf"are not those of their cells: {count} lie beyond .* \(median [\d.]+ um"
+        ):
+            st.io.xenium(truth.path)
+
+
+def test_degenerate_and_multipart_polygons(make_xenium: Make) -> None:
+    truth = make_xenium()
+    path = truth.path / "cell_boundaries.parquet"
+    own = pd.read_parquet(path)
+    flat, several, name = truth.ids[0], truth.ids[1], truth.ids[2]
+    rows = own[own["cell_id"] == several]
+    piece = rows.assign(vertex_x=(rows["vertex_x"] - rows["vertex_x"].mean()) / 4 + 1, vertex_y=rows["vertex_y"] / 9)
+    broken = own.copy()
+    broken.loc[broken["cell_id"] == flat, "vertex_y"] = 3.0
+    first = broken.index[broken["cell_id"] == name][0]
+    broken.loc[first, "vertex_x"] = np.inf
+    pd.concat([piece, broken]).to_parquet(path, index=False)
+    (truth.path / "nucleus_boundaries.parquet").unlink()
+    with pytest.warns(
+        UserWarning, match="2 have no valid outline with an area|2 of 30 cells have counts but no polygon"
+    ):
+        sdata = st.io.xenium(truth.path)
+    assert sdata.tables["cells_counts"].obs_names.tolist() == truth.ids[3:] or (
+        sdata.tables["cells_counts"].obs_names.tolist() == [several, *truth.ids[3:]]
+    )
+    assert sdata.shapes["cells"].geometry[several].area == pytest.approx(48)
+
+
+def test_nuclei_of_one_cell_stay_apart_without_labels(make_xenium: Make) -> None:
+    truth = make_xenium()
+    path = truth.path / "nucleus_boundaries.parquet"
+    own = pd.read_parquet(path)
+    rows = own[own["cell_id"] == truth.ids[0]]
+    pd.concat([rows.assign(vertex_x=rows["vertex_x"] - 1.5), own]).to_parquet(path, index=False)
+    nuclei = st.io.xenium(truth.path).shapes["nuclei"]
+    assert len(nuclei) == 31
+    assert nuclei.index.is_unique
+    assert (nuclei["cell_id"] == truth.ids[0]).sum() == 2
+
+
+def test_counts_in_an_archive_only_and_twofold_cells_are_told(make_xenium: Make) -> None:
+    truth = make_xenium()
+    edit(truth.path / "cells.parquet", lambda f: pd.concat([f, f.iloc[:1]]))
+    with pytest.raises(InputError, match=r"'cells.parquet' has 31 rows of 30 cells"):
+        st.io.xenium(truth.path)
+    (truth.path / "cell_feature_matrix.h5").rename(truth.path / "cell_feature_matrix.zarr.zip")  # not looked into
+    with pytest.raises(MissingFileError, match=r"'cell_feature_matrix.zarr.zip' is not read: copy the h5"):
+        st.io.xenium(truth.path)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "NaN", "1e9", '"x"', "null", "[1]", "1e-9", "[" * 10_000, "9" * 10_000], ids=lambda t: t[:8]
+)
+def test_pixel_sizes_that_no_microscope_has(make_xenium: Make, text: str) -> None:
+    truth = make_xenium()
+    (truth.path / "experiment.xenium").write_text(f'{{"pixel_size": {text}}}')
+    with pytest.raises(InputError, match="pixel_size of experiment.xenium|is not valid JSON"):
+        st.io.xenium(truth.path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e300,0,0\n0,1e300,0\n0,0,1",
+        "1e-300,0,0\n0,1e-300,0\n0,0,1",
+        "1,0,1e9\n0,1,1e9\n0,0,1",
+        "nan,0,0\n0,1,0\n0,0,1",
+        "1j,0,0\n0,1,0\n0,0,1",
+        "1,5,0\n0,1,0\n0,0,1",
+        "1,0,0\n0,1,0",
+        "1,1,0\n1,1,0\n0,0,1",
+    ],
+)
+def test_alignments_beyond_sense(make_xenium: Make, tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError):
+        st.io.xenium(make_xenium().path, he_image=write_he(tmp_path / "a.tif"), he_alignment=tmp_path / "m.csv")
+
+
 @pytest.mark.realdata
 def test_crop_without_specifications(real_data: Path) -> None:
     sdata = st.io.xenium(real_data / "xenium_toy")

@@ -54,11 +54,11 @@ def from_vertices(xy: NDArray[Any], group: NDArray[np.int64]) -> tuple[NDArray[A
     if bad.any():
         kept = ~np.isin(group, group[bad])
         xy, group = xy[kept], group[kept]
+    if len(group) == 0:
+        return np.empty(0, object), np.empty(0, np.int64)
     again = np.r_[False, (xy[1:] == xy[:-1]).all(axis=1) & (group[1:] == group[:-1])]
     xy, group = xy[~again], group[~again]
     ring = _split_at_closures(xy, group)
-    if len(ring) == 0:
-        return np.empty(0, object), np.empty(0, np.int64)
     start = np.flatnonzero(np.r_[True, ring[1:] != ring[:-1]])
     end = np.r_[start[1:], len(ring)] - 1
     corners = end - start + 1 - (xy[start] == xy[end]).all(axis=1)

@@ -47,7 +47,6 @@ _CELL_RADIUS_UM = 8.0
 _SPECS = "experiment.xenium"
 _ZARR = "cells.zarr.zip"
 _COMPLETE = (_SPECS, _ZARR, "cells.parquet", "cell_feature_matrix.h5", "cell_boundaries.parquet")
-_UNUSED = ("transcripts.parquet",)
 MAX_ALIGNMENT_PX = 1e7
 """Entries of an alignment beyond this are no place on a slide: it is 2 m of morphology pixels."""
 MAX_ALIGNMENT_BYTES = 100_000
@@ -121,7 +120,6 @@ def xenium(
         if asked := [name for name, wanted in extra.items() if wanted]:
             raise InputError(f"{listing(asked)} can be loaded from complete bundles only; this one lacks {missing}.")
         logger.info("Incomplete bundle (no %s): cells and counts are read from what is there.", ", ".join(missing))
-    check_readable(*(p for p in sorted(bundle.iterdir()) if p.name not in _UNUSED or transcripts))
     counts, shapes = read_cells(bundle)
     archive = bundle / _ZARR
     if archive.exists():
@@ -171,6 +169,8 @@ def _elements(bundle: Path, *, labels: bool, transcripts: bool, morphology: bool
     if transcripts or morphology:
         from spatialdata_io import xenium as vendor_reader
 
+        if transcripts:
+            check_readable(bundle / "transcripts.parquet")
         with readable(bundle, what="bundle"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not parse the version")
             sdata = vendor_reader(
