@@ -72,6 +72,16 @@ def test_ome_channels_that_are_not_rgb_are_refused_by_name(channel: dict[str, An
         st.io.wsi(path, mpp=0.5)
 
 
+@pytest.mark.parametrize("name", ["H&E", "Brightfield", "Epithelium 7", "Texas biobank"])
+def test_one_channel_of_three_samples_may_have_any_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "he.ome.tif"
+    for samples in (True, False):
+        tifffile.imwrite(path, RGB, photometric="rgb", ome=True, metadata={"axes": "YXS", "Channel": {"Name": [name]}})
+        if not samples:  # as older writers leave it out
+            path.write_bytes(path.read_bytes().replace(b'SamplesPerPixel="3"', b" " * 19))
+        np.testing.assert_array_equal(whole(path), RGB)
+
+
 def test_names_count_whatever_the_photometric_interpretation(tmp_path: Path) -> None:
     path = ome(tmp_path / "if.ome.tif", {"Name": ["DAPI", "FITC", "Cy3"]}, photometric="rgb", planarconfig="separate")
     with pytest.raises(InputError, match="'DAPI'"):

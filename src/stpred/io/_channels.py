@@ -31,7 +31,7 @@ _NO_NAME = re.compile(
     r"(?:(?:channel|ch|c|image|series|sample|plane|(?:tl )?brightfield|bf|rgb)?[\s_:#.-]*[\d:_ -]*)", re.IGNORECASE
 )
 _FLUORESCENT = re.compile(
-    r"dapi|hoechst|fitc|tritc|\bcy\s?[2357]|gfp|mcherry|texas|alexa|\baf\s?\d{3}|opal|\bpe\b|fluor|epi", re.IGNORECASE
+    r"dapi|hoechst|fitc|tritc|\bcy\s?[2357]|gfp|mcherry|texas.?red|alexa|\baf\s?\d{3}|opal|\bpe\b|fluor", re.IGNORECASE
 )
 
 
@@ -139,8 +139,7 @@ def refused_by_name(tif: Any, page: Any, sizes: dict[str, int], image: Any) -> s
     """
     planes = "C" in sizes  # one page for each channel
     channels = _ome_channels(image) if image is not None else []
-    samples = sum(int(c.get("SamplesPerPixel", "1") or 1) for c in channels if c.get("SamplesPerPixel", "1").isdigit())
-    if len(channels) == 1 and samples == 3:
+    if len(channels) == 1:  # of three samples, under any name
         name = f"{channels[0].get('Name', '')} {channels[0].get('Fluor', '')}".strip()
         return f"of one channel {name!r} in colours" if _FLUORESCENT.search(name) else None
     # other headers name pictures, profiles and slices beside channels: of a page of three samples they tell nothing
