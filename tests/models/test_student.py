@@ -246,7 +246,14 @@ def test_settings_that_cannot_be_are_refused(config: dict[str, Any], message: st
 
 def test_settings_as_published_are_taken() -> None:
     config = Student.Config(
-        dropout=0, input_dropout=0, output="relu", scale_genes=False, epochs=5, standardize="none", footprint_um=112
+        hidden=(1024, 512),
+        dropout=0,
+        input_dropout=0,
+        output="relu",
+        scale_genes=False,
+        epochs=5,
+        standardize="none",
+        footprint_um=112,
     )
     assert Student.Config.parse(config.to_dict()) == config
     model = Student(config, n_features=WIDTH, n_genes=GENES)
