@@ -184,3 +184,69 @@ def test_a_real_xenium_bundle(real_data: Path) -> None:
             st.pp.add_cells(slide, real_data / "xenium_toy" / f"{what}_boundaries.{form}", key_added=f"{what}-{form}")
     assert {len(slide.shapes[k]) for k in ("cell-parquet", "cell-csv.gz")} == {526}
     assert slide.shapes["nucleus-parquet"]["area_um2"].median() < slide.shapes["cell-parquet"]["area_um2"].median()
+
+
+SQUARE = [[100, 100], [110, 100], [110, 110], [100, 110], [100, 100]]
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"properties": [1]}, None),
+        ({"properties": {"classification": {"names": [1, 2]}}}, "1 2"),
+        ({"properties": {"classification": "{not json"}}, "{not json"),
+        ({"properties": {"classification": "[" * 5000}}, "[" * 5000),
+        ({"id": [1]}, None),
+        ({"id": 2.5}, None),
+    ],
+)
+def test_odd_features_are_read(slide: Any, tmp_path: Path, more: dict[str, Any], name: str | None) -> None:
+    path = tmp_path / "cells.geojson"
+    geometry = {"type": "Polygon", "coordinates": [SQUARE]}
+    bad = {"type": "Polygon", "coordinates": [[[50, 50], [float("nan"), 60], [60, 60], [50, 50]]]}
+    features = [{"type": "Feature", "properties": {}, "geometry": g, **more} for g in (geometry, bad)]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    with pytest.warns(UserWarning, match="1 of 2 cells of 'cells.geojson' have no valid outline"):
+        st.pp.add_cells(slide, path, units="um")
+    cells = slide.shapes["nuclei"]
+    assert cells["area_um2"].tolist() == [100]
+    assert (cells["cell_type"].tolist() if name else list(cells)) == (
+        [name] if name else ["area_um2", "eccentricity", "geometry"]
+    )
+
+
+@pytest.mark.parametrize("form", ["feature", "geometry", "collection", "collections"])
+def test_geojson_of_other_forms(slide: Any, tmp_path: Path, form: str) -> None:
+    geometry = {"type": "Polygon", "coordinates": [SQUARE]}
+    one = {"type": "Feature", "properties": None, "geometry": geometry}
+    data: Any = {
+        "feature": one,
+        "geometry": geometry,
+        "collection": {"type": "GeometryCollection", "geometries": [geometry]},
+        "collections": [{"type": "FeatureCollection", "features": [one]}],
+    }[form]
+    (tmp_path / "a.geojson").write_text(json.dumps(data))
+    st.pp.add_cells(slide, tmp_path / "a.geojson", units="um")
+    assert slide.shapes["nuclei"]["area_um2"].tolist() == [100]
+
+
+def test_annotations_of_qupath_are_no_cells(slide: Any, tmp_path: Path) -> None:
+    features = [feature(c) for c in CELLS] + [feature(box(5, 5, 590, 590))]
+    for f, kind in zip(features, ("cell", "cell", "detection", "annotation"), strict=True):
+        f["properties"]["objectType"] = kind
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    st.pp.add_cells(slide, tmp_path / "a.geojson", units="px")
+    assert len(slide.shapes["nuclei"]) == 3
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 100_000 + "}", "3", '{"features": [1]}'])
+def test_json_that_is_no_geojson(slide: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(InputError, match="is not valid JSON|is no GeoJSON"):
+        st.pp.add_cells(slide, tmp_path / "a.geojson", units="px")
+
+
+def test_cells_larger_than_the_slide_are_refused(slide: Any) -> None:
+    frame = gpd.GeoDataFrame(geometry=[box(-1e9, -1e9, 1e9, 1e9), box(-10, 20, 310, 30)])
+    with pytest.raises(InputError, match="100% of the cells .* lie outside image 'he' or are larger"):
+        st.pp.add_cells(slide, frame, units="um")
