@@ -58,7 +58,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         ("b.gmt", "a\t\tX\na\t\tY\n", "more than once"),
         ("c.gmt", "a\tabout\n", "are empty"),
         ("d.xlsx", "", "suffix"),
-        ("e.csv", "", "no table of text"),
+        ("e.csv", "", "cannot be read"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=said):

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stpred._core.checks import InputError, MissingFileError
+from stpred._core.checks import InputError, MissingFileError, check_parent
 
 _DAMAGE = re.compile(
     r"truncat|unexpected end|end of file|\beof\b|\bcrc\b|corrupt|signature|checksum|incomplete|damaged|stored block",
@@ -120,7 +120,7 @@ def _refusal(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.strerror or errno.errorcode.get(error.errno, type(error).__name__)
-        if type(error).__module__ == "builtins" and (match := re.search(r"errno[ =]+(\d+)", str(error))):
+        if type(error).__module__ == "builtins" and (match := re.search(r"errno[ =]+(\d+)", str(error), re.IGNORECASE)):
             return os.strerror(int(match[1]))  # HDF5 and Arrow only print it
         if type(error).__module__.startswith("safetensors") and (
             match := re.search(r"(\w[\w -]+) \(os error", str(error))
@@ -173,6 +173,7 @@ def _beside(path: Path) -> Iterator[Path]:
     """Give a folder of this call's own beside `path`; it goes at the end, and folders made for it if nothing came."""
     from stpred._core import locks
 
+    check_parent(path)
     above = [p for p in path.parents if not p.exists()]
     staging = None
     prefix = f".{path.name[:40]}-"

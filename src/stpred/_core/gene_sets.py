@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from stpred._core.checks import InputError, MissingFileError, listing, one_of
+from stpred._core.files import readable
 from stpred._core.gene_names import mismatch
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ def _read(source: Any) -> dict[str, dict[str, float]]:
         raise InputError(f"Gene sets must be {_KINDS}; got {type(source).__name__}.")
     if not found:
         raise InputError(f"There is no gene set in {what}; give at least one with its genes.")
+    if nameless := sum(not name.strip() for name in found):
+        raise InputError(f"{nameless} gene sets in {what} have no name; give each one.")
     if empty := [name for name, genes in found.items() if not genes]:
         raise InputError(f"{len(empty)} gene sets in {what} are empty: {listing(empty)}; leave them out.")
     if odd := [name for name, genes in found.items() if not np.isfinite(list(genes.values())).all()]:
@@ -158,6 +162,9 @@ def _from_frame(frame: pd.DataFrame, *, what: str) -> dict[str, dict[str, float]
             f"Gene sets in long form need a column of sets ({listing(_SOURCE)}) and one of genes ({listing(_TARGET)}); "
             f"{what} has {listing(frame.columns)}."
         )
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()]
+        raise InputError(f"{what} has the columns {listing(twice)} more than once.")
     # Rows without a name or a gene say nothing; a row without a weight is found later as one that is not finite.
     frame = frame.dropna(subset=[source, target])
     try:
@@ -175,7 +182,9 @@ def _from_path(source: str | Path) -> dict[str, dict[str, float]]:
     if isinstance(source, str) and name in NAMED:
         return _from_net(name, organism or "human")
     path = Path(source)
-    if not path.is_file():
+    with readable(str(source)[:200], what="file of gene sets"):
+        there = path.is_file()
+    if not there:
         raise MissingFileError(f"There is no file of gene sets {str(source)!r}; gene sets are {_KINDS}.")
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind == ".gmt":
@@ -183,19 +192,19 @@ def _from_path(source: str | Path) -> dict[str, dict[str, float]]:
     one_of(kind, (".gmt", ".csv", ".tsv", ".txt"), name="suffix of a file of gene sets")
     import pandas as pd
 
-    try:
+    with readable(path.name, what="table of gene sets"):
         frame = pd.read_csv(path, sep="," if kind == ".csv" else "\t")
-    except (ValueError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"The gene sets {path.name!r} are no table of text: {error}.") from error
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise ValueError("its rows have more fields than its first line has names")
     return _from_frame(frame, what=repr(path.name))
 
 
 def _from_gmt(path: Path) -> dict[str, dict[str, float]]:
     """Read lines of name, description and genes, separated by tabs."""
-    try:
-        lines = [line.rstrip("\n\r").split("\t") for line in path.read_text().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name!r} is no GMT file: {error}.") from error
+    with readable(path.name, what="GMT file"):
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        lines = [line.split("\t") for line in text.splitlines() if line.strip()]
     found: dict[str, dict[str, float]] = {}
     for number, line in enumerate(lines, 1):
         if len(line) < 2:

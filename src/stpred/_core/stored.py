@@ -11,6 +11,8 @@ from stpred._core.checks import InputError, listing
 MAX_TEXT = 10_000
 MAX_NUMBER = 1e18
 MAX_DEPTH = 32
+MAX_SETTINGS = 1000
+"""Values of one setting, such as widths of layers."""
 MPP = (0.01, 100.0)
 TILE_PX = (1, 16_384)
 
@@ -160,7 +162,7 @@ def of_kind(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         return text(value, where, most=200)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(items(value, where, lambda v, w: of_kind(v, arguments[0], w), most=10_000))
+        return tuple(items(value, where, lambda v, w: of_kind(v, arguments[0], w), most=MAX_SETTINGS))
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
         if not isinstance(value, dict):
             raise refuse(where, "an object", value)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, check_parent
+from stpred._core.files import staged_folder
 
 TILED: dict[str, Any] = {"tile": (256, 256), "compression": "zlib", "predictor": True}
 GENOME = "TOY"
@@ -29,23 +28,13 @@ def staged(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    try:
-        folder.chmod(0o755)
+    with staged_folder(path, what="data set") as folder:
         yield folder
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        folder.rename(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise if there is something at `path` that must not be lost."""
-    taken = path.exists() and (path.is_file() or any(path.iterdir()))
+    taken = check_parent(path).exists() and (path.is_file() or any(path.iterdir()))
     if taken and not overwrite:
         raise InputError(f"'{path}' exists and is not empty; choose another path or pass overwrite=True.")
 
@@ -127,17 +116,6 @@ def write_thumbnails(folder: Path, image: NDArray[np.uint8]) -> dict[str, float]
         Image.fromarray(image).resize(size, Image.Resampling.BOX).save(folder / f"tissue_{name}_image.png")
         factors[f"tissue_{name}_scalef"] = size[0] / width
     return factors
-
-
-@contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a path in the same folder that takes the place of `path` when the block ends well."""
-    part = path.with_name(f".partial-{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_tiled_tif(path: Path, image: NDArray[np.uint8]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, one_of, positive
+from stpred._core.files import staged_file
 from stpred.datasets import _files
 from stpred.datasets._tissue import Tissue, make_tissue
 from stpred.datasets._truth import save_truth, truth_folder
@@ -69,11 +70,10 @@ def toy_wsi(
     _files.refuse_existing(path, overwrite=overwrite)
     if tissue is None:
         tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write = {"svs": _write_svs, "ome.tif": _write_ome, "tif": _write_flat, "png": _write_png}[format]
     with _files.staged(truth_folder(path), overwrite=True) as folder:
         save_truth(folder, tissue)
-        with _files.staged_file(path) as part:
+        with staged_file(path, what="slide") as part:
             write(part, tissue.image, stated)
     return path
 

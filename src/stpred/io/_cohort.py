@@ -272,6 +272,8 @@ def _listed(path: Path) -> list[dict[str, Any]]:
             dtype=str,
             keep_default_na=False,
         )
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first column for names of rows
+            raise ValueError("its rows have more fields than its first line has names")
     if missing := {"slide", "path"} - set(frame.columns):
         raise InputError(f"{path.name!r} lacks the columns {sorted(missing)}; it may have {listing(_COLUMNS)}.")
     if unknown := set(frame.columns) - set(_COLUMNS):
@@ -285,6 +287,8 @@ def _listed(path: Path) -> list[dict[str, Any]]:
         for column in _FILES:
             if column in row:
                 row[column] = path.parent / row[column]
+                with readable(str(row[column])[:200], what=f"`{column}` of slide {row['slide'][:100]!r}"):
+                    row[column].exists()  # a name that no file can have
         for column in READING.keys() & row.keys() - set(_FILES):
             row[column] = _parsed(column, row[column], f"Slide {row['slide']!r} of {path.name!r}: the column ")
     return rows
