@@ -106,7 +106,9 @@ def _cells(bundle: Path) -> tuple[pd.DataFrame, Path] | None:
     frame, row = frame[row >= 0], row[row >= 0]
     if len(ids) < len(row):
         raise InputError(f"{path.name!r} has {len(row)} rows of {len(ids)} cells; every cell must be stated once.")
-    return frame.set_axis(ids[row], axis=0), path
+    # Lists and other values of several parts describe no cell, and a table cannot hold them.
+    plain = [c for c in frame if frame[c].dtype != object or all(v is None or np.isscalar(v) for v in frame[c])]
+    return frame[plain].set_axis(ids[row], axis=0), path
 
 
 def _stated(cells: pd.DataFrame, path: Path) -> pd.DataFrame | None:
