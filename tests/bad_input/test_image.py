@@ -60,7 +60,7 @@ def test_image_that_is_not_calibrated(
 
 def test_resolution_that_nothing_tells(rebuild: Any, refused: Any, picture: Any, pixels: Any) -> None:
     sdata = rebuild(images={"he": picture(pixels, {"global": Identity()})})
-    with refused("resolution of image 'he' cannot be derived", "shapes that share its frame: []", "mpp=", sdata=sdata):
+    with refused("resolution of image 'he' cannot be derived", "shapes that share its frame, []", "mpp=", sdata=sdata):
         st.pp.calibrate(sdata)
 
 
