@@ -92,7 +92,7 @@ def toy(figures: Path | None, *, size_um: float, n_genes: int) -> None:
         return found[[str(i) for i in bins.obs["instance_id"]]].X if found.n_obs == bins.n_obs else _filled(found, bins)
 
     common: dict[str, Any] = {"genes": genes, "shapes_key": "spots"}
-    config = Student.Config(epochs=30)
+    config = Student.Config(hidden=(1024, 512), epochs=30)  # the published widths
     spots = st.tl.predict(unseen, st.tl.train(train, "ridge", **common), shapes_key="spots", inplace=False)
     told("ridge on spots, interpolated", interpolated(unseen, spots, bins.obsm["spatial"]))
     told("student on raw counts (naive)", at_8um(st.tl.train(train, config, target="counts", **common)))
@@ -101,7 +101,7 @@ def toy(figures: Path | None, *, size_um: float, n_genes: int) -> None:
         model = st.tl.distill(train, "ridge", config, measured_share=share, **common)
         told(f"student distilled from ridge, measured_share={share:g}", at_8um(model))
     whole = {s: with_truth(sdata) for s, sdata in train.items()}
-    fine = st.tl.train(whole, Student.Config(epochs=4), genes=genes, shapes_key=BINS)
+    fine = st.tl.train(whole, Student.Config(hidden=(1024, 512), epochs=4), genes=genes, shapes_key=BINS)
     told("student trained on the noiseless truth at 8 um", at_8um(fine))
     if figures is not None:
         _draw_toy(unseen, bins.obsm["spatial"], {"truth": truth, **maps}, genes, figures / "super_resolution_toy.png")
