@@ -44,7 +44,9 @@ def test_folders_of_files_are_recognised_and_passed_on(tmp_path: Path) -> None:
 
     (tmp_path / "hest").mkdir()
     image.save(tmp_path / "hest" / "a.png")
-    AnnData(np.ones((64, 2), np.float32), obsm={"spatial": array * 30.0 + 20}).write_h5ad(tmp_path / "hest" / "a.h5ad")
+    table = AnnData(np.ones((64, 2), np.float32), obsm={"spatial": array * 30.0 + 20})
+    table.var_names = ["EPCAM", "VIM"]
+    table.write_h5ad(tmp_path / "hest" / "a.h5ad")
     assert detect(tmp_path / "hest") == "hest"
     assert st.io.read(tmp_path / "hest", mpp=2.0).tables["spots_counts"].shape == (64, 2)
     assert detect(tmp_path / "hest" / "a.png") == "wsi"

@@ -243,7 +243,7 @@ def test_odd_obs_and_obsm(sample: SimpleNamespace, tmp_path: Path) -> None:
         st.io.hest(counts, sample.image)
     counts = sample.counts.copy()
     counts.var_names = ["0", "1", "2"]
-    with pytest.raises(InputError, match="have no names but their numbers, 0 to 2"):
+    with pytest.warns(UserWarning, match="have no names but their numbers, 0 to 2"):
         st.io.hest(counts, sample.image)
     with pytest.raises(InputError, match=r"`mpp` must be 0\.01 to 100 um per pixel"):
         st.io.hest(sample.counts, sample.image, mpp=1000.0)

@@ -213,6 +213,7 @@ def spots_on(image: np.ndarray, *, step: int = 20) -> np.ndarray:
 def anndata(xy: np.ndarray, **uns: object) -> AnnData:
     counts = sparse.csr_matrix(np.random.default_rng(0).poisson(2.0, (len(xy), 5)).astype(np.float32))
     table = AnnData(counts, obs=pd.DataFrame(index=[f"s{i}" for i in range(len(xy))]), uns=dict(uns))
+    table.var_names = ["EPCAM", "VIM", "CD3E", "KRT8", "DCN"]
     table.obsm["spatial"] = xy
     return table
 

@@ -29,6 +29,7 @@ from stpred.models.xfuse import XFuse
 from stpred.tl._differential_expression import compare_regions, differential_expression
 
 EDGE_UM, MPP, SQUARE_UM, SHARP = 256, 4, 64, 2.0
+DARK = np.array([40.0, 18.0, 80.0])
 TILE = st.TileSpec(mpp=8, size_px=16)
 GENES = [f"g{i}" for i in range(12)]
 PROFILES = np.zeros((2, len(GENES)))
@@ -83,8 +84,11 @@ def polygons(boxes: list[tuple[float, ...]], **columns: Any) -> gpd.GeoDataFrame
 
 @pytest.fixture
 def slide() -> SpatialData:
-    """Dark on the left, bright on the right, under 16 squares that tell sides and rows; the last one has no class."""
-    pixels = np.full((3, EDGE_UM // MPP, EDGE_UM // MPP), 40, np.uint8)
+    """Dark on the left, bright on the right, under 16 squares that tell sides and rows; the last one has no class.
+
+    Dark is a stain: half a slide of grey would be fill.
+    """
+    pixels = np.repeat(DARK.astype(np.uint8), (EDGE_UM // MPP) ** 2).reshape(3, EDGE_UM // MPP, EDGE_UM // MPP)
     pixels[:, :, pixels.shape[2] // 2 :] = 200
     image = Image2DModel.parse(pixels, dims=("c", "y", "x"))
     set_transformation(image, Scale([MPP, MPP], axes=("x", "y")), "um")
@@ -111,7 +115,7 @@ def of(frame: pd.DataFrame, column: str = "log2_fold_change") -> np.ndarray:
 def dark_share(slide: SpatialData) -> tuple[float, float]:
     """Return the first metagene's share of dark and of bright pixels, by what the slide is scaled to."""
     reader = data.scene_reader(data.read_region(slide, shapes_key="halves"), encoders.get("pixels", tile=TILE))
-    x = reader.canvas.scaled(np.array([[40.0] * 3, [200.0] * 3]))[:, 0]
+    x = reader.canvas.scaled(np.array([DARK, [200.0] * 3]))[:, 0]
     dark, bright = (1 / (1 + np.exp(2 * SHARP * x))).tolist()
     return dark, bright
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.calibration import to_transformation
-from stpred._core.checks import InputError, MissingFileError
+from stpred._core.checks import InputError, MissingFileError, warn
 from stpred._core.counts import check_counts, counts_report, looks_like_ensembl, unique_symbols
 from stpred._core.tables import build_table
 
@@ -84,9 +84,7 @@ def counts_table(
     if nameless := sum(_is_blank(n) for n in names):
         raise InputError(f"The {what} hold {nameless} genes without a name; name them, or leave them out.")
     if len(names) > 1 and list(names) == [str(i) for i in range(len(names))]:
-        raise InputError(
-            f"The genes of the {what} have no names but their numbers, 0 to {len(names) - 1}; set var_names first."
-        )
+        warn(f"The genes of the {what} have no names but their numbers, 0 to {len(names) - 1}; set var_names first.")
     var.index = unique_symbols(list(names), what=what)
     obs = {c: counts.obs[c].to_numpy() for c in counts.obs if c not in _OWN_OBS}
     table = build_table(X, shapes_key=shapes_key, instances=instances, var=var, spatial_um=spatial_um, obs=obs)

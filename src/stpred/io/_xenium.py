@@ -243,6 +243,7 @@ def _he(
         raise InputError(
             f"`mpp`={given:g} contradicts the alignment of {path.name!r}, which makes it {mpp:.4g} um per pixel."
         )
+    _physical(mpp, name=f"um per pixel of {path.name} by its alignment")
     centres_px = apply_affine(np.linalg.inv(to_um), centres_um)
     check_inside(
         centres_px,
@@ -253,7 +254,6 @@ def _he(
         radius_px=_CELL_RADIUS_UM / mpp,
         hint="does the alignment belong to this image at full resolution?",
     )
-    _physical(mpp, name=f"um per pixel of {path.name} by its alignment")
     check_on_tissue(centres_px, pixels, mpp=mpp, what="cells")
     settle_mpp([Evidence(mpp, "the alignment"), *pixels.evidence], given=given and mpp, what=f"the image {path.name!r}")
     affines = {"global": np.diag([1 / pixel_size, 1 / pixel_size, 1.0]) @ to_um, keys.UM: to_um}
