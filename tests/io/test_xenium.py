@@ -119,7 +119,7 @@ def test_contradicting_resolutions_are_told(make_xenium: Make, tmp_path: Path) -
         (np.array([[1, 0, 0], [0, 1, 0], [0.1, 0, 1.0]]), "last row 0, 0, 1"),
         (np.diag([1.0, 2.0, 1.0]), "not square"),
         (np.diag([0.0, 1.0, 1.0]), "singular"),
-        (np.diag([0.01, 0.01, 1.0]), "of the cells lie outside the image"),
+        (np.diag([0.01, 0.01, 1.0]), r"by its alignment` must be 0\.01 to 100 um, got 0\.002125"),
     ],
 )
 def test_unusable_alignments_are_refused(make_xenium: Make, tmp_path: Path, matrix: np.ndarray, message: str) -> None:

@@ -29,7 +29,7 @@ from stpred.models.xfuse import XFuse
 from stpred.tl._differential_expression import compare_regions, differential_expression
 
 EDGE_UM, MPP, SQUARE_UM, SHARP = 256, 4, 64, 2.0
-DARK = np.array([40.0, 18.0, 80.0])
+DARK = np.array([120.0, 60.0, 140.0])
 TILE = st.TileSpec(mpp=8, size_px=16)
 GENES = [f"g{i}" for i in range(12)]
 PROFILES = np.zeros((2, len(GENES)))
