@@ -97,3 +97,10 @@ def test_sets_among_says_why_none_is_left() -> None:
         sets_among(sets, ["Epcam", "Krt8"], what="t")
     with pytest.raises(InputError, match="2 of the 3 genes .* 2 at most in one \\('a'\\)"):
         sets_among(sets, ["KRT8", "CD3E"], what="t", min_size=3)
+
+
+@pytest.mark.parametrize("text", ["nan\tx\tEPCAM\n", "A\x00\tx\tEPCAM\n", "A\tx\tEP\x00CAM\n", " \tx\tEPCAM\n"])
+def test_sets_whose_names_were_lost_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sets.gmt").write_text(text)
+    with pytest.raises(InputError, match=r"sets\.gmt"):
+        read_gene_sets(tmp_path / "sets.gmt")

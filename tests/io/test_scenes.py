@@ -196,3 +196,21 @@ def test_pages_of_one_shape_are_levels_only_if_they_show_the_same(sides: tuple[i
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             open_pixels(pages(tmp_path / "b.tif", one, copy))
+
+
+def test_every_reader_takes_a_scene_of_its_image(make_visium: Any, make_xenium: Any, tmp_path: Path) -> None:
+    truth = make_visium(fullres=None)
+    path = tmp_path / "both.ome.tif"
+    other = np.full((500, 600, 3), 200, dtype=np.uint8)
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for name, image in (("other", other), ("slide", truth.image)):
+            tif.write(image, photometric="rgb", tile=(64, 64), metadata={"Name": name})
+    sdata = st.io.visium(truth.outs, fullres_image=path, scene="slide")
+    np.testing.assert_array_equal(np.asarray(sdata["he"]["scale0"].image).transpose(1, 2, 0), truth.image)
+    with pytest.raises(InputError, match="does not look like|scaled by"):
+        st.io.visium(truth.outs, fullres_image=path, scene="other")
+    with pytest.raises(InputError, match="`scene` is of the image that is given as fullres_image="):
+        st.io.visium(truth.outs, scene=1)
+    for scene in (0, 1):
+        found = st.io.xenium(make_xenium(name=f"x{scene}").path, he_image=path, scene=scene, mpp=0.5)
+        assert found["he"]["scale0"].image.shape[1:] == (other, truth.image)[scene].shape[:2]

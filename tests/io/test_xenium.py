@@ -374,3 +374,17 @@ def test_crop_without_specifications(real_data: Path) -> None:
     stated = table.obs[["x_centroid", "y_centroid"]].to_numpy()
     assert np.median(np.linalg.norm(table.obsm["spatial"] - stated, axis=1)) < 1.0  # um
     assert set(sdata.shapes) == {"cells", "nuclei"}
+
+
+def test_columns_that_no_table_can_hold_are_left_out(make_xenium: Make) -> None:
+    truth = make_xenium()
+    path = truth.path / "cells.parquet"
+    frame = pd.read_parquet(path)
+    odd = {"CELL_AREA": 1.0, "a b": 2, "__x": 3, "lists": [[1, 2]] * len(frame), "kept.1": 4}
+    frame.assign(**odd).to_parquet(path)
+    sdata = st.io.xenium(truth.path)
+    obs = sdata.tables["cells_counts"].obs
+    assert "kept.1" in obs
+    assert "cell_area" in obs
+    assert not set(odd) & set(obs) - {"kept.1"}
+    sdata.write(truth.path / "out.zarr")

@@ -129,8 +129,10 @@ def _read(source: Any) -> dict[str, dict[str, float]]:
         raise InputError(f"Gene sets must be {_KINDS}; got {type(source).__name__}.")
     if not found:
         raise InputError(f"There is no gene set in {what}; give at least one with its genes.")
-    if nameless := sum(not name.strip() for name in found):
+    if nameless := sum(name.strip() in ("", "nan") for name in found):  # what pandas makes of no name
         raise InputError(f"{nameless} gene sets in {what} have no name; give each one.")
+    if broken := [name for name, genes in found.items() if any("\0" in text for text in (name, *genes))]:
+        raise InputError(f"Names in {what} hold NUL characters, in {listing(broken)}; the file is damaged or no text.")
     if empty := [name for name, genes in found.items() if not genes]:
         raise InputError(f"{len(empty)} gene sets in {what} are empty: {listing(empty)}; leave them out.")
     if odd := [name for name, genes in found.items() if not np.isfinite(list(genes.values())).all()]:

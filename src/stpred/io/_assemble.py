@@ -12,7 +12,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.calibration import to_transformation
-from stpred._core.checks import InputError, MissingFileError, warn
+from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.counts import check_counts, counts_report, looks_like_ensembl, unique_symbols
 from stpred._core.tables import build_table
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
+_COLUMN = re.compile(r"[\w.-]+")
 _RESERVED = ["_index"]
 """A column of this name cannot be written by anndata."""
 _OWN_OBS = {"region", "spot_id", "location_id", "instance_id", *_RESERVED}
@@ -68,7 +69,8 @@ def counts_table(
     check_counts(counts.X, what=what)  # before SciPy touches a matrix that may be broken
     X = counts.X if sparse.issparse(counts.X) else sparse.csr_matrix(np.asarray(counts.X))
     X = X.tocsr()
-    var = counts.var.drop(columns=_RESERVED, errors="ignore").copy()
+    var = counts.var.drop(columns=_RESERVED, errors="ignore")
+    var = var[_writable(var, what=f"genes of the {what}")].copy()
     if "gene_ids" in var:
         var = var.rename(columns={"gene_ids": "gene_id"})
     names = np.asarray(counts.var_names.astype(str), dtype=object)
@@ -86,12 +88,33 @@ def counts_table(
     if len(names) > 1 and list(names) == [str(i) for i in range(len(names))]:
         warn(f"The genes of the {what} have no names but their numbers, 0 to {len(names) - 1}; set var_names first.")
     var.index = unique_symbols(list(names), what=what)
-    obs = {c: counts.obs[c].to_numpy() for c in counts.obs if c not in _OWN_OBS}
+    obs = {
+        c: counts.obs[c].to_numpy() for c in _writable(counts.obs.drop(columns=_OWN_OBS, errors="ignore"), what=what)
+    }
     table = build_table(X, shapes_key=shapes_key, instances=instances, var=var, spatial_um=spatial_um, obs=obs)
     report = counts_report(table)
     if n := len(report["empty_instances"]):
         logger.info("%s: %d of %d instances have no counts; they are kept.", what, n, table.n_obs)
     return table
+
+
+def _writable(frame: pd.DataFrame, *, what: str) -> list[str]:
+    """Return the columns that a table can keep: SpatialData refuses odd names, lists, and names that differ by case."""
+    kept: dict[str, str] = {}
+    left = []
+    for at, name in enumerate(frame.columns):
+        usable = isinstance(name, str) and _COLUMN.fullmatch(name) and not name.startswith("__")
+        if usable and name.lower() not in kept and not _holds_lists(frame.iloc[:, at]):
+            kept[name.lower()] = name
+        else:
+            left.append(name)
+    if left:
+        logger.info("%s: columns that a table cannot hold are left out: %s.", what, listing(left))
+    return list(kept.values())
+
+
+def _holds_lists(column: pd.Series) -> bool:
+    return column.dtype == object and column.map(lambda v: isinstance(v, (list, tuple, dict, set, np.ndarray))).any()
 
 
 def _is_blank(name: Any) -> bool:

@@ -64,6 +64,7 @@ def hest(
     adata: AnnData | str | Path,
     image: str | Path,
     *,
+    scene: int | str | None = None,
     mpp: float | None = None,
     pitch_um: float | None = None,
     diameter_um: float | None = None,
@@ -83,6 +84,8 @@ def hest(
     image
         The image that the positions refer to, at full resolution. It must show what an image in ``uns["spatial"]``
         shows, lying as it does, or tissue where the positions are.
+    scene
+        Number or name of the picture, of an image file that holds several; see :func:`stpred.io.wsi`.
     mpp
         Micrometres per pixel. None takes a pixel size stated in ``uns`` (such as ``pixel_size_um_estimated``), the spot
         pitch, or the image's own header, in this order.
@@ -127,7 +130,7 @@ def hest(
     xy = _positions(counts)
     if swap_xy:
         xy = xy[:, ::-1].copy()
-    pixels = open_pixels(image)
+    pixels = open_pixels(image, scene=scene)
     copy = _embedded(uns)
     if copy is not None:
         require_copy(pixels, copy[1], name=copy[0], advice="pass the image that the positions refer to, as it was")

@@ -51,6 +51,7 @@ def legacy_st(
     *,
     pitch_um: float = 200.0,
     spot_diameter_um: float = 100.0,
+    scene: int | str | None = None,
     mpp: float | None = None,
 ) -> SpatialData:
     """Read a section of legacy Spatial Transcriptomics (the arrays before Visium).
@@ -69,6 +70,8 @@ def legacy_st(
         diagonal neighbours on the staggered 2 000-spot arrays.
     spot_diameter_um
         Diameter of a spot.
+    scene
+        Number or name of the picture, of an image file that holds several; see :func:`stpred.io.wsi`.
     mpp
         Micrometres per pixel; None derives it from `pitch_um`.
 
@@ -108,7 +111,7 @@ def legacy_st(
             stacklevel=2,
         )
     matrix, positions = matrix.loc[common], positions.loc[common]
-    pixels = open_pixels(image)
+    pixels = open_pixels(image, scene=scene)
     xy = positions[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
     evidence = [*_from_pitch(positions, xy, pitch_um), *pixels.evidence]
     resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")

@@ -243,6 +243,7 @@ class _SmallCopy(NamedTuple):
 def find_fullres(
     given: str | Path | None,
     *,
+    scene: int | str | None,
     folders: Iterable[Path],
     copies: Mapping[str, Path | None],
     scalefactors: Mapping[str, float],
@@ -254,7 +255,9 @@ def find_fullres(
     """
     copy = _small_copy(copies, scalefactors)
     if given is not None:
-        return Fullres(_given(open_pixels(given), copy), compared=copy is not None)
+        return Fullres(_given(open_pixels(given, scene=scene), copy), compared=copy is not None)
+    if scene is not None:
+        raise InputError("`scene` is of the image that is given as fullres_image=; name that, too.")
     folders = list(folders)
     if copy is None:  # nothing tells which image belongs to the run, so none is taken from the folder above it
         folders = folders[:-1]

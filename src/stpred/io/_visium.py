@@ -54,6 +54,7 @@ def visium(
     path: str | Path,
     *,
     fullres_image: str | Path | None = None,
+    scene: int | str | None = None,
     mpp: float | None = None,
     dataset_id: str | None = None,
     counts_file: str | None = None,
@@ -68,6 +69,8 @@ def visium(
         The image that Space Ranger was run on; it must show what the hires image shows, lying as it does. None takes
         the only image in `path`, ``outs`` or the folder above whose size and content fit; without any, Space Ranger's
         hires image becomes ``he``, at its own coarse resolution.
+    scene
+        Number or name of the picture, of an image file that holds several; see :func:`stpred.io.wsi`.
     mpp
         Micrometres per full-resolution pixel; None derives it from the spot pitch of 100 um.
     dataset_id
@@ -114,7 +117,9 @@ def visium(
 
     counts, spots = _read(counts_path, positions, scalefactors, dataset_id)
     xy = np.column_stack([spots.geometry.x, spots.geometry.y])
-    fullres = find_fullres(fullres_image, folders=(outs, given, outs.parent), copies=copies, scalefactors=scalefactors)
+    fullres = find_fullres(
+        fullres_image, scene=scene, folders=(outs, given, outs.parent), copies=copies, scalefactors=scalefactors
+    )
     resolution = calibrate_run(
         _evidence(counts.obs, xy, scalefactors),
         fullres=fullres,

@@ -57,6 +57,7 @@ def visium_hd(
     *,
     bin_sizes: Sequence[int] | int | None = None,
     fullres_image: str | Path | None = None,
+    scene: int | str | None = None,
     mpp: float | None = None,
     segmentations: bool | None = None,
     dataset_id: str | None = None,
@@ -73,6 +74,8 @@ def visium_hd(
     fullres_image
         The microscope image that Space Ranger was run on; None looks as :func:`stpred.io.visium` does, and in
         ``microscope_image``.
+    scene
+        Number or name of the picture, of an image file that holds several; see :func:`stpred.io.wsi`.
     mpp
         Micrometres per full-resolution pixel; None takes ``microns_per_pixel`` of the scale factors.
     segmentations
@@ -112,6 +115,7 @@ def visium_hd(
     xy = _centres(squares)
     fullres = find_fullres(
         fullres_image,
+        scene=scene,
         folders=(outs, outs / "microscope_image", given, outs.parent),
         copies=copies,
         scalefactors=scalefactors,

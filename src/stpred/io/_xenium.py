@@ -59,6 +59,7 @@ def xenium(
     *,
     he_image: str | Path | None = None,
     he_alignment: str | Path | np.ndarray | None = None,
+    scene: int | str | None = None,
     mpp: float | None = None,
     pixel_size_um: float | None = None,
     labels: bool = False,
@@ -79,6 +80,8 @@ def xenium(
     he_alignment
         Affine from H&E pixels to morphology pixels: an ``*imagealignment.csv`` as Xenium Explorer writes it, or a
         (3, 3) matrix. Rotation, flip and scale are kept. None takes the file of the bundle that belongs to the image.
+    scene
+        Number or name of the picture, of an image file that holds several; see :func:`stpred.io.wsi`.
     mpp
         Micrometres per H&E pixel, for an image without alignment whose corner is the origin of the transcripts. With an
         alignment it must agree with it.
@@ -133,7 +136,7 @@ def xenium(
     table, centres = _table(counts, shapes[keys.CELLS])
     if "cell_labels" in table.obs:
         check_labels(archive, centres / pixel_size, table.obs["cell_labels"].to_numpy())
-    images = _he(bundle, he_image, he_alignment, pixel_size=pixel_size, given=mpp, centres_um=centres)
+    images = _he(bundle, he_image, he_alignment, scene=scene, pixel_size=pixel_size, given=mpp, centres_um=centres)
     return slide(
         images={**images, **elements.pop("images", {})},
         shapes=shapes,
@@ -225,6 +228,7 @@ def _he(
     image: str | Path | None,
     alignment: str | Path | np.ndarray | None,
     *,
+    scene: int | str | None,
     pixel_size: float,
     given: float | None,
     centres_um: np.ndarray,
@@ -236,7 +240,7 @@ def _he(
             raise InputError(f"`he_alignment` is given, but there is no H&E image in {str(bundle)!r}; pass he_image=.")
         logger.info("No H&E image in the bundle (names like %s); pass he_image= to add one.", listing(_HE_PATTERNS))
         return {}
-    pixels = open_pixels(path)
+    pixels = open_pixels(path, scene=scene)
     to_um = scaling(pixel_size) @ _to_morphology(bundle, pixels, alignment, pixel_size=pixel_size, given=given)
     mpp = mpp_of(to_um, what=f"the H&E image {path.name!r}")
     if given is not None and abs(given / mpp - 1) > settings.mpp_tolerance:
