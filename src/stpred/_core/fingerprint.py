@@ -137,14 +137,6 @@ def difference(kept: Any, X: Any, instances: ArrayLike, genes: Sequence[str]) ->
     return Difference(int(compared.sum()), int(changed.sum()), float(was[worst]), float(now[worst]))
 
 
-def n_genes_of(kept: Any) -> int | None:
-    """Return of how many genes a fingerprint was taken; None where it does not say."""
-    try:
-        return len(base64.b64decode(kept["genes"], validate=True)) // 4
-    except (KeyError, TypeError, ValueError, binascii.Error):
-        return None
-
-
 def _codes(genes: Sequence[str]) -> NDArray[np.uint32]:
     return np.fromiter((zlib.crc32(str(g).encode()) for g in genes), dtype=np.uint32, count=len(genes))
 
