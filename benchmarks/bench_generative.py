@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stpred.models._base import Batch
-from stpred.models._generative.readout import Readout
-from stpred.models._generative.sample import PatchSample
-from stpred.models._scene import Coverage, Window
-from stpred.models.xfuse import XFuse
+from stpred.models.batch import Batch
+from stpred.models.xfuse.model import XFuse
+from stpred.models.xfuse.readout import Readout
+from stpred.models.xfuse.sample import PatchSample
+from stpred.models.xfuse.scene import Coverage, Window
 
 GENES = 1000
 EDGE = 1000

@@ -62,7 +62,7 @@ class MISO:
         import torch
 
         from stpred import models
-        from stpred.models._sample import gather
+        from stpred.models.parts.sample import gather
 
         naive = _naive()
         weights = naive.miso_weights(n_features=N_FEATURES, n_genes=N_GENES, plain_norms=True)
@@ -159,7 +159,7 @@ class DeepSpot:
     def _sample(self, rows: np.ndarray) -> Any:
         from stpred import links
         from stpred.models import Batch
-        from stpred.models._sample import gather
+        from stpred.models.parts.sample import gather
 
         n, rng = SLIDE_SPOTS, np.random.default_rng(0)
         xy = _hexagon(n)

@@ -67,7 +67,7 @@ def without_resampling() -> Iterator[None]:
 def opened(path: Path, *, mpp: float) -> Pyramid:
     """Open a slide; nothing is decoded, and what an earlier run decoded and kept is forgotten."""
     import stpred as st
-    from stpred.io._pixels import FlatImage
+    from stpred.io._images.pixels import FlatImage
     from stpred.tiles import Pyramid
 
     FlatImage._kept = None

@@ -173,7 +173,7 @@ def risk(slides: dict[str, SpatialData], out: Path, hallmark: Path) -> None:
     """DR-score with a stand-in for a risk: predicted proliferation. No survival was looked at."""
     import matplotlib.pyplot as plt
 
-    from stpred._core.gene_sets import read_gene_sets
+    from stpred.tl._downstream.gene_sets import read_gene_sets
 
     cycle = read_gene_sets(hallmark)[STAND_IN]
     scores = {}

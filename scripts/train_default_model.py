@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import stpred as st
-from stpred.models._registry import BUNDLED
+from stpred.models.registry import BUNDLED
 
 MAX_BYTES = 5_000_000
 SUMMARY = "trained on one breast cancer patient (HER2ST C2-C5); to try things out"

@@ -25,8 +25,8 @@ from sklearn.metrics import roc_auc_score
 import stpred as st
 from stpred import metrics, training
 from stpred._core.targets import totals, transform
+from stpred.inference.intervals import LEVEL, calibrate
 from stpred.models import Batch, Ridge
-from stpred.tl._intervals import LEVEL, calibrate
 from stpred.training._scores import HeldOut
 
 N_SLIDES, N_LOCATIONS, N_FEATURES, N_GENES = 12, 150, 20, 60

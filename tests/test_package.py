@@ -20,13 +20,14 @@ SOURCE = Path(stpred.__file__).parent
 
 RANKS = {
     "_core": 0,
-    **dict.fromkeys(["_image", "tiles", "links", "genes", "metrics"], 1),
-    **dict.fromkeys(["regions", "nuclei", "rasters", "stores", "encoders", "models"], 2),
+    **dict.fromkeys(["_image", "tiles", "links", "genes", "metrics", "rasters"], 1),
+    **dict.fromkeys(["calibration", "regions", "nuclei", "stores", "encoders", "models"], 2),
     "data": 3,
-    "training": 4,
-    **dict.fromkeys(["io", "pp", "tl", "pl", "datasets"], 5),
-    **dict.fromkeys(["_demo", "_report"], 6),
-    "cli": 7,
+    **dict.fromkeys(["comparison", "training"], 4),
+    **dict.fromkeys(["inference", "io", "pp", "pl", "datasets"], 5),
+    "tl": 6,
+    **dict.fromkeys(["_demo", "_report"], 8),
+    "cli": 9,
 }
 PACKAGES = ("io", "pp", "tl", "pl", "models", "encoders", "datasets", "metrics")
 

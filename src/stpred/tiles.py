@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
-from stpred._core.calibration import EDGE_PX, distance_outside
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.chunks import ChunkDecoder
 from stpred._core.elements import affine_to, apply_affine, mpp_of
 from stpred._core.fill import PlacedFill, glass_like, stain_like
+from stpred._core.geometry import EDGE_PX, distance_outside
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 

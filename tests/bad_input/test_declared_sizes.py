@@ -19,9 +19,9 @@ from PIL import Image
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred.io import _sizes
-from stpred.io._open import open_pixels
-from stpred.io._pixels import to_dask
+from stpred.io._images import scenes, sizes
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import to_dask
 
 RGB = np.random.default_rng(0).integers(0, 256, (512, 640, 3), dtype=np.uint8)
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -151,15 +151,15 @@ def test_decompression_bombs(refused: Any, tmp_path: Path, no_memory: None) -> N
 
 
 def test_images_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, refused: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(_sizes, "available_bytes", lambda: 5e5)
-    monkeypatch.setattr(_sizes, "WHOLE_BYTES", 10_000)
+    monkeypatch.setattr(sizes, "available_bytes", lambda: 5e5)
+    monkeypatch.setattr(sizes, "WHOLE_BYTES", 10_000)
     Image.fromarray(RGB).save(tmp_path / "a.png")
     with refused("'a.png'", "must be decoded at once", "0.0005 GB of memory are free", "convert it to a tiled tif"):
         st.io.wsi(tmp_path / "a.png", mpp=0.5)
 
 
 def test_free_memory_is_told() -> None:
-    assert 1e6 < _sizes.available_bytes() < 1e15
+    assert 1e6 < sizes.available_bytes() < 1e15
 
 
 def test_blank_slides_and_missing_tiles_are_no_bombs(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_tiles_that_hold_more_than_a_tile(compression: str, tmp_path: Path, monk
 def test_sizes_that_pieces_declare_are_read(compression: str, shape: tuple[int, int]) -> None:
     code = tifffile.COMPRESSION[{"jpegxl": "JPEGXL", "jpeg2000": "JPEG2000"}.get(compression, compression.upper())]
     data = ENCODE[compression](np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
-    assert _sizes._DECLARED[int(code)](data) in (shape[::-1], None)
-    assert compression == "jpegxl" or _sizes._DECLARED[int(code)](data[:5]) is None
+    assert sizes._DECLARED[int(code)](data) in (shape[::-1], None)
+    assert compression == "jpegxl" or sizes._DECLARED[int(code)](data[:5]) is None
 
 
 def test_images_without_a_single_tile(refused: Any, tmp_path: Path) -> None:
@@ -218,9 +218,8 @@ def test_images_without_a_single_tile(refused: Any, tmp_path: Path) -> None:
 
 
 def test_stacks_of_pages_are_no_slides(refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stpred.io import _scenes
 
-    monkeypatch.setattr(_scenes, "MAX_PAGES", 5)
+    monkeypatch.setattr(scenes, "MAX_PAGES", 5)
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for _ in range(6):
             writer.write(RGB[:8, :8], photometric="rgb", metadata=None)

@@ -17,8 +17,8 @@ import tifffile
 from PIL import Image
 
 from stpred._core.checks import InputError
-from stpred.io._open import open_pixels
-from stpred.io._pixels import to_dask
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import to_dask
 
 N = 25
 SMALL = np.random.default_rng(0).integers(60, 256, (20, 24, 3), dtype=np.uint8)

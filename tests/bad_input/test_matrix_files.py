@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 
 import stpred as st
-from stpred.io import _matrix
+from stpred.io._tables import matrix
 
 Change = Callable[[h5py.File], None]
 
@@ -150,15 +150,15 @@ def test_matrices_of_cell_ranger_2(tmp_path: Path, refused: Any) -> None:
         group["genes"], group["gene_names"] = np.array([b"E1", b"E2", b"E3"]), np.array([b"A", b"B", b"C"])
         group["barcodes"], group["shape"] = np.array([b"x", b"y"]), np.array([3, 2])
         group["data"], group["indices"], group["indptr"] = counts.data, counts.indices, counts.indptr
-    np.testing.assert_array_equal(_matrix.read_10x_h5(path).X.toarray(), counts.toarray())
+    np.testing.assert_array_equal(matrix.read_10x_h5(path).X.toarray(), counts.toarray())
     with h5py.File(path, "r+") as file:
         put("GRCh38/indices", last(3))(file)
     with refused("old.h5", "points to 3, beyond the 3"):
-        _matrix.check_10x_h5(path)
+        matrix.check_10x_h5(path)
     with h5py.File(path, "r+") as file:
         file.create_group("mm10")
     with refused("several genomes, ['GRCh38', 'mm10']"):
-        _matrix.check_10x_h5(path)
+        matrix.check_10x_h5(path)
 
 
 @pytest.mark.parametrize("part", ["X", "layers/counts", "raw/X", "obsm/other"])
@@ -214,7 +214,7 @@ def mtx(copied: Any) -> Callable[..., Path]:
 
         folder = copied("visium")
         h5 = folder / "filtered_feature_bc_matrix.h5"
-        table = _matrix.read_10x_h5(h5)
+        table = matrix.read_10x_h5(h5)
         h5.unlink()
         target = folder / "filtered_feature_bc_matrix"
         target.mkdir()
@@ -254,7 +254,7 @@ def mtx(copied: Any) -> Callable[..., Path]:
 def test_broken_mtx_files(
     at: int, line: str, said: str, mtx: Callable[..., Path], vendor_files: Path, refused: Any
 ) -> None:
-    n = len(_matrix.read_10x_h5(vendor_files / "visium" / "filtered_feature_bc_matrix.h5"))
+    n = len(matrix.read_10x_h5(vendor_files / "visium" / "filtered_feature_bc_matrix.h5"))
     folder = mtx(at, line.format(n=n))
     with refused(said):
         st.io.visium(folder)

@@ -13,8 +13,8 @@ import pytest
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred.io._columns import names, numbers, truths
-from stpred.io._segments import read_segments
+from stpred.io._tables.columns import names, numbers, truths
+from stpred.io._tables.segments import read_segments
 
 NAN, INF = float("nan"), float("inf")
 

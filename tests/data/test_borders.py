@@ -14,8 +14,9 @@ from spatialdata import SpatialData, polygon_query
 
 import stpred as st
 from stpred import data
-from stpred._core.calibration import check_inside, distance_outside
 from stpred._core.checks import InputError
+from stpred._core.geometry import distance_outside
+from stpred.calibration import check_inside
 from stpred.models import Model
 
 

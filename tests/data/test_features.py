@@ -12,7 +12,7 @@ import torch
 import stpred as st
 from stpred import data
 from stpred.encoders import EncoderCard
-from stpred.encoders._module import TorchEncoder
+from stpred.encoders.modules import TorchEncoder
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

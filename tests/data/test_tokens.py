@@ -19,13 +19,12 @@ from spatialdata.transformations import Affine, Identity
 
 import stpred as st
 from stpred import data
-from stpred._core import squares
 from stpred._core.checks import InputError
-from stpred._core.squares import centres_inside, most_squares
 from stpred.data._tokens import TokenGrid, footprints, token_batch
 from stpred.encoders import EncoderCard
 from stpred.models import Batch, Needs, Student
-from stpred.regions import Lattice
+from stpred.regions import Lattice, squares
+from stpred.regions.squares import centres_inside, most_squares
 
 SIDE = 256  # um and pixels of the picture
 TOKENS = Needs(tokens=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stpred.datasets import Tissue
-from stpred.datasets._celltypes import CELL_TYPES, TYPE_NAMES
-from stpred.datasets._expression import biology, draw_counts, express, neighbour_share
+from stpred.datasets._simulated.celltypes import CELL_TYPES, TYPE_NAMES
+from stpred.datasets._simulated.expression import biology, draw_counts, express, neighbour_share
 
 
 def test_biology_of_fewer_genes_is_a_prefix() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from stpred.datasets._fields import Canvas, Fibres, wrapped_noise
+from stpred.datasets._simulated.fields import Canvas, Fibres, wrapped_noise
 
 
 def test_wrapped_noise_is_a_gaussian_blur_of_white_noise() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from stpred._core.checks import InputError, MissingFileError
 from stpred.datasets import Tissue, _files, load_truth, toy_hest, toy_wsi
-from stpred.datasets._warp import placement, warp
+from stpred.datasets._simulated.warp import placement, warp
 
 GENES = pd.DataFrame({"gene_id": ["ENSG1", "ENSG2", "ENSG3"]}, index=["A", "B", "C"])
 COUNTS = np.array([[0, 2, 0], [1, 0, 5]])

@@ -11,7 +11,7 @@ import shapely
 from stpred._core.checks import InputError
 from stpred.datasets import Tissue, make_tissue
 from stpred.datasets._bins import cell_labels
-from stpred.datasets._celltypes import CELL_TYPES, REGION_NAMES, REGIONS, TYPE_NAMES
+from stpred.datasets._simulated.celltypes import CELL_TYPES, REGION_NAMES, REGIONS, TYPE_NAMES
 
 
 def test_shapes_dtypes_and_ranges(tissue: Tissue) -> None:

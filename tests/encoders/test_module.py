@@ -122,7 +122,7 @@ class Trap:
 
 
 def test_pickles_are_not_run(tmp_path) -> None:
-    from stpred.encoders._module import read_weights
+    from stpred.encoders.modules import read_weights
 
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))

@@ -8,8 +8,8 @@ from skimage.draw import ellipse
 from stpred import TileSpec
 from stpred._core.checks import InputError
 from stpred._image.stain import stain_matrix
-from stpred.encoders._base import Encoder
 from stpred.encoders._morphology import Morphology
+from stpred.encoders.base import Encoder
 
 UM = 112.0
 

@@ -9,7 +9,7 @@ import pytest
 import stpred as st
 from stpred import encoders
 from stpred._core.checks import InputError
-from stpred.encoders import _registry
+from stpred.encoders import registry
 
 
 class Doubler:
@@ -28,7 +28,7 @@ class Doubler:
 
 @pytest.fixture
 def registered(monkeypatch) -> None:
-    monkeypatch.setattr(_registry, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     encoders.register("doubler", Doubler)
 
 

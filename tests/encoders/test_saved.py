@@ -12,20 +12,20 @@ import pytest
 import stpred as st
 from stpred import encoders
 from stpred._core.checks import InputError, MissingFileError
-from stpred.encoders import _registry
+from stpred.encoders import registry
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from stpred.encoders import _saved, _trained  # noqa: E402
-from stpred.encoders._module import digest  # noqa: E402
+from stpred.encoders import _saved, trained  # noqa: E402
+from stpred.encoders.modules import digest  # noqa: E402
 
 TILE = st.TileSpec(0.5, 32)
 
 
-def made(backbone: str, *, seed: int = 3, name: str = "my-cells") -> _trained.TrainedEncoder:
-    kwargs, width = _trained.size_for(backbone, TILE.size_px, seed=seed)
-    module = _trained.build(backbone, kwargs, seed=seed)
+def made(backbone: str, *, seed: int = 3, name: str = "my-cells") -> trained.TrainedEncoder:
+    kwargs, width = trained.size_for(backbone, TILE.size_px, seed=seed)
+    module = trained.build(backbone, kwargs, seed=seed)
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(1.01)  # no longer what the seed alone gives
@@ -34,11 +34,11 @@ def made(backbone: str, *, seed: int = 3, name: str = "my-cells") -> _trained.Tr
         std=(0.2, 0.2, 0.1),
     )  # fmt: skip
     record = {"method": "MoCo v3", "check": {"n_tiles": 8}}
-    return _trained.TrainedEncoder(module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=record)
+    return trained.TrainedEncoder(module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=record)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> _trained.TrainedEncoder:
+def encoder() -> trained.TrainedEncoder:
     return made("test_resnet")
 
 
@@ -49,7 +49,7 @@ def tiles() -> np.ndarray:
 
 @pytest.fixture
 def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -68,7 +68,7 @@ def test_a_round_trip_changes_nothing(backbone: str, tiles: np.ndarray, tmp_path
 
 
 def test_nothing_is_overwritten_unasked_or_left_half(
-    encoder: _trained.TrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: trained.TrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = encoders.save(encoder, tmp_path / "cells")
     with pytest.raises(InputError, match="exists; pass overwrite=True"):
@@ -97,7 +97,7 @@ def test_only_what_was_trained_here_is_saved(tmp_path: Path) -> None:
             encoders.save(other, tmp_path / "x")  # type: ignore[arg-type]
 
 
-def test_damage_is_told(encoder: _trained.TrainedEncoder, tmp_path: Path) -> None:
+def test_damage_is_told(encoder: trained.TrainedEncoder, tmp_path: Path) -> None:
     folder = encoders.save(encoder, tmp_path / "cells")
     config = folder / "config.json"
     facts = json.loads(config.read_text())
@@ -132,7 +132,7 @@ def test_damage_is_told(encoder: _trained.TrainedEncoder, tmp_path: Path) -> Non
 
 
 def test_a_folder_is_known_by_a_name(
-    encoder: _trained.TrainedEncoder, tiles: np.ndarray, tmp_path: Path, no_names: None
+    encoder: trained.TrainedEncoder, tiles: np.ndarray, tmp_path: Path, no_names: None
 ) -> None:
     folder = encoders.save(encoder, tmp_path / "cells")
     encoders.register("colon", folder)
@@ -156,19 +156,19 @@ def test_a_folder_is_known_by_a_name(
 
 def test_backbones_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"timm has no model 'resnet19'; did you mean"):
-        _trained.size_for("resnet19", 32, seed=0)
+        trained.size_for("resnet19", 32, seed=0)
     with pytest.raises(InputError, match="takes its architecture from the hub"):
-        _trained.build("timm/hf-hub:a/b", {}, seed=0)
+        trained.build("timm/hf-hub:a/b", {}, seed=0)
     with pytest.raises(InputError, match="of 20 px"):
-        _trained.size_for("test_vit", 20, seed=0)  # no whole number of patches
-    assert _trained.size_for("timm/test_resnet", 24, seed=0) == ({}, 96)
+        trained.size_for("test_vit", 20, seed=0)  # no whole number of patches
+    assert trained.size_for("timm/test_resnet", 24, seed=0) == ({}, 96)
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(InputError, match=r"needs timm: pip install 'stpred\[encoders\]'"):
-        _trained.build("test_resnet", {}, seed=0)
+        trained.build("test_resnet", {}, seed=0)
 
 
 def test_the_end_of_a_residual_branch_begins_at_zero() -> None:
-    module = _trained.build("resnet18", {}, seed=0)
+    module = trained.build("resnet18", {}, seed=0)
     assert float(module.layer1[0].bn2.weight.detach().abs().max()) == 0
     assert float(module.layer1[0].bn1.weight.detach().min()) == 1
     assert _saved.FORMAT_VERSION == 1

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred.io._channels import on_white
-from stpred.io._open import open_pixels
-from stpred.io._pixels import Turned, to_dask
+from stpred.io._images.channels import on_white
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import Turned, to_dask
 
 RGB = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 PLANES = np.ascontiguousarray(RGB.transpose(2, 0, 1))

@@ -13,7 +13,7 @@ from scipy import sparse
 import stpred as st
 from stpred._core.checks import InputError, MissingFileError
 from stpred._core.elements import affine_to, centroids, mpp_of
-from stpred.io._swap import swap_evidence
+from stpred.io._images.swap import swap_evidence
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_odd_obs_and_obsm(sample: SimpleNamespace, tmp_path: Path) -> None:
 
 
 def test_dark_fill_is_no_tissue_that_positions_could_be_swapped_onto() -> None:
-    from stpred.io._swap import _darkness
+    from stpred.io._images.swap import _darkness
 
     level = np.full((3, 300, 300), 240, np.uint8)
     level[:, 20:80, 150:280] = np.random.default_rng(0).integers(90, 200, (3, 60, 130))

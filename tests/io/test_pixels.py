@@ -12,9 +12,9 @@ from PIL import Image
 
 from stpred._core.checks import InputError, MissingFileError
 from stpred._core.elements import affine_to, mpp_of
-from stpred.io import _pixels, _tiff
-from stpred.io._open import open_pixels
-from stpred.io._pixels import FlatImage, halve, multiscale, to_dask, to_image
+from stpred.io._images import pixels, tiff
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import FlatImage, halve, multiscale, to_dask, to_image
 
 
 def picture(height: int = 301, width: int = 405, *, seed: int = 0) -> np.ndarray:
@@ -74,13 +74,13 @@ def test_a_window_reads_only_the_tiles_it_touches(tmp_path: Path, monkeypatch: p
     image, path = picture(), tmp_path / "t.tif"
     tifffile.imwrite(path, image, tile=(64, 64), compression="zlib", photometric="rgb")
     decoded: list[int] = []
-    original = _tiff.TiffLevel._decode
+    original = tiff.TiffLevel._decode
 
     def counting(self, keyframe, page, data, number):
         decoded.append(number)
         return original(self, keyframe, page, data, number)
 
-    monkeypatch.setattr(_tiff.TiffLevel, "_decode", counting)
+    monkeypatch.setattr(tiff.TiffLevel, "_decode", counting)
     level = open_pixels(path).levels[0]
     assert decoded == []
     window = level[slice(0, 3), slice(60, 70), slice(130, 140)]
@@ -173,7 +173,7 @@ def test_coarse_levels_of_a_flat_slide_cost_one_pass_together() -> None:
 
 def test_a_kept_level_survives_pickling() -> None:
     half = halve(to_dask(Counting(picture(2000, 1500).transpose(2, 0, 1))))
-    again = pickle.loads(pickle.dumps(_pixels.KeptLevel(half)))
+    again = pickle.loads(pickle.dumps(pixels.KeptLevel(half)))
     np.testing.assert_array_equal(again[:, 10:40, 20:90], half[:, 10:40, 20:90].compute())
 
 
@@ -248,12 +248,12 @@ def test_one_pixel_images_and_thin_strips_make_valid_elements() -> None:
 def test_flat_images_are_decoded_once_and_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    from stpred.io import _flat
+    from stpred.io._images import flat
 
     calls: list[Path] = []
-    original = _flat._decode
-    monkeypatch.setattr(_flat, "_decode", lambda p: calls.append(p) or original(p))
-    monkeypatch.setattr(_pixels, "CHUNK_PX", 100)
+    original = flat._decode
+    monkeypatch.setattr(flat, "_decode", lambda p: calls.append(p) or original(p))
+    monkeypatch.setattr(pixels, "CHUNK_PX", 100)
     paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
     for i, path in enumerate(paths):
         Image.fromarray(picture(seed=i)).save(path, quality=95)
@@ -294,7 +294,7 @@ def test_huge_flat_images_pass_without_touching_pillows_limit(tmp_path: Path, mo
 
 
 def test_large_compressed_strips_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tiff, "STRIP_BYTES", 10_000)
+    monkeypatch.setattr(tiff, "STRIP_BYTES", 10_000)
     path = tmp_path / "s.tif"
     tifffile.imwrite(path, picture(), rowsperstrip=301, compression="zlib", photometric="rgb")
     level = open_pixels(path).levels[0]
@@ -400,7 +400,7 @@ def test_other_vendors_slides_need_wsidata(tmp_path: Path, monkeypatch: pytest.M
 
 def test_vendor_levels_read_the_pixels_that_tifffile_reads(tmp_path: Path) -> None:
     pytest.importorskip("wsidata")
-    from stpred.io._vendor import open_vendor
+    from stpred.io._images.vendor import open_vendor
 
     path = tmp_path / "v.tif"
     tifffile.imwrite(path, picture(512, 640), tile=(128, 128), compression="zlib", photometric="rgb")

@@ -17,8 +17,9 @@ from scipy import sparse
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred.io._open import open_pixels
-from stpred.io._same_image import (
+from stpred.io._images import same_image
+from stpred.io._images.open import open_pixels
+from stpred.io._images.same_image import (
     ORIENTATIONS,
     Overview,
     compare_with_copy,
@@ -109,11 +110,10 @@ def test_nothing_is_said_of_two_blank_images() -> None:
 
 
 def test_windows_of_a_large_image_tell_as_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stpred.io import _same_image
 
     image = tissue(1200, 1000)
-    monkeypatch.setattr(_same_image, "MAX_WHOLE_PX", 64)
-    monkeypatch.setattr(_same_image, "_WINDOW_PX", 8)
+    monkeypatch.setattr(same_image, "MAX_WHOLE_PX", 64)
+    monkeypatch.setattr(same_image, "_WINDOW_PX", 8)
     for layout in ({"tile": (64, 64)}, {"rowsperstrip": 16, "compression": "zlib"}):
         tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", **layout)
         pixels = open_pixels(tmp_path / "a.tif")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import stpred as st
-from stpred._core.calibration import scaling
-from stpred.io._pixels import multiscale
+from stpred.calibration import scaling
+from stpred.io._images.pixels import multiscale
 from stpred.tiles import Pyramid, read_tiles
 
 SIZE_UM = (500.0, 420.0)

@@ -12,9 +12,9 @@ import tifffile
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred.io._open import open_pixels
-from stpred.io._pixels import to_dask
-from stpred.io._scenes import scenes_of
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import to_dask
+from stpred.io._images.scenes import scenes_of
 
 
 def picture(height: int, width: int, value: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from spatialdata.models import TableModel
 import stpred as st
 from stpred._core.checks import InputError, MissingFileError
 from stpred._core.elements import affine_to, centroids, find_image, mpp_of
+from stpred.io._images import flat, same_image
 
 Make = Callable[..., SimpleNamespace]
 
@@ -61,11 +62,11 @@ def test_elements_lie_in_vendor_systems_and_only_one_image_in_um(make_visium: Ma
 
 
 def test_little_is_decoded_at_read_time(make_visium: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stpred.io import _flat, _same_image, _tiff
+    from stpred.io._images import tiff
 
     truth = make_visium()
     decoded = []
-    read = _tiff.TiffLevel.__getitem__
+    read = tiff.TiffLevel.__getitem__
 
     def count(self, index):
         block = read(self, index)
@@ -75,10 +76,10 @@ def test_little_is_decoded_at_read_time(make_visium: Make, monkeypatch: pytest.M
     def refuse(*_args, **_kwargs):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(_tiff.TiffLevel, "__getitem__", count)
-    monkeypatch.setattr(_flat, "_decode", refuse)
-    monkeypatch.setattr(_same_image, "MAX_WHOLE_PX", 100)  # as a slide of many pixels without a pyramid
-    monkeypatch.setattr(_same_image, "_WINDOW_PX", 2)
+    monkeypatch.setattr(tiff.TiffLevel, "__getitem__", count)
+    monkeypatch.setattr(flat, "_decode", refuse)
+    monkeypatch.setattr(same_image, "MAX_WHOLE_PX", 100)  # as a slide of many pixels without a pyramid
+    monkeypatch.setattr(same_image, "_WINDOW_PX", 2)
     st.io.visium(truth.outs)
     assert 0 < sum(decoded) < 0.3 * 400 * 480
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred.models import XFuse
-from stpred.models import xfuse as module
-from stpred.models._generative.sample import PatchSample
+from stpred.models.xfuse import model as module
+from stpred.models.xfuse.sample import PatchSample
 
 EPS = 1e-8
 

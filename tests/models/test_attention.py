@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred.models import _attention
-from stpred.models._attention import local_attention
+from stpred.models.parts import attention
+from stpred.models.parts.attention import local_attention
 
 PATHS = ["compiled", "blocks"]
 
@@ -23,9 +23,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send `local_attention` one way, with blocks of a few targets and threads even for little work."""
-    monkeypatch.setattr(_attention, "_is_compiled", lambda _: path == "compiled")
-    monkeypatch.setattr(_attention, "_BLOCK", {"cpu": 200})
-    monkeypatch.setattr(_attention, "_FEW", 0)
+    monkeypatch.setattr(attention, "_is_compiled", lambda _: path == "compiled")
+    monkeypatch.setattr(attention, "_BLOCK", {"cpu": 200})
+    monkeypatch.setattr(attention, "_FEW", 0)
 
 
 def case(
@@ -93,7 +93,7 @@ def test_both_paths_agree_on_many_targets(monkeypatch: pytest.MonkeyPatch) -> No
     found = []
     for path in PATHS:
         take(path, monkeypatch)
-        monkeypatch.setattr(_attention, "_BLOCK", {"cpu": 20_000})
+        monkeypatch.setattr(attention, "_BLOCK", {"cpu": 20_000})
         out = local_attention(*floats, neighbors, n_heads=n_heads)
         found.append([out.detach(), *gradients(out, floats)])
     for a, b in zip(*found, strict=True):
@@ -101,10 +101,10 @@ def test_both_paths_agree_on_many_targets(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_path_follows_device_and_precision() -> None:
-    assert _attention._is_compiled(torch.zeros(1))
-    assert _attention._is_compiled(torch.zeros(1).double())
-    assert not _attention._is_compiled(torch.zeros(1).half())
-    assert not _attention._is_compiled(torch.zeros(1, device="meta"))
+    assert attention._is_compiled(torch.zeros(1))
+    assert attention._is_compiled(torch.zeros(1).double())
+    assert not attention._is_compiled(torch.zeros(1).half())
+    assert not attention._is_compiled(torch.zeros(1, device="meta"))
 
 
 def test_order_and_padding_do_not_matter(path: str) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from stpred._core.checks import InputError
 from stpred.links import Links
 from stpred.models import Batch, DeepCell, DeepSpot2Cell, SCellST
-from stpred.models._base import Patches
-from stpred.models._sample import gather
+from stpred.models.batch import Patches
 from stpred.models.layers import segment_mean, segment_softmax, segment_sum
+from stpred.models.parts.sample import gather
 from stpred.training import fit
 
 
@@ -73,7 +73,7 @@ def test_a_spot_does_not_depend_on_order_other_spots_or_blocks(monkeypatch: pyte
         ]
         other = Batch.of(batch.features, cells=turned)
         np.testing.assert_allclose(model.predict(other)[0], want, rtol=1e-5, atol=1e-6)
-        monkeypatch.setattr("stpred.models._network.BLOCK", 5)
+        monkeypatch.setattr("stpred.models.parts.network.BLOCK", 5)
         np.testing.assert_allclose(model.predict(batch)[0], want, rtol=1e-5, atol=1e-6)
         monkeypatch.undo()
 

@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from stpred import training
 from stpred._core.checks import InputError
 from stpred.data import with_needs
-from stpred.models import Batch, Intensity, Mean, Ridge, _registry
-from stpred.models._base import TypicalTiles, unlike_scores
+from stpred.models import Batch, Intensity, Mean, Ridge, registry
+from stpred.models.ood import TypicalTiles, unlike_scores
 from stpred.models.ridge import _gcv, _solve
 
 
@@ -195,9 +195,9 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 
 def test_unknown_family_says_what_exists() -> None:
     with pytest.raises(InputError, match=r"No model family named 'rigde'; available: .*'mean', 'miso', .*'ridge'"):
-        _registry.resolve("rigde")
-    assert _registry.resolve(Ridge)[0] is Ridge
-    assert _registry.resolve(Ridge.Config(penalty=1.0))[1].penalty == 1.0
+        registry.resolve("rigde")
+    assert registry.resolve(Ridge)[0] is Ridge
+    assert registry.resolve(Ridge.Config(penalty=1.0))[1].penalty == 1.0
 
 
 def test_trusted_needs_more_than_luck() -> None:

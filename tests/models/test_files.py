@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from stpred import models, training
 from stpred._core.checks import InputError, MissingFileError
-from stpred.models import Batch, Intensity, Mean, Model, Ridge, _registry
+from stpred.models import Batch, Intensity, Mean, Model, Ridge, registry
 
 
 def fitted(family: type[Model], config: object = None) -> tuple[Model, Batch]:
@@ -105,14 +105,14 @@ def test_bad_files_each_get_their_sentence(tmp_path: Path) -> None:
 def test_third_parties_add_families_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    theirs = EntryPoint("their-mean", "stpred.models.mean:Mean", _registry.ENTRY_POINTS)
-    monkeypatch.setattr(_registry, "entry_points", lambda group: [theirs] if group == _registry.ENTRY_POINTS else [])
+    theirs = EntryPoint("their-mean", "stpred.models.mean:Mean", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [theirs] if group == registry.ENTRY_POINTS else [])
     assert "their-mean" in models.list()
-    assert _registry.family("their-mean") is Mean
+    assert registry.family("their-mean") is Mean
 
 
 def test_bundled_model_is_small_and_carries_its_card() -> None:
-    folder = _registry.BUNDLED / "default"
+    folder = registry.BUNDLED / "default"
     assert models.list()[0] == "default"
     assert sum(p.stat().st_size for p in folder.iterdir()) < 5_000_000
     model = models.load("default")

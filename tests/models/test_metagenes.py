@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stpred.models._generative.metagenes import Tree, drop_and_split, flattened, keep_spare, leaves, unflattened
+from stpred.models.xfuse.metagenes import Tree, drop_and_split, flattened, keep_spare, leaves, unflattened
 
 
 def review(

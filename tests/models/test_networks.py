@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from stpred import links, metrics, models, training
 from stpred._core.checks import InputError
-from stpred.models import MISO, MLP, Batch, DeepSpot, Ensemble, Record, STNet, Transformer, _network, layers, losses
-from stpred.models._base import BaseConfig
-from stpred.models._network import Network
-from stpred.models._sample import gather
+from stpred.models import MISO, MLP, Batch, DeepSpot, Ensemble, Record, STNet, Transformer, layers, losses
+from stpred.models.base import BaseConfig
+from stpred.models.parts import network
+from stpred.models.parts.network import Network
+from stpred.models.parts.sample import gather
 from stpred.models.stnet import dihedral
 from stpred.training import Run, _feeds, _loop
 
@@ -309,7 +310,7 @@ def test_rows_do_not_depend_on_what_else_is_predicted(name: str, monkeypatch: py
     assert whole.std(axis=0).min() > 1e-3
     rows = np.array([17, 3, 11, 5])
     np.testing.assert_allclose(model.predict(a.take(rows))[0], whole[rows], atol=1e-5, rtol=1e-4)
-    monkeypatch.setattr(_network, "BLOCK", 7)
+    monkeypatch.setattr(network, "BLOCK", 7)
     monkeypatch.setattr(models.stnet, "_PREDICTED_AT_ONCE", 7)
     np.testing.assert_allclose(model.predict(a)[0], whole, atol=1e-5, rtol=1e-4)
 

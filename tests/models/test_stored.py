@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from stpred import models
 from stpred._core.checks import InputError
-from stpred.models import Batch, Model, _registry
+from stpred.models import Batch, Model, registry
 
 GENES = ["A", "B", "C"]
 SMALL: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ JUNK: list[Any] = [
 
 
 def tiny(name: str) -> Model:
-    family = _registry.family(name)
+    family = registry.family(name)
     width = {"stnet": 3 * 32 * 32, "intensity": 3}.get(name, 5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -123,7 +123,7 @@ def use(folder: Path, name: str) -> None:
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("stnet", "xfuse", "ensemble") else n for n in SMALL]
 )
 def test_every_field_with_junk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "families", lambda: _registry.FAMILIES)  # no search for plugins at every load
+    monkeypatch.setattr(registry, "families", lambda: registry.FAMILIES)  # no search for plugins at every load
     folder = models.save(tiny(name), tmp_path / "m")
     use(folder, name)
     config = folder / "config.json"

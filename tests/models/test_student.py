@@ -19,7 +19,7 @@ from stpred import models, training
 from stpred._core.checks import InputError
 from stpred.links import Links
 from stpred.models import Batch, Student
-from stpred.models._sample import Scaling, gather
+from stpred.models.parts.sample import Scaling, gather
 
 WIDTH, GENES, TOKENS = 6, 4, 50
 

@@ -14,15 +14,15 @@ from stpred._core.checks import InputError
 from stpred.data._canvas import Canvas
 from stpred.data._scene import SlideScene
 from stpred.models import Batch, XFuse
-from stpred.models import xfuse as module
-from stpred.models._generative import likelihood, readout
-from stpred.models._generative.covariates import Covariates
-from stpred.models._generative.initial import first_profiles, fit_baselines
-from stpred.models._generative.metagenes import Change
-from stpred.models._generative.networks import Decoder, Encoder
-from stpred.models._generative.readout import Reading, Readout, read_out
-from stpred.models._generative.sample import PatchSample
-from stpred.models._scene import Window
+from stpred.models.xfuse import likelihood, readout
+from stpred.models.xfuse import model as module
+from stpred.models.xfuse.covariates import Covariates
+from stpred.models.xfuse.initial import first_profiles, fit_baselines
+from stpred.models.xfuse.metagenes import Change
+from stpred.models.xfuse.networks import Decoder, Encoder
+from stpred.models.xfuse.readout import Reading, Readout, read_out
+from stpred.models.xfuse.sample import PatchSample
+from stpred.models.xfuse.scene import Window
 from stpred.tiles import Level, Pyramid
 
 from . import naive_xfuse

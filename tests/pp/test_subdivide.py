@@ -15,7 +15,7 @@ from spatialdata.transformations import Affine, Identity, set_transformation
 import stpred as st
 from stpred._core import keys
 from stpred._core.checks import InputError
-from stpred._core.matching import square_bins
+from stpred._core.geometry import square_bins
 from stpred.regions import squares_in
 
 
@@ -76,7 +76,7 @@ def test_squares_and_parents_equal_the_slow_loop(size: float) -> None:
 def test_a_set_of_many_is_cut_in_several_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = np.array(scattered(np.random.default_rng(1)))
     whole = squares_in(shapes, 4.0)
-    monkeypatch.setattr("stpred._core.squares._AT_ONCE", 97)
+    monkeypatch.setattr("stpred.regions.squares._AT_ONCE", 97)
     for a, b in zip(whole, squares_in(shapes, 4.0), strict=True):
         assert (a == b).all()
 

@@ -15,10 +15,10 @@ from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, region_in_frame, table_instances, table_regions
 from stpred._core.names import name_of, named
-from stpred._core.pairing import Pair, pair
 from stpred._core.tables import changed_values, read_provenance
-from stpred.tl._coverage import covered
-from stpred.tl._unseen import facts_in_frame
+from stpred.comparison.pairing import Pair, pair
+from stpred.inference.unseen import facts_in_frame
+from stpred.tl._trust.coverage import covered
 
 if TYPE_CHECKING:
     from anndata import AnnData

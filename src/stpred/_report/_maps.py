@@ -11,7 +11,7 @@ import numpy as np
 
 from stpred._core import targets
 from stpred._core.elements import find_image
-from stpred._core.matching import geometries_um, square_bins
+from stpred._core.geometry import geometries_um, square_bins
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from stpred.data._features import embed, embed_parts, embed_wide, stored_feature
 from stpred.data._regions import CellsInside, Region, read_region
 from stpred.data._scene import scene_batch, scene_reader
 from stpred.data._tokens import TokenReader, median_width_um, token_batch
-from stpred.encoders._base import Encoder
-from stpred.encoders._tokens import with_tokens
-from stpred.models._base import Batch, Needs
+from stpred.encoders.base import Encoder
+from stpred.encoders.tokens import with_tokens
+from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice, on_tissue, tissue_colour
 
 SAME_PITCH = 0.1

@@ -13,11 +13,11 @@ from stpred import links
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, shapes_in
-from stpred._core.matching import geometries_um, placed
+from stpred._core.geometry import geometries_um, placed
 from stpred.data._features import embed, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
-from stpred.encoders._base import Encoder
-from stpred.models._base import Batch, Needs, Patches
+from stpred.encoders.base import Encoder
+from stpred.models.batch import Batch, Needs, Patches
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

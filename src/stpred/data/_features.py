@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from stpred._core import keys
 from stpred._core.checks import whole
 from stpred._core.elements import table_instances
-from stpred._core.feature_cache import Busy, FeatureCache
 from stpred._core.progress import track
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 from stpred._core.tables import read_provenance
+from stpred.data._feature_cache import Busy, FeatureCache
 from stpred.data._regions import Region
-from stpred.encoders._base import Encoder
+from stpred.encoders.base import Encoder
 
 if TYPE_CHECKING:
     import pandas as pd

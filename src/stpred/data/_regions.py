@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys, targets
-from stpred._core.calibration import EDGE_PX
 from stpred._core.checks import InputError, listing
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
@@ -26,7 +25,7 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
-from stpred._core.matching import geometries_um, placed
+from stpred._core.geometry import EDGE_PX, geometries_um, placed
 from stpred._core.names import named
 from stpred.links import Links
 from stpred.regions import Lattice, on_tissue

@@ -16,13 +16,13 @@ from scipy.spatial import cKDTree
 
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
-from stpred._core.squares import Inside, centres_inside
 from stpred.data._canvas import EDGE, Canvas
 from stpred.data._regions import Region
 from stpred.data._tokens import of_rows, outlines
-from stpred.encoders._base import Encoder
-from stpred.models._base import Batch
-from stpred.models._scene import Coverage, View, Window
+from stpred.encoders.base import Encoder
+from stpred.models.batch import Batch
+from stpred.models.xfuse.scene import Coverage, View, Window
+from stpred.regions.squares import Inside, centres_inside
 
 logger = logging.getLogger("stpred")
 
@@ -46,7 +46,7 @@ _OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class SlideScene:
-    """A canvas and the shapes of targets on it; see :class:`stpred.models._scene.Scene`.
+    """A canvas and the shapes of targets on it; see :class:`stpred.models.xfuse.scene.Scene`.
 
     Attributes
     ----------

@@ -19,13 +19,13 @@ from scipy.sparse import csr_array
 from stpred import links
 from stpred._core.checks import InputError, positive
 from stpred._core.elements import affine_to
-from stpred._core.matching import geometries_um, square_bins
-from stpred._core.squares import Inside, centres_inside
+from stpred._core.geometry import geometries_um, square_bins
 from stpred.data._features import embed_dense
 from stpred.data._regions import Region
-from stpred.encoders._base import EncoderCard
-from stpred.encoders._tokens import with_tokens
-from stpred.models._base import Batch, Needs
+from stpred.encoders.base import EncoderCard
+from stpred.encoders.tokens import with_tokens
+from stpred.models.batch import Batch, Needs
+from stpred.regions.squares import Inside, centres_inside
 
 SAMPLE = 400
 """Locations whose tokens speak for a slide as a whole."""

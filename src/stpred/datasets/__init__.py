@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from stpred.datasets._hest import toy_hest
 from stpred.datasets._legacy_st import toy_legacy_st
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import load_truth
 from stpred.datasets._single_cells import toy_reference
 from stpred.datasets._subtypes import toy_subtypes
-from stpred.datasets._tissue import Tissue, make_tissue
 from stpred.datasets._toy import toy, toy_cohort
-from stpred.datasets._truth import load_truth
 from stpred.datasets._visium import toy_visium
 from stpred.datasets._visium_hd import toy_visium_hd
 from stpred.datasets._wsi import toy_wsi

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stpred.datasets._tissue import Tissue
+from stpred.datasets._simulated.tissue import Tissue
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -8,9 +8,9 @@ import numpy as np
 
 from stpred._core import keys
 from stpred.datasets import _files
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import COUNTS, FOLDER, save_truth, spot_truth
 from stpred.datasets._spots import visium_spots
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import COUNTS, FOLDER, save_truth, spot_truth
 
 
 def toy_hest(

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from stpred.datasets import _files
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import FOLDER, save_truth, spot_truth
 from stpred.datasets._spots import legacy_spots
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import FOLDER, save_truth, spot_truth
 
 
 def toy_legacy_st(

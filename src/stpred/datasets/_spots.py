@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stpred.datasets._expression import draw_counts
-from stpred.datasets._tissue import Tissue
+from stpred.datasets._simulated.expression import draw_counts
+from stpred.datasets._simulated.tissue import Tissue
 
 SPOT_LIBRARY_SD = 0.3
 BARCODES, LIBRARY, SPOT_NOISE = range(10, 13)

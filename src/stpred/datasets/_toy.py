@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from stpred._core import keys
 from stpred._core.checks import InputError
 from stpred._core.tables import build_table
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import EXPECTED
 from stpred.datasets._spots import Spots, visium_spots
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import EXPECTED
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -9,9 +9,9 @@ import pandas as pd
 
 from stpred._core.checks import one_of
 from stpred.datasets import _files
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import FOLDER, save_truth, spot_truth
 from stpred.datasets._spots import Spots, visium_spots
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import FOLDER, save_truth, spot_truth
 
 VERSIONS = {"v1": "spaceranger-1.3.1", "v2": "spaceranger-2.1.0", "v3": "spaceranger-3.1.2", "v4": "spaceranger-4.0.1"}
 MATRICES = ("h5", "mtx", "both")

@@ -16,8 +16,8 @@ from stpred._core import keys
 from stpred._core.checks import one_of
 from stpred.datasets import _files
 from stpred.datasets._bins import Bins, bin_names, cell_labels, make_bins, place_molecules
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import COUNTS, FOLDER, SHARES, save_truth
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import COUNTS, FOLDER, SHARES, save_truth
 from stpred.datasets._visium import FIDUCIAL_UM, FULLRES
 
 if TYPE_CHECKING:

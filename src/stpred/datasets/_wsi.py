@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from stpred._core.checks import InputError, one_of, positive
 from stpred._core.files import staged_file
 from stpred.datasets import _files
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import save_truth, truth_folder
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import save_truth, truth_folder
 
 FORMATS = {"svs": (".svs",), "ome.tif": (".ome.tif", ".ome.tiff"), "tif": (".tif", ".tiff"), "png": (".png",)}
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from stpred._core.checks import positive
 from stpred.datasets import _files
 from stpred.datasets._bins import RASTER_UM, cell_labels, place_molecules
-from stpred.datasets._tissue import Tissue, make_tissue
-from stpred.datasets._truth import FOLDER, save_truth
-from stpred.datasets._warp import placement, warp
+from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.truth import FOLDER, save_truth
+from stpred.datasets._simulated.warp import placement, warp
 
 PIXEL_UM = 0.2125
 VERSION = "xenium-2.0.1.0"

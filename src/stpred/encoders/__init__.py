@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stpred.encoders._base import Encoder, EncoderCard
-from stpred.encoders._registry import get, register
-from stpred.encoders._registry import list_encoders as list
 from stpred.encoders._saved import load, save
+from stpred.encoders.base import Encoder, EncoderCard
+from stpred.encoders.registry import get, register
+from stpred.encoders.registry import list_encoders as list
 
 if TYPE_CHECKING:
     from stpred.encoders._intensity import IntensityEncoder

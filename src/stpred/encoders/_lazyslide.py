@@ -10,8 +10,8 @@ from typing import Any
 
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
-from stpred.encoders._base import EncoderCard
-from stpred.encoders._module import TorchEncoder, digest, hub_revision
+from stpred.encoders.base import EncoderCard
+from stpred.encoders.modules import TorchEncoder, digest, hub_revision
 
 DEFAULT_MPP = 0.5
 DEFAULT_PX = 224

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, whole
 from stpred._core.specs import TileSpec
-from stpred.encoders._base import EncoderCard
+from stpred.encoders.base import EncoderCard
 
 PATCH_UM = 8.0
 """About how wide a patch of the dense features is."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.specs import TileSpec
-from stpred.encoders._base import EncoderCard
+from stpred.encoders.base import EncoderCard
 
 
 class Pixels:

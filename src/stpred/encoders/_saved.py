@@ -13,12 +13,12 @@ from stpred._core.checks import InputError, MissingFileError, check_parent
 from stpred._core.files import read_json, reason
 from stpred._core.specs import TileSpec
 from stpred._core.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
-from stpred.encoders._base import EncoderCard
+from stpred.encoders.base import EncoderCard
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stpred.encoders._trained import TrainedEncoder
+    from stpred.encoders.trained import TrainedEncoder
 
 FORMAT_VERSION = 1
 KIND = "encoder"
@@ -63,7 +63,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
     ...
     stpred._core.checks.InputError: ...
     """
-    from stpred.encoders._trained import TrainedEncoder
+    from stpred.encoders.trained import TrainedEncoder
 
     path = Path(path)
     if not isinstance(encoder, TrainedEncoder):
@@ -118,7 +118,7 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
     ...
     stpred._core.checks.MissingFileError: ...
     """
-    from stpred.encoders import _module, _trained
+    from stpred.encoders import modules, trained
 
     folder = Path(path)
     facts = _read(folder)
@@ -131,19 +131,19 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
         )
 
     def build() -> nn.Module:
-        return _trained.build(backbone, kwargs, seed=seed)
+        return trained.build(backbone, kwargs, seed=seed)
 
     check_tensors(weights, build, what=f"the backbone {backbone!r}")
     module = build()
-    _module.load_weights(module, weights)
-    if (found := _module.digest(module.state_dict())) != card.revision:
+    modules.load_weights(module, weights)
+    if (found := modules.digest(module.state_dict())) != card.revision:
         raise InputError(
             f"The weights in {str(folder)!r} are not those that the encoder was saved with ({found} instead of "
             f"{card.revision}); fetch the folder again."
         )
     check_values(module.state_dict().items(), weights)
     try:  # embeds an empty tile
-        made = _trained.TrainedEncoder(
+        made = trained.TrainedEncoder(
             module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=facts["record"]
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:

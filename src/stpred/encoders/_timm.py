@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, listing
 from stpred._core.specs import TileSpec
-from stpred.encoders._base import EncoderCard
-from stpred.encoders._module import TorchEncoder, digest, hub_revision, load_weights
+from stpred.encoders.base import EncoderCard
+from stpred.encoders.modules import TorchEncoder, digest, hub_revision, load_weights
 
 if TYPE_CHECKING:
     from torch import nn

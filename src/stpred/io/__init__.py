@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
     from stpred.io._cohort import read_cohort
@@ -28,12 +29,4 @@ _HOMES = {
 
 __all__ = ["hest", "legacy_st", "read", "read_cohort", "visium", "visium_hd", "wsi", "xenium"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"stpred.io.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'stpred.io' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _HOMES)

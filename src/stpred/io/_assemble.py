@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import to_transformation
 from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.counts import check_counts, counts_report, looks_like_ensembl, unique_symbols
 from stpred._core.tables import build_table
+from stpred.calibration import to_transformation
 
 if TYPE_CHECKING:
     import pandas as pd

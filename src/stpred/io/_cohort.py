@@ -13,7 +13,7 @@ from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred._core.files import readable
 from stpred._core.names import name_of
 from stpred.io._detect import FORMATS, candidates, detect, members
-from stpred.io._open import SUFFIXES
+from stpred.io._images.open import SUFFIXES
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, listing, one_of
 from stpred._core.files import readable
-from stpred.io._open import SUFFIXES
+from stpred.io._images.open import SUFFIXES
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

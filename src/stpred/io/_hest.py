@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import (
+from stpred._core.checks import InputError, MissingFileError, element_name, listing, positive
+from stpred._core.files import readable, reason
+from stpred._core.settings import settings
+from stpred.calibration import (
     HEX_STEPS,
     VISIUM_PITCH_UM,
     Evidence,
@@ -23,17 +26,14 @@ from stpred._core.calibration import (
     scaling,
     settle_mpp,
 )
-from stpred._core.checks import InputError, MissingFileError, element_name, listing, positive
-from stpred._core.files import readable, reason
-from stpred._core.settings import settings
 from stpred.io._assemble import circles, counts_table, slide
-from stpred.io._columns import MAX_ARRAY, truths
-from stpred.io._expression import choose_counts, symbol_column
-from stpred.io._matrix import check_h5ad
-from stpred.io._open import open_pixels
-from stpred.io._pixels import to_image
-from stpred.io._same_image import check_on_tissue, require_copy
-from stpred.io._swap import refuse_swapped
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import to_image
+from stpred.io._images.same_image import check_on_tissue, require_copy
+from stpred.io._images.swap import refuse_swapped
+from stpred.io._tables.columns import MAX_ARRAY, truths
+from stpred.io._tables.expression import choose_counts, symbol_column
+from stpred.io._tables.matrix import check_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData

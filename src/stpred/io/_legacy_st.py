@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import (
+from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.counts import check_counts
+from stpred._core.files import readable
+from stpred.calibration import (
     Evidence,
     check_inside,
     grid_steps,
@@ -20,20 +23,17 @@ from stpred._core.calibration import (
     scaling,
     settle_mpp,
 )
-from stpred._core.checks import InputError, MissingFileError, listing, positive
-from stpred._core.counts import check_counts
-from stpred._core.files import readable
 from stpred.io._assemble import circles, counts_table, slide
-from stpred.io._columns import MAX_ARRAY, numbers, one_column, truths
-from stpred.io._open import open_pixels
-from stpred.io._pixels import to_image
-from stpred.io._same_image import check_on_tissue
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import to_image
+from stpred.io._images.same_image import check_on_tissue
+from stpred.io._tables.columns import MAX_ARRAY, numbers, one_column, truths
 
 if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-    from stpred.io._pixels import Pixels
+    from stpred.io._images.pixels import Pixels
 
 logger = logging.getLogger("stpred")
 

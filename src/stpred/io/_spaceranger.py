@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import (
+from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.files import read_json, readable
+from stpred.calibration import (
     MAX_MPP,
     MIN_MPP,
     Evidence,
@@ -22,12 +24,10 @@ from stpred._core.calibration import (
     scaling,
     settle_mpp,
 )
-from stpred._core.checks import InputError, MissingFileError, listing
-from stpred._core.files import read_json, readable
-from stpred.io._columns import MAX_ARRAY, names, numbers, one_column, truths
-from stpred.io._open import FLAT_SUFFIXES, TIFF_SUFFIXES, open_pixels
-from stpred.io._pixels import Pixels, to_image
-from stpred.io._same_image import check_on_tissue, compare_with_copy, require_copy
+from stpred.io._images.open import FLAT_SUFFIXES, TIFF_SUFFIXES, open_pixels
+from stpred.io._images.pixels import Pixels, to_image
+from stpred.io._images.same_image import check_on_tissue, compare_with_copy, require_copy
+from stpred.io._tables.columns import MAX_ARRAY, names, numbers, one_column, truths
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import (
+from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.files import readable
+from stpred.calibration import (
     HEX_STEPS,
     SPACERANGER_SPOT_UM,
     VISIUM_PITCH_UM,
@@ -20,10 +22,7 @@ from stpred._core.calibration import (
     place,
     scaling,
 )
-from stpred._core.checks import InputError, MissingFileError, listing
-from stpred._core.files import readable
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
-from stpred.io._matrix import check_10x_mtx, usable_10x_h5
 from stpred.io._spaceranger import (
     calibrate_run,
     check_array,
@@ -35,6 +34,7 @@ from stpred.io._spaceranger import (
     read_scalefactors,
 )
 from stpred.io._stage import staged
+from stpred.io._tables.matrix import check_10x_mtx, usable_10x_h5
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,13 +14,11 @@ import numpy as np
 import pandas as pd
 
 from stpred._core import keys
-from stpred._core.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.files import readable
+from stpred.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
-from stpred.io._matrix import barcodes_10x, read_10x_h5, usable_10x_h5
-from stpred.io._segments import read_segments
 from stpred.io._spaceranger import (
     calibrate_run,
     check_array,
@@ -31,6 +29,8 @@ from stpred.io._spaceranger import (
     read_scalefactors,
 )
 from stpred.io._stage import staged
+from stpred.io._tables.matrix import barcodes_10x, read_10x_h5, usable_10x_h5
+from stpred.io._tables.segments import read_segments
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -332,7 +332,7 @@ def _feature_slice() -> bytes:
 def _place_vendor(element: GeoDataFrame, scalefactors: dict[str, float], dataset_id: str) -> None:
     from spatialdata.transformations import set_transformation
 
-    from stpred._core.calibration import to_transformation
+    from stpred.calibration import to_transformation
 
     systems = {dataset_id: np.eye(3)}
     for kind in ("hires", "lowres"):

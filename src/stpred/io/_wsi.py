@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import scaling, settle_mpp
+from stpred.calibration import scaling, settle_mpp
 from stpred.io._assemble import slide
-from stpred.io._open import open_pixels
-from stpred.io._pixels import to_image
+from stpred.io._images.open import open_pixels
+from stpred.io._images.pixels import to_image
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import (
+from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.counts import unique_symbols
+from stpred._core.elements import apply_affine, mpp_of
+from stpred._core.files import read_json, readable, reason
+from stpred._core.settings import settings
+from stpred.calibration import (
     MAX_MPP,
     MIN_MPP,
     XENIUM_PIXEL_UM,
@@ -21,16 +26,11 @@ from stpred._core.calibration import (
     scaling,
     settle_mpp,
 )
-from stpred._core.checks import InputError, MissingFileError, listing, positive
-from stpred._core.counts import unique_symbols
-from stpred._core.elements import apply_affine, mpp_of
-from stpred._core.files import read_json, readable, reason
-from stpred._core.settings import settings
 from stpred.io._assemble import counts_table, first_existing, folder, slide
 from stpred.io._damage import check_readable
-from stpred.io._open import TIFF_SUFFIXES, open_pixels
-from stpred.io._pixels import Pixels, to_image
-from stpred.io._same_image import check_on_tissue
+from stpred.io._images.open import TIFF_SUFFIXES, open_pixels
+from stpred.io._images.pixels import Pixels, to_image
+from stpred.io._images.same_image import check_on_tissue
 from stpred.io._xenium_cells import read_cells
 from stpred.io._xenium_zarr import check_labels, describe, label_images
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.files import readable
-from stpred._core.polygons import from_vertices, largest_of
-from stpred._core.vertices import cell_ids, numbers, read_table, read_vertices
-from stpred.io._matrix import check_10x_mtx, read_10x_h5
+from stpred.io._tables.matrix import check_10x_mtx, read_10x_h5
+from stpred.regions.polygons import from_vertices, largest_of
+from stpred.regions.vertices import cell_ids, numbers, read_table, read_vertices
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 from stpred._core.files import readable
-from stpred._core.vertices import cell_ids
+from stpred.regions.vertices import cell_ids
 
 if TYPE_CHECKING:
     from anndata import AnnData

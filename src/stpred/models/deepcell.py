@@ -9,10 +9,10 @@ from torch import Tensor
 
 from stpred._core.checks import InputError, whole
 from stpred._core.specs import TileSpec
-from stpred.models._base import Needs
-from stpred.models._cells import CellNetwork, cells_of, need_neighbors
-from stpred.models._sample import Sample
+from stpred.models.batch import Needs
 from stpred.models.deepspot import DeepSpot, DeepSpotConfig
+from stpred.models.parts.cells import CellNetwork, cells_of, need_neighbors
+from stpred.models.parts.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, positive, whole
-from stpred.models._base import BaseConfig, Batch, Needs
-from stpred.models._iterative import share
-from stpred.models._network import Network, NetworkConfig
-from stpred.models._sample import Sample
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch, Needs
 from stpred.models.layers import dropout, median_of_relus, rows_or_zero
+from stpred.models.parts.iterative import share
+from stpred.models.parts.network import Network, NetworkConfig
+from stpred.models.parts.sample import Sample
 
 CONTEXTS = ("spot", "spot+parts", "spot+neighbors", "all")
 POOLS = ("max", "mean", "sum")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.specs import TileSpec
-from stpred.models._base import BaseConfig, Batch, Needs
-from stpred.models._cells import CellNetwork, cells_of, typical_cells
-from stpred.models._iterative import share
-from stpred.models._network import NetworkConfig
-from stpred.models._sample import Sample
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch, Needs
 from stpred.models.deepspot import PITCHES
 from stpred.models.layers import lower_median, rows_or_zero
+from stpred.models.parts.cells import CellNetwork, cells_of, typical_cells
+from stpred.models.parts.iterative import share
+from stpred.models.parts.network import NetworkConfig
+from stpred.models.parts.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from stpred._core import stored
 from stpred._core.checks import InputError, listing, whole
-from stpred.models import _registry
-from stpred.models._base import BaseConfig, Batch, Model, Needs, TypicalTiles
+from stpred.models import registry
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch, Needs
+from stpred.models.ood import TypicalTiles
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class EnsembleConfig(BaseConfig):
     family: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        found, config = _registry.resolve(self.member)
+        found, config = registry.resolve(self.member)
         if found is Ensemble:
             raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings and `n`.")
         object.__setattr__(self, "n", whole(self.n, name="n"))
@@ -52,7 +54,7 @@ class EnsembleConfig(BaseConfig):
             raise InputError(
                 f"EnsembleConfig has no fields {listing(sorted(unknown))}; it takes ['family', 'member', 'n']."
             )
-        family = _registry.family(values.get("family", "ridge"))
+        family = registry.family(values.get("family", "ridge"))
         member = stored.mapping(values.get("member", {}), "`member` of EnsembleConfig", {}, open_ended=True)
         return cls(
             family.Config.parse(member), n=stored.whole(values.get("n", 5), "`n` of EnsembleConfig", high=10_000)
@@ -92,7 +94,7 @@ class Ensemble(Model):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         nn.Module.__init__(self)
-        found = _registry.family(config.family)  # type: ignore[attr-defined]
+        found = registry.family(config.family)  # type: ignore[attr-defined]
         members = [found(config.member, n_features=n_features, n_genes=n_genes) for _ in range(config.n)]  # type: ignore[attr-defined]
         self._first = [members[0]]  # in a list, so that torch does not take it for a child of its own
         super().__init__(config, n_features=n_features, n_genes=n_genes)

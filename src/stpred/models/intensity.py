@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred.models._base import BaseConfig, Batch, Model
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch
 
 
 @dataclass(frozen=True)

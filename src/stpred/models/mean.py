@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpred.models._base import BaseConfig, Batch, Model
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, whole
-from stpred.models._attention import local_attention
-from stpred.models._base import BaseConfig, Needs
-from stpred.models._iterative import share
-from stpred.models._network import Network, NetworkConfig
-from stpred.models._sample import Sample
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Needs
+from stpred.models.parts.attention import local_attention
+from stpred.models.parts.iterative import share
+from stpred.models.parts.network import Network, NetworkConfig
+from stpred.models.parts.sample import Sample
 
 _WORTH_FOLDING = 1300
 """Locations from which multiplying matrices first costs less than mapping every location by each of them."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, positive
-from stpred.models._base import BaseConfig, Needs
-from stpred.models._network import Network, NetworkConfig, check_perceptron, check_reach
-from stpred.models._sample import Sample
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Needs
 from stpred.models.layers import activation, perceptron, rows_or_zero
+from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
+from stpred.models.parts.sample import Sample
 
 
 @dataclass(frozen=True)

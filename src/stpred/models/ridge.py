@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
-from stpred.models._base import BaseConfig, Batch, Model, Needs
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch, Needs
 
 STANDARDIZE = ("train", "slide")
 # A feature that hardly varied in training must not carry a strange tile's prediction away.

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, positive
 from stpred._core.specs import TileSpec
-from stpred.models._base import BaseConfig, Batch, Needs
-from stpred.models._cells import CellNetwork, cells_of, typical_cells
-from stpred.models._network import NetworkConfig, check_perceptron
-from stpred.models._sample import Sample, Scaling
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch, Needs
 from stpred.models.layers import (
     SOFTPLUS_BETA,
     activation,
@@ -24,6 +22,9 @@ from stpred.models.layers import (
     segment_softmax,
     segment_sum,
 )
+from stpred.models.parts.cells import CellNetwork, cells_of, typical_cells
+from stpred.models.parts.network import NetworkConfig, check_perceptron
+from stpred.models.parts.sample import Sample, Scaling
 
 POOLS = ("mean", "sum", "attention")
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
 from stpred._core.targets import CP10K
-from stpred.models._base import BaseConfig, Batch, Needs
-from stpred.models._iterative import share
-from stpred.models._network import Network, NetworkConfig
-from stpred.models._sample import Sample, Scaling
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch, Needs
+from stpred.models.parts.iterative import share
+from stpred.models.parts.network import Network, NetworkConfig
+from stpred.models.parts.sample import Sample, Scaling
 
 logger = logging.getLogger("stpred")
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import positive
-from stpred.models._base import BaseConfig, Batch, Needs, TypicalTiles
-from stpred.models._network import Network, NetworkConfig, check_perceptron, check_reach
-from stpred.models._sample import Sample, Scaling
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch, Needs
 from stpred.models.layers import activation, hidden_values, perceptron
+from stpred.models.ood import TypicalTiles
+from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
+from stpred.models.parts.sample import Sample, Scaling
 
 _ROWS = 8192
 """Tokens that are mapped at a time in prediction."""

@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError
-from stpred.models._base import Needs
-from stpred.models._sample import Sample
+from stpred.models.batch import Needs
 from stpred.models.miso import MISO, MISOConfig
+from stpred.models.parts.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, listing
-from stpred._core.pairing import Pair, pair
 from stpred._core.targets import standardised
+from stpred.comparison.pairing import Pair, pair
 from stpred.pl._figure import array, finish, plain
 from stpred.pl._maps import Canvas, color_limits, unit_of
 

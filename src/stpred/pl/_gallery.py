@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys, targets
-from stpred._core.cell_types import CELL_TYPE, UNASSIGNED, score_columns
 from stpred._core.checks import InputError, key_in, listing, positive, whole
 from stpred._core.elements import find_image, need_sdata, table_in_frame, table_instances, table_regions
-from stpred._core.matching import geometries_um
+from stpred._core.geometry import geometries_um
 from stpred._core.names import names_of
 from stpred._core.specs import TileSpec
 from stpred._core.tables import check_values
+from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, score_columns
 from stpred.pl._figure import finish
 from stpred.tiles import Pyramid, read_tiles
 

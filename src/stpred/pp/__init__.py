@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
     from stpred.pp._add_cells import add_cells
@@ -18,12 +19,4 @@ if TYPE_CHECKING:
 
 __all__ = ["add_cells", "aggregate", "calibrate", "features", "grid", "nuclei", "select_genes", "subdivide", "tissue"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"stpred.pp._{name}"), name)
-    raise AttributeError(f"module 'stpred.pp' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, {name: f"_{name}" for name in __all__})

@@ -15,9 +15,9 @@ from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, element_name, listing, one_of
 from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, scale0
 from stpred._core.files import parse_json, readable, reason
-from stpred._core.overlaps import OverlapError, distinct
-from stpred._core.polygons import from_vertices, repaired
-from stpred._core.vertices import VERTICES, read_vertices
+from stpred.regions.overlaps import OverlapError, distinct
+from stpred.regions.polygons import from_vertices, repaired
+from stpred.regions.vertices import VERTICES, read_vertices
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
-from stpred._core.matching import box_of, geometries_um, placed, square_bins
-from stpred._core.transcripts import MIN_QV, NUDGE_UM, gene_column, read_transcripts
+from stpred._core.geometry import box_of, geometries_um, placed, square_bins
+from stpred.comparison.transcripts import MIN_QV, NUDGE_UM, gene_column, read_transcripts
 
 if TYPE_CHECKING:
     import pandas as pd

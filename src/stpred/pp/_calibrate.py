@@ -10,18 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.calibration import (
-    HEX_STEPS,
-    VISIUM_PITCH_UM,
-    Evidence,
-    check_inside,
-    lattice_pitch_px,
-    looks_hexagonal,
-    nearest_pitch,
-    place,
-    scaling,
-    settle_mpp,
-)
 from stpred._core.checks import InputError, key_in, listing, positive
 from stpred._core.elements import (
     affine_to,
@@ -33,6 +21,18 @@ from stpred._core.elements import (
     scale0,
     table_instances,
     table_regions,
+)
+from stpred.calibration import (
+    HEX_STEPS,
+    VISIUM_PITCH_UM,
+    Evidence,
+    check_inside,
+    lattice_pitch_px,
+    looks_hexagonal,
+    nearest_pitch,
+    place,
+    scaling,
+    settle_mpp,
 )
 
 if TYPE_CHECKING:

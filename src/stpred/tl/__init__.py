@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
-    from stpred.tl._attribution import attribution
-    from stpred.tl._calibration import calibration
-    from stpred.tl._classify import classify
-    from stpred.tl._colocalization import colocalization
-    from stpred.tl._compare import compare
-    from stpred.tl._compare_bulk import compare_bulk
-    from stpred.tl._conformal import conformal
-    from stpred.tl._correct import correct
-    from stpred.tl._coverage import coverage
-    from stpred.tl._cross_validate import cross_validate
-    from stpred.tl._differential_expression import differential_expression
-    from stpred.tl._differential_rank import differential_rank
-    from stpred.tl._distill import distill
-    from stpred.tl._enrichment import enrichment
-    from stpred.tl._feature_associations import feature_associations
-    from stpred.tl._latent import latent
-    from stpred.tl._markers import markers
-    from stpred.tl._metagenes import metagenes
-    from stpred.tl._misaligned_spots import misaligned_spots
-    from stpred.tl._occluded_tiles import occluded_tiles
-    from stpred.tl._pathway_activity import pathway_activity
-    from stpred.tl._predict import predict
-    from stpred.tl._pretrain_encoder import pretrain_encoder
-    from stpred.tl._probe_encoder import probe_encoder
-    from stpred.tl._pseudobulk import pseudobulk
-    from stpred.tl._rank_models import rank_models
-    from stpred.tl._recalibrate import recalibrate
-    from stpred.tl._restarts import restarts
-    from stpred.tl._score_cell_types import score_cell_types
-    from stpred.tl._simulation_study import simulation_study
-    from stpred.tl._summarise import summarise
-    from stpred.tl._surroundings import surroundings
-    from stpred.tl._survival import survival
-    from stpred.tl._train import train
-    from stpred.tl._withheld_sections import withheld_sections
-    from stpred.tl._withheld_spots import withheld_spots
-    from stpred.tl._within_regions import within_regions
+    from stpred.tl._cells.score_cell_types import score_cell_types
+    from stpred.tl._downstream.colocalization import colocalization
+    from stpred.tl._downstream.differential_rank import differential_rank
+    from stpred.tl._downstream.enrichment import enrichment
+    from stpred.tl._downstream.feature_associations import feature_associations
+    from stpred.tl._downstream.markers import markers
+    from stpred.tl._downstream.pathway_activity import pathway_activity
+    from stpred.tl._evaluation.compare import compare
+    from stpred.tl._evaluation.cross_validate import cross_validate
+    from stpred.tl._evaluation.rank_models import rank_models
+    from stpred.tl._evaluation.summarise import summarise
+    from stpred.tl._evaluation.surroundings import surroundings
+    from stpred.tl._evaluation.within_regions import within_regions
+    from stpred.tl._generative.differential_expression import differential_expression
+    from stpred.tl._generative.latent import latent
+    from stpred.tl._generative.metagenes import metagenes
+    from stpred.tl._predictors.distill import distill
+    from stpred.tl._predictors.predict import predict
+    from stpred.tl._predictors.pretrain_encoder import pretrain_encoder
+    from stpred.tl._predictors.probe_encoder import probe_encoder
+    from stpred.tl._predictors.train import train
+    from stpred.tl._robustness.calibration import calibration
+    from stpred.tl._robustness.misaligned_spots import misaligned_spots
+    from stpred.tl._robustness.occluded_tiles import occluded_tiles
+    from stpred.tl._robustness.restarts import restarts
+    from stpred.tl._robustness.simulation_study import simulation_study
+    from stpred.tl._robustness.withheld_sections import withheld_sections
+    from stpred.tl._robustness.withheld_spots import withheld_spots
+    from stpred.tl._samples.classify import classify
+    from stpred.tl._samples.compare_bulk import compare_bulk
+    from stpred.tl._samples.pseudobulk import pseudobulk
+    from stpred.tl._samples.survival import survival
+    from stpred.tl._trust.attribution import attribution
+    from stpred.tl._trust.conformal import conformal
+    from stpred.tl._trust.correct import correct
+    from stpred.tl._trust.coverage import coverage
+    from stpred.tl._trust.recalibrate import recalibrate
+
+_HOMES = {
+    "attribution": "_trust.attribution",
+    "calibration": "_robustness.calibration",
+    "classify": "_samples.classify",
+    "colocalization": "_downstream.colocalization",
+    "compare": "_evaluation.compare",
+    "compare_bulk": "_samples.compare_bulk",
+    "conformal": "_trust.conformal",
+    "correct": "_trust.correct",
+    "coverage": "_trust.coverage",
+    "cross_validate": "_evaluation.cross_validate",
+    "differential_expression": "_generative.differential_expression",
+    "differential_rank": "_downstream.differential_rank",
+    "distill": "_predictors.distill",
+    "enrichment": "_downstream.enrichment",
+    "feature_associations": "_downstream.feature_associations",
+    "latent": "_generative.latent",
+    "markers": "_downstream.markers",
+    "metagenes": "_generative.metagenes",
+    "misaligned_spots": "_robustness.misaligned_spots",
+    "occluded_tiles": "_robustness.occluded_tiles",
+    "pathway_activity": "_downstream.pathway_activity",
+    "predict": "_predictors.predict",
+    "pretrain_encoder": "_predictors.pretrain_encoder",
+    "probe_encoder": "_predictors.probe_encoder",
+    "pseudobulk": "_samples.pseudobulk",
+    "rank_models": "_evaluation.rank_models",
+    "recalibrate": "_trust.recalibrate",
+    "restarts": "_robustness.restarts",
+    "score_cell_types": "_cells.score_cell_types",
+    "simulation_study": "_robustness.simulation_study",
+    "summarise": "_evaluation.summarise",
+    "surroundings": "_evaluation.surroundings",
+    "survival": "_samples.survival",
+    "train": "_predictors.train",
+    "withheld_sections": "_robustness.withheld_sections",
+    "withheld_spots": "_robustness.withheld_spots",
+    "within_regions": "_evaluation.within_regions",
+}
 
 __all__ = [
     "attribution",
@@ -84,12 +125,4 @@ __all__ = [
     "within_regions",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"stpred.tl._{name}"), name)
-    raise AttributeError(f"module 'stpred.tl' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from stpred._core.targets import dense, standardised
 from stpred.data import TooSmall
-from stpred.models._base import BaseConfig, Batch, Model
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch
 from stpred.training._fit import fit
 from stpred.training._folds import group_folds
 from stpred.training._plan import INNER_FOLDS

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import listing
-from stpred.models._base import Batch
-from stpred.models._iterative import Iterative
-from stpred.models._sample import gather
+from stpred.models.batch import Batch
 from stpred.models.losses import RELATIVE
+from stpred.models.parts.iterative import Iterative
+from stpred.models.parts.sample import gather
 
 
 class Feed(Protocol):

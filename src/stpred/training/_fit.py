@@ -13,9 +13,10 @@ import torch
 from stpred._core.checks import InputError
 from stpred._core.targets import dense, stored
 from stpred.data import BLOCK_FOLDS, TooSmall, blocks_of, far_from
-from stpred.models._base import BaseConfig, Batch, Model
-from stpred.models._iterative import Iterative
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.models.parts.iterative import Iterative
 from stpred.training import _loop
 from stpred.training._folds import group_folds
 from stpred.training._plan import INNER_FOLDS
@@ -229,7 +230,7 @@ def _fit_ensemble(
     run: Run,
 ) -> tuple[Model, dict[str, Any], Curve | None]:
     """Fit members that differ by seed or, where a family has no randomness, by what they are fitted on."""
-    from stpred.models._registry import family as named
+    from stpred.models.registry import family as named
 
     family = named(config.family)
     config = config.for_slides([b.slide for b in batches])
@@ -330,7 +331,7 @@ def held_out_scores(
     """Fit with groups left out and score their slides, gene by gene; of an ensemble, its first member."""
     run = Run() if run is None else run
     if isinstance(config, EnsembleConfig):
-        from stpred.models._registry import family as named
+        from stpred.models.registry import family as named
 
         family, config = named(config.family), config.member
     curves = _fold_curves(family, config, batches, groups=groups, seed=seed, run=run)

@@ -16,8 +16,8 @@ from stpred import metrics
 from stpred._core.checks import InputError
 from stpred._core.progress import track
 from stpred._core.targets import dense
-from stpred.models._base import Batch
-from stpred.models._iterative import Iterative
+from stpred.models.batch import Batch
+from stpred.models.parts.iterative import Iterative
 from stpred.training._checkpoint import Checkpoint, pack_optimizer, resume, unpack_optimizer
 from stpred.training._feeds import feed_of
 from stpred.training._run import Run

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import listing
 from stpred._core.targets import dense
-from stpred.models._base import Batch
-from stpred.models._generative.sample import PatchSample
-from stpred.models._scene import View
+from stpred.models.batch import Batch
+from stpred.models.xfuse.sample import PatchSample
+from stpred.models.xfuse.scene import View
 from stpred.training._augment import jittered
 
 TURN = 180.0

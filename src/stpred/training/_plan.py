@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stpred.data import BLOCK_FOLDS
-from stpred.models._base import BaseConfig, Model
-from stpred.models._iterative import Iterative
+from stpred.models.base import BaseConfig, Model
 from stpred.models.ensemble import EnsembleConfig
+from stpred.models.parts.iterative import Iterative
 from stpred.training._folds import group_folds
 
 logger = logging.getLogger("stpred.fits")
@@ -77,7 +77,7 @@ def plan(
     intervals
         Whether intervals are calibrated, on models that have not seen a donor.
     """
-    from stpred.models._registry import family as named
+    from stpred.models.registry import family as named
 
     n, donors = 1, len(set(groups))
     if isinstance(config, EnsembleConfig):

@@ -15,7 +15,8 @@ import numpy as np
 from stpred._core.checks import InputError, check_parent, one_of
 from stpred._core.files import writable
 from stpred._core.targets import stored
-from stpred.models._base import BaseConfig, Batch
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch
 from stpred.training._checkpoint import Checkpoint
 from stpred.training._scores import Curve
 
@@ -83,7 +84,7 @@ class Run:
         if self.fabric is None:
             from lightning_fabric import Fabric
 
-            from stpred.encoders._module import pick_device
+            from stpred.encoders.modules import pick_device
 
             device = pick_device(self.device)
             # A device without a number is the first.

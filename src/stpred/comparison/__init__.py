@@ -1,0 +1,1 @@
+"""Which rows, genes and scales of two tables belong together."""

@@ -1,0 +1,1 @@
+"""Simulated tissue: layout, cells, expression and its image."""

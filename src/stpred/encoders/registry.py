@@ -1,0 +1,232 @@
+"""Encoders by name: built in, registered by the user, timm, lazyslide-models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stpred._core.checks import InputError, element_name, listing
+from stpred._core.specs import TileSpec
+from stpred.encoders.base import Encoder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM = "timm/"
+
+Factory = Callable[..., Encoder]
+
+
+def _morphology(**kwargs: Any) -> Encoder:
+    from stpred.encoders._morphology import Morphology
+
+    return Morphology(**kwargs)
+
+
+def _intensity(**kwargs: Any) -> Encoder:
+    from stpred.encoders._intensity import IntensityEncoder
+
+    return IntensityEncoder(**kwargs)
+
+
+def _pixels(**kwargs: Any) -> Encoder:
+    from stpred.encoders._pixels import Pixels
+
+    return Pixels(**kwargs)  # type: ignore[return-value]  # the one encoder whose features are uint8
+
+
+_BUILT_IN: dict[str, Factory] = {"intensity": _intensity, "morphology": _morphology, "pixels": _pixels}
+_registered: dict[str, Factory] = {}
+
+
+def list_encoders(pattern: str | None = None) -> list[str]:
+    """Names that :func:`get` understands.
+
+    Parameters
+    ----------
+    pattern
+        Shell pattern, such as ``"h*"``. The thousand names of timm are searched only by a pattern that begins with
+        ``timm/``, such as ``"timm/*dinov2*"``; any of them can be used all the same.
+
+    Returns
+    -------
+    Sorted names: built in, registered, and those of lazyslide-models if it is installed.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.encoders.list("morph*")
+    ['morphology']
+    """
+    if pattern is not None and pattern.startswith(TIMM):
+        from stpred.encoders import _timm
+
+        names = [TIMM + n for n in _timm.names()]
+    else:
+        names = [*_own(), *_lazyslide_names()]
+    return sorted(n for n in names if pattern is None or fnmatchcase(n, pattern))
+
+
+def register(name: str, factory: Factory | str | Path) -> None:
+    """Make an encoder known by a name, for this session.
+
+    Parameters
+    ----------
+    name
+        The name; it must not be taken.
+    factory
+        Called with ``tile=`` (a :class:`~stpred.TileSpec` or None) and the further keywords of :func:`get`; returns an
+        encoder. Or the folder of a saved encoder (see :func:`save`), which is then known by this name.
+
+    Raises
+    ------
+    InputError
+        When the name is taken or cannot be part of an element name, or the folder holds no encoder.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> from stpred.encoders import IntensityEncoder
+    >>> st.encoders.register("colour", IntensityEncoder)
+    >>> st.encoders.get("colour").card.width
+    3
+    """
+    element_name(name, name="name")
+    if name in _own() or name in _lazyslide_names():
+        raise InputError(f"The encoder name {name!r} is taken; choose another.")
+    if isinstance(factory, (str, Path)):
+        from stpred.encoders import _saved
+
+        factory = _saved.factory(factory, name=name)
+    if not callable(factory):
+        raise InputError(
+            f"`factory` must be a function that returns an encoder, or the folder of a saved one, got {_kind(factory)}."
+        )
+    _registered[name] = factory
+
+
+def get(
+    encoder: str | Encoder | nn.Module,
+    *,
+    tile: TileSpec | None = None,
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    device: str | None = None,
+    **kwargs: Any,
+) -> Encoder:
+    """Make an encoder.
+
+    Nothing is fetched unless the name is that of a downloadable model (``timm/...`` or of lazyslide-models), and
+    nothing ever logs in anywhere: access to gated weights is what you set up for the Hugging Face hub yourself.
+
+    Parameters
+    ----------
+    encoder
+        ``"morphology"`` or another name of :func:`list`; any model name of timm, with or without ``timm/``; an encoder,
+        which is returned; or a ``torch.nn.Module`` that maps (n, 3, size_px, size_px) to (n, width).
+    tile
+        What the encoder sees; None takes its own (0.5 um per pixel and its input size, where it does not say).
+        Required for a module.
+    weights
+        Local weights instead of a download: a ``.safetensors`` or torch file (read without unpickling code), or the
+        folder of a downloaded hub repository.
+    pretrained
+        False builds a timm model with reproducible random weights.
+    device
+        Such as ``"cpu"`` or ``"cuda:0"``; None takes the GPU if there is one.
+    **kwargs
+        Passed on: to the factory of a built-in or registered encoder, to ``timm.create_model``, or, for a module,
+        ``name``, ``mean`` and ``std`` (of each channel on the 0..1 scale) or ``transform`` (PIL image to tensor), and
+        ``licence``.
+
+    Returns
+    -------
+    An encoder with its card; its features are float32.
+
+    Raises
+    ------
+    InputError
+        When the name is unknown (close names are shown), a package is missing, or weights cannot be had; the message
+        says where to get access and how to pass local weights.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.encoders.get("morphology").card.tile
+    TileSpec(mpp=0.5, size_px=224)
+    """
+    if isinstance(encoder, str):
+        return _by_name(encoder, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
+    if weights is not None or not pretrained:
+        raise InputError(f"`weights` and `pretrained` go with the name of an encoder, not with a {_kind(encoder)}.")
+    if isinstance(encoder, Encoder) and not isinstance(encoder, type):
+        if kwargs or (tile is not None and tile != encoder.card.tile):
+            raise InputError(
+                f"The encoder {encoder.card.name!r} is made already, for {encoder.card.tile}; "
+                f"it takes no {'`tile`' if not kwargs else listing(kwargs)}."
+            )
+        return encoder.to(device)
+    from torch import nn
+
+    if not isinstance(encoder, nn.Module):
+        raise InputError(f"`encoder` must be a name, an encoder or a torch.nn.Module, got a {_kind(encoder)}.")
+    from stpred.encoders import modules
+
+    return modules.from_module(encoder, tile=tile, **kwargs).to(device)
+
+
+def _by_name(
+    name: str, *, tile: TileSpec | None, weights: str | Path | None, pretrained: bool, device: str | None, **kwargs: Any
+) -> Encoder:
+    if (factory := _own().get(name)) is not None:
+        given = {"weights": weights} if weights is not None else {}
+        if name in _BUILT_IN and (given or not pretrained):
+            raise InputError(
+                f"The built-in encoder {name!r} has no weights, so `weights` and `pretrained` do not apply."
+            )
+        return factory(tile=tile, **given, **({} if pretrained else {"pretrained": False}), **kwargs).to(device)
+    if name.startswith(TIMM):
+        from stpred.encoders import _timm
+
+        return _timm.make(name, tile=tile, weights=weights, pretrained=pretrained, **kwargs).to(device)
+    if name.lower() in _lazyslide_names():
+        from stpred.encoders import _lazyslide
+
+        if not pretrained:
+            raise InputError(f"{name!r} of lazyslide-models comes with its weights only; pass `weights` or none.")
+        return _lazyslide.make(name.lower(), tile=tile, weights=weights, **kwargs).to(device)
+    from stpred.encoders import _timm
+
+    if name.partition(".")[0] in _timm.names():  # timm's own spelling, such as "resnet50.a1_in1k"
+        return _by_name(TIMM + name, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
+    raise InputError(_unknown(name))
+
+
+def _own() -> dict[str, Factory]:
+    return {**_BUILT_IN, **_registered}
+
+
+def _lazyslide_names() -> list[str]:
+    from stpred.encoders import _lazyslide
+
+    return _lazyslide.names()
+
+
+def _unknown(name: str) -> str:
+    """Say that a name is not known, and what comes near."""
+    from stpred.encoders import _lazyslide
+
+    known = [*_own(), *_lazyslide_names()]
+    near = get_close_matches(name.lower(), known, n=3)
+    said = (
+        f"did you mean {listing(near)}?" if near else f"available: {listing(known, most=40)}, 'timm/<any timm model>'."
+    )
+    missing = "" if _lazyslide.installed() else " Histology models come with `pip install 'stpred[encoders]'`."
+    return f"No encoder named {name!r}; {said}{missing}"
+
+
+def _kind(value: Any) -> str:
+    return f"class ({value.__name__})" if isinstance(value, type) else type(value).__name__

@@ -1,0 +1,1 @@
+"""Reading count matrices, columns and cell tables."""

@@ -1,1 +1,0 @@
-"""The parts of XFuse: networks, likelihoods, metagenes and their bookkeeping, posterior read-out."""

@@ -1,0 +1,264 @@
+"""What a model asks of the data layer (`Needs`) and what it gets (`Batch`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core.checks import InputError
+from stpred.links import Links
+from stpred.models.xfuse.scene import Scene
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model asks of the data layer.
+
+    Attributes
+    ----------
+    context_um
+        Radius around a target from which neighbours' features are taken; None: the tile alone.
+    slide_statistics
+        Whether features are standardised by the slide they come from, which needs the slide's points at the training
+        pitch.
+    n_neighbors
+        Number of nearest others that a target is linked to, instead of a radius.
+    whole_slide
+        Whether every point of the slide at the training pitch bears on every target.
+    parts
+        Sub-tiles along each edge of a target's tile (3: nine sub-tiles), or None.
+    slide_colour
+        Whether pixels are normalised by the colour of the slide's tissue.
+    cells
+        Whether locations are seen through the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
+        each cell, among the slide's cells.
+    patch_um
+        Of models that see cells: edge of a tile around the location that a cell lies in, and around the locations
+        within `patch_context_um` of that one; or None.
+    patch_context_um
+        Radius between such locations.
+    tokens
+        Whether locations are seen through the tokens (patches of tiles) in their footprints.
+    token_um
+        Edge of a token; None: the encoder's own, or about 8 um.
+    footprint_um
+        Edge of a square around each training location that is its footprint; None: its shape.
+    scene
+        Whether the model looks at the slide's pixels itself, and locations are sums over the pixels in their shapes.
+    """
+
+    context_um: float | None = None
+    slide_statistics: bool = False
+    n_neighbors: int | None = None
+    whole_slide: bool = False
+    parts: int | None = None
+    slide_colour: bool = False
+    cells: bool = False
+    patch_um: float | None = None
+    patch_context_um: float | None = None
+    tokens: bool = False
+    token_um: float | None = None
+    footprint_um: float | None = None
+    scene: bool = False
+
+    @property
+    def linked(self) -> bool:
+        """Whether targets are linked to their neighbours."""
+        return self.context_um is not None or self.n_neighbors is not None
+
+    @property
+    def sources(self) -> bool:
+        """Whether points at the training pitch are needed beside the targets."""
+        return self.linked or self.slide_statistics or self.whole_slide
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Tiles of the locations that cells lie in, of models that see both.
+
+    Attributes
+    ----------
+    features
+        (p, n_features) float32, each location at the training pitch once.
+    links
+        Ragged index from targets to rows of `features`: the location that the target lies in first, then those around.
+    sources
+        (s,) rows of `features` that speak for the slide as a whole.
+    """
+
+    features: NDArray[Any]
+    links: Links
+    sources: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Patches:
+        """Return those of some of the targets, in this order."""
+        return replace(self, links=self.links.take(rows))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Targets of one slide, as every family sees them in training, validation and prediction.
+
+    Attributes
+    ----------
+    slide
+        Name of the slide.
+    features
+        (m, n_features) float32 (uint8 for pixels), every embedded point once.
+    targets
+        (n,) rows of `features` that are predicted.
+    sources
+        (p,) rows of `features` at the training pitch: context and slide statistics come from these alone.
+    coords_um
+        (n, 2) centres of the targets.
+    links
+        Ragged index from targets to rows of `features`: their neighbours, the target itself not among them; or None.
+    parts
+        Ragged index from targets to rows of `features`: sub-tiles of the target's tile, or tokens in its footprint,
+        with their shares of it as weights; or None.
+    cells
+        Ragged index from targets to rows of `features`: the cells in each location; of a cell, itself. None for models
+        that do not see cells. With cells, the row of `targets` is the cell nearest to the location's centre.
+    cell_links
+        Ragged index from rows of `features` to rows of `features`: the cells around each cell; or None.
+    patches
+        Tiles of the locations that cells lie in; or None.
+    y
+        (n, n_genes) float32 training target, dense or (of families that take it so) csr, or None.
+    truth
+        (n, n_genes) float32 values that predictions are scored against; None: `y`.
+    totals, n_measured
+        (n,) library sizes and the number of genes that they are over, or None.
+    scale
+        What `y` is: ``"log1p_cp10k"``, ``"counts"`` or ``"log_share"``.
+    colour
+        (2, 3) mean and standard deviation of red, green and blue over the slide's tissue, 0..1, or None.
+    context
+        Where context is from: ``"region"`` (the targets' own), ``"grid"``, or the name of the slide's training region
+        (with ``"+grid"`` where that does not reach all targets).
+    scene
+        The slide's pixels and which of them lie in each target, for models that look at these; or None.
+    known
+        (n_genes,) whether each gene was measured on this slide; None: all.
+    """
+
+    slide: str
+    features: NDArray[Any]
+    targets: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    coords_um: NDArray[np.float64]
+    links: Links | None = None
+    parts: Links | None = None
+    cells: Links | None = None
+    cell_links: Links | None = None
+    patches: Patches | None = None
+    y: NDArray[np.float32] | None = None
+    truth: NDArray[np.float32] | None = None
+    totals: NDArray[np.float64] | None = None
+    n_measured: int | None = None
+    scale: str | None = None
+    colour: NDArray[np.float32] | None = None
+    context: str | None = None
+    scene: Scene | None = None
+    known: NDArray[np.bool_] | None = None
+
+    @property
+    def own(self) -> NDArray[Any]:
+        """(n, n_features) features of the targets themselves."""
+        return self.features[self.targets]
+
+    @property
+    def scored(self) -> NDArray[np.float32]:
+        """(n, n_genes) values that predictions are scored against."""
+        values = self.y if self.truth is None else self.truth
+        if values is None:
+            raise InputError(f"Slide {self.slide!r} came without measured expression.")
+        return values
+
+    @classmethod
+    def of(
+        cls,
+        features: NDArray[Any],
+        *,
+        neighbors: Any = None,
+        parts: NDArray[Any] | None = None,
+        cells: Any = None,
+        coords_um: NDArray[np.float64] | None = None,
+        slide: str = "slide",
+        **measured: Any,
+    ) -> Self:
+        """Make a batch from features of your own, every location a target.
+
+        Parameters
+        ----------
+        features
+            (n, n_features) features of the locations' tiles; with `cells`, (m, n_features) features of the cells.
+        neighbors
+            For each location the rows of its neighbours, as (n, k) whole numbers with -1 for none, or as a list of
+            lists; a location itself is dropped from its list, since models always see it.
+        parts
+            (n, p, n_features) features of the sub-tiles.
+        cells
+            Which cells each of the n locations holds, at least one each: a list of lists of rows, or
+            :class:`~stpred.links.Links`.
+        coords_um
+            (n, 2) centres in micrometres.
+        slide
+            Name of the slide.
+        **measured
+            ``y``, ``truth``, ``totals``, ``scale``, ``n_measured``.
+        """
+        features = np.asarray(features)
+        inside = None if cells is None else _links(cells)
+        if inside is not None and (inside.counts() == 0).any():
+            raise InputError(f"{int((inside.counts() == 0).sum())} locations hold no cell; leave them out.")
+        n = len(features) if inside is None else inside.n_targets
+        rows = np.arange(n) if inside is None else inside.indices[inside.indptr[:-1]]
+        links = around = None
+        if neighbors is not None:
+            found = _links(neighbors)
+            owner = np.repeat(np.arange(found.n_targets), found.counts())
+            kept = found.indices != owner
+            counts = np.bincount(owner[kept], minlength=found.n_targets)
+            links = Links(np.concatenate([[0], np.cumsum(counts)]), found.indices[kept])
+        sources = np.arange(len(features))
+        if parts is not None:
+            each = parts.shape[1]
+            around = Links(np.arange(n + 1) * each, n + np.arange(n * each))
+            features = np.concatenate([features, np.asarray(parts).reshape(n * each, -1)])
+        coords = np.zeros((n, 2)) if coords_um is None else np.asarray(coords_um, dtype=np.float64)
+        return cls(slide, features, rows, sources, coords, links=links, parts=around, cells=inside, **measured)
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
+
+        def some(values: Any) -> Any:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            targets=self.targets[rows],
+            coords_um=self.coords_um[rows],
+            links=None if self.links is None else self.links.take(rows),
+            parts=None if self.parts is None else self.parts.take(rows),
+            cells=None if self.cells is None else self.cells.take(rows),
+            patches=None if self.patches is None else self.patches.take(rows),
+            y=some(self.y),
+            truth=some(self.truth),
+            totals=some(self.totals),
+            scene=None if self.scene is None else self.scene.take(rows),
+        )
+
+
+def _links(lists: Any) -> Links:
+    """Return ragged links from a list of lists of rows, or a matrix of them; negative rows stand for none."""
+    if isinstance(lists, Links):
+        return lists
+    counts = np.fromiter((len(row) for row in lists), dtype=np.int64, count=len(lists))
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *(np.asarray(row, dtype=np.int64) for row in lists)])
+    known = flat >= 0
+    counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[known], minlength=len(counts))
+    return Links(np.concatenate([[0], np.cumsum(counts)]), flat[known])

@@ -1,0 +1,117 @@
+"""Models on disk: ``config.json`` + ``model.safetensors`` in one folder, written whole, loaded without pickle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from stpred._core.checks import InputError, MissingFileError, check_parent, listing, whole
+from stpred._core.files import read_json, readable
+from stpred._core.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
+from stpred.models import registry
+from stpred.models._files import stored
+from stpred.models.base import FORMAT_VERSION, Model
+
+
+def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a trained model as a folder.
+
+    Parameters
+    ----------
+    model
+        What `tl.train` returned.
+    path
+        Folder to make.
+    overwrite
+        Replace an existing folder.
+
+    Returns
+    -------
+    The folder; it appears whole or not at all.
+
+    Examples
+    --------
+    >>> import stpred as st, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "copy"
+    >>> st.models.save(st.models.load("default"), folder).name
+    'copy'
+    """
+    path = Path(path)
+    if not isinstance(model, Model):
+        raise InputError(f"`model` must be a trained model, got {type(model).__name__}.")
+    if not model.record.genes:
+        raise InputError(f"The {model.family!r} model is not trained, so there is nothing to keep.")
+    check_parent(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the model.")
+    if path.exists() and not (path.is_dir() and (path / CONFIG).exists()):
+        raise InputError(f"{str(path)!r} is not a model folder, so it is not overwritten.")
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "family": model.family,
+        "id": model.id,
+        "config": model.config.to_dict(),
+        "n_features": model.n_features,
+        "record": asdict(model.record),
+    }
+    return write_folder(path, facts, model.state_dict(), what="model")
+
+
+def load(path: str | Path) -> Model:
+    """Load a trained model.
+
+    Parameters
+    ----------
+    path
+        Folder that `save` wrote, or the name of a bundled model.
+
+    Raises
+    ------
+    InputError
+        If the folder is no model, of another format version, or lacks tensors.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.models.load("default").record.target
+    'log1p_cp10k'
+    """
+    folder = registry.BUNDLED / str(path) if str(path) in registry.bundled() else Path(path)
+    if not (folder / CONFIG).is_file():
+        raise MissingFileError(
+            f"No model at {str(path)!r} (a folder with {CONFIG} and {WEIGHTS} is needed); bundled: "
+            f"{listing(registry.bundled())}."
+        )
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    facts = read_json(config, what="model's config")
+    found = facts.get("format_version")
+    if found != FORMAT_VERSION or isinstance(found, bool):
+        raise InputError(
+            f"Model {str(path)!r} has format version {found!r}, this stpred reads {FORMAT_VERSION}; "
+            f"{'upgrade stpred' if isinstance(found, int) and found > FORMAT_VERSION else 'train or save it again'}."
+        )
+    if missing := {"family", "config", "n_features", "record"} - facts.keys():
+        raise InputError(f"{str(config)!r} lacks {sorted(missing)}.")
+    family = registry.family(facts["family"])
+    record = stored.record(facts["record"], config)
+    if not isinstance(facts["config"], dict):
+        raise InputError(f"{str(config)!r} holds no settings under 'config' but {facts['config']!r}.")
+    settings = family.Config.parse(facts["config"])
+    width = whole(facts["n_features"], name=f"n_features of {config}")
+
+    def build() -> Model:
+        return family(settings, n_features=width, n_genes=len(record.genes))
+
+    check_tensors(weights, build, what=repr(family.family))
+    with readable(weights, what="model file"):
+        tensors = load_file(weights)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+        model = build()
+    model.load_state_dict(tensors)
+    check_values(model.state_dict().items(), weights)
+    model.record = record
+    stored.check_width(model, config)
+    return model.eval()

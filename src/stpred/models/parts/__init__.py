@@ -1,0 +1,1 @@
+"""Building blocks of the families: training hooks, networks, attention, layers for cells."""

@@ -1,0 +1,109 @@
+"""What the families share that see locations through the cells in them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stpred._core.checks import InputError
+from stpred.models.batch import Batch, Needs
+from stpred.models.layers import segment_mean, segment_sum
+from stpred.models.ood import TypicalTiles
+from stpred.models.parts.network import Network
+from stpred.models.parts.sample import Sample, Scaling
+
+
+class CellNetwork(Network):
+    """A network that predicts each cell, and a location as the mean or sum of its cells.
+
+    Subclasses define ``per_cell(sample)``. A target that is itself a cell holds one cell, so that cells and locations
+    take the same path.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """The cells in each location; slide statistics as every network."""
+        return replace(super().needs, cells=True)
+
+    @property
+    def pooling(self) -> str:
+        """How cells make up their location: ``"mean"`` or ``"sum"``."""
+        return "mean"
+
+    @abstractmethod
+    def per_cell(self, sample: Sample) -> Tensor:
+        """Return (m, n_genes) values of the sample's cells."""
+
+    def forward(self, sample: Sample) -> Tensor:
+        """Return (n, n_genes) outputs of the targets."""
+        return self.together(self.per_cell(sample), sample)
+
+    def together(self, values: Tensor, sample: Sample) -> Tensor:
+        """Pool (m, n_genes) values of cells to (n, n_genes) values of the targets they are in."""
+        if sample.owners is None:
+            return values
+        pooled = segment_sum if self.pooling == "sum" else segment_mean
+        return pooled(values, sample.owners, len(sample.targets))
+
+    def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
+        """Standardise a slide's cells once for all steps, in the order of the locations that they are in."""
+        scaling = self.scaling(batch)
+        batch = self.with_patches(batch)
+        if batch.cells is None or batch.cell_links is not None:
+            return batch, scaling
+        rows, first = np.unique(batch.cells.indices, return_index=True)
+        order = np.argsort(first, kind="stable")
+        place = np.empty(len(rows), dtype=np.int64)
+        place[order] = np.arange(len(rows))
+        features = batch.features[rows[order]]
+        return replace(
+            batch,
+            features=np.asarray(features, np.float32) if scaling is None else scaling.apply(features),
+            targets=place[np.searchsorted(rows, batch.targets)],
+            sources=np.empty(0, dtype=np.int64),
+            cells=replace(batch.cells, indices=place[np.searchsorted(rows, batch.cells.indices)]),
+        ), None
+
+    def with_patches(self, batch: Batch) -> Batch:
+        """Return the batch with its patches standardised as its cells are."""
+        if batch.patches is None or self.config.standardize == "none":
+            return batch
+        scaling = Scaling.of(batch.patches.features[batch.patches.sources])
+        return replace(batch, patches=replace(batch.patches, features=scaling.apply(batch.patches.features)))
+
+    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        return super()._evaluate(self.with_patches(batch), finish)
+
+    def describe(self, batch: Batch) -> NDArray[np.float32]:
+        """Return features of the slide's sample of cells: locations are told from those of training by their cells."""
+        return np.asarray(batch.features[batch.sources], dtype=np.float32)
+
+    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+        """Return (n,) mean distances of the targets' cells from those of training, as shares of their limit."""
+        typical = typical or self.typical
+        if batch.cells is None:
+            return typical.relative(typical.distance(np.asarray(batch.own, dtype=np.float32)))
+        return typical.within(batch.features, batch.cells)
+
+
+def cells_of(sample: Sample) -> Tensor:
+    """Return the (m,) rows of the sample's cells; targets that came without a list of cells are cells themselves."""
+    return sample.targets if sample.cells is None else sample.cells
+
+
+def typical_cells(batches: Sequence[Batch]) -> float:
+    """Return the mean number of cells of the locations."""
+    counts = [b.cells.counts() for b in batches if b.cells is not None]
+    return float(np.concatenate(counts).mean()) if counts else 1.0
+
+
+def need_neighbors(sample: Sample) -> Tensor:
+    """Return the (m, k) cells around each cell, or say that they are missing."""
+    if sample.neighbors is None:
+        raise InputError("The batch came without the neighbours of cells, which this model needs.")
+    return sample.neighbors

@@ -1,0 +1,95 @@
+"""What every family shares that is trained step by step, whatever it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from stpred._core.checks import InputError, positive, whole
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch
+
+
+@dataclass(frozen=True)
+class IterativeConfig(BaseConfig):
+    """Settings of every optimiser's run.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the training data.
+    lr
+        Of the optimiser.
+    batch_size
+        Locations, slides or patches per step.
+    clip_norm
+        Largest norm of the gradient; None leaves it.
+    """
+
+    epochs: int | None = None
+    lr: float = 1e-3
+    batch_size: int = 128
+    clip_norm: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", whole(self.batch_size, name="batch_size"))
+        if self.epochs is not None:
+            object.__setattr__(self, "epochs", whole(self.epochs, name="epochs", unset=True))
+        positive(self.lr, name="lr")
+        if self.clip_norm is not None:
+            positive(self.clip_norm, name="clip_norm")
+
+
+def share(value: float, *, name: str, below: float = 1.0) -> float:
+    """Return a number from 0 to below `below`, such as a dropout rate; zero is a value."""
+    if isinstance(value, (bool, str)) or value is None or not 0 <= float(value) < below:
+        raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
+    return float(value)
+
+
+class Iterative(Model):
+    """A family that is trained by gradient descent: ``forward(sample)``, ``loss`` and the hooks of the training loop.
+
+    Of the hooks, `on_epoch_end` may add or remove parameters: it returns True when it did, and the optimiser is then
+    made anew.
+    """
+
+    unit: ClassVar[Literal["locations", "slides", "patches"]] = "locations"
+    """What a training step takes `batch_size` of."""
+    criterion: ClassVar[Literal["pearson", "mse"]] = "pearson"
+    """What the number of epochs is chosen by on left-out donors."""
+    seeded: ClassVar[bool] = True
+    scored_each_epoch: ClassVar[bool] = True
+    """Whether slides that validate are scored after each epoch, or only after the last."""
+    Config: ClassVar[type[IterativeConfig]] = IterativeConfig  # type: ignore[assignment]
+    config: IterativeConfig
+
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """Learn from the training batches what is not learned by gradients."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters in groups, as torch's optimisers take them."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser."""
+        return torch.optim.AdamW(self.param_groups(), lr=self.config.lr, weight_decay=0.0)
+
+    def loss(self, output: Any, sample: Any) -> Tensor:
+        """Return what is made small, of what ``forward`` returned."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss.")
+
+    def after_step(self) -> None:
+        """Act after an optimiser step (moving averages)."""
+
+    def on_epoch_end(self, epoch: int) -> bool:
+        """Act after an epoch; return True if parameters were added or removed."""
+        return False
+
+    def review(self, epoch: int, samples: Callable[[], Iterable[Any]]) -> bool:
+        """Act after an epoch, with another pass over samples if it is worth that; see `on_epoch_end`."""
+        return self.on_epoch_end(epoch)

@@ -1,0 +1,275 @@
+"""What the families that are trained step by step share: settings, standardisation, losses, prediction in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpred._core.checks import InputError, one_of, whole
+from stpred._core.targets import CP10K, moments
+from stpred.models import losses
+from stpred.models.base import BaseConfig
+from stpred.models.batch import Batch, Needs
+from stpred.models.layers import ACTIVATIONS, OUTPUTS
+from stpred.models.parts.iterative import Iterative, IterativeConfig, share
+from stpred.models.parts.sample import Sample, Scaling, gather
+
+STANDARDIZE = ("none", "train", "slide")
+
+BLOCK = 4096
+"""Targets that are predicted at a time."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig(IterativeConfig):
+    """Settings that every network of features has; families change the defaults to those of their publication.
+
+    Parameters
+    ----------
+    loss
+        ``"mse"``; ``"cosine"`` or ``"pearson"`` per slide and gene (the scale of each gene stays open); or ``"nb"``,
+        negative binomial on raw counts with the library size as offset and a learned dispersion per gene.
+    standardize
+        ``"slide"``: features by the mean and standard deviation of the slide's own points, which removes shifts of
+        stain and scanner; ``"train"``: by those of the training points; ``"none"``: as the encoder gives them.
+    scale_genes
+        Standardise each gene over the training locations for ``"mse"``; inverted at prediction.
+    epochs
+        Passes over the training locations. None: as many as score best on donors that are left out inside the training
+        slides; with a single donor `epochs_alone`.
+    max_epochs, patience
+        What None chooses from, and after how many epochs without a better score a left-out fold stops.
+    epochs_alone
+        Passes when there is no other donor to choose by. None: as many as score best on left-out blocks of its slides.
+    lr, weight_decay
+        Of the optimiser.
+    batch_size
+        Locations per step, with ``"cosine"`` and ``"pearson"`` of one slide (whole-slide families: slides per step).
+    clip_norm
+        Largest norm of the gradient; None leaves it.
+    """
+
+    loss: str = "mse"
+    standardize: str = "slide"
+    scale_genes: bool = True
+    max_epochs: int = 60
+    patience: int = 10
+    epochs_alone: int | None = 20
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of(self.loss, losses.LOSSES, name="loss")
+        one_of(self.standardize, STANDARDIZE, name="standardize")
+        for name in ("max_epochs", "patience"):
+            object.__setattr__(self, name, whole(getattr(self, name), name=name))
+        if self.epochs_alone is not None:
+            object.__setattr__(self, "epochs_alone", whole(self.epochs_alone, name="epochs_alone", unset=True))
+        share(self.weight_decay, name="weight_decay", below=float("inf"))
+        super().__post_init__()
+
+
+def check_perceptron(config: Any) -> None:
+    """Check the settings of a perceptron: ``hidden``, ``activation``, ``dropout``, ``output`` and ``input_dropout``."""
+    object.__setattr__(config, "hidden", tuple(whole(h, name="hidden") for h in config.hidden))
+    one_of(config.activation, ACTIVATIONS, name="activation")
+    one_of(config.output, OUTPUTS, name="output")
+    share(config.dropout, name="dropout")
+    share(getattr(config, "input_dropout", 0.0), name="input_dropout")
+
+
+def check_reach(config: Any) -> None:
+    """Refuse an output that is never negative where genes are standardised."""
+    if config.output != "linear" and config.loss == "mse" and config.scale_genes:
+        raise InputError(f"`output`={config.output!r} cannot reach standardised genes: pass scale_genes=False.")
+
+
+class Network(Iterative):
+    """A family of networks on features of locations: ``forward`` and settings; the rest is here.
+
+    Subclasses define ``forward(sample) -> (n, n_genes)`` and may override ``optimizer``, ``initialise``, ``finish`` and
+    the hooks of :class:`Iterative`.
+    """
+
+    Config: ClassVar[type[NetworkConfig]] = NetworkConfig  # type: ignore[assignment]
+    config: NetworkConfig
+    feature_mean: Tensor
+    feature_std: Tensor
+    gene_mean: Tensor
+    gene_std: Tensor
+    library_median: Tensor
+
+    def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__(config, n_features=n_features, n_genes=n_genes)
+        if self.config.standardize == "train":
+            self.register_buffer("feature_mean", torch.zeros(n_features))
+            self.register_buffer("feature_std", torch.ones(n_features))
+        self.register_buffer("gene_mean", torch.zeros(n_genes))
+        self.register_buffer("gene_std", torch.ones(n_genes))
+        if self.config.loss == "nb":
+            self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
+            self.register_buffer("library_median", torch.ones(()))
+
+    # What the data layer brings.
+
+    @property
+    def needs(self) -> Needs:
+        """Slide statistics when each slide is standardised by itself."""
+        return Needs(slide_statistics=self.config.standardize == "slide")
+
+    def training_target(self, target: str | None) -> str:
+        """Return raw counts for the likelihood of counts, otherwise what is asked for."""
+        return "counts" if self.config.loss == "nb" else super().training_target(target)
+
+    def output_scale(self, target: str | None) -> str:
+        """Return ``"relative"`` for losses that leave a gene's scale open."""
+        if self.config.loss in losses.RELATIVE:
+            return "relative"
+        return "log1p_cp10k" if self.config.loss == "nb" else self.training_target(target)
+
+    def scaling(self, batch: Batch) -> Scaling | None:
+        """Return what a slide's features are standardised by."""
+        if self.config.standardize == "none":
+            return None
+        if self.config.standardize == "slide":
+            return Scaling.of(batch.features[batch.sources])
+        return Scaling(self.feature_mean.cpu().numpy(), self.feature_std.cpu().numpy())
+
+    def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
+        """Return a slide as training steps take it, and what its features are still to be standardised by."""
+        return batch, self.scaling(batch)
+
+    # Training.
+
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """Learn from the training batches what is not learned by gradients."""
+        if self.config.standardize == "train":
+            found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
+            self._set("feature_mean", found.mean)
+            self._set("feature_std", found.std)
+        if self.config.loss == "mse" and self.config.scale_genes:
+            mean, std = self.gene_scaling(batches)
+            self._set("gene_mean", mean)
+            self._set("gene_std", np.where(std < 1e-8, 1.0, std))
+            self.initialise(np.zeros(self.n_genes))
+        elif self.config.loss == "mse":
+            self.initialise(moments([b.y for b in batches])[0])
+        elif self.config.loss == "nb":
+            totals = np.concatenate([_totals(b) for b in batches])
+            sums = moments([b.y for b in batches])[0] * len(totals)
+            part = ((sums + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
+            self.initialise(np.log(part / (1 - part)))
+            self._set("library_median", np.median(totals))
+
+    def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (n_genes,) what training targets are centred and divided by."""
+        return moments([b.y for b in batches])
+
+    def initialise(self, mean: NDArray[np.float64]) -> None:
+        """Let the outputs start at the (n_genes,) training mean."""
+        head = self.head
+        if head is not None:
+            with torch.no_grad():
+                head.bias.copy_(torch.as_tensor(mean, dtype=head.bias.dtype))
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last linear layer, whose bias starts at the training mean; None leaves it to the family."""
+        return None
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam with decoupled weight decay (without decay it is Adam)."""
+        return torch.optim.AdamW(self.param_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def loss(self, output: Tensor, sample: Sample) -> Tensor:
+        """Return the configured loss of (n, n_genes) outputs."""
+        if sample.y is None:
+            raise InputError("The batch came without training targets.")
+        if self.config.loss == "mse":
+            return losses.mse(output, (sample.y - self.gene_mean) / self.gene_std)
+        if self.config.loss == "nb":
+            if sample.totals is None:
+                raise InputError("The loss 'nb' needs library sizes, and the batch has none.")
+            return losses.negative_binomial(output, sample.y, sample.totals, self.log_dispersion)
+        return losses.cosine(output, sample.y, sample.slides, centred=self.config.loss == "pearson")
+
+    def draws(self, batches: Sequence[Batch], *, seed: int) -> list[NDArray[Any]] | None:
+        """Return a cluster number for every location, where epochs draw equally many of each; None: each once."""
+        return None
+
+    # Prediction.
+
+    def finish(self, output: Tensor) -> Tensor:
+        """Turn (n, n_genes) outputs into predictions on the output scale."""
+        if self.config.loss == "nb":
+            return torch.log1p(CP10K * torch.sigmoid(output))
+        if self.config.loss == "mse":
+            output = output * self.gene_std + self.gene_mean
+        # Expression is not negative; a centred relative output has no zero to stop at.
+        return output if self.config.loss == "pearson" else output.clamp(min=0)
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Evaluation mode without gradients; families add what is worth preparing once for many blocks."""
+        was = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(was)
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the (n, n_genes) mean prediction, and the standard deviation where counts have a likelihood.
+
+        Networks of other losses have none (see `Ensemble`).
+        """
+        mean = self._evaluate(batch, self.finish)
+        return mean, self._deviation(mean) if self.config.loss == "nb" and self.per is None else None
+
+    def _deviation(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the standard deviation of log1p CP10k measured at the training locations' median library size.
+
+        Of negative binomial counts whose variance is ``mu + mu ** 2 / theta``, to first order in the logarithm.
+        """
+        rate = np.expm1(mean, dtype=np.float64)
+        theta = self.log_dispersion.detach().cpu().double().clamp(-10, 15).exp().numpy()
+        variance = rate * (CP10K / float(self.library_median)) + np.square(rate) / theta
+        return (np.sqrt(variance) / (1 + rate)).astype(np.float32)
+
+    def outputs(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the (n, n_genes) outputs as the network gives them, neither scaled back nor clipped."""
+        return self._evaluate(batch, lambda output: output)
+
+    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        device = next(self.parameters()).device
+        scaling = self.scaling(batch)
+        out = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
+        with self.predicting():
+            for rows in self._blocks(batch):
+                part = batch.take(rows)
+                sample = gather([part], [scaling], whole_slide=self.needs.whole_slide, device=device)
+                out[rows] = finish(self(sample)).float().cpu().numpy()
+        return out
+
+    def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
+        """Return rows of targets by place, so that a block's context is shared."""
+        n = len(batch.targets)
+        if n <= BLOCK:
+            return [np.arange(n)]
+        # Strips of the slide, each run through along the other axis.
+        x, y = batch.coords_um.T
+        strip = np.floor((x - x.min()) / max(np.ptp(x) / np.sqrt(n / BLOCK), 1e-9))
+        return np.array_split(np.lexsort((y, strip)), -(-n // BLOCK))
+
+
+def _totals(batch: Batch) -> NDArray[np.float64]:
+    if batch.totals is None:
+        raise InputError(f"Slide {batch.slide!r} came without library sizes, which the loss 'nb' needs.")
+    return batch.totals

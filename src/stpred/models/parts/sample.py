@@ -1,0 +1,188 @@
+"""From batches (NumPy, one per slide) to what a network computes on: tensors of the points that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stpred._core.targets import dense
+from stpred.links import Links
+from stpred.models.batch import Batch
+
+EXTREME = 8.0
+"""A feature that hardly varied in training must not carry a strange tile's prediction away."""
+
+_ROWS = 4096
+
+
+@dataclass  # not frozen, for Fabric casts the tensors of a copy where precision is mixed
+class Sample:
+    """Targets of one or several slides.
+
+    Attributes
+    ----------
+    features
+        (m, n_features) standardised float32, or uint8 pixels; every point once.
+    targets
+        (n,) rows of `features`.
+    slides
+        (n,) number of the slide that each target is from, counted from 0.
+    neighbors, parts
+        (n, k) rows of `features`, -1 where there is none; or None.
+    part_shares
+        (n, k) shares of the parts, 0 where there is none; None: all alike.
+    sources
+        (p,) rows of `features` at the training pitch, for networks that look at whole slides; or None.
+    cells, owners
+        (m,) rows of `features` that are cells of the targets, in the order of the targets, and (m,) whose they are; or
+        None. With cells, `neighbors` are those of each of them.
+    patches, patch_rows
+        (q, n_features) standardised tiles of locations, and (n, k) which of them are a target's, its own first, -1
+        where there is none; or None.
+    y, totals
+        (n, n_genes) training target and (n,) library sizes, or None.
+    """
+
+    features: Tensor
+    targets: Tensor
+    slides: Tensor
+    neighbors: Tensor | None = None
+    parts: Tensor | None = None
+    part_shares: Tensor | None = None
+    sources: Tensor | None = None
+    cells: Tensor | None = None
+    owners: Tensor | None = None
+    patches: Tensor | None = None
+    patch_rows: Tensor | None = None
+    y: Tensor | None = None
+    totals: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What features are standardised by: (n_features,) mean and standard deviation."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, features: NDArray[Any]) -> Scaling:
+        """Measure it on (n, n_features) features; constant ones are left at zero instead of divided by nothing."""
+        mean = np.asarray(features).mean(axis=0, dtype=np.float64)
+        squares = np.zeros_like(mean)
+        for start in range(0, len(features), _ROWS):  # in double precision, but not all of them at once
+            squares += np.square(np.asarray(features[start : start + _ROWS], dtype=np.float64) - mean).sum(axis=0)
+        std = np.sqrt(squares / len(features))
+        return cls(mean.astype(np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
+
+    def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Standardise (n, n_features) features."""
+        out = np.asarray(features, dtype=np.float32) - self.mean
+        out /= self.std
+        return np.clip(out, -EXTREME, EXTREME, out=out)
+
+
+def padded(links: Links) -> NDArray[np.int64]:
+    """Return ragged links as an (n, k) matrix of source rows, -1 where there is none."""
+    counts = links.counts()
+    out = np.full((links.n_targets, int(counts.max(initial=0))), -1, dtype=np.int64)
+    place = np.arange(links.indices.size) - np.repeat(links.indptr[:-1], counts)
+    out[np.repeat(np.arange(links.n_targets), counts), place] = links.indices
+    return out
+
+
+def _shares(links: Links | None) -> NDArray[np.float32] | None:
+    """Return the weights of ragged links as an (n, k) matrix, 0 where there is none; None where all weigh the same."""
+    if links is None or links.weights is None:
+        return None
+    counts = links.counts()
+    out = np.zeros((links.n_targets, int(counts.max(initial=0))), dtype=np.float32)
+    out[np.arange(out.shape[1]) < counts[:, None]] = links.weights
+    return out
+
+
+def gather(
+    batches: Sequence[Batch],
+    scalings: Sequence[Scaling | None],
+    *,
+    whole_slide: bool = False,
+    device: torch.device | str = "cpu",
+) -> Sample:
+    """Put the targets of several batches together, with the embedded points that they need and no others.
+
+    Parameters
+    ----------
+    batches
+        Targets; all with or all without links, parts, targets' values.
+    scalings
+        How each batch's features are standardised; None leaves them as they are. Patches come standardised.
+    whole_slide
+        Keep every source of the slides, not only linked ones.
+    device
+        Where the tensors go.
+    """
+    features, patches, columns, start, first, n_patches = [], [], [], 0, 0, 0
+    for number, (batch, scaling) in enumerate(zip(batches, scalings, strict=True)):
+        own = (
+            batch.links
+            if batch.cells is None or batch.cell_links is None
+            else batch.cell_links.take(batch.cells.indices)
+        )
+        wanted = [batch.targets, *(x.indices for x in (own, batch.parts, batch.cells) if x is not None)]
+        used = np.unique(np.concatenate([*wanted, batch.sources] if whole_slide else wanted))
+        values = batch.features if len(used) == len(batch.features) else batch.features[used]
+        features.append(_plain(values) if scaling is None else scaling.apply(values))
+
+        def place(rows: NDArray[np.int64], used: NDArray[np.int64] = used, start: int = start) -> NDArray[np.int64]:
+            return np.where(rows < 0, -1, np.searchsorted(used, rows) + start)
+
+        column = {
+            "targets": place(batch.targets),
+            "slides": np.full(len(batch.targets), number),
+            "neighbors": None if own is None else place(padded(own)),
+            "parts": None if batch.parts is None else place(padded(batch.parts)),
+            "part_shares": _shares(batch.parts),
+            "sources": place(batch.sources) if whole_slide else None,
+            "cells": None if batch.cells is None else place(batch.cells.indices),
+            "owners": None
+            if batch.cells is None
+            else np.repeat(first + np.arange(len(batch.targets)), batch.cells.counts()),
+            "patch_rows": None,
+            "y": None if batch.y is None else dense(batch.y, np.float32),
+            "totals": None if batch.totals is None else np.asarray(batch.totals, dtype=np.float32),
+        }
+        if batch.patches is not None:
+            shown, rows = np.unique(padded(batch.patches.links), return_inverse=True)
+            kept = shown[shown >= 0]
+            patches.append(np.asarray(batch.patches.features[kept], dtype=np.float32))
+            rows = rows.reshape(len(batch.targets), -1) - (len(shown) - len(kept))
+            column["patch_rows"] = np.where(rows < 0, -1, rows + n_patches)
+            n_patches += len(kept)
+        columns.append(column)
+        start += len(used)
+        first += len(batch.targets)
+    tensors = {k: _join([c[k] for c in columns]) for k in columns[0]}
+    tensors |= {"features": _join(features), "patches": _join(patches) if patches else None}
+    return Sample(**{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()})  # type: ignore[arg-type]
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Return features as float32, pixels as they are; always an array of its own that torch may hold."""
+    return np.array(values, dtype=np.uint8 if values.dtype == np.uint8 else np.float32)
+
+
+def _join(parts: list[Any]) -> Any:
+    """Concatenate along the first axis; matrices of rows are padded to the widest."""
+    if any(p is None for p in parts):
+        return None
+    if parts[0].ndim == 2 and len({p.shape[1] for p in parts}) > 1:
+        width = max(p.shape[1] for p in parts)
+        nothing = -1 if parts[0].dtype.kind == "i" else 0
+        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=nothing) for p in parts]
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))

@@ -1,0 +1,90 @@
+"""Which model families and bundled models exist. A new method is one file here and one line in `FAMILIES`."""
+
+from __future__ import annotations
+
+import builtins
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stpred._core.checks import InputError, listing
+
+if TYPE_CHECKING:
+    from stpred.models.base import BaseConfig, Model
+
+FAMILIES = {
+    "deepcell": "stpred.models.deepcell:DeepCell",
+    "deepspot": "stpred.models.deepspot:DeepSpot",
+    "deepspot2cell": "stpred.models.deepspot2cell:DeepSpot2Cell",
+    "ensemble": "stpred.models.ensemble:Ensemble",
+    "intensity": "stpred.models.intensity:Intensity",
+    "mean": "stpred.models.mean:Mean",
+    "miso": "stpred.models.miso:MISO",
+    "mlp": "stpred.models.mlp:MLP",
+    "ridge": "stpred.models.ridge:Ridge",
+    "scellst": "stpred.models.scellst:SCellST",
+    "stnet": "stpred.models.stnet:STNet",
+    "student": "stpred.models.student:Student",
+    "transformer": "stpred.models.transformer:Transformer",
+    "xfuse": "stpred.models.xfuse.model:XFuse",
+}
+
+ENTRY_POINTS = "stpred.models"
+
+BUNDLED = Path(__file__).parent / "_bundled"
+
+
+def families() -> dict[str, str]:
+    """Return every family's name and where its class is, third parties' (entry points) included."""
+    return FAMILIES | {e.name: e.value for e in entry_points(group=ENTRY_POINTS)}
+
+
+def bundled() -> builtins.list[str]:
+    """Return the names of the trained models that come with the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def list() -> builtins.list[str]:
+    """Return the names that `tl.train` and `tl.predict` accept: bundled trained models first, then families to train.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> "ridge" in st.models.list()
+    True
+    """
+    return [*bundled(), *sorted(families())]
+
+
+def family(name: str) -> type[Model]:
+    """Return the class of a family."""
+    known = families()
+    if not isinstance(name, str) or name not in known:
+        raise InputError(f"No model family named {name!r}; available: {listing(sorted(known), most=40)}.")
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def probe(family: type[Model], config: BaseConfig) -> Model:
+    """Return an empty model that says what it needs; its tensors hold nothing and take no memory."""
+    import torch
+
+    with torch.device("meta"):
+        return family(config, n_features=1, n_genes=1)
+
+
+def resolve(model: str | BaseConfig | type[Model]) -> tuple[type[Model], BaseConfig]:
+    """Return family and settings from a name, a family class or a `Config`."""
+    if isinstance(model, str):
+        found = family(model)
+        return found, found.Config()
+    if isinstance(model, type) and hasattr(model, "Config") and hasattr(model, "fit"):
+        return model, model.Config()
+    for name in families():
+        found = family(name)
+        if type(model) is found.Config:
+            return found, model
+    raise InputError(
+        f"`model` must be a family name {listing(sorted(families()), most=40)}, a family or its Config, got {model!r}."
+    )

@@ -1,0 +1,76 @@
+"""Where the gene baselines start: one negative binomial per gene, fitted to all locations."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from stpred.models.xfuse.likelihood import EPS, negative_binomial
+
+STEPS = 400
+RATE = 0.05
+
+
+def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (g,) log total counts and (g,) logits of genes by maximum likelihood.
+
+    Parameters
+    ----------
+    counts
+        (n, g) counts of all locations.
+    known
+        (n, g) whether the gene was measured there.
+
+    Notes
+    -----
+    Starts at the moments and goes on with Adam; all of the rows in each step, so nothing is random. A gene without any
+    count gets half a count over all locations.
+    """
+    n = known.sum(dim=0).clamp(min=1)
+    mean = ((counts * known).sum(dim=0) / n).clamp(min=0.5 / float(len(counts)))
+    variance = ((counts - mean).square() * known).sum(dim=0) / n
+    odds = (variance / mean - 1).clamp(min=0.05, max=1e3)  # mean = r * odds, variance = mean * (1 + odds)
+    logits = odds.log().requires_grad_()
+    rate = (mean / odds).log().requires_grad_()
+    optimizer = torch.optim.Adam([rate, logits], lr=RATE)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            found = negative_binomial(counts, rate.exp() + EPS, logits)
+            (-(found * known).sum() / len(counts)).backward()
+            optimizer.step()
+            with torch.no_grad():  # a Poisson-like gene has no finite solution
+                logits.clamp_(min=-6)
+                rate.clamp_(min=-15, max=15)
+    # The means are what counts; the last steps of Adam leave them off by a little.
+    with torch.no_grad():
+        rate += mean.log() - (rate + logits)
+    return rate.detach(), logits.detach()
+
+
+def first_profiles(
+    counts: Tensor, known: Tensor, n: int, *, logits: Tensor, most: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    """Return (n, g) log profiles, relative to the mean, that the locations' counts are mixtures of, and deviations.
+
+    Non-negative factors of the counts. With no profile to start from, thousands of steps go by before metagenes that
+    began alike have parted. The deviations are what so many counts of their dispersion leave open: of `logits`, and as
+    if each count were known to come from its metagene, beside a prior of one.
+    """
+    from sklearn.decomposition import NMF
+
+    share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = (share * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+    values = torch.where(known, counts, mean * counts.sum(dim=1, keepdim=True)).double().numpy()
+    model = NMF(n, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=300, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged is no matter for a start
+        weights = model.fit_transform(values + 1e-9)
+    parts = torch.from_numpy(model.components_).float()
+    held = parts * torch.from_numpy(weights.sum(axis=0)).float()[:, None]  # counts of each gene in each metagene
+    deviation = (1 + held / (1 + logits.exp())).rsqrt()
+    of_part = parts / parts.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    eps = 0.02 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
+    return ((of_part + eps) / (mean + eps)).log().clamp(-most, most), deviation

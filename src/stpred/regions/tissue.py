@@ -1,0 +1,116 @@
+"""Tissue on a slide: a mask of it, its outline and its colour."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred._core import keys
+from stpred._core.checks import InputError
+from stpred._core.elements import find_image
+from stpred._image.tissue import Survey, survey
+from stpred.tiles import Pyramid
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+
+
+TISSUE_MPP = 8.0
+"""Resolution at which tissue is told from glass."""
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """Where a slide has tissue, to be asked again and again: (h, w) mask of `TISSUE_MPP`, and where it begins."""
+
+    mask: NDArray[np.bool_]
+    origin_um: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, pyramid: Pyramid) -> TissueMask:
+        """Look at a small copy of the slide."""
+        found, origin_um = look(pyramid)
+        return cls(found.tissue, origin_um)
+
+    def __call__(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which (n, 2) points lie on tissue."""
+        mask = self.mask
+        column, row = np.floor((points_um - self.origin_um) / TISSUE_MPP).astype(int).T
+        on = (column >= 0) & (row >= 0) & (column < mask.shape[1]) & (row < mask.shape[0])
+        return np.asarray(on & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)], dtype=bool)
+
+
+def on_tissue(pyramid: Pyramid, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Say which (n, 2) points lie on tissue."""
+    return TissueMask.of(pyramid)(points_um)
+
+
+def tissue_colour(pyramid: Pyramid) -> NDArray[np.float32]:
+    """Return (2, 3) mean and standard deviation of red, green and blue over the tissue, on the 0..1 scale."""
+    thumbnail, _ = pyramid.thumbnail(TISSUE_MPP)
+    found = survey(thumbnail, mpp=TISSUE_MPP)
+    mask = found.tissue if found.tissue.any() else ~found.excluded
+    pixels = thumbnail[mask if mask.any() else np.ones_like(mask)] / 255.0
+    return np.stack([pixels.mean(axis=0), pixels.std(axis=0).clip(1e-3)]).astype(np.float32)
+
+
+def look(pyramid: Pyramid, **how: Any) -> tuple[Survey, NDArray[np.float64]]:
+    """Survey a small copy of the slide, of `TISSUE_MPP`; return where it begins in micrometres, too."""
+    thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
+    return survey(thumbnail, mpp=TISSUE_MPP, **how), origin_um
+
+
+def say_doubts(found: Survey, image_key: str, *, stacklevel: int = 2) -> None:
+    """Warn where the outline of the tissue may be wrong."""
+    if found.doubts:
+        warnings.warn(
+            f"The outline of the tissue on image {image_key!r} is unsure: {'; '.join(found.doubts)}. Look at it; "
+            "`stpred.pp.tissue` takes `method` and `threshold`.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def outline_tissue(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    coordinate_system: str = keys.UM,
+    min_area_um2: float = 20_000.0,
+    method: str | None = None,
+    threshold: float | None = None,
+) -> GeoDataFrame:
+    """Return polygons in micrometres around the pieces of tissue; `method` and `threshold` as of `pp.tissue`."""
+    import geopandas as gpd
+    from shapely import Polygon, make_valid
+    from skimage.measure import approximate_polygon, find_contours
+
+    image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+    pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
+    found, origin_um = look(pyramid, min_area_um2=min_area_um2, method=method, threshold=threshold)
+    mask = found.tissue
+    if not mask.any():
+        raise InputError(f"No tissue was found on image {image_key!r}; is it an H&E slide, stained and in focus?")
+    say_doubts(found, image_key, stacklevel=3)
+    rings = []
+    for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
+        # Padding by one pixel and pixel centres at half: column c of the padded mask is c - 0.5 pixels from the border.
+        ring = approximate_polygon(contour, tolerance=0.7)[:, ::-1] - 0.5
+        if len(ring) >= 4:
+            rings.append(Polygon(ring * TISSUE_MPP + origin_um))
+    rings.sort(key=lambda p: -p.area)
+    pieces: list[Polygon] = []
+    for ring in rings:  # a contour inside a piece is its hole
+        inside = next((i for i, piece in enumerate(pieces) if piece.contains(ring.representative_point())), None)
+        if inside is None:
+            pieces.append(ring)
+        else:
+            pieces[inside] = pieces[inside].difference(ring)
+    geometry = [make_valid(p) for p in pieces]
+    frame = gpd.GeoDataFrame(geometry=geometry).explode(index_parts=False)
+    return frame.set_axis([f"tissue{i}" for i in range(len(frame))])

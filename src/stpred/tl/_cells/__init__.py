@@ -1,0 +1,1 @@
+"""Analyses of single cells."""

@@ -1,0 +1,1 @@
+"""Downstream analyses of predicted and measured expression."""

@@ -1,0 +1,1 @@
+"""Predictions against measurements, and models against each other."""

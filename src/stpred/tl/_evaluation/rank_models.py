@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from stpred import metrics
+from stpred._core import keys
+from stpred._core.checks import InputError, listing, one_of
+from stpred.metrics import ModelComparison
+from stpred.tl._evaluation.summarise import of_metric
+
+
+def rank_models(
+    scores: pd.DataFrame,
+    *,
+    metric: str = "pearson",
+    target: str | None = None,
+    models: Sequence[str] | None = None,
+    over: Literal["donor", "slide"] = "donor",
+    nan: Literal["drop", "zero"] = "zero",
+    alpha: float = 0.05,
+) -> ModelComparison:
+    """Test which models differ, on the same left-out donors: mean ranks with a critical difference, and paired tests.
+
+    Parameters
+    ----------
+    scores
+        What :func:`stpred.tl.cross_validate` returned for several models at once, so that all saw the same folds.
+    metric
+        Of the frame's metrics; the lowest of ``"rmse"`` and ``"mae"`` ranks first, the highest of others.
+    target
+        Scale that is scored on; None where the frame has one only.
+    models
+        Which to compare; None takes all that predict, without the rows of context.
+    over
+        What models are compared over: the mean over genes of each ``"donor"`` or of each ``"slide"``. Slides of one
+        donor are no independent observations, and p-values over them are too small.
+    nan
+        Missing correlations count as ``"zero"``, so that no model gains by predicting a constant, or are left out
+        (``"drop"``). Other metrics have no such zero: a model without them cannot be compared.
+    alpha
+        Level of the critical difference.
+
+    Returns
+    -------
+    :class:`stpred.metrics.ModelComparison`: ``ranks`` and ``pairs`` (DataFrames), ``friedman_p``, ``cd``, ``groups``.
+    It prints as these tables.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than three donors (or slides), or two models.
+
+    References
+    ----------
+    Demšar, Statistical comparisons of classifiers over multiple data sets, J. Mach. Learn. Res. 7 (2006).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(3)
+    >>> scores = st.tl.cross_validate(slides, ["intensity", "ridge"], groups="slide", shapes_key="spots")
+    >>> st.tl.rank_models(scores).ranks.index.tolist()
+    ['ridge', 'intensity']
+    """
+    one_of(over, ("donor", "slide"), name="over")
+    one_of(nan, ("drop", "zero"), name="nan")
+    part = of_metric(scores, metric)
+    scales = list(part["target"].unique())
+    if target is None and len(scales) > 1:
+        raise InputError(f"`scores` has the scales {listing(scales)}; choose one with `target`.")
+    target = scales[0] if target is None else one_of(target, scales, name="target")
+    part = part[part["target"] == target]
+    known = [str(m) for m in part["model"].unique()]
+    chosen = [m for m in known if m not in keys.CONTEXT] if models is None else [str(m) for m in models]
+    if unknown := [m for m in chosen if m not in known]:
+        raise InputError(f"`scores` has no {metric} of the models {listing(unknown)}; it has {listing(known)}.")
+    if nan == "zero" and keys.zero_is_nothing(metric):
+        part = part.assign(value=part["value"].fillna(0.0))
+    if absent := [m for m in chosen if part.loc[part["model"] == m, "value"].isna().all()]:
+        raise InputError(f"Models {listing(absent)} have no {metric}; leave them out with `models`.")
+    # Slides first: a donor of many slides is the mean of their means, whatever their numbers of genes.
+    per_slide = part.groupby(["model", *dict.fromkeys([over, "slide"])], observed=True)["value"].mean()
+    wide = per_slide.groupby(level=[0, 1]).mean().unstack(0)
+    if len(wide) < 3:
+        raise InputError(
+            f"Models are compared over three {over}s or more, `scores` has {len(wide)}: no test could tell them apart."
+        )
+    return metrics.compare_models(
+        np.asarray(wide[chosen], dtype=np.float64), chosen, alpha=alpha, higher_is_better=metric not in keys.ERRORS
+    )

@@ -1,0 +1,1 @@
+"""Training predictors and encoders, and predicting."""

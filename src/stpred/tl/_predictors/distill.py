@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import data, metrics, training
+from stpred._core import keys, tables
+from stpred._core.checks import InputError, listing, one_of
+from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.targets import TARGETS
+from stpred.inference.unseen import predicted, saw
+from stpred.models import Model, registry
+from stpred.models.batch import Batch
+from stpred.training.cohort import PIXELS, Cohort, called_after, encoder_of, held_out, read_cohort
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from lightning_fabric import Fabric
+    from spatialdata import SpatialData
+
+    from stpred.models import BaseConfig
+
+logger = logging.getLogger("stpred")
+
+Teacher = Callable[[list[str], list[str]], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def distill(
+    slides: Mapping[str, SpatialData],
+    teacher: Any = "ridge",
+    student: str | BaseConfig | type[Model] = "student",
+    *,
+    genes: GeneRule | str | Iterable[str] | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    target: str | None = None,
+    measured_share: float = 0.5,
+    encoder: Any = None,
+    tile: TileSpec | Mapping[str, float] | None = None,
+    teacher_encoder: Any = None,
+    teacher_tile: TileSpec | Mapping[str, float] | None = None,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    precision: str | None = None,
+    checkpoint: str | Path | None = None,
+    fabric: Fabric | None = None,
+    batch_size: int | None = None,
+    name: str | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> Model:
+    """Train a model of patches on what other models predict for slides that they have not seen.
+
+    Pseudo-labels of a slide come only from teachers that were trained without its donor. Each teacher's are
+    standardised per gene and slide before they are averaged, then brought to the scale of the measurement with the
+    spread that they explain of it. The student learns them as the mean of its patches; it then predicts any finer
+    region (see :class:`stpred.models.Student`). The naive variant, a student on the counts themselves, is
+    ``stpred.tl.train(slides, "student")``.
+
+    Parameters
+    ----------
+    slides
+        Names to SpatialData objects: calibrated image, region and measured raw counts.
+    teacher
+        A family, its ``Config`` (each trained here, with donors left out), a trained model, or a list of these. Trained
+        models, such as those of a cross-validation, label the slides that they have not seen.
+    student
+        ``"student"`` or its ``Config``.
+    genes, shapes_key, table_key, image_key
+        As in :func:`stpred.tl.train`. Trained teachers must know the genes.
+    target
+        Scale of the measurement, ``"log1p_cp10k"`` (None) or ``"counts"``.
+    measured_share
+        Share of the (standardised) measurement itself in what is learned, from 0 (as published: pseudo-labels alone) to
+        below 1. Half of each was better than either on synthetic tissue and on HER2ST.
+    encoder, tile
+        What the student sees patches through; None: the family's own.
+    teacher_encoder, teacher_tile
+        What teachers that are trained here see tiles through; None: as the student, unless the family has its own.
+    groups
+        Donor of each slide; None takes each slide for its own donor and says so in the record.
+    seed, device, precision, checkpoint, fabric, batch_size, name, allow_upsampling, coordinate_system
+        As in :func:`stpred.tl.train`.
+
+    Returns
+    -------
+    Model
+        The student. ``model.record.var["cv_pearson"]`` and ``trusted`` are scores on measured counts of left-out
+        donors, for which teachers *and* student were trained without them (needs three donors);
+        ``model.record.training["distilled"]`` says who taught each slide and how well; ``model.pseudo_labels`` holds
+        the pseudo-labels as tables, slide by slide (in memory; add them to your objects to keep them).
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two donors, a trained teacher has seen all donors but one's slides, lacks a gene, or the
+        student is no model of patches.
+
+    References
+    ----------
+    Schmauch et al. 2025 (MISO). There, labels are raw means over the models of a cross-validation whose training sets
+    *include* the slide.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(3, size_um=(600, 600), n_genes=20)
+    >>> config = st.models.Student.Config(hidden=(32,), epochs=3)
+    >>> model = st.tl.distill(slides, "ridge", config, shapes_key="spots")
+    >>> sorted(model.pseudo_labels)
+    ['donor0', 'donor1', 'donor2']
+    """
+    slides = data.as_slides(slides)
+    family, config = registry.resolve(student)
+    if target is not None:
+        one_of(target, TARGETS, name="target")
+    if isinstance(measured_share, (bool, str)) or not 0 <= float(measured_share) < 1:
+        raise InputError(f"`measured_share` must be a number from 0 to below 1, got {measured_share!r}.")
+    blank = registry.probe(family, config)
+    if not blank.needs.tokens:
+        raise InputError(f"`student` must be a model of patches, such as 'student', not {family.family!r}.")
+    if getattr(config, "loss", None) == "nb":
+        raise InputError("Pseudo-labels are no counts, so a student of them cannot have loss='nb'; use 'mse'.")
+    donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
+    if len(set(donors.values())) < 2:
+        raise InputError(
+            "Distillation needs two donors or more, so that every slide has a teacher that has not seen its counts; on "
+            "a single one, train on the counts: stpred.tl.train(slides, 'student')."
+        )
+    called = called_after(config, family, name)
+    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    used = encoder_of(blank, encoder, tile=tile, device=device)
+    where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
+    regions = read_cohort(slides, blank, coordinate_system=coordinate_system, **where)
+    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes))
+    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    seeing = {"encoder": encoder if teacher_encoder is None else teacher_encoder, "device": device}
+    seeing["tile"] = tile if teacher_tile is None else teacher_tile
+    listed = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+    if not listed:
+        raise InputError("`teacher` is empty; give a family such as 'ridge', a Config, or trained models.")
+    ready = [t for t in listed if isinstance(t, Model)]
+    teachers: list[Teacher] = [_trained(ready, cohort, reading)] if ready else []
+    teachers += [
+        _untrained(t, cohort, seeing=seeing, target=target, reading=reading, seed=seed, run=run)
+        for t in listed
+        if not isinstance(t, Model)
+    ]
+    labelling = training.Distillation(teachers, share=float(measured_share))
+    run.relabel = labelling
+    batches = cohort.batches(blank, blank.needs, used, target=target, **reading)
+    order = cohort.groups(batches)
+    training.announce(_plans(family, config, listed, order))
+    fitted, facts, _ = training.fit_and_score(family, config, batches, groups=order, seed=seed, run=run)
+    scores = held_out(family, config, batches, order, seed=seed, run=run)
+    cohort.describe(fitted, name=called, encoder=used, batches=batches, blank=blank, target=target, scores=scores)
+    pure = replace(labelling, share=0.0)
+    final = pure(batches, order)
+    agreed = {b.slide: float(np.nan_to_num(metrics.pearson(b.y, b.truth)).mean()) for b in final}
+    fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
+    fitted.record.training["distilled"] = {
+        "teachers": [_told(t) for t in listed],
+        "measured_share": float(measured_share),
+        "taught": pure.taught,
+        "label_pearson": {slide: round(r, 4) for slide, r in agreed.items()},
+    }
+    fitted.pseudo_labels = {b.slide: _table(b, r, cohort) for b, r in zip(final, cohort.regions, strict=True)}  # type: ignore[assignment]
+    run.clear()
+    return fitted
+
+
+def _plans(family: Any, config: Any, teachers: Sequence[Any], groups: list[str]) -> list[str]:
+    """Say what is fitted: the student, and the teachers anew for each set of slides that it is fitted on."""
+    said = [training.plan(family, config, groups).sentence()]
+    for teacher in teachers:
+        if isinstance(teacher, Model):
+            continue
+        resolved = registry.resolve(teacher)
+        sets = [g for g in (groups, *training.fold_groups(groups)) if len(set(g)) > 1]
+        n = sum(training.plan(*resolved, part, scored=False).n for g in sets for part in training.fold_groups(g))
+        said.append(
+            f"Its teacher {resolved[0].family} takes {n} fits: for each of {len(sets)} sets of slides that the student "
+            "is fitted on, one without each slide's donor."
+        )
+    return said
+
+
+def _untrained(
+    given: Any,
+    cohort: Cohort,
+    *,
+    seeing: dict[str, Any],
+    target: str | None,
+    reading: dict[str, Any],
+    seed: int,
+    run: training.Run,
+) -> Teacher:
+    """Return a teacher that is trained anew on whatever slides it is asked about, with donors left out."""
+    family, config = registry.resolve(given)
+    config = config.at_pitch(cohort.pitch_um)
+    blank = registry.probe(family, config)
+    if blank.needs.cells:
+        raise InputError(f"The teacher {family.family!r} sees cells; teachers see tiles.")
+    own = blank.default_encoder == PIXELS
+    encoder = encoder_of(
+        blank, None if own else seeing["encoder"], tile=None if own else seeing["tile"], device=seeing["device"]
+    )
+    batches = {b.slide: b for b in cohort.batches(blank, blank.needs, encoder, target=target, **reading)}
+    known: dict[tuple[str, ...], Any] = {}
+
+    def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        key = tuple(slides)
+        if key not in known:
+            mine = [batches[s] for s in slides]
+            known[key] = training.out_of_fold(family, config, mine, groups=groups, seed=seed, run=run)
+        return known[key]
+
+    return teach
+
+
+def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -> Teacher:
+    """Return a teacher made of trained models, each asked only about slides that it has not seen."""
+    columns, seen = [], []
+    for model in models:
+        if model.needs.cells:
+            raise InputError(f"The teacher {model.record.name!r} sees cells; teachers see tiles.")
+        known = {g: i for i, g in enumerate(model.record.genes)}
+        if missing := [g for g in cohort.names if g not in known]:
+            raise InputError(
+                f"The teacher {model.record.name!r} does not know {listing(missing)}; pass genes= that all know."
+            )
+        columns.append([known[g] for g in cohort.names])
+        known_donors = {cohort.donors[r.slide] for r in cohort.regions if saw(model, r, cohort.donors[r.slide])}
+        seen.append({s for s, donor in cohort.donors.items() if donor in known_donors})
+    labelled: dict[tuple[int, str], Any] = {}
+    regions = {r.slide: r for r in cohort.regions}
+
+    def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        left_out = regions.keys() - set(slides)
+        labels, told = {}, {}
+        for s in slides:
+            # In a fold, the left-out slides must be as unknown to the teacher as the labelled one.
+            able = [k for k in range(len(models)) if s not in seen[k] and not left_out & seen[k]]
+            if not able:
+                what = f"slide {s!r}" + (f" (or the left-out {listing(sorted(left_out))})" if left_out else "")
+                raise data.TooSmall(f"No trained teacher has not seen the counts of {what}.")
+            for k in able:
+                if (k, s) not in labelled:
+                    labelled[k, s] = predicted(models[k], regions[s], reading)[:, columns[k]]
+            labels[s] = np.mean([training.standardised(labelled[k, s]) for k in able], axis=0)
+            told[s] = [models[k].id for k in able]
+        return labels, told
+
+    return teach
+
+
+def _told(teacher: Any) -> dict[str, Any]:
+    if isinstance(teacher, Model):
+        return {"family": teacher.family, "id": teacher.id, "trained": True}
+    family, config = registry.resolve(teacher)
+    return {"family": family.family, "config": json.loads(json.dumps(config.to_dict()))}
+
+
+def _table(batch: Batch, region: data.Region, cohort: Cohort) -> AnnData:
+    """Return a slide's pseudo-labels as a predicted table."""
+    import pandas as pd
+
+    return tables.build_table(
+        np.asarray(batch.y, dtype=np.float32),
+        shapes_key=region.shapes_key,
+        instances=region.instances,
+        var=pd.DataFrame(index=pd.Index(cohort.names, dtype=object)),
+        spatial_um=region.coords_um,
+        provenance={"kind": "prediction", "output_scale": batch.scale, "pseudo_labels": True},
+    )

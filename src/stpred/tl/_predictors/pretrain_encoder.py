@@ -1,0 +1,491 @@
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import data, training
+from stpred._core import keys, tables
+from stpred._core.checks import InputError, element_name, listing, whole
+from stpred._core.elements import shapes_in
+from stpred._core.progress import track
+from stpred._core.settings import settings
+from stpred._core.specs import TileSpec
+from stpred.encoders import trained
+from stpred.encoders.base import EncoderCard
+from stpred.encoders.modules import digest
+from stpred.training import _augment, _probe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from spatialdata import SpatialData
+    from torch import nn
+
+    from stpred.encoders.trained import TrainedEncoder
+
+logger = logging.getLogger("stpred")
+
+CELL_TILE = TileSpec(0.25, 48)
+"""A cell and its closest surroundings: 12 um."""
+
+PREFERRED = (keys.NUCLEI, keys.CELLS, keys.SPOTS, keys.GRID)
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, which tiles may take; beyond it they go to a file."""
+
+HELD_OUT = (8, 512)
+"""Fewest and most tiles that are not trained on but looked at before and after."""
+
+FEWEST = 32
+
+_PAIRS, _PART = 8, 64
+"""How often few tiles are looked at, and how many at a time."""
+
+COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.5
+"""Below either, features are the same for all tiles, or one number repeated."""
+
+
+def pretrain_encoder(
+    slides: SpatialData | Mapping[str, SpatialData],
+    backbone: str = "resnet18",
+    *,
+    shapes_key: str | None = None,
+    image_key: str | None = None,
+    tile: TileSpec | Mapping[str, float] | None = None,
+    epochs: int = 150,
+    batch_size: int = 256,
+    n_tiles: int = 1_000_000,
+    lr: float | None = None,
+    optimizer: str = "lars",
+    weight_decay: float | None = None,
+    momentum: float = 0.99,
+    momentum_schedule: str = "constant",
+    temperature: float = 1.0,
+    warmup_epochs: float | None = None,
+    hidden: int = 4096,
+    augmentation: training.Augmentation | Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    name: str | None = None,
+    checkpoint: str | Path | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    fabric: Fabric | None = None,
+    seed: int = 0,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> TrainedEncoder:
+    """Train an encoder on the tiles of your own slides, without any label or expression (MoCo v3).
+
+    The network learns to tell every tile from every other, whatever its direction, colour or sharpness. Expression is
+    not looked at, so slides that a model is later tested on may be among them.
+
+    Parameters
+    ----------
+    slides
+        One SpatialData object, or a mapping of slide names to them: calibrated image and region.
+    backbone
+        Any model of timm by its name, such as ``"resnet18"``, ``"resnet50"`` (as published) or
+        ``"vit_small_patch16_224"``.
+    shapes_key
+        Region whose centres are learned from; None takes ``nuclei``, ``cells``, ``spots`` or ``grid``, whichever comes
+        first.
+    image_key
+        H&E image; None takes the one in the micrometre frame.
+    tile
+        :class:`~stpred.TileSpec`; None: 48 px at 0.25 um for cells and nuclei, the package's default for others.
+    epochs
+        Passes over the tiles.
+    batch_size
+        Tiles per step and process, each of which has to be told from all others; 4096 as published needs a large GPU.
+    n_tiles
+        Most tiles to learn from: a random choice over all slides.
+    lr
+        Highest learning rate; None: 0.6 ("lars") or 1.5e-4 ("adamw") for each 256 tiles of a step.
+    optimizer
+        ``"lars"`` (as published) or ``"adamw"``.
+    weight_decay
+        None: 1e-6 ("lars") or 0.1 ("adamw").
+    momentum
+        How slowly the second encoder follows the first.
+    momentum_schedule
+        ``"constant"``, or ``"cosine"``: the momentum rises to 1.
+    temperature
+        Of the similarities; lower ones tell tiles apart more finely.
+    warmup_epochs
+        Epochs in which the learning rate rises; None: 10, but at most a tenth of all.
+    hidden
+        Width of the two heads that are thrown away after training.
+    augmentation
+        :class:`~stpred.training.Augmentation`, or a mapping of its fields such as ``{"stain": 0.3}``; None: as
+        published.
+    pretrained
+        Begin with timm's weights, which are downloaded.
+    weights
+        Begin with these local weights: a ``.safetensors`` or torch file.
+    name
+        What the encoder is called; None makes ``moco-{backbone}``.
+    checkpoint
+        Folder to keep the state of the training in. Called again with the same arguments, an interrupted training goes
+        on from there to the same result; the file goes when it is done.
+    precision
+        ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
+    device
+        Where training runs; None takes a GPU if there is one.
+    fabric
+        A launched Lightning Fabric, for several GPUs; instead of `device` and `precision`.
+    seed
+        Of initial weights, choice and order of tiles, and views.
+    allow_upsampling
+        Learn from images that are too coarse for the tile all the same.
+    coordinate_system
+        The slides' micrometre frame.
+
+    Returns
+    -------
+    TrainedEncoder
+        Use it as ``encoder=`` of :func:`stpred.tl.train` or :func:`stpred.pp.features`, keep it with
+        :func:`stpred.encoders.save`. ``record["check"]`` compares it with the untrained network on tiles that were held
+        out: ``recognition`` (how surely two random views are told to be of one tile; 0.5 is guessing, 1 perfect),
+        ``effective_rank`` (directions in which features vary) and ``spread`` (0: all tiles look alike to it).
+
+    Warns
+    -----
+    UserWarning
+        When the features collapsed, or tell held-out tiles apart no better than those of the untrained network.
+
+    Raises
+    ------
+    InputError
+        If timm or the backbone is missing, a slide lacks image or region or is too coarse, tiles are too few, or the
+        loss is not finite.
+
+    Notes
+    -----
+    Chen, Xie & He 2021 (arXiv:2104.02057), with the settings that sCellST published for hundreds of thousands of cells
+    and a GPU. A few thousand cells and minutes on a CPU ask for others: ``optimizer="adamw"``, ``lr=1e-3``,
+    ``batch_size=64``, ``temperature=0.2``, ``momentum=0.9``, and views that differ less, such as
+    ``{"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "scale": (0.8, 1), "erase": 0}`` for
+    `augmentation`.
+
+    The check says whether the task was learned, :func:`stpred.tl.probe_encoder` what the features are worth wherever
+    some labels are known. With several processes, batch norms see the tiles of all of them on GPUs only.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(2, size_um=(400, 400), mpp=0.25, n_genes=20)
+    >>> encoder = st.tl.pretrain_encoder(slides, epochs=20)  # doctest: +SKIP
+    >>> st.encoders.save(encoder, "my-cells")  # doctest: +SKIP
+    >>> st.tl.train(slides, "scellst", encoder=encoder)  # doctest: +SKIP
+    """
+    import torch
+
+    slides = data.as_slides(slides)
+    config = training.MoCoConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        momentum_schedule=momentum_schedule,
+        temperature=temperature,
+        warmup_epochs=warmup_epochs,
+        hidden=hidden,
+        augmentation=training.Augmentation.parse(augmentation),
+    )
+    n_tiles = whole(n_tiles, name="n_tiles")
+    seed = _seed(seed)
+    plain_name = str(backbone).removeprefix("timm/")
+    called = element_name(f"moco-{keys.slug(plain_name)}" if name is None else name, name="name")
+    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    regions = regions_of(slides, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    tile = _tile_of(regions, tile)
+    for region in regions:
+        what = f"Image {region.image_key!r} of slide {region.slide!r}"
+        region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
+    if (there := min(n_tiles, sum(len(r.coords_um) for r in regions))) < FEWEST:
+        raise InputError(
+            f"There are {there} tiles to learn from; {FEWEST} or more are needed, and thousands for a use."
+        )
+    kwargs, width = trained.size_for(backbone, tile.size_px, seed=seed)
+    module = trained.build(backbone, kwargs, seed=seed, pretrained=pretrained, weights=weights)
+    chosen = _choose(regions, n_tiles, seed=seed)
+    edge = math.ceil(_augment.MARGIN * tile.size_px)
+    larger = TileSpec(tile.mpp, edge + (edge - tile.size_px) % 2)  # so that the tile itself is exactly its middle
+    with _read(regions, chosen, larger) as crops:
+        mean, std = _colours(crops, tile.size_px)
+        n = len(crops)
+        held = min(max(n // 10, HELD_OUT[0]), HELD_OUT[1])
+        rows = np.random.default_rng([seed, 1]).permutation(n)
+        held_out = np.ascontiguousarray(crops[np.sort(rows[:held])])
+        learned = _Rows(crops, np.sort(rows[held:]))
+        start = digest(module.state_dict())
+        plain = copy.deepcopy(module).eval()  # with the statistics that training would give its batch norms
+        some = rows[held : held + HELD_OUT[1]]
+        scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+        trained.adapt_statistics(
+            plain,
+            (_augment.plain(crops[some[i::4]], size_px=tile.size_px, **scale) for i in range(4)),
+        )
+        before = _check(plain, held_out, config, run, tile=tile, mean=mean, std=std, seed=seed)
+        facts = training.pretrain(
+            module,
+            learned,
+            width=width,
+            size_px=tile.size_px,
+            config=config,
+            mean=mean,
+            std=std,
+            seed=seed,
+            run=run,
+            identity=f"{backbone} {start}",
+        )
+        after = _check(module, held_out, config, run, tile=tile, mean=mean, std=std, seed=seed)
+    begun = f"file {Path(weights).name}" if weights is not None else "timm weights" if pretrained else "random weights"
+    card = EncoderCard(
+        called,
+        tile,
+        width=width,
+        source=f"trained here: MoCo v3, {plain_name} from {begun}, {len(slides)} slides, {n} tiles, {epochs} epochs",
+        revision=digest(module.state_dict()),
+        licence="your own" if begun == "random weights" else "that of the weights it began with",
+        mean=mean,
+        std=std,
+    )
+    check = {"started": before, "trained": after, "n_tiles": held}
+    record = {
+        "method": "MoCo v3",
+        "backbone": plain_name,
+        "start": begun,
+        "config": config.to_dict(),
+        "seed": seed,
+        "slides": {
+            r.slide: {
+                "shapes_key": r.shapes_key,
+                "n_tiles": len(c),
+                "mpp": round(r.pyramid.mpp, 5),
+                "image": r.pyramid.fingerprint,
+            }
+            for r, c in zip(regions, chosen, strict=True)
+        },
+        "training": facts,
+        "check": check,
+        "versions": tables.package_versions(),
+    }
+    encoder = trained.TrainedEncoder(
+        module, card=card, backbone=plain_name, kwargs=kwargs, seed=seed, record=record
+    ).to(str(run.made().device))
+    _warn(called, check)
+    run.clear()
+    return encoder
+
+
+def regions_of(
+    slides: Mapping[str, SpatialData], *, shapes_key: str | None, image_key: str | None, coordinate_system: str
+) -> list[data.Region]:
+    """Return each slide's image and locations: cells before spots, where nothing is named."""
+    found = []
+    for slide, sdata in slides.items():
+        there = shapes_in(sdata, coordinate_system) if shapes_key is None else []
+        candidates = [k for name in PREFERRED for k in (keys.in_frame(name, coordinate_system), name) if k in there]
+        found.append(
+            data.read_region(
+                sdata,
+                slide=slide,
+                shapes_key=candidates[0] if candidates else shapes_key,
+                image_key=image_key,
+                coordinate_system=coordinate_system,
+            )
+        )
+    return found
+
+
+def _tile_of(regions: list[data.Region], tile: Any) -> TileSpec:
+    """Return the tile: as given, or as suits the regions, which must then be of one kind."""
+    if tile is not None:
+        return TileSpec.parse(tile)
+    cells = {r.shapes_key.startswith((keys.NUCLEI, keys.CELLS)) for r in regions}
+    if len(cells) > 1:
+        raise InputError(
+            f"The slides' regions are of different kinds {listing(dict.fromkeys(r.shapes_key for r in regions))}; name "
+            "one with `shapes_key`, or give `tile`."
+        )
+    return CELL_TILE if cells.pop() else TileSpec()
+
+
+def _choose(regions: list[data.Region], n_tiles: int, *, seed: int) -> list[NDArray[np.int64]]:
+    """Return the rows of each region that are learned from."""
+    sizes = [len(r.coords_um) for r in regions]
+    total = sum(sizes)
+    picked = np.arange(total)
+    if n_tiles < total:
+        picked = np.sort(np.random.default_rng([seed, 0]).choice(total, n_tiles, replace=False))
+        logger.info("Learning from %d of %d tiles.", n_tiles, total)
+    ends = np.cumsum(sizes)
+    return [
+        picked[(picked >= end - size) & (picked < end)] - (end - size) for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+class _Rows:
+    """Some rows of an array, read when they are asked for: a memory map stays on disk."""
+
+    def __init__(self, values: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self.values, self.rows = values, rows
+        self.shape = (len(rows), *values.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Any) -> NDArray[np.uint8]:
+        return self.values[self.rows[which]]
+
+
+@contextmanager
+def _read(regions: list[data.Region], chosen: list[NDArray[np.int64]], tile: TileSpec) -> Iterator[NDArray[np.uint8]]:
+    """Read all tiles once, in streaming order; into memory, or into a file that goes at the end."""
+    shape = (sum(map(len, chosen)), tile.size_px, tile.size_px, 3)
+    size, free = math.prod(shape), _free_bytes()
+    with (
+        tempfile.TemporaryDirectory(prefix="tiles-", dir=_folder(), ignore_cleanup_errors=True)
+        if (free is not None and size > MEMORY_SHARE * free)
+        else _nothing() as folder
+    ):
+        if folder is None:
+            out = np.empty(shape, dtype=np.uint8)
+        else:
+            if settings.cache_dir is None:
+                raise InputError(
+                    f"{shape[0]} tiles take {size / 2**30:.1f} GB, more than half of the free memory "
+                    f"({free / 2**30:.1f} GB); lower `n_tiles`, or set stpred.settings.cache_dir to a folder to keep "  # type: ignore[operator]
+                    "them in while training."
+                )
+            out = np.memmap(Path(folder) / "tiles.raw", dtype=np.uint8, mode="w+", shape=shape)
+        start = 0
+        for region, rows in zip(regions, chosen, strict=True):
+            batches = region.pyramid.read(region.coords_um[rows], tile)
+            for which, images in track(
+                batches, total=len(rows), describe=f"tiles: {region.slide}", weight=lambda item: len(item[0])
+            ):
+                out[start + which] = images
+            start += len(rows)
+        yield out
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _folder() -> Path | None:
+    """Return the folder of large files, made if it is not there."""
+    if settings.cache_dir is None:
+        return None
+    folder = Path(settings.cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _free_bytes() -> int | None:
+    """Return the memory that is free, where the system says so."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _colours(crops: NDArray[np.uint8], size_px: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and standard deviation of red, green and blue of the tiles themselves, 0..1."""
+    first = (crops.shape[1] - size_px) // 2
+    inner = slice(first, first + size_px)
+    total, squares, n = np.zeros(3), np.zeros(3), 0
+    for start in range(0, len(crops), 4096):
+        pixels = crops[start : start + 4096, inner, inner].reshape(-1, 3)
+        counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(3)])
+        values = np.arange(256) / 255
+        total, squares, n = total + counts @ values, squares + counts @ values**2, n + len(pixels)
+    mean = total / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 1e-6))  # glass alone has no colours to speak of
+    r, g, b = (float(v) for v in mean.round(5))
+    s, t, u = (float(v) for v in std.round(5))
+    return (r, g, b), (s, t, u)
+
+
+def _check(
+    module: nn.Module,
+    crops: NDArray[np.uint8],
+    config: training.MoCoConfig,
+    run: training.Run,
+    *,
+    tile: TileSpec,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    seed: int,
+) -> dict[str, float]:
+    """Return what a network makes of held-out tiles: of pairs of random views, and of the tiles as they are."""
+    import torch
+
+    device = run.made().device
+    module.to(device).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+    parts = [torch.from_numpy(some).to(device) for some in np.split(crops, range(_PART, len(crops), _PART))]
+    stained = config.augmentation.stain > 0
+
+    def seen() -> NDArray[np.float32]:
+        drawn = _augment.draw(len(crops), config.augmentation, generator=generator)
+        takes = [drawn.take(slice(start, start + _PART)) for start in range(0, len(crops), _PART)]
+        batches = (
+            _augment.views(p, d, size_px=tile.size_px, stained=stained, **scale)
+            for p, d in zip(parts, takes, strict=True)
+        )
+        return np.concatenate([module(b).float().cpu().numpy() for b in batches])
+
+    with torch.inference_mode():
+        # Few tiles are looked at several times, so that luck matters less.
+        pairs = [(seen(), seen()) for _ in range(max(1, min(_PAIRS, HELD_OUT[1] // len(crops))))]
+        still = np.concatenate(
+            [module(_augment.plain(p, size_px=tile.size_px, **scale)).float().cpu().numpy() for p in parts]
+        )
+    return {
+        "recognition": round(float(np.mean([_probe.recognition(*pair) for pair in pairs])), 4),
+        "effective_rank": round(_probe.effective_rank(still), 2),
+        "spread": round(_probe.spread(still), 4),
+    }
+
+
+def _warn(name: str, check: Mapping[str, Any]) -> None:
+    """Say so if nothing was learned."""
+    started, trained = check["started"], check["trained"]
+    advice = "train longer, on more tiles, or with another `lr` or `optimizer`"
+    if trained["spread"] < COLLAPSED_SPREAD or trained["effective_rank"] < COLLAPSED_RANK:
+        problem = (
+            f"collapsed: its features hardly differ between tiles (spread {trained['spread']:.3g}, effective rank "
+            f"{trained['effective_rank']:.3g})"
+        )
+    elif trained["recognition"] <= started["recognition"]:
+        problem = (
+            f"tells held-out tiles apart no better than before training (recognition {trained['recognition']:.3g}, "
+            f"before {started['recognition']:.3g})"
+        )
+    else:
+        return
+    warnings.warn(f"The encoder {name!r} {problem}; {advice}.", UserWarning, stacklevel=3)
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"`seed` must be a whole number, at least 0, got {seed!r}.")
+    return int(seed)

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import data, training
+from stpred._core import keys
+from stpred._core.checks import InputError, listing, one_of
+from stpred._core.names import names_of
+from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.targets import TARGETS, dense
+from stpred.inference.intervals import as_stable, calibrate, refused
+from stpred.models import Model, registry
+from stpred.models.batch import Batch
+from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.models.parts.iterative import Iterative
+from stpred.training.cohort import Cohort, called_after, encoder_of, held_out, read_cohort
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from spatialdata import SpatialData
+
+    from stpred.models import BaseConfig
+
+_FEWEST_DONORS = 3
+"""Of which two are left when one is left out."""
+
+
+def train(
+    slides: SpatialData | Mapping[str, SpatialData],
+    model: str | BaseConfig | type[Model] = "ridge",
+    *,
+    genes: GeneRule | str | Iterable[str] | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    cells_key: str | None = None,
+    target: str | None = None,
+    encoder: Any = None,
+    tile: TileSpec | Mapping[str, float] | None = None,
+    groups: Mapping[str, str] | None = None,
+    validation: Iterable[str] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    precision: str | None = None,
+    n_ensemble: int | None = None,
+    intervals: bool | None = None,
+    checkpoint: str | Path | None = None,
+    fabric: Fabric | None = None,
+    batch_size: int | None = None,
+    name: str | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> Model:
+    """Train a model that predicts expression from H&E tiles.
+
+    Parameters
+    ----------
+    slides
+        One SpatialData object, or a mapping of slide names to them: calibrated image, region and measured raw counts.
+        Where slides measured materially different genes (those that all share carry less than 95 % of the counts of
+        some, as a panel and a whole transcriptome), library sizes are counted over the shared ones, and a warning says
+        so: log1p CP10k is one scale only over one set of genes.
+    model
+        A family (``"ridge"``, ``"stnet"``, ``"deepspot"``, ``"miso"``, ...; see :func:`stpred.models.list`), its
+        class, or its ``Config``.
+    genes
+        A :class:`~stpred.GeneRule`, a rule's name, or a list of symbols; None takes the 250 genes of highest mean
+        count. Rules are computed on these slides alone.
+    shapes_key, table_key, image_key
+        Region, its raw counts and the H&E image; None finds them.
+    cells_key
+        Of families that see a location through the cells in it (``"scellst"``, ``"deepcell"``,
+        ``"deepspot2cell"``): the shapes of the cells, on every slide. None: the region itself where its shapes are
+        cells, else ``nuclei``, else ``cells``. Locations without cells are left out and counted in the record.
+    target
+        ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former.
+    encoder
+        An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``.
+    tile
+        :class:`~stpred.TileSpec` to read tiles at; None takes the family's or the encoder's own.
+    groups
+        Donor of each slide. With two or more donors, penalties and numbers of epochs are chosen and genes are scored by
+        leaving donors out; None takes each slide for its own donor and says so in the record. Names of slides and
+        donors are text in records and results: a whole number is its digits, so that 1 and "1" are one name.
+    validation
+        Slides, all those of their donors, that are not trained on but end the training: the model is the one of the
+        epoch that they score best at, and genes are scored on them. It costs one training, where None costs up to six:
+        it chooses the number of epochs, and scores genes, by leaving donors out, and then trains on all slides.
+    seed
+        Seed of whatever is random.
+    device
+        Where encoder and training run; None takes a GPU if there is one.
+    precision
+        Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
+    n_ensemble
+        Train so many models that differ by seed (closed forms: by a bootstrap of donors and locations); the prediction
+        is their mean, and their spread (for ``loss="nb"`` that of the counts, too) goes into ``layers["std"]``.
+        Per-gene scores are those of the first member.
+    intervals
+        Calibrate conformal intervals on predictions of each slide by models that were trained without its donor, in at
+        most five folds (:func:`stpred.tl.conformal` does so on slides that are left out altogether). None does it for
+        families of closed form with three donors or more, where it costs little; True costs a network up to five more
+        trainings.
+    checkpoint
+        Folder to keep the state of the training in after each epoch. Called again with the same arguments, an
+        interrupted training goes on from there to the same result; the files go when it is done.
+    fabric
+        A launched Lightning Fabric, for several GPUs; instead of `device` and `precision` of the training.
+    batch_size
+        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
+    name
+        What the model and its tables are called after; None takes the family's name.
+    allow_upsampling
+        Train on images that are too coarse for the encoder all the same.
+    coordinate_system
+        The slides' micrometre frame.
+
+    Returns
+    -------
+    Model
+        Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
+        per gene ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
+        ``mean``, ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1 and, by its number of locations, beyond
+        chance), and where intervals are calibrated ``interval_low`` and ``interval_high``.
+
+    Raises
+    ------
+    InputError
+        If slides lack an image, counts or shared genes, if counts are not raw, an image is too coarse, a device is not
+        there, or the loss is not finite.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(3)
+    >>> model = st.tl.train(slides, "ridge", genes=st.GeneRule("rmax", n=50), shapes_key="spots")
+    >>> len(model.record.genes)
+    50
+    """
+    slides = data.as_slides(slides)
+    family, config = registry.resolve(model)
+    if n_ensemble is not None:
+        family, config = Ensemble, EnsembleConfig(config, n=n_ensemble)
+    if target is not None:
+        one_of(target, TARGETS, name="target")
+    donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
+    called = called_after(config, family, name)
+    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    blank = registry.probe(family, config)
+    encoder = encoder_of(blank, encoder, tile=tile, device=device)
+    where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
+    regions = read_cohort(slides, blank, cells_key=cells_key, coordinate_system=coordinate_system, **where)
+    left = _validation(validation, donors)
+    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=blank.takes_images)
+    config = config.at_pitch(cohort.pitch_um)
+    needs = registry.probe(family, config).needs
+    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    all_batches = cohort.batches(blank, needs, encoder, target=target, **reading)
+    batches = [b for b in all_batches if b.slide not in left]
+    held = [b for b in all_batches if b.slide in left]
+    counts = {"validated": bool(held), "intervals": bool(intervals)}
+    plan = training.plan(family, config, cohort.groups(batches), **counts)
+    if plan.long:
+        training.announce([plan.sentence()])
+        run.planned = plan.networks
+    fitted, facts, scores = training.fit_and_score(
+        family, config, batches, groups=cohort.groups(batches), validation=held, seed=seed, run=run
+    )
+    if scores is None:
+        scores = held_out(family, config, batches, cohort.groups(batches), seed=seed, run=run)
+    cohort.describe(fitted, name=called, encoder=encoder, batches=batches, blank=blank, target=target, scores=scores)
+    fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
+    if _wanted(fitted, cohort.groups(batches), intervals=intervals):
+        counted = [data.median_width_um(r) for r in cohort.regions if r.counts is not None and r.slide not in left]
+        groups_of = cohort.groups(batches)
+        _calibrate(fitted, config, batches, groups_of, width_um=float(np.median(counted)), seed=seed, run=run)
+    run.clear()
+    return fitted
+
+
+def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
+    """Whether intervals are calibrated; asked for where there can be none, say why."""
+    reason = refused(model)
+    if reason is None and len(set(groups)) < _FEWEST_DONORS:
+        reason = f"slides of {len(set(groups))} donors leave too few models that have not seen them"
+    if intervals and reason is not None:
+        raise InputError(f"`intervals`: model {model.record.name!r} can have none: {reason}.")
+    cheap = not isinstance(model, (Iterative, Ensemble))
+    return reason is None and (cheap if intervals is None else intervals)
+
+
+def _calibrate(
+    model: Model,
+    config: BaseConfig,
+    batches: list[Batch],
+    groups: list[str],
+    *,
+    width_um: float,
+    seed: int,
+    run: training.Run,
+) -> None:
+    """Calibrate intervals on predictions of models that have not seen a slide's donor."""
+    known = [(b, g) for b, g in zip(batches, groups, strict=True) if b.y is not None]
+    batches, groups = [b for b, _ in known], [g for _, g in known]
+    labels, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
+    scale = model.record.target
+    residuals = [as_stable(dense(b.scored), scale) - as_stable(labels[b.slide], scale) for b in batches]
+    calibrate(
+        model,
+        residuals,
+        slides=[b.slide for b in batches],
+        groups=groups,
+        width_um=width_um,
+        how="models that were trained without their donors",
+    )
+
+
+def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str]:
+    """Return the slides that are left out to end the training; their donors must not be trained on."""
+    if slides is None:
+        return set()
+    left = {slides} if isinstance(slides, str) else set(names_of(slides, what="slide in `validation`"))
+    if not left or left - donors.keys() or left == donors.keys():
+        raise InputError(f"`validation` must name some of the slides {listing(donors)}, not all, got {listing(left)}.")
+    if shared := sorted({donors[s] for s in left} & {g for s, g in donors.items() if s not in left}):
+        raise InputError(
+            f"`validation` shares donors {listing(shared)} with the training slides; leave all theirs out."
+        )
+    return left

@@ -1,0 +1,1 @@
+"""How predictions change when slides, spots or tiles are changed."""

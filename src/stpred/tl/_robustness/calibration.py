@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from stpred import data
+from stpred._core import keys
+from stpred._core.checks import InputError, listing, whole
+from stpred._core.elements import need_sdata
+from stpred.inference.predictor import gene_columns, known_as, need_generative, trained_model
+from stpred.tl._robustness.stress import inside, read_posterior, several, share_of
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stpred.models import Model
+
+
+def calibration(
+    sdata: SpatialData,
+    model: Model | str | Path,
+    *,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    image_key: str | None = None,
+    genes: Iterable[str] | None = None,
+    levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+    n_samples: int = 100,
+    covariates: Mapping[str, str | None] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    batch_size: int | None = None,
+    allow_upsampling: bool = False,
+    coordinate_system: str = keys.UM,
+) -> pd.DataFrame:
+    """Say how often the intervals of a generative model hold what was measured.
+
+    For every measured location the model gives draws of the counts that would be measured there, with the noise of the
+    measurement and what the model does not know. Of a calibrated model, the central interval at a level of 90 % holds
+    90 % of the measured counts; of an overconfident one, fewer.
+
+    Counts are discrete, so that an interval of counts holds more than its level: of a gene that is mostly 0, nearly
+    all, whatever the model. Therefore the measured count's place is randomised among equal ones: with draws X of a
+    location and a measured x, ``u = P(X < x) + v P(X = x)`` with v uniform between 0 and 1, x itself counted as one of
+    the draws; and the interval at level q holds x if u is between ``(1 - q) / 2`` and ``(1 + q) / 2``. Then u is
+    uniform, and coverage the level, for a model that is right, at low counts and with few draws, too.
+
+    Parameters
+    ----------
+    sdata
+        Slide with raw counts, which should not have been trained on: in training locations coverage says how well the
+        model fits. It is left as it is. For withheld spots and sections see :func:`stpred.tl.withheld_spots` and
+        :func:`stpred.tl.withheld_sections`.
+    model
+        A trained generative model (``"xfuse"``), or the folder it was saved in.
+    shapes_key, table_key, image_key, coordinate_system
+        Region, its raw counts and the H&E image; None finds them.
+    genes
+        Genes to look at; None takes all of the model's. Those that the slide did not measure are left out.
+    levels
+        Levels of the intervals.
+    n_samples
+        Draws from the posterior.
+    covariates
+        As in :func:`stpred.tl.predict`.
+    seed
+        Of the draws.
+    device, batch_size, allow_upsampling
+        As in :func:`stpred.tl.predict`.
+
+    Returns
+    -------
+    Tidy DataFrame, one row per gene and level: ``gene``, ``level``, ``coverage`` (share of the locations) and
+    ``n_locations``. By chance alone, a gene's coverage is off by about ``sqrt(level * (1 - level) / n_locations)``.
+
+    Raises
+    ------
+    InputError
+        If the model is not generative, a level is not between 0 and 1, or the slide measured none of the genes.
+
+    References
+    ----------
+    Czado, Gneiting and Held, Predictive model assessment for count data, Biometrics 65 (2009).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slide = st.datasets.toy(size_um=(800, 800), n_genes=20)
+    >>> config = st.models.XFuse.Config(depth=2, width=4, epochs=2)
+    >>> model = st.tl.train(slide, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=32))
+    >>> found = st.tl.calibration(slide, model, n_samples=20)
+    >>> found.groupby("level").coverage.mean().is_monotonic_increasing
+    True
+    """
+    asked = [share_of(level, name="levels") for level in several(levels, name="levels")]
+    n_samples = whole(n_samples, name="n_samples")
+    trained = trained_model(model)
+    need_generative(trained)
+    need_sdata(sdata)
+    region = data.read_region(
+        sdata,
+        shapes_key=shapes_key,
+        image_key=image_key,
+        table_key=table_key,
+        measured=True,
+        prefer=trained.record.region,
+        coordinate_system=coordinate_system,
+    )
+    region = replace(region, slide=known_as(trained, region))
+    wanted = [trained.record.genes[i] for i in gene_columns(trained, genes)]
+    names = [g for g, known in zip(wanted, region.known(wanted), strict=True) if known]
+    if not names:
+        raise InputError(f"The slide measured none of the genes {listing(wanted)}.")
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    _, ranks = read_posterior(
+        trained, region, names, n_samples=n_samples, seed=seed, averaged=False, covariates=covariates, **how
+    )
+    parts = [
+        pd.DataFrame({"gene": names, "level": level, "coverage": inside(ranks, level), "n_locations": len(ranks)})  # type: ignore[arg-type]
+        for level in sorted(asked)
+    ]
+    return pd.concat(parts, ignore_index=True)

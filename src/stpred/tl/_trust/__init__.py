@@ -1,0 +1,1 @@
+"""How far to trust predictions: intervals, calibration, explanation."""

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stpred import metrics
+from stpred._core import keys
+from stpred._core.checks import InputError
+from stpred._core.library import LIBRARY
+from stpred._core.tables import read_provenance
+from stpred.comparison.pairing import Pair, pair
+from stpred.inference.intervals import OFFSETS, bounds
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def coverage(
+    sdata: SpatialData, predicted_key: str, measured_key: str, *, coordinate_system: str = keys.UM
+) -> pd.DataFrame:
+    """Say how often a prediction's intervals hold the measurement, gene by gene and level by level.
+
+    Parameters
+    ----------
+    sdata
+        Object with both tables, of a slide that neither trained the model nor calibrated its intervals.
+    predicted_key
+        Table of a model with calibrated intervals (:func:`stpred.tl.conformal`).
+    measured_key
+        Table of raw counts; locations are joined by id, or by overlap where the regions differ.
+    coordinate_system
+        The slide's micrometre frame.
+
+    Returns
+    -------
+    Tidy DataFrame: ``gene``, ``level`` (nominal), ``coverage`` (share of the locations), ``n_locations``. A slide's
+    coverage is one draw: over slides it varies far more than its number of locations suggests. ``attrs["library"]``
+    says how the genes that library sizes are counted over compare with those of training; where they differ, so that
+    intervals are of another scale, a warning says so and there is a column ``same_library``, False.
+
+    Raises
+    ------
+    InputError
+        If the prediction has no intervals, or the two share no location or gene.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slides = st.datasets.toy_cohort(4)
+    >>> unseen = slides.pop("donor3")
+    >>> model = st.tl.train(slides, genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    >>> st.tl.predict(unseen, model, shapes_key="spots")
+    >>> st.tl.coverage(unseen, "spots_ridge", "spots_counts")["level"].unique().tolist()
+    [0.5, 0.8, 0.9, 0.95]
+    """
+    both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
+    return covered(both, sdata.tables[predicted_key], predicted_key)
+
+
+def covered(both: Pair, table: AnnData, predicted_key: str) -> pd.DataFrame:
+    """Return the same of a table and what it was paired with."""
+    facts = read_provenance(table, what=f"table {predicted_key!r}")
+    if OFFSETS not in table.varm or "intervals" not in facts:
+        raise InputError(
+            f"Table {predicted_key!r} has no intervals; calibrate its model with stpred.tl.conformal and predict again."
+        )
+    offsets = np.asarray(table.varm[OFFSETS])[table.var_names.get_indexer(both.genes)]
+    parts = []
+    for at, told in enumerate(facts["intervals"]["levels"]):
+        low, high = bounds(both.predicted, offsets, at, output_scale=both.output_scale)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "gene": both.genes,
+                    "level": told["level"],
+                    "coverage": metrics.coverage(both.observed, low, high),
+                    "n_locations": len(both.observed),
+                }
+            )
+        )
+    result = pd.concat(parts, ignore_index=True)
+    if both.same_library is False:
+        result["same_library"] = False
+    result.attrs["library"] = both.facts.get(LIBRARY, {})
+    return result

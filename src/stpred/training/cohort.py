@@ -1,0 +1,273 @@
+"""What training and distillation share: the slides' regions, their genes, batches, and the trained model's record."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import data, encoders, training
+from stpred._core import keys
+from stpred._core.checks import InputError
+from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.targets import TARGETS
+from stpred.encoders.tokens import token_edge_um
+from stpred.models import Model
+from stpred.models.batch import Batch, Needs
+from stpred.models.ensemble import EnsembleConfig
+from stpred.regions import Lattice
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+    from stpred.encoders.base import Encoder
+
+logger = logging.getLogger("stpred")
+
+PIXELS = "pixels"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Training slides: their locations with counts, donors, and the genes that the rule chose on them.
+
+    Attributes
+    ----------
+    regions
+        One per slide.
+    donors
+        Slide to donor.
+    left
+        Slides that are not learned from.
+    rule, genes
+        The gene rule and the frame of the chosen genes, measured on every slide.
+    lattice
+        Arrangement of the training locations.
+    shared
+        The genes that library sizes are counted over, where the slides measured different ones.
+    """
+
+    regions: list[data.Region]
+    donors: dict[str, str]
+    left: Collection[str]
+    rule: GeneRule
+    genes: pd.DataFrame
+    lattice: Lattice | None
+    shared: data.SharedLibrary | None = None
+
+    @classmethod
+    def of(
+        cls,
+        regions: list[data.Region],
+        donors: dict[str, str],
+        *,
+        rule: GeneRule,
+        left: Collection[str] = (),
+        partial: bool = False,
+    ) -> Cohort:
+        """Choose genes on the slides that are learned from; `partial`: slides may lack some of the named ones.
+
+        Unless `partial`, slides that measured different genes are brought to one library.
+        """
+        shared = None if partial else data.shared_library(regions)
+        if shared is not None:
+            regions = [r if r.counts is None else r.over(shared.genes) for r in regions]
+        learned = [r for r in regions if r.slide not in left]
+        if not any(r.counts is not None for r in learned):
+            raise InputError("No training slide has counts.")
+        chosen = data.choose_genes(learned, rule, partial=partial)
+        if not partial:
+            chosen = chosen.loc[np.all([r.known(chosen.index.tolist()) for r in regions], axis=0)]
+        return cls(regions, donors, left, rule, chosen, data.common_lattice(learned), shared)
+
+    @property
+    def names(self) -> list[str]:
+        """The chosen genes."""
+        return self.genes.index.tolist()
+
+    @property
+    def pitch_um(self) -> float | None:
+        """Median spacing of the training locations."""
+        return None if self.lattice is None else self.lattice.pitch_um
+
+    def groups(self, batches: Sequence[Batch]) -> list[str]:
+        """Return the donor of each batch."""
+        return [self.donors[b.slide] for b in batches]
+
+    def batches(
+        self, blank: Model, needs: Needs, encoder: Encoder, *, target: str | None, **reading: Any
+    ) -> list[Batch]:
+        """Embed every slide for a family."""
+        return [
+            data.make_batch(r, encoder, needs, **reading, **measured(r, self.names, blank, target=target))
+            for r in self.regions
+        ]
+
+    def describe(
+        self,
+        fitted: Model,
+        *,
+        name: str,
+        encoder: Encoder,
+        batches: Sequence[Batch],
+        blank: Model,
+        target: str | None,
+        scores: training.HeldOut,
+    ) -> None:
+        """Write into the model's record what it was trained on, and keep its encoder with it."""
+        regions, lattice, record, needs = self.regions, self.lattice, fitted.record, fitted.needs
+        var: dict[str, Any] = {c: self.genes[c].to_numpy() for c in ("mean", "rmax") if c in self.genes}
+        var |= scores.columns()
+        if (ids := _gene_ids(regions, self.names)) is not None:
+            var["gene_id"] = ids
+        record.name, record.genes = name, self.names
+        record.var = {k: _plain(v) for k, v in var.items()}
+        record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
+        record.gene_rule, record.target = self.rule.to_dict(), blank.output_scale(target)
+        if not blank.takes_images:  # those take each slide's counts as they are, of whatever genes
+            record.library = data.library_of([r for r in regions if r.slide not in self.left]).to_dict()
+        record.region = next(r.shapes_key for r in regions if r.counts is not None)
+        record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
+        reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
+        record.cells = None if regions[0].cells is None else regions[0].cells.region.shapes_key
+        record.reach_um = round(float(np.median(reaches)), 3) if reaches else None
+        record.training = {
+            "slides": {
+                r.slide: {
+                    "donor": self.donors[r.slide],
+                    "n_locations": len(r.coords_um),
+                    "image": r.pyramid.fingerprint,
+                }
+                for r in regions
+            },
+            "validation": sorted(self.left),
+            "n_donors": len(set(self.groups(batches))),
+            "hexagonal": bool(lattice is not None and lattice.hexagonal),
+            **_cell_facts(regions),
+            **(_token_facts(regions, encoder, needs) if needs.tokens else {}),
+            "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
+            "target": next(b.scale for b in batches if b.y is not None),
+            "scored_on": scored_scale(blank, target),
+            **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
+        }
+        fitted.encoder = encoder  # type: ignore[assignment]
+
+
+def read_cohort(
+    slides: Mapping[str, SpatialData],
+    blank: Model,
+    *,
+    cells_key: str | None = None,
+    coordinate_system: str = keys.UM,
+    **where: Any,
+) -> list[data.Region]:
+    """Read the measured region of every slide, with its cells for a family that sees these."""
+    how = {"measured": True, "coordinate_system": coordinate_system, **where}
+    seen = {k: v for k, v in how.items() if k in ("image_key", "coordinate_system")}
+    regions = [
+        data.read_image(sdata, slide=slide, **seen)
+        if blank.takes_images and not data.has_counts(sdata)
+        else data.read_region(sdata, slide=slide, **how)
+        for slide, sdata in slides.items()
+    ]
+    if blank.needs.cells:
+        return [data.with_cells(r, cells_key=cells_key) for r in regions]
+    if cells_key is not None:
+        raise InputError(f"`cells_key` is for families that see cells; {blank.family!r} sees tiles.")
+    return regions
+
+
+def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> Encoder:
+    """Return the encoder that a family is trained through: the one given, or its own."""
+    used = model.default_encoder if given is None else given
+    spec = model.default_tile if tile is None and used == model.default_encoder else tile
+    found = encoders.get(used, tile=None if spec is None else TileSpec.parse(spec), device=device)
+    if model.default_encoder == PIXELS and found.card.name != PIXELS:
+        raise InputError(
+            f"{model.family} sees the world through its own encoder {PIXELS!r}, not {found.card.name!r}; leave "
+            f"`encoder` out."
+        )
+    return found
+
+
+def scored_scale(model: Model, target: str | None) -> str:
+    """Return the scale that a model's predictions are scored on while it is trained.
+
+    Relative outputs are scored on log1p CP10k: on raw counts, the library size alone would make any gene look good.
+    """
+    scale = model.output_scale(target)
+    return scale if scale in TARGETS and model.per is None else "log1p_cp10k"
+
+
+def measured(
+    region: data.Region, names: list[str], model: Model, *, target: str | None, scored_on: str | None = None
+) -> dict[str, Any]:
+    """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
+    if model.takes_images and region.counts is None:
+        return {}
+    scale = model.training_target(target)
+    scored = scored_scale(model, target) if scored_on is None else scored_on
+    truth = None if scored == scale else region.target(names, scored, sparse=model.sparse_targets)
+    found = {"y": region.target(names, scale, sparse=model.sparse_targets), "scale": scale, "truth": truth}
+    return found | ({"known": region.known(names)} if model.takes_images else {})
+
+
+def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
+    """Return how wide tokens are, and the locations that were seen through them."""
+    width = float(np.median([data.median_width_um(r) for r in regions]))
+    return {"token_um": token_edge_um(encoder, needs.token_um), "width_um": round(width, 3)}
+
+
+def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
+    """Return how many cells the locations were seen through, and how many locations had none."""
+    if regions[0].cells is None:
+        return {}
+    cells = {r.slide: int(r.cells.links.indices.size) for r in regions if r.cells is not None}
+    return {"n_cells": cells, "without_cells": {r.slide: len(r.without_cells) for r in regions}}
+
+
+def called_after(config: Any, family: type[Model], name: str | None) -> str:
+    """Return what a model is called: `name`, or its family (an ensemble: that of its members)."""
+    default = config.family if isinstance(config, EnsembleConfig) else family.family
+    called = keys.slug(default if name is None else name)
+    if not called:
+        raise InputError(f"`name` must hold a letter or digit, got {name!r}.")
+    return called
+
+
+def held_out(
+    family: Any, config: Any, batches: list[Batch], groups: list[str], *, seed: int, run: training.Run
+) -> training.HeldOut:
+    """Return per-gene scores on left-out donors; of no slide where there are too few to leave any out."""
+    why = "One donor only"
+    if not getattr(config, "score_folds", True):
+        why = "Left-out donors are scored only with score_folds=True"
+    elif len(set(groups)) > 1:
+        try:
+            return training.held_out_scores(family, config, batches, groups=groups, seed=seed, run=run)
+        except data.TooSmall as error:
+            why = str(error).rstrip(".")
+    logger.warning("%s: no gene can be scored on unseen tissue, so none is marked as trusted.", why)
+    none = np.empty((0, next(b.y.shape[1] for b in batches if b.y is not None)))
+    return training.HeldOut(none, none, np.empty(0, dtype=np.int64))
+
+
+def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:
+    """Return Ensembl ids of the genes if a slide knows them."""
+    for region in regions:
+        for column in ("gene_id", "gene_ids"):
+            if region.var is not None and column in region.var and region.known(names).all():
+                return region.var.loc[names, column].astype(str).to_numpy()
+    return None
+
+
+def _plain(values: Any) -> list[Any]:
+    """Return a JSON list; NaN becomes None, numbers keep six digits."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        return array.tolist()
+    return [None if not np.isfinite(v) else float(f"{v:.6g}") for v in array]
