@@ -146,10 +146,10 @@ def _unseen(slides: dict[str, SpatialData], left: SpatialData, config: Any, *, g
     measured = left.tables["spots_counts"]
     for model in ("mean", "intensity", config):
         start = time.time()
-        own: dict[str, Any] = {"tile": BASELINE, "allow_upsampling": True} if isinstance(model, str) else {"tile": tile}
+        own: dict[str, Any] = {"tile": BASELINE} if isinstance(model, str) else {"tile": tile}
         target = "counts" if isinstance(model, str) else None
         trained = st.tl.train(slides, model, genes=genes, shapes_key="spots", target=target, **own)
-        table = st.tl.predict(left, trained, shapes_key="spots", allow_upsampling=True, inplace=False)
+        table = st.tl.predict(left, trained, shapes_key="spots", inplace=False)
         at = measured.obs["instance_id"].astype(str).tolist()
         truth = measured[[at.index(str(i)) for i in table.obs["instance_id"]], table.var_names].X.toarray()
         rows.append([trained.family, *_means(table.X, truth), round(time.time() - start)])
@@ -174,6 +174,7 @@ def her2st(folder: Path, *, epochs: int) -> None:
 
 
 if __name__ == "__main__":
+    st.settings.max_upsampling = float("inf")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("subtypes", "her2st"))
     parser.add_argument("folder", type=Path, nargs="?", help="of HER2ST's C2-C5")

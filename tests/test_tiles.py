@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stpred import TileSpec
+from stpred import TileSpec, settings
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred.tiles import Level, Pyramid, read_tiles, resample, thumbnail_element
 
@@ -185,7 +185,8 @@ def test_too_coarse_image_is_refused_with_the_number() -> None:
     pyramid = Pyramid([Level(np.zeros((3, 50, 50), np.uint8), np.diag([25.0, 25.0, 1.0]))])
     with pytest.raises(UnsafeResolutionError, match=r"25 um per pixel, 50x coarser"):
         pyramid.check_resolution(TileSpec(0.5, 224))
-    pyramid.check_resolution(TileSpec(0.5, 224), allow_upsampling=True)
+    with settings.override(max_upsampling=50):
+        pyramid.check_resolution(TileSpec(0.5, 224))
 
 
 def test_thumbnail_of_a_rotated_slide_is_upright(picture: np.ndarray) -> None:

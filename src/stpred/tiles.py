@@ -8,6 +8,7 @@ dropped after the last tile that touches it.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,15 +151,14 @@ class Pyramid:
         fine = [level for level in self.levels if level.mpp * _FINER <= mpp * (1 + _LEVEL_TOLERANCE)]
         return fine[-1] if fine else self.levels[0]
 
-    def check_resolution(self, tile: TileSpec, *, what: str = "The image", allow_upsampling: bool = False) -> None:
-        """Refuse an image that is too coarse for a tile spec, unless it is explicitly allowed."""
+    def check_resolution(self, tile: TileSpec, *, what: str = "The image") -> None:
+        """Refuse an image that is too coarse for a tile spec by more than ``settings.max_upsampling``."""
         factor = self.mpp / tile.mpp
-        if factor > settings.max_upsampling * (1 + _LEVEL_TOLERANCE) and not allow_upsampling:
+        if factor > settings.max_upsampling * (1 + _LEVEL_TOLERANCE):
             raise UnsafeResolutionError(
                 f"{what} has {self.mpp:.4g} um per pixel, {factor:.3g}x coarser than the {tile.mpp:g} um per pixel "
-                f"that the "
-                f"encoder expects; use the full-resolution slide, or pass allow_upsampling=True to predict from "
-                f"blurred tiles."
+                "that the encoder expects; use the full-resolution slide, or set stpred.settings.max_upsampling to "
+                f"{math.ceil(factor)} to go on with blurred tiles."
             )
 
     @cached_property

@@ -71,9 +71,6 @@ def test_the_slide_in_question_is_named(cohort: Cohort, rebuild: Any, refused: A
         ({"tile": 5}, ("`tile` must be a stpred.TileSpec", "got 5")),
         ({"tile": {"mpp": 0}}, ("`TileSpec.mpp` must be a positive number", "got 0")),
         ({"tile": {"size_px": "big"}}, ("`TileSpec.size_px` must be a positive whole number of pixels", "'big'")),
-        ({"batch_size": 0}, ("`batch_size` must be a positive whole number", "got 0")),
-        ({"batch_size": -1}, ("`batch_size` must be a positive whole number", "got -1")),
-        ({"batch_size": "64"}, ("`batch_size` must be a positive whole number", "'64'")),
         ({"groups": {"a": "p"}}, ("`groups` names no donor for slides ['b']", "['a']")),
         ({"groups": ["p", "q"]}, ("`groups` must map every slide to its donor", "['p', 'q']")),
         ({"name": "///"}, ("`name` must hold a letter or digit", "'///'")),
@@ -100,7 +97,6 @@ def test_training_with_odd_arguments(
         ({"models": ["mean", "mean"]}, ("Two models are called 'mean'", "mapping")),
         ({"genes": ["NOPE"]}, ("['NOPE']", "'ACTB'")),
         ({"target": "log"}, ("`target` must be one of", "'log'")),
-        ({"batch_size": 0}, ("`batch_size` must be a positive whole number", "got 0")),
     ],
 )
 def test_cross_validation_with_odd_arguments(
@@ -117,15 +113,26 @@ def test_cross_validation_of_a_single_slide(cohort: Cohort, refused: Any) -> Non
 
 
 @pytest.mark.parametrize("size", [0, -1, 0.5, "64", float("nan")])
-def test_batches_of_no_size(size: Any, rebuild: Any, refused: Any, trained: Model, cohort: Cohort) -> None:
-    sdata = rebuild()
-    with refused("`batch_size` must be a positive whole number", repr(size), sdata=sdata):
-        st.tl.predict(sdata, trained, shapes_key="spots", batch_size=size)
-    with refused("`batch_size` must be a positive whole number", repr(size), sdata=sdata):
-        st.pp.features(sdata, "intensity", shapes_key="spots", batch_size=size)
-    bare = SpatialData(images=dict(cohort["a"].images))
-    with refused("`batch_size`", sdata=bare):  # nor are tissue and grid left behind
-        st.tl.predict(bare, trained, batch_size=size)
+def test_batches_of_no_size(size: Any, refused: Any) -> None:
+    with refused("`batch_size` must be a positive whole number", repr(size)):
+        st.settings.batch_size = size
+    with refused("`batch_size`"), st.settings.override(batch_size=size):
+        pass
+    assert st.settings.batch_size == 64
+
+
+@pytest.mark.parametrize("factor", [0, -1, "2", float("nan")])
+def test_upsampling_of_no_size(factor: Any, refused: Any) -> None:
+    with refused("`max_upsampling` must be a positive number", repr(factor)):
+        st.settings.max_upsampling = factor
+
+
+def test_unknown_settings(refused: Any) -> None:
+    with refused("no setting 'batchsize'", "'batch_size'"):
+        st.settings.batchsize = 3
+    with refused("no setting 'batchsize'"), st.settings.override(max_upsampling=3, batchsize=3):
+        pass
+    assert st.settings.max_upsampling == 2
 
 
 def test_feature_type_that_is_none(rebuild: Any, refused: Any) -> None:

@@ -111,8 +111,11 @@ def test_bins_that_the_image_does_not_cover(real_data: Path, student: Model) -> 
     with pytest.raises(InputError, match="lie outside image|um per pixel"):
         st.tl.predict(sdata, student, shapes_key="bins_002um")
     coarse = st.io.visium_hd(real_data / "visium_hd_colon")
-    with pytest.raises(InputError, match="smaller than a pixel"):
-        st.tl.predict(coarse, student, shapes_key="bins_016um", allow_upsampling=True)
+    with (
+        st.settings.override(max_upsampling=float("inf")),
+        pytest.raises(InputError, match="smaller than a pixel"),
+    ):
+        st.tl.predict(coarse, student, shapes_key="bins_016um")
 
 
 def test_bins_partly_off_the_image(student: Model, cohort: dict[str, SpatialData], rebuild: Any, refused: Any) -> None:

@@ -122,7 +122,7 @@ def test_coarse_image_is_refused_unless_allowed(
         "20 um per pixel",
         "40x coarser",
         "0.5 um per pixel",
-        "allow_upsampling=True",
+        "stpred.settings.max_upsampling to 40 ",
         sdata=sdata,
         error=UnsafeResolutionError,
     ):
@@ -132,7 +132,8 @@ def test_coarse_image_is_refused_unless_allowed(
             st.tl.train(sdata, "intensity", shapes_key=shapes_key)
         with refused("20 um per pixel", sdata=sdata, error=UnsafeResolutionError):
             st.pp.features(sdata, "intensity", shapes_key=shapes_key)
-        st.tl.predict(sdata, trained, shapes_key=shapes_key, allow_upsampling=True)
+        with st.settings.override(max_upsampling=40):
+            st.tl.predict(sdata, trained, shapes_key=shapes_key)
         assert '"upsampled": true' in sdata.tables["spots_tiny"].uns["stpred"]
 
 

@@ -18,9 +18,12 @@ pytestmark = pytest.mark.realdata
 def test_visium_crop_is_too_coarse_to_predict_from(real_data: Path, refused: Any, trained: Model) -> None:
     sdata = st.io.visium(real_data / "visium_breast_outs")
     for model in (trained, None):
-        with refused("'he'", "25.4", "um per pixel", "allow_upsampling=True", sdata=sdata, error=UnsafeResolutionError):
+        with refused(
+            "'he'", "25.4", "um per pixel", "settings.max_upsampling", sdata=sdata, error=UnsafeResolutionError
+        ):
             st.tl.predict(sdata, model)
-    st.tl.predict(sdata, trained, allow_upsampling=True)
+    with st.settings.override(max_upsampling=float("inf")):
+        st.tl.predict(sdata, trained)
     facts = json.loads(sdata.tables["spots_tiny"].uns["stpred"])
     assert facts["upsampled"] is True
     assert facts["mpp"] == pytest.approx(25.45, rel=0.01)

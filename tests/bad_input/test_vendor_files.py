@@ -123,7 +123,7 @@ def test_without_a_full_image_predicting_is_refused(copied: Any, refused: Any, t
     full.write_bytes(full.read_bytes()[: full.stat().st_size // 2])
     with pytest.warns(UserWarning, match=r"not taken: .*'fullres_image\.tif' is cut off"):
         sdata = st.io.visium(folder)
-    with refused("Image 'he'", "1.999 um per pixel", "allow_upsampling=True", sdata=sdata):
+    with refused("Image 'he'", "1.999 um per pixel", "settings.max_upsampling to 4", sdata=sdata):
         st.tl.predict(sdata, trained)
 
 

@@ -26,8 +26,8 @@ KNOWN = frozenset({o for o in OPTIONS.values() if o} | {"--no-swap-xy", "--no-se
             "The picture 'a.png' exists; name another or pass --overwrite.",
         ),
         (
-            "use the full-resolution slide, or pass allow_upsampling=True to predict from blurred tiles.",
-            "use the full-resolution slide, or pass --allow-upsampling to predict from blurred tiles.",
+            "use the full-resolution slide, or set stpred.settings.max_upsampling to 4 to go on with blurred tiles.",
+            "use the full-resolution slide, or pass --allow-upsampling to go on with blurred tiles.",
         ),
         ("pass the image that it was run on as fullres_image=.", "pass the image that it was run on as --image."),
         ("name one as fullres_image=.", "name one as --image."),

@@ -330,7 +330,7 @@ def test_a_location_does_not_depend_on_who_else_is_asked(
     region = data.read_region(coordinates, shapes_key=name)
     once = seen(token_batch(region, encoder, TOKENS, stride_um=16.0))
     rows = rng.permutation(len(once))[:5]
-    part = token_batch(region.take(rows), encoder, TOKENS, stride_um=16.0, batch_size=3)
+    part = token_batch(region.take(rows), encoder, TOKENS, stride_um=16.0)
     np.testing.assert_allclose(seen(part), once[rows], rtol=1e-5)
     (alone,) = seen(token_batch(region.take(rows[:1]), encoder, TOKENS, stride_um=16.0))
     np.testing.assert_allclose(alone, once[rows[0]], rtol=1e-5)
@@ -350,7 +350,7 @@ def test_blocks_of_prediction_change_nothing(
     monkeypatch.setattr("stpred.data._tokens.BLOCK_BYTES", 1)  # blocks of a tile
     monkeypatch.setattr("stpred.data._tokens._TILES", 5)
     found, number = np.full((len(rows), 3), np.nan), 0
-    for rows, batch in data.prediction_batches(region, encoder, TOKENS, stride_um=8.0, batch_size=4):
+    for rows, batch in data.prediction_batches(region, encoder, TOKENS, stride_um=8.0):
         assert np.isnan(found[rows]).all()  # nothing comes twice
         found[rows] = seen(batch)
         np.testing.assert_array_equal(batch.features[batch.sources], whole.features[whole.sources])

@@ -126,7 +126,7 @@ def _conformal(sdata: SpatialData, frame: str) -> pd.DataFrame:
     model = st.tl.train(
         st.datasets.toy(seed=9, donor=8, **small), encoder="intensity", genes=["EPCAM", "COL1A2"], shapes_key="spots"
     )
-    return st.tl.conformal(model, {"x": sdata, "y": sdata}, coordinate_system=frame, allow_upsampling=True, **WHERE)
+    return st.tl.conformal(model, {"x": sdata, "y": sdata}, coordinate_system=frame, **WHERE)
 
 
 def _scored(sdata: SpatialData, frame: str) -> pd.DataFrame:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from stpred._core.checks import InputError, listing, positive, whole
 
 
 @dataclass
 class Settings:
-    """What a user may change for a session.
+    """What a user may change for a session; unknown names and impossible values are refused.
 
     Attributes
     ----------
     progress
         Show progress bars. None shows them on a terminal and in notebooks only.
     batch_size
-        Tiles that an encoder sees at once when a function is not told otherwise.
+        Tiles that an encoder sees at once.
     max_upsampling
         How much finer than its own resolution an image may be read before it is refused (2 = a 1 um/px image may feed a
-        0.5 um/px encoder).
+        0.5 um/px encoder). Results say in their provenance that an image was read finer than it is.
     mpp_tolerance
         Relative difference of two sources of resolution that is reported.
     cache_dir
         Folder in which features are kept between sessions; None keeps none.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> with st.settings.override(batch_size=16):
+    ...     st.settings.batch_size
+    16
+    >>> st.settings.batch_size
+    64
     """
 
     progress: bool | None = None
@@ -30,6 +44,29 @@ class Settings:
     max_upsampling: float = 2.0
     mpp_tolerance: float = 0.05
     cache_dir: Path | str | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = [f.name for f in fields(self)]
+        if name not in known:
+            raise InputError(f"There is no setting {name!r}; there are {listing(known, most=len(known))}.")
+        if name == "batch_size":
+            value = whole(value, name=name)
+        elif name == "max_upsampling" and value != float("inf"):
+            value = positive(value, name=name)
+        super().__setattr__(name, value)
+
+    @contextmanager
+    def override(self, **changes: Any) -> Iterator[None]:
+        """Change settings for the length of a ``with`` block."""
+        before = {name: getattr(self, name, None) for name in changes}
+        try:
+            for name, value in changes.items():
+                setattr(self, name, value)
+            yield
+        finally:
+            for name in changes:
+                if hasattr(self, name):
+                    setattr(self, name, before[name])
 
 
 settings = Settings()

@@ -115,7 +115,19 @@ Encoder = Annotated[
     str | None,
     typer.Option(help="Encoder, or the folder of a saved one; default: the model family's own (mostly morphology)."),
 ]
-Upsampling = Annotated[bool, typer.Option("--allow-upsampling", help="Accept an image that is too coarse.")]
+
+
+def _upsampling(wanted: bool) -> bool:
+    if wanted:
+        from stpred import settings
+
+        settings.max_upsampling = float("inf")
+    return wanted
+
+
+Upsampling = Annotated[
+    bool, typer.Option("--allow-upsampling", callback=_upsampling, help="Accept an image that is too coarse.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")]
 ShapesKey = Annotated[str | None, typer.Option("--shapes", help="Region to work on; default: found by itself.")]
 Groups = Annotated[
@@ -230,7 +242,6 @@ def predict(
             "genes": None if genes is None else genes.split(","),
             "device": device,
             "encoder": _encoder(encoder),
-            "allow_upsampling": allow_upsampling,
         }
         if several:
             console.print(f"{len(samples)} slides in {slide}: {', '.join(_names(samples))}.")
@@ -378,7 +389,6 @@ def train(
             precision=precision,
             seed=seed,
             device=device,
-            allow_upsampling=allow_upsampling,
         )
         st.models.save(trained, out, overwrite=overwrite)
         scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
@@ -435,7 +445,7 @@ def evaluate(
             if not isinstance(encoder_used, (str, type(None))):
                 continue
             for used in _encoders(chosen, encoder_used) - {"pixels"}:
-                st.pp.features(sdata, used, shapes_key=region, device=device, allow_upsampling=allow_upsampling)
+                st.pp.features(sdata, used, shapes_key=region, device=device)
         parts = [
             st.tl.cross_validate(
                 read,
@@ -451,7 +461,6 @@ def evaluate(
                 precision=precision,
                 seed=seed,
                 device=device,
-                allow_upsampling=allow_upsampling,
                 key_added=_UNSEEN if report is not None and target == "log1p_cp10k" else None,
             )
             for target in ("log1p_cp10k", "counts")

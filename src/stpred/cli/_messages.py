@@ -7,7 +7,6 @@ from collections.abc import Collection
 
 OPTIONS = {
     "adata": None,
-    "allow_upsampling": "--allow-upsampling",
     "bin_size": "--bin-size",
     "bin_sizes": "--bin-size",
     "checkpoint": "--checkpoint",
@@ -59,6 +58,7 @@ _PHRASES = (
     (r"run stpred\.pp\.calibrate\(sdata\) or pass mpp= to the reader", "pass --mpp"),
     (r"; make some with stpred\.pp\.grid\(sdata\)", "; training needs slides with measured locations"),
     (r", or with a finer tile=TileSpec\(mpp=\.\.\., size_px=\.\.\.\)", ", or in Python with a finer tile"),
+    (r"set stpred\.settings\.max_upsampling to \d+ to", "pass --allow-upsampling to"),
     (r"encoder=stpred\.encoders\.load\(folder\)", "--encoder FOLDER"),
     (r", or make its name known with stpred\.encoders\.register\(name, folder\)", ""),
     (r"pass it as `encoder=`, such as ", "pass "),

@@ -50,8 +50,6 @@ def make_batch(
     *,
     lattice: Lattice | None = None,
     home: str | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
     **measured: Any,
 ) -> Batch:
     """Embed a region's locations, and what their context needs, once each.
@@ -70,20 +68,16 @@ def make_batch(
         where there is one near the target, otherwise a grid on the tissue.
     home
         Name of the region that the model was trained on.
-    batch_size
-        Tiles per encoder call.
-    allow_upsampling
-        Read an image that is too coarse for the encoder all the same.
     **measured
         ``y``, ``truth``, ``scale``, ``colour`` of the batch, to carry along.
     """
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
-    region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
+    region.pyramid.check_resolution(encoder.card.tile, what=what)
     if needs.cells:
         seen = None if needs.patch_um is None else _points(region, needs, lattice, home)
-        return cell_batch(region, encoder, needs, points=seen, batch_size=batch_size, **measured)
+        return cell_batch(region, encoder, needs, points=seen, **measured)
     if needs.tokens:
-        return token_batch(region, encoder, needs, batch_size=batch_size, **measured)
+        return token_batch(region, encoder, needs, **measured)
     if needs.scene:
         return scene_batch(region, encoder.card.tile, **measured)
     n = len(region.coords_um)
@@ -91,9 +85,9 @@ def make_batch(
     features = stored_features(region, encoder)
     points = np.concatenate([around.home_um, around.grid_um])
     if features is None:
-        features = embed(region, encoder, np.concatenate([region.coords_um, points]), batch_size=batch_size)
+        features = embed(region, encoder, np.concatenate([region.coords_um, points]))
     elif len(points):
-        features = np.concatenate([features, embed(region, encoder, points, batch_size=batch_size)])
+        features = np.concatenate([features, embed(region, encoder, points)])
     if needs.slide_colour and measured.get("colour") is None:
         measured["colour"] = tissue_colour(region.pyramid)
     rows = np.arange(n)
@@ -117,7 +111,7 @@ def make_batch(
     if needs.parts is None:
         return batch
     centre = lattice is not None and median_width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
-    return with_parts(batch, region, encoder, needs.parts, centre=centre, batch_size=batch_size)
+    return with_parts(batch, region, encoder, needs.parts, centre=centre)
 
 
 def with_needs(batch: Batch, needs: Needs) -> Batch:
@@ -136,18 +130,16 @@ def _neighbors(
     return links.radius(targets_um, sources_um, radius_um=needs.context_um, beyond_um=beyond_um)  # type: ignore[arg-type]
 
 
-def with_parts(
-    batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False, batch_size: int | None = None
-) -> Batch:
+def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False) -> Batch:
     """Return the batch with the sub-tiles of its targets embedded behind what is there.
 
     `centre`: of each tile only a sub-tile about its centre, which is what is near a target that is smaller than that.
     """
     if centre:
         size_um = encoder.card.tile.size_um / parts
-        found, each = embed_wide(region, encoder, region.coords_um, size_um=size_um, batch_size=batch_size), 1
+        found, each = embed_wide(region, encoder, region.coords_um, size_um=size_um), 1
     else:
-        found, each = embed_parts(region, encoder, region.coords_um, parts=parts, batch_size=batch_size), parts**2
+        found, each = embed_parts(region, encoder, region.coords_um, parts=parts), parts**2
     n, first = len(region.coords_um), len(batch.features)
     rows = links.Links(np.arange(n + 1) * each, first + np.arange(n * each))
     return replace(batch, features=np.concatenate([batch.features, found]), parts=rows)
@@ -202,7 +194,7 @@ def _cell_blocks(
         return
     spread = cells.take(sample_of(cells))
     own = replace(spread, cells=CellsInside(cells, links.Links(np.arange(len(spread.coords_um) + 1), sample_of(cells))))
-    known = cell_batch(own, encoder, replace(needs, patch_um=None), batch_size=how.get("batch_size"))
+    known = cell_batch(own, encoder, replace(needs, patch_um=None))
     sample = known.features[known.sources]
     strip = np.floor(region.coords_um[:, 1] / max(np.ptp(region.coords_um[:, 1]) / np.sqrt(n_blocks), 1e-9))
     for rows in np.array_split(np.lexsort((region.coords_um[:, 0], strip)), n_blocks):
@@ -216,15 +208,13 @@ def token_reader(
     *,
     lattice: Lattice | None = None,
     home: str | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
     stride_um: float | None = None,
     width_um: float | None = None,
 ) -> TokenReader:
     """Return what reads a region, or parts of it, through tokens; parameters as of `prediction_batches`."""
     tile = encoder.card.tile
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
-    region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
+    region.pyramid.check_resolution(tile, what=what)
     spread, name = region, "region"
     if lattice is not None:
         if stride_um is None and (width_um is None or median_width_um(region) < FINER * width_um):
@@ -234,7 +224,7 @@ def token_reader(
             found = None if home is None else _home_region(region, home)
             name = "grid" if found is None else str(home)
             spread = _on_grid(region, lattice, edge_um=tile.size_um / 2) if found is None else found
-    reader = TokenReader.of(spread, encoder, needs, context=name, stride_um=stride_um, batch_size=batch_size)
+    reader = TokenReader.of(spread, encoder, needs, context=name, stride_um=stride_um)
     if name == "region" or needs.footprint_um is None:
         return reader
     # A square that stood for training locations would blur anything finer.

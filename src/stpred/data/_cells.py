@@ -142,7 +142,6 @@ def cell_batch(
     *,
     points: Points | None = None,
     sample: NDArray[Any] | None = None,
-    batch_size: int | None = None,
     **measured: Any,
 ) -> Batch:
     """Embed the cells of a region's locations, and what they need around them, once each.
@@ -159,8 +158,6 @@ def cell_batch(
         Locations whose tiles are seen beside the cells.
     sample
         Features of the slide's sample of cells, if they are known already.
-    batch_size
-        Tiles per encoder call.
     **measured
         As of `make_batch`.
     """
@@ -176,7 +173,7 @@ def cell_batch(
     elif needs.n_neighbors is not None:
         around = links.knn(cells.coords_um[rows], cells.coords_um, k=needs.n_neighbors)
     shown = rows if around is None else _in_order(np.concatenate([rows, around.indices]))
-    features = _features(cells, encoder, shown, batch_size=batch_size)
+    features = _features(cells, encoder, shown)
     place = np.full(len(cells.coords_um), -1, dtype=np.int64)
     place[shown] = np.arange(len(shown))
     cell_links = None
@@ -206,7 +203,7 @@ def cell_batch(
     )
     if points is None or needs.patch_um is None:
         return batch
-    tiles = embed_wide(region, encoder, points.coords_um, size_um=needs.patch_um, batch_size=batch_size)
+    tiles = embed_wide(region, encoder, points.coords_um, size_um=needs.patch_um)
     return replace(batch, patches=Patches(tiles, points.links, points.sources))
 
 
@@ -216,12 +213,12 @@ def sample_of(cells: Region) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
 
 
-def _features(cells: Region, encoder: Encoder, rows: NDArray[np.int64], *, batch_size: int | None) -> NDArray[Any]:
+def _features(cells: Region, encoder: Encoder, rows: NDArray[np.int64]) -> NDArray[Any]:
     """Return (len(rows), width) features of some of the cells, stored ones where these were made of the same."""
     stored = stored_features(cells, encoder)
     if stored is not None:
         return stored[rows]
-    return embed(cells, encoder, cells.coords_um[rows], batch_size=batch_size)
+    return embed(cells, encoder, cells.coords_um[rows])
 
 
 def _with_context(features: NDArray[Any], near: links.Links) -> NDArray[np.float32]:

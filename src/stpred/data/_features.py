@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
-from stpred._core.checks import whole
 from stpred._core.elements import table_instances
 from stpred._core.progress import track
 from stpred._core.settings import settings
@@ -25,27 +24,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 
-def embed(
-    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, batch_size: int | None = None
-) -> NDArray[Any]:
+def embed(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]) -> NDArray[Any]:
     """Return (n, width) features of the tiles at `coords_um`, read in one streaming pass.
 
     float32 (uint8 of the encoder ``"pixels"``); with ``stpred.settings.cache_dir`` they are kept on disk as float16,
     and read from there where these very tiles of this image were embedded by this encoder before.
     """
-    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="tiles", batch_size=batch_size)
+    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="tiles")
 
 
-def embed_dense(
-    region: Region, encoder: Any, coords_um: NDArray[np.float64], *, batch_size: int | None = None
-) -> NDArray[Any]:
+def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) -> NDArray[Any]:
     """Return (n, rows, columns, width) features of the patches of each tile, of encoders that have dense tokens."""
-    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="patches", batch_size=batch_size)
+    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="patches")
 
 
-def embed_parts(
-    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int, batch_size: int | None = None
-) -> NDArray[Any]:
+def embed_parts(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int) -> NDArray[Any]:
     """Return (n * parts ** 2, width) features of the sub-tiles of each tile, row by row of a tile.
 
     An encoder whose scales are in micrometres sees a smaller tile at its own resolution; any other sees the sub-tile
@@ -55,14 +48,12 @@ def embed_parts(
     offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * size_um
     grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
     places = (coords_um[:, None] + grid).reshape(-1, 2)
-    return _resized(region, encoder, places, size_um=size_um / parts, what="parts", batch_size=batch_size)
+    return _resized(region, encoder, places, size_um=size_um / parts, what="parts")
 
 
-def embed_wide(
-    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, size_um: float, batch_size: int | None = None
-) -> NDArray[Any]:
+def embed_wide(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, size_um: float) -> NDArray[Any]:
     """Return (n, width) features of tiles of another edge than the encoder's own, seen as sub-tiles are."""
-    return _resized(region, encoder, coords_um, size_um=size_um, what="wide", batch_size=batch_size)
+    return _resized(region, encoder, coords_um, size_um=size_um, what="wide")
 
 
 def _resized(
@@ -72,12 +63,11 @@ def _resized(
     *,
     size_um: float,
     what: str,
-    batch_size: int | None,
 ) -> NDArray[Any]:
     other = encoder.resized(size_um) if hasattr(encoder, "resized") else encoder
     size_px = encoder.card.tile.size_px
     tile = TileSpec(size_um / size_px, size_px) if other is encoder else other.card.tile
-    return _stream(region, other, coords_um, tile=tile, what=what, batch_size=batch_size)
+    return _stream(region, other, coords_um, tile=tile, what=what)
 
 
 def _stream(
@@ -87,17 +77,14 @@ def _stream(
     *,
     tile: TileSpec,
     what: str,
-    batch_size: int | None,
 ) -> NDArray[Any]:
     card = encoder.card
-    if batch_size is not None:
-        batch_size = whole(batch_size, name="batch_size")
     dtype = np.dtype(getattr(encoder, "dtype", np.float32))
     shape = card.dense if what == "patches" else (card.width,)
     encode = encoder.encode_dense if what == "patches" else encoder.encode
 
     def values(rows: NDArray[np.int64]) -> Any:
-        tiles = region.pyramid.read(coords_um[rows], tile, batch_size=batch_size)
+        tiles = region.pyramid.read(coords_um[rows], tile)
         shown = track(tiles, total=len(rows), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0]))
         return ((rows[which], encode(images)) for which, images in shown)
 

@@ -297,7 +297,6 @@ def scene_reader(
     encoder: Encoder,
     *,
     stride_um: float | None = None,
-    allow_upsampling: bool = False,
     described: bool = True,
     **_: Any,
 ) -> SceneReader:
@@ -305,7 +304,7 @@ def scene_reader(
     if stride_um is not None:
         raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
     what = f"Image {region.image_key!r} of slide {region.slide!r}"
-    region.pyramid.check_resolution(encoder.card.tile, what=what, allow_upsampling=allow_upsampling)
+    region.pyramid.check_resolution(encoder.card.tile, what=what)
     return SceneReader(Canvas(region.pyramid, encoder.card.tile.mpp), encoder.card.tile, described=described)
 
 

@@ -207,7 +207,6 @@ def token_batch(
     *,
     stride_um: float | None = None,
     sample: NDArray[np.float32] | None = None,
-    batch_size: int | None = None,
     **measured: Any,
 ) -> Batch:
     """Describe the tokens in the footprints of a region's locations, once for every tile that they are seen in.
@@ -225,8 +224,6 @@ def token_batch(
     sample
         (s, width) tokens that speak for the slide, where these are known already; None: those of some locations of the
         region itself.
-    batch_size
-        Tiles per encoder call.
     **measured
         As of `make_batch`.
     """
@@ -246,7 +243,7 @@ def token_batch(
     ends = np.searchsorted(number[order], np.arange(0, len(tiles) + _TILES, _TILES))
     for k, start in enumerate(range(0, len(tiles), _TILES)):
         rows = order[ends[k] : ends[k + 1]]
-        dense = embed_dense(region, encoder, grid.centres_um(tiles[start : start + _TILES]), batch_size=batch_size)
+        dense = embed_dense(region, encoder, grid.centres_um(tiles[start : start + _TILES]))
         features[rows] = dense[number[rows] - start, places[rows, 1], places[rows, 0]]
     # Sights of one token share its weight, so that their predictions are averaged.
     sights = csr_array((1 / np.bincount(which)[which], (which, np.arange(len(which)))), (len(tokens), len(which)))
@@ -277,7 +274,7 @@ class TokenReader:
 
     Attributes
     ----------
-    encoder, needs, stride_um, batch_size
+    encoder, needs, stride_um
         As of `token_batch`.
     sample
         (s, width) tokens that speak for the slide.
@@ -290,14 +287,13 @@ class TokenReader:
     sample: NDArray[np.float32]
     context: str
     stride_um: float | None = None
-    batch_size: int | None = None
 
     @classmethod
     def of(cls, spread: Region, encoder: Any, needs: Needs, *, context: str, **how: Any) -> TokenReader:
         """Read the tokens that speak for a slide, at some of the locations `spread`."""
         n = len(spread.coords_um)
         some = np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
-        known = token_batch(spread.take(some), encoder, needs, batch_size=how.get("batch_size"))
+        known = token_batch(spread.take(some), encoder, needs)
         return cls(encoder, needs, known.features[known.sources], context, **how)
 
     def blocks(self, region: Region) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -313,7 +309,7 @@ class TokenReader:
         for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
             batch = token_batch(
                 region.take(rows), self.encoder, self.needs,
-                stride_um=self.stride_um, sample=self.sample, batch_size=self.batch_size,
+                stride_um=self.stride_um, sample=self.sample,
             )  # fmt: skip
             yield rows, replace(batch, context=self.context)
 

@@ -338,7 +338,7 @@ class _Memory(rasters.Blocks):
 
 def _facts(job: Job, region: data.Region, frame: rasters.Frame) -> dict[str, Any]:
     """Return all that decides the values of a map."""
-    how = {k: v for k, v in job.how.items() if k != "batch_size"}
+    how = dict(job.how)
     area = [region.shapes_key, float(np.abs(region.coords_um).sum()), len(region.coords_um)]
     return {
         "model": job.model.id,

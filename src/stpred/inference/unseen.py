@@ -23,13 +23,11 @@ _OF_ONE_SLIDE = ("slide", "left_out", "n_predicted")
 """Facts of the one slide that a table of predictions was of."""
 
 
-def predicted(
-    model: Model, region: data.Region, reading: dict[str, Any], *, encoder: Any = None
-) -> NDArray[np.float32]:
+def predicted(model: Model, region: data.Region, *, encoder: Any = None) -> NDArray[np.float32]:
     """Return what a trained model predicts, as :func:`stpred.tl.predict` does; `encoder` None: the model's own."""
     out = np.empty((len(region.coords_um), model.n_genes), dtype=np.float32)
     used = encoder_for(model, encoder, device=None)
-    for rows, batch in data.prediction_batches(region, used, model.needs, **reading, **context_of(model)):
+    for rows, batch in data.prediction_batches(region, used, model.needs, **context_of(model)):
         out[rows] = model.predict(batch)[0]
     return out
 

@@ -24,9 +24,7 @@ def features(
     tile: TileSpec | Mapping[str, float] | None = None,
     key_added: str | None = None,
     dtype: str = "float32",
-    batch_size: int | None = None,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
     inplace: bool = True,
 ) -> AnnData | None:
@@ -48,12 +46,8 @@ def features(
         Name of the table; None makes ``{shapes}_feat_{encoder}``.
     dtype
         ``"float32"`` or ``"float16"``.
-    batch_size
-        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
         Where the encoder runs; None takes a GPU if there is one.
-    allow_upsampling
-        Read an image that is too coarse for the encoder all the same.
     coordinate_system
         The slide's micrometre frame.
     inplace
@@ -81,8 +75,8 @@ def features(
     if inplace:
         tables.check_writable(sdata, key)
     what = f"Image {region.image_key!r}"
-    region.pyramid.check_resolution(used.card.tile, what=what, allow_upsampling=allow_upsampling)
-    values = data.embed(region, used, region.coords_um, batch_size=batch_size)
+    region.pyramid.check_resolution(used.card.tile, what=what)
+    values = data.embed(region, used, region.coords_um)
     names = used.card.feature_names or [f"{keys.slug(used.card.name)}_{i}" for i in range(used.card.width)]
     values = values.astype(np.dtype(dtype))
     table = tables.build_table(

@@ -98,13 +98,10 @@ class Cohort:
         """Return the donor of each batch."""
         return [self.donors[b.slide] for b in batches]
 
-    def batches(
-        self, blank: Model, needs: Needs, encoder: Encoder, *, target: str | None, **reading: Any
-    ) -> list[Batch]:
+    def batches(self, blank: Model, needs: Needs, encoder: Encoder, *, target: str | None) -> list[Batch]:
         """Embed every slide for a family."""
         return [
-            data.make_batch(r, encoder, needs, **reading, **measured(r, self.names, blank, target=target))
-            for r in self.regions
+            data.make_batch(r, encoder, needs, **measured(r, self.names, blank, target=target)) for r in self.regions
         ]
 
     def describe(

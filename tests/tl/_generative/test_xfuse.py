@@ -295,7 +295,7 @@ def test_more_regions_than_16_bits_number(slides: dict[str, SpatialData], model:
 
 
 def test_what_only_generative_models_can_do_is_refused_for_others(slides: dict[str, SpatialData], model: Any) -> None:
-    other = st.tl.train(slides, "mean", shapes_key="spots", allow_upsampling=True)
+    other = st.tl.train(slides, "mean", shapes_key="spots")
     for asked in ({"n_samples": 3}, {"normalize_scale": True}, {"covariates": {"section": None}}):
         with pytest.raises(InputError, match="is for generative models"):
             st.tl.predict(slides["s0"], other, **asked)

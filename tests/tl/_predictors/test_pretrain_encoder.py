@@ -262,7 +262,8 @@ def test_bad_input(slides: dict[str, SpatialData], wrong: dict[str, Any], messag
 def test_coarse_images_are_refused(slides: dict[str, SpatialData]) -> None:
     with pytest.raises(UnsafeResolutionError, match="Image 'he' of slide 'd0' has 0.5 um per pixel, 4x coarser"):
         quick(slides, tile=st.TileSpec(0.125, 24))
-    assert quick(slides, tile=st.TileSpec(0.125, 24), allow_upsampling=True).card.tile.mpp == 0.125
+    with st.settings.override(max_upsampling=4):
+        assert quick(slides, tile=st.TileSpec(0.125, 24)).card.tile.mpp == 0.125
 
 
 def test_local_weights_are_where_it_begins(slides: dict[str, SpatialData], tmp_path: Path) -> None:

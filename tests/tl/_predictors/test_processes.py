@@ -22,13 +22,14 @@ import multiprocessing
 import numpy as np
 import stpred as st
 
+st.settings.max_upsampling = 4
 slide = st.datasets.toy(size_um=(400.0, 500.0), mpp=1.0, n_genes=5)
-model = st.tl.train(slide, {family!r}, genes={genes!r}, shapes_key="spots", encoder={encoder!r}, allow_upsampling=True)
+model = st.tl.train(slide, {family!r}, genes={genes!r}, shapes_key="spots", encoder={encoder!r})
 
 
 def predict(_):
     return np.asarray(
-        st.tl.predict(slide, model, shapes_key="spots", allow_upsampling=True, inplace=False).X
+        st.tl.predict(slide, model, shapes_key="spots", inplace=False).X
     )
 
 
@@ -57,11 +58,11 @@ def slides() -> list[SpatialData]:
 
 @pytest.fixture(scope="module")
 def model(slides: list[SpatialData]) -> Model:
-    return st.tl.train(slides[0], "ridge", genes=GENES, shapes_key="spots", allow_upsampling=True)
+    return st.tl.train(slides[0], "ridge", genes=GENES, shapes_key="spots")
 
 
 def predict(slide: SpatialData, model: Model) -> np.ndarray:
-    return np.asarray(st.tl.predict(slide, model, shapes_key="spots", allow_upsampling=True, inplace=False).X)
+    return np.asarray(st.tl.predict(slide, model, shapes_key="spots", inplace=False).X)
 
 
 @pytest.mark.filterwarnings("ignore:.*look unlike|.*out of distribution:UserWarning")
@@ -85,9 +86,9 @@ def test_the_global_random_state_is_left_alone(slides: list[SpatialData], model:
     st.pp.tissue(slides[1])
     st.pp.nuclei(slides[1])
     config = st.models.MLP.Config(hidden=(8,), epochs=1)
-    st.tl.train(slides[1], config, genes=GENES, shapes_key="spots", encoder="intensity", allow_upsampling=True)
+    st.tl.train(slides[1], config, genes=GENES, shapes_key="spots", encoder="intensity")
     st.tl.cross_validate(
         {"a": slides[1], "b": slides[2]}, ["ridge"], groups={"a": "A", "b": "B"}, genes=GENES, shapes_key="spots",
-        encoder="intensity", allow_upsampling=True,
+        encoder="intensity",
     )  # fmt: skip
     assert state() == before

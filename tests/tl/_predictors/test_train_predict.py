@@ -79,7 +79,8 @@ def test_a_cell_of_a_notebook_can_be_run_twice(ridge: Model, unseen: SpatialData
 
 def test_result_does_not_depend_on_batch_size_chunks_or_order(ridge: Model, unseen: SpatialData) -> None:
     whole = st.tl.predict(unseen, ridge, inplace=False)
-    small = st.tl.predict(unseen, ridge, batch_size=7, inplace=False)
+    with st.settings.override(batch_size=7):
+        small = st.tl.predict(unseen, ridge, inplace=False)
     assert np.array_equal(whole.X, small.X)
     unseen.shapes["spots"] = unseen.shapes["spots"].iloc[::-1]
     turned = st.tl.predict(unseen, ridge, inplace=False)

@@ -67,8 +67,6 @@ def cross_validate(
     key_added: str | None = None,
     checkpoint: str | Path | None = None,
     fabric: Fabric | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Score models on donors that they have not seen.
@@ -102,7 +100,7 @@ def cross_validate(
     scored_on
         Scale or scales of the measurement that predictions are compared with, ``"log1p_cp10k"`` or ``"counts"``; None:
         `target` if it is given, else log1p CP10k.
-    encoder, tile, seed, device, precision, fabric, batch_size, allow_upsampling
+    encoder, tile, seed, device, precision, fabric
         As in :func:`stpred.tl.train`.
     n_ensemble
         Train so many members of every model and score their mean.
@@ -192,7 +190,6 @@ def cross_validate(
             for name, train, test in training.group_folds(donors, n_folds=n_folds)
         ]
     )
-    reading = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
     embedded: dict[Any, dict[str, Batch]] = {}
     used_for = [getattr(encoder, "card", encoder), tile, coordinate_system]
     rows: list[pd.DataFrame] = []
@@ -210,7 +207,7 @@ def cross_validate(
             found = kept.load() if unseen is None else None  # scores on disk have no predictions with them
             if found is None:
                 if not embedded:
-                    embedded = _embed(regions, grids, encoder=encoder, tile=tile, device=device, reading=reading)
+                    embedded = _embed(regions, grids, encoder=encoder, tile=tile, device=device)
                 found, predicted = _score_model(
                     options, fold, regions, embedded, names,
                     donors=donors, target=target, scales=scales, seed=seed, run=run, encoder=encoder,
@@ -455,7 +452,6 @@ def _embed(
     encoder: Any,
     tile: Any,
     device: Any,
-    reading: dict[str, Any],
 ) -> dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]]:
     """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
     wanted = {_key(o): registry.probe(*o) for options in grids.values() for o in options}
@@ -468,16 +464,16 @@ def _embed(
         used = encoder_of(blank, given, tile=tile, device=device)
         for s, region in regions.items():
             for key in [k for k in mine if k[2].cells or k[2].tokens]:
-                found[key][s] = data.make_batch(region, used, key[2], **reading)
+                found[key][s] = data.make_batch(region, used, key[2])
             tiles = {k: v for k, v in mine.items() if not (k[2].cells or k[2].tokens)}
             if not tiles:
                 continue
             colour = any(key[2].slide_colour for key in tiles)
-            first = data.make_batch(region, used, Needs(slide_colour=colour), **reading)
+            first = data.make_batch(region, used, Needs(slide_colour=colour))
             for parts in {key[2].parts for key in tiles}:
                 batch = first
                 if parts is not None:
-                    batch = data.with_parts(first, region, used, parts, batch_size=reading["batch_size"])
+                    batch = data.with_parts(first, region, used, parts)
                 for key in tiles:
                     if key[2].parts == parts:
                         found[key][s] = data.with_needs(batch, key[2])

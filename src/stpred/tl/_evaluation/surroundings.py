@@ -30,7 +30,6 @@ def surroundings(
     keep_um: float | None = None,
     encoder: Any = None,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -49,7 +48,7 @@ def surroundings(
     shapes_key
         Locations at whose centres patches are looked at; None: those that the model was trained on, or points on the
         tissue.
-    image_key, genes, encoder, device, allow_upsampling, coordinate_system
+    image_key, genes, encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
     n
         Number of patches, each at a random place in its tile.
@@ -100,7 +99,7 @@ def surroundings(
     )
     trained.to(pick_device(device))
     how = context_of(trained)
-    reader = data.token_reader(region, used, trained.needs, allow_upsampling=allow_upsampling, **how)
+    reader = data.token_reader(region, used, trained.needs, **how)
     fill = np.rint(regions.tissue_colour(region.pyramid)[0] * 255).astype(np.uint8)
     centres, plain, alone = data.masked_tokens(region, used, trained.needs, n=n, keep_um=keep_um, fill=fill, seed=seed)
     features = np.concatenate([plain, alone, reader.sample])

@@ -53,7 +53,6 @@ def differential_expression(
     covariates: Mapping[str, str | None] | None = None,
     normalize_covariates: bool = False,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Tell which genes differ between regions of a slide, by the posterior of a generative model.
@@ -88,7 +87,7 @@ def differential_expression(
         regions are asked for.
     image_key
         H&E image; None takes the one in the micrometre frame.
-    encoder, device, allow_upsampling, coordinate_system
+    encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
     covariates
         This slide's levels, such as ``{"patient": "a"}``; None for one that is not known: it is drawn from all of them.
@@ -151,7 +150,7 @@ def differential_expression(
     classes, asked = classes.only(_checked_pairs(pairs, classes))
     codes = classes.codes_of(region)
     trained.to(pick_device(device))
-    reader = data.scene_reader(region, used, allow_upsampling=allow_upsampling, described=False)
+    reader = data.scene_reader(region, used, described=False)
     reading = _read(trained, reader, region, codes=codes, n=len(classes.names) + 1, readout=readout)
     classes.check_pixels(reading.sizes.numpy(), asked, mpp=reader.canvas.mpp)
     sides = _Sides.of(reading.sums.numpy(), asked)

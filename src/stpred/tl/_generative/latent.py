@@ -40,7 +40,6 @@ def latent(
     key_added: str | None = None,
     image_key: str | None = None,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
     inplace: bool = True,
 ) -> AnnData | None:
@@ -69,7 +68,7 @@ def latent(
         Of all of it; same input and seed, same result.
     key_added
         Name of the table; None makes ``{shapes}_latent``.
-    image_key, device, allow_upsampling, coordinate_system
+    image_key, device, coordinate_system
         As in :func:`stpred.pp.features`.
     inplace
         With False the table is returned and the object is left alone.
@@ -110,7 +109,7 @@ def latent(
     if inplace:
         tables.check_writable(sdata, key)
     what = f"Image {region.image_key!r}"
-    region.pyramid.check_resolution(used.card.tile, what=what, allow_upsampling=allow_upsampling)
+    region.pyramid.check_resolution(used.card.tile, what=what)
     values = data.stored_features(region, used)
     if values is None:
         values = np.asarray(data.embed(region, used, region.coords_um), dtype=np.float32)

@@ -55,7 +55,6 @@ def metagenes(
     encoder: Any = None,
     out: str | Path | None = None,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
     inplace: bool = True,
 ) -> Any:
@@ -85,7 +84,7 @@ def metagenes(
         existing one is overwritten in memory with a warning.
     n_samples
         Draws from the posterior.
-    image_key, encoder, device, allow_upsampling, coordinate_system
+    image_key, encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
     out
         Store to which a map is written block by block, as in :func:`stpred.tl.predict`.
@@ -157,7 +156,7 @@ def metagenes(
             shares,  # type: ignore[arg-type]  # looks like a model whose genes are metagenes
             used,
             list(range(len(shares.record.genes))),
-            {"allow_upsampling": allow_upsampling},
+            {},
             {"readout": readout},
         )
         return predict_map(
@@ -187,7 +186,7 @@ def metagenes(
     mean, std = (np.empty((n, len(names)), np.float32) for _ in range(2))
     scale, distance = (np.empty(n, np.float32) for _ in range(2))
     total: Any = 0.0
-    reader = data.scene_reader(region, used, allow_upsampling=allow_upsampling)
+    reader = data.scene_reader(region, used)
     for rows, batch in reader.blocks(region):
         found = shares.read(batch, readout)
         mean[rows], std[rows], scale[rows] = described(found)

@@ -52,9 +52,7 @@ def distill(
     precision: str | None = None,
     checkpoint: str | Path | None = None,
     fabric: Fabric | None = None,
-    batch_size: int | None = None,
     name: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> Model:
     """Train a model of patches on what other models predict for slides that they have not seen.
@@ -87,7 +85,7 @@ def distill(
         What teachers that are trained here see tiles through; None: as the student, unless the family has its own.
     groups
         Donor of each slide; None takes each slide for its own donor and says so in the record.
-    seed, device, precision, checkpoint, fabric, batch_size, name, allow_upsampling, coordinate_system
+    seed, device, precision, checkpoint, fabric, name, coordinate_system
         As in :func:`stpred.tl.train`.
 
     Returns
@@ -141,22 +139,21 @@ def distill(
     where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
     regions = read_cohort(slides, blank, coordinate_system=coordinate_system, **where)
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes))
-    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
     seeing = {"encoder": encoder if teacher_encoder is None else teacher_encoder, "device": device}
     seeing["tile"] = tile if teacher_tile is None else teacher_tile
     listed = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not listed:
         raise InputError("`teacher` is empty; give a family such as 'ridge', a Config, or trained models.")
     ready = [t for t in listed if isinstance(t, Model)]
-    teachers: list[Teacher] = [_trained(ready, cohort, reading)] if ready else []
+    teachers: list[Teacher] = [_trained(ready, cohort)] if ready else []
     teachers += [
-        _untrained(t, cohort, seeing=seeing, target=target, reading=reading, seed=seed, run=run)
+        _untrained(t, cohort, seeing=seeing, target=target, seed=seed, run=run)
         for t in listed
         if not isinstance(t, Model)
     ]
     labelling = training.Distillation(teachers, share=float(measured_share))
     run.relabel = labelling
-    batches = cohort.batches(blank, blank.needs, used, target=target, **reading)
+    batches = cohort.batches(blank, blank.needs, used, target=target)
     order = cohort.groups(batches)
     training.announce(_plans(family, config, listed, order))
     fitted, facts, _ = training.fit_and_score(family, config, batches, groups=order, seed=seed, run=run)
@@ -199,7 +196,6 @@ def _untrained(
     *,
     seeing: dict[str, Any],
     target: str | None,
-    reading: dict[str, Any],
     seed: int,
     run: training.Run,
 ) -> Teacher:
@@ -213,7 +209,7 @@ def _untrained(
     encoder = encoder_of(
         blank, None if own else seeing["encoder"], tile=None if own else seeing["tile"], device=seeing["device"]
     )
-    batches = {b.slide: b for b in cohort.batches(blank, blank.needs, encoder, target=target, **reading)}
+    batches = {b.slide: b for b in cohort.batches(blank, blank.needs, encoder, target=target)}
     known: dict[tuple[str, ...], Any] = {}
 
     def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -226,7 +222,7 @@ def _untrained(
     return teach
 
 
-def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -> Teacher:
+def _trained(models: Sequence[Model], cohort: Cohort) -> Teacher:
     """Return a teacher made of trained models, each asked only about slides that it has not seen."""
     columns, seen = [], []
     for model in models:
@@ -254,7 +250,7 @@ def _trained(models: Sequence[Model], cohort: Cohort, reading: dict[str, Any]) -
                 raise data.TooSmall(f"No trained teacher has not seen the counts of {what}.")
             for k in able:
                 if (k, s) not in labelled:
-                    labelled[k, s] = predicted(models[k], regions[s], reading)[:, columns[k]]
+                    labelled[k, s] = predicted(models[k], regions[s])[:, columns[k]]
             labels[s] = np.mean([training.standardised(labelled[k, s]) for k in able], axis=0)
             told[s] = [models[k].id for k in able]
         return labels, told

@@ -58,9 +58,7 @@ def predict(
     normalize_size: bool = False,
     normalize_covariates: bool = False,
     covariates: Mapping[str, str | None] | None = None,
-    batch_size: int | None = None,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
     inplace: bool = True,
 ) -> Any:
@@ -124,12 +122,8 @@ def predict(
     covariates
         Of a generative model: this slide's levels, such as ``{"patient": "a"}``; None for one that is not known: it is
         drawn from all of them. A training slide has its own, another slide those that are given here.
-    batch_size
-        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
         Where encoder and model run; None takes a GPU if there is one.
-    allow_upsampling
-        Predict from an image that is too coarse for the encoder all the same; the provenance says so.
     coordinate_system
         The slide's micrometre frame: ``"um"``, or of one slide among several in an object, such as ``"um-a"`` after
         ``spatialdata.concatenate({"a": a, "b": b})``.
@@ -181,7 +175,7 @@ def predict(
         as_amounts(np.zeros(1, np.float32), trained)  # refuses relative outputs before any work
         if normalize_scale or normalize_size:
             raise InputError("`preserve` needs amounts that add up; leave normalize_scale and normalize_size out.")
-    how: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, "stride_um": stride_um}
+    how: dict[str, Any] = {"stride_um": stride_um}
     how |= context_of(trained)
     if cells_key is not None and not trained.needs.cells:
         raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")

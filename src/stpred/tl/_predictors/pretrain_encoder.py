@@ -82,7 +82,6 @@ def pretrain_encoder(
     device: str | None = None,
     fabric: Fabric | None = None,
     seed: int = 0,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> TrainedEncoder:
     """Train an encoder on the tiles of your own slides, without any label or expression (MoCo v3).
@@ -146,8 +145,6 @@ def pretrain_encoder(
         A launched Lightning Fabric, for several GPUs; instead of `device` and `precision`.
     seed
         Of initial weights, choice and order of tiles, and views.
-    allow_upsampling
-        Learn from images that are too coarse for the tile all the same.
     coordinate_system
         The slides' micrometre frame.
 
@@ -214,7 +211,7 @@ def pretrain_encoder(
     tile = _tile_of(regions, tile)
     for region in regions:
         what = f"Image {region.image_key!r} of slide {region.slide!r}"
-        region.pyramid.check_resolution(tile, what=what, allow_upsampling=allow_upsampling)
+        region.pyramid.check_resolution(tile, what=what)
     if (there := min(n_tiles, sum(len(r.coords_um) for r in regions))) < FEWEST:
         raise InputError(
             f"There are {there} tiles to learn from; {FEWEST} or more are needed, and thousands for a use."

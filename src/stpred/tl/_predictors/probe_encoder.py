@@ -51,9 +51,7 @@ def probe_encoder(
     n_tiles: int = 20_000,
     k: int = 20,
     seed: int = 0,
-    batch_size: int | None = None,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Say what encoders' features know of labels, such as cell types, on tissue that was left out.
@@ -88,12 +86,8 @@ def probe_encoder(
         Neighbours that vote.
     seed
         Of that choice.
-    batch_size
-        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     device
         Where encoders run; None takes a GPU if there is one.
-    allow_upsampling
-        Read images that are too coarse for an encoder all the same.
     coordinate_system
         The slides' micrometre frame.
 
@@ -138,7 +132,7 @@ def probe_encoder(
     for region in regions:
         for e in used:
             what = f"Image {region.image_key!r} of slide {region.slide!r}"
-            region.pyramid.check_resolution(e.card.tile, what=what, allow_upsampling=allow_upsampling)
+            region.pyramid.check_resolution(e.card.tile, what=what)
     regions, codes, classes = _labelled(regions, labels, table_key, n_tiles=n_tiles, seed=seed)
     every, named, parents = _with_baselines(used, regions, seed=seed, device=device)
     if buffer_um is None:
@@ -147,7 +141,7 @@ def probe_encoder(
     scores = {MAJORITY: _majority(codes, folds)}
     widths = {MAJORITY: 0}
     for name, e in every.items():
-        x = np.concatenate([data.embed(r, e, r.coords_um, batch_size=batch_size) for r in regions]).astype(np.float32)
+        x = np.concatenate([data.embed(r, e, r.coords_um) for r in regions]).astype(np.float32)
         scores[name] = _scores(x, codes, folds, k=k)
         widths[name] = e.card.width
     frame = _frame(scores, widths, n_folds=len(folds), n=len(codes), left_out=left_out)

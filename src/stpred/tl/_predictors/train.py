@@ -50,9 +50,7 @@ def train(
     intervals: bool | None = None,
     checkpoint: str | Path | None = None,
     fabric: Fabric | None = None,
-    batch_size: int | None = None,
     name: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> Model:
     """Train a model that predicts expression from H&E tiles.
@@ -110,12 +108,8 @@ def train(
         interrupted training goes on from there to the same result; the files go when it is done.
     fabric
         A launched Lightning Fabric, for several GPUs; instead of `device` and `precision` of the training.
-    batch_size
-        Tiles per encoder call; None takes ``stpred.settings.batch_size``.
     name
         What the model and its tables are called after; None takes the family's name.
-    allow_upsampling
-        Train on images that are too coarse for the encoder all the same.
     coordinate_system
         The slides' micrometre frame.
 
@@ -158,8 +152,7 @@ def train(
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=blank.takes_images)
     config = config.at_pitch(cohort.pitch_um)
     needs = registry.probe(family, config).needs
-    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
-    all_batches = cohort.batches(blank, needs, encoder, target=target, **reading)
+    all_batches = cohort.batches(blank, needs, encoder, target=target)
     batches = [b for b in all_batches if b.slide not in left]
     held = [b for b in all_batches if b.slide in left]
     counts = {"validated": bool(held), "intervals": bool(intervals)}

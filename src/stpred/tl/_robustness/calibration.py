@@ -33,8 +33,6 @@ def calibration(
     covariates: Mapping[str, str | None] | None = None,
     seed: int = 0,
     device: str | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Say how often the intervals of a generative model hold what was measured.
@@ -69,7 +67,7 @@ def calibration(
         As in :func:`stpred.tl.predict`.
     seed
         Of the draws.
-    device, batch_size, allow_upsampling
+    device
         As in :func:`stpred.tl.predict`.
 
     Returns
@@ -115,7 +113,9 @@ def calibration(
     names = [g for g, known in zip(wanted, region.known(wanted), strict=True) if known]
     if not names:
         raise InputError(f"The slide measured none of the genes {listing(wanted)}.")
-    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "allow_upsampling": allow_upsampling}
+    how: dict[str, Any] = {
+        "device": device,
+    }
     _, ranks = read_posterior(
         trained, region, names, n_samples=n_samples, seed=seed, averaged=False, covariates=covariates, **how
     )

@@ -39,7 +39,7 @@ COLUMNS = ["check", "model", "slide", "gene", "metric", "value", "target"]
 SCALE = "scored_on"
 """Where a model's record says which scale of the measurement its predictions are compared with."""
 
-_READ = ("cells_key", "batch_size", "device", "allow_upsampling", "image_key", "coordinate_system")
+_READ = ("cells_key", "device", "image_key", "coordinate_system")
 """Arguments of training that prediction takes as well."""
 
 _PLACE = ("image_key", "coordinate_system")
@@ -374,8 +374,6 @@ def posterior(
     seed: int,
     covariates: Mapping[str, str | None] | None = None,
     device: str | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
     **_: Any,
 ) -> Iterator[tuple[NDArray[np.int64], Reading]]:
     """Yield rows of a region and draws from a generative model's posterior there, of some genes."""
@@ -389,7 +387,7 @@ def posterior(
     readout = Readout(n_samples=n_samples, seed=seed, covariates=levels or None)
     used = encoder_for(trained, None, device=device)
     trained.to(pick_device(device))
-    how = {"batch_size": batch_size, "allow_upsampling": allow_upsampling, **context_of(trained)}
+    how = {**context_of(trained)}
     for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
         found = read_out(trained, batch, readout)  # type: ignore[arg-type]
         profiles, base, logits = found.profiles[:, :, columns], found.base[:, columns], found.logits[:, columns]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BASELINES = ("mean", "intensity")
 
-_SHARED = ("groups", "validation", "device", "batch_size", "allow_upsampling")
+_SHARED = ("groups", "validation", "device")
 """Arguments of training that the baselines are trained with, too."""
 
 

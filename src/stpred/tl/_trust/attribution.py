@@ -13,6 +13,7 @@ from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.elements import need_sdata
+from stpred._core.settings import settings
 from stpred.encoders.modules import pick_device
 from stpred.inference.predictor import context_of, encoder_for, gene_columns, region_for, trained_model
 from stpred.tl._trust.pixel_gradients import check_encoder, check_family, prediction_of
@@ -82,9 +83,7 @@ def attribution(
     baseline: str = "white",
     image_key: str | None = None,
     encoder: Any = None,
-    batch_size: int = 16,
     device: str | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> Attribution:
     """Tell which pixels of a tile make a prediction, by integrated gradients.
@@ -113,10 +112,8 @@ def attribution(
     baseline
         ``"white"``: empty glass, so that everything in the tile counts; ``"blur"``: the tile without its structure
         (Gaussian of an eighth of its edge), so that colour and density of the tissue as a whole do not count.
-    image_key, encoder, device, allow_upsampling, coordinate_system
+    image_key, encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
-    batch_size
-        Points on the line that go through the network at a time.
 
     Returns
     -------
@@ -151,7 +148,7 @@ def attribution(
     """
     one_of(method, METHODS, name="method")
     one_of(baseline, BASELINES, name="baseline")
-    steps, at_once = whole(n_steps, name="n_steps"), whole(batch_size, name="batch_size")
+    steps, at_once = whole(n_steps, name="n_steps"), min(16, settings.batch_size)
     trained = trained_model(model)
     check_family(trained)
     columns = gene_columns(trained, genes)
@@ -163,7 +160,7 @@ def attribution(
     wanted = None if instances is None else _rows(region, instances)
     if wanted is not None and not trained.needs.sources:  # then a location does not depend on the others
         region, wanted = region.take(wanted), np.arange(len(wanted))
-    how = context_of(trained) | {"allow_upsampling": allow_upsampling}
+    how = context_of(trained) | {}
     batches = list(data.prediction_batches(region, used, trained.needs, **how))
     if wanted is None:
         values = np.empty((len(region.coords_um), len(columns)), np.float32)

@@ -33,8 +33,6 @@ def conformal(
     groups: Mapping[str, str] | None = None,
     encoder: Any = None,
     device: str | None = None,
-    batch_size: int | None = None,
-    allow_upsampling: bool = False,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Calibrate a model's intervals on measured slides that it was not trained on (split conformal prediction).
@@ -58,7 +56,7 @@ def conformal(
         Donor of each slide: a donor's slides are left out together, and donors that the model was trained on are
         refused. None takes each slide for its own donor and refuses only the very slides; with several slides of a
         donor the intervals are then too narrow for others.
-    encoder, device, batch_size, allow_upsampling, coordinate_system
+    encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
 
     Returns
@@ -103,7 +101,6 @@ def conformal(
         )
     trained.to(pick_device(device))
     where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
-    reading: dict[str, Any] = {"batch_size": batch_size, "allow_upsampling": allow_upsampling}
     names, residuals = trained.record.genes, []
     regions = {
         s: data.read_region(sdata, slide=s, shapes_key=shapes_key, measured=True, prefer=trained.record.region, **where)
@@ -128,7 +125,7 @@ def conformal(
             raise InputError(f"Slide {region.slide!r} measured none of the model's genes.")
         mine = [g for g, k in zip(names, known, strict=True) if k]
         found = np.full((len(region.coords_um), len(names)), np.nan)
-        guess = predicted(trained, region, reading, encoder=encoder)[:, known]
+        guess = predicted(trained, region, encoder=encoder)[:, known]
         scale = trained.record.target
         found[:, known] = as_stable(region.target(mine, scale), scale) - as_stable(guess, scale)
         residuals.append(found)
