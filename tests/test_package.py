@@ -1,4 +1,4 @@
-"""The architecture, kept by tests: import ranks, light imports, signatures and docstrings of public functions."""
+"""The architecture, kept by tests: imports and their ranks, sizes, signatures and docstrings of public functions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,95 @@ def test_specs_are_frozen_and_survive_json() -> None:
     with pytest.raises(ValueError, match=r"repeated: \['A'\]"):
         stpred.GeneRule.parse(["A", "A"])
     assert stpred.GeneRule.parse(np.array(["A", "B"])) == rule
+
+
+MODULES = {
+    ".".join(p.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in sorted(SOURCE.rglob("*.py"))
+}
+PARSED = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+
+
+def without_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node of a module that runs; what only a type checker reads is left out."""
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            stack.extend(node.orelse)
+            continue
+        yield node
+        stack.extend(ast.iter_child_nodes(node))
+
+
+def imported_modules(module: str) -> set[str]:
+    """Modules of stpred that a module imports, anywhere in it, as the names they have."""
+    found = set()
+    for node in without_type_checking(PARSED[module]):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {n if n in MODULES else node.module for n in names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    return (found & set(MODULES)) - {module}
+
+
+def test_imports_make_no_circles() -> None:
+    import networkx as nx
+
+    graph = nx.DiGraph([(m, other) for m in MODULES for other in imported_modules(m)])
+    circles = [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1]
+    assert len(circles) <= 2, circles
+
+
+def test_no_module_imports_a_private_one_of_another_package() -> None:
+    """``a.b._c`` is imported from within ``a.b`` only; ``stpred._core`` and ``stpred._image`` from everywhere."""
+    found = []
+    for module, path in MODULES.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for other in imported_modules(module):
+            parts = other.split(".")
+            owners = [".".join(parts[:i]) for i in range(2, len(parts)) if parts[i].startswith("_")]
+            found += [(module, other) for o in owners if not f"{package}.".startswith(f"{o}.")]
+    assert len(found) <= 9, found
+
+
+def test_folders_are_small() -> None:
+    folders = {p.parent for p in MODULES.values()}
+    large = {str(f.relative_to(SOURCE)): n for f in folders if (n := len(list(f.glob("*.py")))) > 16}
+    assert len(large) <= 2, large
+
+
+def test_modules_are_short() -> None:
+    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 400}
+    assert len(long) <= 17, long
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
+    """Lines of a function's body without docstrings, blank lines and comments."""
+    left_out: set[int] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            left_out |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    body = [n for n in range(function.body[0].lineno, (function.end_lineno or 0) + 1) if n not in left_out]
+    return sum(bool(text) and not text.startswith("#") for text in (lines[n - 1].strip() for n in body))
+
+
+def test_functions_are_short() -> None:
+    long = {}
+    for module, path in MODULES.items():
+        lines = path.read_text().splitlines()
+        for node in ast.walk(PARSED[module]):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (n := lines_of_code(node, lines)) > 60:
+                long[f"{module}.{node.name}"] = n
+    assert len(long) <= 8, long
+
+
+WIDEST = {"stpred.tl.predict": 22, "stpred.tl.train": 21, "stpred.tl.distill": 21, "stpred.tl.cross_validate": 21,
+          "stpred.tl.pretrain_encoder": 26}  # fmt: skip
+"""Verbs that need more than sixteen parameters, each for a decision of its user's."""
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS, ids=[n for n, _ in FUNCTIONS])
+def test_verbs_have_few_parameters(name: str, function: object) -> None:
+    assert len(inspect.signature(function).parameters) <= WIDEST.get(name, 16)
