@@ -21,6 +21,7 @@ from PIL import Image
 
 import stpred as st
 from stpred import data
+from stpred._core.places import Place
 from stpred.models import MLP, DeepSpot2Cell, Ridge, SCellST
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def add_nuclei(slides: Mapping[str, SpatialData], folder: Path, *, near_um: floa
     folder.mkdir(parents=True, exist_ok=True)
     for name, sdata in slides.items():
         kept, start = folder / f"{name}.parquet", time.perf_counter()
-        spots = data.read_region(sdata, slide=name, shapes_key="spots")
+        spots = data.read_region(sdata, Place(shapes_key="spots"), slide=name)
         if kept.is_file():
             frame = gpd.read_parquet(kept)
             sdata.shapes["nuclei"] = ShapesModel.parse(frame, transformations={"um": Identity()})

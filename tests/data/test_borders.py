@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ import stpred as st
 from stpred import data
 from stpred._core.checks import InputError
 from stpred._core.geometry import distance_outside
+from stpred._core.places import Place
 from stpred.calibration import check_inside
 from stpred.models import Model
 
@@ -77,12 +77,12 @@ def moved(slide: SpatialData, by: float, share: float) -> SpatialData:
 
 def test_what_lies_wholly_off_the_image_is_refused(slide: SpatialData) -> None:
     radius = float(slide["spots"]["radius"].iloc[0])
-    how: dict[str, Any] = {"shapes_key": "spots"}
-    near = data.read_region(moved(slide, -0.9 * radius, 0.5), **how)
+    place = Place("spots")
+    near = data.read_region(moved(slide, -0.9 * radius, 0.5), place)
     assert near.n_outside == int(np.ceil(0.5 * len(slide["spots"])))
     with pytest.raises(InputError, match="50% of 'spots'.*lie outside image"):
-        data.read_region(moved(slide, -1.5 * radius - 3, 0.5), **how)
-    far = data.read_region(moved(slide, -1.5 * radius - 3, 0.05), **how)
+        data.read_region(moved(slide, -1.5 * radius - 3, 0.5), place)
+    far = data.read_region(moved(slide, -1.5 * radius - 3, 0.05), place)
     assert far.n_outside > 0
 
 

@@ -15,6 +15,7 @@ from spatialdata.transformations import Identity, Scale
 import stpred as st
 from stpred import data, encoders
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.models import Needs
 
 TILE = st.TileSpec(0.5, 32)
@@ -43,7 +44,7 @@ def test_cells_of_spots_and_polygons_match_slow_geometry(slide: SpatialData) -> 
     )
     slide = put(slide, "squares", squares)
     for name in ("spots", "squares"):
-        region = data.with_cells(data.read_region(slide, shapes_key=name), cells_key="cells")
+        region = data.with_cells(data.read_region(slide, Place(shapes_key=name)), cells_key="cells")
         centres = slide.shapes["cells"].geometry.centroid
         shapes = slide.shapes[name].loc[region.instances]
         for i, shape in enumerate(shapes.geometry[:6]):
@@ -62,8 +63,8 @@ def test_a_region_in_other_units_holds_the_same_cells(slide: SpatialData) -> Non
         index=spots.index,
     )
     other = put(slide, "halved", halved, scale=2.0)
-    a = data.with_cells(data.read_region(other, shapes_key="spots"), cells_key="cells")
-    b = data.with_cells(data.read_region(other, shapes_key="halved"), cells_key="cells")
+    a = data.with_cells(data.read_region(other, Place(shapes_key="spots")), cells_key="cells")
+    b = data.with_cells(data.read_region(other, Place(shapes_key="halved")), cells_key="cells")
     assert np.array_equal(a.cells.links.indices, b.cells.links.indices)
 
 
@@ -73,7 +74,7 @@ def test_what_are_cells_is_told_by_their_geometry(slide: SpatialData) -> None:
     assert data.looks_like_cells(slide, "cells")
     assert not data.looks_like_cells(slide, "spots")
     assert not data.looks_like_cells(slide, "bins_008um")
-    region = data.with_cells(data.read_region(slide, shapes_key="cells"))
+    region = data.with_cells(data.read_region(slide, Place(shapes_key="cells")))
     assert np.array_equal(region.cells.links.indices, np.arange(len(slide.shapes["cells"])))
 
 
@@ -82,24 +83,26 @@ def test_locations_without_cells_are_listed_and_left_out(slide: SpatialData, cap
     near = slide.shapes["cells"][slide.shapes["cells"].distance(spots.geometry.iloc[3]) > 40]
     fewer = put(slide, "nuclei", near)
     with caplog.at_level(logging.WARNING, logger="stpred"):
-        region = data.with_cells(data.read_region(fewer, shapes_key="spots"))
+        region = data.with_cells(data.read_region(fewer, Place(shapes_key="spots")))
     assert region.cells.region.shapes_key == "nuclei"
     assert region.without_cells == (spots.index[3],)
     assert str(spots.index[3]) in caplog.text
     assert spots.index[3] not in region.instances
     far = put(slide, "nuclei", near.iloc[:1])
-    kept = data.with_cells(data.read_region(far, shapes_key="cells"), cells_key="nuclei")
+    kept = data.with_cells(data.read_region(far, Place(shapes_key="cells")), cells_key="nuclei")
     assert len(kept.instances) == 1
     with pytest.raises(InputError, match=r"No shapes element named 'nucleii' \(`cells_key`\)"):
-        data.with_cells(data.read_region(slide, shapes_key="spots"), cells_key="nucleii")
+        data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="nucleii")
     none = SpatialData(images=dict(slide.images), shapes={"spots": spots})
     with pytest.raises(InputError, match=r"has no cells to see 'spots' through; find them with stpred.pp.nuclei"):
-        data.with_cells(data.read_region(none, shapes_key="spots"))
+        data.with_cells(data.read_region(none, Place(shapes_key="spots")))
 
 
 def test_context_of_cells_is_the_mean_around_them(slide: SpatialData) -> None:
     encoder = encoders.get("morphology", tile=TILE)
-    region = data.with_cells(data.read_region(slide, shapes_key="spots"), cells_key="cells").take(np.array([2, 5]))
+    region = data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="cells").take(
+        np.array([2, 5])
+    )
     plain = data.make_batch(region, encoder, Needs(cells=True, slide_statistics=True))
     wide = data.make_batch(region, encoder, Needs(cells=True, slide_statistics=True, context_um=25.0))
     d = encoder.card.width
@@ -118,10 +121,10 @@ def test_context_of_cells_is_the_mean_around_them(slide: SpatialData) -> None:
 def test_statistics_of_a_slide_do_not_depend_on_what_is_asked_for(slide: SpatialData) -> None:
     encoder = encoders.get("morphology", tile=TILE)
     needs = Needs(cells=True, slide_statistics=True)
-    whole = data.with_cells(data.read_region(slide, shapes_key="cells"))
+    whole = data.with_cells(data.read_region(slide, Place(shapes_key="cells")))
     some = data.make_batch(whole.take(np.arange(9)), encoder, needs)
     spots = data.make_batch(
-        data.with_cells(data.read_region(slide, shapes_key="spots"), cells_key="cells"), encoder, needs
+        data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="cells"), encoder, needs
     )
     np.testing.assert_array_equal(some.features[some.sources], spots.features[spots.sources])
 
@@ -132,7 +135,7 @@ def test_many_cells_are_predicted_in_blocks_to_the_same_values(
     encoder = encoders.get("morphology", tile=TILE)
     slide = SpatialData(images=dict(slide.images), shapes=dict(slide.shapes))
     st.pp.features(slide, shapes_key="cells", tile=TILE)  # computed once, taken from there
-    region = data.with_cells(data.read_region(slide, shapes_key="cells"))
+    region = data.with_cells(data.read_region(slide, Place(shapes_key="cells")))
     for needs in (
         Needs(cells=True, slide_statistics=True),
         Needs(cells=True, context_um=20.0),

@@ -11,6 +11,7 @@ import torch
 
 import stpred as st
 from stpred import data
+from stpred._core.places import Place
 from stpred.encoders import EncoderCard
 from stpred.encoders.modules import TorchEncoder
 
@@ -40,7 +41,7 @@ def test_dense_tokens_are_the_patches_of_the_tile(
     if cached:
         monkeypatch.setattr(st.settings, "cache_dir", tmp_path)
     encoder = patches()
-    region = data.read_region(slide, shapes_key="spots").take(np.arange(6))
+    region = data.read_region(slide, Place(shapes_key="spots")).take(np.arange(6))
     tokens = data.embed_dense(region, encoder, region.coords_um)
     assert tokens.shape == (6, 4, 4, 3)
     assert tokens.dtype == (np.float16 if cached else np.float32)
@@ -58,8 +59,8 @@ def test_the_cache_never_gives_another_image_encoder_tile_or_place(
     from stpred import encoders
 
     monkeypatch.setattr(st.settings, "cache_dir", tmp_path)
-    region = data.read_region(slide, shapes_key="spots").take(np.arange(4))
-    other = data.read_region(st.datasets.toy(size_um=(500, 500), n_genes=10, seed=3), shapes_key="spots")
+    region = data.read_region(slide, Place(shapes_key="spots")).take(np.arange(4))
+    other = data.read_region(st.datasets.toy(size_um=(500, 500), n_genes=10, seed=3), Place(shapes_key="spots"))
     colour = encoders.get("intensity")
     data.embed(region, colour, region.coords_um)
     data.embed(region, colour, region.coords_um + 1.0)

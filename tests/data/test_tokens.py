@@ -20,6 +20,7 @@ from spatialdata.transformations import Affine, Identity
 import stpred as st
 from stpred import data
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.data._tokens import TokenGrid, footprints, token_batch
 from stpred.encoders import EncoderCard
 from stpred.models import Batch, Needs, Student
@@ -197,7 +198,7 @@ def test_strides_are_multiples_of_the_patch() -> None:
 @pytest.mark.parametrize("name", ["spots", "bins", "cells", "tiny"])
 @pytest.mark.parametrize("token_um", [2.0, 8.0, 14.0])
 def test_tokens_count_by_the_share_of_them_inside(coordinates: SpatialData, name: str, token_um: float) -> None:
-    region = data.read_region(coordinates, shapes_key=name)
+    region = data.read_region(coordinates, Place(shapes_key=name))
     weights, tokens = footprints(region, TokenGrid(token_um, 4, 4))
     assert weights.shape == (len(region.coords_um), len(tokens))
     assert len({tuple(t) for t in tokens.tolist()}) == len(tokens)
@@ -222,7 +223,7 @@ def test_tokens_count_by_the_share_of_them_inside(coordinates: SpatialData, name
 
 
 def test_a_footprint_smaller_than_all_has_the_token_of_its_centre(coordinates: SpatialData) -> None:
-    region = data.read_region(coordinates, shapes_key="tiny")
+    region = data.read_region(coordinates, Place(shapes_key="tiny"))
     weights, tokens = footprints(region, TokenGrid(14.0, 4, 4))
     single = np.diff(weights.indptr) == 1
     assert single.sum() >= 10
@@ -231,7 +232,7 @@ def test_a_footprint_smaller_than_all_has_the_token_of_its_centre(coordinates: S
 
 
 def test_bins_on_the_lattice_are_their_own_tokens(coordinates: SpatialData) -> None:
-    region = data.read_region(coordinates, shapes_key="bins")
+    region = data.read_region(coordinates, Place(shapes_key="bins"))
     weights, tokens = footprints(region, TokenGrid(16.0, 4, 4))
     assert (np.diff(weights.indptr) == 1).all()
     np.testing.assert_array_equal(tokens[weights.indices], np.floor(region.coords_um / 16).astype(int))
@@ -241,7 +242,7 @@ def test_bins_on_the_lattice_are_their_own_tokens(coordinates: SpatialData) -> N
 
 
 def test_a_square_may_stand_for_the_shape(coordinates: SpatialData) -> None:
-    region = data.read_region(coordinates, shapes_key="spots")
+    region = data.read_region(coordinates, Place(shapes_key="spots"))
     grid = TokenGrid(2.0, 4, 4)
     weights, tokens = footprints(region, grid, edge_um=40.0)
     pixels = replace(region, edge_um=40.0)
@@ -279,8 +280,8 @@ def test_placed_shapes_have_the_footprint_of_those_drawn_there(coordinates: Spat
     for first, second in ("ab", "cd"):
         for token_um in (2.0, 9.0):
             grid = TokenGrid(token_um, 4, 4)
-            a, at_a = footprints(data.read_region(slide, shapes_key=first), grid)
-            b, at_b = footprints(data.read_region(slide, shapes_key=second), grid)
+            a, at_a = footprints(data.read_region(slide, Place(shapes_key=first)), grid)
+            b, at_b = footprints(data.read_region(slide, Place(shapes_key=second)), grid)
             for i in range(6):
                 left, right = as_tokens(a, at_a, i), as_tokens(b, at_b, i)
                 assert sum(abs(left.get(t, 0) - right.get(t, 0)) for t in {*left, *right}) < 0.02
@@ -288,7 +289,7 @@ def test_placed_shapes_have_the_footprint_of_those_drawn_there(coordinates: Spat
 
 def test_circles_that_are_squeezed_become_ellipses(coordinates: SpatialData) -> None:
     slide = put(coordinates, "flat", discs(np.array([[128.0, 32.0]]), 20.0), affine=np.diag([1.0, 4.0, 1.0]))
-    weights, tokens = footprints(data.read_region(slide, shapes_key="flat"), TokenGrid(4.0, 4, 4))
+    weights, tokens = footprints(data.read_region(slide, Place(shapes_key="flat")), TokenGrid(4.0, 4, 4))
     x, y = ((np.array([*as_tokens(weights, tokens, 0)]) + 0.5) * 4).T
     assert (((x - 128) / 20) ** 2 + ((y - 128) / 80) ** 2 <= 1.01).all()
     assert len(x) * 16 == pytest.approx(np.pi * 20 * 80, rel=0.03)
@@ -296,7 +297,7 @@ def test_circles_that_are_squeezed_become_ellipses(coordinates: SpatialData) -> 
 
 def test_a_footprint_does_not_depend_on_the_size_of_others(coordinates: SpatialData) -> None:
     mixed = [box(53, 51, 123, 121), *(box(150 + 12 * i, 150, 159 + 12 * i, 159) for i in range(4))]
-    region = data.read_region(put(coordinates, "mixed", gpd.GeoDataFrame(geometry=mixed)), shapes_key="mixed")
+    region = data.read_region(put(coordinates, "mixed", gpd.GeoDataFrame(geometry=mixed)), Place(shapes_key="mixed"))
     grid = TokenGrid(8.0, 4, 4)
     together, alone = footprints(region, grid), footprints(region.take(np.array([0])), grid)
     assert as_tokens(*together, 0) == pytest.approx(as_tokens(*alone, 0))
@@ -306,7 +307,7 @@ def test_a_footprint_does_not_depend_on_the_size_of_others(coordinates: SpatialD
 
 
 def test_a_disc_is_seen_where_it_is(coordinates: SpatialData) -> None:
-    region = data.read_region(coordinates, shapes_key="spots")
+    region = data.read_region(coordinates, Place(shapes_key="spots"))
     for stride_um in (None, 16.0, 8.0):
         batch = token_batch(region, Colours(), TOKENS, stride_um=stride_um)
         xy = seen(batch)[:, :2] + 0.5  # pixel k spans k to k + 1
@@ -327,7 +328,7 @@ def test_a_location_does_not_depend_on_who_else_is_asked(
 ) -> None:
     rng = np.random.default_rng(0)
     encoder = Colours(pattern=rng.normal(0, 20, (4, 4)))  # tokens depend on their place, so tiles must be the same
-    region = data.read_region(coordinates, shapes_key=name)
+    region = data.read_region(coordinates, Place(shapes_key=name))
     once = seen(token_batch(region, encoder, TOKENS, stride_um=16.0))
     rows = rng.permutation(len(once))[:5]
     part = token_batch(region.take(rows), encoder, TOKENS, stride_um=16.0)
@@ -343,7 +344,7 @@ def test_blocks_of_prediction_change_nothing(
     coordinates: SpatialData, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = Colours(pattern=np.random.default_rng(0).normal(0, 20, (4, 4)))
-    region = data.read_region(coordinates, shapes_key=name)
+    region = data.read_region(coordinates, Place(shapes_key=name))
     ((rows, whole),) = data.prediction_batches(region, encoder, TOKENS, stride_um=8.0)
     once = np.empty((len(rows), 3))
     once[rows] = seen(whole)
@@ -362,7 +363,7 @@ def test_blocks_of_prediction_change_nothing(
 
 def test_tokens_that_do_not_know_their_place_are_the_same_at_every_stride(coordinates: SpatialData) -> None:
     for name in ("spots", "cells", "tiny"):
-        region = data.read_region(coordinates, shapes_key=name)
+        region = data.read_region(coordinates, Place(shapes_key=name))
         whole = seen(token_batch(region, Colours(), TOKENS))
         for stride_um in (8.0, 16.0, 24.0):
             np.testing.assert_allclose(
@@ -371,7 +372,7 @@ def test_tokens_that_do_not_know_their_place_are_the_same_at_every_stride(coordi
 
 
 def test_every_tile_is_embedded_once(coordinates: SpatialData) -> None:
-    region = data.read_region(coordinates, shapes_key="bins")  # 128 um from 64 um on: 4 x 4 tiles
+    region = data.read_region(coordinates, Place(shapes_key="bins"))  # 128 um from 64 um on: 4 x 4 tiles
     encoder = Colours()
     token_batch(region, encoder, TOKENS)
     assert encoder.tiles == 16
@@ -382,7 +383,7 @@ def test_every_tile_is_embedded_once(coordinates: SpatialData) -> None:
 
 def test_patches_smaller_than_a_pixel_are_refused(coordinates: SpatialData) -> None:
     coarse = picture(np.full((64, 64, 3), 200, np.uint8), mpp=4.0)
-    region = data.read_region(put(coarse, "spots", discs(np.full((3, 2), 128.0), 27.5)), shapes_key="spots")
+    region = data.read_region(put(coarse, "spots", discs(np.full((3, 2), 128.0), 27.5)), Place(shapes_key="spots"))
     match = r"The patches of 2 um are smaller than a pixel of image 'he' \(4 um\) of slide 'slide'"
     with pytest.raises(InputError, match=match):
         token_batch(region, Colours(n=16, token_px=2), TOKENS)
@@ -394,7 +395,7 @@ def test_patches_smaller_than_a_pixel_are_refused(coordinates: SpatialData) -> N
 
 def test_finer_regions_are_seen_in_overlapping_tiles_and_by_the_same_statistics(coordinates: SpatialData) -> None:
     encoder = Colours()
-    trained = data.read_region(coordinates, shapes_key="lattice")
+    trained = data.read_region(coordinates, Place(shapes_key="lattice"))
     lattice = Lattice.of(trained.coords_um)
     assert lattice is not None
     assert data.median_width_um(trained) == 50
@@ -403,7 +404,7 @@ def test_finer_regions_are_seen_in_overlapping_tiles_and_by_the_same_statistics(
     ((_, same),) = data.prediction_batches(trained, encoder, TOKENS, **how)
     np.testing.assert_array_equal(same.features[same.sources], known.features[known.sources])
     np.testing.assert_array_equal(seen(same), seen(known))
-    cells = data.read_region(coordinates, shapes_key="cells")
+    cells = data.read_region(coordinates, Place(shapes_key="cells"))
     ((_, finer),) = data.prediction_batches(cells, encoder, TOKENS, **how)
     np.testing.assert_array_equal(finer.features[finer.sources], known.features[known.sources])
     assert finer.context == "lattice"
@@ -413,7 +414,7 @@ def test_finer_regions_are_seen_in_overlapping_tiles_and_by_the_same_statistics(
     ((_, once),) = data.prediction_batches(cells, encoder, TOKENS, stride_um=32.0, **how)
     assert len(once.features) - len(once.sources) == len(tokens)
     # Locations as wide as those of training are seen as these were, whatever they are called.
-    alike = data.read_region(coordinates, shapes_key="spots")
+    alike = data.read_region(coordinates, Place(shapes_key="spots"))
     ((_, coarse),) = data.prediction_batches(alike, encoder, TOKENS, **how)
     assert len(coarse.features) - len(coarse.sources) == len(footprints(alike, TokenGrid.of(encoder.card))[1])
     with pytest.raises(InputError, match="`stride_um` is for models of tokens"):
@@ -422,8 +423,8 @@ def test_finer_regions_are_seen_in_overlapping_tiles_and_by_the_same_statistics(
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_finer_regions_can_be_predicted_from_an_odd_number_of_patches(coordinates: SpatialData, n: int) -> None:
-    lattice = Lattice.of(data.read_region(coordinates, shapes_key="lattice").coords_um)
-    cells = data.read_region(coordinates, shapes_key="cells")
+    lattice = Lattice.of(data.read_region(coordinates, Place(shapes_key="lattice")).coords_um)
+    cells = data.read_region(coordinates, Place(shapes_key="cells"))
     ((_, batch),) = data.prediction_batches(cells, Colours(n=n), TOKENS, lattice=lattice, home="lattice")
     assert np.abs(seen(batch)[:, :2] + 0.5 - cells.coords_um).max() < 8
 
@@ -439,7 +440,7 @@ def test_overlapping_tiles_take_their_grid_out_of_a_map() -> None:
     side = 160 // token  # pixels of a map of 160 um, five tiles, away from the border
     j, i = np.meshgrid(np.arange(side), np.arange(side))
     centres = 48.0 + (np.column_stack([j.ravel(), i.ravel()]) + 0.5) * token
-    base = data.read_region(put(slide, "spots", discs(centres[:3], 5)), shapes_key="spots")
+    base = data.read_region(put(slide, "spots", discs(centres[:3], 5)), Place(shapes_key="spots"))
     pixels = replace(base, coords_um=centres, instances=pd.RangeIndex(len(centres)), edge_um=float(token))
     config = Student.Config(hidden=(), standardize="none", scale_genes=False)
     model = Student(config, n_features=3, n_genes=1).eval()

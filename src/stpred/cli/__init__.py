@@ -20,6 +20,7 @@ from rich.markup import escape
 from stpred._core import progress
 from stpred._core.checks import InputError, listing
 from stpred._core.files import reason
+from stpred._core.places import Place
 from stpred.cli._messages import as_options
 
 if TYPE_CHECKING:
@@ -441,7 +442,7 @@ def evaluate(
             for sdata in read.values():
                 _cells(sdata)
         for name, sdata in read.items():  # once for both scales
-            region = data.read_region(sdata, slide=name, shapes_key=shapes, measured=True).shapes_key
+            region = data.read_region(sdata, Place(shapes_key=shapes), slide=name, measured=True).shapes_key
             if not isinstance(encoder_used, (str, type(None))):
                 continue
             for used in _encoders(chosen, encoder_used) - {"pixels"}:
@@ -615,7 +616,9 @@ def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str
             chosen[name] = name
             continue
         first = next(iter(slides.items()))
-        lattice = Lattice.of(data.read_region(first[1], slide=first[0], shapes_key=shapes, measured=True).coords_um)
+        lattice = Lattice.of(
+            data.read_region(first[1], Place(shapes_key=shapes), slide=first[0], measured=True).coords_um
+        )
         reaches = (
             [None] if lattice is None else [None, round(1.6 * lattice.pitch_um, 1), round(2.6 * lattice.pitch_um, 1)]
         )

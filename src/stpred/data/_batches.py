@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from stpred import links
 from stpred._core import keys
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.data._cells import Points, cell_batch, sample_of
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
@@ -398,10 +399,8 @@ def _home_region(region: Region, home: str) -> Region | None:
     try:
         return read_region(
             region.sdata,
+            Place(shapes_key=home, image_key=region.image_key, coordinate_system=region.coordinate_system),
             slide=region.slide,
-            shapes_key=home,
-            image_key=region.image_key,
-            coordinate_system=region.coordinate_system,
         )
     except InputError:  # not placed in this frame, or empty: then it is no context either
         return None

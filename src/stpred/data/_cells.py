@@ -14,6 +14,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, shapes_in
 from stpred._core.geometry import geometries_um, placed
+from stpred._core.places import Place
 from stpred.data._features import embed, embed_wide, stored_features
 from stpred.data._regions import CellsInside, Region, read_region
 from stpred.encoders.base import Encoder
@@ -51,10 +52,8 @@ def with_cells(region: Region, *, cells_key: str | None = None, prefer: str | No
         return replace(region, cells=CellsInside(own, links.Links(np.arange(n + 1), np.arange(n))))
     cells = read_region(
         region.sdata,
+        Place(shapes_key=found, image_key=region.image_key, coordinate_system=region.coordinate_system),
         slide=region.slide,
-        shapes_key=found,
-        image_key=region.image_key,
-        coordinate_system=region.coordinate_system,
     )
     inside = inside_of(region, cells.coords_um)
     kept = inside.counts() > 0

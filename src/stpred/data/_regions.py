@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, key_in, listing
 from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
@@ -27,6 +27,7 @@ from stpred._core.elements import (
 )
 from stpred._core.geometry import EDGE_PX, geometries_um, placed
 from stpred._core.names import named
+from stpred._core.places import Place
 from stpred.links import Links
 from stpred.regions import Lattice, on_tissue
 from stpred.tiles import Pyramid
@@ -190,18 +191,17 @@ def as_slides(slides: SpatialData | Mapping[str, SpatialData]) -> dict[str, Spat
 
 def read_region(
     sdata: SpatialData,
+    place: Place | None = None,
     *,
     slide: str = _ONLY,
-    shapes_key: str | None = None,
-    image_key: str | None = None,
-    table_key: str | None = None,
     measured: bool = False,
     prefer: str | None = None,
-    coordinate_system: str = keys.UM,
 ) -> Region:
     """Find image, region and (with `measured`) counts of a slide, check them, and drop locations off the image."""
+    place = Place() if place is None else place
+    shapes_key, table_key, coordinate_system = place.shapes_key, place.table_key, place.coordinate_system
     with _about(slide):
-        image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+        image_key = find_image(sdata, place.image_key, coordinate_system=coordinate_system)
         if shapes_key is None and measured:
             shapes_key = _measured_region(sdata, table_key, prefer=prefer, coordinate_system=coordinate_system)
         shapes_key = find_region(sdata, shapes_key, prefer=prefer, coordinate_system=coordinate_system)
@@ -212,7 +212,7 @@ def read_region(
     at = np.arange(len(coords))
     counts = totals = var = None
     if measured and table_key is not None:
-        rows, counts, var = _counts(sdata, slide, shapes_key, table_key, instances)
+        rows, counts, var = _counts(sdata, slide, shapes_key, table_key, instances, layer=place.layer)
         coords, instances, at = coords[rows], instances[rows], at[rows]
         totals = targets.totals(counts)
     inside = pyramid.contains(coords)
@@ -242,12 +242,12 @@ def read_region(
     )
 
 
-def read_image(
-    sdata: SpatialData, *, slide: str = _ONLY, image_key: str | None = None, coordinate_system: str = keys.UM
-) -> Region:
+def read_image(sdata: SpatialData, place: Place | None = None, *, slide: str = _ONLY) -> Region:
     """Return a slide of which only the image is known: points on its tissue stand for locations."""
+    place = Place() if place is None else place
+    coordinate_system = place.coordinate_system
     with _about(slide):
-        image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
+        image_key = find_image(sdata, place.image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
         points = Lattice(IMAGE_PITCH_UM, hexagonal=False).points(pyramid.bounds_um)
         points = points[pyramid.contains(points)]
@@ -307,13 +307,16 @@ def _measured_region(
 
 
 def _counts(
-    sdata: SpatialData, slide: str, shapes_key: str, table_key: str, instances: pd.Index
+    sdata: SpatialData, slide: str, shapes_key: str, table_key: str, instances: pd.Index, *, layer: str | None
 ) -> tuple[NDArray[np.int64], csr_matrix, pd.DataFrame]:
     """Return rows of the shapes that were measured, their counts in that order, and the genes."""
     from scipy.sparse import csr_matrix
 
     table = sdata.tables[table_key]
     what = f"table {table_key!r} of slide {slide!r}"
+    values = (
+        table.X if layer is None else table.layers[key_in(layer, table.layers, what=f"layer of {what}", name="layer")]
+    )
     if not table.var_names.is_unique:
         repeated = table.var_names[table.var_names.duplicated()].unique()
         raise InputError(
@@ -329,8 +332,8 @@ def _counts(
     if (missing := int((position < 0).sum())) > 0:
         logger.warning("%d rows of %s have no shape in %r and are left out.", missing, what, shapes_key)
     known = position >= 0
-    counts = None if table.X is None else table.X[table_rows[known]]
-    check_counts(counts, what=f"counts of {what}")
+    counts = None if values is None else values[table_rows[known]]
+    check_counts(counts, what=f"counts of {what}" if layer is None else f"layer {layer!r} of {what}")
     return position[known], csr_matrix(counts), table.var
 
 

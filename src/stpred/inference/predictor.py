@@ -16,6 +16,7 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import shapes_in
 from stpred._core.library import LIBRARY, Library
+from stpred._core.places import Place
 from stpred._core.specs import TileSpec
 from stpred.models.base import FORMAT_VERSION
 from stpred.models.ood import slide_facts, unlike_scores
@@ -57,8 +58,8 @@ def region_for(
     """
     if make and shapes_key is None and not shapes_in(sdata, coordinate_system):
         sdata = with_regions(sdata, model, image_key=image_key, coordinate_system=coordinate_system)
-    where: dict[str, Any] = {"image_key": image_key, "coordinate_system": coordinate_system}
-    region = data.read_region(sdata, shapes_key=shapes_key, prefer=model.record.region, **where)
+    place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    region = data.read_region(sdata, place, prefer=model.record.region)
     return replace(region, slide=known_as(model, region))
 
 

@@ -12,6 +12,7 @@ from scipy.sparse import csc_array, csr_array
 from stpred import data
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import find_table, table_instances
+from stpred._core.places import Place
 from stpred.inference.amounts import Preserved
 from stpred.models import Model
 
@@ -45,10 +46,8 @@ class Spots:
         coordinate_system: str,
     ) -> Spots:
         """Read the measurement; every predicted gene must be in it."""
-        where: dict[str, Any] = {
-            "shapes_key": shapes_key, "image_key": image_key, "coordinate_system": coordinate_system,
-        }  # fmt: skip
-        region = data.read_region(sdata, measured=True, **where)
+        place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+        region = data.read_region(sdata, place, measured=True)
         columns = region.var.index.get_indexer(genes)  # type: ignore[union-attr]
         if missing := [g for g, at in zip(genes, columns, strict=True) if at < 0]:
             raise InputError(
@@ -56,7 +55,7 @@ class Spots:
             )
         # What was measured to hold nothing is left out above, but here it says that nothing is there.
         _, ids = table_instances(sdata.tables[find_table(sdata, shapes_key, None)], shapes_key)
-        whole = data.read_region(sdata, **where)
+        whole = data.read_region(sdata, place)
         whole = whole.take(np.flatnonzero(whole.instances.isin(ids)))
         rows = whole.instances.get_indexer(region.instances)
         known = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(whole.instances), len(rows)))

@@ -18,6 +18,7 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, positive
 from stpred._core.elements import find_image
 from stpred._core.geometry import geometries_um
+from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred.inference.predictor import known_as
 from stpred.inference.preserve import Spots, as_amounts
@@ -101,7 +102,9 @@ def _made(
     provenance: Any,
 ) -> tuple[Any, str]:
     """Return the map, in memory or as it is in the store at `path`, and its provenance."""
-    region = data.read_region(holder, shapes_key=area_key, image_key=image_key, coordinate_system=coordinate_system)
+    region = data.read_region(
+        holder, Place(shapes_key=area_key, image_key=image_key, coordinate_system=coordinate_system)
+    )
     region = replace(region, slide=known_as(job.model, region))
     if size_um < region.pyramid.mpp:
         raise InputError(

@@ -8,6 +8,7 @@ import numpy as np
 from stpred import data, encoders
 from stpred._core import keys, tables
 from stpred._core.checks import one_of
+from stpred._core.places import Place
 from stpred._core.specs import TileSpec
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def features(
 
     one_of(dtype, ("float32", "float16"), name="dtype")
     used = encoders.get(encoder, tile=None if tile is None else TileSpec.parse(tile), device=device)
-    region = data.read_region(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    region = data.read_region(
+        sdata, Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    )
     key = keys.features(region.shapes_key, used.card.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)

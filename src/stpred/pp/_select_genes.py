@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from stpred import data
 from stpred._core import keys
+from stpred._core.places import Place
 from stpred._core.specs import GeneRule
 
 if TYPE_CHECKING:
@@ -49,12 +50,9 @@ def select_genes(
     regions = [
         data.read_region(
             sdata,
+            Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system),
             slide=slide,
-            shapes_key=shapes_key,
-            image_key=image_key,
-            table_key=table_key,
             measured=True,
-            coordinate_system=coordinate_system,
         )
         for slide, sdata in data.as_slides(slides).items()
     ]

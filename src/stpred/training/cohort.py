@@ -12,6 +12,7 @@ import numpy as np
 from stpred import data, encoders, training
 from stpred._core import keys
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.encoders.tokens import token_edge_um
@@ -157,18 +158,15 @@ class Cohort:
 def read_cohort(
     slides: Mapping[str, SpatialData],
     blank: Model,
+    place: Place,
     *,
     cells_key: str | None = None,
-    coordinate_system: str = keys.UM,
-    **where: Any,
 ) -> list[data.Region]:
     """Read the measured region of every slide, with its cells for a family that sees these."""
-    how = {"measured": True, "coordinate_system": coordinate_system, **where}
-    seen = {k: v for k, v in how.items() if k in ("image_key", "coordinate_system")}
     regions = [
-        data.read_image(sdata, slide=slide, **seen)
+        data.read_image(sdata, place, slide=slide)
         if blank.takes_images and not data.has_counts(sdata)
-        else data.read_region(sdata, slide=slide, **how)
+        else data.read_region(sdata, place, slide=slide, measured=True)
         for slide, sdata in slides.items()
     ]
     if blank.needs.cells:

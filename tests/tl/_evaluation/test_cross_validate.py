@@ -12,6 +12,7 @@ import pytest
 import stpred as st
 from stpred import data, training
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -81,7 +82,7 @@ def test_number_of_folds(cohort: dict[str, SpatialData], donors: dict[str, str])
 def test_blocks_leave_a_buffer(cohort: dict[str, SpatialData]) -> None:
     from scipy.spatial import cKDTree
 
-    regions = {s: data.read_region(x, slide=s, shapes_key="spots", measured=True) for s, x in cohort.items()}
+    regions = {s: data.read_region(x, Place(shapes_key="spots"), slide=s, measured=True) for s, x in cohort.items()}
     folds = data.block_folds(regions, n_folds=3)
     for s, region in regions.items():
         tested = np.concatenate([f.test[s] for f in folds])
@@ -141,7 +142,9 @@ def test_genes_are_chosen_inside_each_fold(cohort: dict[str, SpatialData], donor
     names = list(cohort)
     scores = st.tl.cross_validate(cohort, "mean", groups=donors, **HOW)
     for left, fold in donors.items():
-        regions = [data.read_region(cohort[s], slide=s, shapes_key="spots", measured=True) for s in names if s != left]
+        regions = [
+            data.read_region(cohort[s], Place(shapes_key="spots"), slide=s, measured=True) for s in names if s != left
+        ]
         want = data.choose_genes(regions, HOW["genes"]).index
         assert set(scores.loc[scores["fold"] == fold, "gene"]) == set(want)
 

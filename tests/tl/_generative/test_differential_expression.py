@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import stpred as st
 from stpred import data, encoders
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.data import _scene
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
@@ -114,7 +115,7 @@ def of(frame: pd.DataFrame, column: str = "log2_fold_change") -> np.ndarray:
 
 def dark_share(slide: SpatialData) -> tuple[float, float]:
     """Return the first metagene's share of dark and of bright pixels, by what the slide is scaled to."""
-    reader = data.scene_reader(data.read_region(slide, shapes_key="halves"), encoders.get("pixels", tile=TILE))
+    reader = data.scene_reader(data.read_region(slide, Place(shapes_key="halves")), encoders.get("pixels", tile=TILE))
     x = reader.canvas.scaled(np.array([DARK, [200.0] * 3]))[:, 0]
     dark, bright = (1 / (1 + np.exp(2 * SHARP * x))).tolist()
     return dark, bright
@@ -162,7 +163,7 @@ def test_swapped_pair_flips_every_sign_exactly(slide: SpatialData) -> None:
 def test_slow_reference(slide: SpatialData) -> None:
     """Every draw, class, gene and statistic by itself."""
     model, n = known(), 6
-    region = data.read_region(slide, shapes_key="squares")
+    region = data.read_region(slide, Place(shapes_key="squares"))
     reader = data.scene_reader(region, encoders.get("pixels", tile=TILE))
     classes = slide.shapes["squares"]["row"]
     changes = np.zeros((n, len(GENES)))

@@ -17,6 +17,7 @@ from spatialdata.transformations import Identity
 
 import stpred as st
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.models.xfuse.model import XFuse
 from stpred.training import _loop
 
@@ -332,7 +333,7 @@ def test_pale_tissue_among_spots_is_not_taken_for_the_empty_slide(
     from stpred.data._regions import read_region
     from stpred.data._scene import SlideScene
 
-    region = read_region(slides["s0"], shapes_key="spots")
+    region = read_region(slides["s0"], Place(shapes_key="spots"))
     nothing = _canvas.TissueMask(np.zeros((8, 8), dtype=bool), np.zeros(2))  # as if all of it looked like glass
     monkeypatch.setattr(_canvas.TissueMask, "of", lambda pyramid: nothing)
     scene = SlideScene.of(region, TILE)

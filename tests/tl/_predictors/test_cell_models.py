@@ -16,6 +16,7 @@ from spatialdata.models import TableModel
 import stpred as st
 from stpred import links
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 
 GENES = st.GeneRule("all")
 SMALL = st.models.SCellST.Config(epochs=40, lr=1e-3)
@@ -139,7 +140,7 @@ def test_measured_cells_supervise_directly(cohort: dict[str, SpatialData]) -> No
     from stpred import data, encoders
 
     encoder = encoders.get("morphology", tile=st.TileSpec(**model.record.tile))
-    region = data.with_cells(data.read_region(cohort["donor2"], shapes_key="cells"))
+    region = data.with_cells(data.read_region(cohort["donor2"], Place(shapes_key="cells")))
     some = data.make_batch(region.take(np.arange(20)), encoder, model.needs)
     np.testing.assert_allclose(model.predict(some)[0], table.X[:20], rtol=1e-4, atol=1e-4)
     spots = st.tl.predict(cohort["donor2"], model, shapes_key="spots", inplace=False)

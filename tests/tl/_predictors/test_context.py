@@ -13,6 +13,7 @@ from shapely import Point
 
 import stpred as st
 from stpred import data
+from stpred._core.places import Place
 from stpred.models import Needs
 from stpred.regions import Lattice
 
@@ -106,7 +107,7 @@ def test_sub_tiles_are_where_they_should_be(cohort: dict[str, SpatialData]) -> N
     from stpred import encoders
 
     sdata = next(iter(cohort.values()))
-    region = data.read_region(sdata, shapes_key="spots")
+    region = data.read_region(sdata, Place(shapes_key="spots"))
     region = region.take(np.arange(10))
     colour = encoders.get("intensity")
     batch = data.make_batch(region, colour, Needs(parts=4))
@@ -137,7 +138,7 @@ def test_cached_features_give_the_same_twice(
     from stpred import encoders
 
     monkeypatch.setattr(st.settings, "cache_dir", tmp_path)
-    region = data.read_region(next(iter(cohort.values())), shapes_key="spots").take(np.arange(12))
+    region = data.read_region(next(iter(cohort.values())), Place(shapes_key="spots")).take(np.arange(12))
     encoder = encoders.get("morphology")
     first = data.embed(region, encoder, region.coords_um)
     assert first.dtype == np.float16

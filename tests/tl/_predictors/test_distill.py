@@ -19,6 +19,7 @@ from spatialdata.models import TableModel
 import stpred as st
 from stpred import data, metrics, training
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.models import Batch, Model, Student
 from stpred.training import _distil, _fit, _loop
 from stpred.training._distil import Distillation, averaged, blended, on_scale, standardised
@@ -70,7 +71,7 @@ def labels_of(model: Model) -> dict[str, NDArray[np.float64]]:
 
 def measured_of(slides: dict[str, SpatialData], model: Model) -> dict[str, NDArray[np.float32]]:
     """Return the training targets of the labelled locations."""
-    regions = {k: data.read_region(v, slide=k, shapes_key="spots", measured=True) for k, v in slides.items()}
+    regions = {k: data.read_region(v, Place(shapes_key="spots"), slide=k, measured=True) for k, v in slides.items()}
     return {k: r.target(model.record.genes, "log1p_cp10k") for k, r in regions.items()}
 
 

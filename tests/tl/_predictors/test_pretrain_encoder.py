@@ -12,6 +12,7 @@ import pytest
 import stpred as st
 from stpred import encoders
 from stpred._core.checks import InputError, UnsafeResolutionError
+from stpred._core.places import Place
 from stpred.encoders import registry
 
 torch = pytest.importorskip("torch")
@@ -90,7 +91,7 @@ def test_the_middle_of_what_is_read_is_the_tile(
     from stpred.tiles import read_tiles
     from stpred.tl._predictors import pretrain_encoder
 
-    region = data.read_region(slides["d0"], shapes_key="cells")
+    region = data.read_region(slides["d0"], Place(shapes_key="cells"))
     rows = np.arange(50)
     with pretrain_encoder._read([region], [rows], st.TileSpec(0.5, 36)) as crops:
         np.testing.assert_array_equal(crops[:, 6:30, 6:30], read_tiles(region.pyramid, region.coords_um[:50], TILE))
@@ -199,7 +200,7 @@ def test_blocks_are_apart(slides: dict[str, SpatialData]) -> None:
     from stpred import data
     from stpred.tl._predictors import probe_encoder
 
-    regions = [data.read_region(s, slide=k, shapes_key="cells") for k, s in slides.items()]
+    regions = [data.read_region(s, Place(shapes_key="cells"), slide=k) for k, s in slides.items()]
     n = sum(len(r.coords_um) for r in regions)
     folds, _ = probe_encoder._folds(regions, {"d0": "a", "d1": "a"}, n_folds=4, buffer_um=30.0)
     assert sorted(np.concatenate([test for _, test in folds]).tolist()) == list(range(n))

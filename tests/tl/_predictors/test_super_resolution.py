@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 import stpred as st
 from stpred import data, metrics, regions
 from stpred._core import targets
+from stpred._core.places import Place
 from stpred.data import _regions
 from stpred.models import Batch, DeepSpot, Student
 
@@ -86,7 +87,7 @@ def test_bins_teach_the_same_from_sparse_counts(monkeypatch: pytest.MonkeyPatch)
     dense = st.tl.train(part, config(epochs=1), genes="all", shapes_key=BINS)
     monkeypatch.setattr(_regions, "DENSE", 0)
     monkeypatch.setattr(_regions, "SPARSE", 1.0)
-    region = data.read_region(part, shapes_key=BINS, measured=True)
+    region = data.read_region(part, Place(shapes_key=BINS), measured=True)
     assert hasattr(region.target(["EPCAM"], "log1p_cp10k", sparse=True), "toarray")
     sparse = st.tl.train(part, config(epochs=1), genes="all", shapes_key=BINS)
     assert sparse.id == dense.id
@@ -124,14 +125,14 @@ def test_small_locations_show_deepspot_one_sub_tile(slides: dict[str, SpatialDat
     settings = {"context": "spot+parts", "width": 8, "n_phi": 2, "n_rho": 2, "epochs": 2}
     model = st.tl.train(slides["donor0"], DeepSpot.Config(**settings), genes="all", shapes_key="spots")
     encoder = model.encoder
-    fine = data.read_region(slides["donor1"], shapes_key=BINS).take(np.arange(4000, 4006))
+    fine = data.read_region(slides["donor1"], Place(shapes_key=BINS)).take(np.arange(4000, 4006))
     lattice = regions.Lattice(100.0, True)
     batch = data.make_batch(fine, encoder, model.needs, lattice=lattice, home="spots")
     assert batch.parts is not None
     assert (batch.parts.counts() == 1).all()
     centre = data.embed_wide(fine, encoder, fine.coords_um, size_um=112 / 3)
     np.testing.assert_array_equal(batch.features[batch.parts.indices], centre)
-    spots = data.read_region(slides["donor1"], shapes_key="spots").take(np.arange(3))
+    spots = data.read_region(slides["donor1"], Place(shapes_key="spots")).take(np.arange(3))
     many = data.make_batch(spots, encoder, model.needs, lattice=lattice, home="spots")
     assert many.parts is not None
     assert (many.parts.counts() == 9).all()

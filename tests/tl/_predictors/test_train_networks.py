@@ -13,6 +13,7 @@ import pytest
 import stpred as st
 from stpred import metrics
 from stpred._core.checks import InputError
+from stpred._core.places import Place
 from stpred.models import Network
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def test_ensembles_say_how_sure_they_are(cohort: dict[str, SpatialData], unseen:
 def model_batch(sdata: SpatialData, model: Any) -> Any:
     from stpred import data, encoders
 
-    region = data.read_region(sdata, shapes_key="spots")
+    region = data.read_region(sdata, Place(shapes_key="spots"))
     return data.make_batch(region, encoders.get("morphology"), model.needs)
 
 

@@ -16,6 +16,7 @@ import stpred as st
 from stpred import metrics
 from stpred._core.checks import InputError
 from stpred._core.elements import centroids
+from stpred._core.places import Place
 from stpred.tiles import Pyramid
 from stpred.tl._robustness import stress
 from stpred.tl._robustness.calibration import calibration
@@ -362,7 +363,7 @@ def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slide
     from stpred.models.xfuse.readout import Readout, read_out
 
     sdata = slides["donor0"]
-    region = data.read_region(sdata, slide="donor0", shapes_key="spots", measured=True)
+    region = data.read_region(sdata, Place(shapes_key="spots"), slide="donor0", measured=True)
     n = len(region.coords_um)
     own = np.zeros((n, len(xfuse.record.genes)))
     for rows, batch in data.prediction_batches(region, xfuse.encoder, xfuse.needs, **context_of(xfuse)):

@@ -11,6 +11,7 @@ from stpred import data, encoders
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
 from stpred._core.elements import need_sdata, table_in_frame, table_instances, table_regions
+from stpred._core.places import Place
 from stpred.metrics.p_values import benjamini_hochberg
 from stpred.tl._downstream.markers import chosen_genes, compared_values, groups_of
 
@@ -215,8 +216,8 @@ def _features(
         raise InputError(
             f"`features`={features!r} is neither a table of {shapes_key!r} ({listing(known)}) nor an encoder: {error}"
         ) from error
-    where = {"image_key": image_key, "coordinate_system": coordinate_system}
-    region = data.read_region(sdata, shapes_key=shapes_key, **where)  # type: ignore[arg-type]
+    place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    region = data.read_region(sdata, place)
     region.pyramid.check_resolution(used.card.tile, what=f"Image {region.image_key!r}")
     stored = data.stored_features(region, used)
     found = data.embed(region, used, region.coords_um) if stored is None else stored

@@ -16,6 +16,7 @@ from stpred import data, metrics, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.files import readable, staged_file
+from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
@@ -162,13 +163,8 @@ def cross_validate(
     if split != "block":
         _check_donors(donors, split, n_folds)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
-    where: dict[str, Any] = {
-        "shapes_key": shapes_key,
-        "image_key": image_key,
-        "table_key": table_key,
-        "coordinate_system": coordinate_system,
-    }
-    regions = {s: data.read_region(sdata, slide=s, measured=True, **where) for s, sdata in slides.items()}
+    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
+    regions = {s: data.read_region(sdata, place, slide=s, measured=True) for s, sdata in slides.items()}
     if split != "block":
         data.refuse_copies(regions, donors)
     seen = [registry.probe(*o).needs.cells for options in grids.values() for o in options]

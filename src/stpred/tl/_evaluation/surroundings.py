@@ -10,6 +10,7 @@ import pandas as pd
 from stpred import data, metrics, regions
 from stpred._core import keys
 from stpred._core.checks import InputError, positive, whole
+from stpred._core.places import Place
 from stpred.encoders.modules import pick_device
 from stpred.inference.predictor import context_of, encoder_for, gene_columns, trained_model, with_regions
 from stpred.models import Model
@@ -92,10 +93,8 @@ def surroundings(
     used = encoder_for(trained, encoder, device=device)
     region = data.read_region(
         _with_locations(sdata, trained, shapes_key, image_key=image_key, coordinate_system=coordinate_system),
-        shapes_key=shapes_key,
-        image_key=image_key,
+        Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system),
         prefer=trained.record.region,
-        coordinate_system=coordinate_system,
     )
     trained.to(pick_device(device))
     how = context_of(trained)

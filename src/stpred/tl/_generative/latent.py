@@ -12,6 +12,7 @@ from stpred import data, encoders
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, positive, whole
 from stpred._core.elements import need_sdata
+from stpred._core.places import Place
 from stpred.inference.predictor import encoder_for, region_for, trained_model
 from stpred.models import Model
 
@@ -214,5 +215,5 @@ def _seen(
         return encoder_for(model, None, device=device), region_for(sdata, model, shapes_key=shapes_key, **where)
     used = encoders.get(encoder, device=device)
     return used, data.read_region(
-        sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
+        sdata, Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     )

@@ -12,6 +12,7 @@ import numpy as np
 from stpred import data, metrics, training
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing, one_of
+from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.inference.unseen import predicted, saw
@@ -136,8 +137,8 @@ def distill(
     called = called_after(config, family, name)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     used = encoder_of(blank, encoder, tile=tile, device=device)
-    where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
-    regions = read_cohort(slides, blank, coordinate_system=coordinate_system, **where)
+    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
+    regions = read_cohort(slides, blank, place)
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes))
     seeing = {"encoder": encoder if teacher_encoder is None else teacher_encoder, "device": device}
     seeing["tile"] = tile if teacher_tile is None else teacher_tile

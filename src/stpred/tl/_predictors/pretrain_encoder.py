@@ -18,6 +18,7 @@ from stpred import data, training
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, element_name, listing, whole
 from stpred._core.elements import shapes_in
+from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
@@ -300,10 +301,12 @@ def regions_of(
         found.append(
             data.read_region(
                 sdata,
+                Place(
+                    shapes_key=candidates[0] if candidates else shapes_key,
+                    image_key=image_key,
+                    coordinate_system=coordinate_system,
+                ),
                 slide=slide,
-                shapes_key=candidates[0] if candidates else shapes_key,
-                image_key=image_key,
-                coordinate_system=coordinate_system,
             )
         )
     return found

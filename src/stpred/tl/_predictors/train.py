@@ -10,6 +10,7 @@ from stpred import data, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.names import names_of
+from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS, dense
 from stpred.inference.intervals import as_stable, calibrate, refused
@@ -146,8 +147,8 @@ def train(
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
     blank = registry.probe(family, config)
     encoder = encoder_of(blank, encoder, tile=tile, device=device)
-    where: dict[str, Any] = {"shapes_key": shapes_key, "image_key": image_key, "table_key": table_key}
-    regions = read_cohort(slides, blank, cells_key=cells_key, coordinate_system=coordinate_system, **where)
+    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
+    regions = read_cohort(slides, blank, place, cells_key=cells_key)
     left = _validation(validation, donors)
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=blank.takes_images)
     config = config.at_pitch(cohort.pitch_um)

@@ -11,6 +11,7 @@ from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, whole
 from stpred._core.elements import need_sdata
+from stpred._core.places import Place
 from stpred.inference.predictor import gene_columns, known_as, need_generative, trained_model
 from stpred.tl._robustness.stress import inside, read_posterior, several, share_of
 
@@ -101,12 +102,9 @@ def calibration(
     need_sdata(sdata)
     region = data.read_region(
         sdata,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        table_key=table_key,
+        Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system),
         measured=True,
         prefer=trained.record.region,
-        coordinate_system=coordinate_system,
     )
     region = replace(region, slide=known_as(trained, region))
     wanted = [trained.record.genes[i] for i in gene_columns(trained, genes)]

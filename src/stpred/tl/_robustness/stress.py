@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stpred import data, metrics
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.elements import find_table, table_instances
+from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.comparison.scoring import tidy
@@ -117,7 +118,7 @@ class Job:
     def regions(self, slides: Mapping[str, SpatialData]) -> dict[str, data.Region]:
         """Read the measured region of every slide; slides of images alone are left out where the model takes them."""
         found = {
-            s: data.read_region(sdata, slide=s, measured=True, **self.where)
+            s: data.read_region(sdata, Place(**self.where), slide=s, measured=True)
             for s, sdata in slides.items()
             if data.has_counts(sdata) or not self.takes_images
         }

@@ -11,6 +11,7 @@ from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, warn
 from stpred._core.library import Library, Overlap
+from stpred._core.places import Place
 from stpred.encoders.modules import pick_device
 from stpred.inference.intervals import as_stable, calibrate, refused
 from stpred.inference.predictor import trained_model
@@ -100,10 +101,10 @@ def conformal(
             "from one."
         )
     trained.to(pick_device(device))
-    where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
+    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
     names, residuals = trained.record.genes, []
     regions = {
-        s: data.read_region(sdata, slide=s, shapes_key=shapes_key, measured=True, prefer=trained.record.region, **where)
+        s: data.read_region(sdata, place, slide=s, measured=True, prefer=trained.record.region)
         for s, sdata in slides.items()
     }
     given = {} if groups is None else data.donor_folds(list(slides), groups)
