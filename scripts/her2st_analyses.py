@@ -116,17 +116,17 @@ def groups(slide: SpatialData, out: Path, hallmark: Path) -> None:
     table.obs["cluster"] = work.obs["leiden"].to_numpy()
     counts.obs["cluster"] = _joined(counts, table.obs["cluster"])
     counts.layers["log"] = _logged(counts)
-    found = st.tl.markers(slide, TABLE, "cluster", n=6)
+    found = st.tl.markers(slide, TABLE, "cluster", n_genes=6)
     sets = {f"cluster {g}": part.gene.tolist() for g, part in found.groupby("group")}
-    st.pl.markers(slide, TABLE, sets, by="cluster", save=out / "markers_predicted.png")
-    st.pl.markers(slide, MEASURED, sets, by="cluster", layer="log", save=out / "markers_measured.png")
+    st.pl.markers(slide, TABLE, sets, groupby="cluster", save=out / "markers_predicted.png")
+    st.pl.markers(slide, MEASURED, sets, groupby="cluster", layer="log", save=out / "markers_measured.png")
     found.to_csv(out / "markers.csv", index=False)
     st.tl.latent(slide, shapes_key="spots", n_components=10, resolution=0.5)
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.7), layout="constrained")
     for ax, key, title in zip(axes, (TABLE, "spots_latent"), ("predicted expression", "morphology alone"), strict=True):
         _classes(ax, slide, slide.tables[key], title=f"clusters of {title}")
     _save(fig, out / "clusters.png")
-    many = st.tl.markers(slide, TABLE, "cluster", n=100)
+    many = st.tl.markers(slide, TABLE, "cluster", n_genes=100)
     sets_found = st.tl.enrichment(many, hallmark)
     sets_found.to_csv(out / "enrichment.csv", index=False)
     wide = sets_found.pivot(index="set", columns="group", values="p_adj")
@@ -191,7 +191,7 @@ def risk(slides: dict[str, SpatialData], out: Path, hallmark: Path) -> None:
     both = found[~found.in_set].merge(measured, on="gene", suffixes=("", "_measured"))
     r = np.corrcoef(both.score, both.score_measured)[0, 1]
     fig, axes = plt.subplots(1, 2, figsize=(10, 6.5), layout="constrained")
-    st.pl.differential_rank(pd.concat([both.head(14), both.tail(14)]), n=28, ax=axes[0])
+    st.pl.differential_rank(pd.concat([both.head(14), both.tail(14)]), n_genes=28, ax=axes[0])
     axes[0].set_title(
         f"stand-in risk: predicted proliferation\n(its {len(found) - len(both)} genes left out)", fontsize=10
     )

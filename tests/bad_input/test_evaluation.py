@@ -107,7 +107,7 @@ def test_p_values_on_two_slides_are_refused_with_the_reason(slides: dict[str, Sp
         st.metrics.fisher_t_test([0.2, 0.3])
     with pytest.raises(InputError, match="over three donors or more, `scores` has 2"):
         st.tl.rank_models(scores)
-    found = st.tl.summarise(scores, by="gene")
+    found = st.tl.summarise(scores, groupby="gene")
     assert found["p_t"].isna().all()
     assert "single degree of freedom" in found.attrs["p_values"]
     assert st.tl.summarise(scores).loc[("log1p_cp10k", "intensity"), "mean"] == pytest.approx(

@@ -283,7 +283,7 @@ def test_broken_tables_in_memory(form: str, rebuild: Any, trained: Any, cohort: 
         "train": lambda: st.tl.train(sdata, "intensity", genes=["EPCAM"], shapes_key="spots"),
         "compare": lambda: st.tl.compare(sdata, "guess", "spots_counts"),
         "score_cell_types": lambda: st.tl.score_cell_types(sdata, "spots_counts", markers),
-        "markers": lambda: st.tl.markers(sdata, "spots_counts", by="half"),
+        "markers": lambda: st.tl.markers(sdata, "spots_counts", groupby="half"),
         "pseudobulk": lambda: st.tl.pseudobulk({"a": sdata, "b": cohort["b"]}, "spots_counts"),
         "select_genes": lambda: st.pp.select_genes({"a": sdata}, st.GeneRule("mean", n=3), shapes_key="spots"),
         "spatial": lambda: st.pl.spatial(sdata, "spots_counts", "EPCAM"),

@@ -65,7 +65,9 @@ def key(made: str) -> Callable[[SpatialData, str], Any]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "tl.compare": lambda s, f: st.tl.compare(s, *PAIRED, coordinate_system=f),
-    "tl.within_regions": lambda s, f: st.tl.within_regions(s, *PAIRED, by="side", min_locations=5, coordinate_system=f),
+    "tl.within_regions": lambda s, f: st.tl.within_regions(
+        s, *PAIRED, groupby="side", min_locations=5, coordinate_system=f
+    ),
     "tl.correct": lambda s, f: st.tl.correct(s, *PAIRED, coordinate_system=f, inplace=False),
     "tl.recalibrate": lambda s, f: st.tl.recalibrate(s, *PAIRED, coordinate_system=f, inplace=False),
     "tl.coverage": lambda s, f: st.tl.coverage(s, *PAIRED, coordinate_system=f),
@@ -77,9 +79,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "tl.colocalization": lambda s, f: st.tl.colocalization(s, COUNTS, SETS, n_permutations=19, coordinate_system=f),
     "tl.feature_associations": lambda s, f: st.tl.feature_associations(
-        s, COUNTS, features="intensity", genes=["EPCAM"], by="side", coordinate_system=f
+        s, COUNTS, features="intensity", genes=["EPCAM"], groupby="side", coordinate_system=f
     ),
-    "tl.differential_rank": lambda s, f: st.tl.differential_rank(s, COUNTS, "risk", n=5, coordinate_system=f),
+    "tl.differential_rank": lambda s, f: st.tl.differential_rank(s, COUNTS, "risk", n_top=5, coordinate_system=f),
     "tl.train": lambda s, f: _ridge(s, f).coef.numpy(),
     "tl.conformal": lambda s, f: _conformal(s, f),
     "tl.cross_validate": lambda s, f: st.tl.cross_validate(
@@ -98,7 +100,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "pl.spatial": lambda s, f: _colours(st.pl.spatial(s, COUNTS, ["EPCAM"], show_image=False, coordinate_system=f)[1]),
     "pl.compare": lambda s, f: _colours(st.pl.compare(s, *PAIRED, genes="EPCAM", coordinate_system=f)[0]),
     "pl.gallery": lambda s, f: _titles(st.pl.gallery(s, COUNTS, color="EPCAM", n=3, size_um=60, coordinate_system=f)),
-    "pl.markers": lambda s, f: _colours(st.pl.markers(s, COUNTS, ["EPCAM", "KRT8"], by="side", coordinate_system=f)),
+    "pl.markers": lambda s, f: _colours(
+        st.pl.markers(s, COUNTS, ["EPCAM", "KRT8"], groupby="side", coordinate_system=f)
+    ),
     "report": lambda s, f: _report(s, f),
 }
 """By name: calls that use a table, on an object and a frame."""

@@ -149,7 +149,7 @@ PICTURES: dict[str, Callable[..., Any]] = {
     "map": lambda **how: st.pl.map(slide(), "map", "EPCAM", **how),
     "gallery": lambda **how: st.pl.gallery(slide(), "predicted", color=["EPCAM", "DCN"], n=4, size_um=60, **how),
     "genes": lambda **how: st.pl.genes(per_gene(), **how),
-    "genes_var": lambda **how: st.pl.genes(slide().tables["predicted"].var, label=3, **how),
+    "genes_var": lambda **how: st.pl.genes(slide().tables["predicted"].var, n_labels=3, **how),
     "models": lambda **how: st.pl.models(scores(), target="log1p_cp10k", **how),
     "models_slides": lambda **how: st.pl.models(scores(), target="counts", points="slide", **how),
     "models_compared": lambda **how: st.pl.models(
@@ -157,8 +157,10 @@ PICTURES: dict[str, Callable[..., Any]] = {
     ),
     "coverage": lambda **how: st.pl.coverage(covered(), **how),
     "coverage_one_slide": lambda **how: st.pl.coverage(covered(slides=False), **how),
-    "markers": lambda **how: st.pl.markers(slide(), "predicted", SETS, by="group", **how),
-    "markers_dots": lambda **how: st.pl.markers(slide(), "predicted", SETS["stroma"], by="group", kind="dots", **how),
+    "markers": lambda **how: st.pl.markers(slide(), "predicted", SETS, groupby="group", **how),
+    "markers_dots": lambda **how: st.pl.markers(
+        slide(), "predicted", SETS["stroma"], groupby="group", kind="dots", **how
+    ),
     "differential_rank": lambda **how: st.pl.differential_rank(ranks(), **how),
     "training": lambda **how: st.pl.training(model(LEARNED, epochs=15), **how),
 }
@@ -288,7 +290,7 @@ def test_bars_join_models_that_cannot_be_told_apart() -> None:
 
 def test_genes_names_the_best_and_knows_what_is_a_ceiling() -> None:
     frame = per_gene()
-    ax = st.pl.genes(frame, label=3)
+    ax = st.pl.genes(frame, n_labels=3)
     best = frame["pearson"].sort_values(ascending=False).index[:3]
     assert [t.get_text() for t in ax.texts] == list(best)
     said = [t.get_text() for t in ax.get_legend().get_texts()]
@@ -320,16 +322,16 @@ def test_markers_are_z_scores_with_stars_for_trusted_genes() -> None:
     means = pd.DataFrame(z).groupby(table.obs["group"].to_numpy()).mean().to_numpy()
     np.testing.assert_allclose(np.ravel(ax.collections[0].get_array()), means.ravel(), atol=1e-5)
     frame = pd.DataFrame({"group": ["left"] * 3 + ["right"] * 3, "gene": ["DCN", "VIM", "KRT8", "EPCAM", "DCN", "VIM"]})
-    ax = st.pl.markers(slide(), "predicted", frame, by="group", n=1)
+    ax = st.pl.markers(slide(), "predicted", frame, groupby="group", n_genes=1)
     assert [t.get_text().removesuffix(" *") for t in ax.get_xticklabels()] == ["DCN", "EPCAM"]
 
 
 def test_ranks_are_those_furthest_from_zero() -> None:
     frame = ranks()
-    ax = st.pl.differential_rank(frame, n=5)
+    ax = st.pl.differential_rank(frame, n_genes=5)
     far = frame.loc[frame.score.abs().nlargest(5).index].sort_values("score").gene
     assert [t.get_text() for t in ax.get_yticklabels()] == list(far)
-    alone = st.pl.differential_rank(frame.set_index("gene").assign(low=np.nan, high=np.nan), n=5)
+    alone = st.pl.differential_rank(frame.set_index("gene").assign(low=np.nan, high=np.nan), n_genes=5)
     assert [t.get_text() for t in alone.get_yticklabels()] == list(far)
 
 
@@ -363,13 +365,16 @@ def test_training_marks_the_epochs_and_knows_who_has_none() -> None:
         (lambda: st.pl.models(scores(), target="counts", points="fold"), "`points` must be one of"),  # type: ignore[arg-type]
         (lambda: st.pl.coverage(covered().drop(columns="level")), r"lacks the columns \['level'\]"),
         (lambda: st.pl.coverage(covered().iloc[:0]), "has no row to draw"),
-        (lambda: st.pl.differential_rank(ranks(), n=0), "`n` must be a positive whole number"),
+        (lambda: st.pl.differential_rank(ranks(), n_genes=0), "`n_genes` must be a positive whole number"),
         (lambda: st.pl.differential_rank(ranks().assign(gene="A")), "several rows of one gene"),
         (lambda: st.pl.differential_rank(ranks().assign(score=np.nan)), "No gene of `frame` has a score"),
-        (lambda: st.pl.markers(slide(), "nope", ["EPCAM"], by="group"), "No table named 'nope'"),
-        (lambda: st.pl.markers(slide(), "predicted", ["NOPE"], by="group"), r"has none of the genes \['NOPE'\]"),
-        (lambda: st.pl.markers(slide(), "predicted", ["EPCAM"], by="nope"), "No obs column named 'nope'"),
-        (lambda: st.pl.markers(slide(), "predicted", ["EPCAM"], by="instance_id", kind="x"), "`kind` must be one of"),  # type: ignore[arg-type]
+        (lambda: st.pl.markers(slide(), "nope", ["EPCAM"], groupby="group"), "No table named 'nope'"),
+        (lambda: st.pl.markers(slide(), "predicted", ["NOPE"], groupby="group"), r"has none of the genes \['NOPE'\]"),
+        (lambda: st.pl.markers(slide(), "predicted", ["EPCAM"], groupby="nope"), "No obs column named 'nope'"),
+        (
+            lambda: st.pl.markers(slide(), "predicted", ["EPCAM"], groupby="instance_id", kind="x"),
+            "`kind` must be one of",
+        ),  # type: ignore[arg-type]
         (lambda: st.pl.coverage(covered(), save="a.nope"), "`save` must end in a format"),
     ],
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Scores = dict[str, "NDArray[np.float64]"]
 
-FEWEST_WINDOWS = 10
+MIN_WINDOWS = 10
 """Complete neighbourhoods from which on the similarity of two maps is given."""
 
 _RING = 1.35
@@ -79,7 +79,7 @@ def scores(predicted: NDArray[np.float32], measured: Measured, *, comparable: bo
     if measured.windows is not None:
         windows, whole = measured.windows
         found["pearson_smoothed"] = metrics.pearson(predicted, metrics.smooth(observed, windows))
-        if len(whole) >= FEWEST_WINDOWS:
+        if len(whole) >= MIN_WINDOWS:
             found["ssim"] = metrics.ssim(unit_range(predicted), unit_range(observed), windows[whole], data_range=1.0)
     for name in ("pearson_smoothed", "ssim"):
         found.setdefault(name, _none(observed))

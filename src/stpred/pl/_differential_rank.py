@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def differential_rank(
-    frame: pd.DataFrame, *, n: int = 20, ax: Axes | None = None, save: str | Path | None = None
+    frame: pd.DataFrame, *, n_genes: int = 20, ax: Axes | None = None, save: str | Path | None = None
 ) -> Axes:
     """Draw the genes whose expression goes furthest with a risk score, or against it, with their intervals.
 
@@ -23,7 +23,7 @@ def differential_rank(
     frame
         One row per gene, as :func:`stpred.tl.differential_rank` returns them: ``gene`` (or the index), ``score``,
         ``low`` and ``high``.
-    n
+    n_genes
         Number of genes, those whose scores lie furthest from 0.
     ax
         Axes to draw into; None makes a figure.
@@ -47,7 +47,7 @@ def differential_rank(
     >>> frame = pd.DataFrame({"gene": ["A", "B"], "score": [0.4, -0.1], "low": [0.2, -0.3], "high": [0.6, 0.1]})
     >>> axes = st.pl.differential_rank(frame)
     """
-    n = whole(n, name="n")
+    n_genes = whole(n_genes, name="n_genes")
     source = "stpred.tl.differential_rank"
     frame = need_columns(frame, ("score", "low", "high"), name="frame", source=source)
     names = (frame["gene"] if "gene" in frame else frame.index.to_series()).astype(str).to_numpy()
@@ -57,7 +57,7 @@ def differential_rank(
     rows = np.flatnonzero(np.isfinite(score))
     if len(rows) == 0:
         raise InputError("No gene of `frame` has a score.")
-    rows = rows[np.argsort(-np.abs(score[rows]), kind="stable")[:n]]
+    rows = rows[np.argsort(-np.abs(score[rows]), kind="stable")[:n_genes]]
     rows = rows[np.argsort(score[rows], kind="stable")]
     ax = single(ax, size=(5.2, 0.24 * len(rows) + 1.1))
     clear = ~((low[rows] <= 0) & (high[rows] >= 0))

@@ -22,7 +22,7 @@ def genes(
     *,
     x: str = "rmax",
     y: str | None = None,
-    label: int = 8,
+    n_labels: int = 8,
     ax: Axes | None = None,
     save: str | Path | None = None,
 ) -> Axes:
@@ -36,7 +36,7 @@ def genes(
         Column of the horizontal axis, mostly the ceiling ``"rmax"``. A ``"mean_count"`` is drawn on a logarithmic axis.
     y
         Column of the score; None takes ``"pearson"``, or where there is none ``"cv_pearson"``.
-    label
+    n_labels
         Number of best genes to name.
     ax
         Axes to draw into; None makes a figure.
@@ -92,7 +92,7 @@ def genes(
     ax.axhline(0, color="black", linewidth=0.5)
     ax.set(xlabel=_said(x), ylabel=_said(str(y)))
     plain(ax)
-    order = np.argsort(-np.where(known, up, -np.inf), kind="stable")[: min(label, int(known.sum()))]
+    order = np.argsort(-np.where(known, up, -np.inf), kind="stable")[: min(n_labels, int(known.sum()))]
     _name(ax, across[order], up[order], [str(names[i]) for i in order])
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)

@@ -24,8 +24,8 @@ def markers(
     table_key: str,
     markers: Mapping[str, Sequence[str]] | Sequence[str] | pd.DataFrame,
     *,
-    by: str,
-    n: int = 5,
+    groupby: str,
+    n_genes: int = 5,
     kind: Literal["matrix", "dots"] = "matrix",
     layer: str | None = None,
     limit: float | None = None,
@@ -44,9 +44,9 @@ def markers(
     markers
         Genes, sets of genes by name, such as those of cell types, or the frame of :func:`stpred.tl.markers`. Genes that
         the table does not have are left out of the sets.
-    by
+    groupby
         Categorical column of ``obs``, a row per category.
-    n
+    n_genes
         Of a frame: first genes of each group.
     kind
         ``"matrix"``, or ``"dots"``, whose size says which share of a group's locations lies above the gene's mean.
@@ -76,7 +76,7 @@ def markers(
     >>> import stpred as st
     >>> slide = st.datasets.toy(size_um=(400, 400), n_genes=30)
     >>> sets = {"tumour": ["EPCAM", "KRT8"], "plasma": ["JCHAIN", "MZB1"]}
-    >>> axes = st.pl.markers(slide, "cells_counts", sets, by="type")
+    >>> axes = st.pl.markers(slide, "cells_counts", sets, groupby="type")
     """
     import scanpy as sc
 
@@ -85,18 +85,18 @@ def markers(
     one_of(kind, ("matrix", "dots"), name="kind")
     table = table_in_frame(sdata, table_key, coordinate_system=coordinate_system)
     check_values(table, what=f"table {table_key!r}", layer=layer)
-    sets, brackets = _sets(table, table_key, _top(markers, whole(n, name="n")))
-    small = _standardised(table, [g for genes in sets.values() for g in genes], by=by, layer=layer)
+    sets, brackets = _sets(table, table_key, _top(markers, whole(n_genes, name="n_genes")))
+    small = _standardised(table, [g for genes in sets.values() for g in genes], groupby=groupby, layer=layer)
     marked = dict(zip(small.uns["symbols"], small.var_names, strict=True))
     named: Any = {name: [marked[g] for g in genes] for name, genes in sets.items()}
     wanted = named if brackets else named[""]
-    means = small.to_df().groupby(small.obs[by], observed=True).mean().to_numpy()
+    means = small.to_df().groupby(small.obs[groupby], observed=True).mean().to_numpy()
     end = (float(np.abs(means).max()) or 1.0) if limit is None else limit  # constant genes have no colour of their own
     draw: Any = sc.pl.MatrixPlot if kind == "matrix" else sc.pl.DotPlot
-    n_columns, n_rows = sum(map(len, sets.values())), small.obs[by].nunique()
+    n_columns, n_rows = sum(map(len, sets.values())), small.obs[groupby].nunique()
     options: dict[str, Any] = {"expression_cutoff": 0.0} if kind == "dots" else {}
     plot = draw(
-        small, wanted, by, vmin=-end, vcenter=0.0, vmax=end,
+        small, wanted, groupby, vmin=-end, vcenter=0.0, vmax=end,
         figsize=(0.34 * n_columns + 3.2, max(2.6, 0.32 * n_rows + 1.6)), **options,
     )  # fmt: skip
     plot.style(cmap=cmap)
@@ -106,17 +106,18 @@ def markers(
         plot.legend(colorbar_title="mean z-score", size_title="above the mean (%)", width=1.6)
     plot.make_figure()
     ax: Axes = plot.ax_dict["mainplot_ax"]
-    ax.set_ylabel(by)
+    ax.set_ylabel(groupby)
     return finish(ax, save)
 
 
-def _top(markers: Any, n: int) -> Any:
+def _top(markers: Any, n_genes: int) -> Any:
     """Return the first genes of each group of a frame; anything else as it is."""
     if not hasattr(markers, "columns"):
         return markers
     frame = need_columns(markers, ("group", "gene"), name="markers", source="stpred.tl.markers")
     return {
-        str(name): part["gene"].head(n).tolist() for name, part in frame.groupby("group", observed=True, sort=False)
+        str(name): part["gene"].head(n_genes).tolist()
+        for name, part in frame.groupby("group", observed=True, sort=False)
     }
 
 
@@ -135,14 +136,14 @@ def _sets(table: AnnData, table_key: str, markers: Any) -> tuple[dict[str, list[
     return {name: genes for name, genes in found.items() if genes}, brackets
 
 
-def _standardised(table: AnnData, genes: list[str], *, by: str, layer: str | None) -> AnnData:
+def _standardised(table: AnnData, genes: list[str], *, groupby: str, layer: str | None) -> AnnData:
     """Return a small table of z-scores of these genes, with trusted ones marked in their names."""
     import pandas as pd
     from anndata import AnnData
 
-    key_in(by, table.obs, what="obs column", name="by")
-    if table.obs[by].dtype.kind in "iuf" and not isinstance(table.obs[by].dtype, pd.CategoricalDtype):
-        raise InputError(f"`by` must be a categorical column of obs, and {by!r} holds numbers.")
+    key_in(groupby, table.obs, what="obs column", name="groupby")
+    if table.obs[groupby].dtype.kind in "iuf" and not isinstance(table.obs[groupby].dtype, pd.CategoricalDtype):
+        raise InputError(f"`groupby` must be a categorical column of obs, and {groupby!r} holds numbers.")
     if layer is not None:
         key_in(layer, table.layers, what="layer", name="layer")
     unique = list(dict.fromkeys(genes))
@@ -154,13 +155,13 @@ def _standardised(table: AnnData, genes: list[str], *, by: str, layer: str | Non
         table.var["trusted"].to_numpy(dtype=bool)[columns] if "trusted" in table.var else np.zeros(len(unique), bool)
     )
     names = [f"{g} *" if t else g for g, t in zip(unique, trusted, strict=True)]
-    known = table.obs[by].notna().to_numpy()
-    labels = table.obs[by][known].astype("category").cat.remove_unused_categories()
+    known = table.obs[groupby].notna().to_numpy()
+    labels = table.obs[groupby][known].astype("category").cat.remove_unused_categories()
     small = AnnData(
         z[known].astype(np.float32),
-        obs=pd.DataFrame({by: labels.to_numpy()}, index=table.obs_names[known]),
+        obs=pd.DataFrame({groupby: labels.to_numpy()}, index=table.obs_names[known]),
         var=pd.DataFrame(index=pd.Index(names)),
     )
-    small.obs[by] = pd.Categorical(labels.to_numpy(), categories=labels.cat.categories)
+    small.obs[groupby] = pd.Categorical(labels.to_numpy(), categories=labels.cat.categories)
     small.uns["symbols"] = unique
     return small

@@ -100,9 +100,9 @@ def planted() -> SpatialData:
 SETS = {s: [f"{s}{i}" for i in (1, 2, 3)] for s in "ABCD"}
 
 
-@pytest.mark.parametrize("by", ["score", "rank"])
-def test_planted_sets_are_found_with_their_sign(planted: SpatialData, by: str) -> None:
-    found = st.tl.colocalization(planted, KEY, SETS, by=by, n_permutations=499)  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["score", "rank"])
+def test_planted_sets_are_found_with_their_sign(planted: SpatialData, method: str) -> None:
+    found = st.tl.colocalization(planted, KEY, SETS, method=method, n_permutations=499)  # type: ignore[arg-type]
     found = found.set_index(["first", "second"])
     together, apart = found.loc[("A", "B")], found.loc[("A", "C")]
     assert together["statistic"] > 0.5
@@ -134,7 +134,7 @@ def test_correction_equals_statsmodels() -> None:
 
 def test_bad_input_is_named(planted: SpatialData) -> None:
     for more, said in (
-        ({"by": "mean"}, "`by` must be one of"),
+        ({"method": "mean"}, "`method` must be one of"),
         ({"null": "rotate"}, "`null` must be one of"),
         ({"n_permutations": 0}, "`n_permutations` must be"),
         ({"n_neighbors": 400}, "has 625 locations to go by .* too few for 400 neighbours"),

@@ -109,7 +109,7 @@ def test_markers_are_asked_about_group_by_group() -> None:
     found = st.tl.enrichment(top, sets).set_index(["group", "set"])
     assert found.p["a", "raised"] < 1e-4
     assert found.p["b", "raised"] > 0.5
-    with pytest.raises(InputError, match="n=None"):
+    with pytest.raises(InputError, match="n_genes=None"):
         st.tl.enrichment(top, sets, method="gsea")
     with pytest.raises(InputError, match="no set can stand out"):
         st.tl.enrichment(frame.assign(score=1.0), sets)

@@ -58,7 +58,7 @@ def test_constant_columns_are_missing_and_do_not_count() -> None:
     rng = np.random.default_rng(1)
     values, seen = rng.normal(size=(20, 2)), rng.normal(size=(20, 2))
     values[:, 1], seen[:, 0] = 0.1, 7.3
-    found = associations(values, seen, genes=["a", "b"], features=["x", "y"], n=1)
+    found = associations(values, seen, genes=["a", "b"], features=["x", "y"], n_features=1)
     assert found.feature.tolist()[0] == "y"
     assert found.p.notna().tolist() == [True, False]
     assert found.p_adj[0] == pytest.approx(found.p[0])
@@ -92,7 +92,7 @@ def test_inside_classes_what_tells_them_apart_is_gone(slide: SpatialData) -> Non
     counts.X[:, 1] = np.random.default_rng(3).poisson(np.where(high, 90, 30))  # follows the class alone
     counts.X = _balanced(counts.X)
     whole = st.tl.feature_associations(slide, "spots_counts", genes="SHUFFLED")
-    inside = st.tl.feature_associations(slide, "spots_counts", genes="SHUFFLED", by="class")
+    inside = st.tl.feature_associations(slide, "spots_counts", genes="SHUFFLED", groupby="class")
     assert whole.set_index("feature").correlation[FEATURE] > 0.5
     assert inside[inside.feature == FEATURE].correlation.abs().max() < 0.4
     assert set(inside.group) == {"high", "low"}
@@ -102,9 +102,9 @@ def test_predicted_tables_and_trust(slide: SpatialData, ridge: Any) -> None:
     st.tl.predict(slide, ridge, shapes_key="spots")
     table = slide.tables["spots_ridge"]
     table.var["trusted"] = [True] + [False] * (table.n_vars - 1)
-    found = st.tl.feature_associations(slide, "spots_ridge", n=2)
+    found = st.tl.feature_associations(slide, "spots_ridge", n_features=2)
     assert found.gene.tolist() == [table.var_names[0]] * 2
-    assert len(st.tl.feature_associations(slide, "spots_ridge", n=2, trusted_only=False)) == 2 * table.n_vars
+    assert len(st.tl.feature_associations(slide, "spots_ridge", n_features=2, trusted_only=False)) == 2 * table.n_vars
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_predicted_tables_and_trust(slide: SpatialData, ridge: Any) -> None:
         ),
         ("spots_counts", {"features": "cells_counts"}, "annotates \\['cells'\\], not 'spots'"),
         ("spots_counts", {"method": "kendall"}, "'spearman', 'pearson'"),
-        ("spots_counts", {"by": "class"}, "No column of obs .*'class'"),
-        ("spots_counts", {"n": 0}, "`n`"),
+        ("spots_counts", {"groupby": "class"}, "No column of obs .*'class'"),
+        ("spots_counts", {"n_features": 0}, "`n_features`"),
     ],
 )
 def test_bad_input(slide: SpatialData, table: str, options: dict[str, Any], said: str) -> None:
@@ -132,7 +132,7 @@ def test_too_few_or_other_locations(slide: SpatialData) -> None:
     counts = slide.tables["spots_counts"]
     counts.obs["class"] = [f"c{i // 3}" for i in range(counts.n_obs)]
     with pytest.raises(InputError, match="under 5 locations .* in any group"):
-        st.tl.feature_associations(slide, "spots_counts", by="class")
+        st.tl.feature_associations(slide, "spots_counts", groupby="class")
     slide.tables["spots_feat_morphology"].obs["instance_id"] = np.arange(counts.n_obs) + 10**6
     with pytest.raises(InputError, match="share no location"):
         st.tl.feature_associations(slide, "spots_counts", features="spots_feat_morphology")

@@ -42,13 +42,13 @@ def _counts(seed: int = 0, *, fold: float = 4.0) -> tuple[np.ndarray, np.ndarray
 def test_raised_genes_are_found_whatever_the_library_size(method: str) -> None:
     slide = _slide(*_counts())
     before = slide.tables["t"].X.copy()
-    found = st.tl.markers(slide, "t", "group", n=5, method=method)
+    found = st.tl.markers(slide, "t", "group", n_genes=5, method=method)
     assert set(found[found.group == "b"].gene) == {f"G{i}" for i in range(5)}
     # Per 10 000, the five genes take 4 / (200 + 15) * 200 of what they took: not exactly fourfold.
     raised = found[found.group == "b"].log2_fold_change
     assert raised.to_numpy() == pytest.approx(np.log2(4 * 200 / 215), abs=0.12)
     np.testing.assert_array_equal(slide.tables["t"].X, before)
-    everything = st.tl.markers(slide, "t", "group", n=None, method=method)
+    everything = st.tl.markers(slide, "t", "group", n_genes=None, method=method)
     rest = everything[(everything.group == "b") & ~everything.gene.isin([f"G{i}" for i in range(5)])]
     assert (rest.p_adj < 0.05).mean() < 0.35  # their shares are a little lower, since the five took theirs
 
@@ -56,7 +56,7 @@ def test_raised_genes_are_found_whatever_the_library_size(method: str) -> None:
 def test_shuffled_groups_have_no_markers() -> None:
     counts, groups = _counts()
     shuffled = np.random.default_rng(1).permutation(groups)
-    found = st.tl.markers(_slide(counts, shuffled), "t", "group", n=None)
+    found = st.tl.markers(_slide(counts, shuffled), "t", "group", n_genes=None)
     assert found.p_adj.min() > 0.05
     assert 0.02 < (found.p < 0.05).mean() < 0.09
 
@@ -65,7 +65,7 @@ def test_values_equal_scipy_on_a_predicted_table() -> None:
     rng = np.random.default_rng(2)
     values = rng.integers(0, 4, (40, 6)).astype(np.float32)  # ties
     groups = np.repeat(["a", "b", "c"], [12, 14, 14])
-    found = st.tl.markers(_slide(values, groups, output_scale="log1p_cp10k"), "t", "group", n=None)
+    found = st.tl.markers(_slide(values, groups, output_scale="log1p_cp10k"), "t", "group", n_genes=None)
     for row in found.itertuples():
         column = values[:, int(row.gene[1:])]
         inside = groups == row.group
@@ -87,12 +87,12 @@ def test_relative_values_have_no_fold_change_and_trust_is_respected() -> None:
     slide = _slide(counts - 3.0, groups, output_scale="relative")
     slide.tables["t"].var["trusted"] = [False] * 2 + [True] * 198
     slide.tables["t"].var["cv_pearson"] = 0.5
-    found = st.tl.markers(slide, "t", "group", n=3)
+    found = st.tl.markers(slide, "t", "group", n_genes=3)
     assert found.log2_fold_change.isna().all()
     assert not found.gene.isin(["G0", "G1"]).any()
     assert found.trusted.all()
     assert len(found.attrs["stpred"]["genes"]) == 198
-    assert st.tl.markers(slide, "t", "group", n=None, trusted_only=False).gene.nunique() == 200
+    assert st.tl.markers(slide, "t", "group", n_genes=None, trusted_only=False).gene.nunique() == 200
     slide.tables["t"].var["trusted"] = False
     with pytest.raises(InputError, match="None of the 200 genes .* trusted_only=False"):
         st.tl.markers(slide, "t", "group")
@@ -104,7 +104,7 @@ def test_small_and_missing_groups() -> None:
     named[:3], named[5] = "tiny", None
     slide = _slide(counts, named.to_numpy())
     TableModel.validate(slide.tables["t"])
-    found = st.tl.markers(slide, "t", "group", n=1)
+    found = st.tl.markers(slide, "t", "group", n_genes=1)
     assert found.group.tolist() == ["a", "b"]
     assert found.attrs["stpred"]["sizes"] == {"a": 56, "b": 60, "tiny": 3}
 
@@ -120,7 +120,7 @@ def test_bad_input() -> None:
         (("t", "depth"), {}, "no grouping: 120"),
         (("t", "one"), {}, "one group"),
         (("t", "group"), {"min_in_group": 100}, "No group .* has 100"),
-        (("t", "group"), {"n": 0}, "`n`"),
+        (("t", "group"), {"n_genes": 0}, "`n_genes`"),
         (("t", "group"), {"method": "logreg"}, "'wilcoxon', 't-test'"),
     ):
         with pytest.raises(InputError, match=said):

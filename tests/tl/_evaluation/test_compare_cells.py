@@ -154,7 +154,7 @@ def test_square_bins_equal_the_slow_loop(slide: SpatialData, name: str, size: fl
 
 
 def test_neighbourhoods_equal_the_slow_loop(slide: SpatialData) -> None:
-    scores = st.tl.compare(slide, "cells_log", "cells_counts", k_neighbors=6)
+    scores = st.tl.compare(slide, "cells_log", "cells_counts", n_neighbors=6)
     table, counts = slide.tables["cells_log"], slide.tables["cells_counts"].to_df()
     centres = slide.shapes["cells"].geometry.centroid.loc[table.obs["instance_id"]]
     xy = np.column_stack([centres.x, centres.y])
@@ -166,12 +166,12 @@ def test_neighbourhoods_equal_the_slow_loop(slide: SpatialData) -> None:
     for g in (0, 5, 20):
         gene = table.var_names[g]
         assert scores.loc[gene, "pearson"] == pytest.approx(np.corrcoef(ours[:, g], theirs[:, g])[0, 1], abs=1e-4)
-    alone = st.tl.compare(slide, "cells_log", "cells_counts", k_neighbors=1)
+    alone = st.tl.compare(slide, "cells_log", "cells_counts", n_neighbors=1)
     pd.testing.assert_frame_equal(alone, st.tl.compare(slide, "cells_log", "cells_counts"), rtol=1e-5)
 
 
 def test_levels_stand_below_each_other_and_are_written(slide: SpatialData) -> None:
-    asked = {"level": "cell", "k_neighbors": 10, "bin_um": (16, 55)}
+    asked = {"resolution": "cell", "n_neighbors": 10, "bin_um": (16, 55)}
     scores = st.tl.compare(slide, "nuclei_log", "cells_counts", write=True, **asked)
     assert scores["level"].unique().tolist() == ["cell", "k10", "bins_016um", "bins_055um"]
     assert set(scores.attrs["matching"]) == set(scores["level"])
@@ -180,7 +180,7 @@ def test_levels_stand_below_each_other_and_are_written(slide: SpatialData) -> No
     assert by_level["bins_055um"] > by_level["bins_016um"] > by_level["cell"]
     for name, part in scores.groupby("level"):
         assert part["pearson"].is_monotonic_decreasing
-        single = {"cell": {}, "k10": {"k_neighbors": 10}, "bins_016um": {"bin_um": 16}, "bins_055um": {"bin_um": 55}}
+        single = {"cell": {}, "k10": {"n_neighbors": 10}, "bins_016um": {"bin_um": 16}, "bins_055um": {"bin_um": 55}}
         alone = st.tl.compare(slide, "nuclei_log", "cells_counts", **single[str(name)])
         pd.testing.assert_frame_equal(part.drop(columns="level"), alone)
         column = "measured_pearson" if name == "cell" else f"measured_pearson_{name}"
@@ -224,14 +224,14 @@ def test_what_cannot_be_matched_is_refused(slide: SpatialData) -> None:
     assert len(st.tl.compare(slide, "spots_log", "cells_counts", bin_um=200)) == spots.n_vars
     with pytest.raises(InputError, match=r"`match` must be one of \['auto', 'id'"):
         st.tl.compare(slide, "nuclei_log", "cells_counts", match="nearest")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="`level` must be one of"):
-        st.tl.compare(slide, "nuclei_log", "cells_counts", level="bin")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="`k_neighbors` must be a positive whole number"):
-        st.tl.compare(slide, "nuclei_log", "cells_counts", k_neighbors=2.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`resolution` must be one of"):
+        st.tl.compare(slide, "nuclei_log", "cells_counts", resolution="bin")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`n_neighbors` must be a positive whole number"):
+        st.tl.compare(slide, "nuclei_log", "cells_counts", n_neighbors=2.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="`bin_um` must be a positive number of um"):
         st.tl.compare(slide, "nuclei_log", "cells_counts", bin_um=(8, 0))
-    with pytest.raises(InputError, match=r"`k_neighbors`=100000 is more than the \d+ locations"):
-        st.tl.compare(slide, "nuclei_log", "cells_counts", k_neighbors=100_000)
+    with pytest.raises(InputError, match=r"`n_neighbors`=100000 is more than the \d+ locations"):
+        st.tl.compare(slide, "nuclei_log", "cells_counts", n_neighbors=100_000)
 
 
 def test_regions_far_apart_are_refused_with_both_boxes(slide: SpatialData) -> None:
@@ -272,7 +272,7 @@ def test_cells_without_counts_do_not_take_part(slide: SpatialData) -> None:
     counts = table.X.toarray()
     counts[:50] = 0
     table.X = csr_matrix(counts)
-    scores = st.tl.compare(slide, "nuclei_log", "cells_counts", level="cell", bin_um=8)
+    scores = st.tl.compare(slide, "nuclei_log", "cells_counts", resolution="cell", bin_um=8)
     facts = scores.attrs["matching"]["cell"]
     assert facts["n_matched"] - 50 <= facts["n_compared"] < facts["n_matched"]
     assert scores["pearson"].notna().any()

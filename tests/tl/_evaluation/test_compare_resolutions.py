@@ -324,7 +324,7 @@ def test_squares_finer_than_the_prediction_are_told(slide: SpatialData, caplog: 
 
 
 def test_transcripts_and_rasters_need_squares(slide: SpatialData) -> None:
-    for asked in ({}, {"k_neighbors": 3}, {"level": "cell", "bin_um": 8}):
+    for asked in ({}, {"n_neighbors": 3}, {"resolution": "cell", "bin_um": 8}):
         with pytest.raises(
             InputError, match=r"'transcripts' are single transcripts; .*bin_um= .*stpred.pp.aggregate\."
         ):

@@ -54,7 +54,7 @@ def test_genes_predicted_consistently_as_published() -> None:
     n_positive = np.repeat([23, 20, 19, 12], [60, 42, 48, 100])
     for g, n in enumerate(n_positive):
         values[:n, g] = 0.2
-    found = st.tl.summarise(frame({"m": values}, donors), by="gene").droplevel([0, 1])
+    found = st.tl.summarise(frame({"m": values}, donors), groupby="gene").droplevel([0, 1])
     by_hand = stats.binom.sf(n_positive - 1, 23, 0.5)
     p = found["p_sign"].reindex([f"g{j}" for j in range(250)]).to_numpy()
     np.testing.assert_allclose(p, by_hand, rtol=1e-9)
@@ -68,7 +68,7 @@ def test_t_tests_are_over_donors() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(0.1, 0.1, (8, 5))
     donors = list("aabbccdd")
-    found = st.tl.summarise(frame({"m": values}, donors), by="gene").droplevel([0, 1])
+    found = st.tl.summarise(frame({"m": values}, donors), groupby="gene").droplevel([0, 1])
     per_donor = np.arctanh(values.reshape(4, 2, 5).mean(axis=1))
     want = stats.ttest_1samp(per_donor, 0, alternative="greater").pvalue
     np.testing.assert_allclose(found.loc[[f"g{j}" for j in range(5)], "p_t"], want, rtol=1e-9)
@@ -77,15 +77,15 @@ def test_t_tests_are_over_donors() -> None:
 def test_repeated_splits_combine_by_twice_the_median() -> None:
     rng = np.random.default_rng(2)
     runs = [frame({"m": rng.normal(0.1, 0.1, (6, 4))}, list("abcdef"), repeat=r) for r in range(5)]
-    each = [st.tl.summarise(r.drop(columns="repeat"), by="gene").droplevel([0, 1])["p_t"] for r in runs]
-    found = st.tl.summarise(pd.concat(runs), by="gene").droplevel([0, 1])["p_t"]
+    each = [st.tl.summarise(r.drop(columns="repeat"), groupby="gene").droplevel([0, 1])["p_t"] for r in runs]
+    found = st.tl.summarise(pd.concat(runs), groupby="gene").droplevel([0, 1])["p_t"]
     want = np.minimum(1, 2 * np.median([p.loc[found.index] for p in each], axis=0))
     np.testing.assert_allclose(found, want, rtol=1e-9)
 
 
 def test_two_donors_have_no_p_value_and_it_says_why() -> None:
     values = np.full((4, 3), 0.3)
-    found = st.tl.summarise(frame({"m": values}, list("aabb")), by="gene")
+    found = st.tl.summarise(frame({"m": values}, list("aabb")), groupby="gene")
     assert found["p_t"].isna().all()
     assert "2 donors leave a single degree of freedom" in found.attrs["p_values"]
     with pytest.raises(InputError, match="over three donors or more, `scores` has 2"):
@@ -94,12 +94,12 @@ def test_two_donors_have_no_p_value_and_it_says_why() -> None:
 
 def test_too_few_donors_leave_consistency_open(caplog: pytest.LogCaptureFixture) -> None:
     """Three donors of one sign have a p-value of 1/8: no gene could pass, so none is said to have failed."""
-    found = st.tl.summarise(frame({"m": np.full((3, 4), 0.9)}, list("abc")), by="gene")
+    found = st.tl.summarise(frame({"m": np.full((3, 4), 0.9)}, list("abc")), groupby="gene")
     assert found["consistent"].isna().all()
     assert "none could pass the sign test at 0.05" in found.attrs["consistent"]
     assert "7 donors or more can tell" in found.attrs["consistent"]  # 4 / 2**7 < 0.05 < 4 / 2**6
     assert found.attrs["consistent"] in caplog.text
-    enough = st.tl.summarise(frame({"m": np.full((7, 4), 0.9)}, list("abcdefg")), by="gene")
+    enough = st.tl.summarise(frame({"m": np.full((7, 4), 0.9)}, list("abcdefg")), groupby="gene")
     assert enough["consistent"].all()
     assert "consistent" not in enough.attrs
 
@@ -138,8 +138,8 @@ def test_bad_frames() -> None:
         st.tl.summarise(good.iloc[:0])
     with pytest.raises(InputError, match="a missing rmse is no rmse of 0"):
         st.tl.summarise(good.assign(metric="rmse"), metric="rmse", nan="zero")
-    with pytest.raises(InputError, match="`by` must be one of"):
-        st.tl.summarise(good, by="slide")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`groupby` must be one of"):
+        st.tl.summarise(good, groupby="slide")  # type: ignore[arg-type]
 
 
 def grid(n: int = 12, *, seed: int = 0) -> tuple[Measured, np.ndarray]:

@@ -54,7 +54,7 @@ def test_columns_and_polygons_give_the_same(unseen: SpatialData, ridge: Model) -
     table = unseen["spots_counts"]
     left = table.obsm["spatial"][:, 0] < 400
     table.obs["half"] = np.where(left, "left", "right")
-    found = st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by="half", min_locations=5)
+    found = st.tl.within_regions(unseen, "spots_ridge", "spots_counts", groupby="half", min_locations=5)
     assert set(found["region"]) == {"left", "right"}
     assert found.groupby("region")["n_locations"].first().sum() == table.n_obs
     whole = st.tl.compare(unseen, "spots_ridge", "spots_counts")
@@ -66,11 +66,13 @@ def test_columns_and_polygons_give_the_same(unseen: SpatialData, ridge: Model) -
     )
     unseen.shapes["annotation"] = ShapesModel.parse(halves, transformations={"um": Identity()})
     for column in ("name", "index"):
-        again = st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by=("annotation", column), min_locations=5)
+        again = st.tl.within_regions(
+            unseen, "spots_ridge", "spots_counts", groupby=("annotation", column), min_locations=5
+        )
         np.testing.assert_allclose(again["pearson"], found["pearson"])
     unseen.shapes["annotation"].loc["left", "geometry"] = box(-1e4, -1e4, 1e4, 1e4)
     with pytest.raises(InputError, match="locations lie in polygons of 'annotation' with different 'name'"):
-        st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by=("annotation", "name"))
+        st.tl.within_regions(unseen, "spots_ridge", "spots_counts", groupby=("annotation", "name"))
 
 
 def test_small_regions_and_unnamed_locations_are_told(unseen: SpatialData, ridge: Model) -> None:
@@ -79,25 +81,25 @@ def test_small_regions_and_unnamed_locations_are_told(unseen: SpatialData, ridge
     names = np.array(["large"] * table.n_obs, dtype=object)
     names[:3], names[3:5] = "small", None
     table.obs["kind"] = names
-    found = st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by="kind", min_locations=10)
+    found = st.tl.within_regions(unseen, "spots_ridge", "spots_counts", groupby="kind", min_locations=10)
     assert found["region"].unique().tolist() == ["large"]
     assert found.attrs["left_out"] == {"small": 3}
     assert found.attrs["unnamed"] == 2
     np.testing.assert_allclose(found["pearson"], found["pearson_all"])
     with pytest.raises(InputError, match="No region of 'kind' has 100 locations: {'large'"):
-        st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by="kind", min_locations=100)
+        st.tl.within_regions(unseen, "spots_ridge", "spots_counts", groupby="kind", min_locations=100)
 
 
 def test_bad_input_is_named(unseen: SpatialData, ridge: Model) -> None:
     st.tl.predict(unseen, ridge)
-    for by, said in (
+    for groupby, said in (
         ("none", "Neither table 'spots_counts' nor 'spots_ridge' has a column 'none'"),
-        ("cells", r"for polygons give by=\('cells', column\)"),
+        ("cells", r"for polygons give groupby=\('cells', column\)"),
         (("none", "name"), "No shapes element named 'none'"),
         (("cells", "none"), "No column of shapes 'cells' named 'none'"),
-        (["cells", "none"], "`by` must be a column of obs or a pair"),
+        (["cells", "none"], "`groupby` must be a column of obs or a pair"),
     ):
         with pytest.raises(InputError, match=said):
-            st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by=by)  # type: ignore[arg-type]
+            st.tl.within_regions(unseen, "spots_ridge", "spots_counts", groupby=groupby)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="`min_locations` must be"):
-        st.tl.within_regions(unseen, "spots_ridge", "spots_counts", by="n_cells", min_locations=0)
+        st.tl.within_regions(unseen, "spots_ridge", "spots_counts", groupby="n_cells", min_locations=0)

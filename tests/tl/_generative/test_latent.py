@@ -78,7 +78,9 @@ def test_what_is_written(unseen: SpatialData, tmp_path: Path) -> None:
     assert facts["kind"] == "latent"
     assert facts["n_clusters"] == table.obs["cluster"].nunique() == len(table.obs["cluster"].cat.categories)
     assert len(facts["variance_shares"]) == 6
-    marked = st.tl.markers(unseen, "spots_latent", "cluster", n=2, min_in_group=3)  # which features tell clusters apart
+    marked = st.tl.markers(
+        unseen, "spots_latent", "cluster", n_genes=2, min_in_group=3
+    )  # which features tell clusters apart
     assert marked.log2_fold_change.isna().all()
     unseen.write(tmp_path / "slide.zarr")
 

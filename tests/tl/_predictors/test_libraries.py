@@ -127,7 +127,9 @@ def test_a_few_genes_less_change_nothing_and_are_not_told(slides: Any, model: An
     assert "same_library" not in found
 
 
-@pytest.mark.parametrize("levels", [{}, {"bin_um": (100, 200)}, {"level": "cell", "bin_um": 100, "k_neighbors": 3}])
+@pytest.mark.parametrize(
+    "levels", [{}, {"bin_um": (100, 200)}, {"resolution": "cell", "bin_um": 100, "n_neighbors": 3}]
+)
 def test_a_panel_against_a_whole_transcriptome_is_told_once(slides: Any, panel: Any, model: Any, levels: Any) -> None:
     test = with_prediction(cut(slides["donor2"], panel), model)
     with told_once("RMSE"):
@@ -156,7 +158,7 @@ def test_other_functions_tell_it_too(slides: Any, panel: Any, model: Any) -> Non
         np.where(test["spots_counts"].obs["instance_id"].isin(left), "left", "right")
     )
     with told_once():
-        st.tl.within_regions(test, "spots_ridge", "spots_counts", by="half", min_locations=3)
+        st.tl.within_regions(test, "spots_ridge", "spots_counts", groupby="half", min_locations=3)
 
 
 def test_counts_and_relative_predictions_have_no_part_in_it(slides: Any, panel: Any, model: Any) -> None:
@@ -174,9 +176,9 @@ def test_a_wider_measurement_is_counted_over_the_models_genes(slides: Any, panel
     first = with_prediction(cut(slides["donor2"], panel), model)
     second = with_prediction(cut(slides["donor2"], slides["donor2"]["spots_counts"].var_names), model)
     with quiet():
-        right = st.tl.compare(first, "spots_ridge", "spots_counts", level="cell", bin_um=200)
+        right = st.tl.compare(first, "spots_ridge", "spots_counts", resolution="cell", bin_um=200)
     with told_once("counted over"):
-        found = st.tl.compare(second, "spots_ridge", "spots_counts", level="cell", bin_um=200)
+        found = st.tl.compare(second, "spots_ridge", "spots_counts", resolution="cell", bin_um=200)
     # Scored just as if the panel alone had been measured.
     pd.testing.assert_frame_equal(found, right)
 

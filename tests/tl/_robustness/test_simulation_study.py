@@ -99,7 +99,7 @@ def test_bad_input(cells: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"`scenarios` must be one of .*'centroid'.*got 'mean'"):
         st.tl.simulation_study(cells, reference, scenarios=["mean"])
     with pytest.raises(InputError, match="No column of `reference.obs` named 'kind'"):
-        st.tl.simulation_study(cells, reference, type_key="kind")
+        st.tl.simulation_study(cells, reference, groupby="kind")
     with pytest.raises(InputError, match="50 cells are too few for 4 types"):
         st.tl.simulation_study(cells[:50], reference)
     with pytest.raises(InputError, match="has 4 types of two cells or more .*, not 9"):

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 import stpred as st
 
 CALLS: dict[str, Callable[[SpatialData], Any]] = {
-    "compare": lambda s: st.tl.compare(s, "spots_ridge", "spots_counts", level="cell", bin_um=200),
+    "compare": lambda s: st.tl.compare(s, "spots_ridge", "spots_counts", resolution="cell", bin_um=200),
     "correct": lambda s: st.tl.correct(s, "spots_ridge", "spots_counts", inplace=False),
     "recalibrate": lambda s: st.tl.recalibrate(s, "spots_ridge", "spots_counts", inplace=False),
     "pseudobulk": lambda s: st.tl.pseudobulk(s, "spots_ridge"),

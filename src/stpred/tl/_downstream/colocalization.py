@@ -33,7 +33,7 @@ def colocalization(
     table_key: str,
     gene_sets: Mapping[str, Any] | pd.DataFrame | str,
     *,
-    by: Literal["score", "rank"] = "score",
+    method: Literal["score", "rank"] = "score",
     n_neighbors: int = 6,
     n_permutations: int = 999,
     null: Literal["shift", "permutation"] = "shift",
@@ -65,7 +65,7 @@ def colocalization(
         Table of predictions, which are used as they are, or of raw counts, which are normalised to log1p CP10k.
     gene_sets
         Mapping of names to genes, frame, path or name, as in :func:`stpred.tl.enrichment`.
-    by
+    method
         ``"score"`` (mean z-score of the set's genes) or ``"rank"`` (mean rank, which no outlier can dominate).
     n_neighbors
         Nearest locations that are averaged with a location itself.
@@ -108,7 +108,7 @@ def colocalization(
     >>> bool(found["statistic"][0] < 0)
     True
     """
-    one_of(by, ("score", "rank"), name="by")
+    one_of(method, ("score", "rank"), name="method")
     one_of(null, NULLS, name="null")
     n_permutations, n_neighbors = whole(n_permutations, name="n_permutations"), whole(n_neighbors, name="n_neighbors")
     need_sdata(sdata)
@@ -129,7 +129,7 @@ def colocalization(
         )
     xy = positions_um(sdata, side.table, coordinate_system=coordinate_system)[kept]
     used = side.table.var_names[side.table.var_names.isin([g for genes in sets.values() for g in genes])]
-    values = standardised(_ranked(side.normalised(used)[kept]) if by == "rank" else side.normalised(used)[kept])
+    values = standardised(_ranked(side.normalised(used)[kept]) if method == "rank" else side.normalised(used)[kept])
     fields, pairs, facts = _fields(values, used, sets)
     near = links.knn(xy, xy, k=n_neighbors, include_self=True).to_csr(len(xy))
     average = near.multiply(1 / near.sum(axis=1)).tocsr()

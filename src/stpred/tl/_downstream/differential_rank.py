@@ -25,7 +25,7 @@ def differential_rank(
     table_key: str,
     risk: str | Mapping[str, ArrayLike] | ArrayLike,
     *,
-    n: int = 25,
+    n_top: int = 25,
     groups: Mapping[str, str] | None = None,
     in_distribution_only: bool = True,
     n_bootstrap: int = 10_000,
@@ -36,11 +36,11 @@ def differential_rank(
     """Score each gene by where it is high: in the locations of highest or of lowest risk (MISO's DR-score).
 
     On each slide a gene's values are replaced by their ranks over the locations, divided by the number of locations
-    (equal values share the average rank). The score is the mean rank in the `n` locations of highest risk less that in
-    the `n` of lowest, averaged over the slides: near 1 for a gene that is high only where risk is, near -1 for the
-    opposite, about 0 for one that has nothing to do with it. Where several locations of the same risk compete for the
-    last places among the `n`, they share these. `risk` may be any score of a location: that of a survival model, a
-    classifier, a distance to the tumour, the activity of a pathway.
+    (equal values share the average rank). The score is the mean rank in the `n_top` locations of highest risk minus
+    that in the `n_top` of lowest, averaged over the slides: near 1 for a gene that is high only where risk is, near -1
+    for the opposite, about 0 for one that has nothing to do with it. Where several locations of the same risk compete
+    for the last places among the `n_top`, they share these. `risk` may be any score of a location: that of a survival
+    model, a classifier, a distance to the tumour, the activity of a pathway.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def differential_rank(
     risk
         Name of a column in ``obs`` of the tables; or by slide an array with one number per row of the table (a Series
         is joined by its index); for one slide also just that array. NaN leaves a location out.
-    n
+    n_top
         Locations at either end, of which a slide must have twice as many.
     groups
         Donor of each slide, drawn with all slides; None draws slides, of which sections of one donor are no new ones.
@@ -78,7 +78,7 @@ def differential_rank(
     Raises
     ------
     InputError
-        If a slide has fewer than ``2 * n`` locations, a risk is missing, has the wrong length or is the same
+        If a slide has fewer than ``2 * n_top`` locations, a risk is missing, has the wrong length or is the same
         everywhere, or the tables share no gene or scale.
 
     References
@@ -91,13 +91,13 @@ def differential_rank(
     >>> slides = st.datasets.toy_cohort(2, size_um=(800, 800), n_genes=20)
     >>> genes = slides["donor0"]["spots_counts"].var_names
     >>> risk = {name: s["spots_counts"].layers["expected"][:, 3] for name, s in slides.items()}
-    >>> found = st.tl.differential_rank(slides, "spots_counts", risk, n=10)
+    >>> found = st.tl.differential_rank(slides, "spots_counts", risk, n_top=10)
     >>> bool(found.set_index("gene")["score"][genes[3]] > 0.3)
     True
     """
     import pandas as pd
 
-    n, n_bootstrap = whole(n, name="n"), whole(n_bootstrap, name="n_bootstrap")
+    n_top, n_bootstrap = whole(n_top, name="n_top"), whole(n_bootstrap, name="n_bootstrap")
     if not 0 < level < 1:
         raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
@@ -111,14 +111,14 @@ def differential_rank(
         kept = np.isfinite(given) & side.with_counts()
         if in_distribution_only:
             kept &= side.in_distribution()
-        if kept.sum() < 2 * n:
+        if kept.sum() < 2 * n_top:
             raise InputError(
                 f"{side.told} has {int(kept.sum())} locations with a risk and expression to go by (of "
-                f"{side.table.n_obs}), and `n`={n} at either end needs {2 * n}."
+                f"{side.table.n_obs}), and `n_top`={n_top} at either end needs {2 * n_top}."
             )
         if np.ptp(given[kept]) == 0:
             raise InputError(f"The risk is the same in all {int(kept.sum())} locations of {side.slide!r}.")
-        scores[k] = rank_difference(side.normalised(genes)[kept], given[kept], n=n)
+        scores[k] = rank_difference(side.normalised(genes)[kept], given[kept], n_top=n_top)
         n_locations[side.slide] = int(kept.sum())
     low = high = np.full(len(genes), np.nan)
     if len(set(drawn)) > 1:
@@ -165,16 +165,16 @@ def risk_of(side: SlideTable, risk: Any) -> NDArray[np.float64]:
     return numbers
 
 
-def rank_difference(values: ArrayLike, risk: ArrayLike, *, n: int) -> NDArray[np.float64]:
-    """Return per gene the mean rank, as a share, in the `n` locations of highest risk less that in the lowest.
+def rank_difference(values: ArrayLike, risk: ArrayLike, *, n_top: int) -> NDArray[np.float64]:
+    """Return per gene the mean rank, as a share, in the `n_top` locations of highest risk less that in the lowest.
 
     Parameters
     ----------
     values
         (N, G) expression.
     risk
-        (N,) finite numbers. Locations of equal risk share the places that are left among the `n`.
-    n
+        (N,) finite numbers. Locations of equal risk share the places that are left among the `n_top`.
+    n_top
         Locations at either end, at most N / 2.
 
     Returns
@@ -185,11 +185,11 @@ def rank_difference(values: ArrayLike, risk: ArrayLike, *, n: int) -> NDArray[np
 
     ranks = rankdata(np.asarray(values), axis=0) / len(values)  # type: ignore[arg-type]
     score = np.asarray(risk, dtype=np.float64)
-    return (_share_of_top(score, n) - _share_of_top(-score, n)) @ ranks / n
+    return (_share_of_top(score, n_top) - _share_of_top(-score, n_top)) @ ranks / n_top
 
 
 def _share_of_top(score: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Return (N,) how much of each location is among the `n` highest; the sum is `n`."""
+    """Return (N,) how much of each location is among the `n_top` highest; the sum is `n_top`."""
     last = np.partition(score, -n)[-n]
     above, tied = score > last, score == last
     return above + tied * ((n - above.sum()) / tied.sum())

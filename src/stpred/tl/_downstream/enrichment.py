@@ -19,7 +19,7 @@ logger = logging.getLogger("stpred")
 
 METHODS = ("ora", "gsea")
 
-_MOST_SHARE = 0.5
+MAX_FRACTION = 0.5
 """Share of the background from which on a list of genes says nothing."""
 
 
@@ -48,7 +48,7 @@ def enrichment(
         a list, since nothing is measured or predicted genome-wide; the frame of markers brings its own.
     method
         ``"ora"``, over-representation by the hypergeometric test; or ``"gsea"``. None: ``"gsea"`` for scores,
-        ``"ora"`` otherwise. GSEA of markers needs all genes: ``markers(..., n=None)``.
+        ``"ora"`` otherwise. GSEA of markers needs all genes: ``markers(..., n_genes=None)``.
     min_size
         Sets with fewer genes in the background (or ranking) are left out.
     n_permutations, seed
@@ -128,7 +128,7 @@ def ora(genes: list[str], sets: Mapping[str, list[str]], *, background: list[str
         logger.warning("%d of %d genes are not in the background and are left out: %s.", len(away), len(chosen),
                        listing(away))  # fmt: skip
         chosen &= universe
-    if len(chosen) > _MOST_SHARE * len(universe):
+    if len(chosen) > MAX_FRACTION * len(universe):
         raise InputError(
             f"The list holds {len(chosen)} of the {len(universe)} genes of the background, so no set can stand out; "
             "give the top genes only, or scores for GSEA."
@@ -211,7 +211,7 @@ def _of_markers(
             return ora(part.gene[part.score > 0].astype(str).tolist(), sets, background=universe, min_size=least)
     else:
         if known is not None and len(frame) < len(known) * frame.group.nunique():
-            raise InputError("GSEA ranks all genes; make the markers with n=None.")
+            raise InputError("GSEA ranks all genes; make the markers with n_genes=None.")
 
         def of_group(part: pd.DataFrame) -> pd.DataFrame:
             scores = pd.Series(part.score.to_numpy(), index=part.gene.to_numpy())

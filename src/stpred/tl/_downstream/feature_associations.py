@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 METHODS = ("spearman", "pearson")
 
-_LEAST = 5
+MIN_LOCATIONS = 5
 """Locations from which on a correlation is given."""
 
 
@@ -31,8 +31,8 @@ def feature_associations(
     features: Any = None,
     genes: Iterable[str] | None = None,
     method: str = "spearman",
-    by: str | None = None,
-    n: int | None = None,
+    groupby: str | None = None,
+    n_features: int | None = None,
     trusted_only: bool = True,
     image_key: str | None = None,
     coordinate_system: str = keys.UM,
@@ -54,10 +54,10 @@ def feature_associations(
         Genes to look at; None: all of the table.
     method
         ``"spearman"`` or ``"pearson"``.
-    by
+    groupby
         Column of the table's ``obs``, such as tissue classes: associations are then taken inside each class, which
         leaves out what merely tells the classes apart.
-    n
+    n_features
         Features per gene, those of largest absolute correlation; None: all.
     trusted_only
         With ``genes=None``, only genes that ``var["trusted"]`` vouches for, where the table has such a column.
@@ -67,7 +67,7 @@ def feature_associations(
     Returns
     -------
     DataFrame with a row per gene and feature, each gene's by falling absolute correlation; the object is left alone.
-    Columns: ``group`` (with `by`), ``gene``, ``feature``, ``correlation`` (NaN where either is constant), ``p``
+    Columns: ``group`` (with `groupby`), ``gene``, ``feature``, ``correlation`` (NaN where either is constant), ``p``
     (two-sided), ``p_adj`` (Benjamini and Hochberg over all pairs of a group) and ``n`` locations.
 
     Raises
@@ -85,21 +85,21 @@ def feature_associations(
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(size_um=(600, 600), n_genes=20)
-    >>> found = st.tl.feature_associations(slide, "spots_counts", genes=["EPCAM"], n=3)
+    >>> found = st.tl.feature_associations(slide, "spots_counts", genes=["EPCAM"], n_features=3)
     >>> found.columns.tolist(), len(found)
     (['gene', 'feature', 'correlation', 'p', 'p_adj', 'n'], 3)
     """
     need_sdata(sdata)
     key_in(table_key, sdata.tables, what="table", name="table_key")
     one_of(method, METHODS, name="method")
-    n = None if n is None else whole(n, name="n", unset=True)
+    n_features = None if n_features is None else whole(n_features, name="n_features", unset=True)
     table, what = table_in_frame(sdata, table_key, coordinate_system=coordinate_system), f"table {table_key!r}"
     regions = table_regions(table)
     if len(regions) != 1:
         raise InputError(f"The {what} must annotate one region, got {listing(regions)}.")
     columns = _columns(table, genes, what=what, trusted_only=trusted_only)
     values, scale, filled = compared_values(table, what=what)
-    groups = np.full(table.n_obs, "all", dtype=object) if by is None else groups_of(table, by, what=what)
+    groups = np.full(table.n_obs, "all", dtype=object) if groupby is None else groups_of(table, groupby, what=what)
     seen, names, ids = _features(sdata, features, regions[0], image_key=image_key, coordinate_system=coordinate_system)
     own = table_instances(table, regions[0])[1]
     place = ids.get_indexer(own)
@@ -111,23 +111,23 @@ def feature_associations(
     parts = []
     for group in pd.unique(groups[used]):
         rows = np.flatnonzero(used & (groups == group))
-        if len(rows) < _LEAST:
+        if len(rows) < MIN_LOCATIONS:
             continue
         frame = associations(
             values[np.ix_(rows, columns)], seen[place[rows]], genes=list(table.var_names[columns]), features=names,
-            method=method, n=n,
+            method=method, n_features=n_features,
         )  # fmt: skip
         frame["n"] = len(rows)
-        if by is not None:
+        if groupby is not None:
             frame.insert(0, "group", group)
         parts.append(frame)
     if not parts:
         raise InputError(
-            f"The {what} has under {_LEAST} locations with features{'' if by is None else ' in any group'}."
+            f"The {what} has under {MIN_LOCATIONS} locations with features{'' if groupby is None else ' in any group'}."
         )
     found = pd.concat(parts, ignore_index=True)
     found.attrs[keys.UNS] = {
-        "kind": "feature_associations", "table": table_key, "scale": scale, "method": method, "by": by,
+        "kind": "feature_associations", "table": table_key, "scale": scale, "method": method, "by": groupby,
         "versions": tables.package_versions(),
     }  # fmt: skip
     return found
@@ -135,7 +135,7 @@ def feature_associations(
 
 def associations(
     values: NDArray[Any], seen: NDArray[Any], *, genes: list[str], features: list[str], method: str = "spearman",
-    n: int | None = None,
+    n_features: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Correlate every gene with every feature.
 
@@ -147,7 +147,7 @@ def associations(
         Their names.
     method
         ``"spearman"`` or ``"pearson"``.
-    n
+    n_features
         Features per gene that are returned; p-values are adjusted over all of them.
     """
     from scipy.stats import rankdata, t
@@ -160,7 +160,7 @@ def associations(
         p = 2 * t.sf(np.abs(r) * np.sqrt(freedom / (1 - r**2)), freedom)
     adjusted, known = benjamini_hochberg(p), np.isfinite(p)
     strength = np.where(known, -np.abs(r), np.inf)
-    order = np.argsort(strength, axis=1, kind="stable")[:, :n]
+    order = np.argsort(strength, axis=1, kind="stable")[:, :n_features]
     gene = np.repeat(np.arange(len(genes)), order.shape[1])
     feature = order.ravel()
     return pd.DataFrame({

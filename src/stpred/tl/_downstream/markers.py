@@ -23,18 +23,18 @@ METHODS = ("wilcoxon", "t-test")
 LOG = "log1p_cp10k"
 """The scale on which genes are compared."""
 
-LEAST = 0.01
+PSEUDOCOUNT = 0.01
 """Counts per 10 000 that are added before a fold change is taken: one of nothing over nothing is 0, not infinite."""
 
-_MOST_GROUPS = 100
+_MAX_GROUPS = 100
 
 
 def markers(
     sdata: SpatialData,
     table_key: str,
-    by: str,
+    groupby: str,
     *,
-    n: int | None = 10,
+    n_genes: int | None = 10,
     method: str = "wilcoxon",
     trusted_only: bool = True,
     min_in_group: int = 5,
@@ -51,9 +51,9 @@ def markers(
         Object with the table.
     table_key
         Predicted or measured table; a table of features or activities does as well.
-    by
+    groupby
         Column of its ``obs`` with the groups, such as clusters, cell types or regions.
-    n
+    n_genes
         Genes per group, those of highest score; None: all.
     method
         ``"wilcoxon"`` (rank sum with tie correction) or ``"t-test"`` (Welch).
@@ -96,72 +96,49 @@ def markers(
     >>> slide = st.datasets.toy(size_um=(600, 600), n_genes=40)
     >>> cells = slide.tables["cells_counts"]
     >>> cells.obs["side"] = ["left" if x < 300 else "right" for x in cells.obsm["spatial"][:, 0]]
-    >>> found = st.tl.markers(slide, "cells_counts", "side", n=3)
+    >>> found = st.tl.markers(slide, "cells_counts", "side", n_genes=3)
     >>> found.groupby("group").size().to_dict()
     {'left': 3, 'right': 3}
     """
-    import scanpy as sc
-
     need_sdata(sdata)
     key_in(table_key, sdata.tables, what="table", name="table_key")
     one_of(method, METHODS, name="method")
-    n = None if n is None else whole(n, name="n", unset=True)
-    least = whole(min_in_group, name="min_in_group")
+    n_genes = None if n_genes is None else whole(n_genes, name="n_genes", unset=True)
+    min_in_group = whole(min_in_group, name="min_in_group")
     table, what = table_in_frame(sdata, table_key, coordinate_system=coordinate_system), f"table {table_key!r}"
-    groups = groups_of(table, by, what=what)
+    groups = groups_of(table, groupby, what=what)
     genes = chosen_genes(table, what=what, trusted_only=trusted_only)
     values, scale, filled = compared_values(table, what=what)
     used = (groups != "") & filled
     groups, values = groups[used], values[np.ix_(used, genes)]
     sizes = pd.Series(groups).value_counts().sort_index()
-    if len(sizes) < 2:
-        raise InputError(f"obs[{by!r}] of {what} has one group ({listing(sizes.index)}), so there is no rest.")
-    large = [g for g in sizes.index if sizes[g] >= least and len(groups) - sizes[g] >= 2]
-    if not large or least < 2:
-        raise InputError(
-            f"No group of obs[{by!r}] of {what} has {least} locations, or the rest has not 2: {sizes.to_dict()}; lower "
-            "`min_in_group` (2 at least) or join groups."
-        )
-    if len(large) < len(sizes):
-        logger.info(
-            "Groups of %r with under %d locations get no markers: %s.", by, least, sizes[sizes < least].to_dict()
-        )
-    from anndata import AnnData
-
-    names = table.var_names[genes]
-    work = AnnData(
-        values, obs=pd.DataFrame({"group": pd.Categorical(groups)}, index=[str(i) for i in range(len(groups))])
-    )
-    work.var_names = names
-    corrected: dict[str, Any] = {"tie_correct": True} if method == "wilcoxon" else {}
-    with np.errstate(divide="ignore", invalid="ignore"):  # of scanpy's own fold changes, which are not used
-        sc.tl.rank_genes_groups(work, "group", groups=large, method=method, use_raw=False, **corrected)
-    ranked = work.uns["rank_genes_groups"]
+    tested = _large_groups(sizes, min_in_group, what=f"obs[{groupby!r}] of {what}")
+    var = table.var.iloc[genes]
+    ranked = _ranked(values, groups, tested, list(var.index), method=method)
     parts = []
-    for group in large:
-        order = names.get_indexer(ranked["names"][group])
+    for group in tested:
+        order = var.index.get_indexer(ranked["names"][group])
         inside = groups == group
         frame = pd.DataFrame({
             "group": group,
-            "gene": names[order].astype(str),
+            "gene": var.index[order].astype(str),
             "score": np.asarray(ranked["scores"][group], dtype=np.float64),
             "log2_fold_change": _fold_change(values, inside, scale=scale)[order],
             "difference": (values[inside].mean(axis=0) - values[~inside].mean(axis=0))[order],
             "p": np.asarray(ranked["pvals"][group], dtype=np.float64),
             "p_adj": np.asarray(ranked["pvals_adj"][group], dtype=np.float64),
         })  # fmt: skip
-        for column in ("trusted", "cv_pearson"):
-            missing = pd.NA if column == "trusted" else np.nan
-            frame[column] = table.var[column].to_numpy()[genes][order] if column in table.var else missing
-        parts.append(frame if n is None else frame.head(n))
+        for column, missing in (("trusted", pd.NA), ("cv_pearson", np.nan)):
+            frame[column] = var[column].to_numpy()[order] if column in var else missing
+        parts.append(frame.head(n_genes) if n_genes is not None else frame)
     found = pd.concat(parts, ignore_index=True)
     found.attrs[keys.UNS] = {
         "kind": "markers",
         "table": table_key,
-        "by": by,
+        "by": groupby,
         "method": method,
         "scale": scale,
-        "genes": [str(g) for g in names],
+        "genes": [str(g) for g in var.index],
         "regions": table_regions(table),
         "sizes": {str(k): int(v) for k, v in sizes.items()},
         "versions": tables.package_versions(),
@@ -169,13 +146,45 @@ def markers(
     return found
 
 
-def groups_of(table: AnnData, by: str, *, what: str) -> NDArray[Any]:
-    """Return the (n,) group of each location as text, "" where it has none."""
-    key_in(by, table.obs.columns, what=f"column of obs of {what}", name="by")
-    column = table.obs[by]
-    if pd.api.types.is_float_dtype(column) or column.nunique() > _MOST_GROUPS:
+def _large_groups(sizes: pd.Series, min_in_group: int, *, what: str) -> list[str]:
+    """Return the groups that are large enough to be tested against the rest."""
+    if len(sizes) < 2:
+        raise InputError(f"{what} has one group ({listing(sizes.index)}), so there is no rest.")
+    large = [g for g in sizes.index if sizes[g] >= min_in_group and sizes.sum() - sizes[g] >= 2]
+    if not large or min_in_group < 2:
         raise InputError(
-            f"obs[{by!r}] of {what} is no grouping: {column.nunique()} different values, such as "
+            f"No group of {what} has {min_in_group} locations, or the rest has not 2: {sizes.to_dict()}; lower "
+            "`min_in_group` (2 at least) or join groups."
+        )
+    if len(large) < len(sizes):
+        small = sizes[sizes < min_in_group].to_dict()
+        logger.info("Groups of %s with under %d locations get no markers: %s.", what, min_in_group, small)
+    return large
+
+
+def _ranked(
+    values: NDArray[np.float64], groups: NDArray[Any], tested: list[str], genes: list[str], *, method: str
+) -> dict[str, Any]:
+    """Return scanpy's ranking of the genes in each tested group."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    obs = pd.DataFrame({"group": pd.Categorical(groups)}, index=[str(i) for i in range(len(groups))])
+    work = AnnData(values, obs=obs)
+    work.var_names = genes
+    corrected: dict[str, Any] = {"tie_correct": True} if method == "wilcoxon" else {}
+    with np.errstate(divide="ignore", invalid="ignore"):  # of scanpy's own fold changes, which are not used
+        sc.tl.rank_genes_groups(work, "group", groups=tested, method=method, use_raw=False, **corrected)
+    return work.uns["rank_genes_groups"]
+
+
+def groups_of(table: AnnData, groupby: str, *, what: str) -> NDArray[Any]:
+    """Return the (n,) group of each location as text, "" where it has none."""
+    key_in(groupby, table.obs.columns, what=f"column of obs of {what}", name="groupby")
+    column = table.obs[groupby]
+    if pd.api.types.is_float_dtype(column) or column.nunique() > _MAX_GROUPS:
+        raise InputError(
+            f"obs[{groupby!r}] of {what} is no grouping: {column.nunique()} different values, such as "
             f"{listing(column.dropna().unique()[:3])}; name a column of classes."
         )
     return np.where(column.isna(), "", column.astype(str)).astype(object)
@@ -225,4 +234,4 @@ def _fold_change(values: NDArray[np.float64], inside: NDArray[np.bool_], *, scal
     if scale != LOG:
         return np.full(values.shape[1], np.nan)
     amounts = np.expm1(values).clip(min=0)
-    return np.log2((amounts[inside].mean(axis=0) + LEAST) / (amounts[~inside].mean(axis=0) + LEAST))
+    return np.log2((amounts[inside].mean(axis=0) + PSEUDOCOUNT) / (amounts[~inside].mean(axis=0) + PSEUDOCOUNT))

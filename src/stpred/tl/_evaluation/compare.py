@@ -29,8 +29,8 @@ def compare(
     match: Literal["auto", "id", "overlap", "distance"] = "auto",
     min_overlap: float = 0.5,
     max_distance_um: float = 5.0,
-    level: Literal["cell"] | None = None,
-    k_neighbors: int | Iterable[int] | None = None,
+    resolution: Literal["cell"] | None = None,
+    n_neighbors: int | Iterable[int] | None = None,
     bin_um: float | Iterable[float] | None = None,
     trusted_only: bool = False,
     write: bool = False,
@@ -68,10 +68,10 @@ def compare(
         Smallest area that two locations which ``"overlap"`` matches have in common, as a share of the smaller one's.
     max_distance_um
         Largest distance of two centroids that ``"distance"`` matches.
-    level
-        ``"cell"`` compares location by location, also where `k_neighbors` or `bin_um` is given; None does so only where
+    resolution
+        ``"cell"`` compares location by location, also where `n_neighbors` or `bin_um` is given; None does so only where
         neither is.
-    k_neighbors
+    n_neighbors
         Compare neighbourhoods: every matched location together with its nearest ones, this many in all (one or several
         numbers). Predictions are averaged (counts summed), measured counts are summed and then normalised.
     bin_um
@@ -121,7 +121,7 @@ def compare(
       a whole transcriptome, a table cut to variable genes). Where it has the model's genes and others, its library
       sizes are counted over the former.
 
-    Scores over rings are NaN for neighbourhoods (`k_neighbors`), ``ssim`` also where fewer than 10 rings are complete.
+    Scores over rings are NaN for neighbourhoods (`n_neighbors`), ``ssim`` also where fewer than 10 rings are complete.
 
     Where several levels are asked for, all are below each other with a column ``level``: ``"cell"``, ``"k10"``,
     ``"bins_016um"``. ``attrs["matching"]`` says for each level how many locations (or squares) either side has and how
@@ -145,19 +145,19 @@ def compare(
     >>> st.tl.compare(slide, "spots_ridge", "spots_counts").columns[:2].tolist()
     ['pearson', 'spearman']
     >>> st.tl.predict(slide, model, shapes_key="cells")
-    >>> scores = st.tl.compare(slide, "cells_ridge", "cells_counts", level="cell", bin_um=(8, 16, 32, 55))
+    >>> scores = st.tl.compare(slide, "cells_ridge", "cells_counts", resolution="cell", bin_um=(8, 16, 32, 55))
     >>> scores["level"].unique().tolist()
     ['cell', 'bins_008um', 'bins_016um', 'bins_032um', 'bins_055um']
     >>> ceiling = scores.groupby("level")["rmax"].median()
     >>> bool(ceiling["bins_055um"] > ceiling["bins_008um"])
     True
     """
-    neighbours = _several(k_neighbors, lambda k: whole(k, name="k_neighbors", unset=True))
+    neighbours = _several(n_neighbors, lambda k: whole(k, name="n_neighbors", unset=True))
     edges = _several(bin_um, lambda b: positive(b, name="bin_um", unit="um"))
-    if level is not None:
-        one_of(level, (CELL,), name="level")
+    if resolution is not None:
+        one_of(resolution, (CELL,), name="resolution")
     asked: dict[str, Any] = {
-        "level": level,
+        "resolution": resolution,
         "neighbours": neighbours,
         "edges": edges,
         "how": {"match": match, "min_overlap": min_overlap, "max_distance_um": max_distance_um},
@@ -201,7 +201,7 @@ def _levels(
     predicted_key: str,
     measured_key: str,
     *,
-    level: str | None,
+    resolution: str | None,
     neighbours: list[int],
     edges: list[float],
     how: dict[str, Any],
@@ -210,9 +210,9 @@ def _levels(
 ) -> Iterator[tuple[str, Pair]]:
     """Yield the name and the values of each level."""
     settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system, "said": set()}
-    if level is not None or neighbours or not edges:
+    if resolution is not None or neighbours or not edges:
         single = pair(sdata, predicted_key, measured_key, **how, **settled)
-        if level is not None or not (neighbours or edges):
+        if resolution is not None or not (neighbours or edges):
             yield CELL, single
         for k in neighbours:
             yield f"k{k}", _neighbourhoods(single, sdata, k, coordinate_system)
@@ -262,7 +262,7 @@ def _neighbourhoods(both: Pair, sdata: SpatialData, k: int, coordinate_system: s
             "neighbours; predict on the shapes as they are."
         )
     if k > len(positions):
-        raise InputError(f"`k_neighbors`={k} is more than the {len(positions)} locations that are compared.")
+        raise InputError(f"`n_neighbors`={k} is more than the {len(positions)} locations that are compared.")
     xy = xy[positions]
     near = links.knn(xy, xy, k=k - 1, include_self=True) if k > 1 else links.from_labels(np.arange(len(xy)), len(xy))
     pooled = both.pooled(near.to_csr(len(xy)).astype(np.int64))

@@ -21,7 +21,7 @@ def rank_models(
     models: Sequence[str] | None = None,
     over: Literal["donor", "slide"] = "donor",
     nan: Literal["drop", "zero"] = "zero",
-    alpha: float = 0.05,
+    level: float = 0.95,
 ) -> ModelComparison:
     """Test which models differ, on the same left-out donors: mean ranks with a critical difference, and paired tests.
 
@@ -41,8 +41,8 @@ def rank_models(
     nan
         Missing correlations count as ``"zero"``, so that no model gains by predicting a constant, or are left out
         (``"drop"``). Other metrics have no such zero: a model without them cannot be compared.
-    alpha
-        Level of the critical difference.
+    level
+        Confidence level of the critical difference.
 
     Returns
     -------
@@ -68,6 +68,8 @@ def rank_models(
     """
     one_of(over, ("donor", "slide"), name="over")
     one_of(nan, ("drop", "zero"), name="nan")
+    if not 0 < level < 1:
+        raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
     part = of_metric(scores, metric)
     scales = list(part["target"].unique())
     if target is None and len(scales) > 1:
@@ -90,5 +92,8 @@ def rank_models(
             f"Models are compared over three {over}s or more, `scores` has {len(wide)}: no test could tell them apart."
         )
     return metrics.compare_models(
-        np.asarray(wide[chosen], dtype=np.float64), chosen, alpha=alpha, higher_is_better=metric not in keys.ERRORS
+        np.asarray(wide[chosen], dtype=np.float64),
+        chosen,
+        alpha=round(1 - level, 12),
+        higher_is_better=metric not in keys.ERRORS,
     )

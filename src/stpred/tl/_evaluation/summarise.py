@@ -14,7 +14,7 @@ from stpred.metrics._summary import mean_of_defined
 
 logger = logging.getLogger("stpred")
 
-_FEWEST_DONORS = 3
+MIN_DONORS = 3
 
 _UNTOLD = "consistent is not known"
 _NEEDED = ("model", "slide", "donor", "gene", "metric", "value", "target")
@@ -24,9 +24,9 @@ def summarise(
     scores: pd.DataFrame,
     *,
     metric: str = "pearson",
-    by: Literal["model", "gene"] = "model",
+    groupby: Literal["model", "gene"] = "model",
     nan: Literal["drop", "zero"] = "drop",
-    alpha: float = 0.05,
+    level: float = 0.95,
     n_bootstrap: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -39,12 +39,12 @@ def summarise(
         column ``repeat``; their p-values are combined as twice the median.
     metric
         Of the frame's metrics, such as ``"pearson"``, ``"spearman"`` or ``"r2"``.
-    by
+    groupby
         ``"model"``: a row per scale and model. ``"gene"``: a row per scale, model and gene.
     nan
         ``"drop"`` leaves missing scores out, ``"zero"`` counts them as 0, as several published tables do.
-    alpha
-        Family-wise error at which a gene counts as predicted consistently.
+    level
+        One minus the family-wise error at which a gene counts as predicted consistently.
     n_bootstrap, seed
         Of the intervals.
 
@@ -80,9 +80,11 @@ def summarise(
     >>> st.tl.summarise(scores).columns[:3].tolist()
     ['mean', 'low', 'high']
     """
-    one_of(by, ("model", "gene"), name="by")
+    one_of(groupby, ("model", "gene"), name="groupby")
     one_of(nan, ("drop", "zero"), name="nan")
     n_bootstrap = whole(n_bootstrap, name="n_bootstrap")
+    if not 0 < level < 1:
+        raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
     part = of_metric(scores, metric)
     if nan == "zero" and not keys.zero_is_nothing(metric):
         raise InputError(f"`nan='zero'` is of correlations; a missing {metric} is no {metric} of 0, use 'drop'.")
@@ -97,17 +99,17 @@ def summarise(
         values = wide.to_numpy(dtype=np.float64)
         missing = there & np.isnan(values)  # a gene that a fold did not choose was not asked for, and is not missing
         wide = pd.DataFrame(np.where(missing, 0.0, values) if nan == "zero" else values, wide.index, wide.columns)
-        if by == "model":
+        if groupby == "model":
             frame = pd.DataFrame([_of_model(wide, donors, missing, **draws)])
         else:
             frame = _of_genes(wide, donors, missing, **draws)
             if metric.startswith(("pearson", "spearman")):
-                frame = frame.join(_tests(repeats, alpha=alpha, reasons=reasons))
+                frame = frame.join(_tests(repeats, alpha=round(1 - level, 12), reasons=reasons))
             frame = frame.sort_values("mean", ascending=less, kind="stable").reset_index(names="gene")
         found.append(frame.assign(target=target, model=model))
-    index = ["target", "model"] if by == "model" else ["target", "model", "gene"]
+    index = ["target", "model"] if groupby == "model" else ["target", "model", "gene"]
     result = pd.concat(found).set_index(index)
-    if by == "model":
+    if groupby == "model":
         return result.sort_values(["target", "mean"], ascending=[True, less], kind="stable")
     untold = {r for r in reasons if r.startswith(_UNTOLD)}
     for name, told in (("p_values", reasons - untold), ("consistent", untold)):
@@ -186,9 +188,9 @@ def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> p
     for rows in repeats:
         one, whose = as_matrix([rows])
         one = one.groupby(whose.to_numpy()).mean().reindex(columns=wide.columns)
-        if one.notna().sum().max() >= _FEWEST_DONORS:
+        if one.notna().sum().max() >= MIN_DONORS:
             each.append(metrics.fisher_t_test(one.to_numpy())[1])
-    if len(per_donor) < _FEWEST_DONORS:
+    if len(per_donor) < MIN_DONORS:
         reasons.add(f"no p_t: {len(per_donor)} donors leave a single degree of freedom or none")
     elif each:
         p = metrics.median_p(np.stack(each)) if len(each) > 1 else each[0]

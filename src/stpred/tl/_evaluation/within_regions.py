@@ -27,7 +27,7 @@ def within_regions(
     predicted_key: str,
     measured_key: str,
     *,
-    by: str | tuple[str, str],
+    groupby: str | tuple[str, str],
     min_locations: int = 20,
     target: str | None = None,
     coordinate_system: str = keys.UM,
@@ -44,7 +44,7 @@ def within_regions(
         Slide that holds both tables.
     predicted_key, measured_key
         Table of predictions and table of raw counts, matched as :func:`stpred.tl.compare` does by default.
-    by
+    groupby
         What names the regions: a column of ``obs`` of either table (the measured one's goes first), or
         ``(shapes, column)``: polygons, such as a pathologist's annotation, and the column that names them (``"index"``
         for the names of the polygons themselves). A location belongs to the polygon that holds its centroid.
@@ -81,7 +81,7 @@ def within_regions(
     >>> st.tl.predict(slide, model)
     >>> table = slide["spots_counts"]
     >>> table.obs["half"] = ["left" if x < 300 else "right" for x in table.obsm["spatial"][:, 0]]
-    >>> found = st.tl.within_regions(slide, "spots_ridge", "spots_counts", by="half", min_locations=10)
+    >>> found = st.tl.within_regions(slide, "spots_ridge", "spots_counts", groupby="half", min_locations=10)
     >>> found["region"].unique().tolist()
     ['left', 'right']
     """
@@ -89,17 +89,17 @@ def within_regions(
 
     least = whole(min_locations, name="min_locations")
     both = pair(sdata, predicted_key, measured_key, target=target, coordinate_system=coordinate_system)
-    if isinstance(by, str):
-        names = _column(sdata, (measured_key, predicted_key), both, by)
+    if isinstance(groupby, str):
+        names = _column(sdata, (measured_key, predicted_key), both, groupby)
     else:
-        names = _polygons(sdata, both, by, coordinate_system=coordinate_system)
+        names = _polygons(sdata, both, groupby, coordinate_system=coordinate_system)
     unnamed = int(names.isna().sum())
     sizes = names.value_counts()
     large = sorted(sizes.index[sizes >= least], key=str)
     if not large:
         raise InputError(
-            f"No region of {by!r} has {least} locations: {dict(sizes.items())}, and {unnamed} locations are in none; "
-            "choose another grouping or lower `min_locations`."
+            f"No region of {groupby!r} has {least} locations: {dict(sizes.items())}, and {unnamed} locations are in "
+            "none; choose another grouping or lower `min_locations`."
         )
     labels = pd.Categorical(names, categories=large).codes
     found = region_scores(both.guessed, both.observed, np.asarray(labels))
@@ -151,40 +151,40 @@ def region_scores(predicted: Any, observed: Any, labels: NDArray[Any]) -> list[d
     return found
 
 
-def _column(sdata: SpatialData, tables: tuple[str, str], both: Pair, by: str) -> pd.Series:
+def _column(sdata: SpatialData, tables: tuple[str, str], both: Pair, groupby: str) -> pd.Series:
     """Return the region of each compared location from a column of obs of one of the tables."""
     import pandas as pd
 
     for key in tables:
         table = sdata.tables[key]
-        if by not in table.obs:
+        if groupby not in table.obs:
             continue
         rows, ids = table_instances(table, both.shapes_key)
-        named = pd.Series(table.obs[by].to_numpy()[rows], index=ids)
+        named = pd.Series(table.obs[groupby].to_numpy()[rows], index=ids)
         if (there := both.instances.isin(ids)).any():
             found = named.reindex(both.instances)
             if not there.all():
-                logger.warning("%d of %d locations have no %r in table %r.", (~there).sum(), len(there), by, key)
+                logger.warning("%d of %d locations have no %r in table %r.", (~there).sum(), len(there), groupby, key)
             return found
     columns = dict.fromkeys(c for key in tables for c in sdata.tables[key].obs.columns)
-    hint = f"; for polygons give by=({by!r}, column)" if by in sdata.shapes else ""
+    hint = f"; for polygons give groupby=({groupby!r}, column)" if groupby in sdata.shapes else ""
     raise InputError(
-        f"Neither table {tables[0]!r} nor {tables[1]!r} has a column {by!r} in obs (`by`) for the locations that are "
-        f"compared; available: {listing(columns)}{hint}."
+        f"Neither table {tables[0]!r} nor {tables[1]!r} has a column {groupby!r} in obs (`groupby`) for the locations "
+        f"that are compared; available: {listing(columns)}{hint}."
     )
 
 
-def _polygons(sdata: SpatialData, both: Pair, by: Any, *, coordinate_system: str) -> pd.Series:
+def _polygons(sdata: SpatialData, both: Pair, groupby: Any, *, coordinate_system: str) -> pd.Series:
     """Return the name of the polygon that holds each compared location's centroid."""
     import pandas as pd
     import shapely
 
-    if not (isinstance(by, tuple) and len(by) == 2):
-        raise InputError(f"`by` must be a column of obs or a pair of shapes and column, got {by!r}.")
-    shapes_key, column = by
-    key_in(shapes_key, sdata.shapes, what="shapes element", name="by")
+    if not (isinstance(groupby, tuple) and len(groupby) == 2):
+        raise InputError(f"`groupby` must be a column of obs or a pair of shapes and column, got {groupby!r}.")
+    shapes_key, column = groupby
+    key_in(shapes_key, sdata.shapes, what="shapes element", name="groupby")
     element = sdata.shapes[shapes_key]
-    key_in(column, ["index", *element.columns], what=f"column of shapes {shapes_key!r}", name="by")
+    key_in(column, ["index", *element.columns], what=f"column of shapes {shapes_key!r}", name="groupby")
     values = (element.index if column == "index" else element[column]).to_numpy()
     polygons, _ = geometries_um(sdata, shapes_key, coordinate_system=coordinate_system)
     placed(sdata, both.shapes_key, coordinate_system=coordinate_system)

@@ -32,7 +32,7 @@ def simulation_study(
     embeddings: AnnData | NDArray[Any],
     reference: AnnData,
     *,
-    type_key: str = "cell_type",
+    groupby: str = "cell_type",
     n_types: int | None = None,
     n_hvg: int = 1000,
     n_markers: int = 20,
@@ -59,7 +59,7 @@ def simulation_study(
         Features of cells, such as a table that :func:`stpred.pp.features` wrote, or an (n, n_features) array.
     reference
         Raw counts of single cells with their types, such as :func:`stpred.datasets.toy_reference`.
-    type_key
+    groupby
         Column of ``reference.obs`` with the types.
     n_types
         Number of types that are used; None: all, at most 8. Of more, the medoids of the types' mean profiles.
@@ -113,7 +113,7 @@ def simulation_study(
     config = SCellSTConfig(lr=1e-3, max_epochs=60, patience=8) if config is None else config
     if not isinstance(config, SCellSTConfig):
         raise InputError(f"`config` must be a stpred.models.SCellST.Config, got {type(config).__name__}.")
-    profiles = _profiles(reference, type_key, n_types=n_types, n_hvg=n_hvg, n_markers=n_markers, seed=seed)
+    profiles = _profiles(reference, groupby, n_types=n_types, n_hvg=n_hvg, n_markers=n_markers, seed=seed)
     values = dense(getattr(embeddings, "X", embeddings), np.float32)
     cells = _clusters(values, len(profiles.cells), cells_per_type=cells_per_type, seed=seed)
     rows = []
@@ -182,32 +182,32 @@ def _some(given: Sequence[str], options: Sequence[str], *, name: str) -> list[st
 
 
 def _profiles(
-    reference: AnnData, type_key: str, *, n_types: int | None, n_hvg: int, n_markers: int, seed: int
+    reference: AnnData, groupby: str, *, n_types: int | None, n_hvg: int, n_markers: int, seed: int
 ) -> _Profiles:
     """Normalise the reference, choose its highly variable genes and types, and find the types' markers."""
     import scanpy as sc
 
-    key_in(type_key, reference.obs, what="column of `reference.obs`", name="type_key")
+    key_in(groupby, reference.obs, what="column of `reference.obs`", name="groupby")
     check_counts(reference.X, what="counts of `reference`")
     table = reference.copy()
-    table.obs[type_key] = table.obs[type_key].astype("category")
+    table.obs[groupby] = table.obs[groupby].astype("category")
     if table.n_vars > n_hvg:
         sc.pp.highly_variable_genes(table, n_top_genes=n_hvg, flavor="seurat_v3")
         table = table[:, table.var["highly_variable"]].copy()
     sc.pp.normalize_total(table, target_sum=CP10K)
     linear = dense(table.X, np.float32)
     sc.pp.log1p(table)
-    sizes = table.obs[type_key].value_counts()
-    kinds = [str(k) for k in table.obs[type_key].cat.categories if sizes[k] >= 2]
+    sizes = table.obs[groupby].value_counts()
+    kinds = [str(k) for k in table.obs[groupby].cat.categories if sizes[k] >= 2]
     wanted = min(len(kinds), 8) if n_types is None else whole(n_types, name="n_types", unset=True)
     if len(kinds) < max(wanted, 2):
-        raise InputError(f"The reference has {len(kinds)} types of two cells or more in {type_key!r}, not {wanted}.")
-    owner = table.obs[type_key].astype(str).to_numpy()
+        raise InputError(f"The reference has {len(kinds)} types of two cells or more in {groupby!r}, not {wanted}.")
+    owner = table.obs[groupby].astype(str).to_numpy()
     if wanted < len(kinds):
         log = dense(table.X, np.float64)
         kinds = [kinds[i] for i in medoids(np.stack([log[owner == k].mean(axis=0) for k in kinds]), wanted, seed=seed)]
         table = table[np.isin(owner, kinds)].copy()
-    sc.tl.rank_genes_groups(table, type_key, method="t-test_overestim_var", n_genes=n_markers)
+    sc.tl.rank_genes_groups(table, groupby, method="t-test_overestim_var", n_genes=n_markers)
     marks = {str(g) for k in kinds for g in table.uns["rank_genes_groups"]["names"][k]}
     genes = table.var_names.astype(str).tolist()
     return _Profiles(genes, np.array([g in marks for g in genes]), [linear[owner == k] for k in kinds])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCALES = ("counts", "linear", "log")
 
-FEWEST = 3
+MIN_SAMPLES = 3
 _EXACT_UP_TO = 7
 """Samples up to which all orders are looked at (5 040); beyond, the t distribution is close enough."""
 
@@ -92,11 +92,11 @@ def compare_bulk(
             f"The pseudo-bulk and the bulk share no gene: {listing(ours.columns[:3])} against "
             f"{listing(theirs.columns[:3])}{'; ' + hint if hint else ''}."
         )
-    if len(samples) < FEWEST:
+    if len(samples) < MIN_SAMPLES:
         raise InputError(
             f"{len(samples)} samples are in the pseudo-bulk ({len(ours)}, such as {listing(ours.index[:3])}) and in "
             f"the bulk ({len(theirs)}, such as {listing(theirs.index[:3])}); a correlation over samples needs "
-            f"{FEWEST}, and says something from about 10 on."
+            f"{MIN_SAMPLES}, and says something from about 10 on."
         )
     x, y = ours.loc[samples, genes].to_numpy(), theirs.loc[samples, genes].to_numpy()
     kernel = getattr(metrics, method)

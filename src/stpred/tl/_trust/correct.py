@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KIND = "correction"
 
-_FEWEST = 20
+MIN_LOCATIONS = 20
 """Locations with counts that a slide needs to be recalibrated on."""
 
 
@@ -112,10 +112,10 @@ def correct(
         )
     if not allow_training_slide:
         _refuse_own(facts, predicted_key)
-    if len(both.instances) < _FEWEST:
+    if len(both.instances) < MIN_LOCATIONS:
         raise InputError(
             f"Only {len(both.instances)} locations of {measured_key!r} have counts and a prediction; recalibrating "
-            f"predictions needs {_FEWEST}."
+            f"predictions needs {MIN_LOCATIONS}."
         )
     name = f"{both.shapes_key}_corrected" if key_added is None else key_added
     if inplace:

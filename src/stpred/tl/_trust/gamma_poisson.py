@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_LOWEST = 0.05
+MIN_RATE = 0.05
 """Share of a gene's mean below which no expected rate falls, where a straight line would go below zero."""
 
 
@@ -33,7 +33,7 @@ class Recalibration:
 
     def expected(self, rate: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the (n, G) expected CP10k of (n, G) predicted ones."""
-        return np.maximum(self.intercept + self.slope * rate, _LOWEST * self.mean)
+        return np.maximum(self.intercept + self.slope * rate, MIN_RATE * self.mean)
 
 
 def recalibration(

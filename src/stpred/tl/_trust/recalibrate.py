@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-FEWEST = 5
+MIN_LOCATIONS = 5
 """Measured locations below which a line through them says nothing."""
 
 _PRIOR_FREE = 10
 """Degrees of freedom that the median gene's residual variance counts for in that of each."""
 
-_LEAST_SLOPE = 0.1
+MIN_SLOPE = 0.1
 """Share of the median gene's slope that every gene keeps: a few locations may suggest that it turns around."""
 
 SLOPE, OFFSET = "recalibrated_slope", "recalibrated_offset"
@@ -109,8 +109,8 @@ def recalibrate(
                 f"None of the {len(wanted)} `instances` is both predicted and measured: {listing(wanted[:3])} against "
                 f"{listing(both.instances[:3])}."
             )
-    if len(rows) < FEWEST:
-        raise InputError(f"Recalibration needs {FEWEST} measured locations or more, got {len(rows)}.")
+    if len(rows) < MIN_LOCATIONS:
+        raise InputError(f"Recalibration needs {MIN_LOCATIONS} measured locations or more, got {len(rows)}.")
     region = both.shapes_key
     at, ids = table_instances(table, region)
     values = dense(table.X[at], np.float64)
@@ -180,7 +180,7 @@ def shrunken_lines(x: NDArray[np.float64], y: NDArray[np.floating]) -> tuple[NDA
     noise = _moderated(np.square(dy - raw * dx).sum(axis=0), n - 2)
     error = np.divide(noise, square, out=np.full(x.shape[1], np.inf), where=known)
     slope = shrink(raw, error)[0]
-    slope = np.maximum(slope, _LEAST_SLOPE * max(float(np.median(slope)), 0.0))
+    slope = np.maximum(slope, MIN_SLOPE * max(float(np.median(slope)), 0.0))
     # The shift of a gene is its mean residual about the prediction; shifts of a slide have a common part too.
     shift, _ = shrink(mean_y - slope * mean_x, _moderated(np.square(dy - slope * dx).sum(axis=0), n - 2) / n)
     return slope, shift
