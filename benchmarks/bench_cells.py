@@ -51,7 +51,7 @@ class Simulation:
         import stpred as st
 
         slide = st.datasets.toy(size_um=(1600, 1600), n_genes=8)
-        st.pp.features(slide, shapes_key="cells", tile=SCellST.default_tile)
+        st.pp.features(slide, shapes_key="cells", tile=SCellST.Config.default_tile)
         return np.asarray(slide.tables["cells_feat_morphology"].X)
 
     def setup(self, embeddings: Any, scenario: str, supervision: str) -> None:

@@ -277,7 +277,7 @@ def main() -> None:
     for sdata in slides.values():  # once for all settings: what a model asks for differs, the nuclei do not
         for used in ("morphology", encoder):
             if used is not None:
-                tile = SCellST.default_tile if used == "morphology" else None
+                tile = SCellST.Config.default_tile if used == "morphology" else None
                 st.pp.features(sdata, used, shapes_key="nuclei", tile=tile, device="cpu")
     print(f"features of all nuclei: {time.perf_counter() - start:.0f} s", flush=True)
     if "compare" in given.steps:

@@ -248,4 +248,4 @@ def test_bad_input_of_cell_models() -> None:
     with pytest.raises(InputError, match="without the tiles of the spots"):
         model.predict(batch_at_random())
     with pytest.raises(InputError, match="not on raw counts"):
-        model.training_target("counts")
+        model.config.training_target("counts")

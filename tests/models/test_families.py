@@ -196,8 +196,8 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 def test_unknown_family_says_what_exists() -> None:
     with pytest.raises(InputError, match=r"No model family named 'rigde'; available: .*'mean', 'miso', .*'ridge'"):
         registry.resolve("rigde")
-    assert registry.resolve(Ridge)[0] is Ridge
-    assert registry.resolve(Ridge.Config(penalty=1.0))[1].penalty == 1.0
+    assert registry.resolve(Ridge).model_class is Ridge
+    assert registry.resolve(Ridge.Config(penalty=1.0)).penalty == 1.0
 
 
 def test_trusted_needs_more_than_luck() -> None:
@@ -215,7 +215,7 @@ def test_an_ensemble_tells_targets_from_those_of_training_as_its_members_do(thro
 
     rng = np.random.default_rng(0)
     member = (SCellST if through == "cells" else Student).Config(hidden=(4,))
-    model = Ensemble(Ensemble.Config(member, n=2), n_features=5, n_genes=3)
+    model = Ensemble(Ensemble.Config(member, 2), n_features=5, n_genes=3)
     features = rng.normal(size=(40, 5)).astype(np.float32)
     features[:4] += 50
     inside = Links(np.arange(0, 41, 4), np.arange(40))

@@ -466,7 +466,7 @@ def test_summed_errors_take_the_step_of_mean_errors_with_a_larger_rate() -> None
 def test_an_ensembles_mean_and_spread_are_those_of_its_members() -> None:
     given = batches("mlp")
     model, facts = training.fit(
-        Ensemble, Ensemble.Config(SMALL["mlp"][1], n=3), given, groups=["a", "b"], typical=False, run=CPU
+        Ensemble, Ensemble.Config(SMALL["mlp"][1], 3), given, groups=["a", "b"], typical=False, run=CPU
     )
     assert facts["n_ensemble"] == 3
     each = np.stack([m.predict(given[0])[0] for m in model.members]).astype(np.float64)
@@ -484,7 +484,7 @@ def test_members_of_open_scale_are_brought_to_one() -> None:
         factors = torch.tensor([1.0, 10.0, 100.0, 0.1])
         ten.last.weight.mul_(factors[:, None])
         ten.last.bias.mul_(factors)
-    model = Ensemble(Ensemble.Config(SMALL["miso"][1], n=2), n_features=6, n_genes=4)
+    model = Ensemble(Ensemble.Config(SMALL["miso"][1], 2), n_features=6, n_genes=4)
     model.set_members([one, ten], [b], relative=True)
     mean, std = model.predict(b)
     assert (std <= 1e-4 * mean.max(axis=0)).all()
@@ -734,7 +734,7 @@ def test_spread_of_negative_binomial_predictions_is_that_of_the_counts() -> None
     drawn = np.log1p(rng.poisson(rates) * 1e4 / library)
     np.testing.assert_allclose(std[0, 1:], drawn.std(axis=0)[1:], rtol=0.15)  # to first order: wide ones are off
     assert std[0, 0] > std[0, 1] > std[0, 2] > std[0, 3]
-    both = Ensemble(Ensemble.Config(config, n=2), n_features=3, n_genes=4)
+    both = Ensemble(Ensemble.Config(config, 2), n_features=3, n_genes=4)
     both.set_members([model, model], [batch], relative=False)
     np.testing.assert_allclose(both.predict(batch)[1], std, rtol=1e-5)  # members that agree are as sure as each
     assert MLP(MLP.Config(hidden=(4,)), n_features=3, n_genes=4).predict(batch)[1] is None

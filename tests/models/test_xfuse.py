@@ -802,6 +802,6 @@ def test_slide_without_pixels_or_a_setting_that_cannot_be_is_refused(model: XFus
     with pytest.raises(InputError, match="epochs"):
         XFuse.Config(epochs=None)
     with pytest.raises(InputError, match="counts"):
-        model.training_target("log1p_cp10k")
+        model.config.training_target("log1p_cp10k")
     assert module.XFuseConfig.published().purge_interval == 1000
     assert module.XFuseConfig.published().amsgrad

@@ -30,7 +30,7 @@ def plan(config: Any, groups: str, **how: Any) -> Any:
         (MLP.Config(), "a", {}, 1),
         (MLP.Config(epochs_alone=None), "a", {}, 3),
         (MLP.Config(), "abc", {"validated": True}, 1),
-        (EnsembleConfig(MLP.Config(), n=4), "abc", {}, 7),
+        (EnsembleConfig(MLP.Config(), 4), "abc", {}, 7),
         (MLP.Config(), "abc", {"intervals": True}, 4 + 3 * 3),
         (Ridge.Config(), "abc", {}, 4),
     ],

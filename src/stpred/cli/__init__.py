@@ -500,7 +500,9 @@ def list_models() -> None:
         )
     for name in sorted(families()):
         found = family(name)
-        table.add_row(name, f"to train: {(found.__doc__ or '').strip().splitlines()[0]}", "", "", found.default_encoder)
+        table.add_row(
+            name, f"to train: {(found.__doc__ or '').strip().splitlines()[0]}", "", "", found.Config.default_encoder
+        )
     console.print(table)
     console.print("stpred predict SLIDE -o OUT.zarr --model NAME, or stpred train SLIDES... -o MODEL --model FAMILY")
 
@@ -539,7 +541,7 @@ def _sees_cells(models: list[Any]) -> bool:
     """Whether one of these families or settings sees locations through the cells in them."""
     from stpred.models import registry
 
-    return any(registry.probe(*registry.resolve(m)).needs.cells for m in models)
+    return any(registry.resolve(m).needs.cells for m in models)
 
 
 def _cells(sdata: SpatialData) -> str:
@@ -630,11 +632,11 @@ def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str
 
 def _encoders(chosen: dict[str, Any], encoder: str | None) -> set[str]:
     """Return the encoders that the models see through."""
-    from stpred.models.base import Model
+    from stpred.models.base import BaseConfig
     from stpred.models.registry import resolve
 
-    own = {resolve(o)[0].default_encoder for m in chosen.values() for o in (m if isinstance(m, list) else [m])}
-    return {encoder if encoder is not None and name == Model.default_encoder else name for name in own}
+    own = {resolve(o).default_encoder for m in chosen.values() for o in (m if isinstance(m, list) else [m])}
+    return {encoder if encoder is not None and name == BaseConfig.default_encoder else name for name in own}
 
 
 def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:

@@ -33,8 +33,8 @@ def refused(model: Model) -> str | None:
     """Say why a model has no intervals, or return None."""
     if model.record.target not in TARGETS:
         return f"its predictions are {model.record.target}, so nothing measured lies at a distance from them"
-    if model.per is not None:
-        return f"its predictions are amounts per {model.per} counts, which a location does not measure"
+    if model.config.per is not None:
+        return f"its predictions are amounts per {model.config.per} counts, which a location does not measure"
     return None
 
 

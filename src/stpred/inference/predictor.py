@@ -72,7 +72,7 @@ def put_result(sdata: SpatialData, key: str, table: Any, region: data.Region) ->
 
 def need_generative(model: Model) -> None:
     """Refuse models without a posterior."""
-    if not model.generative:
+    if not model.config.generative:
         raise InputError(
             f"Model {model.record.name!r} ({model.family!r}) has no posterior to draw from; this is for generative "
             "models, such as one of stpred.tl.train(slides, 'xfuse')."
@@ -240,7 +240,7 @@ def provenance_of(model: Model, encoder: Encoder, region: data.Region, context: 
         "training": record.training,
         **({} if (library := Library.parse(record.library)) is None else {LIBRARY: library.packed()}),
         "output_scale": record.target,
-        **({} if model.per is None else {"per": model.per}),
+        **({} if model.config.per is None else {"per": model.config.per}),
         "support_um": model.support_um,
         "context": context,
         "image": region.pyramid.fingerprint,

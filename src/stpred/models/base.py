@@ -32,7 +32,42 @@ _MOST = {"n_neighbors": 100_000, "parts": 64, "depth": 24, "n_phi": 10_000, "n_r
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Hyperparameters of a family; frozen, JSON-able, validated when made."""
+    """Hyperparameters of a family, and all that is known of it without a network; frozen, JSON-able, validated."""
+
+    family: ClassVar[str]
+    """Name of the family, as stored with its models."""
+    model_class: ClassVar[type[Model]]
+    """What `build` makes; a `Model` sets it where it names its `Config`."""
+    default_encoder: ClassVar[str] = "morphology"
+    default_tile: ClassVar[TileSpec | None] = None
+    """What the family reads tiles at when the user does not say; None: the encoder's own."""
+    sparse_targets: ClassVar[bool] = False
+    """Whether training targets of very many locations may stay sparse (scipy csr)."""
+    takes_images: ClassVar[bool] = False
+    """Whether it also learns from slides without counts, and from slides that lack some of the genes."""
+    generative: ClassVar[bool] = False
+    """Whether predictions are draws from a posterior, which can be read in several ways."""
+    seeded: ClassVar[bool] = False
+    """Whether two fits on the same data differ by their seed."""
+    per: ClassVar[int | None] = None
+    """Of predicted counts: how many counts of a location they are of; None: as many as were measured."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the data layer has to bring."""
+        return Needs()
+
+    def training_target(self, target: str | None) -> str:
+        """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""
+        return "log1p_cp10k" if target is None else target
+
+    def output_scale(self, target: str | None) -> str:
+        """Return the scale of what it predicts: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
+        return self.training_target(target)
+
+    def build(self, *, n_features: int, n_genes: int) -> Model:
+        """Return an untrained model of these settings."""
+        return self.model_class(self, n_features=n_features, n_genes=n_genes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -129,20 +164,13 @@ class Model(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    """That of its `Config`."""
     Config: ClassVar[type[BaseConfig]] = BaseConfig
-    default_encoder: ClassVar[str] = "morphology"
-    default_tile: ClassVar[TileSpec | None] = None
-    """What the family reads tiles at when the user does not say; None: the encoder's own."""
-    sparse_targets: ClassVar[bool] = False
-    """Whether training targets of very many locations may stay sparse (scipy csr)."""
-    takes_images: ClassVar[bool] = False
-    """Whether it also learns from slides without counts, and from slides that lack some of the genes."""
-    generative: ClassVar[bool] = False
-    """Whether predictions are draws from a posterior, which can be read in several ways."""
-    seeded: ClassVar[bool] = False
-    """Whether two fits on the same data differ by their seed."""
-    per: ClassVar[int | None] = None
-    """Of predicted counts: how many counts of a location they are of; None: as many as were measured."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Config" in vars(cls) and hasattr(cls.Config, "family"):
+            cls.family, cls.Config.model_class = cls.Config.family, cls
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__()
@@ -154,7 +182,7 @@ class Model(nn.Module, ABC):
     @property
     def needs(self) -> Needs:
         """What the data layer has to bring."""
-        return Needs()
+        return self.config.needs
 
     @property
     def typical_width(self) -> int:
@@ -172,14 +200,6 @@ class Model(nn.Module, ABC):
         """
         typical = typical or self.typical
         return typical.relative(typical.distance(self.describe(batch)))
-
-    def training_target(self, target: str | None) -> str:
-        """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""
-        return "log1p_cp10k" if target is None else target
-
-    def output_scale(self, target: str | None) -> str:
-        """Return the scale of what it predicts: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
-        return self.training_target(target)
 
     def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n, n_genes) predictions as they are compared with the measurement."""

@@ -29,6 +29,8 @@ class DeepCellConfig(DeepSpotConfig):
         After phi's linear map.
     """
 
+    family: ClassVar[str] = "deepcell"
+    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
     context: str = "spot+neighbors"
     n_neighbors: int = 44
     width: int = 1024
@@ -43,6 +45,11 @@ class DeepCellConfig(DeepSpotConfig):
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Return the settings as they are: a number of cells is no distance."""
         return self
+
+    @property
+    def needs(self) -> Needs:
+        """The cells of each location, and the nearest cells of each."""
+        return Needs(cells=True, n_neighbors=self.n_neighbors, slide_statistics=self.standardize == "slide")
 
 
 class DeepCell(CellNetwork, DeepSpot):
@@ -61,16 +68,8 @@ class DeepCell(CellNetwork, DeepSpot):
     >>> model = st.tl.train(slides, config, shapes_key="cells")
     """
 
-    family: ClassVar[str] = "deepcell"
     Config: ClassVar[type[DeepCellConfig]] = DeepCellConfig  # type: ignore[assignment]
-    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
     config: DeepCellConfig  # type: ignore[assignment]
-
-    @property
-    def needs(self) -> Needs:
-        """The cells of each location, and the nearest cells of each."""
-        statistics = self.config.standardize == "slide"
-        return Needs(cells=True, n_neighbors=self.config.n_neighbors, slide_statistics=statistics)
 
     def per_cell(self, sample: Sample) -> Tensor:
         """Return (m, n_genes) values of the sample's cells."""

@@ -55,6 +55,7 @@ class DeepSpotConfig(NetworkConfig):
         location once.
     """
 
+    family: ClassVar[str] = "deepspot"
     context: str = "all"
     context_um: float | None = None
     parts: int = 3
@@ -93,6 +94,15 @@ class DeepSpotConfig(NetworkConfig):
         return replace(self, context_um=round(PITCHES * pitch_um, 3))
 
     @property
+    def needs(self) -> Needs:
+        """Neighbours within the radius and sub-tiles, as far as the context goes."""
+        return replace(
+            super().needs,
+            context_um=(self.context_um or 150.0) if self.sees_neighbors else None,
+            parts=self.parts if self.sees_parts else None,
+        )
+
+    @property
     def sees_parts(self) -> bool:
         """Whether sub-tiles are used."""
         return self.context in ("spot+parts", "all")
@@ -127,7 +137,6 @@ class DeepSpot(Network):
     >>> model = st.tl.train(slides, config, shapes_key="spots")
     """
 
-    family: ClassVar[str] = "deepspot"
     Config: ClassVar[type[DeepSpotConfig]] = DeepSpotConfig  # type: ignore[assignment]
     config: DeepSpotConfig
 
@@ -140,16 +149,6 @@ class DeepSpot(Network):
         self.rho_weight = nn.Parameter(torch.empty(c.n_rho, n_genes, n_pools * c.width).uniform_(-bound, bound))
         self.rho_bias = nn.Parameter(torch.empty(c.n_rho, n_genes).uniform_(-bound, bound))
         self._folded: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def needs(self) -> Needs:
-        """Neighbours within the radius and sub-tiles, as far as the context goes."""
-        c = self.config
-        return Needs(
-            context_um=(c.context_um or 150.0) if c.sees_neighbors else None,
-            slide_statistics=c.standardize == "slide",
-            parts=c.parts if c.sees_parts else None,
-        )
 
     def initialise(self, mean: Any) -> None:
         """Let the outputs start at the training mean."""

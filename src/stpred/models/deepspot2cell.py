@@ -17,14 +17,13 @@ from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.deepspot import PITCHES
 from stpred.models.layers import lower_median, rows_or_zero
-from stpred.models.parts.cells import CellNetwork, cells_of, typical_cells
+from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
 from stpred.models.parts.iterative import share
-from stpred.models.parts.network import NetworkConfig
 from stpred.models.parts.sample import Sample
 
 
 @dataclass(frozen=True)
-class DeepSpot2CellConfig(NetworkConfig):
+class DeepSpot2CellConfig(CellNetworkConfig):
     """Settings of :class:`DeepSpot2Cell`; see :class:`stpred.models.NetworkConfig` for those that every network has.
 
     Parameters
@@ -41,6 +40,9 @@ class DeepSpot2CellConfig(NetworkConfig):
         After phi's linear maps, and before rho.
     """
 
+    family: ClassVar[str] = "deepspot2cell"
+    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
+    per: ClassVar[int | None] = 10_000
     patch_um: float | None = None
     patch_context_um: float | None = None
     width: int = 256
@@ -77,6 +79,22 @@ class DeepSpot2CellConfig(NetworkConfig):
             patch_context_um=round(PITCHES * pitch_um, 3) if self.patch_context_um is None else self.patch_context_um,
         )
 
+    @property
+    def needs(self) -> Needs:
+        """The cells in each location, and the tiles of the locations that they lie in."""
+        around = self.patch_context_um or 150.0
+        return replace(super().needs, patch_um=self.patch_um or 100.0, patch_context_um=around)
+
+    def output_scale(self, target: str | None) -> str:
+        """Return ``"counts"``: amounts that add up, per 10 000 counts of the spot."""
+        return "counts"
+
+    def training_target(self, target: str | None) -> str:
+        """Return log1p CP10k; the library size of a spot is no property of its image."""
+        if target == "counts":
+            raise InputError("deepspot2cell is trained on counts per 10 000 (target='log1p_cp10k'), not on raw counts.")
+        return "log1p_cp10k"
+
 
 class DeepSpot2Cell(CellNetwork):
     """Amounts in each cell, seen with its spot's tile and the tiles around; a spot is the sum of its cells.
@@ -100,10 +118,7 @@ class DeepSpot2Cell(CellNetwork):
     >>> model = st.tl.train(slides, config, shapes_key="spots", cells_key="cells")
     """
 
-    family: ClassVar[str] = "deepspot2cell"
     Config: ClassVar[type[DeepSpot2CellConfig]] = DeepSpot2CellConfig  # type: ignore[assignment]
-    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
-    per: ClassVar[int | None] = 10_000
     config: DeepSpot2CellConfig
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
@@ -124,25 +139,9 @@ class DeepSpot2Cell(CellNetwork):
         self.amount: Tensor
 
     @property
-    def needs(self) -> Needs:
-        """The cells in each location, and the tiles of the locations that they lie in."""
-        c = self.config
-        return replace(super().needs, patch_um=c.patch_um or 100.0, patch_context_um=c.patch_context_um or 150.0)
-
-    @property
     def pooling(self) -> str:
         """Cells add up."""
         return "sum"
-
-    def output_scale(self, target: str | None) -> str:
-        """Return ``"counts"``: amounts that add up, per 10 000 counts of the spot."""
-        return "counts"
-
-    def training_target(self, target: str | None) -> str:
-        """Return log1p CP10k; the library size of a spot is no property of its image."""
-        if target == "counts":
-            raise InputError("deepspot2cell is trained on counts per 10 000 (target='log1p_cp10k'), not on raw counts.")
-        return "log1p_cp10k"
 
     def per_cell(self, sample: Sample) -> Tensor:
         """Return (m, n_genes) amounts of the sample's cells, never negative."""

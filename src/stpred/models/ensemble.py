@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stpred._core import stored
 from stpred._core.checks import InputError, listing, whole
+from stpred._core.specs import TileSpec
 from stpred.models import registry
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
@@ -27,25 +28,49 @@ class EnsembleConfig(BaseConfig):
     ----------
     member
         Family name or ``Config`` of the members.
-    n
+    n_members
         Number of members.
     """
 
+    family: ClassVar[str] = "ensemble"
     member: Any = "ridge"
-    n: int = 5
-    family: str = field(init=False, default="")
+    n_members: int = 5
 
     def __post_init__(self) -> None:
-        found, config = registry.resolve(self.member)
-        if found is Ensemble:
-            raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings and `n`.")
-        object.__setattr__(self, "n", whole(self.n, name="n"))
-        object.__setattr__(self, "member", config)
-        object.__setattr__(self, "family", found.family)
+        member = registry.resolve(self.member)
+        if isinstance(member, EnsembleConfig):
+            raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings.")
+        object.__setattr__(self, "n_members", whole(self.n_members, name="n_members"))
+        object.__setattr__(self, "member", member)
+
+    # Members read tiles, context and targets as one of them does.
+
+    @property
+    def default_encoder(self) -> str:  # type: ignore[override]
+        """As of the members."""
+        return self.member.default_encoder
+
+    @property
+    def default_tile(self) -> TileSpec | None:  # type: ignore[override]
+        """As of the members."""
+        return self.member.default_tile
+
+    @property
+    def needs(self) -> Needs:
+        """As of the members."""
+        return self.member.needs
+
+    def training_target(self, target: str | None) -> str:
+        """As of the members."""
+        return self.member.training_target(target)
+
+    def output_scale(self, target: str | None) -> str:
+        """As of the members."""
+        return self.member.output_scale(target)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return {"member": self.member.to_dict(), "n": self.n, "family": self.family}
+        return {"member": self.member.to_dict(), "n": self.n_members, "family": self.member.family}
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -56,17 +81,16 @@ class EnsembleConfig(BaseConfig):
             )
         family = registry.family(values.get("family", "ridge"))
         member = stored.mapping(values.get("member", {}), "`member` of EnsembleConfig", {}, open_ended=True)
-        return cls(
-            family.Config.parse(member), n=stored.whole(values.get("n", 5), "`n` of EnsembleConfig", high=10_000)
-        )
+        n_members = stored.whole(values.get("n", 5), "`n` of EnsembleConfig", high=10_000)
+        return cls(family.Config.parse(member), n_members)
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Fill in the member's distances."""
-        return type(self)(self.member.at_pitch(pitch_um), n=self.n)
+        return replace(self, member=self.member.at_pitch(pitch_um))
 
     def for_slides(self, slides: Sequence[str]) -> Self:
         """Fill in what of the member depends on the training slides."""
-        return type(self)(self.member.for_slides(slides), n=self.n)
+        return replace(self, member=self.member.for_slides(slides))
 
 
 class Ensemble(Model):
@@ -87,22 +111,18 @@ class Ensemble(Model):
     ['std']
     """
 
-    family: ClassVar[str] = "ensemble"
     Config: ClassVar[type[EnsembleConfig]] = EnsembleConfig  # type: ignore[assignment]
     config: EnsembleConfig
     scale: Tensor
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         nn.Module.__init__(self)
-        found = registry.family(config.family)  # type: ignore[attr-defined]
-        members = [found(config.member, n_features=n_features, n_genes=n_genes) for _ in range(config.n)]  # type: ignore[attr-defined]
+        c: EnsembleConfig = config  # type: ignore[assignment]
+        members = [c.member.build(n_features=n_features, n_genes=n_genes) for _ in range(c.n_members)]
         self._first = [members[0]]  # in a list, so that torch does not take it for a child of its own
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        # What members see the world through, they see it through together as well.
-        self.default_encoder = members[0].default_encoder  # type: ignore[misc]
-        self.default_tile = members[0].default_tile  # type: ignore[misc]
         self.members = nn.ModuleList(members)
-        self.register_buffer("scale", torch.ones(config.n, n_genes))  # type: ignore[attr-defined]
+        self.register_buffer("scale", torch.ones(c.n_members, n_genes))
 
     @property
     def first(self) -> Model:
@@ -114,11 +134,6 @@ class Ensemble(Model):
         """As of the members."""
         return self.first.typical_width
 
-    @property
-    def needs(self) -> Needs:
-        """As of the members."""
-        return self.first.needs
-
     def describe(self, batch: Batch) -> NDArray[np.float32]:
         """As of the members."""
         return self.first.describe(batch)
@@ -126,14 +141,6 @@ class Ensemble(Model):
     def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
         """As of the members, by what the ensemble knows of training."""
         return self.first.unlikeness(batch, typical or self.typical)
-
-    def training_target(self, target: str | None) -> str:
-        """As of the members."""
-        return self.first.training_target(target)
-
-    def output_scale(self, target: str | None) -> str:
-        """As of the members."""
-        return self.first.output_scale(target)
 
     def set_members(self, members: Sequence[Model], batches: Sequence[Batch], *, relative: bool) -> None:
         """Take trained members; where outputs are `relative`, measure each one's scale on the training batches."""

@@ -26,6 +26,8 @@ class IntensityConfig(BaseConfig):
         Number of equally filled bins per colour channel.
     """
 
+    family: ClassVar[str] = "intensity"
+    default_encoder: ClassVar[str] = "intensity"
     n_bins: int = 5
 
     def __post_init__(self) -> None:
@@ -47,9 +49,7 @@ class Intensity(Model):
     >>> model = st.tl.train(slide, "intensity", genes=["EPCAM"], shapes_key="spots")
     """
 
-    family: ClassVar[str] = "intensity"
     Config: ClassVar[type[IntensityConfig]] = IntensityConfig
-    default_encoder: ClassVar[str] = "intensity"
     edges: Tensor
     coef: Tensor
     intercept: Tensor

@@ -19,6 +19,9 @@ from stpred.models.batch import Batch
 class MeanConfig(BaseConfig):
     """The mean has nothing to set."""
 
+    family: ClassVar[str] = "mean"
+    default_encoder: ClassVar[str] = "intensity"
+
 
 class Mean(Model):
     """Predicts every gene's mean over the training locations, everywhere.
@@ -30,9 +33,7 @@ class Mean(Model):
     >>> model = st.tl.train(slide, "mean", genes=["EPCAM"], shapes_key="spots")
     """
 
-    family: ClassVar[str] = "mean"
     Config: ClassVar[type[MeanConfig]] = MeanConfig
-    default_encoder: ClassVar[str] = "intensity"
     mean: Tensor
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -37,6 +37,7 @@ class MISOConfig(NetworkConfig):
         On the features and on the stream before the last layer.
     """
 
+    family: ClassVar[str] = "miso"
     n_neighbors: int = 36
     width: int = 2048
     inner: int = 1024
@@ -57,6 +58,16 @@ class MISOConfig(NetworkConfig):
         share(self.dropout, name="dropout")
         if self.inner % self.n_heads:
             raise InputError(f"`inner` must be a multiple of `n_heads`, got {self.inner} and {self.n_heads}.")
+
+    @property
+    def needs(self) -> Needs:
+        """The nearest locations at the training pitch."""
+        return replace(super().needs, n_neighbors=self.n_neighbors or None)
+
+    def training_target(self, target: str | None) -> str:
+        """Return raw counts unless told otherwise: the cosine absorbs the scale of a slide."""
+        relative = self.output_scale("counts") == "relative"
+        return "counts" if target is None and relative else super().training_target(target)
 
 
 class MISO(Network):
@@ -80,7 +91,6 @@ class MISO(Network):
     'relative'
     """
 
-    family: ClassVar[str] = "miso"
     unit = "slides"
     Config: ClassVar[type[MISOConfig]] = MISOConfig  # type: ignore[assignment]
     config: MISOConfig
@@ -98,19 +108,9 @@ class MISO(Network):
         self._folded: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
-    def needs(self) -> Needs:
-        """The nearest locations at the training pitch."""
-        return Needs(n_neighbors=self.config.n_neighbors or None, slide_statistics=self.config.standardize == "slide")
-
-    @property
     def head(self) -> nn.Linear:
         """The last layer."""
         return self.last
-
-    def training_target(self, target: str | None) -> str:
-        """Return raw counts unless told otherwise: the cosine absorbs the scale of a slide."""
-        relative = self.output_scale("counts") == "relative"
-        return "counts" if target is None and relative else super().training_target(target)
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""

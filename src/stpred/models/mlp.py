@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,8 @@ class MLPConfig(NetworkConfig):
         Radius in micrometres within which the neighbours' features are averaged and added; None: the tile alone.
     """
 
+    family: ClassVar[str] = "mlp"
+    sparse_targets: ClassVar[bool] = True
     hidden: tuple[int, ...] = (2048, 1024)
     activation: str = "relu"
     dropout: float = 0.0
@@ -51,6 +53,11 @@ class MLPConfig(NetworkConfig):
             positive(self.context_um, name="context_um", unit="micrometres")
         check_reach(self)
 
+    @property
+    def needs(self) -> Needs:
+        """Neighbours within the radius, if one is given."""
+        return replace(super().needs, context_um=self.context_um)
+
 
 class MLP(Network):
     """Perceptron on the features of a location's own tile, by default as wide as the baseline of the MISO publication.
@@ -62,8 +69,6 @@ class MLP(Network):
     >>> model = st.tl.train(slides, st.models.MLP.Config(hidden=(32,), epochs=3), shapes_key="spots")
     """
 
-    family: ClassVar[str] = "mlp"
-    sparse_targets = True
     Config: ClassVar[type[MLPConfig]] = MLPConfig  # type: ignore[assignment]
     config: MLPConfig
 
@@ -72,11 +77,6 @@ class MLP(Network):
         widths = [n_features * (1 if self.config.context_um is None else 2), *self.config.hidden, n_genes]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.act = activation(self.config.activation)
-
-    @property
-    def needs(self) -> Needs:
-        """Neighbours within the radius, if one is given."""
-        return Needs(context_um=self.config.context_um, slide_statistics=super().needs.slide_statistics)
 
     @property
     def head(self) -> nn.Linear | None:

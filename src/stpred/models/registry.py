@@ -66,25 +66,16 @@ def family(name: str) -> type[Model]:
     return getattr(import_module(module), attribute)
 
 
-def probe(family: type[Model], config: BaseConfig) -> Model:
-    """Return an empty model that says what it needs; its tensors hold nothing and take no memory."""
-    import torch
+def resolve(model: str | BaseConfig | type[Model]) -> BaseConfig:
+    """Return the settings that a family's name, its class or its `Config` stands for."""
+    from stpred.models.base import BaseConfig, Model
 
-    with torch.device("meta"):
-        return family(config, n_features=1, n_genes=1)
-
-
-def resolve(model: str | BaseConfig | type[Model]) -> tuple[type[Model], BaseConfig]:
-    """Return family and settings from a name, a family class or a `Config`."""
     if isinstance(model, str):
-        found = family(model)
-        return found, found.Config()
-    if isinstance(model, type) and hasattr(model, "Config") and hasattr(model, "fit"):
-        return model, model.Config()
-    for name in families():
-        found = family(name)
-        if type(model) is found.Config:
-            return found, model
+        return family(model).Config()
+    if isinstance(model, BaseConfig) and hasattr(model, "family"):
+        return model
+    if isinstance(model, type) and issubclass(model, Model) and hasattr(model, "family"):
+        return model.Config()
     raise InputError(
         f"`model` must be a family name {listing(sorted(families()), most=40)}, a family or its Config, got {model!r}."
     )

@@ -43,6 +43,7 @@ class RidgeConfig(BaseConfig):
         scanner; ``"train"``: by those of the training tiles, which keeps differences between whole slides.
     """
 
+    family: ClassVar[str] = "ridge"
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None
@@ -61,6 +62,11 @@ class RidgeConfig(BaseConfig):
         if self.context_um is not None:
             positive(self.context_um, name="context_um", unit="micrometres")
 
+    @property
+    def needs(self) -> Needs:
+        """Neighbours within the radius; slide statistics when each slide is standardised by itself."""
+        return Needs(context_um=self.context_um, slide_statistics=self.standardize == "slide")
+
 
 class Ridge(Model):
     """Standardise, optionally reduce by PCA, then ridge with intercept; all genes share one penalty.
@@ -73,7 +79,6 @@ class Ridge(Model):
     >>> model = st.tl.train(slides, config, genes=st.GeneRule("mean", n=20), shapes_key="spots")
     """
 
-    family: ClassVar[str] = "ridge"
     mean: Tensor
     std: Tensor
     coef: Tensor
@@ -88,11 +93,6 @@ class Ridge(Model):
         self.register_buffer("std", torch.ones(n_features))
         self.register_buffer("coef", torch.zeros(width, n_genes))
         self.register_buffer("intercept", torch.zeros(n_genes))
-
-    @property
-    def needs(self) -> Needs:
-        """Neighbours within the radius; slide statistics when each slide is standardised by itself."""
-        return Needs(context_um=self.config.context_um, slide_statistics=self.config.standardize == "slide")
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the penalty and solve in closed form."""

@@ -22,8 +22,8 @@ from stpred.models.layers import (
     segment_softmax,
     segment_sum,
 )
-from stpred.models.parts.cells import CellNetwork, cells_of, typical_cells
-from stpred.models.parts.network import NetworkConfig, check_perceptron
+from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
+from stpred.models.parts.network import check_perceptron
 from stpred.models.parts.sample import Sample, Scaling
 
 POOLS = ("mean", "sum", "attention")
@@ -35,7 +35,7 @@ _SMALLEST_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
-class SCellSTConfig(NetworkConfig):
+class SCellSTConfig(CellNetworkConfig):
     """Settings of :class:`SCellST`; see :class:`stpred.models.NetworkConfig` for those that every network has.
 
     Parameters
@@ -60,6 +60,8 @@ class SCellSTConfig(NetworkConfig):
         prediction by the mean over the training slides.
     """
 
+    family: ClassVar[str] = "scellst"
+    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
     hidden: tuple[int, ...] = (256, 256, 256)
     activation: str = "leaky_relu"
     dropout: float = 0.1
@@ -82,6 +84,11 @@ class SCellSTConfig(NetworkConfig):
         if self.loss == "nb" and self.pool == "sum":
             raise InputError("`loss`='nb' has the library size as offset, so shares are averaged: pass pool='mean'.")
 
+    @property
+    def needs(self) -> Needs:
+        """The cells in each location, and those around each cell if a radius is given."""
+        return replace(super().needs, context_um=self.context_um)
+
 
 class SCellST(CellNetwork):
     """A perceptron on each cell's crop, and spots as the mean over their cells; trained on spots, predicts cells.
@@ -103,9 +110,7 @@ class SCellST(CellNetwork):
     >>> st.tl.predict(slides["donor0"], model, shapes_key="cells")
     """
 
-    family: ClassVar[str] = "scellst"
     Config: ClassVar[type[SCellSTConfig]] = SCellSTConfig  # type: ignore[assignment]
-    default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
     config: SCellSTConfig
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
@@ -120,11 +125,6 @@ class SCellST(CellNetwork):
                 nn.Linear(n_features, hidden),
                 nn.Linear(hidden, 1),
             )
-
-    @property
-    def needs(self) -> Needs:
-        """The cells in each location, and those around each cell if a radius is given."""
-        return replace(super().needs, context_um=self.config.context_um)
 
     @property
     def pooling(self) -> str:

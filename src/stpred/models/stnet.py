@@ -57,6 +57,9 @@ class STNetConfig(NetworkConfig):
         ``n * lr`` with ``"mean"`` (1e-6 is 3.2e-5 at 32 locations).
     """
 
+    family: ClassVar[str] = "stnet"
+    default_encoder: ClassVar[str] = "pixels"
+    default_tile: ClassVar[TileSpec | None] = TileSpec(mpp=150 / 224, size_px=224)
     backbone: str = "densenet121"
     pretrained: bool = True
     normalize: str = "train"
@@ -82,6 +85,20 @@ class STNetConfig(NetworkConfig):
         if self.standardize != "none":
             raise InputError("STNet sees pixels: set `normalize`, not `standardize`.")
 
+    @property
+    def needs(self) -> Needs:
+        """The tile alone; the colour of the slide's tissue where it is normalised by itself."""
+        return Needs(slide_colour=self.normalize == "slide")
+
+    def training_target(self, target: str | None) -> str:
+        """Return the publication's log share, unless told otherwise."""
+        return "log_share" if target is None and self.loss == "mse" else super().training_target(target)
+
+    def output_scale(self, target: str | None) -> str:
+        """Return log1p CP10k for the log share."""
+        scale = super().output_scale(target)
+        return "log1p_cp10k" if scale == "log_share" else scale
+
 
 class STNet(Network):
     """DenseNet-121 on 224-pixel tiles, fine-tuned as a whole.
@@ -104,9 +121,6 @@ class STNet(Network):
     >>> model = st.tl.train(slides, config, shapes_key="spots", tile=tile, groups={"donor0": "a", "donor1": "a"})
     """
 
-    family: ClassVar[str] = "stnet"
-    default_encoder: ClassVar[str] = "pixels"
-    default_tile = TileSpec(mpp=150 / 224, size_px=224)
     criterion = "mse"
     Config: ClassVar[type[STNetConfig]] = STNetConfig  # type: ignore[assignment]
     config: STNetConfig
@@ -127,20 +141,6 @@ class STNet(Network):
     def typical_width(self) -> int:
         """Mean and deviation of the channels, at four scales."""
         return 24
-
-    @property
-    def needs(self) -> Needs:
-        """The tile alone; the colour of the slide's tissue where it is normalised by itself."""
-        return Needs(slide_colour=self.config.normalize == "slide")
-
-    def training_target(self, target: str | None) -> str:
-        """Return the publication's log share, unless told otherwise."""
-        return "log_share" if target is None and self.config.loss == "mse" else super().training_target(target)
-
-    def output_scale(self, target: str | None) -> str:
-        """Return log1p CP10k for the log share."""
-        scale = super().output_scale(target)
-        return "log1p_cp10k" if scale == "log_share" else scale
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """Fetch weights if wanted, measure channels and library sizes, and start at the training mean."""

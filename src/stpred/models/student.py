@@ -47,6 +47,8 @@ class StudentConfig(NetworkConfig):
         ``"linear"``, ``"relu"`` (published) or ``"softplus"`` of each patch; the latter two need ``scale_genes=False``.
     """
 
+    family: ClassVar[str] = "student"
+    sparse_targets: ClassVar[bool] = True
     token_um: float | None = None
     footprint_um: float | None = None
     hidden: tuple[int, ...] = (512, 256)
@@ -65,6 +67,11 @@ class StudentConfig(NetworkConfig):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, positive(getattr(self, name), name=name, unit="micrometres"))
         check_reach(self)
+
+    @property
+    def needs(self) -> Needs:
+        """The tokens in each location's footprint."""
+        return replace(super().needs, tokens=True, token_um=self.token_um, footprint_um=self.footprint_um)
 
 
 class Student(Network):
@@ -90,8 +97,6 @@ class Student(Network):
     >>> st.tl.predict(slide, model, shapes_key="spots_008um")
     """
 
-    family: ClassVar[str] = "student"
-    sparse_targets = True
     Config: ClassVar[type[StudentConfig]] = StudentConfig  # type: ignore[assignment]
     config: StudentConfig
 
@@ -100,12 +105,6 @@ class Student(Network):
         widths = [n_features, *self.config.hidden, n_genes]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.act = activation(self.config.activation)
-
-    @property
-    def needs(self) -> Needs:
-        """The tokens in each location's footprint."""
-        c = self.config
-        return replace(super().needs, tokens=True, token_um=c.token_um, footprint_um=c.footprint_um)
 
     @property
     def support_um(self) -> float:

@@ -23,10 +23,16 @@ class TransformerConfig(MISOConfig):
         As of :class:`MISO`.
     """
 
+    family: ClassVar[str] = "transformer"
     width: int = 512
     inner: int = 256
     n_heads: int = 8
     n_neighbors: int = 0
+
+    @property
+    def needs(self) -> Needs:
+        """Every location of the slide at the training pitch."""
+        return Needs(whole_slide=True, slide_statistics=self.standardize == "slide")
 
 
 class Transformer(MISO):
@@ -40,13 +46,7 @@ class Transformer(MISO):
     >>> model = st.tl.train(slides, config, shapes_key="spots")
     """
 
-    family: ClassVar[str] = "transformer"
     Config: ClassVar[type[TransformerConfig]] = TransformerConfig  # type: ignore[assignment]
-
-    @property
-    def needs(self) -> Needs:
-        """Every location of the slide at the training pitch."""
-        return Needs(whole_slide=True, slide_statistics=self.config.standardize == "slide")
 
     def attend(self, qkv: Tensor, sample: Sample) -> Tensor:
         """Attend to all sources: (m, 3 * inner) queries, keys and values to (n, inner)."""

@@ -83,7 +83,7 @@ def fit_and_score(
     """
     run = Run() if run is None else run
     for batch in (*batches, *validation):
-        if batch.y is None and family.takes_images:
+        if batch.y is None and config.takes_images:
             continue
         if batch.y is None:
             raise InputError(f"Slide {batch.slide!r} came without training targets.")
@@ -230,16 +230,14 @@ def _fit_ensemble(
     run: Run,
 ) -> tuple[Model, dict[str, Any], Curve | None]:
     """Fit members that differ by seed or, where a family has no randomness, by what they are fitted on."""
-    from stpred.models.registry import family as named
-
-    family = named(config.family)
+    family = config.member.model_class
     config = config.for_slides([b.slide for b in batches])
     model = Ensemble(config, n_features=batches[0].features.shape[1], n_genes=batches[0].y.shape[1])  # type: ignore[union-attr]
     members: list[Model] = []
     first: dict[str, Any] = {}
-    for k in range(config.n):
+    for k in range(config.n_members):
         mine, donors = list(batches), list(groups)
-        if not family.seeded and k > 0:
+        if not config.member.seeded and k > 0:
             mine, donors = _bootstrap(batches, groups, seed=seed + k)
         # Without slides that validate each member, the number of epochs is chosen once.
         epochs = None if validation else first.get("epochs")
@@ -255,8 +253,8 @@ def _fit_ensemble(
         )
         first = first or facts
         members.append(member.to("cpu").eval())
-    model.set_members(members, batches, relative=model.first.output_scale(batches[0].scale) == "relative")
-    return model, {**first, "n_ensemble": config.n}, _score_once(model, validation) if validation else None
+    model.set_members(members, batches, relative=config.output_scale(batches[0].scale) == "relative")
+    return model, {**first, "n_ensemble": config.n_members}, _score_once(model, validation) if validation else None
 
 
 def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
@@ -331,9 +329,7 @@ def held_out_scores(
     """Fit with groups left out and score their slides, gene by gene; of an ensemble, its first member."""
     run = Run() if run is None else run
     if isinstance(config, EnsembleConfig):
-        from stpred.models.registry import family as named
-
-        family, config = named(config.family), config.member
+        family, config = config.member.model_class, config.member
     curves = _fold_curves(family, config, batches, groups=groups, seed=seed, run=run)
     epochs = getattr(config, "epochs", None)
     return held_out(curves, getattr(family, "criterion", "pearson"), epochs=epochs)

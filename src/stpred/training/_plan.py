@@ -77,11 +77,9 @@ def plan(
     intervals
         Whether intervals are calibrated, on models that have not seen a donor.
     """
-    from stpred.models.registry import family as named
-
     n, donors = 1, len(set(groups))
     if isinstance(config, EnsembleConfig):
-        n, family, config = config.n, named(config.family), config.member
+        n, family, config = config.n_members, config.member.model_class, config.member
     network = issubclass(family, Iterative)
     slides = "the only slide" if len(groups) == 1 else f"all {len(groups)} slides"
     last = f"1 on {slides}" if n == 1 else f"{n} members of the ensemble on {slides}"

@@ -17,6 +17,7 @@ from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.encoders.tokens import token_edge_um
 from stpred.models import Model
+from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.ensemble import EnsembleConfig
 from stpred.regions import Lattice
@@ -99,10 +100,11 @@ class Cohort:
         """Return the donor of each batch."""
         return [self.donors[b.slide] for b in batches]
 
-    def batches(self, blank: Model, needs: Needs, encoder: Encoder, *, target: str | None) -> list[Batch]:
+    def batches(self, config: BaseConfig, encoder: Encoder, *, target: str | None) -> list[Batch]:
         """Embed every slide for a family."""
         return [
-            data.make_batch(r, encoder, needs, **measured(r, self.names, blank, target=target)) for r in self.regions
+            data.make_batch(r, encoder, config.needs, **measured(r, self.names, config, target=target))
+            for r in self.regions
         ]
 
     def describe(
@@ -112,7 +114,7 @@ class Cohort:
         name: str,
         encoder: Encoder,
         batches: Sequence[Batch],
-        blank: Model,
+        config: BaseConfig,
         target: str | None,
         scores: training.HeldOut,
     ) -> None:
@@ -125,8 +127,8 @@ class Cohort:
         record.name, record.genes = name, self.names
         record.var = {k: _plain(v) for k, v in var.items()}
         record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
-        record.gene_rule, record.target = self.rule.to_dict(), blank.output_scale(target)
-        if not blank.takes_images:  # those take each slide's counts as they are, of whatever genes
+        record.gene_rule, record.target = self.rule.to_dict(), config.output_scale(target)
+        if not config.takes_images:  # those take each slide's counts as they are, of whatever genes
             record.library = data.library_of([r for r in regions if r.slide not in self.left]).to_dict()
         record.region = next(r.shapes_key for r in regions if r.counts is not None)
         record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
@@ -149,7 +151,7 @@ class Cohort:
             **(_token_facts(regions, encoder, needs) if needs.tokens else {}),
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
             "target": next(b.scale for b in batches if b.y is not None),
-            "scored_on": scored_scale(blank, target),
+            "scored_on": scored_scale(config, target),
             **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
         }
         fitted.encoder = encoder  # type: ignore[assignment]
@@ -157,7 +159,7 @@ class Cohort:
 
 def read_cohort(
     slides: Mapping[str, SpatialData],
-    blank: Model,
+    config: BaseConfig,
     place: Place,
     *,
     cells_key: str | None = None,
@@ -165,50 +167,50 @@ def read_cohort(
     """Read the measured region of every slide, with its cells for a family that sees these."""
     regions = [
         data.read_image(sdata, place, slide=slide)
-        if blank.takes_images and not data.has_counts(sdata)
+        if config.takes_images and not data.has_counts(sdata)
         else data.read_region(sdata, place, slide=slide, measured=True)
         for slide, sdata in slides.items()
     ]
-    if blank.needs.cells:
+    if config.needs.cells:
         return [data.with_cells(r, cells_key=cells_key) for r in regions]
     if cells_key is not None:
-        raise InputError(f"`cells_key` is for families that see cells; {blank.family!r} sees tiles.")
+        raise InputError(f"`cells_key` is for families that see cells; {config.family!r} sees tiles.")
     return regions
 
 
-def encoder_of(model: Model, given: Any, *, tile: Any, device: str | None) -> Encoder:
+def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None) -> Encoder:
     """Return the encoder that a family is trained through: the one given, or its own."""
-    used = model.default_encoder if given is None else given
-    spec = model.default_tile if tile is None and used == model.default_encoder else tile
+    used = config.default_encoder if given is None else given
+    spec = config.default_tile if tile is None and used == config.default_encoder else tile
     found = encoders.get(used, tile=None if spec is None else TileSpec.parse(spec), device=device)
-    if model.default_encoder == PIXELS and found.card.name != PIXELS:
+    if config.default_encoder == PIXELS and found.card.name != PIXELS:
         raise InputError(
-            f"{model.family} sees the world through its own encoder {PIXELS!r}, not {found.card.name!r}; leave "
+            f"{config.family} sees the world through its own encoder {PIXELS!r}, not {found.card.name!r}; leave "
             f"`encoder` out."
         )
     return found
 
 
-def scored_scale(model: Model, target: str | None) -> str:
-    """Return the scale that a model's predictions are scored on while it is trained.
+def scored_scale(config: BaseConfig, target: str | None) -> str:
+    """Return the scale that a family's predictions are scored on while it is trained.
 
     Relative outputs are scored on log1p CP10k: on raw counts, the library size alone would make any gene look good.
     """
-    scale = model.output_scale(target)
-    return scale if scale in TARGETS and model.per is None else "log1p_cp10k"
+    scale = config.output_scale(target)
+    return scale if scale in TARGETS and config.per is None else "log1p_cp10k"
 
 
 def measured(
-    region: data.Region, names: list[str], model: Model, *, target: str | None, scored_on: str | None = None
+    region: data.Region, names: list[str], config: BaseConfig, *, target: str | None, scored_on: str | None = None
 ) -> dict[str, Any]:
     """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
-    if model.takes_images and region.counts is None:
+    if config.takes_images and region.counts is None:
         return {}
-    scale = model.training_target(target)
-    scored = scored_scale(model, target) if scored_on is None else scored_on
-    truth = None if scored == scale else region.target(names, scored, sparse=model.sparse_targets)
-    found = {"y": region.target(names, scale, sparse=model.sparse_targets), "scale": scale, "truth": truth}
-    return found | ({"known": region.known(names)} if model.takes_images else {})
+    scale = config.training_target(target)
+    scored = scored_scale(config, target) if scored_on is None else scored_on
+    truth = None if scored == scale else region.target(names, scored, sparse=config.sparse_targets)
+    found = {"y": region.target(names, scale, sparse=config.sparse_targets), "scale": scale, "truth": truth}
+    return found | ({"known": region.known(names)} if config.takes_images else {})
 
 
 def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
@@ -225,9 +227,9 @@ def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
     return {"n_cells": cells, "without_cells": {r.slide: len(r.without_cells) for r in regions}}
 
 
-def called_after(config: Any, family: type[Model], name: str | None) -> str:
+def called_after(config: BaseConfig, name: str | None) -> str:
     """Return what a model is called: `name`, or its family (an ensemble: that of its members)."""
-    default = config.family if isinstance(config, EnsembleConfig) else family.family
+    default = config.member.family if isinstance(config, EnsembleConfig) else config.family
     called = keys.slug(default if name is None else name)
     if not called:
         raise InputError(f"`name` must hold a letter or digit, got {name!r}.")

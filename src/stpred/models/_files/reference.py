@@ -253,7 +253,7 @@ def _stnet(state: State, what: str) -> tuple[str, dict[str, Any], State, int, in
     tensors = {f"net.{k}": v for k, v in state.items()}
     from stpred.models.stnet import STNet
 
-    side = STNet.default_tile.size_px
+    side = STNet.Config.default_tile.size_px  # type: ignore[union-attr]
     return "stnet", {"pretrained": False}, tensors, 3 * side * side, len(state["classifier.bias"])
 
 

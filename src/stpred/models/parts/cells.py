@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,18 @@ from stpred._core.checks import InputError
 from stpred.models.batch import Batch, Needs
 from stpred.models.layers import segment_mean, segment_sum
 from stpred.models.ood import TypicalTiles
-from stpred.models.parts.network import Network
+from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample, Scaling
+
+
+@dataclass(frozen=True)
+class CellNetworkConfig(NetworkConfig):
+    """Settings of a network that sees locations through the cells in them."""
+
+    @property
+    def needs(self) -> Needs:
+        """The cells in each location; slide statistics as every network."""
+        return replace(super().needs, cells=True)
 
 
 class CellNetwork(Network):
@@ -24,11 +34,6 @@ class CellNetwork(Network):
     Subclasses define ``per_cell(sample)``. A target that is itself a cell holds one cell, so that cells and locations
     take the same path.
     """
-
-    @property
-    def needs(self) -> Needs:
-        """The cells in each location; slide statistics as every network."""
-        return replace(super().needs, cells=True)
 
     @property
     def pooling(self) -> str:

@@ -30,6 +30,7 @@ class IterativeConfig(BaseConfig):
         Largest norm of the gradient; None leaves it.
     """
 
+    seeded: ClassVar[bool] = True
     epochs: int | None = None
     lr: float = 1e-3
     batch_size: int = 128
@@ -62,7 +63,6 @@ class Iterative(Model):
     """What a training step takes `batch_size` of."""
     criterion: ClassVar[Literal["pearson", "mse"]] = "pearson"
     """What the number of epochs is chosen by on left-out donors."""
-    seeded: ClassVar[bool] = True
     scored_each_epoch: ClassVar[bool] = True
     """Whether slides that validate are scored after each epoch, or only after the last."""
     Config: ClassVar[type[IterativeConfig]] = IterativeConfig  # type: ignore[assignment]

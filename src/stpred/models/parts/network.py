@@ -74,6 +74,21 @@ class NetworkConfig(IterativeConfig):
         share(self.weight_decay, name="weight_decay", below=float("inf"))
         super().__post_init__()
 
+    @property
+    def needs(self) -> Needs:
+        """Slide statistics when each slide is standardised by itself."""
+        return Needs(slide_statistics=self.standardize == "slide")
+
+    def training_target(self, target: str | None) -> str:
+        """Return raw counts for the likelihood of counts, otherwise what is asked for."""
+        return "counts" if self.loss == "nb" else super().training_target(target)
+
+    def output_scale(self, target: str | None) -> str:
+        """Return ``"relative"`` for losses that leave a gene's scale open."""
+        if self.loss in losses.RELATIVE:
+            return "relative"
+        return "log1p_cp10k" if self.loss == "nb" else self.training_target(target)
+
 
 def check_perceptron(config: Any) -> None:
     """Check the settings of a perceptron: ``hidden``, ``activation``, ``dropout``, ``output`` and ``input_dropout``."""
@@ -115,23 +130,6 @@ class Network(Iterative):
         if self.config.loss == "nb":
             self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
             self.register_buffer("library_median", torch.ones(()))
-
-    # What the data layer brings.
-
-    @property
-    def needs(self) -> Needs:
-        """Slide statistics when each slide is standardised by itself."""
-        return Needs(slide_statistics=self.config.standardize == "slide")
-
-    def training_target(self, target: str | None) -> str:
-        """Return raw counts for the likelihood of counts, otherwise what is asked for."""
-        return "counts" if self.config.loss == "nb" else super().training_target(target)
-
-    def output_scale(self, target: str | None) -> str:
-        """Return ``"relative"`` for losses that leave a gene's scale open."""
-        if self.config.loss in losses.RELATIVE:
-            return "relative"
-        return "log1p_cp10k" if self.config.loss == "nb" else self.training_target(target)
 
     def scaling(self, batch: Batch) -> Scaling | None:
         """Return what a slide's features are standardised by."""
@@ -231,7 +229,7 @@ class Network(Iterative):
         Networks of other losses have none (see `Ensemble`).
         """
         mean = self._evaluate(batch, self.finish)
-        return mean, self._deviation(mean) if self.config.loss == "nb" and self.per is None else None
+        return mean, self._deviation(mean) if self.config.loss == "nb" and self.config.per is None else None
 
     def _deviation(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the standard deviation of log1p CP10k measured at the training locations' median library size.

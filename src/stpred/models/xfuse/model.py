@@ -31,6 +31,8 @@ from stpred.models.xfuse.scene import Window
 
 logger = logging.getLogger("stpred")
 
+DEFAULT_TILE = TileSpec(mpp=8.0, size_px=96)
+
 STRATEGIES = ("drop_and_split", "extra")
 
 _FIT_ROWS = 4000
@@ -79,6 +81,11 @@ class XFuseConfig(IterativeConfig):
         it.
     """
 
+    family: ClassVar[str] = "xfuse"
+    takes_images: ClassVar[bool] = True
+    generative: ClassVar[bool] = True
+    default_encoder: ClassVar[str] = "pixels"
+    default_tile: ClassVar[TileSpec | None] = DEFAULT_TILE
     depth: int = 4
     width: int = 16
     metagenes: int = 8
@@ -121,6 +128,17 @@ class XFuseConfig(IterativeConfig):
         values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4, "lr_global": 3e-4}
         values |= {"decay": False, "amsgrad": True}
         return cls(**{**values, **changes})
+
+    @property
+    def needs(self) -> Needs:
+        """The slide's pixels."""
+        return Needs(scene=True)
+
+    def training_target(self, target: str | None) -> str:
+        """Return counts: the likelihood is of nothing else."""
+        if target not in (None, "counts"):
+            raise InputError(f"XFuse models raw counts; leave `target` out, got {target!r}.")
+        return "counts"
 
     def for_slides(self, slides: Sequence[str]) -> XFuseConfig:
         """Return the settings with every slide a level of ``section`` where no covariates are given."""
@@ -188,14 +206,9 @@ class XFuse(Iterative):
     True
     """
 
-    family: ClassVar[str] = "xfuse"
     unit = "patches"
     criterion = "pearson"
     scored_each_epoch = False
-    takes_images: ClassVar[bool] = True
-    generative: ClassVar[bool] = True
-    default_encoder: ClassVar[str] = "pixels"
-    default_tile = TileSpec(mpp=8.0, size_px=96)
     Config: ClassVar[type[XFuseConfig]] = XFuseConfig  # type: ignore[assignment]
     config: XFuseConfig
     guide: Encoder
@@ -239,23 +252,10 @@ class XFuse(Iterative):
         self.register_buffer("forest", torch.full((2 * most,), -2, dtype=torch.long))
         self._optimizer: Any = None
 
-    # What the data layer brings, and what comes out.
-
-    @property
-    def needs(self) -> Needs:
-        """The slide's pixels."""
-        return Needs(scene=True)
-
-    def training_target(self, target: str | None) -> str:
-        """Return counts: the likelihood is of nothing else."""
-        if target not in (None, "counts"):
-            raise InputError(f"XFuse models raw counts; leave `target` out, got {target!r}.")
-        return "counts"
-
     @property
     def support_um(self) -> float:
         """Width of a pixel: predictions are sums over these."""
-        return float(self.record.tile.get("mpp", self.default_tile.mpp))
+        return float(self.record.tile.get("mpp", DEFAULT_TILE.mpp))
 
     # Training.
 

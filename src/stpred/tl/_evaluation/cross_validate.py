@@ -167,7 +167,7 @@ def cross_validate(
     regions = {s: data.read_region(sdata, place, slide=s, measured=True) for s, sdata in slides.items()}
     if split != "block":
         data.refuse_copies(regions, donors)
-    seen = [registry.probe(*o).needs.cells for options in grids.values() for o in options]
+    seen = [o[1].needs.cells for options in grids.values() for o in options]
     if any(seen):
         regions = {s: data.with_cells(r, cells_key=cells_key) for s, r in regions.items()}
     elif cells_key is not None:
@@ -288,19 +288,19 @@ def _score_model(
     keep: bool,
 ) -> tuple[pd.DataFrame, list[Prediction]]:
     """Choose, train and score one model in one fold; with `keep`, also return what it predicted."""
-    blanks = [registry.probe(*o) for o in options]
     inner: list[list[Batch]] = []
     order: list[str] = []
-    for o, blank in zip(options, blanks, strict=True):
+    for o in options:
         batches, order = [], []
         for s, rows in fold.train.items():
-            values = measured(regions[s], names, blank, target=target, scored_on=scales[0])
+            values = measured(regions[s], names, o[1], target=target, scored_on=scales[0])
             batch = replace(embedded[_key(o)][s], **values)
             batches.append(batch if rows is None else batch.take(rows))
             order.append(donors[s])
         inner.append(batches)
     best, _ = training.choose_config(options, dict(enumerate(inner)), groups=order, seed=seed, run=run)
     model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=keep, run=run)
+    config = options[best][1]
     said = ", ".join(f"{k}={v}" for k, v in _told(options[best], facts, several=len(options) > 1).items())
     parts, predicted = [], []
     both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in scales}
@@ -310,7 +310,7 @@ def _score_model(
         raw, spread = model.predict(batch)
         for scale in scales:
             truth = _measured(_part(regions[s], rows), names, scale)
-            comparable = scored_scale(blanks[best], target) == scale and blanks[best].output_scale(target) != "relative"
+            comparable = scored_scale(config, target) == scale and config.output_scale(target) != "relative"
             found = scores(model.as_scored(raw), truth, comparable=comparable)
             parts.append(tidy(found, names).assign(slide=s, target=scale))
             both[scale].append((model.as_scored(raw), truth.observed))
@@ -319,16 +319,16 @@ def _score_model(
             predicted.append(
                 Prediction(
                     slide=s, rows=rows, genes=names, mean=raw, std=spread, unlike=model.unlikeness(batch),
-                    slide_limit=limit, scale=blanks[best].output_scale(target), per=model.per,
-                    family=options[best][0].family, config=options[best][1].to_dict(), chosen=said,
-                    encoder=_seen_through(blanks[best], encoder), fold=fold.name, trained_on=list(fold.train),
+                    slide_limit=limit, scale=config.output_scale(target), per=config.per,
+                    family=config.family, config=config.to_dict(), chosen=said,
+                    encoder=_seen_through(config, encoder), fold=fold.name, trained_on=list(fold.train),
                 )
             )  # fmt: skip
     if len(fold.test) > 1:
         for scale, sides in both.items():
             pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*sides, strict=True)))
             parts.append(tidy({POOLED: pooled}, names).assign(slide=f"pooled {fold.name}", target=scale))
-    frame = pd.concat(parts).assign(chosen=said, trained_on=blanks[best].training_target(target))
+    frame = pd.concat(parts).assign(chosen=said, trained_on=config.training_target(target))
     return frame, predicted
 
 
@@ -414,7 +414,7 @@ def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]
         listed = list(models) if isinstance(models, (list, tuple)) else [models]
         named = {}
         for m in listed:
-            name = registry.resolve(m)[0].family
+            name = registry.resolve(m).family
             if name in named:
                 raise InputError(f"Two models are called {name!r}; give them names with a mapping.")
             named[name] = m
@@ -427,18 +427,21 @@ def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]
     if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
     found = {
-        str(name): [registry.resolve(o) for o in (value if isinstance(value, (list, tuple)) else [value])]
+        str(name): [
+            ((config := registry.resolve(o)).model_class, config)
+            for o in (value if isinstance(value, (list, tuple)) else [value])
+        ]
         for name, value in named.items()
     }
     if n_ensemble is None:
         return found
-    return {n: [(Ensemble, EnsembleConfig(config, n=n_ensemble)) for _, config in o] for n, o in found.items()}
+    return {n: [(Ensemble, EnsembleConfig(config, n_ensemble)) for _, config in o] for n, o in found.items()}
 
 
 def _key(option: Option) -> tuple[str, TileSpec | None, Needs]:
     """Options with the same key see the same batch."""
-    blank = registry.probe(*option)
-    return blank.default_encoder, blank.default_tile, blank.needs
+    config = option[1]
+    return config.default_encoder, config.default_tile, config.needs
 
 
 def _embed(
@@ -450,14 +453,14 @@ def _embed(
     device: Any,
 ) -> dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]]:
     """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
-    wanted = {_key(o): registry.probe(*o) for options in grids.values() for o in options}
+    wanted = {_key(o): o[1] for options in grids.values() for o in options}
     found: dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]] = {key: {} for key in wanted}
     for seen in sorted({key[:2] for key in wanted}, key=str):
-        mine = {key: blank for key, blank in wanted.items() if key[:2] == seen}
-        blank = next(iter(mine.values()))
+        mine = {key: config for key, config in wanted.items() if key[:2] == seen}
+        config = next(iter(mine.values()))
         # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
-        given = encoder if blank.default_encoder == Model.default_encoder else None
-        used = encoder_of(blank, given, tile=tile, device=device)
+        given = encoder if config.default_encoder == BaseConfig.default_encoder else None
+        used = encoder_of(config, given, tile=tile, device=device)
         for s, region in regions.items():
             for key in [k for k in mine if k[2].cells or k[2].tokens]:
                 found[key][s] = data.make_batch(region, used, key[2])
@@ -485,10 +488,10 @@ def _told(option: Option, facts: dict[str, Any], *, several: bool) -> dict[str, 
     return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float)) and k != "slide_limit"}
 
 
-def _seen_through(blank: Model, given: Any) -> str:
+def _seen_through(config: BaseConfig, given: Any) -> str:
     """Return the name of the encoder that a model sees tiles through."""
-    if given is None or blank.default_encoder != Model.default_encoder:
-        return blank.default_encoder
+    if given is None or config.default_encoder != BaseConfig.default_encoder:
+        return config.default_encoder
     return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
 
 

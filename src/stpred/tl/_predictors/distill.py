@@ -118,14 +118,14 @@ def distill(
     ['donor0', 'donor1', 'donor2']
     """
     slides = data.as_slides(slides)
-    family, config = registry.resolve(student)
+    config = registry.resolve(student)
+    family = config.model_class
     if target is not None:
         one_of(target, TARGETS, name="target")
     if isinstance(measured_share, (bool, str)) or not 0 <= float(measured_share) < 1:
         raise InputError(f"`measured_share` must be a number from 0 to below 1, got {measured_share!r}.")
-    blank = registry.probe(family, config)
-    if not blank.needs.tokens:
-        raise InputError(f"`student` must be a model of patches, such as 'student', not {family.family!r}.")
+    if not config.needs.tokens:
+        raise InputError(f"`student` must be a model of patches, such as 'student', not {config.family!r}.")
     if getattr(config, "loss", None) == "nb":
         raise InputError("Pseudo-labels are no counts, so a student of them cannot have loss='nb'; use 'mse'.")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
@@ -134,11 +134,11 @@ def distill(
             "Distillation needs two donors or more, so that every slide has a teacher that has not seen its counts; on "
             "a single one, train on the counts: stpred.tl.train(slides, 'student')."
         )
-    called = called_after(config, family, name)
+    called = called_after(config, name)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
-    used = encoder_of(blank, encoder, tile=tile, device=device)
+    used = encoder_of(config, encoder, tile=tile, device=device)
     place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
-    regions = read_cohort(slides, blank, place)
+    regions = read_cohort(slides, config, place)
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes))
     seeing = {"encoder": encoder if teacher_encoder is None else teacher_encoder, "device": device}
     seeing["tile"] = tile if teacher_tile is None else teacher_tile
@@ -154,12 +154,12 @@ def distill(
     ]
     labelling = training.Distillation(teachers, share=float(measured_share))
     run.relabel = labelling
-    batches = cohort.batches(blank, blank.needs, used, target=target)
+    batches = cohort.batches(config, used, target=target)
     order = cohort.groups(batches)
     training.announce(_plans(family, config, listed, order))
     fitted, facts, _ = training.fit_and_score(family, config, batches, groups=order, seed=seed, run=run)
     scores = held_out(family, config, batches, order, seed=seed, run=run)
-    cohort.describe(fitted, name=called, encoder=used, batches=batches, blank=blank, target=target, scores=scores)
+    cohort.describe(fitted, name=called, encoder=used, batches=batches, config=config, target=target, scores=scores)
     pure = replace(labelling, share=0.0)
     final = pure(batches, order)
     agreed = {b.slide: float(np.nan_to_num(metrics.pearson(b.y, b.truth)).mean()) for b in final}
@@ -183,9 +183,13 @@ def _plans(family: Any, config: Any, teachers: Sequence[Any], groups: list[str])
             continue
         resolved = registry.resolve(teacher)
         sets = [g for g in (groups, *training.fold_groups(groups)) if len(set(g)) > 1]
-        n = sum(training.plan(*resolved, part, scored=False).n for g in sets for part in training.fold_groups(g))
+        n = sum(
+            training.plan(resolved.model_class, resolved, part, scored=False).n
+            for g in sets
+            for part in training.fold_groups(g)
+        )
         said.append(
-            f"Its teacher {resolved[0].family} takes {n} fits: for each of {len(sets)} sets of slides that the student "
+            f"Its teacher {resolved.family} takes {n} fits: for each of {len(sets)} sets of slides that the student "
             "is fitted on, one without each slide's donor."
         )
     return said
@@ -201,16 +205,15 @@ def _untrained(
     run: training.Run,
 ) -> Teacher:
     """Return a teacher that is trained anew on whatever slides it is asked about, with donors left out."""
-    family, config = registry.resolve(given)
-    config = config.at_pitch(cohort.pitch_um)
-    blank = registry.probe(family, config)
-    if blank.needs.cells:
-        raise InputError(f"The teacher {family.family!r} sees cells; teachers see tiles.")
-    own = blank.default_encoder == PIXELS
+    config = registry.resolve(given).at_pitch(cohort.pitch_um)
+    family = config.model_class
+    if config.needs.cells:
+        raise InputError(f"The teacher {config.family!r} sees cells; teachers see tiles.")
+    own = config.default_encoder == PIXELS
     encoder = encoder_of(
-        blank, None if own else seeing["encoder"], tile=None if own else seeing["tile"], device=seeing["device"]
+        config, None if own else seeing["encoder"], tile=None if own else seeing["tile"], device=seeing["device"]
     )
-    batches = {b.slide: b for b in cohort.batches(blank, blank.needs, encoder, target=target)}
+    batches = {b.slide: b for b in cohort.batches(config, encoder, target=target)}
     known: dict[tuple[str, ...], Any] = {}
 
     def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -262,8 +265,8 @@ def _trained(models: Sequence[Model], cohort: Cohort) -> Teacher:
 def _told(teacher: Any) -> dict[str, Any]:
     if isinstance(teacher, Model):
         return {"family": teacher.family, "id": teacher.id, "trained": True}
-    family, config = registry.resolve(teacher)
-    return {"family": family.family, "config": json.loads(json.dumps(config.to_dict()))}
+    config = registry.resolve(teacher)
+    return {"family": config.family, "config": json.loads(json.dumps(config.to_dict()))}
 
 
 def _table(batch: Batch, region: data.Region, cohort: Cohort) -> AnnData:

@@ -276,7 +276,7 @@ def predict(
 def _reading(model: Model, **asked: Any) -> dict[str, Any]:
     """Return how a generative model's posterior is read; nothing for other models, of which nothing may be asked."""
     given = {k: v for k, v in asked.items() if v not in (None, False)}
-    if not model.generative:
+    if not model.config.generative:
         if given:
             raise InputError(f"{listing(given)} is for generative models, such as 'xfuse'; got {model.family!r}.")
         return {}

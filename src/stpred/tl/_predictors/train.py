@@ -137,23 +137,22 @@ def train(
     50
     """
     slides = data.as_slides(slides)
-    family, config = registry.resolve(model)
+    config = registry.resolve(model)
     if n_ensemble is not None:
-        family, config = Ensemble, EnsembleConfig(config, n=n_ensemble)
+        config = EnsembleConfig(config, n_ensemble)
+    family = config.model_class
     if target is not None:
         one_of(target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
-    called = called_after(config, family, name)
+    called = called_after(config, name)
     run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
-    blank = registry.probe(family, config)
-    encoder = encoder_of(blank, encoder, tile=tile, device=device)
+    encoder = encoder_of(config, encoder, tile=tile, device=device)
     place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
-    regions = read_cohort(slides, blank, place, cells_key=cells_key)
+    regions = read_cohort(slides, config, place, cells_key=cells_key)
     left = _validation(validation, donors)
-    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=blank.takes_images)
+    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=config.takes_images)
     config = config.at_pitch(cohort.pitch_um)
-    needs = registry.probe(family, config).needs
-    all_batches = cohort.batches(blank, needs, encoder, target=target)
+    all_batches = cohort.batches(config, encoder, target=target)
     batches = [b for b in all_batches if b.slide not in left]
     held = [b for b in all_batches if b.slide in left]
     counts = {"validated": bool(held), "intervals": bool(intervals)}
@@ -166,7 +165,7 @@ def train(
     )
     if scores is None:
         scores = held_out(family, config, batches, cohort.groups(batches), seed=seed, run=run)
-    cohort.describe(fitted, name=called, encoder=encoder, batches=batches, blank=blank, target=target, scores=scores)
+    cohort.describe(fitted, name=called, encoder=encoder, batches=batches, config=config, target=target, scores=scores)
     fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
     if _wanted(fitted, cohort.groups(batches), intervals=intervals):
         counted = [data.median_width_um(r) for r in cohort.regions if r.counts is not None and r.slide not in left]

@@ -102,5 +102,7 @@ def _logged(trained: Model, region: data.Region, names: list[str], job: Job) -> 
     """Return (n, g) predictions at a region's locations, in its order, counts as log1p."""
     at, values, _ = read(trained, region, names, replace(job, intervals=()))
     values = values[np.argsort(at)]
-    counts = trained.record.target == "counts" and trained.per is None  # those per so many are on a log scale already
+    counts = (
+        trained.record.target == "counts" and trained.config.per is None
+    )  # those per so many are on a log scale already
     return np.log1p(values.clip(0)) if counts else values

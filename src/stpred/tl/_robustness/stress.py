@@ -93,7 +93,7 @@ class Job:
         n_samples: Any = 10,
     ) -> Job:
         """Check all that can be checked before anything is read."""
-        family, config = registry.resolve(model)
+        config = registry.resolve(model)
         known = set(inspect.signature(train).parameters) - {"slides", "model", "seed", "shapes_key", "table_key"}
         if unknown := sorted(set(training) - known):
             raise InputError(f"Training takes no {listing(unknown)}; it takes {listing(sorted(known), most=40)}.")
@@ -101,7 +101,7 @@ class Job:
             raise InputError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
         return cls(
             model,
-            registry.probe(family, config).takes_images,
+            config.takes_images,
             int(seed),
             {"shapes_key": shapes_key, "table_key": table_key} | {k: training[k] for k in _PLACE if k in training},
             {k: v for k, v in training.items() if k not in _PLACE},
@@ -323,7 +323,7 @@ def read(
 
     The last are of generative models alone.
     """
-    if trained.generative:
+    if trained.config.generative:
         mean, ranks = read_posterior(
             trained, region, names, n_samples=job.n_samples, seed=job.seed, ranked=bool(job.intervals), **job.reading
         )
