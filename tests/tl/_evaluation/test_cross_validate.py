@@ -152,7 +152,7 @@ def test_genes_are_chosen_inside_each_fold(cohort: dict[str, SpatialData], donor
 def test_ensembles_of_everything(cohort: dict[str, SpatialData], donors: dict[str, str]) -> None:
     scores = st.tl.cross_validate(cohort, {"ridge": "ridge", "mlp": SMALL["mlp"]}, groups=donors, n_ensemble=2, **HOW)
     assert scores.loc[scores["model"].isin(["ridge", "mlp"]), "chosen"].str.contains("n_ensemble=2").all()
-    with pytest.raises(InputError, match="`n` must be a positive whole number"):
+    with pytest.raises(InputError, match="`n_members` must be a positive whole number"):
         st.tl.cross_validate(cohort, "ridge", groups=donors, n_ensemble=0, **HOW)
 
 
