@@ -8,7 +8,7 @@ from scipy.sparse import issparse
 
 from stpred._core.checks import InputError
 from stpred._core.elements import affine_to, centroids
-from stpred.datasets import Tissue, toy, toy_cohort
+from stpred.datasets import Tissue, TissueSettings, toy, toy_cohort, toy_visium
 
 TINY = {"size_um": (320.0, 320.0), "mpp": 1.0, "n_genes": 10}
 
@@ -66,3 +66,22 @@ def test_cohort_has_one_donor_per_slide() -> None:
     assert one.n_obs != two.n_obs
     with pytest.raises(InputError, match="`n_slides` must be a positive whole number, got 0"):
         toy_cohort(0)
+
+
+def test_settings_and_keywords_make_the_same_slide() -> None:
+    settings = TissueSettings(size_um=(320, 320), mpp=1, n_genes=10, donor=2)
+    one, two = toy(tissue=settings), toy(**TINY, donor=2)
+    np.testing.assert_array_equal(one["cells_counts"].X.toarray(), two["cells_counts"].X.toarray())
+    changed = toy(tissue=settings, donor=3)["cells_counts"]
+    assert changed.shape != one["cells_counts"].shape
+    assert list(toy_cohort(2, tissue=settings)) == ["donor2", "donor3"]
+
+
+def test_a_made_tissue_takes_no_settings(tissue: Tissue, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"`tissue` is made already; leave out its settings \['donor', 'mpp'\]"):
+        toy(tissue=tissue, mpp=1.0, donor=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
+        toy(sede=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
+        toy_visium(tmp_path / "outs", sede=1)
+    assert not (tmp_path / "outs").exists()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from stpred._core import keys
 from stpred.datasets import _files
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import COUNTS, FOLDER, save_truth, spot_truth
 from stpred.datasets._spots import visium_spots
 
@@ -17,13 +18,9 @@ def toy_hest(
     path: str | Path,
     *,
     pixel_size: bool = True,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (1000.0, 1000.0),
-    mpp: float = 0.5,
-    n_genes: int = 200,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
     overwrite: bool = False,
+    **settings: Unpack[TissueKeywords],
 ) -> Path:
     """Write a synthetic slide as one h5ad of spots and one image.
 
@@ -33,12 +30,12 @@ def toy_hest(
         Folder to write; appears whole or not at all.
     pixel_size
         State the resolution in ``uns["pixel_size_um_estimated"]``; otherwise only the spots' pitch tells it.
-    seed, donor, size_um, mpp, n_genes
-        As in :func:`make_tissue`.
     tissue
-        An existing slide to write instead of making one from these.
+        A slide to write, or the settings to make one from; None: the defaults of :class:`TissueSettings`.
     overwrite
         Replace an existing folder.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -60,19 +57,17 @@ def toy_hest(
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
-    _files.refuse_existing(Path(path), overwrite=overwrite)
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
-    truth = spot_truth(visium_spots(tissue), tissue)
-    pixels = truth.obsm[keys.SPATIAL] / tissue.mpp
-    obs = truth.obs[["in_tissue", "array_row", "array_col"]].assign(
-        pxl_col_in_fullres=pixels[:, 0], pxl_row_in_fullres=pixels[:, 1]
-    )
-    table = AnnData(csr_matrix(truth.layers[COUNTS], dtype=np.float32), obs=obs, var=tissue.genes[["gene_id"]])
-    table.obsm[keys.SPATIAL] = pixels
-    if pixel_size:
-        table.uns["pixel_size_um_estimated"] = tissue.mpp
     with _files.staged(path, overwrite=overwrite) as folder:
+        tissue = get_tissue(tissue, TissueSettings(), settings)
+        truth = spot_truth(visium_spots(tissue), tissue)
+        pixels = truth.obsm[keys.SPATIAL] / tissue.mpp
+        obs = truth.obs[["in_tissue", "array_row", "array_col"]].assign(
+            pxl_col_in_fullres=pixels[:, 0], pxl_row_in_fullres=pixels[:, 1]
+        )
+        table = AnnData(csr_matrix(truth.layers[COUNTS], dtype=np.float32), obs=obs, var=tissue.genes[["gene_id"]])
+        table.obsm[keys.SPATIAL] = pixels
+        if pixel_size:
+            table.uns["pixel_size_um_estimated"] = tissue.mpp
         table.write_h5ad(folder / "toy.h5ad")
         _files.write_tiled_tif(folder / "toy.tif", tissue.image)
         save_truth(folder / FOLDER, tissue, tables={"spots": truth})

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from stpred.datasets import _files
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import FOLDER, save_truth, spot_truth
-from stpred.datasets._spots import legacy_spots
+from stpred.datasets._spots import Spots, legacy_spots
 
 
 def toy_legacy_st(
     path: str | Path,
     *,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (1600.0, 1600.0),
-    mpp: float = 0.7,
-    n_genes: int = 200,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
     overwrite: bool = False,
+    **settings: Unpack[TissueKeywords],
 ) -> Path:
     """Write a synthetic legacy ST section: spots of 100 um at a pitch of 200 um.
 
@@ -30,12 +27,12 @@ def toy_legacy_st(
     ----------
     path
         Folder to write; appears whole or not at all.
-    seed, donor, size_um, mpp, n_genes
-        As in :func:`make_tissue`.
     tissue
-        An existing slide to write instead of making one from these.
+        A slide to write, or the settings to make one from; None: 1600 x 1600 um at 0.7 um per pixel.
     overwrite
         Replace an existing folder.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -57,31 +54,31 @@ def toy_legacy_st(
     """
     from PIL import Image
 
-    _files.refuse_existing(Path(path), overwrite=overwrite)
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
-    spots = legacy_spots(tissue)
-    place = spots.positions
-    names = [f"{x}x{y}" for x, y in zip(place["array_col"], place["array_row"], strict=True)]
-    pixel_x, pixel_y = place["x_um"] / tissue.mpp, place["y_um"] / tissue.mpp
-    table = pd.DataFrame(
-        {
-            "x": place["array_col"],
-            "y": place["array_row"],
-            "new_x": place["array_col"].astype(float),
-            "new_y": place["array_row"].astype(float),
-            "pixel_x": np.round(pixel_x, 2),
-            "pixel_y": np.round(pixel_y, 2),
-            "selected": place["in_tissue"],
-        }
-    )
-    kept = np.flatnonzero(place["in_tissue"].to_numpy())
-    counts = pd.DataFrame(spots.counts[kept], index=[names[k] for k in kept], columns=tissue.genes.index.tolist())
-    truth = spot_truth(spots, tissue)
-    truth.obs_names = counts.index
     with _files.staged(path, overwrite=overwrite) as folder:
+        tissue = get_tissue(tissue, TissueSettings(size_um=(1600.0, 1600.0), mpp=0.7), settings)
+        spots = legacy_spots(tissue)
+        names = [f"{x}x{y}" for x, y in spots.positions[["array_col", "array_row"]].to_numpy()]
+        kept = np.flatnonzero(spots.positions["in_tissue"].to_numpy())
+        counts = pd.DataFrame(spots.counts[kept], index=[names[k] for k in kept], columns=tissue.genes.index.tolist())
         counts.to_csv(folder / "counts.tsv.gz", sep="\t", compression={"method": "gzip", "compresslevel": 1})
-        table.to_csv(folder / "spots.tsv", sep="\t", index=False)
+        _spot_table(spots, tissue.mpp).to_csv(folder / "spots.tsv", sep="\t", index=False)
         Image.fromarray(tissue.image).save(folder / "image.jpg", quality=95, subsampling=0)
+        truth = spot_truth(spots, tissue)
+        truth.obs_names = counts.index
         save_truth(folder / FOLDER, tissue, tables={"spots": truth})
     return Path(path)
+
+
+def _spot_table(spots: Spots, mpp: float) -> pd.DataFrame:
+    column, row = spots.positions["array_col"], spots.positions["array_row"]
+    return pd.DataFrame(
+        {
+            "x": column,
+            "y": row,
+            "new_x": column.astype(float),
+            "new_y": row.astype(float),
+            "pixel_x": np.round(spots.positions["x_um"] / mpp, 2),
+            "pixel_y": np.round(spots.positions["y_um"] / mpp, 2),
+            "selected": spots.positions["in_tissue"],
+        }
+    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stpred._core import keys
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, whole
 from stpred._core.tables import build_table
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import EXPECTED
 from stpred.datasets._spots import Spots, visium_spots
 
@@ -25,28 +26,24 @@ SHUFFLE = 20
 
 def toy(
     *,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (1000.0, 1000.0),
-    mpp: float = 0.5,
-    n_genes: int = 200,
     shuffled: bool = False,
     bin_um: int | None = None,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
+    **settings: Unpack[TissueKeywords],
 ) -> SpatialData:
     """Make a synthetic slide with spots and cells whose expression is known.
 
     Parameters
     ----------
-    seed, donor, size_um, mpp, n_genes
-        As in :func:`make_tissue`.
     shuffled
         Give each spot the expression of another, and each cell (and bin) that of another: nothing is left to predict.
     bin_um
         Edge of square bins in micrometres, a divisor of 16, that are added as a Visium HD measurement of the same
         tissue: ``bins_008um`` (polygons) and ``bins_008um_counts``.
     tissue
-        An existing slide to use instead of making one from these.
+        A slide to use, or the settings to make one from; None: the defaults of :class:`TissueSettings`.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -70,8 +67,7 @@ def toy(
     """
     from spatialdata import SpatialData
 
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
+    tissue = get_tissue(tissue, TissueSettings(), settings)
     rng = tissue.rng(SHUFFLE) if shuffled else None
     regions = {keys.SPOTS: _spots(tissue, visium_spots(tissue), rng), keys.CELLS: _cells(tissue, rng)}
     if bin_um is not None:
@@ -88,12 +84,10 @@ def toy(
 def toy_cohort(
     n_slides: int = 3,
     *,
-    seed: int = 0,
-    size_um: tuple[float, float] = (1000.0, 1000.0),
-    mpp: float = 0.5,
-    n_genes: int = 200,
     shuffled: bool = False,
     bin_um: int | None = None,
+    tissue: TissueSettings | None = None,
+    **settings: Unpack[TissueKeywords],
 ) -> dict[str, SpatialData]:
     """Make several synthetic slides, one donor each: the same biology, another stain, scanner, library size and layout.
 
@@ -101,8 +95,13 @@ def toy_cohort(
     ----------
     n_slides
         Number of slides.
-    seed, size_um, mpp, n_genes, shuffled, bin_um
+    shuffled, bin_um
         As in :func:`toy`.
+    tissue
+        Settings of the first slide; the others have the donors that follow. None: the defaults of
+        :class:`TissueSettings`.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -120,14 +119,9 @@ def toy_cohort(
     >>> list(st.datasets.toy_cohort(2, size_um=(400, 400), n_genes=20))
     ['donor0', 'donor1']
     """
-    if int(n_slides) != n_slides or n_slides < 1:
-        raise InputError(f"`n_slides` must be a positive whole number, got {n_slides!r}.")
-    return {
-        f"donor{d}": toy(
-            seed=seed, donor=d, size_um=size_um, mpp=mpp, n_genes=n_genes, shuffled=shuffled, bin_um=bin_um
-        )
-        for d in range(int(n_slides))
-    }
+    n_slides, first = whole(n_slides, name="n_slides"), replace(tissue or TissueSettings(), **settings)
+    donors = range(first.donor, first.donor + n_slides)
+    return {f"donor{d}": toy(tissue=replace(first, donor=d), shuffled=shuffled, bin_um=bin_um) for d in donors}
 
 
 def _image(tissue: Tissue) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from stpred._core.checks import one_of
 from stpred.datasets import _files
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import FOLDER, save_truth, spot_truth
 from stpred.datasets._spots import Spots, visium_spots
 
@@ -26,13 +27,9 @@ def toy_visium(
     version: str = "v2",
     counts: str = "h5",
     fullres: bool = True,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (1000.0, 1000.0),
-    mpp: float = 0.5,
-    n_genes: int = 200,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
     overwrite: bool = False,
+    **settings: Unpack[TissueKeywords],
 ) -> Path:
     """Write a synthetic Visium slide as a Space Ranger ``outs`` folder.
 
@@ -47,12 +44,12 @@ def toy_visium(
         ``"h5"``, ``"mtx"`` (folder ``filtered_feature_bc_matrix``) or ``"both"``.
     fullres
         Also write the full-resolution image ``fullres_image.tif`` (tiled, without resolution).
-    seed, donor, size_um, mpp, n_genes
-        As in :func:`make_tissue`.
     tissue
-        An existing slide to write instead of making one from these.
+        A slide to write, or the settings to make one from; None: the defaults of :class:`TissueSettings`.
     overwrite
         Replace an existing folder.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -72,11 +69,9 @@ def toy_visium(
     """
     one_of(version, VERSIONS, name="version")
     one_of(counts, MATRICES, name="counts")
-    _files.refuse_existing(Path(path), overwrite=overwrite)
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
-    spots = visium_spots(tissue)
     with _files.staged(path, overwrite=overwrite) as folder:
+        tissue = get_tissue(tissue, TissueSettings(), settings)
+        spots = visium_spots(tissue)
         _write_matrices(folder, spots, tissue, software=VERSIONS[version], counts=counts)
         (folder / "spatial").mkdir()
         _write_positions(folder / "spatial", spots.positions, tissue.mpp, version)

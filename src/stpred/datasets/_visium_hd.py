@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from stpred._core import keys
 from stpred._core.checks import one_of
 from stpred.datasets import _files
 from stpred.datasets._bins import Bins, bin_names, cell_labels, make_bins, place_molecules
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import COUNTS, FOLDER, SHARES, save_truth
 from stpred.datasets._visium import FIDUCIAL_UM, FULLRES
 
@@ -32,13 +32,9 @@ def toy_visium_hd(
     *,
     bin_sizes: tuple[int, ...] = BIN_SIZES_UM,
     segmented: bool = True,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (608.0, 608.0),
-    mpp: float = 0.5,
-    n_genes: int = 100,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
     overwrite: bool = False,
+    **settings: Unpack[TissueKeywords],
 ) -> Path:
     """Write a synthetic Visium HD slide as a Space Ranger ``outs`` folder.
 
@@ -50,12 +46,13 @@ def toy_visium_hd(
         Bin sizes in micrometres, of 2, 8 and 16.
     segmented
         Also write ``segmented_outputs`` (cells and nuclei as geojson, cells by genes) and ``barcode_mappings.parquet``.
-    seed, donor, size_um, mpp, n_genes
-        As in :func:`make_tissue`; bins cover the largest multiple of 16 um in each direction.
     tissue
-        An existing slide to write instead of making one from these.
+        A slide to write, or the settings to make one from; None: 608 x 608 um, 100 genes.
+        Bins cover the largest multiple of 16 um in each direction.
     overwrite
         Replace an existing folder.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -75,13 +72,11 @@ def toy_visium_hd(
     """
     for size in bin_sizes:
         one_of(size, BIN_SIZES_UM, name="bin_sizes")
-    _files.refuse_existing(Path(path), overwrite=overwrite)
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
-    labels = cell_labels(tissue)
-    molecules = place_molecules(tissue, labels)
     truth: dict[str, Any] = {}
     with _files.staged(path, overwrite=overwrite) as folder:
+        tissue = get_tissue(tissue, TissueSettings(size_um=(608.0, 608.0), n_genes=100), settings)
+        labels = cell_labels(tissue)
+        molecules = place_molecules(tissue, labels)
         (folder / "spatial").mkdir()
         factors = _factors(tissue.mpp, _files.write_thumbnails(folder / "spatial", tissue.image))
         for size in bin_sizes:

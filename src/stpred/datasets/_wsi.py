@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stpred._core.checks import InputError, one_of, positive
 from stpred._core.files import staged_file
 from stpred.datasets import _files
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import save_truth, truth_folder
 
 FORMATS = {"svs": (".svs",), "ome.tif": (".ome.tif", ".ome.tiff"), "tif": (".tif", ".tiff"), "png": (".png",)}
@@ -22,12 +22,9 @@ def toy_wsi(
     *,
     format: str | None = None,
     stated_mpp: float | None = None,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (1000.0, 1000.0),
-    mpp: float = 0.5,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
     overwrite: bool = False,
+    **settings: Unpack[TissueKeywords],
 ) -> Path:
     """Write a synthetic whole slide: an image and nothing else.
 
@@ -40,12 +37,12 @@ def toy_wsi(
         ``"tif"`` (one level in strips, resolution in the TIFF tags) or ``"png"`` (no resolution); None: by the name.
     stated_mpp
         Resolution that the file claims, to make one that is wrong; None: the true one.
-    seed, donor, size_um, mpp
-        As in :func:`make_tissue`.
     tissue
-        An existing slide to write instead of making one from these.
+        A slide to write, or the settings to make one from; None: the defaults of :class:`TissueSettings`.
     overwrite
         Replace an existing file.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -65,16 +62,16 @@ def toy_wsi(
     """
     path = Path(path)
     format = _format(path) if format is None else one_of(format, FORMATS, name="format")
-    stated = mpp if tissue is None else tissue.mpp
-    stated = stated if stated_mpp is None else positive(stated_mpp, name="stated_mpp", unit="um per pixel")
+    if stated_mpp is not None:
+        stated_mpp = positive(stated_mpp, name="stated_mpp", unit="um per pixel")
     _files.refuse_existing(path, overwrite=overwrite)
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor)
+    _files.refuse_existing(path, overwrite=overwrite)
+    tissue = get_tissue(tissue, TissueSettings(), settings)
     write = {"svs": _write_svs, "ome.tif": _write_ome, "tif": _write_flat, "png": _write_png}[format]
     with _files.staged(truth_folder(path), overwrite=True) as folder:
         save_truth(folder, tissue)
         with staged_file(path, what="slide") as part:
-            write(part, tissue.image, stated)
+            write(part, tissue.image, stated_mpp or tissue.mpp)
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stpred._core.checks import positive
 from stpred.datasets import _files
 from stpred.datasets._bins import RASTER_UM, cell_labels, place_molecules
-from stpred.datasets._simulated.tissue import Tissue, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import FOLDER, save_truth
 from stpred.datasets._simulated.warp import placement, warp
 
@@ -29,13 +29,9 @@ def toy_xenium(
     rotation_deg: float = 12.0,
     flip: bool = False,
     he_scale: float = 1.6,
-    seed: int = 0,
-    donor: int = 0,
-    size_um: tuple[float, float] = (600.0, 600.0),
-    mpp: float = 0.34,
-    n_genes: int = 100,
-    tissue: Tissue | None = None,
+    tissue: Tissue | TissueSettings | None = None,
     overwrite: bool = False,
+    **settings: Unpack[TissueKeywords],
 ) -> Path:
     """Write a synthetic Xenium bundle with a post-Xenium H&E image.
 
@@ -49,14 +45,13 @@ def toy_xenium(
         How the H&E image lies: turned by so much against the transcripts, and mirrored.
     he_scale
         Pixel of the H&E image in morphology pixels of 0.2125 um.
-    seed, donor, size_um, n_genes
-        As in :func:`make_tissue`.
-    mpp
-        Micrometres per pixel at which the tissue is drawn before it is turned.
     tissue
-        An existing slide to write instead of making one from these.
+        A slide to write, or the settings to make one from; None: 600 x 600 um, 100 genes, 0.34 um
+        per pixel (at which the tissue is drawn before it is turned).
     overwrite
         Replace an existing folder.
+    **settings
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -75,16 +70,13 @@ def toy_xenium(
     >>> sdata = st.io.xenium(path)
     """
     he_mpp = PIXEL_UM * positive(he_scale, name="he_scale")
-    _files.refuse_existing(Path(path), overwrite=overwrite)
-    if tissue is None:
-        tissue = make_tissue(size_um=size_um, mpp=mpp, seed=seed, donor=donor, n_genes=n_genes)
-    ids = tissue.rng(IDS).choice(2**32 - 1, size=len(tissue.cells), replace=False).astype(np.uint32)
-    names = _spell(ids)
-    labels = cell_labels(tissue, step_um=PIXEL_UM)
-    nuclei = cell_labels(tissue, step_um=PIXEL_UM, nuclei=True)
-    molecules = place_molecules(tissue, cell_labels(tissue))
     with _files.staged(path, overwrite=overwrite) as folder:
-        transcripts = _transcripts(molecules, tissue, names)
+        tissue = get_tissue(tissue, TissueSettings(size_um=(600.0, 600.0), mpp=0.34, n_genes=100), settings)
+        ids = tissue.rng(IDS).choice(2**32 - 1, size=len(tissue.cells), replace=False).astype(np.uint32)
+        names = _spell(ids)
+        labels = cell_labels(tissue, step_um=PIXEL_UM)
+        nuclei = cell_labels(tissue, step_um=PIXEL_UM, nuclei=True)
+        transcripts = _transcripts(place_molecules(tissue, cell_labels(tissue)), tissue, names)
         transcripts.to_parquet(folder / "transcripts.parquet", index=False)
         cells = _cells(tissue, names)
         cells.to_parquet(folder / "cells.parquet", index=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError, positive
+from stpred._core.checks import InputError, positive, whole
 from stpred.datasets._simulated.expression import biology, draw_counts, express
 from stpred.datasets._simulated.layout import Layout, lay_out
 from stpred.datasets._simulated.render import render
@@ -16,9 +16,75 @@ from stpred.datasets._simulated.render import render
 if TYPE_CHECKING:
     import pandas as pd
 
-SMALLEST_UM = 300.0
+MIN_UM = 300.0
 CELL_GROWTH_UM = 4.0
 """How far a cell reaches beyond its nucleus where no neighbour stops it."""
+
+
+@dataclass(frozen=True)
+class TissueSettings:
+    """What :func:`make_tissue` makes a slide from.
+
+    Parameters
+    ----------
+    size_um
+        Width and height in micrometres, glass around the tissue included; at least 300.
+    mpp
+        Micrometres per pixel.
+    seed, donor
+        Whole numbers; the same ones give the same slide.
+    n_genes
+        Number of genes; fewer genes are the first of more.
+    depth
+        Mean number of counts per cell before the slide's library factor.
+    region_scale_um
+        Smoothing of the fields that lay out the regions; regions are about four times as wide.
+
+    Raises
+    ------
+    stpred._core.checks.InputError
+        If a size is too small or a number is not positive.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.datasets.TissueSettings(donor=5).mpp
+    0.5
+    """
+
+    size_um: tuple[float, float] = (1000.0, 1000.0)
+    mpp: float = 0.5
+    seed: int = 0
+    donor: int = 0
+    n_genes: int = 200
+    depth: float = 250.0
+    region_scale_um: float = 60.0
+
+    def __post_init__(self) -> None:
+        size_um = tuple(positive(s, name="size_um", unit="micrometres") for s in self.size_um)
+        if min(size_um) < MIN_UM:
+            raise InputError(f"`size_um` must be at least {MIN_UM:g} by {MIN_UM:g} um, got {self.size_um!r}.")
+        checked = {
+            "size_um": size_um,
+            "mpp": positive(self.mpp, name="mpp", unit="um per pixel"),
+            "n_genes": whole(self.n_genes, name="n_genes"),
+            "depth": positive(self.depth, name="depth"),
+            "region_scale_um": positive(self.region_scale_um, name="region_scale_um"),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+class TissueKeywords(TypedDict, total=False):
+    """Fields of :class:`TissueSettings` as keywords of the functions that make a slide."""
+
+    size_um: tuple[float, float]
+    mpp: float
+    seed: int
+    donor: int
+    n_genes: int
+    depth: float
+    region_scale_um: float
 
 
 @dataclass(frozen=True)
@@ -73,16 +139,7 @@ class Tissue:
         return np.random.default_rng([self.seed, self.donor, purpose])
 
 
-def make_tissue(
-    *,
-    size_um: tuple[float, float] = (1000.0, 1000.0),
-    mpp: float = 0.5,
-    seed: int = 0,
-    donor: int = 0,
-    n_genes: int = 200,
-    depth: float = 250.0,
-    region_scale_um: float = 60.0,
-) -> Tissue:
+def make_tissue(settings: TissueSettings | None = None, **changes: Unpack[TissueKeywords]) -> Tissue:
     """Make a synthetic H&E slide whose expression is known for every cell.
 
     Four kinds of tissue (tumour nests, stroma, lymphoid aggregates, glands) hold five cell types that differ in nuclear
@@ -93,18 +150,10 @@ def make_tissue(
 
     Parameters
     ----------
-    size_um
-        Width and height in micrometres, glass around the tissue included; at least 300.
-    mpp
-        Micrometres per pixel.
-    seed, donor
-        Whole numbers; the same ones give the same slide.
-    n_genes
-        Number of genes; fewer genes are the first of more.
-    depth
-        Mean number of counts per cell before the slide's library factor.
-    region_scale_um
-        Smoothing of the fields that lay out the regions; regions are about four times as wide.
+    settings
+        What to make it from; None: the defaults of :class:`TissueSettings`.
+    **changes
+        Fields of :class:`TissueSettings` to replace.
 
     Returns
     -------
@@ -123,32 +172,37 @@ def make_tissue(
     >>> tissue.image.shape
     (800, 800, 3)
     """
-    width, height = (positive(s, name="size_um", unit="micrometres") for s in size_um)
-    if min(width, height) < SMALLEST_UM:
-        raise InputError(f"`size_um` must be at least {SMALLEST_UM:g} by {SMALLEST_UM:g} um, got {size_um!r}.")
-    mpp, depth = positive(mpp, name="mpp", unit="um per pixel"), positive(depth, name="depth")
-    if int(n_genes) != n_genes or n_genes < 1:
-        raise InputError(f"`n_genes` must be a positive whole number, got {n_genes!r}.")
-    place, ink, scanner, states, noise = (np.random.default_rng([seed, donor, k]) for k in range(5))
-    layout = lay_out((width, height), rng=place, region_scale_um=positive(region_scale_um, name="region_scale_um"))
-    facts = biology(int(n_genes))
+    settings = replace(settings or TissueSettings(), **changes)
+    streams = (np.random.default_rng([settings.seed, settings.donor, k]) for k in range(5))
+    place, ink, scanner, states, noise = streams
+    layout = lay_out(settings.size_um, rng=place, region_scale_um=settings.region_scale_um)
+    shared = biology(settings.n_genes)
     library = float(np.exp(states.normal(0, 0.35)))
-    expected = express(layout.cells, facts, depth=depth * library, rng=states)
+    expected = express(layout.cells, shared, depth=settings.depth * library, rng=states)
     nuclei, outlines = _polygons(layout)
     return Tissue(
-        image=render(layout, mpp=mpp, rng=ink, scanner=scanner),
-        mpp=mpp,
-        size_um=(width, height),
+        image=render(layout, mpp=settings.mpp, rng=ink, scanner=scanner),
+        mpp=settings.mpp,
+        size_um=settings.size_um,
         cells=layout.cells,
         nuclei=nuclei,
         outlines=outlines,
-        genes=facts.genes,
+        genes=shared.genes,
         expected=expected,
         counts=draw_counts(expected, rng=noise),
         library=library,
-        seed=seed,
-        donor=donor,
+        seed=settings.seed,
+        donor=settings.donor,
     )
+
+
+def get_tissue(tissue: Tissue | TissueSettings | None, default: TissueSettings, changes: TissueKeywords) -> Tissue:
+    """Return `tissue` itself, or make it from its settings (or `default`) with `changes`."""
+    if isinstance(tissue, Tissue):
+        if changes:
+            raise InputError(f"`tissue` is made already; leave out its settings {sorted(changes)}.")
+        return tissue
+    return make_tissue(tissue or default, **changes)
 
 
 def _polygons(layout: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
