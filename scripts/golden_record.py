@@ -712,6 +712,8 @@ def prediction_options(tools: Tools) -> Record:
     st.tl.predict(bare, tools.ridge)
     coarse = st.datasets.toy(size_um=(600, 600), mpp=1.6, n_genes=24)
     student = tools.student
+    with st.settings.override(max_upsampling=4):
+        upsampled = st.tl.predict(coarse, tools.ridge, shapes_key="spots", inplace=False)
     return {
         "genes": st.tl.predict(slide, tools.ridge, shapes_key="spots", genes=["DCN", "EPCAM"], inplace=False),
         "interval": st.tl.predict(slide, model, shapes_key="spots", interval=0.9, inplace=False),
@@ -720,7 +722,7 @@ def prediction_options(tools: Tools) -> Record:
         "preserve": st.tl.predict(slide, student, shapes_key="fine", preserve="spots", inplace=False),
         "usual region": st.tl.predict(slide, tools.ridge, inplace=False),
         "from folder": st.tl.predict(slide, st.models.save(tools.ridge, tools.new_folder() / "m"), inplace=False),
-        "coarse": st.tl.predict(coarse, tools.ridge, shapes_key="spots", allow_upsampling=True, inplace=False),
+        "coarse": upsampled,
     }
 
 
