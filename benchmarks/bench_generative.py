@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from stpred.models.batch import Batch
+from stpred.models.parts.pixel_grid import Coverage, Window
 from stpred.models.xfuse.model import XFuse
 from stpred.models.xfuse.readout import Readout
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.scene import Coverage, Window
 
 GENES = 1000
 EDGE = 1000

@@ -15,7 +15,7 @@ from stpred.data._canvas import RANGE, Canvas
 from stpred.data._regions import read_region
 from stpred.data._scene import SlideScene, scene_batch
 from stpred.datasets._subtypes import toy_subtypes
-from stpred.models.xfuse.scene import Coverage, Window
+from stpred.models.parts.pixel_grid import Coverage, Window
 from stpred.tiles import Level, Pyramid
 
 MPP = 2.0

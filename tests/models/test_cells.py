@@ -13,7 +13,7 @@ from stpred._core.checks import InputError
 from stpred.links import Links
 from stpred.models import Batch, DeepCell, DeepSpot2Cell, SCellST
 from stpred.models.batch import Patches
-from stpred.models.layers import segment_mean, segment_softmax, segment_sum
+from stpred.models.parts.layers import segment_mean, segment_softmax, segment_sum
 from stpred.models.parts.sample import gather
 from stpred.training import fit
 

@@ -105,7 +105,7 @@ def test_bad_files_each_get_their_sentence(tmp_path: Path) -> None:
 def test_third_parties_add_families_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    theirs = EntryPoint("their-mean", "stpred.models.mean:Mean", registry.ENTRY_POINTS)
+    theirs = EntryPoint("their-mean", "stpred.models.baselines:Mean", registry.ENTRY_POINTS)
     monkeypatch.setattr(registry, "entry_points", lambda group: [theirs] if group == registry.ENTRY_POINTS else [])
     assert "their-mean" in models.list()
     assert registry.family("their-mean") is Mean

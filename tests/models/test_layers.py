@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stpred.models import layers
+from stpred.models.parts import layers
 
 
 def plainly(linear: list[nn.Linear], x: torch.Tensor, p: float) -> torch.Tensor:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from stpred import links, metrics, models, training
 from stpred._core.checks import InputError
-from stpred.models import MISO, MLP, Batch, DeepSpot, Ensemble, Record, STNet, Transformer, layers, losses
+from stpred.models import MISO, MLP, Batch, DeepSpot, Ensemble, Record, STNet, Transformer
 from stpred.models.base import BaseConfig
-from stpred.models.parts import network
+from stpred.models.parts import layers, losses, network
 from stpred.models.parts.network import Network
 from stpred.models.parts.sample import gather
 from stpred.models.stnet import dihedral

@@ -14,15 +14,14 @@ from stpred._core.checks import InputError
 from stpred.data._canvas import Canvas
 from stpred.data._scene import SlideScene
 from stpred.models import Batch, XFuse
-from stpred.models.xfuse import likelihood, readout
-from stpred.models.xfuse import model as module
+from stpred.models.parts.pixel_grid import Window
+from stpred.models.xfuse import config, likelihood, readout
 from stpred.models.xfuse.covariates import Covariates
 from stpred.models.xfuse.initial import first_profiles, fit_baselines
 from stpred.models.xfuse.metagenes import Change
 from stpred.models.xfuse.networks import Decoder, Encoder
 from stpred.models.xfuse.readout import Reading, Readout, read_out
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.scene import Window
 from stpred.tiles import Level, Pyramid
 
 from . import naive_xfuse
@@ -803,5 +802,5 @@ def test_slide_without_pixels_or_a_setting_that_cannot_be_is_refused(model: XFus
         XFuse.Config(epochs=None)
     with pytest.raises(InputError, match="counts"):
         model.config.training_target("log1p_cp10k")
-    assert module.XFuseConfig.published().purge_interval == 1000
-    assert module.XFuseConfig.published().amsgrad
+    assert config.XFuseConfig.published().purge_interval == 1000
+    assert config.XFuseConfig.published().amsgrad

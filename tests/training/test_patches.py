@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from stpred.data._canvas import Canvas
 from stpred.data._scene import SlideScene
 from stpred.models import Batch
+from stpred.models.parts.pixel_grid import View, Window
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.scene import View, Window
 from stpred.regions import TissueMask
 from stpred.tiles import Level, Pyramid
 from stpred.training._patches import LOG_SCALE, SHEAR, PatchFeed, random_affine

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stpred._core.specs import TileSpec
 from stpred._image.tissue import not_slide
-from stpred.models.xfuse.scene import Window
+from stpred.models.parts.pixel_grid import Window
 from stpred.regions import TissueMask
 from stpred.tiles import Pyramid
 

@@ -21,7 +21,7 @@ from stpred.data._regions import Region
 from stpred.data._tokens import of_rows, outlines
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch
-from stpred.models.xfuse.scene import Coverage, View, Window
+from stpred.models.parts.pixel_grid import Coverage, View, Window
 from stpred.regions.squares import Inside, centres_inside
 
 logger = logging.getLogger("stpred")
@@ -46,7 +46,7 @@ _OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class SlideScene:
-    """A canvas and the shapes of targets on it; see :class:`stpred.models.xfuse.scene.Scene`.
+    """A canvas and the shapes of targets on it; see :class:`stpred.models.parts.pixel_grid.Scene`.
 
     Attributes
     ----------

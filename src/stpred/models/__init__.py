@@ -12,15 +12,13 @@ from stpred._core.lazy import attach
 if TYPE_CHECKING:
     from stpred.models._files.reference import load_reference
     from stpred.models.base import BaseConfig, Model, Record
+    from stpred.models.baselines import Intensity, Mean
     from stpred.models.batch import Batch, Needs
-    from stpred.models.deepcell import DeepCell
-    from stpred.models.deepspot import DeepSpot
+    from stpred.models.deepspot import DeepCell, DeepSpot
     from stpred.models.deepspot2cell import DeepSpot2Cell
     from stpred.models.ensemble import Ensemble
     from stpred.models.files import load, save
-    from stpred.models.intensity import Intensity
-    from stpred.models.mean import Mean
-    from stpred.models.miso import MISO
+    from stpred.models.miso import MISO, Transformer
     from stpred.models.mlp import MLP
     from stpred.models.parts.network import Network, NetworkConfig
     from stpred.models.registry import list
@@ -28,21 +26,20 @@ if TYPE_CHECKING:
     from stpred.models.scellst import SCellST
     from stpred.models.stnet import STNet
     from stpred.models.student import Student
-    from stpred.models.transformer import Transformer
     from stpred.models.xfuse.model import XFuse
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
 _HOMES = {
     "BaseConfig": "base",
     "Batch": "batch",
-    "DeepCell": "deepcell",
+    "DeepCell": "deepspot",
     "DeepSpot": "deepspot",
     "DeepSpot2Cell": "deepspot2cell",
     "Ensemble": "ensemble",
-    "Intensity": "intensity",
+    "Intensity": "baselines",
     "MISO": "miso",
     "MLP": "mlp",
-    "Mean": "mean",
+    "Mean": "baselines",
     "Model": "base",
     "Needs": "batch",
     "Network": "parts.network",
@@ -52,7 +49,7 @@ _HOMES = {
     "SCellST": "scellst",
     "STNet": "stnet",
     "Student": "student",
-    "Transformer": "transformer",
+    "Transformer": "miso",
     "XFuse": "xfuse.model",
     "list": "registry",
     "load": "files",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 from stpred.links import Links
-from stpred.models.xfuse.scene import Scene
+from stpred.models.parts.pixel_grid import Scene
 
 
 @dataclass(frozen=True)

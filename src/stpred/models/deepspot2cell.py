@@ -16,9 +16,9 @@ from stpred._core.specs import TileSpec
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.deepspot import PITCHES
-from stpred.models.layers import lower_median, rows_or_zero
 from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
 from stpred.models.parts.iterative import share
+from stpred.models.parts.layers import lower_median, rows_or_zero
 from stpred.models.parts.sample import Sample
 
 

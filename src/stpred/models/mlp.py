@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stpred._core.checks import InputError, positive
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Needs
-from stpred.models.layers import activation, perceptron, rows_or_zero
+from stpred.models.parts.layers import activation, perceptron, rows_or_zero
 from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample
 

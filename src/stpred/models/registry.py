@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from stpred.models.base import BaseConfig, Model
 
 FAMILIES = {
-    "deepcell": "stpred.models.deepcell:DeepCell",
+    "deepcell": "stpred.models.deepspot:DeepCell",
     "deepspot": "stpred.models.deepspot:DeepSpot",
     "deepspot2cell": "stpred.models.deepspot2cell:DeepSpot2Cell",
     "ensemble": "stpred.models.ensemble:Ensemble",
-    "intensity": "stpred.models.intensity:Intensity",
-    "mean": "stpred.models.mean:Mean",
+    "intensity": "stpred.models.baselines:Intensity",
+    "mean": "stpred.models.baselines:Mean",
     "miso": "stpred.models.miso:MISO",
     "mlp": "stpred.models.mlp:MLP",
     "ridge": "stpred.models.ridge:Ridge",
     "scellst": "stpred.models.scellst:SCellST",
     "stnet": "stpred.models.stnet:STNet",
     "student": "stpred.models.student:Student",
-    "transformer": "stpred.models.transformer:Transformer",
+    "transformer": "stpred.models.miso:Transformer",
     "xfuse": "stpred.models.xfuse.model:XFuse",
 }
 

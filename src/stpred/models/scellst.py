@@ -15,14 +15,14 @@ from stpred._core.checks import InputError, one_of, positive
 from stpred._core.specs import TileSpec
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.layers import (
+from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
+from stpred.models.parts.layers import (
     SOFTPLUS_BETA,
     activation,
     perceptron,
     segment_softmax,
     segment_sum,
 )
-from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
 from stpred.models.parts.network import check_perceptron
 from stpred.models.parts.sample import Sample, Scaling
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stpred._core.checks import positive
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.layers import activation, hidden_values, perceptron
 from stpred.models.ood import TypicalTiles
+from stpred.models.parts.layers import activation, hidden_values, perceptron
 from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample, Scaling
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import listing
 from stpred.models.batch import Batch
-from stpred.models.losses import RELATIVE
 from stpred.models.parts.iterative import Iterative
+from stpred.models.parts.losses import RELATIVE
 from stpred.models.parts.sample import gather
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from stpred._core.checks import listing
 from stpred._core.targets import dense
 from stpred.models.batch import Batch
+from stpred.models.parts.pixel_grid import View
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.scene import View
 from stpred.training._augment import jittered
 
 TURN = 180.0

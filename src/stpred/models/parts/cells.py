@@ -12,8 +12,8 @@ from torch import Tensor
 
 from stpred._core.checks import InputError
 from stpred.models.batch import Batch, Needs
-from stpred.models.layers import segment_mean, segment_sum
 from stpred.models.ood import TypicalTiles
+from stpred.models.parts.layers import segment_mean, segment_sum
 from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample, Scaling
 

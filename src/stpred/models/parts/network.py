@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, whole
 from stpred._core.targets import CP10K, moments
-from stpred.models import losses
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.layers import ACTIVATIONS, OUTPUTS
+from stpred.models.parts import losses
 from stpred.models.parts.iterative import Iterative, IterativeConfig, share
+from stpred.models.parts.layers import ACTIVATIONS, OUTPUTS
 from stpred.models.parts.sample import Sample, Scaling, gather
 
 STANDARDIZE = ("none", "train", "slide")

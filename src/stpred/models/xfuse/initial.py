@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from stpred._core.targets import dense
+from stpred.models.batch import Batch
+from stpred.models.parts.pixel_grid import Window
 from stpred.models.xfuse.likelihood import EPS, negative_binomial
 
 STEPS = 400
@@ -74,3 +80,26 @@ def first_profiles(
     of_part = parts / parts.sum(dim=1, keepdim=True).clamp(min=1e-12)
     eps = 0.02 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
     return ((of_part + eps) / (mean + eps)).log().clamp(-most, most), deviation
+
+
+def evenly_picked_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor, Tensor]:
+    """Return (n, n_genes) counts of evenly picked locations, and whether each gene was measured there."""
+    rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(most, 1), len(batch.targets))).astype(int))
+    counts = torch.from_numpy(dense(batch.y[rows], np.float32))  # type: ignore[index]
+    known = torch.ones(n_genes, dtype=torch.bool) if batch.known is None else torch.from_numpy(batch.known)
+    return counts, known.expand(len(rows), n_genes)
+
+
+def evenly_picked_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
+    """Return (3, p) pixels of nine windows spread over what is looked at."""
+    frame = scene.frame
+    height, width = min(edge, frame.height), min(edge, frame.width)
+    at = [
+        Window(
+            frame.row + int(y * (frame.height - height)), frame.column + int(x * (frame.width - width)), height, width
+        )
+        for y in (0.0, 0.5, 1.0)
+        for x in (0.0, 0.5, 1.0)
+    ]
+    scene.fetch(at)
+    return np.concatenate([scene.image(window).reshape(3, -1) for window in at], axis=1)

@@ -7,6 +7,7 @@ variables with one success probability add up in `total_count`: what pixels have
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -154,3 +155,29 @@ def sums_without_each(logits: Tensor, activation: Tensor, scale: Tensor, region:
     out[index, :, index] = 0
     others = torch.softmax(logits.scatter(1, leading, -torch.inf), dim=1) * scale[:, None]
     return out.view(-1, n_metagenes).index_add_(0, leading[:, 0] * n_regions + region, others).view_as(out)
+
+
+@dataclass
+class Elbo:
+    """The terms of the evidence lower bound of a step, as they enter it: log likelihoods, and divergences to take off.
+
+    Attributes
+    ----------
+    image, expression
+        Log likelihoods, summed over pixels and channels, regions and genes.
+    latents
+        Divergence of the latents, summed.
+    metagenes, effects, levels
+        Divergences of the metagenes, the covariates' effects and the unknown levels: this step's share of them.
+    """
+
+    image: Tensor
+    expression: Tensor
+    latents: Tensor
+    metagenes: Tensor
+    effects: Tensor
+    levels: Tensor
+
+    def total(self) -> Tensor:
+        """Return the bound."""
+        return self.image + self.expression - self.latents - self.metagenes - self.effects - self.levels

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,163 +13,28 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, listing, one_of, whole
-from stpred._core.specs import TileSpec
-from stpred._core.targets import dense
+from stpred._core.checks import InputError, listing
 from stpred.models.base import BaseConfig
-from stpred.models.batch import Batch, Needs
-from stpred.models.parts.iterative import Iterative, IterativeConfig
+from stpred.models.batch import Batch
+from stpred.models.parts.iterative import Iterative
 from stpred.models.xfuse import likelihood as terms
 from stpred.models.xfuse import metagenes as bookkeeping
+from stpred.models.xfuse.config import DEFAULT_TILE, XFuseConfig
 from stpred.models.xfuse.covariates import Covariates
-from stpred.models.xfuse.initial import first_profiles, fit_baselines
+from stpred.models.xfuse.initial import evenly_picked_counts, evenly_picked_pixels, first_profiles, fit_baselines
+from stpred.models.xfuse.likelihood import Elbo
 from stpred.models.xfuse.networks import Decoder, Encoder, head, last
 from stpred.models.xfuse.readout import PLAIN, Readout, read_out
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.scene import Window
 
 logger = logging.getLogger("stpred")
 
-DEFAULT_TILE = TileSpec(mpp=8.0, size_px=96)
-
-STRATEGIES = ("drop_and_split", "extra")
 
 _FIT_ROWS = 4000
 """Locations that the first fit of the gene baselines is made on, at most."""
 
 _FIRST_SPREAD = 0.01
 _DRAWS = 3
-
-
-@dataclass(frozen=True)
-class XFuseConfig(IterativeConfig):
-    """Settings of :class:`XFuse`; ``XFuse.Config.published()`` gives those of the publication.
-
-    Parameters
-    ----------
-    depth
-        Levels of the networks; level i sees the image at ``1 / 2**i`` of its resolution.
-    width
-        Channels of the finest level; each further one has twice as many.
-    metagenes
-        Metagenes to start with: parts that the counts are mixtures of (non-negative factors). 1: a single one.
-    max_metagenes
-        Most metagenes.
-    strategy
-        ``"drop_and_split"``: metagenes that the counts are better off without are dropped, the others split in two;
-        ``"extra"``: beside those that contribute, `spare` others are kept.
-    purge_interval
-        Epochs between two such reviews; None: there is only the last, when training is done, in which the metagenes
-        that the counts are better off without go one after the other.
-    spare, spare_last, spare_epochs
-        Of ``"extra"``: spare metagenes at first, at last, and the epochs in which the number falls from one to the
-        other.
-    covariates
-        Slide to covariate to level, such as ``{"s1": {"patient": "a"}, "s2": {"patient": None}}`` (None: not known).
-        Each level has an effect on every gene's rate and dispersion. None: each slide is a level of ``section``.
-    score_folds
-        Also train with each donor left out, to score genes: as many more trainings.
-    lr_global
-        Rate of what all slides share: baselines take five times as much, posteriors of metagenes and effects twice.
-    decay
-        Let all rates fall along half a cosine.
-    amsgrad
-        Use AMSGrad, as published; the large gradients of the first steps then slow down thousands of others.
-    lr, batch_size, epochs
-        Of Adam on the networks, patches per step, and passes; in a pass each slide is seen in as many patches as cover
-        it.
-    """
-
-    family: ClassVar[str] = "xfuse"
-    takes_images: ClassVar[bool] = True
-    generative: ClassVar[bool] = True
-    default_encoder: ClassVar[str] = "pixels"
-    default_tile: ClassVar[TileSpec | None] = DEFAULT_TILE
-    depth: int = 4
-    width: int = 16
-    metagenes: int = 8
-    max_metagenes: int = 50
-    strategy: str = "drop_and_split"
-    purge_interval: int | None = None
-    spare: int = 4
-    spare_last: int = 1
-    spare_epochs: int = 10_000
-    covariates: Mapping[str, Mapping[str, str | None]] | None = None
-    score_folds: bool = False
-    lr_global: float = 1e-3
-    decay: bool = True
-    amsgrad: bool = False
-    epochs: int | None = 100
-    lr: float = 1e-3
-    batch_size: int = 4
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("depth", "width", "metagenes", "max_metagenes", "spare_epochs"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        for name in ("spare", "spare_last"):
-            if getattr(self, name) != 0:
-                object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        if self.purge_interval is not None:
-            object.__setattr__(self, "purge_interval", whole(self.purge_interval, name="purge_interval", unset=True))
-        one_of(self.strategy, STRATEGIES, name="strategy")
-        if self.epochs is None:
-            raise InputError("`epochs` of XFuse must be given: no number of passes is chosen on left-out slides.")
-        if self.metagenes > self.max_metagenes:
-            raise InputError(f"`metagenes` ({self.metagenes}) exceeds `max_metagenes` ({self.max_metagenes}).")
-        if self.covariates is not None:
-            object.__setattr__(self, "covariates", Covariates.checked(self.covariates))
-
-    @classmethod
-    def published(cls, **changes: Any) -> XFuseConfig:
-        """Return the published settings: six levels, one metagene at first, reviews every 1 000 of 20 000 epochs."""
-        values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4, "lr_global": 3e-4}
-        values |= {"decay": False, "amsgrad": True}
-        return cls(**{**values, **changes})
-
-    @property
-    def needs(self) -> Needs:
-        """The slide's pixels."""
-        return Needs(scene=True)
-
-    def training_target(self, target: str | None) -> str:
-        """Return counts: the likelihood is of nothing else."""
-        if target not in (None, "counts"):
-            raise InputError(f"XFuse models raw counts; leave `target` out, got {target!r}.")
-        return "counts"
-
-    def for_slides(self, slides: Sequence[str]) -> XFuseConfig:
-        """Return the settings with every slide a level of ``section`` where no covariates are given."""
-        if self.covariates is not None:
-            return replace(self, covariates=Covariates.known_to(self.covariates, slides))
-        return replace(self, covariates={s: {"section": s} for s in slides} if len(slides) > 1 else {})
-
-
-@dataclass
-class Elbo:
-    """The terms of the evidence lower bound of a step, as they enter it: log likelihoods, and divergences to take off.
-
-    Attributes
-    ----------
-    image, expression
-        Log likelihoods, summed over pixels and channels, regions and genes.
-    latents
-        Divergence of the latents, summed.
-    metagenes, effects, levels
-        Divergences of the metagenes, the covariates' effects and the unknown levels: this step's share of them.
-    """
-
-    image: Tensor
-    expression: Tensor
-    latents: Tensor
-    metagenes: Tensor
-    effects: Tensor
-    levels: Tensor
-
-    def total(self) -> Tensor:
-        """Return the bound."""
-        return self.image + self.expression - self.latents - self.metagenes - self.effects - self.levels
 
 
 class XFuse(Iterative):
@@ -262,12 +126,14 @@ class XFuse(Iterative):
     def begin(self, batches: Sequence[Batch]) -> None:
         """Fit the gene baselines, and let image and scale start at the slides' means."""
         measured = [b for b in batches if b.y is not None]
-        rows, known = zip(*(_some_counts(b, self.n_genes, _FIT_ROWS // len(measured)) for b in measured), strict=True)
+        rows, known = zip(
+            *(evenly_picked_counts(b, self.n_genes, _FIT_ROWS // len(measured)) for b in measured), strict=True
+        )
         rate, logit = fit_baselines(torch.cat(rows), torch.cat(known))
         n = int(self.active.sum())
         scenes: list[Any] = [b.scene for b in batches]
         size = float(np.median(np.concatenate([b.scene.sizes() for b in measured])))  # type: ignore[union-attr]
-        colours = np.concatenate([_some_pixels(s) for s in scenes], axis=1)
+        colours = np.concatenate([evenly_picked_pixels(s) for s in scenes], axis=1)
         mean, std = colours.mean(axis=1), colours.std(axis=1).clip(1e-2)
         with torch.no_grad():
             self.log_rate.copy_(rate)
@@ -514,26 +380,3 @@ class XFuse(Iterative):
 def _straight_through(logits: Tensor) -> Tensor:
     """Return a one-hot draw whose gradient is that of the relaxed one."""
     return F.gumbel_softmax(logits, tau=0.1, hard=True)
-
-
-def _some_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor, Tensor]:
-    """Return (n, n_genes) counts of evenly picked locations, and whether each gene was measured there."""
-    rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(most, 1), len(batch.targets))).astype(int))
-    counts = torch.from_numpy(dense(batch.y[rows], np.float32))  # type: ignore[index]
-    known = torch.ones(n_genes, dtype=torch.bool) if batch.known is None else torch.from_numpy(batch.known)
-    return counts, known.expand(len(rows), n_genes)
-
-
-def _some_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
-    """Return (3, p) pixels of nine windows spread over what is looked at."""
-    frame = scene.frame
-    height, width = min(edge, frame.height), min(edge, frame.width)
-    at = [
-        Window(
-            frame.row + int(y * (frame.height - height)), frame.column + int(x * (frame.width - width)), height, width
-        )
-        for y in (0.0, 0.5, 1.0)
-        for x in (0.0, 0.5, 1.0)
-    ]
-    scene.fetch(at)
-    return np.concatenate([scene.image(window).reshape(3, -1) for window in at], axis=1)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stpred._core.checks import InputError, whole
 from stpred.models.batch import Batch
+from stpred.models.parts.pixel_grid import Window
 from stpred.models.xfuse.likelihood import EPS, region_sums
-from stpred.models.xfuse.scene import Window
 
 if TYPE_CHECKING:
     from stpred.models.xfuse.model import XFuse

@@ -17,14 +17,14 @@ from stpred._core.checks import InputError, listing, whole
 from stpred._core.elements import need_sdata, table_instances, table_regions
 from stpred.encoders.modules import pick_device
 from stpred.inference.predictor import encoder_for, gene_columns, need_generative, region_for, trained_model
-from stpred.models.xfuse.scene import Coverage, Window
+from stpred.models.parts.pixel_grid import Coverage, Window
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpred.models import Model
+    from stpred.models.parts.pixel_grid import Scene
     from stpred.models.xfuse.readout import Reading, Readout
-    from stpred.models.xfuse.scene import Scene
 
 REST = "rest"
 """What all other regions together are called in the result."""
