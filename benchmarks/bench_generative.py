@@ -97,7 +97,7 @@ class ReadOut:
             n = height * EDGE
             strip = Flat(EDGE, first=first, rows=height)
             at = np.arange(n)
-            yield Batch("s", np.zeros((n, 24), np.float32), at, at, np.zeros((n, 2)), scene=strip)  # type: ignore[arg-type]
+            yield Batch("s", np.zeros((n, 24), np.float32), at, at, np.zeros((n, 2)), pixel_grid=strip)  # type: ignore[arg-type]
 
 
 class Review:
@@ -132,7 +132,7 @@ def patches(*, edge: int = 256, spots: int = 36, n_genes: int = GENES) -> PatchS
         region=torch.from_numpy(np.concatenate(region)),
         owner=torch.tensor(owner),
         counts=torch.from_numpy(counts.astype(np.float32)),
-        known=torch.ones(4, n_genes, dtype=torch.bool),
+        measured=torch.ones(4, n_genes, dtype=torch.bool),
         slides=("s",) * 4,
         n_patches={"s": 16},
     )

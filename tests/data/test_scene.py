@@ -324,7 +324,7 @@ def test_targets_below_a_pixel_or_in_each_other_are_refused_for_training() -> No
     twice = region.take(np.repeat(np.arange(len(region.coords_um)), 2))
     with pytest.raises(InputError, match="overlap: 100%"):
         scene_batch(twice, TileSpec(mpp=4.0, size_px=32), y=np.repeat(y, 2, axis=0))
-    assert scene_batch(twice, TileSpec(mpp=4.0, size_px=32)).scene is not None  # to be read they may
+    assert scene_batch(twice, TileSpec(mpp=4.0, size_px=32)).pixel_grid is not None  # to be read they may
 
 
 def test_taken_targets_hold_the_same_pixels_though_sizes_differ() -> None:

@@ -191,6 +191,6 @@ def elbo(model: XFuse, sample: PatchSample, draws: Draws) -> dict[str, float]:
                 for g in range(n_genes):
                     rate[g] += scale * math.exp(v) / whole * math.exp(log_rate[k][g] + profile[m, g])
         for g in range(n_genes):
-            if bool(sample.known[owner, g]):
+            if bool(sample.measured[owner, g]):
                 terms["expression"] += log_nb_pmf(float(sample.counts[r, g]), EPS + rate[g], logit[owner][g])
     return terms

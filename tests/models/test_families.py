@@ -11,7 +11,7 @@ from stpred import training
 from stpred._core.checks import InputError
 from stpred.data import with_needs
 from stpred.models import Batch, Intensity, Mean, Ridge, registry
-from stpred.models.ood import TypicalTiles, unlike_scores
+from stpred.models.ood import TrainingDistribution, ood_scores
 from stpred.models.ridge import _gcv, _solve
 
 
@@ -132,13 +132,13 @@ def test_mean_is_the_mean() -> None:
     np.testing.assert_allclose(model.predict(a)[0], np.tile(want, (60, 1)), rtol=1e-5)
 
 
-def score(typical: TypicalTiles, features: np.ndarray) -> np.ndarray:
-    return unlike_scores(typical.relative(typical.distance(features)))
+def score(typical: TrainingDistribution, features: np.ndarray) -> np.ndarray:
+    return ood_scores(typical.relative(typical.distance(features)))
 
 
 def test_typical_tiles_know_the_strange_from_the_usual() -> None:
     slides = [batch(s, n=200, f=30, seed=i).features for i, s in enumerate("abc")]
-    typical = TypicalTiles(30)
+    typical = TrainingDistribution(30)
     typical.fit(slides)
     usual = batch("d", n=200, f=30, seed=9).features
     assert (score(typical, usual) == 0).mean() > 0.9
@@ -221,7 +221,7 @@ def test_an_ensemble_tells_targets_from_those_of_training_as_its_members_do(thro
     inside = Links(np.arange(0, 41, 4), np.arange(40))
     batch = Batch("a", features, np.arange(0, 40, 4), np.arange(40), np.zeros((10, 2)), **{through: inside})
     model.typical.fit([features[4:]])
-    score = model.unlikeness(batch)
+    score = model.ood_distance(batch)
     assert score.shape == (10,)
     assert score[0] > 2
     assert (score[1:] < 1.5).all()

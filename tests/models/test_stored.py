@@ -116,7 +116,7 @@ def use(folder: Path, name: str) -> None:
         mean, std = model.predict(batch)
         assert np.isfinite(mean).all()
         assert std is None or np.isfinite(std).all()
-        model.unlikeness(batch)
+        model.ood_distance(batch)
 
 
 @pytest.mark.parametrize(

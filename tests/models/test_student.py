@@ -86,7 +86,7 @@ def test_without_footprints_a_location_is_its_own_patch() -> None:
     model = student()
     want = model.outputs(single)
     np.testing.assert_allclose(model.outputs(replace(batch, parts=None)), want, rtol=1e-6)
-    np.testing.assert_allclose(model.unlikeness(replace(batch, parts=None)), model.unlikeness(single), rtol=1e-6)
+    np.testing.assert_allclose(model.ood_distance(replace(batch, parts=None)), model.ood_distance(single), rtol=1e-6)
 
 
 def test_order_and_names_of_tokens_do_not_matter() -> None:
@@ -136,8 +136,8 @@ def test_a_location_does_not_depend_on_what_it_is_padded_with() -> None:
 def test_blocks_of_prediction_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_at_random(n=40)
     model = student(standardize="slide")
-    model.typical.fit([model.describe(batch)])
-    want, unlike = model.predict(batch)[0], model.unlikeness(batch)
+    model.typical.fit([model.ood_features(batch)])
+    want, unlike = model.predict(batch)[0], model.ood_distance(batch)
     for values in (1, 5 * GENES, 17 * GENES):
         monkeypatch.setattr("stpred.models.student._VALUES", values)
         monkeypatch.setattr("stpred.models.student._ROWS", 3)
@@ -147,7 +147,7 @@ def test_blocks_of_prediction_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
         found = np.concatenate([model.predict(batch.take(rows))[0] for rows in blocks])
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(model.predict(batch)[0], want, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(model.unlikeness(batch), unlike, rtol=1e-5)
+        np.testing.assert_allclose(model.ood_distance(batch), unlike, rtol=1e-5)
 
 
 def test_training_sees_what_prediction_sees() -> None:
@@ -167,17 +167,17 @@ def test_training_sees_what_prediction_sees() -> None:
 def test_unlikeness_is_by_the_mean_distance_of_the_patches() -> None:
     batch = batch_at_random()
     model = student()
-    assert np.isnan(model.unlikeness(batch)).all()  # nothing is known yet
-    model.typical.fit([model.describe(batch), model.describe(batch_at_random(seed=1))])
+    assert np.isnan(model.ood_distance(batch)).all()  # nothing is known yet
+    model.typical.fit([model.ood_features(batch), model.ood_features(batch_at_random(seed=1))])
     far = batch.features.copy()
     far[:25] += 60
     strange = replace(batch, features=far)
     distance = model.typical.distance(far)
     mine = [slice(a, b) for a, b in zip(batch.parts.indptr, batch.parts.indptr[1:], strict=False)]
     mean = np.array([np.average(distance[batch.parts.indices[s]], weights=batch.parts.weights[s]) for s in mine])
-    np.testing.assert_allclose(model.unlikeness(strange), model.typical.relative(mean), rtol=1e-4, atol=1e-5)
-    assert model.unlikeness(strange).max() > 2 > model.unlikeness(batch).max()
-    assert np.array_equal(model.describe(strange), far[batch.sources])
+    np.testing.assert_allclose(model.ood_distance(strange), model.typical.relative(mean), rtol=1e-4, atol=1e-5)
+    assert model.ood_distance(strange).max() > 2 > model.ood_distance(batch).max()
+    assert np.array_equal(model.ood_features(strange), far[batch.sources])
 
 
 def test_gradients_are_those_of_the_slow_mean() -> None:
@@ -211,7 +211,7 @@ def test_it_round_trips_through_a_folder(tmp_path: Path) -> None:
     assert back.support_um == model.support_um == 16.0
     assert back.id == model.id
     np.testing.assert_array_equal(back.predict(batches[0])[0], model.predict(batches[0])[0])
-    np.testing.assert_array_equal(back.unlikeness(batches[0]), model.unlikeness(batches[0]))
+    np.testing.assert_array_equal(back.ood_distance(batches[0]), model.ood_distance(batches[0]))
 
 
 def test_the_same_seed_gives_the_same_student() -> None:

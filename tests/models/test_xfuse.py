@@ -85,7 +85,7 @@ def patches(slides: tuple[str, ...] = ("a", "b", "a"), *, edge: int = 8, seed: i
         "region": np.concatenate(regions),
         "owner": np.append(np.repeat(np.arange(b), 3), b - 1),
         "counts": counts,
-        "known": known,
+        "measured": known,
     }
     return PatchSample(**{k: torch.from_numpy(v) for k, v in arrays.items()}, slides=slides, n_patches=dict(N_PATCHES))
 
@@ -235,7 +235,7 @@ def reduced_slowly(case: dict[str, Tensor], n_regions: int) -> NDArray[np.float6
             for j, m in enumerate(kept):
                 total[r] += a[p, j] * case["profiles"][m].double().exp() * case["base"][r].double().exp()
         found = likelihood.negative_binomial(case["counts"].double(), total + 1e-8, case["success"].double())
-        return float((found * case["known"]).sum())
+        return float((found * case["measured"]).sum())
 
     m = case["logits"].shape[1]
     full = log_likelihood(list(range(m)))
@@ -267,7 +267,7 @@ def test_leaving_one_out_is_the_model_without_it(spread: float | str, m: int) ->
         "base": 0.5 * normal(5, 6),
         "success": normal(5, 6),
         "counts": counts,
-        "known": torch.rand(5, 6, generator=generator) > 0.2,
+        "measured": torch.rand(5, 6, generator=generator) > 0.2,
     }
     found = likelihood.leave_one_out(n_regions=5, **case)
     np.testing.assert_allclose(found, reduced_slowly(case, 5), atol=1e-3)
@@ -277,7 +277,7 @@ def test_leaving_out_the_only_one_changes_nothing() -> None:
     case = {k: torch.rand(4, 1) for k in ("logits",)} | {"scale": torch.rand(4), "region": torch.zeros(4).long()}
     one = torch.rand(1, 3)
     found = likelihood.leave_one_out(
-        n_regions=1, profiles=one, base=one, success=one, counts=one.round(), known=one > -1, **case
+        n_regions=1, profiles=one, base=one, success=one, counts=one.round(), measured=one > -1, **case
     )
     assert found.tolist() == [0.0]
 
@@ -495,14 +495,14 @@ def slide(name: str = "a", *, seed: int = 0, radius: float = 5.0, n_genes: int =
     scene = SlideScene(canvas, at - radius * MPP, at + radius * MPP, at, says, canvas.bounds, 48)
     counts = rng.poisson(rng.gamma(3.0, 1.0, (len(at), n_genes)) * np.arange(1, n_genes + 1)).astype(np.float32)
     rows = np.arange(len(at))
-    return Batch(name, np.zeros((len(at), 1), np.float32), rows, rows, at, y=counts, scene=scene)
+    return Batch(name, np.zeros((len(at), 1), np.float32), rows, rows, at, y=counts, pixel_grid=scene)
 
 
 def part(batch: Batch, rows: NDArray[np.int64]) -> Batch:
     n = np.arange(len(rows))
-    scene: Any = batch.scene
+    scene: Any = batch.pixel_grid
     return Batch(
-        batch.slide, batch.features[rows], n, n, batch.coords_um[rows], scene=scene.take(rows),
+        batch.slide, batch.features[rows], n, n, batch.coords_um[rows], pixel_grid=scene.take(rows),
         y=None if batch.y is None else batch.y[rows],
     )  # fmt: skip
 
@@ -516,7 +516,7 @@ def model() -> XFuse:
     for layer in model.modules():  # statistics of all layers as on a slide, so that nothing dies away
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
-    scene: Any = slide().scene
+    scene: Any = slide().pixel_grid
     image = torch.from_numpy(scene.image(scene.bounds))[None]
     with torch.no_grad():
         h = model.decoder([mean + std * torch.randn_like(mean) for mean, std in model.guide(image)])
@@ -562,7 +562,7 @@ def test_tiles_hardly_matter(
 
 
 def test_sums_are_those_of_one_pass_over_the_slide(model: XFuse, batch: Batch) -> None:
-    scene: Any = batch.scene
+    scene: Any = batch.pixel_grid
     reading = read_out(model, batch, Readout(n_samples=2, seed=3))
     inside = scene.inside(scene.bounds)
     with torch.no_grad():
@@ -582,7 +582,7 @@ def test_what_is_decoded_of_a_place_does_not_depend_on_the_tile(
     model: XFuse, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readout, "MARGIN", 12)
-    scene: Any = batch.scene
+    scene: Any = batch.pixel_grid
     tile = Window(33, 50, 21, 30)  # off the lattice of the coarsest level, differently in rows and columns
     with torch.no_grad():
         every, some = (next(iter(readout.decoded(model, scene, t, n_samples=1, seed=3))) for t in (scene.bounds, tile))
@@ -734,7 +734,7 @@ def test_draws_go_through_the_levels_that_may_be(batch: Batch) -> None:
     few = part(batch, np.arange(1))
 
     def named(name: str) -> Batch:
-        return Batch(name, few.features, few.targets, few.sources, few.coords_um, scene=few.scene)
+        return Batch(name, few.features, few.targets, few.sources, few.coords_um, pixel_grid=few.pixel_grid)
 
     # Rows: batch x and y, patient p1 and p2.
     assert levels_of(model, named("a"), n_samples=3) == [(0, 2)] * 3
@@ -782,9 +782,9 @@ def test_new_model_predicts_means_of_counts_and_colours() -> None:
     mean, _ = model.predict(batches[0], Readout(n_samples=4))
     counts = np.concatenate([b.y for b in batches])  # type: ignore[misc]
     np.testing.assert_allclose(mean.mean(axis=0), counts.mean(axis=0), rtol=0.06)
-    scene: Any = batches[0].scene
+    scene: Any = batches[0].pixel_grid
     picture, spread = model.picture(torch.zeros(1, 4, 2, 2))
-    pixels = np.concatenate([b.scene.image(scene.bounds).reshape(3, -1) for b in batches], axis=1)  # type: ignore[union-attr]
+    pixels = np.concatenate([b.pixel_grid.image(scene.bounds).reshape(3, -1) for b in batches], axis=1)  # type: ignore[union-attr]
     np.testing.assert_allclose(picture[0, :, 0, 0].detach(), pixels.mean(axis=1), atol=0.02)
     np.testing.assert_allclose(spread[0, :, 0, 0].detach(), pixels.std(axis=1), rtol=0.05)
 

@@ -54,9 +54,9 @@ def slide(name: str, *, height: int = 100, width: int = 130, measured: bool = Tr
     y_ = np.arange(1, len(at) + 1, dtype=np.float32)[:, None] * [1, 100, 10_000] if measured else None  # tells rows
     rows = np.arange(len(at))
     return Batch(
-        name, np.zeros((len(at), 1), np.float32), rows, rows, at, scene=Recorded(scene),
+        name, np.zeros((len(at), 1), np.float32), rows, rows, at, pixel_grid=Recorded(scene),
         y=None if y_ is None else y_.astype(np.float32),
-        known=np.array([True, True, False]) if name == "b" else None,
+        measured=np.array([True, True, False]) if name == "b" else None,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_epoch_has_as_many_patches_as_cover_each_slide() -> None:
         assert sample.image.dtype == torch.float32
         assert float(sample.image.abs().max()) <= 0.9 + 1e-5
         want_known = torch.tensor([[True, True, n != "b"] for n in sample.slides])
-        assert torch.equal(sample.known, want_known)
+        assert torch.equal(sample.measured, want_known)
 
 
 def test_two_processes_share_the_patches_of_one() -> None:
@@ -121,7 +121,7 @@ def test_same_state_of_the_generator_gives_the_same_samples() -> None:
     of = feed(batches)
     one, two, other = epoch(of, seed=3), epoch(of, seed=3), epoch(of, seed=4)
     for a, b in zip(one, two, strict=True):
-        for name in ("image", "on_image", "pixel", "region", "owner", "counts", "known"):
+        for name in ("image", "on_image", "pixel", "region", "owner", "counts", "measured"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert a.slides == b.slides
     assert not set(pictures(one)) & set(pictures(other))
@@ -133,7 +133,7 @@ def test_same_state_of_the_generator_gives_the_same_samples() -> None:
 
 def test_regions_are_complete_targets_with_their_counts_or_glass_without_any() -> None:
     batches = [slide("a"), slide("b", seed=1), slide("c", measured=False)]
-    scenes = {b.slide: b.scene for b in batches}
+    scenes = {b.slide: b.pixel_grid for b in batches}
     seen = dict.fromkeys(scenes, 0)
     n_targets = n_glass = 0
     reach = {}
@@ -196,7 +196,7 @@ def test_patches_shrink_to_the_smallest_slide_of_a_step() -> None:
 
 def test_middle_of_patches_is_spread_over_the_frame() -> None:
     batch = slide("a")
-    scene: Any = batch.scene
+    scene: Any = batch.pixel_grid
     object.__setattr__(scene.scene, "frame", Window(20, 30, 70, 90))
     of = feed([batch], batch_size=8)
     for seed in range(12):

@@ -79,7 +79,7 @@ def make_batch(
         return cell_batch(region, encoder, needs, points=seen, **measured)
     if needs.tokens:
         return token_batch(region, encoder, needs, **measured)
-    if needs.scene:
+    if needs.pixel_grid:
         return scene_batch(region, encoder.card.tile, **measured)
     n = len(region.coords_um)
     around = _surroundings(region, needs, lattice, home)
@@ -164,7 +164,7 @@ def prediction_batches(
     if needs.tokens:
         yield from token_reader(region, encoder, needs, stride_um=stride_um, width_um=width_um, **how).blocks(region)
         return
-    if needs.scene:
+    if needs.pixel_grid:
         yield from scene_reader(region, encoder, stride_um=stride_um, **how).blocks(region)
         return
     if stride_um is not None:

@@ -46,7 +46,7 @@ _OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class SlideScene:
-    """A canvas and the shapes of targets on it; see :class:`stpred.models.parts.pixel_grid.Scene`.
+    """A canvas and the shapes of targets on it; see :class:`stpred.models.parts.pixel_grid.PixelGrid`.
 
     Attributes
     ----------
@@ -327,7 +327,7 @@ def scene_batch(
         region.coords_um,
         totals=region.totals,
         n_measured=None if region.counts is None else region.counts.shape[1],
-        scene=scene,
+        pixel_grid=scene,
         **measured,
     )
 

@@ -19,7 +19,7 @@ from stpred._core.library import LIBRARY, Library
 from stpred._core.places import Place
 from stpred._core.specs import TileSpec
 from stpred.models.base import FORMAT_VERSION
-from stpred.models.ood import slide_facts, unlike_scores
+from stpred.models.ood import ood_scores, slide_ood_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,9 +197,9 @@ def trust(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, Any], 
     `distance` is of all its locations, as shares of the training tiles' limit.
     """
     limit = model.record.training.get("slide_limit")
-    score = unlike_scores(distance, limit)
+    score = ood_scores(distance, limit)
     obs = {keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0}
-    return obs, {"slide": slide_facts(distance, limit)}
+    return obs, {"slide": slide_ood_summary(distance, limit)}
 
 
 def warn_unlike(model: Model, score: np.ndarray) -> None:

@@ -161,7 +161,7 @@ def _pixel_um(model: Model, resolution_um: float | None) -> float:
     """Return the edge of a pixel: that of the model's patches, or what is asked for."""
     if resolution_um is not None:
         return positive(resolution_um, name="resolution_um", unit="micrometres")
-    if model.needs.scene:
+    if model.needs.pixel_grid:
         return float(model.record.tile["mpp"])
     if model.needs.tokens and model.record.training.get("token_um"):
         return float(model.record.training["token_um"])
@@ -244,7 +244,7 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
     frame, n_genes = area.frame, len(job.genes)
     blocks = list(frame.blocks(n_genes))
     needs = job.model.needs
-    if not (needs.tokens or needs.scene):
+    if not (needs.tokens or needs.pixel_grid):
         return _fill_at_once(kept, area, job, blocks)
     n = 0
     reader: Any = None
@@ -257,7 +257,7 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
             kept.put(rows, columns, None)
             continue
         if reader is None:
-            if needs.scene:
+            if needs.pixel_grid:
                 reader = data.scene_reader(pixels, job.encoder, **job.how)
             else:
                 reader = data.token_reader(pixels, job.encoder, needs, **job.how)
@@ -265,7 +265,7 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
         places, unlike = np.flatnonzero(wanted), 0
         for chosen, batch in reader.blocks(pixels):
             found[places[chosen]] = job.model.predict(batch, **job.reading)[0][:, job.columns]
-            unlike += int((job.model.unlikeness(batch) > 1).sum())
+            unlike += int((job.model.ood_distance(batch) > 1).sum())
         kept.put(rows, columns, _block(found, rows, columns), unlike=unlike, context=reader.context)
     return n, sum(kept.noted("unlike")), next(iter(kept.noted("context")), None)
 
@@ -285,7 +285,7 @@ def _fill_at_once(kept: Any, area: _Area, job: Job, blocks: list[Any]) -> tuple[
     unlike, context = 0, None
     for chosen, batch in data.prediction_batches(area.of_points(points), job.encoder, job.model.needs, **job.how):
         mean[chosen] = job.model.predict(batch)[0][:, job.columns]
-        unlike += int((job.model.unlikeness(batch) > 1).sum())
+        unlike += int((job.model.ood_distance(batch) > 1).sum())
         context = batch.context
     start = 0
     for rows, columns, wanted, _ in found:

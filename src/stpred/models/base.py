@@ -18,7 +18,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.forks import guard
 from stpred._core.specs import TileSpec
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TypicalTiles
+from stpred.models.ood import TrainingDistribution
 
 FORMAT_VERSION = 1
 
@@ -176,7 +176,7 @@ class Model(nn.Module, ABC):
         super().__init__()
         guard()
         self.config, self.n_features, self.n_genes = config, n_features, n_genes
-        self.typical = TypicalTiles(self.typical_width)
+        self.typical = TrainingDistribution(self.n_ood_features)
         self.record = Record(name=self.family, genes=[])
 
     @property
@@ -185,21 +185,21 @@ class Model(nn.Module, ABC):
         return self.config.needs
 
     @property
-    def typical_width(self) -> int:
+    def n_ood_features(self) -> int:
         """Number of values by which tiles are told from those of training."""
         return self.n_features
 
-    def describe(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n, typical_width) values by which tiles are told from those of training."""
+    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (n, n_ood_features) values by which tiles are told from those of training."""
         return np.asarray(batch.own, dtype=np.float32)
 
-    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
         """Return (n,) distances from the training tiles, as shares of their limit; NaN where those are not known.
 
         `typical` None: what this model knows of training; an ensemble asks a member with its own.
         """
         typical = typical or self.typical
-        return typical.relative(typical.distance(self.describe(batch)))
+        return typical.relative(typical.distance(self.ood_features(batch)))
 
     def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n, n_genes) predictions as they are compared with the measurement."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 from stpred.links import Links
-from stpred.models.parts.pixel_grid import Scene
+from stpred.models.parts.pixel_grid import PixelGrid
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Needs:
         Edge of a token; None: the encoder's own, or about 8 um.
     footprint_um
         Edge of a square around each training location that is its footprint; None: its shape.
-    scene
-        Whether the model looks at the slide's pixels itself, and locations are sums over the pixels in their shapes.
+    pixel_grid
+        Whether the model sees the slide's pixels, and locations are sums over the pixels in their shapes.
     """
 
     context_um: float | None = None
@@ -62,7 +62,7 @@ class Needs:
     tokens: bool = False
     token_um: float | None = None
     footprint_um: float | None = None
-    scene: bool = False
+    pixel_grid: bool = False
 
     @property
     def linked(self) -> bool:
@@ -139,9 +139,9 @@ class Batch:
     context
         Where context is from: ``"region"`` (the targets' own), ``"grid"``, or the name of the slide's training region
         (with ``"+grid"`` where that does not reach all targets).
-    scene
-        The slide's pixels and which of them lie in each target, for models that look at these; or None.
-    known
+    pixel_grid
+        The slide's pixels and which of them lie in each target; or None.
+    measured
         (n_genes,) whether each gene was measured on this slide; None: all.
     """
 
@@ -162,8 +162,8 @@ class Batch:
     scale: str | None = None
     colour: NDArray[np.float32] | None = None
     context: str | None = None
-    scene: Scene | None = None
-    known: NDArray[np.bool_] | None = None
+    pixel_grid: PixelGrid | None = None
+    measured: NDArray[np.bool_] | None = None
 
     @property
     def own(self) -> NDArray[Any]:
@@ -249,7 +249,7 @@ class Batch:
             y=some(self.y),
             truth=some(self.truth),
             totals=some(self.totals),
-            scene=None if self.scene is None else self.scene.take(rows),
+            pixel_grid=None if self.pixel_grid is None else self.pixel_grid.take(rows),
         )
 
 

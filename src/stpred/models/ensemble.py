@@ -17,7 +17,7 @@ from stpred._core.specs import TileSpec
 from stpred.models import registry
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TypicalTiles
+from stpred.models.ood import TrainingDistribution
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,17 @@ class Ensemble(Model):
         return self._first[0]
 
     @property
-    def typical_width(self) -> int:
+    def n_ood_features(self) -> int:
         """As of the members."""
-        return self.first.typical_width
+        return self.first.n_ood_features
 
-    def describe(self, batch: Batch) -> NDArray[np.float32]:
+    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
         """As of the members."""
-        return self.first.describe(batch)
+        return self.first.ood_features(batch)
 
-    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
         """As of the members, by what the ensemble knows of training."""
-        return self.first.unlikeness(batch, typical or self.typical)
+        return self.first.ood_distance(batch, typical or self.typical)
 
     def set_members(self, members: Sequence[Model], batches: Sequence[Batch], *, relative: bool) -> None:
         """Take trained members; where outputs are `relative`, measure each one's scale on the training batches."""

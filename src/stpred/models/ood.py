@@ -28,12 +28,12 @@ _ROWS = 2**16
 """Features whose distances, in double precision, are in memory at a time."""
 
 
-class TypicalTiles(nn.Module):
+class TrainingDistribution(nn.Module):
     """How far features lie from those of training: Mahalanobis distance in the leading components plus the rest.
 
     Distances are given as shares of the 99th percentile of what tiles of left-out training donors have. Tiles of a
     slide that was stained, scanned or prepared otherwise may each stay below that and yet all lie too far out, so the
-    slide is judged as well, by its median (:func:`unlike_scores`).
+    slide is judged as well, by its median (:func:`ood_scores`).
     """
 
     MAX_COMPONENTS: ClassVar[int] = 24
@@ -144,7 +144,7 @@ def _slide_limit(medians: NDArray[np.float64]) -> float:
     return float(np.exp(logs.mean() + t.ppf(0.975, n - 1) * spread * np.sqrt(1 + 1 / n)))
 
 
-def unlike_scores(relative: NDArray[np.float32], slide_limit: float | None = None) -> NDArray[np.float32]:
+def ood_scores(relative: NDArray[np.float32], slide_limit: float | None = None) -> NDArray[np.float32]:
     """Return (n,) scores of one slide's tiles: 0 = like those of training, positive beyond.
 
     Parameters
@@ -156,20 +156,20 @@ def unlike_scores(relative: NDArray[np.float32], slide_limit: float | None = Non
         fewer than 20 tiles: the slide is not judged.
     """
     scores = np.maximum(relative - 1.0, 0.0)
-    return (scores + (slide_score(relative, slide_limit) or 0.0)).astype(np.float32)
+    return (scores + (slide_ood_score(relative, slide_limit) or 0.0)).astype(np.float32)
 
 
-def slide_score(relative: NDArray[np.float32], slide_limit: float | None) -> float | None:
+def slide_ood_score(relative: NDArray[np.float32], slide_limit: float | None) -> float | None:
     """Return how far a slide's median distance goes beyond those of training: 0 = alike, None = not judged."""
     if slide_limit is None or len(relative) < _SLIDE_TILES or np.isnan(relative).any():
         return None
     return max(float(np.median(relative)) / slide_limit - 1.0, 0.0)
 
 
-def slide_facts(relative: NDArray[np.float32], slide_limit: float | None) -> dict[str, Any]:
+def slide_ood_summary(relative: NDArray[np.float32], slide_limit: float | None) -> dict[str, Any]:
     """Return what the provenance says of a slide as a whole; None where it was not judged."""
-    score = slide_score(relative, slide_limit)
-    unlike = unlike_scores(relative, slide_limit) > 0
+    score = slide_ood_score(relative, slide_limit)
+    unlike = ood_scores(relative, slide_limit) > 0
     return {
         "score": None if score is None else round(score, 4),
         "in_distribution": None if score is None else score == 0,

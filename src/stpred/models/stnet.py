@@ -138,7 +138,7 @@ class STNet(Network):
         self.register_buffer("library", torch.tensor([0.0, 0.0]))  # median total, number of measured genes
 
     @property
-    def typical_width(self) -> int:
+    def n_ood_features(self) -> int:
         """Mean and deviation of the channels, at four scales."""
         return 24
 
@@ -218,7 +218,7 @@ class STNet(Network):
         counts = (output.exp() * (n_genes + total) - 1).clamp(min=0)
         return torch.log1p(counts * (CP10K / total))
 
-    def describe(self, batch: Batch) -> NDArray[np.float32]:
+    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
         """Return (n, 24) normalised means and deviations of the channels of the tile, its half, quarter and eighth."""
         scaling = self.scaling(batch)
         mean, std = (

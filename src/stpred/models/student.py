@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stpred._core.checks import positive
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TypicalTiles
+from stpred.models.ood import TrainingDistribution
 from stpred.models.parts.layers import activation, hidden_values, perceptron
 from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample, Scaling
@@ -166,11 +166,11 @@ class Student(Network):
         scaling = self.scaling(batch)
         return (batch if scaling is None else replace(batch, features=scaling.apply(batch.features))), None
 
-    def describe(self, batch: Batch) -> NDArray[np.float32]:
+    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
         """Return features of the slide's sample of tokens, by which locations are told from those of training."""
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
-    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
         """Return (n,) mean distances of the targets' tokens from those of training, as shares of their limit."""
         typical = typical or self.typical
         if batch.parts is None:

@@ -30,7 +30,7 @@ class PatchFeed:
     Parameters
     ----------
     batches
-        Slides with a scene; without `y` they are seen as images only.
+        Slides with a pixel grid; without `y` they are seen as images only.
     model
         Its ``config.batch_size`` patches make a step.
     fabric
@@ -40,14 +40,14 @@ class PatchFeed:
     def __init__(self, batches: Sequence[Batch], model: Any, *, fabric: Any) -> None:
         self.batches, self.model, self.fabric = list(batches), model, fabric
         self.counts = [None if b.y is None else dense(b.y, np.float32) for b in batches]
-        scenes: list[Any] = [b.scene for b in batches]
-        self.edge = int(scenes[0].patch_px)
-        for scene in scenes:
-            scene.fetch([scene.frame])
+        grids: list[Any] = [b.pixel_grid for b in batches]
+        self.edge = int(grids[0].patch_px)
+        for grid in grids:
+            grid.fetch([grid.frame])
         self.n_patches = {b.slide: self._number(b) for b in batches}
 
     def _number(self, batch: Batch) -> int:
-        frame = batch.scene.frame  # type: ignore[union-attr]
+        frame = batch.pixel_grid.frame  # type: ignore[union-attr]
         return math.ceil(frame.height / self.edge) * math.ceil(frame.width / self.edge)
 
     def epoch(self, order: np.random.Generator) -> Iterator[tuple[PatchSample, str]]:
@@ -67,39 +67,39 @@ class PatchFeed:
 
     def _smallest(self, number: int) -> int:
         """Return the edge of a slide's largest patch."""
-        frame = self.batches[number].scene.frame  # type: ignore[union-attr]
+        frame = self.batches[number].pixel_grid.frame  # type: ignore[union-attr]
         return int(min(frame.height, frame.width))
 
     def _draw(self, number: int, edge: int, order: np.random.Generator) -> tuple[Any, Any, Any]:
         """Return the place of a patch, what happens to its colours, and in which order."""
-        scene: Any = self.batches[number].scene
-        frame = scene.frame
+        grid: Any = self.batches[number].pixel_grid
+        frame = grid.frame
         middle = [
             first + (length - edge) * order.random() + edge / 2
             for first, length in ((frame.column, frame.width), (frame.row, frame.height))
         ]
-        linear = random_affine(order) * scene.mpp
-        affine = np.column_stack([linear, np.array(middle) * scene.mpp - linear @ [edge / 2, edge / 2]])
+        linear = random_affine(order) * grid.mpp
+        affine = np.column_stack([linear, np.array(middle) * grid.mpp - linear @ [edge / 2, edge / 2]])
         return affine, order.uniform(-JITTER, JITTER, 4), order.permutation(4)
 
     def _view(self, number: int, affine: Any, colour: Any, order: Any, edge: int) -> View:
-        view: View = self.batches[number].scene.view(affine, (edge, edge))  # type: ignore[union-attr]
+        view: View = self.batches[number].pixel_grid.view(affine, (edge, edge))  # type: ignore[union-attr]
         return replace(view, image=jittered(view.image, colour, order))
 
     def _sample(self, slides: list[int], views: list[View]) -> PatchSample:
         n_genes, size = self.model.n_genes, views[0].taken.size
-        pixels, regions, owners, counts, known = [], [], [], [], []
+        pixels, regions, owners, counts, measured = [], [], [], [], list[NDArray[np.bool_]]()
         n = 0
         for k, (i, view) in enumerate(zip(slides, views, strict=True)):
-            batch, measured = self.batches[i], self.counts[i]
-            known.append(np.ones(n_genes, dtype=bool) if batch.known is None else batch.known)
-            if measured is None:
+            batch, slide_counts = self.batches[i], self.counts[i]
+            measured.append(np.ones(n_genes, dtype=bool) if batch.measured is None else batch.measured)
+            if slide_counts is None:
                 continue
             targets, region = np.unique(view.target, return_inverse=True)
             pixels.append(k * size + view.pixel)
             regions.append(n + region)
             owners += [k] * len(targets)
-            counts.append(measured[targets])
+            counts.append(slide_counts[targets])
             n += len(targets)
             empty = np.flatnonzero(view.on_image.ravel() & ~view.tissue.ravel() & ~view.taken.ravel())
             if len(empty):  # off the tissue nothing is expressed: one region without counts
@@ -116,7 +116,7 @@ class PatchFeed:
             "region": np.concatenate([none, *regions]),
             "owner": np.array(owners, dtype=np.int64),
             "counts": np.concatenate([np.empty((0, n_genes), dtype=np.float32), *counts]),
-            "known": np.stack(known),
+            "measured": np.stack(measured),
         }
         tensors = {k: torch.from_numpy(v).to(self.fabric.device) for k, v in arrays.items()}
         return PatchSample(**tensors, slides=tuple(self.batches[i].slide for i in slides), n_patches=self.n_patches)

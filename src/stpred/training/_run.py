@@ -130,7 +130,7 @@ def fingerprint(
         some = np.asarray(batch.features[batch.targets[::every]])
         for values in (some, batch.sources, batch.coords_um, batch.y, batch.truth, batch.totals):
             digest.update(b"-" if values is None else np.ascontiguousarray(stored(values)).tobytes())
-        digest.update(b"" if batch.scene is None else batch.scene.identity.encode())
+        digest.update(b"" if batch.pixel_grid is None else batch.pixel_grid.identity.encode())
         for links in (batch.links, batch.parts):
             digest.update(b"" if links is None else links.indices.tobytes())
     digest.update(str(len(train)).encode())

@@ -210,7 +210,7 @@ def measured(
     scored = scored_scale(config, target) if scored_on is None else scored_on
     truth = None if scored == scale else region.target(names, scored, sparse=config.sparse_targets)
     found = {"y": region.target(names, scale, sparse=config.sparse_targets), "scale": scale, "truth": truth}
-    return found | ({"known": region.known(names)} if config.takes_images else {})
+    return found | ({"measured": region.known(names)} if config.takes_images else {})
 
 
 def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:

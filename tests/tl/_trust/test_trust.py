@@ -16,7 +16,7 @@ from stpred import metrics, training
 from stpred._core.checks import InputError
 from stpred.inference.intervals import LEVELS
 from stpred.models import Batch, Ridge
-from stpred.models.ood import TypicalTiles, slide_score, unlike_scores
+from stpred.models.ood import TrainingDistribution, ood_scores, slide_ood_score
 from stpred.tl._trust.recalibrate import shrunken_lines
 
 if TYPE_CHECKING:
@@ -163,27 +163,27 @@ def test_a_slide_is_judged_as_a_whole() -> None:
     train = [
         rng.normal(size=(200, 12)).astype(np.float32) + rng.normal(0, 0.1, 12).astype(np.float32) for _ in range(4)
     ]
-    typical = TypicalTiles(12)
+    typical = TrainingDistribution(12)
     limit = typical.fit(train)
     assert limit is not None
     assert 0 < limit < 1
     usual = rng.normal(size=(200, 12)).astype(np.float32)
     relative = typical.relative(typical.distance(usual))
-    assert slide_score(relative, limit) == 0
+    assert slide_ood_score(relative, limit) == 0
     spoilt = typical.relative(typical.distance(1.5 * usual))
     assert np.mean(spoilt > 1) < 0.5  # no tile by itself is far out ...
-    assert (slide_score(spoilt, limit) or 0) > 0  # ... but their median is
-    assert (unlike_scores(spoilt, limit) > 0).all()
-    np.testing.assert_allclose(unlike_scores(spoilt, None), np.maximum(spoilt - 1, 0), rtol=1e-6)
-    assert slide_score(spoilt[:19], limit) is None  # too few tiles to judge a slide by
-    assert TypicalTiles(12).fit(train[:2]) is None  # too few donors
+    assert (slide_ood_score(spoilt, limit) or 0) > 0  # ... but their median is
+    assert (ood_scores(spoilt, limit) > 0).all()
+    np.testing.assert_allclose(ood_scores(spoilt, None), np.maximum(spoilt - 1, 0), rtol=1e-6)
+    assert slide_ood_score(spoilt[:19], limit) is None  # too few tiles to judge a slide by
+    assert TrainingDistribution(12).fit(train[:2]) is None  # too few donors
 
 
 def test_sections_of_a_donor_are_left_out_together() -> None:
     rng = np.random.default_rng(1)
     donors = [rng.normal(0, 1.5, 8) for _ in range(3)]
     train = [(rng.normal(size=(150, 8)) + d).astype(np.float32) for d in donors for _ in range(2)]
-    by_slide, by_donor = TypicalTiles(8), TypicalTiles(8)
+    by_slide, by_donor = TrainingDistribution(8), TrainingDistribution(8)
     near, far = by_slide.fit(train), by_donor.fit(train, ["a", "a", "b", "b", "c", "c"])
     new = (rng.normal(size=(150, 8)) + rng.normal(0, 1.5, 8)).astype(np.float32)
     assert near is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stpred._core.checks import InputError
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TypicalTiles
+from stpred.models.ood import TrainingDistribution
 from stpred.models.parts.layers import segment_mean, segment_sum
 from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample, Scaling
@@ -84,11 +84,11 @@ class CellNetwork(Network):
     def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         return super()._evaluate(self.with_patches(batch), finish)
 
-    def describe(self, batch: Batch) -> NDArray[np.float32]:
+    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
         """Return features of the slide's sample of cells: locations are told from those of training by their cells."""
         return np.asarray(batch.features[batch.sources], dtype=np.float32)
 
-    def unlikeness(self, batch: Batch, typical: TypicalTiles | None = None) -> NDArray[np.float32]:
+    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
         """Return (n,) mean distances of the targets' cells from those of training, as shares of their limit."""
         typical = typical or self.typical
         if batch.cells is None:

@@ -76,7 +76,7 @@ class View:
     taken: NDArray[np.bool_]
 
 
-class Scene(Protocol):
+class PixelGrid(Protocol):
     """A slide's pixels, and the shapes of its targets."""
 
     @property

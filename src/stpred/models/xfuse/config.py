@@ -108,7 +108,7 @@ class XFuseConfig(IterativeConfig):
     @property
     def needs(self) -> Needs:
         """The slide's pixels."""
-        return Needs(scene=True)
+        return Needs(pixel_grid=True)
 
     def training_target(self, target: str | None) -> str:
         """Return counts: the likelihood is of nothing else."""

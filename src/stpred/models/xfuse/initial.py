@@ -19,14 +19,14 @@ STEPS = 400
 RATE = 0.05
 
 
-def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def fit_baselines(counts: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     """Return (g,) log total counts and (g,) logits of genes by maximum likelihood.
 
     Parameters
     ----------
     counts
         (n, g) counts of all locations.
-    known
+    measured
         (n, g) whether the gene was measured there.
 
     Notes
@@ -34,9 +34,9 @@ def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     Starts at the moments and goes on with Adam; all of the rows in each step, so nothing is random. A gene without any
     count gets half a count over all locations.
     """
-    n = known.sum(dim=0).clamp(min=1)
-    mean = ((counts * known).sum(dim=0) / n).clamp(min=0.5 / float(len(counts)))
-    variance = ((counts - mean).square() * known).sum(dim=0) / n
+    n = measured.sum(dim=0).clamp(min=1)
+    mean = ((counts * measured).sum(dim=0) / n).clamp(min=0.5 / float(len(counts)))
+    variance = ((counts - mean).square() * measured).sum(dim=0) / n
     odds = (variance / mean - 1).clamp(min=0.05, max=1e3)  # mean = r * odds, variance = mean * (1 + odds)
     logits = odds.log().requires_grad_()
     rate = (mean / odds).log().requires_grad_()
@@ -45,7 +45,7 @@ def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         for _ in range(STEPS):
             optimizer.zero_grad()
             found = negative_binomial(counts, rate.exp() + EPS, logits)
-            (-(found * known).sum() / len(counts)).backward()
+            (-(found * measured).sum() / len(counts)).backward()
             optimizer.step()
             with torch.no_grad():  # a Poisson-like gene has no finite solution
                 logits.clamp_(min=-6)
@@ -57,7 +57,7 @@ def fit_baselines(counts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_profiles(
-    counts: Tensor, known: Tensor, n: int, *, logits: Tensor, most: float = 3.0
+    counts: Tensor, measured: Tensor, n: int, *, logits: Tensor, most: float = 3.0
 ) -> tuple[Tensor, Tensor]:
     """Return (n, g) log profiles, relative to the mean, that the locations' counts are mixtures of, and deviations.
 
@@ -68,8 +68,8 @@ def first_profiles(
     from sklearn.decomposition import NMF
 
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    mean = (share * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
-    values = torch.where(known, counts, mean * counts.sum(dim=1, keepdim=True)).double().numpy()
+    mean = (share * measured).sum(dim=0) / measured.sum(dim=0).clamp(min=1)
+    values = torch.where(measured, counts, mean * counts.sum(dim=1, keepdim=True)).double().numpy()
     model = NMF(n, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=300, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged is no matter for a start
@@ -86,13 +86,13 @@ def evenly_picked_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor,
     """Return (n, n_genes) counts of evenly picked locations, and whether each gene was measured there."""
     rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(most, 1), len(batch.targets))).astype(int))
     counts = torch.from_numpy(dense(batch.y[rows], np.float32))  # type: ignore[index]
-    known = torch.ones(n_genes, dtype=torch.bool) if batch.known is None else torch.from_numpy(batch.known)
-    return counts, known.expand(len(rows), n_genes)
+    measured = torch.ones(n_genes, dtype=torch.bool) if batch.measured is None else torch.from_numpy(batch.measured)
+    return counts, measured.expand(len(rows), n_genes)
 
 
-def evenly_picked_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
+def evenly_picked_pixels(grid: Any, *, edge: int = 64) -> NDArray[np.float32]:
     """Return (3, p) pixels of nine windows spread over what is looked at."""
-    frame = scene.frame
+    frame = grid.frame
     height, width = min(edge, frame.height), min(edge, frame.width)
     at = [
         Window(
@@ -101,5 +101,5 @@ def evenly_picked_pixels(scene: Any, *, edge: int = 64) -> NDArray[np.float32]:
         for y in (0.0, 0.5, 1.0)
         for x in (0.0, 0.5, 1.0)
     ]
-    scene.fetch(at)
-    return np.concatenate([scene.image(window).reshape(3, -1) for window in at], axis=1)
+    grid.fetch(at)
+    return np.concatenate([grid.image(window).reshape(3, -1) for window in at], axis=1)

@@ -75,7 +75,7 @@ def leave_one_out(
     base: Tensor,
     success: Tensor,
     counts: Tensor,
-    known: Tensor,
+    measured: Tensor,
 ) -> Tensor:
     """Return the log likelihood of the counts without each metagene, relative to that with all of them.
 
@@ -91,7 +91,7 @@ def leave_one_out(
         Number of regions r.
     profiles, base, success
         (m, g) log profiles, (r, g) log rates and (r, g) logits.
-    counts, known
+    counts, measured
         (r, g) counts, and whether the gene was measured there.
 
     Returns
@@ -106,8 +106,8 @@ def leave_one_out(
     n_metagenes = logits.shape[1]
     activation = torch.softmax(logits, dim=1)
     rates = profiles.exp()
-    fail = -F.softplus(success) * known
-    row, gene = torch.nonzero((counts > 0) & known, as_tuple=True)
+    fail = -F.softplus(success) * measured
+    row, gene = torch.nonzero((counts > 0) & measured, as_tuple=True)
     factor, rising = base.exp(), rising_log(counts[row, gene])
 
     def log_likelihood(sums: Tensor) -> Tensor:

@@ -126,20 +126,20 @@ class XFuse(Iterative):
     def begin(self, batches: Sequence[Batch]) -> None:
         """Fit the gene baselines, and let image and scale start at the slides' means."""
         measured = [b for b in batches if b.y is not None]
-        rows, known = zip(
+        rows, there = zip(
             *(evenly_picked_counts(b, self.n_genes, _FIT_ROWS // len(measured)) for b in measured), strict=True
         )
-        rate, logit = fit_baselines(torch.cat(rows), torch.cat(known))
+        rate, logit = fit_baselines(torch.cat(rows), torch.cat(there))
         n = int(self.active.sum())
-        scenes: list[Any] = [b.scene for b in batches]
-        size = float(np.median(np.concatenate([b.scene.sizes() for b in measured])))  # type: ignore[union-attr]
-        colours = np.concatenate([evenly_picked_pixels(s) for s in scenes], axis=1)
+        grids: list[Any] = [b.pixel_grid for b in batches]
+        size = float(np.median(np.concatenate([b.pixel_grid.sizes() for b in measured])))  # type: ignore[union-attr]
+        colours = np.concatenate([evenly_picked_pixels(s) for s in grids], axis=1)
         mean, std = colours.mean(axis=1), colours.std(axis=1).clip(1e-2)
         with torch.no_grad():
             self.log_rate.copy_(rate)
             self.logit.copy_(logit)
             if n > 1:
-                first, deviation = first_profiles(torch.cat(rows), torch.cat(known), n, logits=logit)
+                first, deviation = first_profiles(torch.cat(rows), torch.cat(there), n, logits=logit)
                 self.profile_mean[:n] = first
                 self.profile_log_std[:n] = deviation.log()
                 self.log_rate.sub_(first.exp().mean(dim=0).log())  # at first every pixel has the same of each
@@ -211,7 +211,7 @@ class XFuse(Iterative):
         sums = terms.region_sums(share, sample.region, len(sample.owner))
         total = terms.total_counts(sums, profiles, base[sample.owner])
         found = terms.negative_binomial(sample.counts, total, success[sample.owner])
-        return (found * sample.known[sample.owner]).sum(), effects, levels
+        return (found * sample.measured[sample.owner]).sum(), effects, levels
 
     def _effects(self, sample: PatchSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (b, n_genes) log rates and logits of the patches' slides with their effects, and the divergences."""
@@ -336,7 +336,7 @@ class XFuse(Iterative):
             base=base[sample.owner],
             success=success[sample.owner],
             counts=sample.counts,
-            known=sample.known[sample.owner],
+            measured=sample.measured[sample.owner],
         )
 
     def _spare(self, epoch: int) -> int:

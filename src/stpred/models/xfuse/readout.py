@@ -131,14 +131,14 @@ class Reading:
 
 def read_out(model: XFuse, batch: Batch, readout: Readout) -> Reading:
     """Return draws from the posterior of a batch's targets."""
-    if batch.scene is None:
+    if batch.pixel_grid is None:
         raise InputError(f"Slide {batch.slide!r} came without its pixels.")
     generators = [torch.Generator().manual_seed(_mixed(readout.seed, s)) for s in range(readout.n_samples)]
     with _evaluating(model):
         profiles = torch.stack([model.draw_profiles(g) for g in generators])
         base, logits = _baselines(model, batch.slide, readout, generators)
         sums, sizes = _sums(model, batch, readout)
-    key = zlib.crc32(np.ascontiguousarray(batch.scene.boxes()).tobytes())
+    key = zlib.crc32(np.ascontiguousarray(batch.pixel_grid.boxes()).tobytes())
     return Reading(sums, sizes, profiles, base, logits, readout, key)
 
 
@@ -161,12 +161,12 @@ def tiles_of(boxes: NDArray[np.int64], bounds: Window) -> list[Window]:
     return [tile_window(r, c, bounds) for r, c in sorted(found)]
 
 
-def decoded(model: XFuse, scene: Any, tile: Window, *, n_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def decoded(model: XFuse, grid: Any, tile: Window, *, n_samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each sample, (h * w, m) activations and (h * w,) scales of a tile's pixels."""
     step = 2 ** (model.config.depth - 1)
     around = _aligned(tile.wider(MARGIN * step), step)
     device = model.active.device
-    image = torch.from_numpy(scene.image(around))[None].to(device)
+    image = torch.from_numpy(grid.image(around))[None].to(device)
     top, left = tile.row - around.row, tile.column - around.column
     posterior = model.guide(image)
     for s in range(n_samples):
@@ -179,23 +179,23 @@ def decoded(model: XFuse, scene: Any, tile: Window, *, n_samples: int, seed: int
 
 def _sums(model: XFuse, batch: Batch, readout: Readout) -> tuple[Tensor, Tensor]:
     """Return (s, n, m) sums over regions and (n,) pixels in them, tile by tile."""
-    scene: Any = batch.scene
+    grid: Any = batch.pixel_grid
     device = model.active.device
     n, s = len(batch.targets), readout.n_samples
     # In double precision from tile to tile: a region may be as large as the slide.
     sums = torch.zeros(s, n, int(model.active.sum()), device=device, dtype=torch.float64)
     sizes = torch.zeros(n, device=device, dtype=torch.float64)
     step = 2 ** (model.config.depth - 1)
-    for tile in tiles_of(scene.boxes(), scene.bounds):
-        inside = scene.inside(tile)
+    for tile in tiles_of(grid.boxes(), grid.bounds):
+        inside = grid.inside(tile)
         if len(inside.target) == 0:
             continue
-        scene.fetch([_aligned(tile.wider(MARGIN * step), step)])
+        grid.fetch([_aligned(tile.wider(MARGIN * step), step)])
         rows, row_of = np.unique(inside.target, return_inverse=True)
         target, place, pixel = (torch.from_numpy(v).to(device) for v in (rows, row_of, inside.pixel))
         share = torch.from_numpy(inside.share).to(device)
         sizes[target] += region_sums(share[:, None], place, len(rows))[:, 0]
-        for k, (activation, scale) in enumerate(decoded(model, scene, tile, n_samples=s, seed=readout.seed)):
+        for k, (activation, scale) in enumerate(decoded(model, grid, tile, n_samples=s, seed=readout.seed)):
             amount = share if readout.normalize_scale else share * scale[pixel]
             sums[k, target] += region_sums(activation[pixel] * amount[:, None], place, len(rows))
     return sums.float(), sizes.float()

@@ -23,7 +23,7 @@ class PatchSample:
         (r,) patch that each region lies in.
     counts
         (r, n_genes) what was measured in it.
-    known
+    measured
         (b, n_genes) whether the gene was measured on the patch's slide.
     slides
         Name of each patch's slide.
@@ -37,6 +37,6 @@ class PatchSample:
     region: Tensor
     owner: Tensor
     counts: Tensor
-    known: Tensor
+    measured: Tensor
     slides: tuple[str, ...]
     n_patches: dict[str, int] = field(default_factory=dict)

@@ -318,7 +318,7 @@ def _score_model(
             limit = facts.get("slide_limit")
             predicted.append(
                 Prediction(
-                    slide=s, rows=rows, genes=names, mean=raw, std=spread, unlike=model.unlikeness(batch),
+                    slide=s, rows=rows, genes=names, mean=raw, std=spread, unlike=model.ood_distance(batch),
                     slide_limit=limit, scale=config.output_scale(target), per=config.per,
                     family=config.family, config=config.to_dict(), chosen=said,
                     encoder=_seen_through(config, encoder), fold=fold.name, trained_on=list(fold.train),

@@ -12,7 +12,7 @@ import pandas as pd
 from stpred import data, genes, training
 from stpred._core import keys, tables
 from stpred._core.library import LIBRARY
-from stpred.models.ood import slide_facts, unlike_scores
+from stpred.models.ood import ood_scores, slide_ood_summary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def _table(
         values = [getattr(p, name)[:, pd.Index(p.genes).get_indexer(shared)] for p in parts]
         return np.concatenate(values)[order]
 
-    score = np.concatenate([unlike_scores(p.unlike, p.slide_limit) for p in parts])[order]
+    score = np.concatenate([ood_scores(p.unlike, p.slide_limit) for p in parts])[order]
     part = region.take(rows[order])
     var = known.reindex(shared)
     var["trusted"] = var["trusted"].eq(other=True)
@@ -131,7 +131,7 @@ def _table(
             LIBRARY: library,
             "cross_validated": [{"fold": p.fold, "trained_on": p.trained_on, "chosen": p.chosen} for p in parts],
             "training": {"slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)}},
-            "slide": slide_facts(np.concatenate([p.unlike for p in parts]), _one_limit(parts)),
+            "slide": slide_ood_summary(np.concatenate([p.unlike for p in parts]), _one_limit(parts)),
             "image": region.pyramid.fingerprint,
             "image_key": region.image_key,
             "mpp": region.pyramid.mpp,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpred.models import Model
-    from stpred.models.parts.pixel_grid import Scene
+    from stpred.models.parts.pixel_grid import PixelGrid
     from stpred.models.xfuse.readout import Reading, Readout
 
 REST = "rest"
@@ -306,7 +306,7 @@ class Classes:
 class MergedScene:
     """A scene whose targets are taken together: region `code` of each target, of which there may be millions."""
 
-    scene: Scene
+    scene: PixelGrid
     code: NDArray[np.int64]
 
     @property
@@ -431,8 +431,8 @@ def _read(
     sums: Any = 0.0
     sizes: Any = 0.0
     for part, batch in reader.blocks(region.take(rows)):
-        scene: Any = MergedScene(batch.scene, codes[rows[part]])
-        found = read_out(model, replace(batch, scene=scene, targets=np.zeros(n, dtype=np.int64)), readout)
+        scene: Any = MergedScene(batch.pixel_grid, codes[rows[part]])
+        found = read_out(model, replace(batch, pixel_grid=scene, targets=np.zeros(n, dtype=np.int64)), readout)
         sums, sizes = sums + found.sums.cpu().double(), sizes + found.sizes.cpu().double()
     # Profiles and baselines are the same in each part, since the seed is.
     return replace(found, sums=sums, sizes=sizes)

@@ -190,7 +190,7 @@ def metagenes(
     for rows, batch in reader.blocks(region):
         found = shares.read(batch, readout)
         mean[rows], std[rows], scale[rows] = described(found)
-        distance[rows] = trained.unlikeness(batch)
+        distance[rows] = trained.ood_distance(batch)
         total = total + found.sums.cpu().double().sum(dim=1).numpy()
     there = np.isfinite(mean).all(axis=1)
     if not there.any():
@@ -270,9 +270,9 @@ class Shares:
         """Hash of the model."""
         return str(self.model.id)
 
-    def unlikeness(self, batch: Batch) -> NDArray[np.float32]:
+    def ood_distance(self, batch: Batch) -> NDArray[np.float32]:
         """Return (n,) distances from the training tiles, as shares of their limit."""
-        return np.asarray(self.model.unlikeness(batch))
+        return np.asarray(self.model.ood_distance(batch))
 
     def read(self, batch: Batch, readout: Readout) -> Reading:
         """Return draws from the posterior."""

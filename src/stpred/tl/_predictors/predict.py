@@ -236,7 +236,7 @@ def predict(
     context: str | None = None
     for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
         found, spread = trained.predict(batch, **reading)
-        mean[rows], distance[rows] = found[:, columns], trained.unlikeness(batch)
+        mean[rows], distance[rows] = found[:, columns], trained.ood_distance(batch)
         if spread is not None:
             std = np.empty_like(mean) if std is None else std
             std[rows] = spread[:, columns]
