@@ -1234,7 +1234,7 @@ def pictures(tools: Tools) -> Record:
     drawn: dict[str, Callable[[Path], Any]] = {
         "spatial": lambda p: st.pl.spatial(slide, "spots_ridge", ["EPCAM", "DCN"], save=p),
         "compare": lambda p: st.pl.compare(slide, "spots_ridge", "spots_counts", genes="EPCAM", save=p),
-        "map": lambda p: st.pl.map(slide, "part_student_map", ["EPCAM"], save=p),
+        "map": lambda p: st.pl.raster(slide, "part_student_map", ["EPCAM"], save=p),
         "gallery": lambda p: st.pl.gallery(slide, "cells_counts", color="EPCAM", n=4, save=p),
         "markers": lambda p: st.pl.markers(slide, "cells_counts", GENE_SETS, by="type", save=p),
         "genes": lambda p: st.pl.genes(slide.tables["spots_ridge"].var, save=p),

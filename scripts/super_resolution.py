@@ -198,7 +198,7 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str], share: fl
 
 def _draw_her2st(sdata: SpatialData, figures: Path) -> None:
     for name, image in (("with_photograph", True), ("map", False)):
-        st.pl.map(sdata, "epcam_map", "EPCAM", with_image=image, save=figures / f"her2st_epcam_{name}.png")
+        st.pl.raster(sdata, "epcam_map", "EPCAM", with_image=image, save=figures / f"her2st_epcam_{name}.png")
 
 
 if __name__ == "__main__":

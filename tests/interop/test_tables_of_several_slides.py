@@ -110,7 +110,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 WHERE: dict[str, Any] = {"table_key": COUNTS}
 
 ELSEWHERE = {
-    "pl.map": "is of a raster; takes the rows of the table as pl.spatial does",
+    "pl.raster": "is of a raster; takes the rows of the table as pl.spatial does",
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
     "tl.distill": "trains a network; reads its slides as tl.train does",
     "tl.occluded_tiles": "as tl.misaligned_spots",

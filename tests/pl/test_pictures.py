@@ -146,7 +146,7 @@ SETS = {"epithelium": ["EPCAM", "KRT8", "NOPE"], "stroma": ["COL1A1", "DCN", "VI
 PICTURES: dict[str, Callable[..., Any]] = {
     "spatial": lambda **how: st.pl.spatial(slide(), "predicted", ["EPCAM", "COL1A1"], **how),
     "compare": lambda **how: st.pl.compare(slide(), "predicted", "spots_counts", genes=["EPCAM", "DCN"], **how),
-    "map": lambda **how: st.pl.map(slide(), "map", "EPCAM", **how),
+    "raster": lambda **how: st.pl.raster(slide(), "map", "EPCAM", **how),
     "gallery": lambda **how: st.pl.gallery(slide(), "predicted", color=["EPCAM", "DCN"], n=4, size_um=60, **how),
     "genes": lambda **how: st.pl.genes(per_gene(), **how),
     "genes_var": lambda **how: st.pl.genes(slide().tables["predicted"].var, n_labels=3, **how),
@@ -201,7 +201,7 @@ def test_a_picture_of_something_else_is_told_from_it(tmp_path: Path) -> None:
         pytest.skip("pictures are being made")
     others = {
         "coverage": lambda: st.pl.coverage(covered().assign(coverage=lambda f: f["coverage"] ** 2)),
-        "map": lambda: st.pl.map(slide(), "map", "EPCAM", cmap="magma"),
+        "raster": lambda: st.pl.raster(slide(), "map", "EPCAM", cmap="magma"),
         "compare": lambda: st.pl.compare(slide(), "predicted", "spots_counts", genes=["DCN", "EPCAM"]),
         "models": lambda: st.pl.models(scores().assign(value=lambda f: f["value"] ** 2), target="log1p_cp10k"),
     }
@@ -218,7 +218,7 @@ def test_a_picture_of_something_else_is_told_from_it(tmp_path: Path) -> None:
 def test_maps_have_scale_bars() -> None:
     from matplotlib_scalebar.scalebar import ScaleBar
 
-    for name in ("spatial", "compare", "map"):
+    for name in ("spatial", "compare", "raster"):
         for ax in np.ravel(PICTURES[name]()):
             bars = [a for a in ax.artists if isinstance(a, ScaleBar)]
             assert len(bars) == (ax.get_xlabel().strip() == ""), (name, ax.get_title())

@@ -77,7 +77,7 @@ def test_a_map_is_drawn_where_it_is(tmp_path: object) -> None:
     values = np.full((2, *frame.shape), np.nan, dtype=np.float32)
     values[:, 4:12, 4:12] = np.arange(64, dtype=np.float32).reshape(8, 8)
     sdata.images["mine"] = rasters.element(values, ["EPCAM", "COL1A2"], frame)
-    axes = st.pl.map(sdata, "mine", ["COL1A2"], save=tmp_path / "map.png")  # type: ignore[operator]
+    axes = st.pl.raster(sdata, "mine", ["COL1A2"], save=tmp_path / "map.png")  # type: ignore[operator]
     assert [ax.get_title() for ax in axes] == ["H&E", "COL1A2"]
     assert (tmp_path / "map.png").stat().st_size > 5000  # type: ignore[operator]
     for ax in axes:
@@ -87,8 +87,8 @@ def test_a_map_is_drawn_where_it_is(tmp_path: object) -> None:
     np.testing.assert_allclose(shown.get_extent(), (80, 240, 200, 40))
     assert np.ma.getmaskarray(shown.get_array()).sum() == values[0].size - 64
     with pytest.raises(InputError, match="has no gene"):
-        st.pl.map(sdata, "mine", "NOPE")
+        st.pl.raster(sdata, "mine", "NOPE")
     with pytest.raises(InputError, match="No image named"):
-        st.pl.map(sdata, "nothing", "EPCAM")
+        st.pl.raster(sdata, "nothing", "EPCAM")
     with pytest.raises(InputError, match="`genes` is empty"):
-        st.pl.map(sdata, "mine", [])
+        st.pl.raster(sdata, "mine", [])

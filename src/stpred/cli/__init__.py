@@ -312,7 +312,7 @@ def _predict_one(
         gene = table.var_names[0]
         console.print(
             f'      sdata = spatialdata.read_zarr("{out}"); sdata.images["{map_key}"], or '
-            f'stpred.pl.map(sdata, "{map_key}", "{gene}").'
+            f'stpred.pl.raster(sdata, "{map_key}", "{gene}").'
         )
 
 
@@ -338,7 +338,7 @@ def _picture(sdata: SpatialData, key: str, map_key: str | None) -> Any:
     table = sdata.tables[key]
     genes = best_genes(table)
     if map_key is not None:
-        return st.pl.map(sdata, map_key, genes, table_key=key)
+        return st.pl.raster(sdata, map_key, genes, table_key=key)
     return st.pl.spatial(sdata, key, [*genes, "ood_score"], ncols=5)
 
 

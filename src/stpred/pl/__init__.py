@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from stpred.pl._differential_rank import differential_rank
     from stpred.pl._gallery import gallery
     from stpred.pl._genes import genes
-    from stpred.pl._map import map
     from stpred.pl._markers import markers
     from stpred.pl._models import models
+    from stpred.pl._raster import raster
     from stpred.pl._spatial import spatial
     from stpred.pl._training import training
 
@@ -24,9 +24,9 @@ __all__ = [
     "differential_rank",
     "gallery",
     "genes",
-    "map",
     "markers",
     "models",
+    "raster",
     "spatial",
     "training",
 ]

@@ -11,8 +11,8 @@ from stpred._core.checks import InputError, key_in, listing
 from stpred._core.counts import are_counts
 from stpred._core.elements import region_in_frame, table_instances
 from stpred._core.tables import changed_values, check_values, read_provenance
+from stpred.pl._canvas import MIN_IN_DISTRIBUTION, Canvas, unit_of, warn_across
 from stpred.pl._figure import finish
-from stpred.pl._maps import MIN_ALIKE, Canvas, unit_of, warn_across
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,7 +125,7 @@ def best_genes(table: AnnData, n: int = 3) -> list[str]:
 def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -> list[str]:
     """Return what to draw, refusing what the table does not have."""
     if genes is None:
-        unlike = keys.IN_DISTRIBUTION in table.obs and table.obs[keys.IN_DISTRIBUTION].mean() < MIN_ALIKE
+        unlike = keys.IN_DISTRIBUTION in table.obs and table.obs[keys.IN_DISTRIBUTION].mean() < MIN_IN_DISTRIBUTION
         return best_genes(table) + ([keys.OOD_SCORE] if unlike and keys.OOD_SCORE in table.obs else [])
     wanted = [genes] if isinstance(genes, str) else list(genes)
     if missing := [g for g in wanted if g not in table.var_names and g not in table.obs]:

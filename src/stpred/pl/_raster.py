@@ -10,8 +10,8 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, find_image, need_sdata, region_in_frame, scale0, table_instances
+from stpred.pl._canvas import Canvas, color_limits, scale_bar, unit_of, warn_across
 from stpred.pl._figure import finish
-from stpred.pl._maps import Canvas, color_limits, scale_bar, unit_of, warn_across
 from stpred.pl._spatial import OOD_UNIT, title_of
 from stpred.tiles import Pyramid
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-_MOST_PX = 2000
-"""Pixels along the longer side of a map that is drawn; of larger ones a smaller copy is."""
+MAX_RASTER_PX = 2000
+"""Pixels along the longer side of a raster that is drawn; of a larger one a coarser level is."""
 
-_PICTURE_PX = 1000
-"""Pixels of the H&E image along the longer side of the map."""
+MAX_IMAGE_PX = 1000
+"""Pixels of the H&E image along the longer side of the raster."""
 
 
-def map(
+def raster(
     sdata: SpatialData,
-    map_key: str,
+    raster_key: str,
     genes: str | Sequence[str],
     *,
     image_key: str | None = None,
@@ -39,14 +39,14 @@ def map(
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
 ) -> NDArray[Any]:
-    """Draw genes of a predicted map beside the H&E image.
+    """Draw genes of a predicted raster beside the H&E image.
 
     Parameters
     ----------
     sdata
-        Object with the map that ``stpred.tl.predict(raster=True)`` wrote.
-    map_key
-        Name of the map.
+        Object with the raster that ``stpred.tl.predict(raster=True)`` wrote.
+    raster_key
+        Name of the raster.
     genes
         One or several of its genes, a panel each.
     image_key
@@ -70,7 +70,7 @@ def map(
     Raises
     ------
     InputError
-        If there is no such map or gene.
+        If there is no such raster or gene.
 
     Examples
     --------
@@ -78,43 +78,37 @@ def map(
     >>> slide = st.datasets.toy(size_um=(400, 400), n_genes=20)
     >>> config = st.models.Student.Config(hidden=(16,), epochs=2)
     >>> st.tl.predict(slide, st.tl.train(slide, config, shapes_key="spots"), raster=True)
-    >>> len(st.pl.map(slide, "tissue_student_map", ["EPCAM", "COL1A2"]))
+    >>> len(st.pl.raster(slide, "tissue_student_map", ["EPCAM", "COL1A2"]))
     3
     """
     import matplotlib.pyplot as plt
-    from matplotlib_scalebar.scalebar import ScaleBar
 
     need_sdata(sdata)
-    key_in(map_key, sdata.images, what="image", name="map_key")
-    wanted = [genes] if isinstance(genes, str) else list(genes)
-    if not wanted:
-        raise InputError("`genes` is empty; name one or more genes of the map.")
-    element = _level(sdata.images[map_key])
-    known = [str(c) for c in element.coords["c"].values]
-    if missing := [g for g in wanted if g not in known]:
-        raise InputError(f"The map {map_key!r} has no gene {listing(missing)}; it has {listing(known)}.")
-    affine = affine_to(scale0(sdata.images[map_key]), coordinate_system)
-    if affine is None:
-        raise InputError(f"The map {map_key!r} is not placed in {coordinate_system!r}.")
-    full = scale0(sdata.images[map_key])
-    x0, y0 = affine[0, 2], affine[1, 2]
-    x1, y1 = x0 + affine[0, 0] * full.sizes["x"], y0 + affine[1, 1] * full.sizes["y"]
-    unit = unit_of(_scale(sdata, map_key))
+    key_in(raster_key, sdata.images, what="image", name="raster_key")
+    shown = [genes] if isinstance(genes, str) else list(genes)
+    if not shown:
+        raise InputError("`genes` is empty; name one or more genes of the raster.")
+    element = _drawn_level(sdata.images[raster_key])
+    channels = [str(c) for c in element.coords["c"].values]
+    if missing := [g for g in shown if g not in channels]:
+        raise InputError(f"The raster {raster_key!r} has no gene {listing(missing)}; it has {listing(channels)}.")
+    x0, x1, y0, y1 = _extent_um(sdata, raster_key, coordinate_system)
+    unit = unit_of(_output_scale(sdata, raster_key))
     table = None if table_key is None else sdata.tables[key_in(table_key, sdata.tables, what="table", name="table_key")]
     scored = table is not None and keys.OOD_SCORE in table.obs and bool(table.obs[keys.OOD_SCORE].notna().any())
-    n = len(wanted) + with_image + scored
+    n = len(shown) + with_image + scored
     figure, axes = plt.subplots(1, n, figsize=(5 * n, 4.6), squeeze=False, layout="constrained")
     panels = axes[0]
     if with_image:
         image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-        step = max(max(x1 - x0, y1 - y0) / _PICTURE_PX, pyramid.mpp)
+        step = max(max(x1 - x0, y1 - y0) / MAX_IMAGE_PX, pyramid.mpp)
         picture, corner = pyramid.thumbnail(step)
         right, bottom = corner + np.array(picture.shape[1::-1]) * step
         panels[0].imshow(picture, extent=(corner[0], right, bottom, corner[1]))
         panels[0].set_title("H&E")
-    for ax, gene in zip(panels[int(with_image) :], wanted, strict=False):
-        values = np.asarray(element.isel(c=known.index(gene)))
+    for ax, gene in zip(panels[int(with_image) :], shown, strict=False):
+        values = np.asarray(element.isel(c=channels.index(gene)))
         low, high = color_limits(values) if limits is None else limits
         drawn = ax.imshow(values, extent=(x0, x1, y1, y0), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=ax, shrink=0.8, label=unit)
@@ -128,27 +122,36 @@ def map(
         warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows].astype(bool))
     for ax in panels:
         ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal")
-        if not any(isinstance(a, ScaleBar) for a in ax.artists):
-            scale_bar(ax)
+        scale_bar(ax)
     return finish(panels, save)
 
 
-def _scale(sdata: SpatialData, map_key: str) -> str | None:
-    """Return the scale of a map's values, as far as its provenance says it."""
-    facts = sdata.attrs.get(keys.UNS, {})
-    told = facts.get(map_key) if isinstance(facts, Mapping) else None
+def _extent_um(sdata: SpatialData, raster_key: str, coordinate_system: str) -> tuple[float, float, float, float]:
+    """Return x0, x1, y0, y1 of a raster in micrometres."""
+    full = scale0(sdata.images[raster_key])
+    affine = affine_to(full, coordinate_system)
+    if affine is None:
+        raise InputError(f"The raster {raster_key!r} is not placed in {coordinate_system!r}.")
+    x0, y0 = affine[0, 2], affine[1, 2]
+    return x0, x0 + affine[0, 0] * full.sizes["x"], y0, y0 + affine[1, 1] * full.sizes["y"]
+
+
+def _output_scale(sdata: SpatialData, raster_key: str) -> str | None:
+    """Return the scale of a raster's values if its provenance names it."""
+    provenance = sdata.attrs.get(keys.UNS, {})
+    text = provenance.get(raster_key) if isinstance(provenance, Mapping) else None
     try:
-        return json.loads(told)["output_scale"] if isinstance(told, str) else None
+        return json.loads(text)["output_scale"] if isinstance(text, str) else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _level(image: Any) -> Any:
-    """Return the finest level of a map that is not larger than a picture."""
+def _drawn_level(image: Any) -> Any:
+    """Return the finest level of a raster within `MAX_RASTER_PX`; the coarsest one if none is."""
     from xarray import DataTree
 
     if not isinstance(image, DataTree):
         return image
     levels = [next(iter(node.ds.values())) for node in image.children.values()]
-    small = [level for level in levels if max(level.sizes["x"], level.sizes["y"]) <= _MOST_PX]
+    small = [level for level in levels if max(level.sizes["x"], level.sizes["y"]) <= MAX_RASTER_PX]
     return max(small or levels[-1:], key=lambda level: level.sizes["x"])

@@ -1,4 +1,4 @@
-"""One map: a slide's thumbnail with a region coloured by values."""
+"""One panel: a slide's thumbnail with a region coloured by values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-_MANY = 20_000
+MIN_RASTERISED = 20_000
 """Locations from which on shapes are rasterised instead of drawn one by one."""
 
-
-MIN_ALIKE = 0.5
-"""Share of in-distribution tiles below which a picture says that its values are not to be relied on."""
+MIN_IN_DISTRIBUTION = 0.5
+"""Fraction of in-distribution tiles below which a picture warns."""
 
 
 class Canvas:
@@ -84,7 +83,7 @@ class Canvas:
             cmap=cmap,
             norm=norm,
             colorbar=False,
-            method="datashader" if len(instances) > _MANY else "matplotlib",
+            method="datashader" if len(instances) > MIN_RASTERISED else "matplotlib",
         )
         self._show(drawn, ax, title=title)
         del self.small.tables["values"]
@@ -108,9 +107,11 @@ def color_limits(*values: NDArray[Any]) -> tuple[float, float]:
 
 
 def scale_bar(ax: Axes) -> None:
-    """Draw a scale bar below the map, where it hides nothing."""
+    """Draw a scale bar below axes in micrometres, unless they have one."""
     from matplotlib_scalebar.scalebar import ScaleBar
 
+    if any(isinstance(a, ScaleBar) for a in ax.artists):
+        return
     ax.set_xlabel(" ", fontsize=18)  # the layout keeps room for a label, not for the bar
     below = {"bbox_to_anchor": (1.0, -0.01), "bbox_transform": ax.transAxes}
     ax.add_artist(ScaleBar(1.0, "um", location="upper right", box_alpha=0, border_pad=0, pad=0.1, **below))
@@ -122,13 +123,13 @@ def unit_of(scale: str | None) -> str:
 
 
 def warn_across(figure: Any, in_distribution: NDArray[Any], *, what: str = "tiles") -> None:
-    """Write a plain line across the top of a figure where most tiles are unlike those of training."""
-    share = float(np.mean(in_distribution)) if len(in_distribution) else 1.0
-    if share < MIN_ALIKE:
+    """Write a line across the top of a figure where most tiles are out of distribution."""
+    fraction = float(np.mean(in_distribution)) if len(in_distribution) else 1.0
+    if fraction < MIN_IN_DISTRIBUTION:
         figure.get_layout_engine().set(h_pad=0.1)
         figure.suptitle(
-            f"Out of distribution: {1 - share:.0%} of the {what} are unlike the model's training tiles; do not rely on "
-            "these values.",
+            f"Out of distribution: {1 - fraction:.0%} of the {what} are unlike the model's training tiles; do not rely "
+            "on these values.",
             color="white",
             bbox={"facecolor": "firebrick", "edgecolor": "none", "pad": 3},
             wrap=True,
