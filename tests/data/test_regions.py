@@ -27,9 +27,3 @@ def test_counts_of_a_layer() -> None:
         InputError, match=r"No layer of table 'spots_counts'.*'counts' \(`layer`\); available: \['expected', 'raw'\]"
     ):
         data.read_region(slide, Place("spots", layer="counts"), measured=True)
-
-
-def test_what_is_not_named_is_inferred() -> None:
-    slide = st.datasets.toy(size_um=(500, 500), n_genes=10)
-    assert data.read_region(slide, measured=True).shapes_key == "spots"
-    assert data.read_region(slide, Place("cells")).image_key == "he"
