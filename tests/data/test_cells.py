@@ -103,8 +103,8 @@ def test_context_of_cells_is_the_mean_around_them(slide: SpatialData) -> None:
     region = data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="cells").take(
         np.array([2, 5])
     )
-    plain = data.make_batch(region, encoder, Needs(cells=True, slide_statistics=True))
-    wide = data.make_batch(region, encoder, Needs(cells=True, slide_statistics=True, context_um=25.0))
+    plain = data.reader_for(region, encoder, Needs(cells=True, slide_statistics=True)).whole()
+    wide = data.reader_for(region, encoder, Needs(cells=True, slide_statistics=True, context_um=25.0)).whole()
     d = encoder.card.width
     assert wide.features.shape[1] == 2 * d + 1
     np.testing.assert_array_equal(wide.features[wide.cells.indices, :d], plain.features[plain.cells.indices])
@@ -122,10 +122,10 @@ def test_statistics_of_a_slide_do_not_depend_on_what_is_asked_for(slide: Spatial
     encoder = encoders.get("morphology", tile=TILE)
     needs = Needs(cells=True, slide_statistics=True)
     whole = data.with_cells(data.read_region(slide, Place(shapes_key="cells")))
-    some = data.make_batch(whole.take(np.arange(9)), encoder, needs)
-    spots = data.make_batch(
+    some = data.reader_for(whole.take(np.arange(9)), encoder, needs).whole()
+    spots = data.reader_for(
         data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="cells"), encoder, needs
-    )
+    ).whole()
     np.testing.assert_array_equal(some.features[some.sources], spots.features[spots.sources])
 
 
@@ -141,10 +141,10 @@ def test_many_cells_are_predicted_in_blocks_to_the_same_values(
         Needs(cells=True, context_um=20.0),
         Needs(cells=True, n_neighbors=3),
     ):
-        ((_, once),) = data.prediction_batches(region, encoder, needs)
-        monkeypatch.setattr("stpred.data._batches.CELL_BYTES", 50 * encoder.card.width * 4)
+        ((_, once),) = data.reader_for(region, encoder, needs).blocks()
+        monkeypatch.setattr("stpred.data._cells.CELL_BYTES", 50 * encoder.card.width * 4)
         seen = []
-        for rows, batch in data.prediction_batches(region, encoder, needs):
+        for rows, batch in data.reader_for(region, encoder, needs).blocks():
             np.testing.assert_array_equal(batch.features[batch.cells.indices], once.features[once.cells.indices][rows])
             np.testing.assert_array_equal(batch.features[batch.sources], once.features[once.sources])
             seen.append(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -21,7 +20,8 @@ import stpred as st
 from stpred import data
 from stpred._core.checks import InputError
 from stpred._core.places import Place
-from stpred.data._tokens import TokenGrid, footprints, token_batch
+from stpred.data._footprints import TokenGrid, footprints
+from stpred.data._tokens import token_batch
 from stpred.encoders import EncoderCard
 from stpred.models import Batch, Needs, Student
 from stpred.regions import Lattice, squares
@@ -166,7 +166,7 @@ def test_shapes_without_any_centre_have_none() -> None:
 def test_every_token_is_seen_in_every_tile_that_covers_it(n: int, step: int) -> None:
     grid = TokenGrid(8.0, n, step)
     tokens = np.stack(np.meshgrid(np.arange(-9, 14), np.arange(-5, 16)), -1).reshape(-1, 2)
-    which, tiles, places = grid.seen(tokens)
+    which, tiles, places = grid.views(tokens)
     found = {(*tokens[k].tolist(), *t, *p) for k, t, p in zip(which, tiles.tolist(), places.tolist(), strict=True)}
     assert len(found) == len(which)
     want = set()
@@ -176,7 +176,7 @@ def test_every_token_is_seen_in_every_tile_that_covers_it(n: int, step: int) -> 
     assert found == want
     assert set(which.tolist()) == set(range(len(tokens)))
     whole = np.stack(np.meshgrid(np.arange(n * step), np.arange(n * step)), -1).reshape(-1, 2)
-    assert len(grid.seen(whole)[0]) == pytest.approx(grid.copies * len(whole))
+    assert len(grid.views(whole)[0]) == pytest.approx(grid.copies * len(whole))
     np.testing.assert_allclose(grid.centres_um(np.array([[0, 2]])), [[4.0 * n, 4.0 * n + 16 * step]])
 
 
@@ -345,13 +345,13 @@ def test_blocks_of_prediction_change_nothing(
 ) -> None:
     encoder = Colours(pattern=np.random.default_rng(0).normal(0, 20, (4, 4)))
     region = data.read_region(coordinates, Place(shapes_key=name))
-    ((rows, whole),) = data.prediction_batches(region, encoder, TOKENS, stride_um=8.0)
+    ((rows, whole),) = data.reader_for(region, encoder, TOKENS, stride_um=8.0).blocks()
     once = np.empty((len(rows), 3))
     once[rows] = seen(whole)
     monkeypatch.setattr("stpred.data._tokens.BLOCK_BYTES", 1)  # blocks of a tile
     monkeypatch.setattr("stpred.data._tokens._TILES", 5)
     found, number = np.full((len(rows), 3), np.nan), 0
-    for rows, batch in data.prediction_batches(region, encoder, TOKENS, stride_um=8.0):
+    for rows, batch in data.reader_for(region, encoder, TOKENS, stride_um=8.0).blocks():
         assert np.isnan(found[rows]).all()  # nothing comes twice
         found[rows] = seen(batch)
         np.testing.assert_array_equal(batch.features[batch.sources], whole.features[whole.sources])
@@ -399,33 +399,33 @@ def test_finer_regions_are_seen_in_overlapping_tiles_and_by_the_same_statistics(
     lattice = Lattice.of(trained.coords_um)
     assert lattice is not None
     assert data.median_width_um(trained) == 50
-    how: dict[str, Any] = {"lattice": lattice, "home": "lattice", "width_um": 50.0}
-    known = data.make_batch(trained, encoder, TOKENS)
-    ((_, same),) = data.prediction_batches(trained, encoder, TOKENS, **how)
+    context = data.Context(lattice, "lattice", width_um=50.0)
+    known = data.reader_for(trained, encoder, TOKENS).whole()
+    ((_, same),) = data.reader_for(trained, encoder, TOKENS, context).blocks()
     np.testing.assert_array_equal(same.features[same.sources], known.features[known.sources])
     np.testing.assert_array_equal(seen(same), seen(known))
     cells = data.read_region(coordinates, Place(shapes_key="cells"))
-    ((_, finer),) = data.prediction_batches(cells, encoder, TOKENS, **how)
+    ((_, finer),) = data.reader_for(cells, encoder, TOKENS, context).blocks()
     np.testing.assert_array_equal(finer.features[finer.sources], known.features[known.sources])
     assert finer.context == "lattice"
     own = len(finer.features) - len(finer.sources)
     _, tokens = footprints(cells, TokenGrid.of(encoder.card))
     assert own == 4 * len(tokens)
-    ((_, once),) = data.prediction_batches(cells, encoder, TOKENS, stride_um=32.0, **how)
+    ((_, once),) = data.reader_for(cells, encoder, TOKENS, context, stride_um=32.0).blocks()
     assert len(once.features) - len(once.sources) == len(tokens)
     # Locations as wide as those of training are seen as these were, whatever they are called.
     alike = data.read_region(coordinates, Place(shapes_key="spots"))
-    ((_, coarse),) = data.prediction_batches(alike, encoder, TOKENS, **how)
+    ((_, coarse),) = data.reader_for(alike, encoder, TOKENS, context).blocks()
     assert len(coarse.features) - len(coarse.sources) == len(footprints(alike, TokenGrid.of(encoder.card))[1])
     with pytest.raises(InputError, match="`stride_um` is for models of tokens"):
-        next(data.prediction_batches(cells, encoder, Needs(), stride_um=32.0))
+        next(data.reader_for(cells, encoder, Needs(), stride_um=32.0).blocks())
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_finer_regions_can_be_predicted_from_an_odd_number_of_patches(coordinates: SpatialData, n: int) -> None:
     lattice = Lattice.of(data.read_region(coordinates, Place(shapes_key="lattice")).coords_um)
     cells = data.read_region(coordinates, Place(shapes_key="cells"))
-    ((_, batch),) = data.prediction_batches(cells, Colours(n=n), TOKENS, lattice=lattice, home="lattice")
+    ((_, batch),) = data.reader_for(cells, Colours(n=n), TOKENS, data.Context(lattice=lattice, home="lattice")).blocks()
     assert np.abs(seen(batch)[:, :2] + 0.5 - cells.coords_um).max() < 8
 
 
@@ -451,7 +451,7 @@ def test_overlapping_tiles_take_their_grid_out_of_a_map() -> None:
     power, fit = {}, {}
     for stride_um in (32.0, 8.0):
         found = np.empty(len(centres))
-        for rows, batch in data.prediction_batches(pixels, encoder, model.needs, stride_um=stride_um):
+        for rows, batch in data.reader_for(pixels, encoder, model.needs, stride_um=stride_um).blocks():
             found[rows] = model.predict(batch)[0][:, 0]
         image = found.reshape(side, side)
         along = np.abs(np.fft.rfft(image - local, axis=1)) ** 2

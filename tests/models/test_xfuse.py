@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stpred._core.checks import InputError
 from stpred.data._canvas import Canvas
-from stpred.data._scene import SlideScene
+from stpred.data._pixels import SlidePixelGrid
 from stpred.models import Batch, XFuse
 from stpred.models.parts.pixel_grid import Window
 from stpred.models.xfuse import config, likelihood, readout
@@ -492,7 +492,7 @@ def slide(name: str = "a", *, seed: int = 0, radius: float = 5.0, n_genes: int =
     def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(np.square(xy - at[target]).sum(axis=1) <= (radius * MPP) ** 2, dtype=bool)
 
-    scene = SlideScene(canvas, at - radius * MPP, at + radius * MPP, at, says, canvas.bounds, 48)
+    scene = SlidePixelGrid(canvas, at - radius * MPP, at + radius * MPP, at, says, canvas.bounds, 48)
     counts = rng.poisson(rng.gamma(3.0, 1.0, (len(at), n_genes)) * np.arange(1, n_genes + 1)).astype(np.float32)
     rows = np.arange(len(at))
     return Batch(name, np.zeros((len(at), 1), np.float32), rows, rows, at, y=counts, pixel_grid=scene)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from stpred.data._canvas import Canvas
-from stpred.data._scene import SlideScene
+from stpred.data._pixels import SlidePixelGrid
 from stpred.models import Batch
 from stpred.models.parts.pixel_grid import View, Window
 from stpred.models.xfuse.sample import PatchSample
@@ -25,7 +25,7 @@ MPP, RADIUS, EDGE, N_GENES = 8.0, 4.0, 48, 3
 class Recorded:
     """A scene that remembers which patches were asked for."""
 
-    def __init__(self, scene: SlideScene) -> None:
+    def __init__(self, scene: SlidePixelGrid) -> None:
         self.scene, self.seen = scene, list[tuple[NDArray[np.float64], View]]()
 
     def __getattr__(self, name: str) -> Any:
@@ -50,7 +50,7 @@ def slide(name: str, *, height: int = 100, width: int = 130, measured: bool = Tr
     def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(np.square(xy - at[target]).sum(axis=1) <= (RADIUS * MPP) ** 2, dtype=bool)
 
-    scene = SlideScene(canvas, at - RADIUS * MPP, at + RADIUS * MPP, at, says, canvas.bounds, EDGE)
+    scene = SlidePixelGrid(canvas, at - RADIUS * MPP, at + RADIUS * MPP, at, says, canvas.bounds, EDGE)
     y_ = np.arange(1, len(at) + 1, dtype=np.float32)[:, None] * [1, 100, 10_000] if measured else None  # tells rows
     rows = np.arange(len(at))
     return Batch(

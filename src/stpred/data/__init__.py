@@ -1,7 +1,6 @@
 """From SpatialData objects to what models are trained on and predict from."""
 
-from stpred.data._batches import make_batch, prediction_batches, reach_um, token_reader, with_needs, with_parts
-from stpred.data._cells import cells_region, inside_of, looks_like_cells, with_cells
+from stpred.data._cells_inside import cells_region, inside_of, looks_like_cells, with_cells
 from stpred.data._features import digest, embed, embed_dense, embed_parts, embed_wide, stored_features
 from stpred.data._folds import (
     BLOCK_FOLDS,
@@ -15,16 +14,26 @@ from stpred.data._folds import (
     far_from,
     refuse_copies,
 )
+from stpred.data._footprints import median_width_um
 from stpred.data._library import SharedLibrary, library_of, on_library, shared_library
+from stpred.data._pixels import PixelReader
+from stpred.data._reader import Context, Reader, Targets
+from stpred.data._readers import reader_for
 from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
-from stpred.data._scene import scene_reader
-from stpred.data._tokens import masked_tokens, median_width_um
+from stpred.data._surroundings import reach_um
+from stpred.data._tiles import with_needs, with_parts
+from stpred.data._tokens import TokenReader, masked_tokens
 
 __all__ = [
     "BLOCK_FOLDS",
+    "Context",
     "Fold",
+    "PixelReader",
+    "Reader",
     "Region",
     "SharedLibrary",
+    "Targets",
+    "TokenReader",
     "TooSmall",
     "as_slides",
     "block_folds",
@@ -43,19 +52,16 @@ __all__ = [
     "inside_of",
     "library_of",
     "looks_like_cells",
-    "make_batch",
     "masked_tokens",
     "median_width_um",
     "on_library",
-    "prediction_batches",
     "reach_um",
     "read_image",
     "read_region",
+    "reader_for",
     "refuse_copies",
-    "scene_reader",
     "shared_library",
     "stored_features",
-    "token_reader",
     "with_cells",
     "with_needs",
     "with_parts",

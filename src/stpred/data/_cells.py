@@ -1,137 +1,69 @@
-"""Locations seen through the cells in them: which cells are where, and the batch of them."""
+"""Locations seen through the cells in them, and the batch of them."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred import links
-from stpred._core import keys
-from stpred._core.checks import InputError, key_in, listing
-from stpred._core.elements import affine_to, shapes_in
-from stpred._core.geometry import geometries_um, placed
-from stpred._core.places import Place
+from stpred._core.checks import InputError
 from stpred.data._features import embed, embed_wide, stored_features
-from stpred.data._regions import CellsInside, Region, read_region
+from stpred.data._reader import Context, check_resolution, evenly
+from stpred.data._regions import CellsInside, Region
+from stpred.data._surroundings import PatchPoints, patch_points
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch, Needs, Patches
 
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
+MAX_SAMPLE = 2000
+"""Cells, spread evenly over a slide's, that its feature statistics are taken from whatever is predicted."""
 
-logger = logging.getLogger("stpred")
-
-LARGEST_CELL_UM2 = 600.0
-"""Shapes that differ in size are cells if their median area is below this: a circle of 28 um."""
-
-SAMPLE = 2000
-"""Cells, spread evenly over a slide's, that its feature statistics are taken from whatever is asked for."""
-
-
-def with_cells(region: Region, *, cells_key: str | None = None, prefer: str | None = None) -> Region:
-    """Return a region with the cells in each location; locations without any are left out, and listed.
-
-    Parameters
-    ----------
-    region
-        Spots, bins, a grid, annotations, or cells.
-    cells_key
-        Region of the cells; the region itself says that its locations are the cells. None: the region itself if it
-        looks like cells, else `prefer` if it is there, else ``nuclei``, else ``cells``.
-    prefer
-        Region of cells that a model was trained through.
-    """
-    found = cells_region(region, cells_key=cells_key, prefer=prefer)
-    if found == region.shapes_key:
-        n = len(region.coords_um)
-        own = replace(region, counts=None, totals=None, var=None)
-        return replace(region, cells=CellsInside(own, links.Links(np.arange(n + 1), np.arange(n))))
-    cells = read_region(
-        region.sdata,
-        Place(shapes_key=found, image_key=region.image_key, coordinate_system=region.coordinate_system),
-        slide=region.slide,
-    )
-    inside = inside_of(region, cells.coords_um)
-    kept = inside.counts() > 0
-    if not kept.any():
-        raise InputError(
-            f"None of the {len(kept)} locations of {region.shapes_key!r} in slide {region.slide!r} holds a cell of "
-            f"{found!r} ({len(cells.coords_um)} cells)."
-        )
-    without = tuple(region.instances[~kept].tolist())
-    if without:
-        logger.warning(
-            "%d of %d %r in slide %r hold no cell of %r and are left out: %s.",
-            len(without), len(kept), region.shapes_key, region.slide, found, listing(without),
-        )  # fmt: skip
-    some = replace(region, cells=CellsInside(cells, inside)).take(np.flatnonzero(kept))
-    return replace(some, without_cells=without)
-
-
-def cells_region(region: Region, *, cells_key: str | None, prefer: str | None) -> str:
-    """Return the name of the region of cells that a region is seen through."""
-    there = shapes_in(region.sdata, region.coordinate_system)
-    if cells_key is not None:
-        return key_in(cells_key, there, what="shapes element", name="cells_key")
-    if looks_like_cells(region.sdata, region.shapes_key, coordinate_system=region.coordinate_system):
-        return region.shapes_key
-    usual = [keys.in_frame(k, region.coordinate_system) for k in (keys.NUCLEI, keys.CELLS)]
-    for name in (prefer, *usual):
-        if name is not None and name in there:
-            return name
-    raise InputError(
-        f"Slide {region.slide!r} has no cells to see {region.shapes_key!r} through; find them with "
-        f"stpred.pp.nuclei(sdata), bring your own with stpred.pp.add_cells, or name their shapes with `cells_key` "
-        f"(there are {listing(there)})."
-    )
-
-
-def looks_like_cells(sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM) -> bool:
-    """Whether shapes are cells by their geometry: small, and of different sizes, unlike spots, bins and grids."""
-    frame = sdata.shapes[shapes_key]
-    area = np.pi * frame["radius"].to_numpy() ** 2 if "radius" in frame else frame.geometry.area.to_numpy()
-    affine = affine_to(frame, coordinate_system)
-    if affine is None:
-        return False
-    area = area * abs(np.linalg.det(affine[:2, :2]))
-    return bool(np.median(area) < LARGEST_CELL_UM2 and area.std() > 0.02 * area.mean())
-
-
-def inside_of(region: Region, points_um: NDArray[np.float64]) -> links.Links:
-    """Link each location to the points that it holds, nearest first; a point in two goes to the nearest."""
-    from shapely import STRtree
-    from shapely import points as as_points
-
-    where = {"coordinate_system": region.coordinate_system}
-    frame = region.sdata.shapes[region.shapes_key]
-    rows = frame.index.get_indexer(region.instances)
-    if "radius" in frame:
-        affine = placed(region.sdata, region.shapes_key, **where)
-        radius = frame["radius"].to_numpy()[rows] * float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
-        return links.within(region.coords_um, radius, points_um, nearest_only=True)
-    shapes, _ = geometries_um(region.sdata, region.shapes_key, rows=rows, **where)
-    point, location = STRtree(shapes).query(as_points(points_um), predicate="intersects")
-    distance = np.linalg.norm(points_um[point] - region.coords_um[location], axis=1)
-    order = np.lexsort((location, distance, point))
-    nearest = order[np.unique(point[order], return_index=True)[1]]
-    point, location, distance = point[nearest], location[nearest], distance[nearest]
-    order = np.lexsort((point, distance, location))
-    counts = np.bincount(location, minlength=len(rows))
-    return links.Links(np.concatenate([[0], np.cumsum(counts)]), point[order])
+CELL_BYTES = 2**29
+"""Features of cells that are in memory at a time in prediction."""
 
 
 @dataclass(frozen=True)
-class Points:
-    """Locations at the training pitch that cells lie in, and which of them each target sees."""
+class CellReader:
+    """Embeds the cells in each location, what is around them, and the tiles of models that see both."""
 
-    coords_um: NDArray[np.float64]
-    links: links.Links
-    sources: NDArray[np.int64]
-    name: str
+    region: Region
+    encoder: Encoder
+    needs: Needs
+    context: Context
+
+    @classmethod
+    def of(cls, region: Region, encoder: Encoder, needs: Needs, context: Context) -> CellReader:
+        """Check the resolution of the slide."""
+        check_resolution(region, encoder)
+        return cls(region, encoder, needs, context)
+
+    def whole(self) -> Batch:
+        """Return all locations as one batch."""
+        return self._batch(self.region)
+
+    def blocks(self, part: Region | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yield rows and their batch; of many cells, in blocks by place."""
+        region = self.region if part is None else part
+        n = len(region.coords_um)
+        cells, inside = region.cells.region, region.cells.links  # type: ignore[union-attr]
+        n_blocks = -(-inside.indices.size * self.encoder.card.width * 4 // CELL_BYTES)
+        if n_blocks <= 1:
+            yield np.arange(n), self._batch(region)
+            return
+        rows = _sample_of(cells)
+        spread = replace(cells.take(rows), cells=CellsInside(cells, links.Links(np.arange(len(rows) + 1), rows)))
+        known = cell_batch(spread, self.encoder, replace(self.needs, patch_um=None))
+        sample = known.features[known.sources]
+        strip = np.floor(region.coords_um[:, 1] / max(np.ptp(region.coords_um[:, 1]) / np.sqrt(n_blocks), 1e-9))
+        for rows in np.array_split(np.lexsort((region.coords_um[:, 0], strip)), n_blocks):
+            yield rows, self._batch(region.take(rows), sample)
+
+    def _batch(self, region: Region, sample: NDArray[Any] | None = None) -> Batch:
+        points = None if self.needs.patch_um is None else patch_points(region, self.needs, self.context)
+        return cell_batch(region, self.encoder, self.needs, points=points, sample=sample)
 
 
 def cell_batch(
@@ -139,32 +71,25 @@ def cell_batch(
     encoder: Encoder,
     needs: Needs,
     *,
-    points: Points | None = None,
+    points: PatchPoints | None = None,
     sample: NDArray[Any] | None = None,
-    **measured: Any,
 ) -> Batch:
     """Embed the cells of a region's locations, and what they need around them, once each.
 
     Parameters
     ----------
-    region
-        Locations with their cells.
-    encoder
-        What turns tiles into features.
-    needs
-        What the model asks for.
+    region, encoder, needs
+        Locations with their cells, what turns tiles into features, and what the model asks for.
     points
         Locations whose tiles are seen beside the cells.
     sample
         Features of the slide's sample of cells, if they are known already.
-    **measured
-        As of `make_batch`.
     """
     if region.cells is None:
         raise InputError(f"{region.shapes_key!r} of slide {region.slide!r} came without cells.")
     cells, inside = region.cells.region, region.cells.links
     asked = _in_order(inside.indices)
-    spread = sample_of(cells) if sample is None else np.empty(0, dtype=np.int64)
+    spread = _sample_of(cells) if sample is None else np.empty(0, dtype=np.int64)
     rows = _in_order(np.concatenate([asked, spread]))
     around = None
     if needs.context_um is not None:
@@ -196,9 +121,8 @@ def cell_batch(
         cells=within,
         cell_links=cell_links,
         totals=region.totals,
-        n_measured=None if region.counts is None else region.counts.shape[1],
+        n_measured=region.n_measured,
         context=None if points is None else points.name,
-        **measured,
     )
     if points is None or needs.patch_um is None:
         return batch
@@ -206,10 +130,9 @@ def cell_batch(
     return replace(batch, patches=Patches(tiles, points.links, points.sources))
 
 
-def sample_of(cells: Region) -> NDArray[np.int64]:
-    """Return rows of at most `SAMPLE` cells, spread evenly over all of them in their order."""
-    n = len(cells.coords_um)
-    return np.unique(np.linspace(0, n - 1, min(n, SAMPLE)).astype(np.int64))
+def _sample_of(cells: Region) -> NDArray[np.int64]:
+    """Return rows of at most `MAX_SAMPLE` cells, spread evenly over all of them in their order."""
+    return evenly(len(cells.coords_um), MAX_SAMPLE)
 
 
 def _features(cells: Region, encoder: Encoder, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -29,7 +29,7 @@ from stpred._core.geometry import EDGE_PX, geometries_um, placed
 from stpred._core.names import named
 from stpred._core.places import Place
 from stpred.links import Links
-from stpred.regions import Lattice, on_tissue
+from stpred.regions import Lattice, tissue_points
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -115,6 +115,16 @@ class Region:
         ):
             return targets.sparse_transform(counts, self.totals, target=target)
         return targets.transform(counts, self.totals, target=target, n_measured=self.counts.shape[1])
+
+    @property
+    def n_measured(self) -> int | None:
+        """Number of measured genes."""
+        return None if self.counts is None else int(self.counts.shape[1])
+
+    def beside(self, shapes_key: str) -> Region:
+        """Return other locations of the same slide, on the same image."""
+        place = Place(shapes_key, self.image_key, coordinate_system=self.coordinate_system)
+        return read_region(self.sdata, place, slide=self.slide)
 
     def known(self, names: list[str]) -> NDArray[np.bool_]:
         """Return (n_genes,) whether the slide measured each gene."""
@@ -249,9 +259,7 @@ def read_image(sdata: SpatialData, place: Place | None = None, *, slide: str = _
     with _about(slide):
         image_key = find_image(sdata, place.image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-        points = Lattice(IMAGE_PITCH_UM, hexagonal=False).points(pyramid.bounds_um)
-        points = points[pyramid.contains(points)]
-        points = points[on_tissue(pyramid, points)]
+        points = tissue_points(pyramid, Lattice(IMAGE_PITCH_UM, hexagonal=False))
         if len(points) == 0:
             raise InputError(f"Image {image_key!r} shows no tissue.")
     import pandas as pd

@@ -137,12 +137,12 @@ def _remade(model: Model, *, device: str | None) -> Encoder:
         ) from error
 
 
-def context_of(model: Model) -> dict[str, Any]:
-    """Return what `data.prediction_batches` has to know of the locations that a model was trained on."""
+def context_of(model: Model) -> data.Context:
+    """Return what prediction depends on of the locations that a model was trained on."""
     record = model.record
     hexagonal = bool(record.training.get("hexagonal"))
     lattice = None if record.pitch_um is None else regions.Lattice(record.pitch_um, hexagonal)
-    return {"lattice": lattice, "home": record.region, "width_um": record.training.get("width_um")}
+    return data.Context(lattice, record.region, record.training.get("width_um"))
 
 
 def gene_columns(model: Model, genes: Iterable[str] | None) -> list[int]:

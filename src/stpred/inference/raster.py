@@ -257,10 +257,7 @@ def _fill(kept: Any, area: _Area, job: Job) -> tuple[int, int, str | None]:
             kept.put(rows, columns, None)
             continue
         if reader is None:
-            if needs.pixel_grid:
-                reader = data.scene_reader(pixels, job.encoder, **job.how)
-            else:
-                reader = data.token_reader(pixels, job.encoder, needs, **job.how)
+            reader = data.reader_for(pixels, job.encoder, needs, **job.how)
         found = np.full((wanted.size, n_genes), np.nan, dtype=np.float32)
         places, unlike = np.flatnonzero(wanted), 0
         for chosen, batch in reader.blocks(pixels):
@@ -283,7 +280,8 @@ def _fill_at_once(kept: Any, area: _Area, job: Job, blocks: list[Any]) -> tuple[
         return 0, 0, None
     mean = np.empty((len(points), len(job.columns)), dtype=np.float32)
     unlike, context = 0, None
-    for chosen, batch in data.prediction_batches(area.of_points(points), job.encoder, job.model.needs, **job.how):
+    reader = data.reader_for(area.of_points(points), job.encoder, job.model.needs, **job.how)
+    for chosen, batch in reader.blocks():
         mean[chosen] = job.model.predict(batch)[0][:, job.columns]
         unlike += int((job.model.ood_distance(batch) > 1).sum())
         context = batch.context

@@ -27,7 +27,7 @@ def predicted(model: Model, region: data.Region, *, encoder: Any = None) -> NDAr
     """Return what a trained model predicts, as :func:`stpred.tl.predict` does; `encoder` None: the model's own."""
     out = np.empty((len(region.coords_um), model.n_genes), dtype=np.float32)
     used = encoder_for(model, encoder, device=None)
-    for rows, batch in data.prediction_batches(region, used, model.needs, **context_of(model)):
+    for rows, batch in data.reader_for(region, used, model.needs, context_of(model)).blocks():
         out[rows] = model.predict(batch)[0]
     return out
 

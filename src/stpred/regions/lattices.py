@@ -13,7 +13,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive
 from stpred._core.elements import find_image
 from stpred._core.geometry import geometries_um
-from stpred.regions.tissue import TissueMask, look, say_doubts
+from stpred.regions.tissue import TissueMask, look, on_tissue, say_doubts
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ class Lattice:
             columns = np.arange(np.ceil(x0 / self.pitch_um - shift), np.floor(x1 / self.pitch_um - shift) + 1)
             parts.append(np.column_stack([(columns + shift) * self.pitch_um, np.full(len(columns), row * step_y)]))
         return np.concatenate(parts) if parts else np.empty((0, 2))
+
+
+def tissue_points(pyramid: Pyramid, lattice: Lattice) -> NDArray[np.float64]:
+    """Return the (n, 2) points of a lattice that lie on the image and its tissue."""
+    points = lattice.points(pyramid.bounds_um)
+    points = points[pyramid.contains(points)]
+    return points[on_tissue(pyramid, points)]
 
 
 def lay_grid(

@@ -103,7 +103,7 @@ class Cohort:
     def batches(self, config: BaseConfig, encoder: Encoder, *, target: str | None) -> list[Batch]:
         """Embed every slide for a family."""
         return [
-            data.make_batch(r, encoder, config.needs, **measured(r, self.names, config, target=target))
+            measured(r, self.names, config, target=target).put(data.reader_for(r, encoder, config.needs).whole())
             for r in self.regions
         ]
 
@@ -202,15 +202,15 @@ def scored_scale(config: BaseConfig, target: str | None) -> str:
 
 def measured(
     region: data.Region, names: list[str], config: BaseConfig, *, target: str | None, scored_on: str | None = None
-) -> dict[str, Any]:
+) -> data.Targets:
     """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
     if config.takes_images and region.counts is None:
-        return {}
+        return data.Targets()
     scale = config.training_target(target)
     scored = scored_scale(config, target) if scored_on is None else scored_on
     truth = None if scored == scale else region.target(names, scored, sparse=config.sparse_targets)
-    found = {"y": region.target(names, scale, sparse=config.sparse_targets), "scale": scale, "truth": truth}
-    return found | ({"measured": region.known(names)} if config.takes_images else {})
+    y = region.target(names, scale, sparse=config.sparse_targets)
+    return data.Targets(y, truth, scale, region.known(names) if config.takes_images else None)
 
 
 def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:

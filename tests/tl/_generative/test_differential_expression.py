@@ -23,7 +23,7 @@ import stpred as st
 from stpred import data, encoders
 from stpred._core.checks import InputError
 from stpred._core.places import Place
-from stpred.data import _scene
+from stpred.data import _pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
 from stpred.models.xfuse.readout import Readout, read_out
@@ -64,7 +64,7 @@ class Known(XFuse):
 
 def known(kind: type[Known] = Known, *, spread: float = 0.05, **more: Any) -> Known:
     config = XFuse.Config(depth=2, width=4, metagenes=2, max_metagenes=2, epochs=1, **more)
-    model = kind(config, n_features=_scene.DESCRIBED, n_genes=len(GENES))
+    model = kind(config, n_features=_pixels.DESCRIBED, n_genes=len(GENES))
     card = encoders.get("pixels", tile=TILE).card
     model.record = Record("known", GENES, encoder=card.to_dict(), tile=asdict(TILE), target="counts")
     with torch.no_grad():
@@ -115,7 +115,7 @@ def of(frame: pd.DataFrame, column: str = "log2_fold_change") -> np.ndarray:
 
 def dark_share(slide: SpatialData) -> tuple[float, float]:
     """Return the first metagene's share of dark and of bright pixels, by what the slide is scaled to."""
-    reader = data.scene_reader(data.read_region(slide, Place(shapes_key="halves")), encoders.get("pixels", tile=TILE))
+    reader = data.PixelReader.of(data.read_region(slide, Place(shapes_key="halves")), encoders.get("pixels", tile=TILE))
     x = reader.canvas.scaled(np.array([DARK, [200.0] * 3]))[:, 0]
     dark, bright = (1 / (1 + np.exp(2 * SHARP * x))).tolist()
     return dark, bright
@@ -164,7 +164,7 @@ def test_slow_reference(slide: SpatialData) -> None:
     """Every draw, class, gene and statistic by itself."""
     model, n = known(), 6
     region = data.read_region(slide, Place(shapes_key="squares"))
-    reader = data.scene_reader(region, encoders.get("pixels", tile=TILE))
+    reader = data.PixelReader.of(region, encoders.get("pixels", tile=TILE))
     classes = slide.shapes["squares"]["row"]
     changes = np.zeros((n, len(GENES)))
     readings = {q: next(iter(reader.blocks(region.take(np.array([i])))))[1] for i, q in enumerate(region.instances)}
@@ -218,7 +218,7 @@ def test_covariates_change_the_background_unless_left_out(slide: SpatialData) ->
 def test_classes_are_as_the_polygons_around_them(
     slide: SpatialData, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(_scene, "MOST_TARGETS", at_once)
+    monkeypatch.setattr(_pixels, "MAX_TARGETS", at_once)
     model = known()
     whole = differential_expression(slide, model, "halves", n_samples=5)
     parts = differential_expression(slide, model, "squares", by="side", n_samples=5)

@@ -141,7 +141,7 @@ def test_measured_cells_supervise_directly(cohort: dict[str, SpatialData]) -> No
 
     encoder = encoders.get("morphology", tile=st.TileSpec(**model.record.tile))
     region = data.with_cells(data.read_region(cohort["donor2"], Place(shapes_key="cells")))
-    some = data.make_batch(region.take(np.arange(20)), encoder, model.needs)
+    some = data.reader_for(region.take(np.arange(20)), encoder, model.needs).whole()
     np.testing.assert_allclose(model.predict(some)[0], table.X[:20], rtol=1e-4, atol=1e-4)
     spots = st.tl.predict(cohort["donor2"], model, shapes_key="spots", inplace=False)
     assert spots.n_obs == len(cohort["donor2"].shapes["spots"])

@@ -67,14 +67,14 @@ def test_a_value_does_not_depend_on_which_others_are_asked_for(trained: Model, u
 def test_without_spots_context_is_one_grid_embedded_once(
     trained: Model, unseen: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stpred.data import _batches
+    from stpred.data import _tiles
 
     put(unseen, "some", unseen.shapes["cells"].geometry.centroid.to_list()[::8])
     del unseen.tables["spots_counts"], unseen.shapes["spots"]
     cells = len(unseen.shapes["some"])
     calls: list[int] = []
-    original = _batches.embed
-    monkeypatch.setattr(_batches, "embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
+    original = _tiles.embed
+    monkeypatch.setattr(_tiles, "embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
     table = st.tl.predict(unseen, trained, shapes_key="some", inplace=False)
     facts = json.loads(table.uns["stpred"])
     assert facts["context"] == "grid"
@@ -110,7 +110,7 @@ def test_sub_tiles_are_where_they_should_be(cohort: dict[str, SpatialData]) -> N
     region = data.read_region(sdata, Place(shapes_key="spots"))
     region = region.take(np.arange(10))
     colour = encoders.get("intensity")
-    batch = data.make_batch(region, colour, Needs(parts=4))
+    batch = data.reader_for(region, colour, Needs(parts=4)).whole()
     assert batch.features.shape == (10 + 160, 3)
     sub = batch.features[batch.parts.indices].reshape(10, 16, 3)
     np.testing.assert_allclose(sub.mean(axis=1), batch.own, atol=1.0)

@@ -127,13 +127,13 @@ def test_small_locations_show_deepspot_one_sub_tile(slides: dict[str, SpatialDat
     encoder = model.encoder
     fine = data.read_region(slides["donor1"], Place(shapes_key=BINS)).take(np.arange(4000, 4006))
     lattice = regions.Lattice(100.0, True)
-    batch = data.make_batch(fine, encoder, model.needs, lattice=lattice, home="spots")
+    batch = data.reader_for(fine, encoder, model.needs, data.Context(lattice=lattice, home="spots")).whole()
     assert batch.parts is not None
     assert (batch.parts.counts() == 1).all()
     centre = data.embed_wide(fine, encoder, fine.coords_um, size_um=112 / 3)
     np.testing.assert_array_equal(batch.features[batch.parts.indices], centre)
     spots = data.read_region(slides["donor1"], Place(shapes_key="spots")).take(np.arange(3))
-    many = data.make_batch(spots, encoder, model.needs, lattice=lattice, home="spots")
+    many = data.reader_for(spots, encoder, model.needs, data.Context(lattice=lattice, home="spots")).whole()
     assert many.parts is not None
     assert (many.parts.counts() == 9).all()
     rng = np.random.default_rng(0)

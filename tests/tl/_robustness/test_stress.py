@@ -366,7 +366,7 @@ def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slide
     region = data.read_region(sdata, Place(shapes_key="spots"), slide="donor0", measured=True)
     n = len(region.coords_um)
     own = np.zeros((n, len(xfuse.record.genes)))
-    for rows, batch in data.prediction_batches(region, xfuse.encoder, xfuse.needs, **context_of(xfuse)):
+    for rows, batch in data.reader_for(region, xfuse.encoder, xfuse.needs, context_of(xfuse)).blocks():
         reading = read_out(xfuse, batch, Readout(n_samples=n, seed=77))
         for some, genes, values in reading.counts():  # every location from a draw of its own
             own[rows[some], genes] = values[np.arange(n)[rows[some]], np.arange(len(rows))[some]]

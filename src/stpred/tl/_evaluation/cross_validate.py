@@ -5,7 +5,6 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,7 +293,7 @@ def _score_model(
         batches, order = [], []
         for s, rows in fold.train.items():
             values = measured(regions[s], names, o[1], target=target, scored_on=scales[0])
-            batch = replace(embedded[_key(o)][s], **values)
+            batch = values.put(embedded[_key(o)][s])
             batches.append(batch if rows is None else batch.take(rows))
             order.append(donors[s])
         inner.append(batches)
@@ -463,12 +462,12 @@ def _embed(
         used = encoder_of(config, given, tile=tile, device=device)
         for s, region in regions.items():
             for key in [k for k in mine if k[2].cells or k[2].tokens]:
-                found[key][s] = data.make_batch(region, used, key[2])
+                found[key][s] = data.reader_for(region, used, key[2]).whole()
             tiles = {k: v for k, v in mine.items() if not (k[2].cells or k[2].tokens)}
             if not tiles:
                 continue
             colour = any(key[2].slide_colour for key in tiles)
-            first = data.make_batch(region, used, Needs(slide_colour=colour))
+            first = data.reader_for(region, used, Needs(slide_colour=colour)).whole()
             for parts in {key[2].parts for key in tiles}:
                 batch = first
                 if parts is not None:

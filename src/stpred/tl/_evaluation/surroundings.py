@@ -97,8 +97,7 @@ def surroundings(
         prefer=trained.record.region,
     )
     trained.to(pick_device(device))
-    how = context_of(trained)
-    reader = data.token_reader(region, used, trained.needs, **how)
+    reader = data.TokenReader.of(region, used, trained.needs, context_of(trained))
     fill = np.rint(regions.tissue_colour(region.pyramid)[0] * 255).astype(np.uint8)
     centres, plain, alone = data.masked_tokens(region, used, trained.needs, n=n, keep_um=keep_um, fill=fill, seed=seed)
     features = np.concatenate([plain, alone, reader.sample])

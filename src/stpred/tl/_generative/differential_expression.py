@@ -150,7 +150,7 @@ def differential_expression(
     classes, asked = classes.only(_checked_pairs(pairs, classes))
     codes = classes.codes_of(region)
     trained.to(pick_device(device))
-    reader = data.scene_reader(region, used, described=False)
+    reader = data.PixelReader.of(region, used, described=False)
     reading = _read(trained, reader, region, codes=codes, n=len(classes.names) + 1, readout=readout)
     classes.check_pixels(reading.sizes.numpy(), asked, mpp=reader.canvas.mpp)
     sides = _Sides.of(reading.sums.numpy(), asked)

@@ -186,7 +186,7 @@ def metagenes(
     mean, std = (np.empty((n, len(names)), np.float32) for _ in range(2))
     scale, distance = (np.empty(n, np.float32) for _ in range(2))
     total: Any = 0.0
-    reader = data.scene_reader(region, used)
+    reader = data.PixelReader.of(region, used)
     for rows, batch in reader.blocks(region):
         found = shares.read(batch, readout)
         mean[rows], std[rows], scale[rows] = described(found)

@@ -175,8 +175,7 @@ def predict(
         as_amounts(np.zeros(1, np.float32), trained)  # refuses relative outputs before any work
         if normalize_scale or normalize_size:
             raise InputError("`preserve` needs amounts that add up; leave normalize_scale and normalize_size out.")
-    how: dict[str, Any] = {"stride_um": stride_um}
-    how |= context_of(trained)
+    how: dict[str, Any] = {"stride_um": stride_um, "context": context_of(trained)}
     if cells_key is not None and not trained.needs.cells:
         raise InputError(f"`cells_key` is for models that see cells; {trained.record.name!r} sees tiles.")
     check_level(trained, interval)
@@ -234,7 +233,7 @@ def predict(
     mean, distance = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
     std: np.ndarray | None = None
     context: str | None = None
-    for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
+    for rows, batch in data.reader_for(region, used, trained.needs, **how).blocks():
         found, spread = trained.predict(batch, **reading)
         mean[rows], distance[rows] = found[:, columns], trained.ood_distance(batch)
         if spread is not None:

@@ -388,8 +388,7 @@ def posterior(
     readout = Readout(n_samples=n_samples, seed=seed, covariates=levels or None)
     used = encoder_for(trained, None, device=device)
     trained.to(pick_device(device))
-    how = {**context_of(trained)}
-    for rows, batch in data.prediction_batches(region, used, trained.needs, **how):
+    for rows, batch in data.reader_for(region, used, trained.needs, context_of(trained)).blocks():
         found = read_out(trained, batch, readout)  # type: ignore[arg-type]
         profiles, base, logits = found.profiles[:, :, columns], found.base[:, columns], found.logits[:, columns]
         yield rows, replace(found, profiles=profiles, base=base, logits=logits)

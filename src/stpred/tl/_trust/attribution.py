@@ -160,8 +160,7 @@ def attribution(
     wanted = None if instances is None else _rows(region, instances)
     if wanted is not None and not trained.needs.sources:  # then a location does not depend on the others
         region, wanted = region.take(wanted), np.arange(len(wanted))
-    how = context_of(trained) | {}
-    batches = list(data.prediction_batches(region, used, trained.needs, **how))
+    batches = list(data.reader_for(region, used, trained.needs, context_of(trained)).blocks())
     if wanted is None:
         values = np.empty((len(region.coords_um), len(columns)), np.float32)
         for rows, batch in batches:

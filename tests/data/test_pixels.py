@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
 from stpred.data._canvas import RANGE, Canvas
-from stpred.data._regions import read_region
-from stpred.data._scene import SlideScene, scene_batch
+from stpred.data._pixels import PixelReader, SlidePixelGrid
+from stpred.data._regions import Region, read_region
 from stpred.datasets._subtypes import toy_subtypes
 from stpred.models.parts.pixel_grid import Coverage, Window
 from stpred.tiles import Level, Pyramid
@@ -28,7 +28,7 @@ def canvas_of(image: NDArray[np.uint8] | None = None, *, edge: int = 200, mpp: f
     return Canvas(Pyramid([Level(image, np.diag([mpp, mpp, 1.0]))]), mpp)
 
 
-def scene_of(polygons: Sequence[shapely.Geometry], canvas: Canvas | None = None) -> SlideScene:
+def scene_of(polygons: Sequence[shapely.Geometry], canvas: Canvas | None = None) -> SlidePixelGrid:
     """A scene of polygons in pixels."""
     canvas = canvas_of() if canvas is None else canvas
     shapes = shapely.transform(np.array(polygons), lambda xy: xy * canvas.mpp)
@@ -39,12 +39,12 @@ def scene_of(polygons: Sequence[shapely.Geometry], canvas: Canvas | None = None)
     def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(shapely.contains_xy(shapes[target], xy), dtype=bool)
 
-    return SlideScene(canvas, box[:, :2], box[:, 2:], centres, says, canvas.bounds, 32)
+    return SlidePixelGrid(canvas, box[:, :2], box[:, 2:], centres, says, canvas.bounds, 32)
 
 
 def discs(
     centres: NDArray[np.float64], radius: float | NDArray[np.float64], canvas: Canvas | None = None
-) -> SlideScene:
+) -> SlidePixelGrid:
     """A scene of discs, in pixels."""
     canvas = canvas_of() if canvas is None else canvas
     at, r = centres * canvas.mpp, np.broadcast_to(radius, len(centres)) * canvas.mpp
@@ -52,7 +52,7 @@ def discs(
     def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(np.square(xy - at[target]).sum(axis=1) <= r[target] ** 2, dtype=bool)
 
-    return SlideScene(canvas, at - r[:, None], at + r[:, None], at, says, canvas.bounds, 32)
+    return SlidePixelGrid(canvas, at - r[:, None], at + r[:, None], at, says, canvas.bounds, 32)
 
 
 def areas(inside: Coverage, n: int) -> NDArray[np.float64]:
@@ -303,11 +303,11 @@ def test_pixel_of_overlapping_targets_belongs_to_the_nearest_centre() -> None:
 def test_frame_goes_around_the_targets_and_stays_on_the_image() -> None:
     slide = toy_subtypes(size_um=800, mpp=4.0)
     region = read_region(slide, measured=True)
-    scene = SlideScene.of(region, TileSpec(mpp=4.0, size_px=64))
+    scene = SlidePixelGrid.of(region, TileSpec(mpp=4.0, size_px=64))
     assert scene.patch_px == 64
     low, high = region.coords_um.min() - 50, region.coords_um.max() + 50  # 25 to 725: 84 um of margin go off the left
     assert scene.frame == Window(0, 0, 200, 200)
-    part = SlideScene.of(region.take(np.array([12])), TileSpec(mpp=4.0, size_px=64))
+    part = SlidePixelGrid.of(region.take(np.array([12])), TileSpec(mpp=4.0, size_px=64))
     x, y = region.coords_um[12]
     assert part.frame.column == np.floor((x - 50 - 12) / 4)
     assert part.frame.height == np.ceil((y + 50 + 12) / 4) - np.floor((y - 50 - 12) / 4)
@@ -317,14 +317,17 @@ def test_frame_goes_around_the_targets_and_stays_on_the_image() -> None:
 
 
 def test_targets_below_a_pixel_or_in_each_other_are_refused_for_training() -> None:
+    def reader(region: Region, mpp: float) -> PixelReader:
+        return PixelReader(region, TileSpec(mpp=mpp, size_px=32), Canvas(region.pyramid, mpp))
+
     region = read_region(toy_subtypes(size_um=800, mpp=4.0), measured=True)
-    y = np.zeros((len(region.coords_um), 2), dtype=np.float32)
     with pytest.raises(InputError, match="um wide, less than a pixel of 200 um"):
-        scene_batch(region, TileSpec(mpp=200.0, size_px=32), y=y)
+        reader(region, 200.0).whole()
     twice = region.take(np.repeat(np.arange(len(region.coords_um)), 2))
     with pytest.raises(InputError, match="overlap: 100%"):
-        scene_batch(twice, TileSpec(mpp=4.0, size_px=32), y=np.repeat(y, 2, axis=0))
-    assert scene_batch(twice, TileSpec(mpp=4.0, size_px=32)).pixel_grid is not None  # to be read they may
+        reader(twice, 4.0).whole()
+    ((_, batch),) = reader(twice, 4.0).blocks()  # to be predicted they may
+    assert batch.pixel_grid is not None
 
 
 def test_taken_targets_hold_the_same_pixels_though_sizes_differ() -> None:

@@ -17,8 +17,9 @@ from scipy.spatial import cKDTree
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
 from stpred.data._canvas import EDGE, Canvas
+from stpred.data._footprints import of_rows, outlines
+from stpred.data._reader import check_resolution
 from stpred.data._regions import Region
-from stpred.data._tokens import of_rows, outlines
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch
 from stpred.models.parts.pixel_grid import Coverage, View, Window
@@ -35,7 +36,7 @@ AMID = 1.5
 WINDOWS_PX = (8, 16, 32, 64)
 """Windows about a location whose colours tell it from those of training."""
 
-MOST_TARGETS = 2**16
+MAX_TARGETS = 2**16
 """Targets that are read out at a time."""
 
 DESCRIBED = 6 * len(WINDOWS_PX)
@@ -45,7 +46,7 @@ _OVERLAP = 0.5
 
 
 @dataclass(frozen=True)
-class SlideScene:
+class SlidePixelGrid:
     """A canvas and the shapes of targets on it; see :class:`stpred.models.parts.pixel_grid.PixelGrid`.
 
     Attributes
@@ -71,7 +72,7 @@ class SlideScene:
     patch_px: int
 
     @classmethod
-    def of(cls, region: Region, tile: TileSpec, *, canvas: Canvas | None = None) -> SlideScene:
+    def of(cls, region: Region, tile: TileSpec, *, canvas: Canvas | None = None) -> SlidePixelGrid:
         """Make it for the locations of a region; the tile says at which resolution, and how large patches are."""
         canvas = Canvas(region.pyramid, tile.mpp) if canvas is None else canvas
         low, high, says = outlines(region)
@@ -94,7 +95,7 @@ class SlideScene:
         digest.update(np.concatenate([self.low, self.high]).tobytes())
         return digest.hexdigest()[:16]
 
-    def take(self, rows: NDArray[np.int64]) -> SlideScene:
+    def take(self, rows: NDArray[np.int64]) -> SlidePixelGrid:
         """Return it with some of the targets; what is looked at stays."""
         rows = np.arange(len(self.centres))[rows]
         return replace(
@@ -276,72 +277,72 @@ class SlideScene:
 
 
 @dataclass(frozen=True)
-class SceneReader:
-    """Reads regions of one slide, in parts, through one canvas."""
+class PixelReader:
+    """Reads regions of one slide, in parts, through one canvas.
 
-    canvas: Canvas
+    Attributes
+    ----------
+    region, tile
+        Locations, and the resolution and size of training patches.
+    canvas
+        The slide's pixels.
+    described
+        Without it nothing is said of how like those of training the locations are.
+    """
+
+    region: Region
     tile: TileSpec
-    context: str | None = None
+    canvas: Canvas
     described: bool = True
+    context: str | None = None
 
-    def blocks(self, region: Region) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Yield rows and batches of a region by place, so many that what is read of them fits into memory."""
+    @classmethod
+    def of(cls, region: Region, encoder: Encoder, *, described: bool = True) -> PixelReader:
+        """Read a slide at the resolution of the encoder's tile."""
+        check_resolution(region, encoder)
+        tile = encoder.card.tile
+        return cls(region, tile, Canvas(region.pyramid, tile.mpp), described)
+
+    def whole(self) -> Batch:
+        """Return all locations as one batch; of measured ones, whether their counts can be told apart is checked."""
+        grid = SlidePixelGrid.of(self.region, self.tile, canvas=self.canvas)
+        if self.region.counts is not None:
+            _check_apart(grid, self.region)
+        return self._batch(self.region, grid)
+
+    def blocks(self, part: Region | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yield rows and their batch by place, so many that what is read of them fits into memory."""
+        region = self.region if part is None else part
         x, y = np.floor(region.coords_um / (2 * EDGE * self.tile.mpp)).T
         order = np.lexsort((x, y))
-        for rows in np.array_split(order, -(-len(order) // MOST_TARGETS)):
-            yield rows, scene_batch(region.take(rows), self.tile, canvas=self.canvas, described=self.described)
+        for rows in np.array_split(order, -(-len(order) // MAX_TARGETS)):
+            some = region.take(rows)
+            yield rows, self._batch(some, SlidePixelGrid.of(some, self.tile, canvas=self.canvas))
+
+    def _batch(self, region: Region, grid: SlidePixelGrid) -> Batch:
+        rows = np.arange(len(region.coords_um))
+        return Batch(
+            region.slide,
+            grid.describe() if self.described else np.zeros((len(rows), DESCRIBED), dtype=np.float32),
+            rows,
+            rows,
+            region.coords_um,
+            totals=region.totals,
+            n_measured=region.n_measured,
+            pixel_grid=grid,
+        )
 
 
-def scene_reader(
-    region: Region,
-    encoder: Encoder,
-    *,
-    stride_um: float | None = None,
-    described: bool = True,
-    **_: Any,
-) -> SceneReader:
-    """Return what reads a region of a slide, or parts of it, through the slide's pixels."""
-    if stride_um is not None:
-        raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
-    what = f"Image {region.image_key!r} of slide {region.slide!r}"
-    region.pyramid.check_resolution(encoder.card.tile, what=what)
-    return SceneReader(Canvas(region.pyramid, encoder.card.tile.mpp), encoder.card.tile, described=described)
-
-
-def scene_batch(
-    region: Region, tile: TileSpec, *, canvas: Canvas | None = None, described: bool = True, **measured: Any
-) -> Batch:
-    """Return the locations of a region as sums over the slide's pixels.
-
-    Without `described` nothing is said of how like those of training they are.
-    """
-    scene = SlideScene.of(region, tile, canvas=canvas)
-    if measured.get("y") is not None:
-        _check_apart(scene, region)
-    rows = np.arange(len(region.coords_um))
-    return Batch(
-        region.slide,
-        scene.describe() if described else np.zeros((len(rows), DESCRIBED), dtype=np.float32),
-        rows,
-        rows,
-        region.coords_um,
-        totals=region.totals,
-        n_measured=None if region.counts is None else region.counts.shape[1],
-        pixel_grid=scene,
-        **measured,
-    )
-
-
-def _check_apart(scene: SlideScene, region: Region) -> None:
+def _check_apart(grid: SlidePixelGrid, region: Region) -> None:
     """Refuse locations that were measured but hold no pixel, or that mostly lie in each other."""
-    sizes = scene.sizes()
+    sizes = grid.sizes()
     said = f"{region.shapes_key!r} of slide {region.slide!r}"
     if np.median(sizes) < 1:
         raise InputError(
-            f"The locations {said} are {np.sqrt(np.median(sizes)) * scene.mpp:.3g} um wide, less than a pixel of "
-            f"{scene.mpp:g} um; train on larger ones, or with a finer tile=TileSpec(mpp=..., size_px=...)."
+            f"The locations {said} are {np.sqrt(np.median(sizes)) * grid.mpp:.3g} um wide, less than a pixel of "
+            f"{grid.mpp:g} um; train on larger ones, or with a finer tile=TileSpec(mpp=..., size_px=...)."
         )
-    shared = _shared(scene)
+    shared = _shared(grid)
     if shared > _OVERLAP:
         raise InputError(
             f"The locations {said} overlap: {shared:.0%} of their area lies in another one as well, so counts cannot "
@@ -354,19 +355,19 @@ def _check_apart(scene: SlideScene, region: Region) -> None:
         )  # fmt: skip
 
 
-def _shared(scene: SlideScene, *, most: int = 500) -> float:
+def _shared(grid: SlidePixelGrid, *, most: int = 500) -> float:
     """Return the share of targets' area that lies in another target, too, by points in some of the targets."""
     rng = np.random.default_rng(0)
-    rows = np.sort(rng.choice(len(scene.low), min(most, len(scene.low)), replace=False))
+    rows = np.sort(rng.choice(len(grid.low), min(most, len(grid.low)), replace=False))
     overlap, total = 0, 0
     for row in rows.tolist():
-        points = scene.low[row] + rng.random((64, 2)) * (scene.high[row] - scene.low[row])
-        points = points[scene.says(np.full(len(points), row), points)]
-        near = np.flatnonzero(((scene.high > scene.low[row]) & (scene.low < scene.high[row])).all(axis=1))
+        points = grid.low[row] + rng.random((64, 2)) * (grid.high[row] - grid.low[row])
+        points = points[grid.says(np.full(len(points), row), points)]
+        near = np.flatnonzero(((grid.high > grid.low[row]) & (grid.low < grid.high[row])).all(axis=1))
         others = near[near != row]
         hit = np.zeros(len(points), dtype=bool)
         for other in others.tolist():
-            hit |= scene.says(np.full(len(points), other), points)
+            hit |= grid.says(np.full(len(points), other), points)
         overlap, total = overlap + int(hit.sum()), total + len(points)
     return overlap / max(total, 1)
 

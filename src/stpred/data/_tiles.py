@@ -1,0 +1,119 @@
+"""Locations seen through the tiles around them, and the batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import links
+from stpred.data._features import embed, embed_parts, embed_wide, stored_features
+from stpred.data._footprints import median_width_um
+from stpred.data._reader import Context, check_resolution
+from stpred.data._regions import Region
+from stpred.data._surroundings import link, neighbors, surroundings
+from stpred.encoders.base import Encoder
+from stpred.models.batch import Batch, Needs
+from stpred.regions import tissue_colour
+
+CENTRE = 1.0
+"""Width of a location in sub-tiles below which only the sub-tile about its centre stands for it."""
+
+PIXEL_BLOCK = 1024
+"""Locations whose pixels are in memory at a time in prediction."""
+
+
+@dataclass(frozen=True)
+class TileReader:
+    """Embeds the tile of each location, and those that its context needs, once each."""
+
+    region: Region
+    encoder: Encoder
+    needs: Needs
+    context: Context
+
+    @classmethod
+    def of(cls, region: Region, encoder: Encoder, needs: Needs, context: Context) -> TileReader:
+        """Check the resolution of the slide."""
+        check_resolution(region, encoder)
+        return cls(region, encoder, needs, context)
+
+    def whole(self) -> Batch:
+        """Return all locations as one batch."""
+        return self._batch(self.region)
+
+    def blocks(self, part: Region | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Yield rows and their batch: all at once, or in blocks where features are the pixels themselves."""
+        region = self.region if part is None else part
+        n = len(region.coords_um)
+        if getattr(self.encoder, "dtype", np.float32) != np.uint8 or n <= PIXEL_BLOCK:
+            yield np.arange(n), self._batch(region)
+            return
+        # From top to bottom, as the image is stored, so that hardly any chunk is decoded twice.
+        strip_um = 4 * self.encoder.card.tile.size_um
+        order = np.lexsort((region.coords_um[:, 0], np.floor(region.coords_um[:, 1] / strip_um)))
+        for rows in np.array_split(order, -(-n // PIXEL_BLOCK)):
+            yield rows, self._batch(region.take(rows))
+
+    @cached_property
+    def _colour(self) -> NDArray[np.float32] | None:
+        return tissue_colour(self.region.pyramid) if self.needs.slide_colour else None
+
+    def _batch(self, region: Region) -> Batch:
+        needs, encoder, lattice = self.needs, self.encoder, self.context.lattice
+        n = len(region.coords_um)
+        around = surroundings(region, needs, self.context)
+        points = around.points_um
+        features = stored_features(region, encoder)
+        if features is None:
+            features = embed(region, encoder, np.concatenate([region.coords_um, points]))
+        elif len(points):
+            features = np.concatenate([features, embed(region, encoder, points)])
+        rows, n_home = np.arange(n), len(around.home_um)
+        at_home, on_grid = n + np.arange(n_home), n + n_home + np.arange(len(around.grid_um))
+        batch = Batch(
+            region.slide,
+            features,
+            rows,
+            # What describes the slide as a whole: its own locations at the training pitch, or else the grid.
+            at_home if len(at_home) else on_grid if len(on_grid) else rows,
+            region.coords_um,
+            totals=region.totals,
+            n_measured=region.n_measured,
+            colour=self._colour,
+            context=around.name,
+        )
+        if lattice is None or len(points) == 0:
+            batch = with_needs(batch, needs)
+        elif needs.linked:
+            batch = replace(batch, links=link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2))
+        if needs.parts is None:
+            return batch
+        centre = lattice is not None and median_width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
+        return with_parts(batch, region, encoder, needs.parts, centre=centre)
+
+
+def with_needs(batch: Batch, needs: Needs) -> Batch:
+    """Return the batch with links among its targets, for a region that is its own context."""
+    if not needs.linked:
+        return replace(batch, links=None)
+    around = neighbors(needs, batch.coords_um, batch.coords_um)
+    return replace(batch, links=links.Links(around.indptr, batch.targets[around.indices]))
+
+
+def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False) -> Batch:
+    """Return the batch with the sub-tiles of its targets embedded behind what is there.
+
+    `centre`: of each tile only a sub-tile about its centre, which is what is near a target that is smaller than that.
+    """
+    if centre:
+        size_um = encoder.card.tile.size_um / parts
+        found, each = embed_wide(region, encoder, region.coords_um, size_um=size_um), 1
+    else:
+        found, each = embed_parts(region, encoder, region.coords_um, parts=parts), parts**2
+    n, first = len(region.coords_um), len(batch.features)
+    rows = links.Links(np.arange(n + 1) * each, first + np.arange(n * each))
+    return replace(batch, features=np.concatenate([batch.features, found]), parts=rows)
