@@ -30,7 +30,7 @@ class Mean(Model):
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> model = st.tl.train(slide, "mean", genes=["EPCAM"], shapes_key="spots")
     """
 
@@ -80,7 +80,7 @@ class Intensity(Model):
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> model = st.tl.train(slide, "intensity", genes=["EPCAM"], shapes_key="spots")
     """
 

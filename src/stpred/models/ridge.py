@@ -74,7 +74,7 @@ class Ridge(Model):
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(3)
+    >>> slides = st.datasets.toy_cohort(3, size_um=(500, 500), n_genes=20)
     >>> config = st.models.Ridge.Config(context_um=120)
     >>> model = st.tl.train(slides, config, genes=st.GeneRule("mean", n=20), shapes_key="spots")
     """

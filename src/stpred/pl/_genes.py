@@ -56,7 +56,7 @@ def genes(
     Examples
     --------
     >>> import stpred as st
-    >>> cohort = st.datasets.toy_cohort(2, n_genes=40)
+    >>> cohort = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
     >>> model = st.tl.train(cohort, "intensity", genes="all", shapes_key="spots")
     >>> table = st.tl.predict(cohort["donor0"], model, inplace=False)
     >>> axes = st.pl.genes(table.var)

@@ -75,7 +75,7 @@ def spatial(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> axes = st.pl.spatial(slide, "spots_counts", ["EPCAM"])
     """
     import matplotlib.pyplot as plt

@@ -62,7 +62,7 @@ def features(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> st.pp.features(slide, shapes_key="spots")
     >>> slide.tables["spots_feat_morphology"].n_obs == len(slide.shapes["spots"])
     True

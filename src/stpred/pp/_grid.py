@@ -51,7 +51,7 @@ def grid(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> st.pp.grid(slide, pitch_um=50)
     >>> float(slide.shapes["grid"].radius.iloc[0])
     25.0

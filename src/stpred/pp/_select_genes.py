@@ -43,7 +43,8 @@ def select_genes(
     Examples
     --------
     >>> import stpred as st
-    >>> chosen = st.pp.select_genes(st.datasets.toy(seed=0), st.GeneRule("rmax", n=10), shapes_key="spots")
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
+    >>> chosen = st.pp.select_genes(slide, st.GeneRule("rmax", n=10), shapes_key="spots")
     >>> len(chosen)
     10
     """

@@ -53,7 +53,7 @@ def subdivide(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> st.pp.subdivide(slide, "spots", size_um=8)
     >>> bool(slide.shapes["spots_008um"]["parent"].isin(slide.shapes["spots"].index).all())
     True

@@ -64,7 +64,7 @@ def tissue(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=0)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> st.pp.tissue(slide)
     >>> "tissue" in slide.shapes
     True

@@ -62,9 +62,9 @@ class XFuse(Iterative):
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(800, 800), n_genes=20)
-    >>> config = st.models.XFuse.Config(depth=3, width=4, epochs=2)
-    >>> model = st.tl.train(slides, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=32))
+    >>> slides = st.datasets.toy_cohort(2, size_um=(400, 400), n_genes=20)
+    >>> config = st.models.XFuse.Config(depth=2, width=4, epochs=1)
+    >>> model = st.tl.train(slides, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=16))
     >>> st.tl.predict(slides["donor0"], model, shapes_key="spots")
     >>> "std" in slides["donor0"].tables["spots_xfuse"].layers
     True

@@ -138,8 +138,8 @@ def compare(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=1)
-    >>> cohort = st.datasets.toy_cohort(2)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20, donor=2)
+    >>> cohort = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
     >>> model = st.tl.train(cohort, genes=["EPCAM", "COL1A2"], shapes_key="spots")
     >>> st.tl.predict(slide, model)
     >>> st.tl.compare(slide, "spots_ridge", "spots_counts").columns[:2].tolist()

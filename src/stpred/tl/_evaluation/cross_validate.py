@@ -141,7 +141,7 @@ def cross_validate(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(3)
+    >>> slides = st.datasets.toy_cohort(3, size_um=(500, 500), n_genes=20)
     >>> donors = {"donor0": "A", "donor1": "B", "donor2": "C"}
     >>> scores = st.tl.cross_validate(slides, ["mean", "ridge"], groups=donors, shapes_key="spots")
     >>> sorted(scores["model"].unique())

@@ -61,7 +61,7 @@ def rank_models(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(3)
+    >>> slides = st.datasets.toy_cohort(3, size_um=(500, 500), n_genes=20)
     >>> scores = st.tl.cross_validate(slides, ["intensity", "ridge"], groups="slide", shapes_key="spots")
     >>> st.tl.rank_models(scores).ranks.index.tolist()
     ['ridge', 'intensity']

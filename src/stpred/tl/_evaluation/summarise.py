@@ -75,7 +75,7 @@ def summarise(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(3)
+    >>> slides = st.datasets.toy_cohort(3, size_um=(500, 500), n_genes=20)
     >>> scores = st.tl.cross_validate(slides, ["ridge"], groups="slide", shapes_key="spots")
     >>> st.tl.summarise(scores).columns[:3].tolist()
     ['mean', 'low', 'high']

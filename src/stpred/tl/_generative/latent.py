@@ -93,7 +93,7 @@ def latent(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(size_um=(800, 800), n_genes=20)
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> st.tl.latent(slide, shapes_key="spots", n_components=5)
     >>> slide.tables["spots_latent"].obsm["X_pca"].shape[1], "cluster" in slide.tables["spots_latent"].obs
     (5, True)

@@ -131,10 +131,10 @@ def train(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(3)
-    >>> model = st.tl.train(slides, "ridge", genes=st.GeneRule("rmax", n=50), shapes_key="spots")
+    >>> slides = st.datasets.toy_cohort(3, size_um=(500, 500), n_genes=20)
+    >>> model = st.tl.train(slides, "ridge", genes=st.GeneRule("rmax", n=10), shapes_key="spots")
     >>> len(model.record.genes)
-    50
+    10
     """
     slides = data.as_slides(slides)
     config = registry.resolve(model)

@@ -72,7 +72,7 @@ def misaligned_spots(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(n_genes=20)
+    >>> slide = st.datasets.toy(size_um=(600, 600), n_genes=20)
     >>> scores = st.tl.misaligned_spots(slide, "ridge", radii=(0, 1), n_genes=5, shapes_key="spots")
     >>> scores["shift_radii"].unique().tolist()
     [0.0, 1.0]

@@ -70,7 +70,7 @@ def occluded_tiles(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(n_genes=20)
+    >>> slide = st.datasets.toy(size_um=(600, 600), n_genes=20)
     >>> scores = st.tl.occluded_tiles(slide, "ridge", shares=(0, 0.5), n_genes=5, shapes_key="spots")
     >>> scores["occluded_share"].unique().tolist()
     [0.0, 0.5]

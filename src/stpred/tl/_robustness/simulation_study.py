@@ -103,7 +103,7 @@ def simulation_study(
     >>> found = st.tl.simulation_study(
     ...     cells, reference, scenarios=["centroid"], inputs=["learned"], n_spots=100, n_markers=5
     ... )
-    >>> found.groupby(["supervision", "level"]).pearson.mean().min() > 0.5
+    >>> bool(found.groupby(["supervision", "level"]).pearson.mean().min() > 0.5)
     True
     """
     scenarios = _some(scenarios, SCENARIOS, name="scenarios")

@@ -75,7 +75,7 @@ def withheld_sections(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(800, 800), n_genes=20)
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
     >>> scores = st.tl.withheld_sections(slides, "ridge", n_genes=5, shapes_key="spots")
     >>> scores["model"].unique().tolist()
     ['ridge', 'mean', 'intensity']

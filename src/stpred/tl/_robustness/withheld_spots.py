@@ -76,7 +76,7 @@ def withheld_spots(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(800, 800), n_genes=20)
+    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
     >>> scores = st.tl.withheld_spots(slides, "ridge", n_genes=5, shapes_key="spots")
     >>> scores.groupby("metric").size().to_dict()
     {'pearson': 10, 'r2': 10, 'spearman': 10}

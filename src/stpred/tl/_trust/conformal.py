@@ -84,7 +84,7 @@ def conformal(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(5)
+    >>> slides = st.datasets.toy_cohort(5, size_um=(500, 500), n_genes=20)
     >>> names = list(slides)
     >>> model = st.tl.train({s: slides[s] for s in names[:2]}, genes=["EPCAM", "COL1A2"], shapes_key="spots")
     >>> found = st.tl.conformal(model, {s: slides[s] for s in names[2:]}, shapes_key="spots")

@@ -49,7 +49,7 @@ def coverage(
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(4)
+    >>> slides = st.datasets.toy_cohort(4, size_um=(500, 500), n_genes=20)
     >>> unseen = slides.pop("donor3")
     >>> model = st.tl.train(slides, genes=["EPCAM", "COL1A2"], shapes_key="spots")
     >>> st.tl.predict(unseen, model, shapes_key="spots")

@@ -91,10 +91,11 @@ def recalibrate(
     Examples
     --------
     >>> import stpred as st
-    >>> slide = st.datasets.toy(seed=1)
-    >>> model = st.tl.train(st.datasets.toy_cohort(2), genes=["EPCAM", "COL1A2"], shapes_key="spots")
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20, donor=2)
+    >>> cohort = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
+    >>> model = st.tl.train(cohort, genes=["EPCAM", "COL1A2"], shapes_key="spots")
     >>> st.tl.predict(slide, model, shapes_key="spots")
-    >>> st.tl.recalibrate(slide, "spots_ridge", "spots_counts", instances=slide["spots"].index[:20])
+    >>> st.tl.recalibrate(slide, "spots_ridge", "spots_counts", instances=slide["spots"].index[:10])
     >>> slide.tables["spots_ridge_recalibrated"].var_names.tolist()
     ['EPCAM', 'COL1A2']
     """
