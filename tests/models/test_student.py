@@ -121,10 +121,10 @@ def test_a_location_does_not_depend_on_what_it_is_padded_with() -> None:
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(first, alone[0][[3]], rtol=1e-5, atol=1e-6)
     sample = gather([one, two], [None, None])
-    assert sample.part_shares is not None
+    assert sample.part_weights is not None
     assert sample.parts is not None
-    assert (sample.part_shares[sample.parts < 0] == 0).all()
-    np.testing.assert_allclose(sample.part_shares.sum(dim=1), 1, rtol=1e-5)
+    assert (sample.part_weights[sample.parts < 0] == 0).all()
+    np.testing.assert_allclose(sample.part_weights.sum(dim=1), 1, rtol=1e-5)
     # NaN in a patch of someone else stays there.
     strange = one.features.copy()
     strange[np.setdiff1d(np.arange(TOKENS), one.parts.take(np.array([3])).indices)] = np.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core import stored
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, positive, whole
 from stpred._core.forks import guard
 from stpred._core.specs import TileSpec
 from stpred.models.batch import Batch, Needs
@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 MAX_UM = 1e5
 """Largest distance that stored settings may have, in micrometres: the width of a slide."""
 
-_MOST = {"n_neighbors": 100_000, "parts": 64, "depth": 24, "n_phi": 10_000, "n_rho": 10_000}
+_MAX_SETTINGS = {"n_neighbors": 100_000, "parts": 64, "depth": 24, "n_phi": 10_000, "n_rho": 10_000}
 """Largest values of stored settings that decide how much a prediction looks at, or how many layers there are."""
 
 
@@ -85,10 +85,34 @@ class BaseConfig:
             hints = {}
         found = {k: stored.of_kind(v, hints.get(k, Any), f"`{k}` of {cls.__qualname__}") for k, v in values.items()}
         for name, value in found.items():
-            most = MAX_UM if name.endswith("_um") else _MOST.get(name)
-            if most is not None and isinstance(value, (int, float)) and value > most:
-                raise stored.refuse(f"`{name}` of {cls.__qualname__}", f"at most {most:g}", value)
+            highest = MAX_UM if name.endswith("_um") else _MAX_SETTINGS.get(name)
+            if highest is not None and isinstance(value, (int, float)) and value > highest:
+                raise stored.refuse(f"`{name}` of {cls.__qualname__}", f"at most {highest:g}", value)
         return cls(**found)
+
+    def _values(self, names: Sequence[str]) -> Iterator[tuple[str, Any, bool]]:
+        """Yield name, value and whether it may be None of fields that are set."""
+        for name in names:
+            optional = "None" in (kind := str(type(self).__dataclass_fields__[name].type)) or "Optional" in kind
+            if not (optional and getattr(self, name) is None):
+                yield name, getattr(self, name), optional
+
+    def check_whole(self, *names: str, zero: bool = False) -> None:
+        """Make fields whole numbers of at least 1 (or 0); others are refused."""
+        for name, value, optional in self._values(names):
+            if not (zero and value == 0):
+                object.__setattr__(self, name, whole(value, name=name, unset=optional))
+
+    def check_positive(self, *names: str) -> None:
+        """Refuse fields that are not above 0."""
+        for name, value, _ in self._values(names):
+            positive(value, name=name, unit="micrometres" if name.endswith("_um") else "")
+
+    def check_fraction(self, *names: str, below: float = 1.0) -> None:
+        """Refuse fields that are not from 0 to below `below`."""
+        for name, value, _ in self._values(names):
+            if isinstance(value, (bool, str)) or value is None or not 0 <= float(value) < below:
+                raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Return the settings with distances that follow the training locations' pitch filled in."""
@@ -186,20 +210,30 @@ class Model(nn.Module, ABC):
 
     @property
     def n_ood_features(self) -> int:
-        """Number of values by which tiles are told from those of training."""
+        """Number of features that out-of-distribution distances are measured in."""
         return self.n_features
 
+    @property
+    def _sees_units(self) -> bool:
+        """Whether a location is judged by the cells or tokens in it, not by its tile."""
+        return self.needs.cells or self.needs.tokens
+
     def ood_features(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n, n_ood_features) values by which tiles are told from those of training."""
-        return np.asarray(batch.own, dtype=np.float32)
+        """Return (m, n_ood_features) features of a slide's tiles (or units) that `typical` is fitted to."""
+        rows = batch.sources if self._sees_units else batch.targets
+        return np.asarray(batch.features[rows], dtype=np.float32)
 
-    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
-        """Return (n,) distances from the training tiles, as shares of their limit; NaN where those are not known.
+    def ood_distance(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (n,) out-of-distribution distances in units of the training limit; NaN of published weights.
 
-        `typical` None: what this model knows of training; an ensemble asks a member with its own.
+        That of a location seen through cells or tokens is the mean over these.
         """
-        typical = typical or self.typical
-        return typical.relative(typical.distance(self.ood_features(batch)))
+        if not self._sees_units:
+            return self.typical.relative(self.typical.distance(self.ood_features(batch)))
+        units = batch.cells if self.needs.cells else batch.parts
+        if units is None:
+            return self.typical.relative(self.typical.distance(np.asarray(batch.own, dtype=np.float32)))
+        return self.typical.mean_distance(batch.features, units)
 
     def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n, n_genes) predictions as they are compared with the measurement."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.parts.cells import CellNetwork, cells_of, need_neighbors
-from stpred.models.parts.iterative import share
-from stpred.models.parts.layers import dropout, median_of_relus, rows_or_zero
+from stpred.models.parts.cells import CellNetwork, cells_of
+from stpred.models.parts.layers import dropout, median_of_relus, needed, rows_or_zero
 from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample
 
@@ -80,14 +78,9 @@ class DeepSpotConfig(NetworkConfig):
         one_of(self.context, CONTEXTS, name="context")
         one_of(self.parts_pool, POOLS, name="parts_pool")
         one_of(self.neighbors_pool, POOLS, name="neighbors_pool")
-        for name in ("parts", "width", "n_phi", "n_rho"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        for name in ("input_dropout", "phi_dropout", "rho_dropout", "output_dropout"):
-            share(getattr(self, name), name=name)
-        if self.oversample is not None:
-            object.__setattr__(self, "oversample", whole(self.oversample, name="oversample", unset=True))
-        if self.context_um is not None:
-            positive(self.context_um, name="context_um", unit="micrometres")
+        self.check_whole("parts", "width", "n_phi", "n_rho", "oversample")
+        self.check_fraction("input_dropout", "phi_dropout", "rho_dropout", "output_dropout")
+        self.check_positive("context_um")
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Fix the radius for training locations of this pitch."""
@@ -150,7 +143,6 @@ class DeepSpot(Network):
         bound = 1 / math.sqrt(n_pools * c.width)  # torch's default for each of the linear maps
         self.rho_weight = nn.Parameter(torch.empty(c.n_rho, n_genes, n_pools * c.width).uniform_(-bound, bound))
         self.rho_bias = nn.Parameter(torch.empty(c.n_rho, n_genes).uniform_(-bound, bound))
-        self._folded: tuple[Tensor, Tensor] | None = None
 
     def initialise(self, mean: Any) -> None:
         """Let the outputs start at the training mean."""
@@ -160,18 +152,15 @@ class DeepSpot(Network):
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""
         pooled = self.pool(self.embed(sample.features), sample)
-        weight, bias = (self.rho_weight, self.rho_bias) if self._folded is None else self._folded
         if not self.training:
-            if self._folded is None:
-                weight, bias = self.fold()
-            return nn.functional.linear(pooled, weight, bias)
+            return nn.functional.linear(pooled, *(self._folded or self.fold()))
         c = self.config
         pooled = pooled / (1 - c.rho_dropout)
         total: Any = 0
-        for one, offset in zip(weight, bias, strict=True):
-            mapped = nn.functional.linear(dropout(pooled, c.rho_dropout), one, offset)
+        for weight, bias in zip(self.rho_weight, self.rho_bias, strict=True):
+            mapped = nn.functional.linear(dropout(pooled, c.rho_dropout), weight, bias)
             total = total + dropout(mapped, c.output_dropout)
-        return total / (len(weight) * (1 - c.output_dropout))
+        return total / (c.n_rho * (1 - c.output_dropout))
 
     def embed(self, features: Tensor) -> Tensor:
         """Map (m, n_features) features to the (m, width) values of phi, which are never negative."""
@@ -189,32 +178,19 @@ class DeepSpot(Network):
         """Concatenate the (n, width) pools of spot, sub-tiles and neighbours."""
         c = self.config
         pools = [z[sample.targets]]
-        for used, rows, how in (
-            (c.sees_parts, sample.parts, c.parts_pool),
-            (c.sees_neighbors, sample.neighbors, c.neighbors_pool),
-        ):
-            if used:
-                if rows is None:
-                    raise InputError("The batch came without the sub-tiles or neighbours that this model needs.")
-                pooled = _pool(z, rows, how)
-                if rows is sample.parts and how == "sum":  # a target smaller than its sub-tiles comes with one of them
-                    pooled = pooled * (c.parts**2 / max(rows.shape[1], 1))
-                pools.append(pooled)
+        if c.sees_parts:
+            parts = needed(sample.parts, "sub-tiles")
+            pooled = _pool(z, parts, c.parts_pool)
+            if c.parts_pool == "sum":  # a target smaller than its sub-tiles comes with one of them
+                pooled = pooled * (c.parts**2 / max(parts.shape[1], 1))
+            pools.append(pooled)
+        if c.sees_neighbors:
+            pools.append(_pool(z, needed(sample.neighbors, "neighbours"), c.neighbors_pool))
         return torch.cat(pools, dim=1)
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Return the one linear map that rho is in evaluation."""
         return self.rho_weight.mean(dim=0), self.rho_bias.mean(dim=0)
-
-    @contextmanager
-    def predicting(self) -> Iterator[None]:
-        """Fold rho once for all blocks."""
-        with super().predicting():
-            self._folded = self.fold()
-            try:
-                yield
-            finally:
-                self._folded = None
 
     def draws(self, batches: Sequence[Batch], *, seed: int) -> list[Any] | None:
         """Return a cluster number for every location of each batch where classes are balanced, else None."""
@@ -268,7 +244,7 @@ class DeepCellConfig(DeepSpotConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "n_neighbors", whole(self.n_neighbors, name="n_neighbors"))
+        self.check_whole("n_neighbors")
         if self.context != "spot+neighbors" or self.context_um is not None:
             raise InputError("DeepCell sees a cell and its nearest cells: `context` and `context_um` are not for it.")
 
@@ -303,4 +279,7 @@ class DeepCell(CellNetwork, DeepSpot):
 
     def per_cell(self, sample: Sample) -> Tensor:
         """Return (m, n_genes) values of the sample's cells."""
-        return DeepSpot.forward(self, replace(sample, targets=cells_of(sample), neighbors=need_neighbors(sample)))
+        return DeepSpot.forward(
+            self,
+            replace(sample, targets=cells_of(sample), neighbors=needed(sample.neighbors, "the neighbours of cells")),
+        )

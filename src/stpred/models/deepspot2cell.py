@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.deepspot import PITCHES
 from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
-from stpred.models.parts.iterative import share
-from stpred.models.parts.layers import lower_median, rows_or_zero
+from stpred.models.parts.layers import lower_median, mean_of_rows, needed
 from stpred.models.parts.sample import Sample
 
 
@@ -61,13 +60,9 @@ class DeepSpot2CellConfig(CellNetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.loss, ("mse",), name="loss")
-        for name in ("width", "n_phi", "n_rho"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        for name in ("phi_dropout", "rho_dropout"):
-            share(getattr(self, name), name=name)
-        for name in ("patch_um", "patch_context_um"):
-            if getattr(self, name) is not None:
-                positive(getattr(self, name), name=name, unit="micrometres")
+        self.check_whole("width", "n_phi", "n_rho")
+        self.check_fraction("phi_dropout", "rho_dropout")
+        self.check_positive("patch_um", "patch_context_um")
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Fix tile and radius for training spots of this pitch."""
@@ -145,17 +140,11 @@ class DeepSpot2Cell(CellNetwork):
 
     def per_cell(self, sample: Sample) -> Tensor:
         """Return (m, n_genes) amounts of the sample's cells, never negative."""
-        if sample.patches is None or sample.patch_rows is None:
-            raise InputError("The batch came without the tiles of the spots that cells lie in, which this model needs.")
+        rows = needed(sample.patch_rows, "the tiles of the spots that cells lie in")
         own = self.phi_cell(sample.features[cells_of(sample)])
-        around = self.phi_spot(sample.patches)
-        spot = around[sample.patch_rows[:, 0]]
-        others = sample.patch_rows[:, 1:]
-        known = (others >= 0).sum(dim=1, keepdim=True)
-        mean = (
-            rows_or_zero(around, others).sum(dim=1) / known.clamp(min=1) if others.shape[1] else torch.zeros_like(spot)
-        )
-        place = torch.cat([spot, torch.where(known > 0, mean, spot)], dim=1)
+        around = self.phi_spot(needed(sample.patches, "the tiles of spots"))
+        spot = around[rows[:, 0]]
+        place = torch.cat([spot, mean_of_rows(around, rows[:, 1:], otherwise=spot)], dim=1)
         owners = torch.arange(len(spot), device=spot.device) if sample.owners is None else sample.owners
         x = torch.cat([own, place[owners]], dim=1)
         raw: Any = 0

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core import stored
-from stpred._core.checks import InputError, listing, whole
+from stpred._core.checks import InputError, listing
 from stpred._core.specs import TileSpec
 from stpred.models import registry
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TrainingDistribution
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class EnsembleConfig(BaseConfig):
         member = registry.resolve(self.member)
         if isinstance(member, EnsembleConfig):
             raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings.")
-        object.__setattr__(self, "n_members", whole(self.n_members, name="n_members"))
+        self.check_whole("n_members")
         object.__setattr__(self, "member", member)
 
     # Members read tiles, context and targets as one of them does.
@@ -137,10 +136,6 @@ class Ensemble(Model):
     def ood_features(self, batch: Batch) -> NDArray[np.float32]:
         """As of the members."""
         return self.first.ood_features(batch)
-
-    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
-        """As of the members, by what the ensemble knows of training."""
-        return self.first.ood_distance(batch, typical or self.typical)
 
     def set_members(self, members: Sequence[Model], batches: Sequence[Batch], *, relative: bool) -> None:
         """Take trained members; where outputs are `relative`, measure each one's scale on the training batches."""

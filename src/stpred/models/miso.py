@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, whole
+from stpred._core.checks import InputError
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Needs
 from stpred.models.parts.attention import local_attention
-from stpred.models.parts.iterative import share
+from stpred.models.parts.layers import needed
 from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample
 
@@ -51,11 +49,9 @@ class MISOConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "inner", "n_heads"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        if self.n_neighbors != 0:
-            object.__setattr__(self, "n_neighbors", whole(self.n_neighbors, name="n_neighbors"))
-        share(self.dropout, name="dropout")
+        self.check_whole("width", "inner", "n_heads")
+        self.check_whole("n_neighbors", zero=True)
+        self.check_fraction("dropout")
         if self.inner % self.n_heads:
             raise InputError(f"`inner` must be a multiple of `n_heads`, got {self.inner} and {self.n_heads}.")
 
@@ -105,7 +101,6 @@ class MISO(Network):
         self.feed_norm = nn.LayerNorm(c.width)
         self.feed = nn.Linear(c.width, c.width)
         self.last = nn.Linear(c.width, n_genes)
-        self._folded: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
     def head(self) -> nn.Linear:
@@ -130,9 +125,7 @@ class MISO(Network):
         query, key, value = qkv.split(self.config.inner, dim=1)
         rows = sample.targets[:, None]
         if self.config.n_neighbors:
-            if sample.neighbors is None:
-                raise InputError("The batch came without neighbours, which this model needs.")
-            rows = torch.cat([rows, sample.neighbors], dim=1)
+            rows = torch.cat([rows, needed(sample.neighbors, "neighbours")], dim=1)
         return local_attention(query[sample.targets], key, value, rows, n_heads=self.config.n_heads)
 
     def _queries(self, x: Tensor, h: Tensor) -> Tensor:
@@ -162,16 +155,9 @@ class MISO(Network):
         weight, bias = self.last.weight, self.last.bias
         return weight @ self.feed.weight, weight @ self.feed.bias + bias
 
-    @contextmanager
-    def predicting(self) -> Iterator[None]:
-        """Multiply linear maps out once for all blocks."""
-        with super().predicting():
-            if self.embedding.weight.dtype == torch.float32:
-                self._folded = (self.fold_queries(), self.fold_head())
-            try:
-                yield
-            finally:
-                self._folded = None
+    def fold(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """Return both products of linear maps; None in other than single precision."""
+        return (self.fold_queries(), self.fold_head()) if self.embedding.weight.dtype == torch.float32 else None
 
 
 @dataclass(frozen=True)
@@ -211,8 +197,7 @@ class Transformer(MISO):
 
     def attend(self, qkv: Tensor, sample: Sample) -> Tensor:
         """Attend to all sources: (m, 3 * inner) queries, keys and values to (n, inner)."""
-        if sample.sources is None:
-            raise InputError("The batch came without the slide's locations, which this model needs.")
+        sources = needed(sample.sources, "the slide's locations")
         if int(sample.slides.max()) > 0:
             raise InputError("A step of the global transformer holds one slide; set batch_size=1.")
         heads = self.config.n_heads
@@ -220,6 +205,6 @@ class Transformer(MISO):
             part.view(len(part), heads, -1).transpose(0, 1)[None] for part in qkv.split(self.config.inner, dim=1)
         )
         query = query[:, :, sample.targets]
-        key, value = key[:, :, sample.sources], value[:, :, sample.sources]
+        key, value = key[:, :, sources], value[:, :, sources]
         attended = nn.functional.scaled_dot_product_attention(query, key, value)
         return attended[0].transpose(0, 1).reshape(len(sample.targets), -1)

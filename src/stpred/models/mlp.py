@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stpred._core.checks import InputError, positive
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Needs
-from stpred.models.parts.layers import activation, perceptron, rows_or_zero
-from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
+from stpred.models.parts.layers import mean_of_rows, needed
+from stpred.models.parts.network import NetworkConfig, PerceptronNetwork, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample
 
 
@@ -49,8 +48,7 @@ class MLPConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_perceptron(self)
-        if self.context_um is not None:
-            positive(self.context_um, name="context_um", unit="micrometres")
+        self.check_positive("context_um")
         check_reach(self)
 
     @property
@@ -59,7 +57,7 @@ class MLPConfig(NetworkConfig):
         return replace(super().needs, context_um=self.context_um)
 
 
-class MLP(Network):
+class MLP(PerceptronNetwork):
     """Perceptron on the features of a location's own tile, by default as wide as the baseline of the MISO publication.
 
     Examples
@@ -74,33 +72,13 @@ class MLP(Network):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        widths = [n_features * (1 if self.config.context_um is None else 2), *self.config.hidden, n_genes]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.act = activation(self.config.activation)
-
-    @property
-    def head(self) -> nn.Linear | None:
-        """The last layer, where no function follows it."""
-        return self.layers[-1] if self.config.output == "linear" else None  # type: ignore[return-value]
+        self.add_layers(n_features * (1 if self.config.context_um is None else 2), *self.config.hidden, n_genes)
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""
         x = sample.features[sample.targets]
         if self.config.context_um is not None:
-            x = torch.cat([x, _around(sample, x)], dim=1)
-        c = self.config
-        return perceptron(
-            self.layers, x, self.act,
-            hidden_dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
-        )  # fmt: skip
-
-
-def _around(sample: Sample, own: Tensor) -> Tensor:
-    """Return the mean of the neighbours' features; a location without neighbours is its own context."""
-    if sample.neighbors is None:
-        raise InputError("The batch came without neighbours, which this model needs.")
-    if sample.neighbors.shape[1] == 0:
-        return own
-    known = (sample.neighbors >= 0).sum(dim=1, keepdim=True)
-    around: Any = rows_or_zero(sample.features, sample.neighbors).sum(dim=1) / known.clamp(min=1)
-    return torch.where(known > 0, around, own)
+            # A location without neighbours is its own context.
+            neighbors = needed(sample.neighbors, "neighbours")
+            x = torch.cat([x, mean_of_rows(sample.features, neighbors, otherwise=x)], dim=1)
+        return self.map(x)

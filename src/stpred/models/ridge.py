@@ -52,15 +52,12 @@ class RidgeConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         one_of(self.standardize, STANDARDIZE, name="standardize")
-        if self.penalty is not None:
-            positive(self.penalty, name="penalty")
+        self.check_positive("penalty", "context_um")
         if not self.penalties:
             raise InputError("`penalties` must name at least one penalty.")
         object.__setattr__(self, "penalties", tuple(positive(p, name="penalties") for p in self.penalties))
         if self.n_components is not None and (int(self.n_components) != self.n_components or self.n_components < 1):
             raise InputError(f"`n_components` must be a positive whole number or None, got {self.n_components!r}.")
-        if self.context_um is not None:
-            positive(self.context_um, name="context_um", unit="micrometres")
 
     @property
     def needs(self) -> Needs:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive
+from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
@@ -19,6 +19,7 @@ from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, 
 from stpred.models.parts.layers import (
     SOFTPLUS_BETA,
     activation,
+    linear_layers,
     perceptron,
     segment_softmax,
     segment_sum,
@@ -79,8 +80,7 @@ class SCellSTConfig(CellNetworkConfig):
         super().__post_init__()
         check_perceptron(self)
         one_of(self.pool, POOLS, name="pool")
-        if self.context_um is not None:
-            positive(self.context_um, name="context_um", unit="micrometres")
+        self.check_positive("context_um")
         if self.loss == "nb" and self.pool == "sum":
             raise InputError("`loss`='nb' has the library size as offset, so shares are averaged: pass pool='mean'.")
 
@@ -115,8 +115,7 @@ class SCellST(CellNetwork):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        widths = [n_features, *self.config.hidden, n_genes]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = linear_layers(n_features, *self.config.hidden, n_genes)
         self.act = activation(self.config.activation)
         if self.config.pool == "attention":
             hidden = self.config.hidden[-1] if self.config.hidden else n_features

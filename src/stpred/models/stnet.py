@@ -18,7 +18,6 @@ from stpred._core.specs import TileSpec
 from stpred._core.targets import CP10K
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.parts.iterative import share
 from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample, Scaling
 
@@ -81,7 +80,7 @@ class STNetConfig(NetworkConfig):
         one_of(self.n_views, VIEWS, name="n_views")
         one_of(self.optimiser, OPTIMISERS, name="optimiser")
         one_of(self.reduction, REDUCTIONS, name="reduction")
-        share(self.momentum, name="momentum")
+        self.check_fraction("momentum")
         if self.standardize != "none":
             raise InputError("STNet sees pixels: set `normalize`, not `standardize`.")
 

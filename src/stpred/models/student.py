@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from stpred._core.checks import positive
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TrainingDistribution
-from stpred.models.parts.layers import activation, hidden_values, perceptron
-from stpred.models.parts.network import Network, NetworkConfig, check_perceptron, check_reach
+from stpred.models.parts.layers import hidden_values
+from stpred.models.parts.network import NetworkConfig, PerceptronNetwork, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample, Scaling
 
 _ROWS = 8192
@@ -74,7 +73,7 @@ class StudentConfig(NetworkConfig):
         return replace(super().needs, tokens=True, token_um=self.token_um, footprint_um=self.footprint_um)
 
 
-class Student(Network):
+class Student(PerceptronNetwork):
     """A perceptron on every patch; a location is the mean of the patches in its footprint.
 
     Notes
@@ -102,19 +101,12 @@ class Student(Network):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        widths = [n_features, *self.config.hidden, n_genes]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.act = activation(self.config.activation)
+        self.add_layers(n_features, *self.config.hidden, n_genes)
 
     @property
     def support_um(self) -> float:
         """Width of the patches, which is what a value on a fine region speaks for."""
         return float(self.record.training.get("token_um") or super().support_um)
-
-    @property
-    def head(self) -> nn.Linear | None:
-        """The last layer, where no function follows it."""
-        return self.layers[-1] if self.config.output == "linear" else None  # type: ignore[return-value]
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""
@@ -122,60 +114,35 @@ class Student(Network):
             return self.per_token(sample.features)[sample.targets]
         if self.training and self.config.output == "linear":
             # The last layer and the mean commute: it maps locations instead of all their patches.
-            means, shares = self._means(self._hidden(sample.features), sample)
             last = self.head
             assert last is not None
-            return nn.functional.linear(means, last.weight) + shares.sum(dim=1, keepdim=True) * last.bias
+            values = hidden_values(list(self.layers)[:-1], sample.features, self.act, **self.dropouts)
+            means, weights = self._means(values, sample)
+            return nn.functional.linear(means, last.weight) + weights.sum(dim=1, keepdim=True) * last.bias
         return self._means(self.per_token(sample.features), sample)[0]
 
     @staticmethod
     def _means(values: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Return (n, width) means of the targets' patches, and the (n, k) shares that they are weighted by."""
+        """Return (n, width) means of the targets' patches, and the (n, k) weights that they are taken with."""
         assert sample.parts is not None
-        shares = sample.part_shares
-        if shares is None:
-            known = (sample.parts >= 0).to(values.dtype)
-            shares = known / known.sum(dim=1, keepdim=True).clamp(min=1)
-        rows = sample.parts.clamp(min=0)  # what stands for none has no share
-        shares = shares.to(values.dtype)
-        return nn.functional.embedding_bag(rows, values, mode="sum", per_sample_weights=shares), shares
+        weights = sample.part_weights
+        if weights is None:
+            present = (sample.parts >= 0).to(values.dtype)
+            weights = present / present.sum(dim=1, keepdim=True).clamp(min=1)
+        rows = sample.parts.clamp(min=0)  # what stands for none has no weight
+        weights = weights.to(values.dtype)
+        return nn.functional.embedding_bag(rows, values, mode="sum", per_sample_weights=weights), weights
 
     def per_token(self, features: Tensor) -> Tensor:
         """Map (m, n_features) tokens to (m, n_genes) values."""
         if self.training:
-            return self._mapped(features)
-        return torch.cat([self._mapped(part) for part in features.split(_ROWS)])
-
-    def _mapped(self, features: Tensor) -> Tensor:
-        c = self.config
-        return perceptron(
-            self.layers, features, self.act,
-            hidden_dropout=c.dropout, input_dropout=c.input_dropout, output=c.output, training=self.training,
-        )  # fmt: skip
-
-    def _hidden(self, features: Tensor) -> Tensor:
-        c = self.config
-        layers = list(self.layers)[:-1]
-        return hidden_values(
-            layers, features, self.act,
-            hidden_dropout=c.dropout, input_dropout=c.input_dropout, training=self.training,
-        )  # fmt: skip
+            return self.map(features)
+        return torch.cat([self.map(part) for part in features.split(_ROWS)])
 
     def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
         """Standardise a slide's tokens once for all steps."""
         scaling = self.scaling(batch)
         return (batch if scaling is None else replace(batch, features=scaling.apply(batch.features))), None
-
-    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
-        """Return features of the slide's sample of tokens, by which locations are told from those of training."""
-        return np.asarray(batch.features[batch.sources], dtype=np.float32)
-
-    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
-        """Return (n,) mean distances of the targets' tokens from those of training, as shares of their limit."""
-        typical = typical or self.typical
-        if batch.parts is None:
-            return typical.relative(typical.distance(np.asarray(batch.own, dtype=np.float32)))
-        return typical.within(batch.features, batch.parts)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Return rows of targets whose tokens' values fit into memory."""

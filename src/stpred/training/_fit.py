@@ -102,7 +102,7 @@ def fit_and_score(
         )
     if typical:
         limit = model.typical.fit(
-            [model.ood_features(b) for b in batches], groups, seen=lambda i: model.ood_distance(batches[i])
+            [model.ood_features(b) for b in batches], groups, target_distances=lambda i: model.ood_distance(batches[i])
         )
         facts = {**facts, "slide_limit": None if limit is None else round(limit, 4)}
     held = None if curve is None else held_out([curve], getattr(model, "criterion", "pearson"), epochs=None)

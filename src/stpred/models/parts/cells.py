@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpred._core.checks import InputError
 from stpred.models.batch import Batch, Needs
-from stpred.models.ood import TrainingDistribution
 from stpred.models.parts.layers import segment_mean, segment_sum
 from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample, Scaling
@@ -84,17 +82,6 @@ class CellNetwork(Network):
     def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         return super()._evaluate(self.with_patches(batch), finish)
 
-    def ood_features(self, batch: Batch) -> NDArray[np.float32]:
-        """Return features of the slide's sample of cells: locations are told from those of training by their cells."""
-        return np.asarray(batch.features[batch.sources], dtype=np.float32)
-
-    def ood_distance(self, batch: Batch, typical: TrainingDistribution | None = None) -> NDArray[np.float32]:
-        """Return (n,) mean distances of the targets' cells from those of training, as shares of their limit."""
-        typical = typical or self.typical
-        if batch.cells is None:
-            return typical.relative(typical.distance(np.asarray(batch.own, dtype=np.float32)))
-        return typical.within(batch.features, batch.cells)
-
 
 def cells_of(sample: Sample) -> Tensor:
     """Return the (m,) rows of the sample's cells; targets that came without a list of cells are cells themselves."""
@@ -105,10 +92,3 @@ def typical_cells(batches: Sequence[Batch]) -> float:
     """Return the mean number of cells of the locations."""
     counts = [b.cells.counts() for b in batches if b.cells is not None]
     return float(np.concatenate(counts).mean()) if counts else 1.0
-
-
-def need_neighbors(sample: Sample) -> Tensor:
-    """Return the (m, k) cells around each cell, or say that they are missing."""
-    if sample.neighbors is None:
-        raise InputError("The batch came without the neighbours of cells, which this model needs.")
-    return sample.neighbors

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stpred._core.checks import InputError, positive, whole
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 
@@ -37,19 +36,8 @@ class IterativeConfig(BaseConfig):
     clip_norm: float | None = 5.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batch_size", whole(self.batch_size, name="batch_size"))
-        if self.epochs is not None:
-            object.__setattr__(self, "epochs", whole(self.epochs, name="epochs", unset=True))
-        positive(self.lr, name="lr")
-        if self.clip_norm is not None:
-            positive(self.clip_norm, name="clip_norm")
-
-
-def share(value: float, *, name: str, below: float = 1.0) -> float:
-    """Return a number from 0 to below `below`, such as a dropout rate; zero is a value."""
-    if isinstance(value, (bool, str)) or value is None or not 0 <= float(value) < below:
-        raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
-    return float(value)
+        self.check_whole("batch_size", "epochs")
+        self.check_positive("lr", "clip_norm")
 
 
 class Iterative(Model):

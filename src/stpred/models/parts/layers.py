@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from stpred._core.checks import one_of
+from stpred._core.checks import InputError, one_of
 
 OUTPUTS = ("linear", "relu", "softplus")
 
@@ -21,6 +22,23 @@ ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
 
 _AT_ONCE = {"cpu": 2**18, "other": 2**26}
 """Values that a median is taken of at a time: what a CPU's cache holds; a GPU needs more to be busy."""
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode comes back afterwards."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(training)
+
+
+def linear_layers(*widths: int) -> nn.ModuleList:
+    """Return the linear layers of a perceptron of these widths."""
+    return nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
 
 
 def activation(name: str) -> nn.Module:
@@ -112,6 +130,24 @@ def segment_softmax(values: Tensor, owners: Tensor, n: int) -> Tensor:
     highest = values.new_full((n,), -torch.inf).scatter_reduce(0, owners, values.detach(), "amax")
     raised = (values - highest[owners]).exp()
     return raised / segment_sum(raised[:, None], owners, n)[owners, 0]
+
+
+_T = TypeVar("_T")
+
+
+def needed(value: _T | None, what: str) -> _T:
+    """Return what a batch must bring, or say that it is missing."""
+    if value is None:
+        raise InputError(f"The batch came without {what}, which this model needs.")
+    return value
+
+
+def mean_of_rows(values: Tensor, rows: Tensor, *, otherwise: Tensor) -> Tensor:
+    """Average (n, k) rows of (m, f) values, -1 for none; where there is none, take the (n, f) `otherwise`."""
+    if rows.shape[1] == 0:
+        return otherwise
+    number = (rows >= 0).sum(dim=1, keepdim=True)
+    return torch.where(number > 0, rows_or_zero(values, rows).sum(dim=1) / number.clamp(min=1), otherwise)
 
 
 def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:

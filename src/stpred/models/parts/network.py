@@ -17,8 +17,8 @@ from stpred._core.targets import CP10K, moments
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts import losses
-from stpred.models.parts.iterative import Iterative, IterativeConfig, share
-from stpred.models.parts.layers import ACTIVATIONS, OUTPUTS
+from stpred.models.parts.iterative import Iterative, IterativeConfig
+from stpred.models.parts.layers import ACTIVATIONS, OUTPUTS, activation, evaluating, linear_layers, perceptron
 from stpred.models.parts.sample import Sample, Scaling, gather
 
 STANDARDIZE = ("none", "train", "slide")
@@ -67,11 +67,8 @@ class NetworkConfig(IterativeConfig):
     def __post_init__(self) -> None:
         one_of(self.loss, losses.LOSSES, name="loss")
         one_of(self.standardize, STANDARDIZE, name="standardize")
-        for name in ("max_epochs", "patience"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        if self.epochs_alone is not None:
-            object.__setattr__(self, "epochs_alone", whole(self.epochs_alone, name="epochs_alone", unset=True))
-        share(self.weight_decay, name="weight_decay", below=float("inf"))
+        self.check_whole("max_epochs", "patience", "epochs_alone")
+        self.check_fraction("weight_decay", below=float("inf"))
         super().__post_init__()
 
     @property
@@ -95,8 +92,7 @@ def check_perceptron(config: Any) -> None:
     object.__setattr__(config, "hidden", tuple(whole(h, name="hidden") for h in config.hidden))
     one_of(config.activation, ACTIVATIONS, name="activation")
     one_of(config.output, OUTPUTS, name="output")
-    share(config.dropout, name="dropout")
-    share(getattr(config, "input_dropout", 0.0), name="input_dropout")
+    config.check_fraction(*(name for name in ("dropout", "input_dropout") if hasattr(config, name)))
 
 
 def check_reach(config: Any) -> None:
@@ -119,6 +115,7 @@ class Network(Iterative):
     gene_mean: Tensor
     gene_std: Tensor
     library_median: Tensor
+    _folded: Any = None
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
@@ -212,16 +209,19 @@ class Network(Iterative):
         # Expression is not negative; a centred relative output has no zero to stop at.
         return output if self.config.loss == "pearson" else output.clamp(min=0)
 
+    def fold(self) -> Any:
+        """Return what is worth computing once for many blocks; `_folded` holds it while these are predicted."""
+        return None
+
     @contextmanager
     def predicting(self) -> Iterator[None]:
-        """Evaluation mode without gradients; families add what is worth preparing once for many blocks."""
-        was = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
+        """Evaluation mode without gradients, with what :meth:`fold` returns."""
+        with evaluating(self):
+            self._folded = self.fold()
+            try:
                 yield
-        finally:
-            self.train(was)
+            finally:
+                self._folded = None
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the (n, n_genes) mean prediction, and the standard deviation where counts have a likelihood.
@@ -265,6 +265,32 @@ class Network(Iterative):
         x, y = batch.coords_um.T
         strip = np.floor((x - x.min()) / max(np.ptp(x) / np.sqrt(n / BLOCK), 1e-9))
         return np.array_split(np.lexsort((y, strip)), -(-n // BLOCK))
+
+
+class PerceptronNetwork(Network):
+    """A network with one perceptron, of the settings that :func:`check_perceptron` checks."""
+
+    config: Any
+
+    def add_layers(self, *widths: int) -> None:
+        """Add the linear layers and the activation between them."""
+        self.layers = linear_layers(*widths)
+        self.act = activation(self.config.activation)
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last layer, where no function follows it."""
+        return self.layers[-1] if self.config.output == "linear" else None  # type: ignore[return-value]
+
+    @property
+    def dropouts(self) -> dict[str, Any]:
+        """Dropout as :func:`perceptron` takes it."""
+        c = self.config
+        return {"hidden_dropout": c.dropout, "input_dropout": c.input_dropout, "training": self.training}
+
+    def map(self, x: Tensor) -> Tensor:
+        """Map (n, width) values through all layers."""
+        return perceptron(self.layers, x, self.act, output=self.config.output, **self.dropouts)
 
 
 def _totals(batch: Batch) -> NDArray[np.float64]:

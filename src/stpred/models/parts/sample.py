@@ -35,8 +35,8 @@ class Sample:
         (n,) number of the slide that each target is from, counted from 0.
     neighbors, parts
         (n, k) rows of `features`, -1 where there is none; or None.
-    part_shares
-        (n, k) shares of the parts, 0 where there is none; None: all alike.
+    part_weights
+        (n, k) weights of the parts, 0 where there is none; None: all alike.
     sources
         (p,) rows of `features` at the training pitch, for networks that look at whole slides; or None.
     cells, owners
@@ -54,7 +54,7 @@ class Sample:
     slides: Tensor
     neighbors: Tensor | None = None
     parts: Tensor | None = None
-    part_shares: Tensor | None = None
+    part_weights: Tensor | None = None
     sources: Tensor | None = None
     cells: Tensor | None = None
     owners: Tensor | None = None
@@ -97,7 +97,7 @@ def padded(links: Links) -> NDArray[np.int64]:
     return out
 
 
-def _shares(links: Links | None) -> NDArray[np.float32] | None:
+def _weights(links: Links | None) -> NDArray[np.float32] | None:
     """Return the weights of ragged links as an (n, k) matrix, 0 where there is none; None where all weigh the same."""
     if links is None or links.weights is None:
         return None
@@ -147,7 +147,7 @@ def gather(
             "slides": np.full(len(batch.targets), number),
             "neighbors": None if own is None else place(padded(own)),
             "parts": None if batch.parts is None else place(padded(batch.parts)),
-            "part_shares": _shares(batch.parts),
+            "part_weights": _weights(batch.parts),
             "sources": place(batch.sources) if whole_slide else None,
             "cells": None if batch.cells is None else place(batch.cells.indices),
             "owners": None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from stpred._core.checks import InputError, one_of, whole
+from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
 from stpred.models.batch import Needs
 from stpred.models.parts.iterative import IterativeConfig
@@ -83,13 +83,8 @@ class XFuseConfig(IterativeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("depth", "width", "metagenes", "max_metagenes", "spare_epochs"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        for name in ("spare", "spare_last"):
-            if getattr(self, name) != 0:
-                object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        if self.purge_interval is not None:
-            object.__setattr__(self, "purge_interval", whole(self.purge_interval, name="purge_interval", unset=True))
+        self.check_whole("depth", "width", "metagenes", "max_metagenes", "spare_epochs", "purge_interval")
+        self.check_whole("spare", "spare_last", zero=True)
         one_of(self.strategy, STRATEGIES, name="strategy")
         if self.epochs is None:
             raise InputError("`epochs` of XFuse must be given: no number of passes is chosen on left-out slides.")
