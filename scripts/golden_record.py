@@ -776,7 +776,7 @@ def several_slides(tools: Tools) -> Record:
         "predicted": both.tables["predicted"],
         "scores": st.tl.compare(both, "predicted", "spots_counts", **frame),
         "features": st.pp.features(both, "intensity", shapes_key="spots-b", inplace=False, **frame),
-        "markers": st.tl.markers(both, "cells_counts", "type", n=3),
+        "markers": st.tl.markers(both, "cells_counts", "type", n_genes=3),
     }
 
 
@@ -920,9 +920,9 @@ def compare_tables(tools: Tools) -> Record:
     found = {
         "plain": st.tl.compare(slide, "spots_ridge", "spots_counts"),
         "counts": st.tl.compare(slide, "spots_ridge", "spots_counts", target="counts"),
-        "smoothed": st.tl.compare(slide, "spots_ridge", "spots_counts", k_neighbors=[6, 12], trusted_only=True),
+        "smoothed": st.tl.compare(slide, "spots_ridge", "spots_counts", n_neighbors=[6, 12], trusted_only=True),
         "other table": st.tl.compare(slide, "spots_ridge", "sums"),
-        "cells": st.tl.compare(slide, "few_ridge", "cells_counts", level="cell"),
+        "cells": st.tl.compare(slide, "few_ridge", "cells_counts", resolution="cell"),
         "overlap": st.tl.compare(slide, "few_ridge", "cells_counts", match="overlap"),
         "distance": st.tl.compare(slide, "few_ridge", "cells_counts", match="distance"),
         "finer": st.tl.compare(slide, "few_ridge", "spots_counts"),
@@ -949,14 +949,14 @@ def within_regions(tools: Tools) -> Record:
     slide.shapes["areas"]["name"] = ["west"]
     how = {"min_locations": 5}
     return {
-        "column": st.tl.within_regions(slide, "spots_ridge", "spots_counts", by="half", **how),
-        "shapes": st.tl.within_regions(slide, "spots_ridge", "spots_counts", by=("areas", "name"), **how),
+        "column": st.tl.within_regions(slide, "spots_ridge", "spots_counts", groupby="half", **how),
+        "shapes": st.tl.within_regions(slide, "spots_ridge", "spots_counts", groupby=("areas", "name"), **how),
     }
 
 
 @entry("tl/summarise")
 def summaries(tools: Tools) -> Record:
-    found: Record = {by: st.tl.summarise(tools.scores, by=by, n_bootstrap=500) for by in ("model", "gene")}
+    found: Record = {by: st.tl.summarise(tools.scores, groupby=by, n_bootstrap=500) for by in ("model", "gene")}
     found["zero"] = st.tl.summarise(tools.scores, metric="spearman", nan="zero", n_bootstrap=500)
     how = {"target": "log1p_cp10k", "models": ["intensity", "ridge", "library_size"]}
     found["rank"] = st.tl.rank_models(tools.scores, **how)
@@ -1090,7 +1090,7 @@ def metagenes(tools: Tools) -> Record:
 
 @entry("tl/differential_rank")
 def differential_rank(tools: Tools) -> Record:
-    how = {"n": 10, "n_bootstrap": 300}
+    how = {"n_top": 10, "n_bootstrap": 300}
     return {
         "column": st.tl.differential_rank(tools.cohort, "spots_counts", "n_cells", **how),
         "slide": st.tl.differential_rank(tools.predicted(), "spots_ridge", np.arange(36.0)[: n_spots(tools)], **how),
@@ -1110,7 +1110,7 @@ def enrichment(tools: Tools) -> Record:
     sets = {f"s{i}": genes[5 * i : 5 * i + 20] for i in range(10)}
     path = tools.new_folder() / "sets.gmt"
     path.write_text("".join("\t".join([name, "none", *members]) + "\n" for name, members in sets.items()))
-    found = st.tl.markers(tools.slide(), "cells_counts", "type", n=6)
+    found = st.tl.markers(tools.slide(), "cells_counts", "type", n_genes=6)
     background = list(tools.slide().tables["cells_counts"].var_names)
     return {
         "file": st.tl.enrichment(genes[:30], path, background=genes),
@@ -1151,7 +1151,7 @@ def score_cell_types(tools: Tools) -> Record:
 @entry("tl/markers")
 def markers(tools: Tools) -> Record:
     slide = tools.slide()
-    return {m: st.tl.markers(slide, "cells_counts", "type", n=5, method=m) for m in ("wilcoxon", "t-test")}
+    return {m: st.tl.markers(slide, "cells_counts", "type", n_genes=5, method=m) for m in ("wilcoxon", "t-test")}
 
 
 @entry("tl/colocalization")
@@ -1160,7 +1160,7 @@ def colocalization(tools: Tools) -> Record:
     how = {"n_permutations": 99}
     return {
         "score": st.tl.colocalization(slide, "spots_counts", GENE_SETS, **how),
-        "rank": st.tl.colocalization(slide, "spots_ridge", GENE_SETS, by="rank", null="permutation", **how),
+        "rank": st.tl.colocalization(slide, "spots_ridge", GENE_SETS, method="rank", null="permutation", **how),
     }
 
 
@@ -1170,7 +1170,7 @@ def feature_associations(tools: Tools) -> Record:
     st.pp.features(slide, shapes_key="spots")
     return {
         "own": st.tl.feature_associations(slide, "spots_counts", genes=["EPCAM", "DCN"]),
-        "pearson": st.tl.feature_associations(slide, "spots_counts", genes=["EPCAM"], method="pearson", n=5),
+        "pearson": st.tl.feature_associations(slide, "spots_counts", genes=["EPCAM"], method="pearson", n_features=5),
     }
 
 
@@ -1236,7 +1236,7 @@ def pictures(tools: Tools) -> Record:
         "compare": lambda p: st.pl.compare(slide, "spots_ridge", "spots_counts", genes="EPCAM", save=p),
         "map": lambda p: st.pl.raster(slide, "part_student_map", ["EPCAM"], save=p),
         "gallery": lambda p: st.pl.gallery(slide, "cells_counts", color="EPCAM", n=4, save=p),
-        "markers": lambda p: st.pl.markers(slide, "cells_counts", GENE_SETS, by="type", save=p),
+        "markers": lambda p: st.pl.markers(slide, "cells_counts", GENE_SETS, groupby="type", save=p),
         "genes": lambda p: st.pl.genes(slide.tables["spots_ridge"].var, save=p),
         "models": lambda p: st.pl.models(tools.scores, target="log1p_cp10k", save=p),
         "training": lambda p: st.pl.training(model, save=p),
