@@ -993,17 +993,18 @@ def recalibrate(tools: Tools) -> Record:
     }
 
 
-STRESS = {"n_genes": 4, "encoder": "intensity", "shapes_key": "spots", "tile": st.TileSpec(mpp=4, size_px=16)}
+OPTIONS = {"encoder": "intensity", "tile": st.TileSpec(mpp=4, size_px=16)}
+STRESS = {"n_genes": 4, "shapes_key": "spots", "train_options": OPTIONS}
 
 
 @entry("tl/withheld_spots")
 def withheld_spots(tools: Tools) -> Record:
     slides = dict(list(tools.cohort.items())[:2])
     config = st.models.XFuse.Config(depth=2, width=4, epochs=2)
-    how = {"n_genes": 4, "shapes_key": "spots", "tile": SCENE_TILE, "n_samples": 10}
+    how = {"n_genes": 4, "shapes_key": "spots", "train_options": {"tile": SCENE_TILE}, "n_samples": 10}
     return {
-        "ridge": st.tl.withheld_spots(slides, "ridge", share=0.3, **STRESS),
-        "xfuse": st.tl.withheld_spots(tools.scene_cohort, config, share=0.3, **how),
+        "ridge": st.tl.withheld_spots(slides, "ridge", fraction=0.3, **STRESS),
+        "xfuse": st.tl.withheld_spots(tools.scene_cohort, config, fraction=0.3, **how),
     }
 
 
@@ -1019,13 +1020,13 @@ def misaligned_spots(tools: Tools) -> Record:
 
 @entry("tl/occluded_tiles")
 def occluded_tiles(tools: Tools) -> Record:
-    return {"ridge": st.tl.occluded_tiles(tools.slide(), "ridge", shares=(0, 0.5), **STRESS)}
+    return {"ridge": st.tl.occluded_tiles(tools.slide(), "ridge", fractions=(0, 0.5), **STRESS)}
 
 
 @entry("tl/restarts")
 def restarts(tools: Tools) -> Record:
     config = st.models.MLP.Config(hidden=(8,), epochs=2)
-    return {"mlp": st.tl.restarts(tools.slide(), config, n=3, **STRESS)}
+    return {"mlp": st.tl.restarts(tools.slide(), config, n_restarts=3, **STRESS)}
 
 
 @entry("tl/attribution")

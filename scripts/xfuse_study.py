@@ -44,7 +44,10 @@ def subtypes(*, epochs: int, seed: int) -> None:
     print("AUROC of each type's markers, pixel by pixel:", _aurocs(slides["s0"], model))
     print("AUROC of the average of the nearest spot:    ", _naive(slides["s0"]))
     _halves(slides["s0"], config, genes, how)
-    held = st.tl.withheld_spots({"s0": slides["s0"]}, config, share=0.15, genes=genes, intervals=(0.5, 0.9), **how)
+    held = st.tl.withheld_spots(
+        {"s0": slides["s0"]}, config, fraction=0.15, seed=seed, shapes_key="spots",
+        train_options={"genes": genes, "tile": SMALL},
+    )  # fmt: skip
     print("withheld spots:", held.groupby("metric")["value"].mean().round(3).to_dict())
     left = slides.pop("s2")
     _unseen(slides, left, config, genes=genes, tile=SMALL)

@@ -90,11 +90,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tl.probe_encoder": lambda s, f: st.tl.probe_encoder(
         "intensity", s, labels="side", n_folds=2, k=3, buffer_um=10.0, coordinate_system=f, **WHERE
     ),
-    "tl.withheld_spots": lambda s, f: st.tl.withheld_spots(s, "mean", genes=["EPCAM"], coordinate_system=f, **WHERE),
-    "tl.misaligned_spots": lambda s, f: st.tl.misaligned_spots(
-        s, "mean", radii=(0.0,), genes=["EPCAM"], coordinate_system=f, **WHERE
-    ),
-    "tl.restarts": lambda s, f: st.tl.restarts(s, "mean", n=2, genes=["EPCAM"], coordinate_system=f, **WHERE),
+    "tl.withheld_spots": lambda s, f: st.tl.withheld_spots(s, "mean", coordinate_system=f, **FEW),
+    "tl.misaligned_spots": lambda s, f: st.tl.misaligned_spots(s, "mean", radii=(0.0,), coordinate_system=f, **FEW),
+    "tl.restarts": lambda s, f: st.tl.restarts(s, "mean", n_restarts=2, coordinate_system=f, **FEW),
     "pp.select_genes": lambda s, f: st.pp.select_genes(s, st.GeneRule("rmax", n=5), coordinate_system=f, **WHERE),
     "pp.aggregate": lambda s, f: _aggregated(s, f),
     "pl.spatial": lambda s, f: _colours(st.pl.spatial(s, COUNTS, ["EPCAM"], show_image=False, coordinate_system=f)[1]),
@@ -108,6 +106,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 """By name: calls that use a table, on an object and a frame."""
 
 WHERE: dict[str, Any] = {"table_key": COUNTS}
+FEW: dict[str, Any] = WHERE | {"train_options": {"genes": ["EPCAM"]}}
 
 ELSEWHERE = {
     "pl.raster": "is of a raster; takes the rows of the table as pl.spatial does",

@@ -87,6 +87,26 @@ def whole(value: Any, *, name: str, unit: str = "", unset: bool = False) -> int:
     return int(number)
 
 
+def fraction_of(value: Any, *, name: str, zero: bool = False) -> float:
+    """Return `value` as float if it lies between 0 and 1, both excluded; with `zero`, 0 is allowed."""
+    try:
+        number = float("nan") if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not (0 < number < 1 or (zero and number == 0)):
+        bounds = "at least 0 and below 1" if zero else "between 0 and 1"
+        raise InputError(f"`{name}` must be {bounds}, got {value!r}.")
+    return number
+
+
+def distinct(values: Any, *, name: str, empty: bool = False) -> list[Any]:
+    """Return one value or several as a list without repeats; refuse none at all unless `empty`."""
+    listed = list(dict.fromkeys(values)) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    if not listed and not empty:
+        raise InputError(f"`{name}` is empty.")
+    return listed
+
+
 def element_name(key: str, *, name: str = "key_added") -> str:
     """Return `key` if SpatialData and zarr can store an element of that name."""
     if not isinstance(key, str) or not _ELEMENT.fullmatch(key) or key.startswith(("__", ".")):

@@ -233,7 +233,8 @@ def test_cross_validation_counts_over_shared_genes(slides: Any, panel: Any) -> N
 @pytest.mark.parametrize("check", ["withheld_spots", "withheld_sections"])
 def test_withheld_spots_and_sections_are_scored_on_one_library(slides: Any, panel: Any, check: str) -> None:
     cohort = mixed(slides, panel)
-    how = {"genes": panel[:5], "n_genes": 5, "shapes_key": "spots", "encoder": "intensity"}
+    options = {"genes": panel[:5], "encoder": "intensity"}
+    how: dict[str, Any] = {"n_genes": 5, "shapes_key": "spots", "train_options": options}
     with told_once("share"):
         found = getattr(st.tl, check)(cohort, "ridge", **how)
     with quiet():

@@ -18,11 +18,13 @@ from stpred._core.checks import InputError
 from stpred._core.elements import centroids
 from stpred._core.places import Place
 from stpred.tiles import Pyramid
-from stpred.tl._robustness import stress
+from stpred.tl._robustness import engine
 from stpred.tl._robustness.calibration import calibration
 from stpred.tl._robustness.misaligned_spots import misaligned_spots
-from stpred.tl._robustness.occluded_tiles import _painted, occluded_tiles
+from stpred.tl._robustness.occluded_tiles import occluded_tiles
+from stpred.tl._robustness.posterior import interval_coverage, ranks_among
 from stpred.tl._robustness.restarts import restarts
+from stpred.tl._robustness.transforms import paint_squares
 from stpred.tl._robustness.withheld_sections import withheld_sections
 from stpred.tl._robustness.withheld_spots import withheld_spots
 
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 COARSE = st.TileSpec(mpp=4, size_px=16)
-HOW: dict[str, Any] = {"encoder": "intensity", "shapes_key": "spots", "tile": COARSE}
+OPTIONS: dict[str, Any] = {"encoder": "intensity", "tile": COARSE}
+HOW: dict[str, Any] = {"shapes_key": "spots", "train_options": OPTIONS}
 RIDGE = st.models.Ridge.Config(penalty=1.0)
 GENES = st.GeneRule("mean", n=4)
 XFUSE = st.models.XFuse.Config(depth=2, width=4, epochs=2)
-SCENE: dict[str, Any] = {"shapes_key": "spots", "tile": st.TileSpec(mpp=16, size_px=32)}
+PIXELS: dict[str, Any] = {"tile": st.TileSpec(mpp=16, size_px=32)}
+SCENE: dict[str, Any] = {"shapes_key": "spots", "train_options": PIXELS}
 SCORED = ["slide", "gene", "metric", "value", "target"]
 
 Slides = dict[str, "SpatialData"]
@@ -48,7 +52,7 @@ def slides() -> Slides:
 
 @pytest.fixture(scope="module")
 def xfuse(slides: Slides) -> Any:
-    return st.tl.train({"donor0": slides["donor0"]}, XFUSE, **SCENE)
+    return st.tl.train({"donor0": slides["donor0"]}, XFUSE, shapes_key="spots", **PIXELS)
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
         seen.append((slides, original(slides, *args, **kwargs)))
         return seen[-1][1]
 
-    monkeypatch.setattr(stress, "train", train)
+    monkeypatch.setattr(engine, "train", train)
     return seen
 
 
@@ -87,7 +91,7 @@ def kept_rows(before: SpatialData, after: SpatialData) -> NDArray[np.bool_]:
 
 
 def test_scores_are_those_of_spots_that_training_did_not_have(slides: Slides, trainings: Trainings) -> None:
-    found = withheld_spots(slides, "ridge", share=0.3, n_genes=4, **HOW)
+    found = withheld_spots(slides, "ridge", fraction=0.3, n_genes=4, **HOW)
     (seen, model), *_ = trainings
     counts = np.concatenate(
         [s.tables["spots_counts"][kept_rows(s, seen[k]), model.record.genes].X.toarray() for k, s in slides.items()]
@@ -116,7 +120,7 @@ def test_scores_are_those_of_spots_that_training_did_not_have(slides: Slides, tr
 def test_withheld_counts_are_seen_neither_by_training_nor_by_the_choice_of_genes(
     slides: Slides, trainings: Trainings
 ) -> None:
-    how = HOW | {"genes": st.GeneRule("mean", n=5), "n_genes": 3}
+    how = HOW | {"train_options": OPTIONS | {"genes": st.GeneRule("mean", n=5)}, "n_genes": 3}
     first = withheld_spots(slides, "ridge", **how)
     kept = {k: kept_rows(s, trainings[0][0][k]) for k, s in slides.items()}
     rng = np.random.default_rng(0)
@@ -156,7 +160,7 @@ def test_which_spots_are_withheld_depends_on_the_seed_and_not_on_other_slides(
 
 def test_shuffled_expression_cannot_be_predicted() -> None:
     slide = st.datasets.toy(n_genes=40, mpp=1.0, shuffled=True)
-    found = withheld_spots(slide, RIDGE, share=0.5, **HOW)
+    found = withheld_spots(slide, RIDGE, fraction=0.5, **HOW)
     assert abs(found.loc[found["metric"] == "pearson", "value"].median()) < 0.2
 
 
@@ -166,9 +170,9 @@ def test_nothing_that_is_given_changes(slides: Slides) -> None:
                   s["he"]["scale0"].ds["image"].data) for k, s in own.items()}  # fmt: skip
     one = {"donor0": own["donor0"]}
     misaligned_spots(one, "mean", radii=(1,), **HOW)
-    occluded_tiles(one, "mean", shares=(0.5,), **HOW)
+    occluded_tiles(one, "mean", fractions=(0.5,), **HOW)
     withheld_sections(own, "mean", **HOW)
-    restarts(one, "mean", n=2, **HOW)
+    restarts(one, "mean", n_restarts=2, **HOW)
     for k, s in own.items():
         paths, table, shapes, pixels = before[k]
         assert sorted(map(str, s.elements_paths_in_memory())) == paths
@@ -181,7 +185,7 @@ def test_nothing_that_is_given_changes(slides: Slides) -> None:
 def test_cells_are_predicted_among_all_cells(trainings: Trainings) -> None:
     config = st.models.DeepCell.Config(n_neighbors=4, width=8, epochs=1)
     own = {"donor0": st.datasets.toy(size_um=(400, 400), n_genes=12, mpp=1.0)}
-    found = withheld_spots(own, config, share=0.5, genes=GENES, **HOW | {"shapes_key": "cells"})
+    found = withheld_spots(own, config, fraction=0.5, shapes_key="cells", train_options=OPTIONS | {"genes": GENES})
     (seen, model), *_ = trainings
     tables = [o["donor0"].tables["cells_counts"] for o in (own, seen)]
     held = ~tables[0].obs["instance_id"].isin(tables[1].obs["instance_id"]).to_numpy()
@@ -198,10 +202,11 @@ def test_cells_are_predicted_among_all_cells(trainings: Trainings) -> None:
 
 
 def test_sections_score_as_cross_validation_does_and_come_with_what_is_to_be_beaten(slides: Slides) -> None:
-    how = {"encoder": "intensity", "shapes_key": "spots", "genes": st.GeneRule("mean", n=6)}
+    options = {"encoder": "intensity", "genes": st.GeneRule("mean", n=6)}
+    how: dict[str, Any] = {"shapes_key": "spots", "train_options": options}
     donors = {"donor0": "A", "donor1": "B"}
     found = withheld_sections(slides, "ridge", groups=donors, **how)
-    folds = st.tl.cross_validate(slides, ["mean", "intensity", "ridge"], groups=donors, **how)
+    folds = st.tl.cross_validate(slides, ["mean", "intensity", "ridge"], groups=donors, shapes_key="spots", **options)
     index = ["model", "fold", "slide", "gene", "metric", "target"]
     shared = folds["model"].isin(["mean", "intensity", "ridge"]) & folds["metric"].isin(["pearson", "spearman", "r2"])
     folds = folds[shared].set_index(index)["value"].sort_index()
@@ -255,8 +260,9 @@ def test_a_share_of_squares_is_painted_at_every_scale_when_it_is_read(slides: Sl
     import dask.array as da
 
     one = {"donor0": slides["donor0"]}
-    found = occluded_tiles(one, RIDGE, shares=(0, 0.25, 0.5), tile_um=100, genes=GENES, **HOW)
-    plain = withheld_spots(one, RIDGE, genes=GENES, **HOW)
+    some = HOW | {"train_options": OPTIONS | {"genes": GENES}}
+    found = occluded_tiles(one, RIDGE, fractions=(0, 0.25, 0.5), tile_um=100, **some)
+    plain = withheld_spots(one, RIDGE, **some)
     pd.testing.assert_frame_equal(found[found["occluded_share"] == 0].reset_index(drop=True)[SCORED], plain[SCORED])
     for k, s in one.items():
         colour = np.array(Pyramid.from_image(s["he"]).background).reshape(3, 1, 1)
@@ -298,7 +304,7 @@ def test_squares_lie_in_the_slides_frame_and_no_painted_image_passes_for_another
     prints = {pyramid.fingerprint}
     n = shape[0] * shape[1]
     for k in range(n):
-        new = _painted(
+        new = paint_squares(
             image, np.arange(n).reshape(shape) == k,
             colour=(255, 255, 255), corner_um=(x0, y0), tile_um=60, coordinate_system="um",
         )  # fmt: skip
@@ -316,11 +322,19 @@ def test_squares_lie_in_the_slides_frame_and_no_painted_image_passes_for_another
 
 
 def test_restarts_compare_all_pairs_of_seeds(slides: Slides, trainings: Trainings) -> None:
-    same = restarts(slides, RIDGE, n=3, **HOW)
+    same = restarts(slides, RIDGE, n_restarts=3, **HOW)
     assert same[["first", "second"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 2]]
     np.testing.assert_allclose(same[["pooled", "median_gene"]], 1, atol=1e-6)
     config = st.models.MLP.Config(hidden=(8,), epochs=2)
-    found = restarts(slides, config, n=2, seed=5, n_genes=4, target="counts", **HOW)
+    found = restarts(
+        slides,
+        config,
+        n_restarts=2,
+        seed=5,
+        n_genes=4,
+        shapes_key="spots",
+        train_options=OPTIONS | {"target": "counts"},
+    )
     models = [model for _, model in trainings[3:]]
     assert [m.record.training["seed"] for m in models] == [5, 6]
     counts = np.concatenate([s.tables["spots_counts"][:, models[0].record.genes].X.toarray() for s in slides.values()])
@@ -347,14 +361,14 @@ def test_ranks_are_uniform_however_few_the_counts_and_draws() -> None:
     for rate in (0.05, 1.0, 50.0):
         for n_draws in (3, 50):
             values = rng.poisson(rate, size=(n_draws + 1, 4000, 2))
-            ranks = stress.ranks_among(values[1:], values[0], rng)
+            ranks = ranks_among(values[1:], values[0], rng)
             for level in (0.5, 0.9):
-                np.testing.assert_allclose(stress.inside(ranks, level), level, atol=0.03)
+                np.testing.assert_allclose(interval_coverage(ranks, level), level, atol=0.03)
     draws = np.array([0, 0, 1, 3]).reshape(4, 1, 1)
-    many = np.array([stress.ranks_among(draws, np.array([[0]]), rng)[0, 0] for _ in range(300)])
+    many = np.array([ranks_among(draws, np.array([[0]]), rng)[0, 0] for _ in range(300)])
     assert 0 < many.min() < 0.05
     assert 0.55 < many.max() < 0.6  # two of four are equal: up to (0 + 3) / 5
-    assert stress.ranks_among(draws, np.array([[9]]), rng)[0, 0] > 0.8
+    assert ranks_among(draws, np.array([[9]]), rng)[0, 0] > 0.8
 
 
 def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slides, xfuse: Any) -> None:
@@ -404,7 +418,7 @@ def test_generative_models_are_scored_on_counts_and_by_their_intervals(slides: S
 
     image_only = Object(images=dict(slides["donor1"].images))
     both = {"donor0": slides["donor0"], "image": image_only}
-    found = withheld_spots(both, XFUSE, n_genes=5, intervals=(0.5, 0.9), n_samples=10, **SCENE)
+    found = withheld_spots(both, XFUSE, n_genes=5, levels=(0.5, 0.9), n_samples=10, **SCENE)
     assert set(found["target"]) == {"counts"}
     assert set(found["slide"]) == {"donor0"}
     assert set(found["metric"]) == {"pearson", "spearman", "r2", "coverage_50", "coverage_90"}
@@ -428,7 +442,7 @@ def test_a_slide_that_was_painted_over_keeps_its_level(slides: Slides, monkeypat
     monkeypatch.setattr(readout, "read_out", lambda m, b, r: (given.append(r.covariates), original(m, b, r))[1])
     config = st.models.XFuse.Config(depth=2, width=4, epochs=1, covariates={"donor0": {"patient": "a"}})
     found = occluded_tiles(
-        {"donor0": slides["donor0"]}, config, shares=(0.5,), intervals=(), n_genes=2, n_samples=2, **SCENE
+        {"donor0": slides["donor0"]}, config, fractions=(0.5,), levels=(), n_genes=2, n_samples=2, **SCENE
     )
     assert given == [{"patient": "a"}]
     assert not found["metric"].str.startswith("coverage").any()
@@ -440,26 +454,27 @@ def test_a_slide_that_was_painted_over_keeps_its_level(slides: Slides, monkeypat
 @pytest.mark.parametrize(
     ("check", "wrong", "said"),
     [
-        (withheld_spots, {"share": 0}, "`share` must be between 0 and 1"),
-        (withheld_spots, {"share": 1.0}, "`share` must be between 0 and 1"),
-        (withheld_spots, {"share": True}, "`share` must be between 0 and 1"),
-        (withheld_spots, {"share": 0.02}, "1 would be withheld"),
+        (withheld_spots, {"fraction": 0}, "`fraction` must be between 0 and 1"),
+        (withheld_spots, {"fraction": 1.0}, "`fraction` must be between 0 and 1"),
+        (withheld_spots, {"fraction": True}, "`fraction` must be between 0 and 1"),
+        (withheld_spots, {"fraction": 0.02}, "1 would be withheld"),
         (withheld_spots, {"n_genes": 0}, "`n_genes` must be a positive whole number"),
-        (withheld_spots, {"intervals": (0.5, 1)}, "`intervals` must be between 0 and 1"),
+        (withheld_spots, {"levels": (0.5, 1)}, "`levels` must be between 0 and 1"),
         (withheld_spots, {"seed": -1}, "`seed` must be a whole number"),
-        (withheld_spots, {"sead": 1}, r"Training takes no \['sead'\]"),
+        (withheld_spots, {"train_options": {"sead": 1}}, r"`train_options` takes no \['sead'\]"),
         (withheld_spots, {"model": "nothing"}, "No model family named 'nothing'"),
         (withheld_spots, {"shapes_key": "nothing"}, "No shapes element named 'nothing'"),
         (withheld_spots, {"table_key": "nothing"}, "No table named 'nothing'"),
         (withheld_spots, {"table_key": "cells_counts"}, "annotates"),
         (misaligned_spots, {"radii": (0, -1)}, "`radii` must be a number of at least 0"),
         (misaligned_spots, {"radii": ()}, "`radii` is empty"),
-        (occluded_tiles, {"shares": (0, 1)}, "`shares` must be at least 0 and below 1"),
-        (occluded_tiles, {"shares": (0.5,), "tile_um": 5000}, "choose a smaller `tile_um`"),
+        (occluded_tiles, {"fractions": (0, 1)}, "`fractions` must be at least 0 and below 1"),
+        (occluded_tiles, {"fractions": (0.5,), "tile_um": 5000}, "choose a smaller `tile_um`"),
         (occluded_tiles, {"tile_um": 0}, "`tile_um` must be a positive number"),
         (withheld_sections, {"groups": {"donor0": "a", "donor1": "a"}}, "at least two groups"),
         (withheld_sections, {"groups": {"donor0": "a"}}, "names no donor"),
-        (restarts, {"n": 1}, "`n` must be at least 2"),
+        (withheld_sections, {"train_options": {"groups": {}}}, "takes no 'groups'"),
+        (restarts, {"n_restarts": 1}, "`n_restarts` must be at least 2"),
     ],
 )
 def test_what_cannot_be_done_is_refused(slides: Slides, check: Any, wrong: dict[str, Any], said: str) -> None:
@@ -468,7 +483,7 @@ def test_what_cannot_be_done_is_refused(slides: Slides, check: Any, wrong: dict[
 
 
 def test_calibration_is_of_generative_models(slides: Slides, xfuse: Any) -> None:
-    mean = st.tl.train(slides, "mean", **HOW)
+    mean = st.tl.train(slides, "mean", shapes_key="spots", **OPTIONS)
     with pytest.raises(InputError, match="has no posterior"):
         calibration(slides["donor0"], mean, shapes_key="spots")
     with pytest.raises(InputError, match="`levels` must be between 0 and 1"):

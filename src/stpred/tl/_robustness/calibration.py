@@ -3,17 +3,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from stpred import data
 from stpred._core import keys
-from stpred._core.checks import InputError, listing, whole
+from stpred._core.checks import InputError, distinct, fraction_of, listing, whole
 from stpred._core.elements import need_sdata
 from stpred._core.places import Place
 from stpred.inference.predictor import gene_columns, known_as, need_generative, trained_model
-from stpred.tl._robustness.stress import inside, read_posterior, several, share_of
+from stpred.tl._robustness.posterior import interval_coverage, read_posterior
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -95,14 +95,14 @@ def calibration(
     >>> found.groupby("level").coverage.mean().is_monotonic_increasing
     True
     """
-    asked = [share_of(level, name="levels") for level in several(levels, name="levels")]
+    levels = sorted(fraction_of(level, name="levels") for level in distinct(levels, name="levels"))
     n_samples = whole(n_samples, name="n_samples")
     trained = trained_model(model)
     need_generative(trained)
     need_sdata(sdata)
     region = data.read_region(
         sdata,
-        Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system),
+        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
         measured=True,
         prefer=trained.record.region,
     )
@@ -111,14 +111,13 @@ def calibration(
     names = [g for g, known in zip(wanted, region.known(wanted), strict=True) if known]
     if not names:
         raise InputError(f"The slide measured none of the genes {listing(wanted)}.")
-    how: dict[str, Any] = {
-        "device": device,
-    }
     _, ranks = read_posterior(
-        trained, region, names, n_samples=n_samples, seed=seed, averaged=False, covariates=covariates, **how
+        trained, region, names, n_samples=n_samples, seed=seed, device=device, covariates=covariates
     )
     parts = [
-        pd.DataFrame({"gene": names, "level": level, "coverage": inside(ranks, level), "n_locations": len(ranks)})  # type: ignore[arg-type]
-        for level in sorted(asked)
+        pd.DataFrame(
+            {"gene": names, "level": level, "coverage": interval_coverage(ranks, level), "n_locations": len(ranks)}
+        )
+        for level in levels
     ]
     return pd.concat(parts, ignore_index=True)

@@ -1,25 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from stpred import data
-from stpred._core.elements import affine_to
-from stpred.tl._robustness.stress import (
-    COLUMNS,
-    Job,
-    Withheld,
-    at_least_zero,
-    copied,
-    generator_of,
-    score_changes,
-    several,
-)
+from stpred._core import keys
+from stpred._core.checks import InputError, distinct
+from stpred._core.places import Place
+from stpred.tl._robustness.engine import COLUMNS, Trial, score_withheld
+from stpred.tl._robustness.transforms import misalign
 
 if TYPE_CHECKING:
+    import pandas as pd
     from spatialdata import SpatialData
 
     from stpred.models import BaseConfig, Model
@@ -30,14 +22,17 @@ def misaligned_spots(
     model: str | BaseConfig | type[Model] = "xfuse",
     *,
     radii: Sequence[float] = (0, 1, 2),
-    share: float = 0.2,
+    fraction: float = 0.2,
     n_genes: int = 100,
-    seed: int = 0,
+    levels: Sequence[float] = (0.5, 0.9),
+    n_samples: int = 100,
     shapes_key: str | None = None,
     table_key: str | None = None,
-    intervals: Sequence[float] = (0.5, 0.9),
-    n_samples: int = 100,
-    **training: Any,
+    image_key: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    train_options: Mapping[str, Any] | None = None,
+    coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Train on spots that are misplaced on the image, and score the model at withheld spots in their true places.
 
@@ -53,8 +48,10 @@ def misaligned_spots(
         Distances that the training spots are moved by, in radii of a spot (half of the median width, of shapes other
         than circles): all of a slide in one random direction, the same for every distance. Spots that come to lie off
         the image are not trained on, and slides where these are many are refused.
-    share, n_genes, seed, shapes_key, table_key, intervals, n_samples, **training
+    fraction, n_genes, levels, n_samples, seed, train_options
         As in :func:`stpred.tl.withheld_spots`, to which a distance of 0 is the same; the same spots are withheld.
+    shapes_key, table_key, image_key, device, coordinate_system
+        As in :func:`stpred.tl.train`.
 
     Returns
     -------
@@ -77,23 +74,28 @@ def misaligned_spots(
     >>> scores["shift_radii"].unique().tolist()
     [0.0, 1.0]
     """
-    distances = [at_least_zero(r, name="radii") for r in several(radii, name="radii")]
-    job = Job.of(
-        model, training, seed=seed, shapes_key=shapes_key, table_key=table_key,
-        n_genes=n_genes, intervals=intervals, n_samples=n_samples,
-    )  # fmt: skip
-    found = score_changes(slides, share, job, distances, lambda w, d: _moved(w, d, job), column="shift_radii")
+    distances = [_distance(r) for r in distinct(radii, name="radii")]
+    trial = Trial(
+        model,
+        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
+        seed=seed,
+        device=device,
+        options=train_options or {},
+        n_genes=n_genes,
+        levels=levels,
+        n_samples=n_samples,
+    )
+    transforms = {d: partial(misalign, radii=d, seed=seed) if d else None for d in distances}
+    found = score_withheld(trial, slides, fraction, transforms, column="shift_radii")
     return found.assign(check="misaligned_spots")[[*COLUMNS, "shift_radii"]]
 
 
-def _moved(withheld: Withheld, distance: float, job: Job) -> SpatialData:
-    """Return what is trained on, with all spots moved by so many radii."""
-    region = withheld.region
-    angle = generator_of(job.seed, region.slide, 2).uniform(0, 2 * np.pi)
-    away_um = distance * data.median_width_um(region) / 2 * np.array([np.cos(angle), np.sin(angle)])
-    element = withheld.training.shapes[region.shapes_key]
-    to_um = np.asarray(affine_to(element, region.coordinate_system))
-    x, y = np.linalg.solve(to_um[:2, :2], away_um)
-    moved = element.copy()
-    moved.geometry = element.geometry.translate(xoff=x, yoff=y)
-    return copied(withheld.training, shapes={region.shapes_key: moved}, tables=withheld.training.tables)
+def _distance(value: Any) -> float:
+    """Return a finite number that is not negative."""
+    try:
+        number = float("nan") if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 <= number < float("inf"):
+        raise InputError(f"`radii` must be a number of at least 0, got {value!r}.")
+    return number

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from stpred import data, metrics
+from stpred._core import keys
 from stpred._core.checks import InputError, whole
+from stpred._core.places import Place
 from stpred._core.progress import track
-from stpred.tl._robustness.stress import Job, highest, read
+from stpred.tl._robustness.engine import Trial
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,13 +25,16 @@ def restarts(
     slides: SpatialData | Mapping[str, SpatialData],
     model: str | BaseConfig | type[Model] = "xfuse",
     *,
-    n: int = 4,
+    n_restarts: int = 4,
     n_genes: int | None = None,
-    seed: int = 0,
+    n_samples: int = 100,
     shapes_key: str | None = None,
     table_key: str | None = None,
-    n_samples: int = 100,
-    **training: Any,
+    image_key: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    train_options: Mapping[str, Any] | None = None,
+    coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Train a model several times from other seeds, and say how alike the predictions are.
 
@@ -43,15 +47,15 @@ def restarts(
         One SpatialData object, or a mapping of slide names to them, with raw counts. They are left as they are.
     model
         Family name, class or ``Config`` of the model that is trained.
-    n
+    n_restarts
         Number of trainings, two or more, with the seeds `seed`, ``seed + 1``, ...
     n_genes
         Genes that are compared: those of highest mean count, among the model's; None: all.
-    seed, shapes_key, table_key, **training
-        As in :func:`stpred.tl.withheld_spots`.
     n_samples
         Of generative models: draws from the posterior, the same in all runs, whose mean is compared. With few of them
         the draws' noise counts as a difference between runs.
+    shapes_key, table_key, image_key, seed, device, train_options, coordinate_system
+        As in :func:`stpred.tl.withheld_spots`.
 
     Returns
     -------
@@ -62,7 +66,7 @@ def restarts(
     Raises
     ------
     InputError
-        If `n` is below two, or training refuses what it is given.
+        If `n_restarts` is below two, or training refuses an option.
 
     References
     ----------
@@ -73,36 +77,40 @@ def restarts(
     >>> import stpred as st
     >>> slide = st.datasets.toy(size_um=(800, 800), n_genes=20)
     >>> config = st.models.MLP.Config(hidden=(16,), epochs=2)
-    >>> st.tl.restarts(slide, config, n=3, shapes_key="spots")[["first", "second"]].to_numpy().tolist()
+    >>> st.tl.restarts(slide, config, n_restarts=3, shapes_key="spots")[["first", "second"]].to_numpy().tolist()
     [[0, 1], [0, 2], [1, 2]]
     """
-    n = whole(n, name="n")
-    if n < 2:
-        raise InputError(f"`n` must be at least 2 trainings, got {n}.")
-    job = Job.of(
-        model, training, seed=seed, shapes_key=shapes_key, table_key=table_key, n_genes=n_genes, n_samples=n_samples
+    n_restarts = whole(n_restarts, name="n_restarts")
+    if n_restarts < 2:
+        raise InputError(f"`n_restarts` must be at least 2 trainings, got {n_restarts}.")
+    trial = Trial(
+        model,
+        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
+        seed=seed,
+        device=device,
+        options=train_options or {},
+        n_genes=n_genes,
+        n_samples=n_samples,
     )
     slides = data.as_slides(slides)
-    regions = list(job.regions(slides).values())
+    regions = list(trial.regions(slides).values())
     runs: dict[int, NDArray[np.float32]] = {}
-    for k in track(range(n), total=n, describe="restarts"):
-        trained = job.trained(slides, seed=job.seed + k)
-        names = highest(trained, regions, job.n_genes)
-        # Read with one seed throughout: it is the trainings that differ.
-        runs[job.seed + k] = np.concatenate([_logged(trained, r, names, job) for r in regions])
+    for k in track(range(seed, seed + n_restarts), total=n_restarts, describe="restarts"):
+        trained = trial.train(slides, seed=k)
+        genes = trial.top_genes(trained, regions)
+        # Posteriors are read with one seed throughout: only the trainings differ.
+        runs[k] = np.concatenate([_log_predictions(trial, trained, region, genes) for region in regions])
     rows = []
     for first, second in combinations(runs, 2):
         pooled = metrics.pearson(runs[first].reshape(-1, 1), runs[second].reshape(-1, 1))[0]
-        genes = metrics.summarise(metrics.pearson(runs[first], runs[second]))["median"]
-        rows.append({"first": first, "second": second, "pooled": float(pooled), "median_gene": genes})
+        median = metrics.summarise(metrics.pearson(runs[first], runs[second]))["median"]
+        rows.append({"first": first, "second": second, "pooled": float(pooled), "median_gene": median})
     return pd.DataFrame(rows)
 
 
-def _logged(trained: Model, region: data.Region, names: list[str], job: Job) -> NDArray[np.float32]:
-    """Return (n, g) predictions at a region's locations, in its order, counts as log1p."""
-    at, values, _ = read(trained, region, names, replace(job, intervals=()))
+def _log_predictions(trial: Trial, model: Model, region: data.Region, genes: list[str]) -> NDArray[np.float32]:
+    """Return (n, g) predictions in the order of a region's locations, counts as log1p."""
+    at, values, _ = trial.predict(model, region, genes)
     values = values[np.argsort(at)]
-    counts = (
-        trained.record.target == "counts" and trained.config.per is None
-    )  # those per so many are on a log scale already
+    counts = model.record.target == "counts" and model.config.per is None  # amounts per so many are logarithms already
     return np.log1p(values.clip(0)) if counts else values

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from stpred import data
+from stpred._core import keys
 from stpred._core.checks import InputError, listing
+from stpred._core.places import Place
 from stpred._core.progress import track
-from stpred.tl._robustness.stress import COLUMNS, SCALE, Job, highest, score
+from stpred.tl._robustness.engine import COLUMNS, SCALE, Trial
 from stpred.training import group_folds
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 BASELINES = ("mean", "intensity")
 
-_SHARED = ("groups", "validation", "device")
-"""Arguments of training that the baselines are trained with, too."""
+_SHARED = ("groups", "validation")
+"""Options of training that the baselines are trained with, too."""
 
 
 def withheld_sections(
@@ -31,17 +32,20 @@ def withheld_sections(
     groups: Mapping[str, str] | str = "slide",
     baselines: bool = True,
     n_genes: int = 100,
-    seed: int = 0,
+    levels: Sequence[float] = (0.5, 0.9),
+    n_samples: int = 100,
     shapes_key: str | None = None,
     table_key: str | None = None,
-    intervals: Sequence[float] = (0.5, 0.9),
-    n_samples: int = 100,
-    **training: Any,
+    image_key: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    train_options: Mapping[str, Any] | None = None,
+    coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Leave each group of sections out in turn, train on the others, and score the model on them.
 
-    What is told of a model on new tissue. The model is trained once per group. For settings to be chosen, or several
-    models compared with features computed once, see :func:`stpred.tl.cross_validate`.
+    How well a model does on new tissue. The model is trained once per group. To choose settings, or to compare several
+    models with features computed once, see :func:`stpred.tl.cross_validate`.
 
     Parameters
     ----------
@@ -56,7 +60,7 @@ def withheld_sections(
     baselines
         Also score the training mean and a regression on colour alone (families ``"mean"`` and ``"intensity"``) of the
         same genes, on the same scale, at the same locations: what is to be beaten. The former has no correlation.
-    n_genes, seed, shapes_key, table_key, intervals, n_samples, **training
+    n_genes, levels, n_samples, shapes_key, table_key, image_key, seed, device, train_options, coordinate_system
         As in :func:`stpred.tl.withheld_spots`.
 
     Returns
@@ -66,7 +70,7 @@ def withheld_sections(
     Raises
     ------
     InputError
-        If there are fewer than two groups with counts, or training refuses what it is given.
+        If there are fewer than two groups with counts, or training refuses an option.
 
     References
     ----------
@@ -80,11 +84,19 @@ def withheld_sections(
     >>> scores["model"].unique().tolist()
     ['ridge', 'mean', 'intensity']
     """
-    job = Job.of(
-        model, training, seed=seed, shapes_key=shapes_key, table_key=table_key,
-        n_genes=n_genes, intervals=intervals, n_samples=n_samples,
-    )  # fmt: skip
-    slides, regions = job.on_one_library(data.as_slides(slides))
+    trial = Trial(
+        model,
+        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
+        seed=seed,
+        device=device,
+        options=train_options or {},
+        n_genes=n_genes,
+        levels=levels,
+        n_samples=n_samples,
+    )
+    if "groups" in trial.options:
+        raise InputError("`train_options` takes no 'groups' here; pass `groups` itself.")
+    slides, regions = trial.on_one_library(data.as_slides(slides))
     donors = data.donor_folds(list(regions), groups)
     if len(set(donors.values())) < 2:
         raise InputError(
@@ -92,28 +104,40 @@ def withheld_sections(
             f"of the slides {listing(regions)}."
         )
     if not isinstance(groups, str):
-        given = data.donor_folds(list(slides), groups)
-        job = replace(job, training=job.training | {"groups": given})
+        trial = replace(trial, options={**trial.options, "groups": data.donor_folds(list(slides), groups)})
     folds = group_folds(donors, n_folds=None)
     parts = []
     for name, _, test in track(folds, total=len(folds), describe="sections"):
-        seen = {s: sdata for s, sdata in slides.items() if s not in test}
-        learned = [regions[s] for s in regions if s not in test]
-        trained = job.trained(seen)
-        names = highest(trained, learned, job.n_genes)
-        scored: dict[str, Any] = {}
-        for s in test:
-            found, scored[s] = score(trained, regions[s], names, job)
-            parts.append(found.assign(fold=name))
-        shared = [g for k, g in enumerate(names) if all(r.known(names)[k] for r in learned)]
-        for baseline in BASELINES if baselines and shared else ():
-            some = {k: v for k, v in job.training.items() if k in _SHARED}
-            simple = replace(job, model=baseline, takes_images=False, training=some)
-            measured = {r.slide: slides[r.slide] for r in learned}
-            fitted = simple.trained(measured, genes=shared, target=trained.record.training[SCALE])
-            for s in test:
-                found, _ = score(fitted, regions[s], shared, simple, rows=np.asarray(scored[s]))
-                parts.append(found.assign(fold=name))
+        training = {s: sdata for s, sdata in slides.items() if s not in test}
+        found = _score_fold(trial, training, regions, test, baselines=BASELINES if baselines else ())
+        parts += [frame.assign(fold=name) for frame in found]
     found = pd.concat(parts, ignore_index=True)
     found = found.assign(check="withheld_sections", donor_shared=isinstance(groups, str))
     return found[[*COLUMNS, "fold", "donor_shared"]]
+
+
+def _score_fold(
+    trial: Trial,
+    slides: Mapping[str, SpatialData],
+    regions: Mapping[str, data.Region],
+    test: Sequence[str],
+    *,
+    baselines: Sequence[str],
+) -> list[pd.DataFrame]:
+    """Train a model and the baselines on `slides`, and score each of them on the test slides."""
+    measured = [region for s, region in regions.items() if s in slides]
+    model = trial.train(slides)
+    genes = trial.top_genes(model, measured)
+    parts, rows = [], {}
+    for s in test:
+        frame, rows[s] = trial.score(model, regions[s], genes)
+        parts.append(frame)
+    shared = [g for k, g in enumerate(genes) if all(r.known(genes)[k] for r in measured)]
+    for baseline in baselines if shared else ():
+        options = {k: v for k, v in trial.options.items() if k in _SHARED}
+        simple = replace(trial, model=baseline, options=options)
+        fitted = simple.train(
+            {r.slide: slides[r.slide] for r in measured}, genes=shared, target=model.record.training[SCALE]
+        )
+        parts += [simple.score(fitted, regions[s], shared, rows=rows[s])[0] for s in test]
+    return parts

@@ -3,7 +3,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stpred.tl._robustness.stress import COLUMNS, Job, score_withheld, withhold
+from stpred._core import keys
+from stpred._core.places import Place
+from stpred.tl._robustness.engine import COLUMNS, Trial, score_withheld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,14 +18,17 @@ def withheld_spots(
     slides: SpatialData | Mapping[str, SpatialData],
     model: str | BaseConfig | type[Model] = "xfuse",
     *,
-    share: float = 0.2,
+    fraction: float = 0.2,
     n_genes: int = 100,
-    seed: int = 0,
+    levels: Sequence[float] = (0.5, 0.9),
+    n_samples: int = 100,
     shapes_key: str | None = None,
     table_key: str | None = None,
-    intervals: Sequence[float] = (0.5, 0.9),
-    n_samples: int = 100,
-    **training: Any,
+    image_key: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    train_options: Mapping[str, Any] | None = None,
+    coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Leave some spots of every slide out of training, and score the model at them.
 
@@ -39,22 +44,21 @@ def withheld_spots(
         different genes, those that they share are taken, as in :func:`stpred.tl.cross_validate`.
     model
         Family name, class or ``Config`` of the model that is trained.
-    share
-        Share of the spots that is withheld. Which ones depends on `seed` and the slide's name, and not on their counts.
+    fraction
+        Fraction of the spots that is withheld. Which ones depends on `seed` and the slide's name, not on their counts.
     n_genes
         Genes that are scored: those of highest mean count in the training spots, among the model's.
-    seed
-        Of what is withheld, and of training.
-    shapes_key, table_key
-        As in :func:`stpred.tl.train`.
-    intervals
-        Of generative models: levels of the central posterior-predictive intervals whose coverage is told; see
+    levels
+        Of generative models: levels of the central posterior-predictive intervals whose coverage is computed; see
         :func:`stpred.tl.calibration`.
     n_samples
         Of generative models: draws from the posterior.
-    **training
-        Whatever else :func:`stpred.tl.train` takes, such as ``genes``, ``encoder``, ``tile``, ``groups``, ``device`` or
-        ``checkpoint``.
+    shapes_key, table_key, image_key, device, coordinate_system
+        As in :func:`stpred.tl.train`.
+    seed
+        Of what is withheld, of training and of posterior draws.
+    train_options
+        Further arguments of :func:`stpred.tl.train` by name, such as ``genes``, ``encoder``, ``tile`` or ``groups``.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def withheld_spots(
     Raises
     ------
     InputError
-        If a share is not between 0 and 1, a slide has too few spots, or training refuses what it is given.
+        If a fraction is not between 0 and 1, a slide has too few spots, or training refuses an option.
 
     References
     ----------
@@ -81,8 +85,14 @@ def withheld_spots(
     >>> scores.groupby("metric").size().to_dict()
     {'pearson': 10, 'r2': 10, 'spearman': 10}
     """
-    job = Job.of(
-        model, training, seed=seed, shapes_key=shapes_key, table_key=table_key,
-        n_genes=n_genes, intervals=intervals, n_samples=n_samples,
-    )  # fmt: skip
-    return score_withheld(*withhold(slides, share, job), job).assign(check="withheld_spots")[COLUMNS]
+    trial = Trial(
+        model,
+        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
+        seed=seed,
+        device=device,
+        options=train_options or {},
+        n_genes=n_genes,
+        levels=levels,
+        n_samples=n_samples,
+    )
+    return score_withheld(trial, slides, fraction, {0: None}, column="change").assign(check="withheld_spots")[COLUMNS]

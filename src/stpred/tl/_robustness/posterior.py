@@ -1,0 +1,89 @@
+"""A generative model's posterior at the locations of a region, beside the counts that were measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred import data
+from stpred.encoders.modules import pick_device
+from stpred.inference.predictor import context_of, encoder_for
+from stpred.tl._robustness.transforms import random_numbers
+
+if TYPE_CHECKING:
+    from stpred.models import Model
+    from stpred.models.xfuse.readout import Reading
+
+
+def read_posterior(
+    model: Model,
+    region: data.Region,
+    genes: list[str],
+    *,
+    n_samples: int,
+    seed: int,
+    device: str | None = None,
+    covariates: Mapping[str, str | None] | None = None,
+    ranked: bool = True,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the (n, g) posterior mean of expected counts, and the ranks of measured counts among draws.
+
+    Ranks are 0 to 1, and all 0 unless `ranked`.
+    """
+    shape = len(region.coords_um), len(genes)
+    mean, ranks = np.zeros(shape, dtype=np.float32), np.zeros(shape)
+    counts = region.target(genes, "counts") if ranked else None
+    rng = random_numbers(seed, region.slide, 1)
+    draws = _draws(model, region, genes, n_samples=n_samples, seed=seed, device=device, covariates=covariates)
+    for rows, found in draws:
+        for some, columns, values in found.expected():
+            mean[rows[some], columns] = values.mean(axis=0)
+        for some, columns, values in found.counts() if counts is not None else ():
+            ranks[rows[some], columns] = ranks_among(values, counts[rows[some], columns], rng)  # type: ignore[index]
+    return mean, ranks
+
+
+def _draws(
+    model: Model,
+    region: data.Region,
+    genes: list[str],
+    *,
+    n_samples: int,
+    seed: int,
+    device: str | None,
+    covariates: Mapping[str, str | None] | None,
+) -> Iterator[tuple[NDArray[np.int64], Reading]]:
+    """Yield rows of a region and posterior draws of some genes there."""
+    from stpred.models.xfuse.readout import Readout, read_out
+
+    position = {g: i for i, g in enumerate(model.record.genes)}
+    columns = [position[g] for g in genes]
+    # By name: the fingerprint of an image that was painted over for training is another.
+    own = model.covariates.slides.get(region.slide, {})  # type: ignore[union-attr,operator]
+    levels = {name: level for name, level in own.items() if level is not None} | dict(covariates or {})
+    readout = Readout(n_samples=n_samples, seed=seed, covariates=levels or None)
+    encoder = encoder_for(model, None, device=device)
+    model.to(pick_device(device))
+    for rows, batch in data.reader_for(region, encoder, model.needs, context_of(model)).blocks():
+        found = read_out(model, batch, readout)  # type: ignore[arg-type]
+        profiles, base, logits = found.profiles[:, :, columns], found.base[:, columns], found.logits[:, columns]
+        yield rows, replace(found, profiles=profiles, base=base, logits=logits)
+
+
+def ranks_among(draws: NDArray[Any], observed: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return (n, g) ranks, 0 to 1, of observed values among (s, n, g) draws; ties are broken at random.
+
+    This is the randomised probability integral transform, with the observed value counted among the draws: if it is
+    distributed as they are, the rank is uniform, however few or coarse the values are.
+    """
+    less, equal = (draws < observed).sum(axis=0), (draws == observed).sum(axis=0)
+    return (less + rng.random(observed.shape) * (equal + 1)) / (len(draws) + 1)
+
+
+def interval_coverage(ranks: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+    """Return the (g,) fraction of locations whose (n, g) ranks lie in the central interval of a level."""
+    return np.asarray((np.abs(2 * ranks - 1) <= level).mean(axis=0), dtype=np.float64)
