@@ -648,7 +648,7 @@ def metrics(tools: Tools) -> Record:
         "library_size_baseline": [m.library_size_baseline(counts, target=t) for t in ("counts", "log1p_cp10k")],
         "reliability": m.reliability(counts),
         "rmax_test": m.rmax_test(counts),
-        "permutation_null": m.permutation_null(x, y, n=50, blocks=np.arange(60) // 10),
+        "permutation_null": m.permutation_null(x, y, n_permutations=50, blocks=np.arange(60) // 10),
         "coverage": m.coverage(y, x - 1, x + 1),
         "conformal_intervals": m.conformal_intervals(
             [y[:20] - x[:20], y[20:40] - x[20:40], y[40:] - x[40:]], level=0.8
@@ -657,7 +657,7 @@ def metrics(tools: Tools) -> Record:
         "fisher_t_test": m.fisher_t_test(table[:, 0]),
         "holm": m.holm([0.01, 0.04, 0.03]),
         "median_p": m.median_p([0.01, 0.02, 0.6]),
-        "bootstrap_ci": m.bootstrap_ci(table, groups=donors, n=500),
+        "bootstrap_ci": m.bootstrap_ci(table, groups=donors, n_samples=500),
         "compare_models": m.compare_models(table, list("abcd")),
         "summarise": m.summarise([0.5, float("nan"), 0.1]),
         "average": {o: m.average(table, order=o) for o in ("genes", "slides")},

@@ -86,7 +86,7 @@ def test_holm_equals_statsmodels() -> None:
 
 def test_bootstrap_equals_scipy() -> None:
     values = np.random.default_rng(0).gamma(2, size=15)
-    found = metrics.bootstrap_ci(values, n=20_000)
+    found = metrics.bootstrap_ci(values, n_samples=20_000)
     expected = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
     np.testing.assert_allclose(found, [expected.low, expected.high], atol=0.02)
     narrow = metrics.bootstrap_ci(values, level=0.5)
@@ -102,12 +102,12 @@ def test_bootstrap_of_genes_is_that_of_each(monkeypatch) -> None:
     values[[1, 4], 2] = np.nan
     values[1:, 5] = np.nan
     values[:, 6] = np.nan
-    expected = metrics.bootstrap_ci(values, n=500)
+    expected = metrics.bootstrap_ci(values, n_samples=500)
     monkeypatch.setattr(_statistics, "_CELLS", 1000)  # two genes at a time
-    low, high = metrics.bootstrap_ci(values, n=500)
+    low, high = metrics.bootstrap_ci(values, n_samples=500)
     np.testing.assert_allclose([low, high], expected)
     for g in range(9):
-        np.testing.assert_allclose(metrics.bootstrap_ci(values[:, g], n=500), (low[g], high[g]), rtol=1e-12)
+        np.testing.assert_allclose(metrics.bootstrap_ci(values[:, g], n_samples=500), (low[g], high[g]), rtol=1e-12)
     np.testing.assert_allclose([low[5], high[5]], values[0, 5], rtol=1e-12)
     assert np.isnan(low[6])
 
@@ -120,7 +120,7 @@ def test_bootstrap_over_donors_draws_all_of_their_slides() -> None:
     for _ in range(20_000):
         drawn = rng.choice(["a", "b", "c"], size=3)
         means.append(np.concatenate([values[donors == d] for d in drawn]).mean())
-    found = metrics.bootstrap_ci(values, groups=donors, n=20_000, level=0.8)
+    found = metrics.bootstrap_ci(values, groups=donors, n_samples=20_000, level=0.8)
     np.testing.assert_allclose(found, np.quantile(means, [0.1, 0.9]), atol=0.02)
     one_each = metrics.bootstrap_ci(values, groups=np.arange(6))
     assert one_each == metrics.bootstrap_ci(values)
@@ -136,7 +136,7 @@ def test_bootstrap_over_donors_draws_all_of_their_slides() -> None:
         ({"values": [0.3, 0.4], "groups": ["a", "a"]}, "two or more donors to draw from, got 1"),
         ({"values": [0.3, 0.4], "groups": ["a"]}, "one label for each of the 2 rows"),
         ({"values": [0.3, 0.4], "level": 95}, "`level` must lie between"),
-        ({"values": [0.3, 0.4], "n": 0}, "`n` must be a positive whole number"),
+        ({"values": [0.3, 0.4], "n_samples": 0}, "`n_samples` must be a positive whole number"),
         ({"values": 0.3}, r"shape \(slides,\)"),
     ],
 )
@@ -208,7 +208,7 @@ def test_permutation_null_equals_a_loop() -> None:
     observed = rng.poisson(2.0, size=(30, 5)).astype(float)
     predicted = observed * [1, 0.3, 0, 0, 0] + rng.normal(size=(30, 5))
     predicted[:, 4] = 3.0
-    found = metrics.permutation_null(predicted, sparse.csr_matrix(observed), n=300)
+    found = metrics.permutation_null(predicted, sparse.csr_matrix(observed), n_permutations=300)
     order = np.random.default_rng(0)
     null = np.array([metrics.pearson(predicted[order.permutation(30)], observed) for _ in range(300)])
     np.testing.assert_allclose(found.null, null, atol=1e-12)
@@ -221,7 +221,7 @@ def test_permutation_null_equals_a_loop() -> None:
 
 def test_permutation_p_is_uniform_for_noise_and_never_zero() -> None:
     rng = np.random.default_rng(1)
-    found = metrics.permutation_null(rng.normal(size=(40, 1000)), rng.normal(size=(40, 1000)), n=99)
+    found = metrics.permutation_null(rng.normal(size=(40, 1000)), rng.normal(size=(40, 1000)), n_permutations=99)
     assert stats.kstest(found.p_value, "uniform").pvalue > 0.01
     assert found.p_value.min() >= 0.01
 
@@ -229,7 +229,7 @@ def test_permutation_p_is_uniform_for_noise_and_never_zero() -> None:
 def test_permutation_null_is_too_narrow_for_smooth_maps() -> None:
     rng = np.random.default_rng(1)
     maps = np.cumsum(rng.normal(size=(2, 60, 400)), axis=1)  # two unrelated maps, each smooth along a line
-    found = metrics.permutation_null(maps[0], maps[1], n=99)
+    found = metrics.permutation_null(maps[0], maps[1], n_permutations=99)
     assert (found.p_value <= 0.05).mean() > 0.2  # as its documentation warns
 
 
@@ -238,12 +238,12 @@ def test_blocks_keep_locations_in_their_slide() -> None:
     slide = np.repeat(["a", "b", "c"], [20, 15, 5])[rng.permutation(40)]
     level = np.array([{"a": 0.0, "b": 5.0, "c": 9.0}[s] for s in slide])[:, None]
     # The slides differ and nothing else is known: alike in all permutations.
-    found = metrics.permutation_null(level, level + rng.normal(size=(40, 1)), blocks=slide, n=50)
+    found = metrics.permutation_null(level, level + rng.normal(size=(40, 1)), blocks=slide, n_permutations=50)
     np.testing.assert_allclose(found.null[:, 0], found.pearson[0], atol=1e-12)
     assert found.p_value[0] == 1
-    assert metrics.permutation_null(level, level + rng.normal(size=(40, 1)), n=50).p_value[0] < 0.05
+    assert metrics.permutation_null(level, level + rng.normal(size=(40, 1)), n_permutations=50).p_value[0] < 0.05
     noise = rng.normal(size=(2, 40, 300))
-    within = metrics.permutation_null(noise[0] + level, noise[1] + level, blocks=slide, n=99)
+    within = metrics.permutation_null(noise[0] + level, noise[1] + level, blocks=slide, n_permutations=99)
     assert stats.kstest(within.p_value, "uniform").pvalue > 0.01
     with pytest.raises(InputError, match="`blocks` must have one label for each of the 40 rows"):
         metrics.permutation_null(level, level, blocks=[1, 2])
@@ -252,6 +252,6 @@ def test_blocks_keep_locations_in_their_slide() -> None:
 def test_permutation_null_refuses() -> None:
     with pytest.raises(InputError, match="matrices of one shape"):
         metrics.permutation_null(np.zeros((3, 2)), np.zeros((2, 3)))
-    with pytest.raises(InputError, match="`n` must be a positive whole number"):
-        metrics.permutation_null(np.zeros((3, 2)), np.zeros((3, 2)), n=0)
-    assert np.isnan(metrics.permutation_null(np.zeros((0, 2)), np.zeros((0, 2)), n=3).p_value).all()
+    with pytest.raises(InputError, match="`n_permutations` must be a positive whole number"):
+        metrics.permutation_null(np.zeros((3, 2)), np.zeros((3, 2)), n_permutations=0)
+    assert np.isnan(metrics.permutation_null(np.zeros((0, 2)), np.zeros((0, 2)), n_permutations=3).p_value).all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from stpred.metrics._context import RmaxTest, library_size_baseline, neighbour_baseline, reliability, rmax_test
 from stpred.metrics._intervals import Intervals, conformal_intervals, coverage
 from stpred.metrics._models import ModelComparison, compare_models
+from stpred.metrics._p_values import benjamini_hochberg, holm, median_p
 from stpred.metrics._scores import auroc, mae, partial_pearson, pearson, r2, rmse, smooth, spearman, ssim
 from stpred.metrics._statistics import (
     ConsistentGenes,
@@ -16,11 +17,9 @@ from stpred.metrics._statistics import (
     bootstrap_ci,
     consistent_genes,
     fisher_t_test,
-    holm,
-    median_p,
     permutation_null,
 )
-from stpred.metrics._summary import average, summarise
+from stpred.metrics.summary import average, summarise
 
 __all__ = [
     "ConsistentGenes",
@@ -30,6 +29,7 @@ __all__ = [
     "RmaxTest",
     "auroc",
     "average",
+    "benjamini_hochberg",
     "bootstrap_ci",
     "compare_models",
     "conformal_intervals",

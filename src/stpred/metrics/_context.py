@@ -104,7 +104,7 @@ def neighbour_baseline(observed: Any, windows: Any) -> NDArray[np.float64]:
     """
     matrix = columnar(observed, name="observed")
     n = matrix.shape[0]
-    about, _ = check_windows(windows, n=n, least=0)
+    about, _ = check_windows(windows, n=n, min_members=0)
     if about.shape[0] != n:
         raise InputError(f"`windows` must have one row for each of the {n} locations, got {about.shape[0]}.")
     about.setdiag(0)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, listing
 from stpred._core.counts import duplicates
-from stpred.metrics._statistics import holm
+from stpred.metrics._p_values import holm
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,15 +17,20 @@ from stpred._core.targets import dense
 Kernel = Callable[..., NDArray[np.float64]]
 
 _CELLS = 320_000  # values of a block: few enough for the processor's cache, whatever the number of rows
-_LEAST, _MOST = 8, 512  # genes of a block
+_MIN_GENES, _MAX_GENES = 8, 512  # of a block
 _WORTH_THREADS = 2_000_000
 _MAX_THREADS = 8
 
 
-def columnar(values: Any, *, name: str) -> Any:
-    """Return a matrix from which columns can be cut: an array, or a csc matrix of what is sparse."""
+def as_columns(values: Any, *, name: str) -> Any:
+    """Return values of which columns can be cut: an array, or a csc matrix of what is sparse."""
     check_sparse(values, what=f"values of `{name}`")
-    matrix = values.tocsc() if hasattr(values, "tocsc") else np.asarray(values)
+    return values.tocsc() if hasattr(values, "tocsc") else np.asarray(values)
+
+
+def columnar(values: Any, *, name: str) -> Any:
+    """Return a matrix as of :func:`as_columns`."""
+    matrix = as_columns(values, name=name)
     if matrix.ndim != 2:
         raise InputError(f"`{name}` must be a (n, genes) matrix, got shape {matrix.shape}.")
     return matrix
@@ -33,9 +38,7 @@ def columnar(values: Any, *, name: str) -> Any:
 
 def pair(predicted: Any, observed: Any) -> list[Any]:
     """Return both sides of a score, of one shape."""
-    for values, name in ((predicted, "predicted"), (observed, "observed")):
-        check_sparse(values, what=f"values of `{name}`")
-    sides = [m.tocsc() if hasattr(m, "tocsc") else np.asarray(m) for m in (predicted, observed)]
+    sides = [as_columns(predicted, name="predicted"), as_columns(observed, name="observed")]
     if sides[0].ndim != 2 or sides[0].shape != sides[1].shape:
         raise InputError(
             f"`predicted` and `observed` must be (n, genes) matrices of one shape, got {sides[0].shape} and "
@@ -51,7 +54,7 @@ def over_blocks(work: Callable[[slice], None], *, n_rows: int, n_genes: int) -> 
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # what is undefined becomes NaN
             work(genes)
 
-    size = int(np.clip(_CELLS // max(n_rows, 1), _LEAST, _MOST))
+    size = int(np.clip(_CELLS // max(n_rows, 1), _MIN_GENES, _MAX_GENES))
     blocks = [slice(start, min(start + size, n_genes)) for start in range(0, n_genes, size)]
     threads = min(_threads(), len(blocks)) if n_rows * n_genes >= _WORTH_THREADS else 1
     if threads <= 1:

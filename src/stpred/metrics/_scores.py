@@ -8,9 +8,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, positive
-from stpred._core.counts import check_sparse
 from stpred._core.targets import dense
-from stpred.metrics._per_gene import centred, columnar, correlation, missing, over_blocks, pair, per_gene, ranks, tied
+from stpred.metrics._per_gene import (
+    as_columns,
+    centred,
+    columnar,
+    correlation,
+    missing,
+    over_blocks,
+    pair,
+    per_gene,
+    ranks,
+    tied,
+)
 from stpred.metrics._windows import check_windows
 
 _STABILISERS = (0.01, 0.03)  # of structural similarity, as shares of the range (Wang et al.)
@@ -202,7 +212,7 @@ def ssim(
     """
     sides = pair(predicted, observed)
     n, n_genes = sides[0].shape
-    about, members = check_windows(windows, n=n, least=2)
+    about, members = check_windows(windows, n=n, min_members=2)
     given = np.full(n_genes, np.nan)
     if data_range is not None and np.ndim(data_range):
         given[:] = _one_each(data_range, n_genes=n_genes)
@@ -281,8 +291,7 @@ def partial_pearson(predicted: Any, observed: Any, given: Any) -> NDArray[np.flo
     array([-1.])
     """
     sides = pair(predicted, observed)
-    check_sparse(given, what="values of `given`")
-    covariate = given.tocsc() if hasattr(given, "tocsc") else np.asarray(given)
+    covariate = as_columns(given, name="given")
     n, n_genes = sides[0].shape
     if covariate.shape not in {(n,), (n, n_genes)}:
         raise InputError(

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, whole
 from stpred._core.targets import dense
+from stpred.metrics._p_values import holm
 from stpred.metrics._per_gene import centred, over_blocks, pair
-from stpred.metrics._summary import mean_of_defined
+from stpred.metrics.summary import mean_of_defined
 
 _CELLS = 4_000_000  # values of a block of replicates
 _NEAREST_ONE = 1 - 1e-15  # a correlation of exactly 1 would be infinitely far from 0
@@ -49,7 +50,7 @@ class PermutationNull:
     p_value
         (G,) one-sided chance of as high a correlation by permuted locations.
     null
-        (n, G) correlations of the permutations.
+        (n_permutations, G) correlations of the permutations.
     """
 
     pearson: NDArray[np.float64]
@@ -105,73 +106,8 @@ def fisher_t_test(correlations: ArrayLike) -> tuple[Any, Any]:
     return statistic[()], stdtr(free, -statistic)[()]
 
 
-def median_p(p: ArrayLike) -> Any:
-    """Combine the p-values of repeated splits of the same data: twice their median, at most 1.
-
-    Valid whatever the dependence of the splits.
-
-    Parameters
-    ----------
-    p
-        (R, ...) p-values of R repeats.
-
-    Returns
-    -------
-    A float or (...) p-values; NaN where a repeat has none.
-
-    References
-    ----------
-    van de Wiel, Berkhof and van Wieringen, Testing the prediction error difference between two predictors,
-    Biostatistics 10 (2009). Rüger, Das maximale Signifikanzniveau des Tests: "Lehne H0 ab, wenn k unter n gegebenen
-    Tests zur Ablehnung führen", Metrika 25 (1978).
-
-    Examples
-    --------
-    >>> from stpred.metrics import median_p
-    >>> float(median_p([0.01, 0.02, 0.6]))
-    0.04
-    """
-    values = _probabilities(p)
-    if not values.ndim or not len(values):
-        raise InputError("`p` must hold the p-values of one or more repeats.")
-    return np.minimum(1.0, 2 * np.median(values, axis=0))
-
-
-def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """Correct p-values for their number by the step-down method of Holm.
-
-    Parameters
-    ----------
-    p
-        (G,) p-values. NaN stays NaN and is no test.
-
-    Returns
-    -------
-    (G,) corrected p-values; those at most alpha hold with a family-wise error of at most alpha.
-
-    References
-    ----------
-    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
-
-    Examples
-    --------
-    >>> from stpred.metrics import holm
-    >>> holm([0.01, 0.04, 0.03]).round(2)
-    array([0.03, 0.06, 0.06])
-    """
-    values = _probabilities(p)
-    if values.ndim != 1:
-        raise InputError(f"`p` must be one row of p-values, got shape {values.shape}.")
-    corrected = np.full(len(values), np.nan)
-    tests = np.flatnonzero(~np.isnan(values))
-    order = tests[np.argsort(values[tests], kind="stable")]
-    factor = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factor))
-    return corrected
-
-
 def bootstrap_ci(
-    values: ArrayLike, *, groups: ArrayLike | None = None, n: int = 10_000, level: float = 0.95, seed: int = 0
+    values: ArrayLike, *, groups: ArrayLike | None = None, n_samples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> tuple[Any, Any]:
     """Percentile bootstrap interval of the mean over slides, or over donors.
 
@@ -181,7 +117,7 @@ def bootstrap_ci(
         (S,) or (S, G) scores of S slides.
     groups
         (S,) donor of each slide: donors are drawn, each with all of its slides. None draws slides.
-    n
+    n_samples
         Number of bootstrap samples.
     level
         Coverage of the interval.
@@ -213,13 +149,14 @@ def bootstrap_ci(
         raise InputError(f"`values` must have shape (slides,) or (slides, genes), got {scores.shape}.")
     if not 0 < level < 1:
         raise InputError(f"`level` must lie between 0 and 1, got {level!r}.")
-    n = whole(n, name="n")
+    n_samples = whole(n_samples, name="n_samples")
     labels = np.arange(len(scores)) if groups is None else _labels(groups, n=len(scores), name="groups")
     n_units = int(labels.max()) + 1 if labels.size else 0
     if n_units < 2:
         kind = "slides" if groups is None else "donors"
         raise InputError(f"A bootstrap needs two or more {kind} to draw from, got {n_units}.")
-    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n).astype(np.int32)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_samples).astype(np.int32)
     columns = scores.reshape(len(scores), -1)
     known = ~np.isnan(columns)
     # Sums and numbers of scores by unit: a drawn unit brings all of its slides.
@@ -227,7 +164,7 @@ def bootstrap_ci(
     np.add.at(sums, labels, np.where(known, columns, 0.0))
     np.add.at(numbers, labels, known)
     ends = np.empty((2, columns.shape[1]))
-    size = max(1, _CELLS // n)
+    size = max(1, _CELLS // n_samples)
     for start in range(0, columns.shape[1], size):
         genes = slice(start, start + size)
         ends[:, genes] = _quantiles(drawn, sums[:, genes], numbers[:, genes], level=level)
@@ -287,7 +224,7 @@ def consistent_genes(scores: ArrayLike, *, alpha: float = 0.05, min_positive: in
 
 
 def permutation_null(
-    predicted: Any, observed: Any, *, n: int = 1000, seed: int = 0, blocks: ArrayLike | None = None
+    predicted: Any, observed: Any, *, n_permutations: int = 1000, seed: int = 0, blocks: ArrayLike | None = None
 ) -> PermutationNull:
     """Correlations that remain when the locations of the prediction are shuffled, all genes together.
 
@@ -299,8 +236,8 @@ def permutation_null(
     ----------
     predicted, observed
         (n_locations, G) values, dense or sparse.
-    n
-        Number of permutations. Time goes with ``n * n_locations * G``.
+    n_permutations
+        Number of permutations. Time goes with ``n_permutations * n_locations * G``.
     seed
         Seed of the permutations.
     blocks
@@ -308,8 +245,8 @@ def permutation_null(
 
     Returns
     -------
-    A :class:`PermutationNull` with ``pearson`` and ``p_value`` ``(1 + those as high) / (1 + n)``, both (G,) and NaN
-    where the correlation is, and ``null`` (n, G).
+    A :class:`PermutationNull` with ``pearson`` and ``p_value`` ``(1 + those as high) / (1 + n_permutations)``, both
+    (G,) and NaN where the correlation is, and ``null`` (n_permutations, G).
 
     References
     ----------
@@ -322,17 +259,17 @@ def permutation_null(
     >>> from stpred.metrics import permutation_null
     >>> rng = np.random.default_rng(0)
     >>> observed = rng.normal(size=(50, 2))
-    >>> found = permutation_null(observed * [1, 0] + rng.normal(size=(50, 2)), observed, n=199)
+    >>> found = permutation_null(observed * [1, 0] + rng.normal(size=(50, 2)), observed, n_permutations=199)
     >>> found.p_value < 0.05
     array([ True, False])
     """
     sides = pair(predicted, observed)
-    n = whole(n, name="n")
+    n_permutations = whole(n_permutations, name="n_permutations")
     n_rows, n_genes = sides[0].shape
     labels = None if blocks is None else _labels(blocks, n=n_rows, name="blocks")
     rng = np.random.default_rng(seed)
-    orders = np.stack([_shuffled(rng, labels, n_rows=n_rows) for _ in range(n)])
-    scores, null = np.full(n_genes, np.nan), np.full((n, n_genes), np.nan)
+    orders = np.stack([_shuffled(rng, labels, n_rows=n_rows) for _ in range(n_permutations)])
+    scores, null = np.full(n_genes, np.nan), np.full((n_permutations, n_genes), np.nan)
 
     def work(genes: slice) -> None:
         p, o = (x / norm for x, norm in (centred(dense(m[:, genes], dtype=None)) for m in sides))
@@ -344,15 +281,8 @@ def permutation_null(
         over_blocks(work, n_rows=n_rows, n_genes=n_genes)
     # Shuffles that change nothing give the same correlation but for the rounding of its sum.
     as_high = (null >= scores - 1e-12).sum(axis=0)
-    p_value = np.where(np.isnan(scores), np.nan, (1 + as_high) / (1 + n))
+    p_value = np.where(np.isnan(scores), np.nan, (1 + as_high) / (1 + n_permutations))
     return PermutationNull(scores, p_value=p_value, null=np.clip(null, -1.0, 1.0))
-
-
-def _probabilities(p: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(p, dtype=np.float64)
-    if ((values < 0) | (values > 1)).any():
-        raise InputError("`p` must hold p-values between 0 and 1.")
-    return values
 
 
 def _labels(groups: ArrayLike, *, n: int, name: str) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from stpred._core.checks import InputError
 from stpred._core.counts import check_sparse
 
 
-def check_windows(windows: Any, *, n: int, least: int = 1) -> tuple[Any, NDArray[np.float64]]:
+def check_windows(windows: Any, *, n: int, min_members: int = 1) -> tuple[Any, NDArray[np.float64]]:
     """Return windows as a float64 csr matrix of ones, and the number of members of each.
 
     Parameters
@@ -20,7 +20,7 @@ def check_windows(windows: Any, *, n: int, least: int = 1) -> tuple[Any, NDArray
         (m, n) sparse 0/1 matrix.
     n
         How many locations there are.
-    least
+    min_members
         How many members a window must have.
     """
     from scipy.sparse import csr_matrix
@@ -35,6 +35,6 @@ def check_windows(windows: Any, *, n: int, least: int = 1) -> tuple[Any, NDArray
     if (checked.data != 1).any():
         raise InputError("`windows` must hold 1 for the members of a window and 0 for all else.")
     members = np.diff(checked.indptr).astype(np.float64)
-    if members.size and members.min() < least:
-        raise InputError(f"Each row of `windows` needs {least} or more members, one has {int(members.min())}.")
+    if members.size and members.min() < min_members:
+        raise InputError(f"Each row of `windows` needs {min_members} or more members, one has {int(members.min())}.")
     return checked, members

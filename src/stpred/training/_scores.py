@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred.metrics._summary import mean_of_defined
+from stpred.metrics.summary import mean_of_defined
 
 TRUSTED = 0.1
 """Mean Pearson correlation on left-out slides from which a gene counts as predictable."""

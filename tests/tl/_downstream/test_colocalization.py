@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 import stpred as st
 from stpred import links
 from stpred._core.checks import InputError
-from stpred.metrics.p_values import benjamini_hochberg
+from stpred.metrics import benjamini_hochberg
 from stpred.tl._downstream.spatial_null import cross_statistics, shifts
 
 if TYPE_CHECKING:

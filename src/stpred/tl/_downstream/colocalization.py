@@ -12,7 +12,7 @@ from stpred._core.checks import InputError, one_of, whole
 from stpred._core.elements import need_sdata
 from stpred._core.targets import standardised
 from stpred.comparison.slide_tables import positions_um, slide_table
-from stpred.metrics.p_values import benjamini_hochberg
+from stpred.metrics import benjamini_hochberg
 from stpred.tl._downstream.gene_sets import read_gene_sets, sets_among
 from stpred.tl._downstream.spatial_null import Draw, cross_statistics, shifts
 

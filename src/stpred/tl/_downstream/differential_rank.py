@@ -122,7 +122,7 @@ def differential_rank(
         n_locations[side.slide] = int(kept.sum())
     low = high = np.full(len(genes), np.nan)
     if len(set(drawn)) > 1:
-        low, high = metrics.bootstrap_ci(scores, groups=drawn, n=n_bootstrap, level=level, seed=seed)
+        low, high = metrics.bootstrap_ci(scores, groups=drawn, n_samples=n_bootstrap, level=level, seed=seed)
     else:
         logger.warning("With one slide or donor the scores have no interval: these are what is drawn.")
     result = pd.DataFrame(

@@ -12,7 +12,7 @@ from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
 from stpred._core.elements import need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.places import Place
-from stpred.metrics.p_values import benjamini_hochberg
+from stpred.metrics import benjamini_hochberg
 from stpred.tl._downstream.markers import chosen_genes, compared_values, groups_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pandas as pd
 from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
-from stpred.metrics._summary import mean_of_defined
+from stpred.metrics.summary import mean_of_defined
 
 logger = logging.getLogger("stpred")
 
@@ -175,7 +175,7 @@ def _interval(values: np.ndarray, donors: pd.Series, *, n: int, seed: int) -> tu
     """Return the ends of the interval over donors; NaN where there is one only."""
     if donors.nunique() < 2:
         return (np.full(values.shape[1:], np.nan)[()],) * 2
-    return metrics.bootstrap_ci(values, groups=donors.astype(str).to_numpy(), n=n, seed=seed)
+    return metrics.bootstrap_ci(values, groups=donors.astype(str).to_numpy(), n_samples=n, seed=seed)
 
 
 def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> pd.DataFrame:

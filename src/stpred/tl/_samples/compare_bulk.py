@@ -10,7 +10,7 @@ from stpred._core import targets
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.gene_names import mismatch
 from stpred._core.names import names_of
-from stpred.metrics.p_values import benjamini_hochberg
+from stpred.metrics import benjamini_hochberg
 from stpred.tl._samples.pseudobulk import log1p_cpm
 
 if TYPE_CHECKING:
