@@ -82,7 +82,7 @@ class MISO:
         xy = _hexagon(n)
         features = rng.normal(size=(n, N_FEATURES)).astype(np.float32)
         y = rng.poisson(1.0, (n, N_GENES)).astype(np.float32)
-        around = links.knn(xy, xy, k=N_NEIGHBORS)
+        around = links.knn(xy, xy, n_neighbors=N_NEIGHBORS)
         return Batch("slide", features, np.arange(n), np.arange(n), xy, links=around, y=y)
 
     def forward(self) -> Any:

@@ -635,7 +635,7 @@ def metrics(tools: Tools) -> Record:
     x, y, counts = random_scores()
     rng = np.random.default_rng(2)
     xy = rng.uniform(0, 800, (60, 2))
-    near = links.knn(xy, xy, k=6, include_self=True).to_csr(60)
+    near = links.knn(xy, xy, n_neighbors=6, include_self=True).to_csr(60)
     table = rng.normal(0.3, 0.1, (10, 4))
     donors = [f"d{i // 2}" for i in range(10)]
     per_gene = {name: getattr(m, name)(x, y) for name in ("pearson", "spearman", "r2", "rmse", "mae")}
@@ -673,9 +673,9 @@ def ragged_indices(tools: Tools) -> Record:
     return {
         "within": links.within(a, 40.0, b, nearest_only=True),
         "radius": links.radius(a, b, radius_um=60.0),
-        "knn": links.knn(a, b, k=4),
+        "knn": links.knn(a, b, n_neighbors=4),
         "from_labels": links.from_labels(rng.integers(-1, 20, 80), 20),
-        "mean": links.knn(a, b, k=4).mean(b),
+        "mean": links.knn(a, b, n_neighbors=4).mean(b),
     }
 
 

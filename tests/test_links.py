@@ -63,9 +63,9 @@ def test_knn_matches_a_loop(clouds, include_self) -> None:
             order = np.argsort(d, kind="stable")
             own, others = order[d[order] == 0].tolist(), order[d[order] > 0][:k].tolist()
             expected.append(own * include_self + others)
-        assert sets(lk.knn(targets, sources, k=k, include_self=include_self)) == expected
-    capped = lk.knn(targets, sources, k=7, max_distance_um=40)
-    full = lk.knn(targets, sources, k=7)
+        assert sets(lk.knn(targets, sources, n_neighbors=k, include_self=include_self)) == expected
+    capped = lk.knn(targets, sources, n_neighbors=7, max_distance_um=40)
+    full = lk.knn(targets, sources, n_neighbors=7)
     for t, near, seven in zip(targets, sets(capped), sets(full), strict=True):
         assert near == [j for j in seven if np.linalg.norm(sources[j] - t) <= 40]
 
@@ -90,25 +90,25 @@ def test_rings_are_the_complete_rings_of_a_hexagon() -> None:
         far = np.linalg.norm(xy[ring] - xy[middle], axis=1)
         assert len(ring) == 3 * rings * (rings + 1)
         assert far.max() == pytest.approx(100 * rings)
-    np.testing.assert_array_equal(lk.knn(xy, xy, rings=3).indices, lk.knn(xy, xy, k=36).indices)
+    np.testing.assert_array_equal(lk.knn(xy, xy, rings=3).indices, lk.knn(xy, xy, n_neighbors=36).indices)
 
 
 def test_ties_do_not_depend_on_rounding() -> None:
     # Four equally far neighbours of which two are wanted: the lowest rows, wherever the frame lies.
     xy = square(5)
     for shift in (0.0, 1e5 / 3, 7777.7777):
-        assert lk.knn(xy + shift, xy + shift, k=2).take([12]).indices.tolist() == [7, 11]
+        assert lk.knn(xy + shift, xy + shift, n_neighbors=2).take([12]).indices.tolist() == [7, 11]
         assert lk.radius(xy + shift, xy + shift, radius_um=201).take([12]).indices.tolist() == [7, 11, 13, 17]
 
 
 def test_self_is_decided_by_place_not_by_row() -> None:
     xy = square(3)
     shuffled = xy[::-1]
-    assert lk.knn(xy, shuffled, k=1, include_self=True).indices[::2].tolist() == list(range(9))[::-1]
-    assert not (np.linalg.norm(shuffled[lk.knn(xy, shuffled, k=1).indices] - xy, axis=1) == 0).any()
+    assert lk.knn(xy, shuffled, n_neighbors=1, include_self=True).indices[::2].tolist() == list(range(9))[::-1]
+    assert not (np.linalg.norm(shuffled[lk.knn(xy, shuffled, n_neighbors=1).indices] - xy, axis=1) == 0).any()
     doubled = np.vstack([xy, xy])  # two sources at each place
-    assert lk.knn(xy, doubled, k=2).counts().tolist() == [2] * 9
-    assert lk.knn(xy, doubled, k=2, include_self=True).counts().tolist() == [4] * 9
+    assert lk.knn(xy, doubled, n_neighbors=2).counts().tolist() == [2] * 9
+    assert lk.knn(xy, doubled, n_neighbors=2, include_self=True).counts().tolist() == [4] * 9
 
 
 def test_from_labels_matches_a_loop() -> None:
@@ -150,9 +150,9 @@ def test_take_keeps_order_repeats_and_weights() -> None:
 
 def test_empty_sides() -> None:
     nothing = np.empty((0, 2))
-    assert lk.knn([[0, 0]], nothing, k=3).counts().tolist() == [0]
+    assert lk.knn([[0, 0]], nothing, n_neighbors=3).counts().tolist() == [0]
     assert lk.within(nothing, 5, [[0, 0]]).n_targets == 0
-    assert lk.knn(nothing, [[0, 0]], k=1).n_targets == 0
+    assert lk.knn(nothing, [[0, 0]], n_neighbors=1).n_targets == 0
     assert lk.radius([[0, 0]], nothing, radius_um=5).mean(np.empty((0, 4))).shape == (1, 4)
 
 
@@ -174,9 +174,9 @@ def test_empty_sides() -> None:
         (lambda: lk.within([[0, 0]], [1, 2], [[0, 0]]), "one positive number or 1 of them"),
         (lambda: lk.radius([[0, 0, 0]], [[0, 0]], radius_um=1), r"`targets_um` must be \(n, 2\) .* shape \(1, 3\)"),
         (lambda: lk.radius([[0, 0]], [[0, 0], [0, np.nan]], radius_um=1), "`sources_um` has NaN .* in row 1"),
-        (lambda: lk.knn([[0, 0]], [[0, 0]]), "either `k` or `rings`"),
-        (lambda: lk.knn([[0, 0]], [[0, 0]], k=1, rings=1), "either `k` or `rings`"),
-        (lambda: lk.knn([[0, 0]], [[0, 0]], k=0), "`k` must be a positive whole number, got 0"),
+        (lambda: lk.knn([[0, 0]], [[0, 0]]), "either `n_neighbors` or `rings`"),
+        (lambda: lk.knn([[0, 0]], [[0, 0]], n_neighbors=1, rings=1), "either `n_neighbors` or `rings`"),
+        (lambda: lk.knn([[0, 0]], [[0, 0]], n_neighbors=0), "`n_neighbors` must be a positive whole number, got 0"),
         (lambda: lk.knn([[0, 0]], [[0, 0]], rings=1.5), "`rings` must be a positive whole number"),
         (lambda: lk.from_labels([0, 3], 3), "below the number of targets, 3, got 3"),
     ],

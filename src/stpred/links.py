@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
-from stpred._core.checks import InputError, positive
+from stpred._core.checks import InputError, positive, whole
 
 __all__ = ["Links", "from_labels", "knn", "radius", "within"]
 
@@ -235,7 +236,7 @@ def knn(
     targets_um: ArrayLike,
     sources_um: ArrayLike,
     *,
-    k: int | None = None,
+    n_neighbors: int | None = None,
     rings: int | None = None,
     include_self: bool = False,
     beyond_um: float = 0.0,
@@ -247,12 +248,13 @@ def knn(
     ----------
     targets_um, sources_um
         (n, 2) and (m, 2) coordinates in micrometres; they may be the same array.
-    k
+    n_neighbors
         Number of sources, a source at the target's own place not counted. Where there are fewer, all are linked.
     rings
-        Instead of `k`: complete rings of a hexagonal lattice, ``3 * rings * (rings + 1)`` sources (6, 18, 36, 60, ...).
+        Instead of `n_neighbors`: complete rings of a hexagonal lattice, ``3 * rings * (rings + 1)`` sources (6, 18, 36,
+        60, ...).
     include_self
-        Put a source at the target's own place (closer than 0.001 um) first, beside the `k` others.
+        Put a source at the target's own place (closer than 0.001 um) first, beside the others.
     beyond_um
         Leave out other sources closer than this, such as points of another lattice that all but coincide with the
         target.
@@ -267,23 +269,23 @@ def knn(
     --------
     >>> from stpred.links import knn
     >>> xy = [[0, 0], [100, 0], [210, 0]]
-    >>> knn(xy, xy, k=1).indices
+    >>> knn(xy, xy, n_neighbors=1).indices
     array([1, 0, 1])
     """
     targets, sources = _points(targets_um, name="targets_um"), _points(sources_um, name="sources_um")
-    if (k is None) == (rings is None):
-        raise InputError(f"Give either `k` or `rings`, got k={k!r} and rings={rings!r}.")
-    name, wanted = ("k", k) if rings is None else ("rings", rings)
-    if int(wanted) != wanted or wanted < 1:  # type: ignore[arg-type]
-        raise InputError(f"`{name}` must be a positive whole number, got {wanted!r}.")
-    number = int(k) if rings is None else 3 * int(rings) * (int(rings) + 1)  # type: ignore[arg-type]
+    if (n_neighbors is None) == (rings is None):
+        raise InputError(f"Give either `n_neighbors` or `rings`, got {n_neighbors!r} and {rings!r}.")
+    if rings is None:
+        number = whole(n_neighbors, name="n_neighbors")
+    else:
+        number = 3 * (rings := whole(rings, name="rings")) * (rings + 1)
     limit = float("inf") if max_distance_um is None else positive(max_distance_um, name="max_distance_um", unit="um")
     reach = _reach(targets, sources, number + _most_within(targets, sources, beyond_um))
     target, source, distance = _pairs_within(targets, sources, np.minimum(reach, limit))
     own = distance < _SAME_PLACE_UM
     other = distance >= max(float(beyond_um), _SAME_PLACE_UM)
     links = _from_pairs(target[other], source[other], distance[other], n_targets=len(targets))
-    # More than k are there when several are equally far: the order decides, and no library's whim.
+    # More than enough are there when several are equally far: the order decides, not the library's.
     place = np.arange(links.indices.size) - np.repeat(links.indptr[:-1], links.counts())
     kept = place < number
     owner = np.repeat(np.arange(len(targets)), links.counts())[kept]
@@ -338,10 +340,10 @@ def _points(values: ArrayLike, *, name: str) -> NDArray[np.float64]:
 def _whole(values: ArrayLike, *, name: str) -> NDArray[np.int64]:
     """Return a (n,) int64 array, refusing fractions."""
     array = np.asarray(values)
-    whole = array.astype(np.int64) if array.dtype.kind in "iufb" else np.empty(0, dtype=np.int64)
-    if array.ndim != 1 or (array.size and not np.array_equal(whole, array)):
+    numbers = array.astype(np.int64) if array.dtype.kind in "iufb" else np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or (array.size and not np.array_equal(numbers, array)):
         raise InputError(f"`{name}` must be a list of whole numbers, got {array.dtype} of shape {array.shape}.")
-    return np.ascontiguousarray(whole)
+    return np.ascontiguousarray(numbers)
 
 
 def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -351,8 +353,6 @@ def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _most_within(targets: NDArray[np.float64], sources: NDArray[np.float64], distance_um: float) -> int:
     """Return how many sources at most lie closer to a target than this."""
-    from scipy.spatial import cKDTree
-
     if distance_um <= 0 or len(sources) == 0 or len(targets) == 0:
         return 0
     return int(cKDTree(sources).query_ball_point(targets, distance_um, return_length=True).max())
@@ -360,8 +360,6 @@ def _most_within(targets: NDArray[np.float64], sources: NDArray[np.float64], dis
 
 def _reach(targets: NDArray[np.float64], sources: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Return a radius per target that holds its own place, its k nearest others and all as far as the last of them."""
-    from scipy.spatial import cKDTree
-
     if len(sources) <= k + 1 or len(targets) == 0:
         return np.full(len(targets), np.inf)
     tree = cKDTree(sources)
@@ -378,8 +376,6 @@ def _pairs_within(
     targets: NDArray[np.float64], sources: NDArray[np.float64], radii: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return target row, source row and distance of every pair within the target's radius."""
-    from scipy.spatial import cKDTree
-
     if len(targets) == 0 or len(sources) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
     found = cKDTree(sources).query_ball_point(targets, radii + _TIE_UM)

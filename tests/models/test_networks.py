@@ -56,7 +56,7 @@ def batch(
     side = int(np.ceil(np.sqrt(n)))
     xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)[:n] * 100.0
     x = rng.normal(size=(10 * n, f)).astype(np.float32)
-    around = links.knn(xy, xy, k=k) if k else None
+    around = links.knn(xy, xy, n_neighbors=k) if k else None
     parts = links.Links(np.arange(n + 1) * 9, n + np.arange(9 * n))
     near = x[:n] if around is None else around.mean(x[:n], fill=0.0)
     truth = (np.exp(0.5 * x[:n, :1] @ np.ones((1, g))) if y is None else y(x[:n], near)).astype(np.float32)

@@ -95,7 +95,7 @@ def cell_batch(
     if needs.context_um is not None:
         around = links.radius(cells.coords_um[rows], cells.coords_um, radius_um=needs.context_um)
     elif needs.n_neighbors is not None:
-        around = links.knn(cells.coords_um[rows], cells.coords_um, k=needs.n_neighbors)
+        around = links.knn(cells.coords_um[rows], cells.coords_um, n_neighbors=needs.n_neighbors)
     shown = rows if around is None else _in_order(np.concatenate([rows, around.indices]))
     features = _features(cells, encoder, shown)
     place = np.full(len(cells.coords_um), -1, dtype=np.int64)

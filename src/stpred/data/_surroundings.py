@@ -138,7 +138,7 @@ def neighbors(
 ) -> links.Links:
     """Link targets to the sources around them, as many or as far as the model needs."""
     if needs.n_neighbors is not None:
-        return links.knn(targets_um, sources_um, k=needs.n_neighbors, beyond_um=beyond_um)
+        return links.knn(targets_um, sources_um, n_neighbors=needs.n_neighbors, beyond_um=beyond_um)
     return links.radius(targets_um, sources_um, radius_um=needs.context_um, beyond_um=beyond_um)  # type: ignore[arg-type]
 
 

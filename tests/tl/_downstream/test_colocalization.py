@@ -22,7 +22,7 @@ XY = np.stack(np.meshgrid(np.arange(SIDE) * 100.0, np.arange(SIDE) * 100.0), axi
 
 
 def averaging(xy: np.ndarray) -> object:
-    near = links.knn(xy, xy, k=6, include_self=True).to_csr(len(xy))
+    near = links.knn(xy, xy, n_neighbors=6, include_self=True).to_csr(len(xy))
     return near.multiply(1 / near.sum(axis=1)).tocsr()
 
 

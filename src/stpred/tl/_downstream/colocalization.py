@@ -131,7 +131,7 @@ def colocalization(
     used = side.table.var_names[side.table.var_names.isin([g for genes in sets.values() for g in genes])]
     values = standardised(_ranked(side.normalised(used)[kept]) if method == "rank" else side.normalised(used)[kept])
     fields, pairs, facts = _fields(values, used, sets)
-    near = links.knn(xy, xy, k=n_neighbors, include_self=True).to_csr(len(xy))
+    near = links.knn(xy, xy, n_neighbors=n_neighbors, include_self=True).to_csr(len(xy))
     average = near.multiply(1 / near.sum(axis=1)).tocsr()
     rng = np.random.default_rng(seed)
     draw: Draw = (lambda: rng.permutation(len(xy))) if null == "permutation" else shifts(xy, rng=rng)

@@ -264,7 +264,11 @@ def _neighbourhoods(both: Pair, sdata: SpatialData, k: int, coordinate_system: s
     if k > len(positions):
         raise InputError(f"`n_neighbors`={k} is more than the {len(positions)} locations that are compared.")
     xy = xy[positions]
-    near = links.knn(xy, xy, k=k - 1, include_self=True) if k > 1 else links.from_labels(np.arange(len(xy)), len(xy))
+    near = (
+        links.knn(xy, xy, n_neighbors=k - 1, include_self=True)
+        if k > 1
+        else links.from_labels(np.arange(len(xy)), len(xy))
+    )
     pooled = both.pooled(near.to_csr(len(xy)).astype(np.int64))
     pooled.facts["k_neighbors"] = k
     return pooled

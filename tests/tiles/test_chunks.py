@@ -4,7 +4,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from stpred._core.chunks import ChunkDecoder
+from stpred.tiles._chunks import ChunkDecoder
 
 
 @pytest.fixture(scope="module")
