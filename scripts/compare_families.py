@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -42,6 +43,15 @@ def families(loss: str) -> dict[str, object]:
     }
 
 
+def ensemble(config: Any, n_members: int | None) -> Any:
+    """Return a model, or every setting to choose from, as an ensemble."""
+    if n_members is None:
+        return config
+    if isinstance(config, list):
+        return [ensemble(c, n_members) for c in config]
+    return st.models.Ensemble.Config(config, n_members)
+
+
 def main() -> None:
     """Run it and print mean Pearson per scale, model and slide."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -52,6 +62,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=["log1p_cp10k", "counts"])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    st.settings.checkpoint_dir = given.checkpoint
     slides, _ = st.io.read_cohort([given.slides])
     parts = []
     for target in given.targets:
@@ -61,13 +72,11 @@ def main() -> None:
             start = time.perf_counter()
             scores = st.tl.cross_validate(
                 slides,
-                {name: config},
+                {name: ensemble(config, given.ensemble) if name != "mean" else config},
                 groups="slide",
                 genes=st.GeneRule("mean", n=250),
                 target=target,
-                n_ensemble=given.ensemble if name != "mean" else None,
                 device="cpu",
-                checkpoint=given.checkpoint,
             )
             pearson = scores[scores.metric == "pearson"].assign(value=lambda d: d.value.fillna(0.0))
             table = pearson.groupby(["target", "model", "slide"]).value.mean().unstack()

@@ -258,7 +258,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "student-intensity": lambda: Family(
         st.models.Student.Config(hidden=(8,), epochs=2, token_um=28), {"encoder": "intensity"}
     ),
-    "ensemble": lambda: Family(st.models.MLP.Config(hidden=(8,), epochs=2), {"n_ensemble": 2}),
+    "ensemble": lambda: Family(st.models.Ensemble.Config(st.models.MLP.Config(hidden=(8,), epochs=2), 2)),
     "deepcell": lambda: Family(
         st.models.DeepCell.Config(width=16, n_neighbors=6, epochs=2), THROUGH_CELLS, finer="cells"
     ),
@@ -825,7 +825,6 @@ def box(x0: float, y0: float, x1: float, y1: float) -> gpd.GeoDataFrame:
 def training_options(tools: Tools) -> Record:
     config = st.models.MLP.Config(hidden=(8,), max_epochs=3)
     how = {"genes": st.GeneRule("rmax", n=6), "shapes_key": "spots"}
-    checkpoint = tools.new_folder() / "c"
     models = {
         "validation": st.tl.train(tools.five, config, validation=["donor4"], seed=3, **how),
         "encoder": st.tl.train(tools.training, "ridge", encoder="intensity", tile=SMALL_TILE, name="own", **how),
@@ -834,10 +833,12 @@ def training_options(tools: Tools) -> Record:
         ),
         "groups": st.tl.train(tools.five, "ridge", groups=dict.fromkeys(tools.five, "one"), **how),
         "cells": st.tl.train(tools.training, "intensity", genes=["EPCAM"], shapes_key="cells"),
-        "checkpoint": st.tl.train(tools.training, config, checkpoint=checkpoint, **how),
-        "resumed": st.tl.train(tools.training, config, checkpoint=checkpoint, **how),
-        "half precision": st.tl.train(tools.training, config, precision="bf16-mixed", **how),
     }
+    with st.settings.override(checkpoint_dir=tools.new_folder() / "c"):
+        models["checkpoint"] = st.tl.train(tools.training, config, **how)
+        models["resumed"] = st.tl.train(tools.training, config, **how)
+    with st.settings.override(precision="bf16-mixed"):
+        models["half precision"] = st.tl.train(tools.training, config, **how)
     for loss in ("mse", "pearson", "cosine"):
         mlp = st.models.MLP.Config(hidden=(8,), epochs=2, loss=loss)
         models[loss] = st.tl.train(tools.training, mlp, **how)
@@ -857,8 +858,10 @@ def cross_validate(tools: Tools) -> Record:
     few = dict(list(tools.cohort.items())[:2])
     blocks = st.tl.cross_validate(few, "ridge", groups="blocks", genes="all", n_folds=3, shapes_key="spots")
     both = ["counts", "log1p_cp10k"]
-    members = {"genes": st.GeneRule("mean", n=4), "n_folds": 2, "scored_on": both, "n_ensemble": 2}
-    ensemble = st.tl.cross_validate(tools.five, {"m": mlp}, groups="slide", shapes_key="spots", **members)
+    members = {"genes": st.GeneRule("mean", n=4), "n_folds": 2, "scored_on": both}
+    ensemble = st.tl.cross_validate(
+        tools.five, {"m": st.models.Ensemble.Config(mlp, 2)}, groups="slide", shapes_key="spots", **members
+    )
     return {"by slide": tools.scores, "by donor": scores, "tables": tables, "blocks": blocks, "ensemble": ensemble}
 
 
@@ -870,7 +873,7 @@ def distill(tools: Tools) -> Record:
     model = st.tl.distill(slides, "ridge", config, **how)
     names = list(tools.five)
     teachers = [st.tl.train({n: tools.five[n] for n in pair}, "ridge", **how) for pair in (names[3:], names[2:4])]
-    other = st.tl.distill(slides, teachers, config, measured_share=0.0, target="counts", **how)
+    other = st.tl.distill(slides, teachers, config, measured_fraction=0.0, target="counts", **how)
     return {
         "trained teachers": {"record": other.record, "labels": other.pseudo_labels},
         "record": model.record,
@@ -884,7 +887,12 @@ def distill(tools: Tools) -> Record:
 def pretrain_encoder(tools: Tools) -> Record:
     slides = dict(list(tools.five.items())[:2])
     encoder = st.tl.pretrain_encoder(
-        slides, "test_resnet", tile=st.TileSpec(0.5, 24), epochs=1, n_tiles=80, batch_size=36, hidden=32, device="cpu"
+        slides,
+        "test_resnet",
+        st.encoders.MoCo(epochs=1, batch_size=36, hidden=32),
+        tile=st.TileSpec(0.5, 24),
+        n_tiles=80,
+        device="cpu",
     )
     folder = st.encoders.save(encoder, tools.new_folder() / "encoder")
     again = st.encoders.load(folder, device="cpu")
@@ -901,7 +909,7 @@ def pretrain_encoder(tools: Tools) -> Record:
 @entry("tl/probe_encoder")
 def probe_encoder(tools: Tools) -> Record:
     slides = dict(list(tools.five.items())[:2])
-    how = {"labels": "type", "tile": CELL_TILE, "k": 5}
+    how = {"labels": "type", "tile": CELL_TILE, "n_neighbors": 5}
     return {
         "donors": st.tl.probe_encoder("morphology", slides, n_tiles=300, **how),
         "blocks": st.tl.probe_encoder("intensity", tools.five["donor0"], **how),

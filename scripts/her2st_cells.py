@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-GENTLE = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "scale": (0.8, 1), "erase": 0}
+GENTLE = st.encoders.Augmentation(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, scale=(0.8, 1), erase=0)
 SHOWN = ["EPCAM", "COL1A2", "PTPRC"]
 RELATED = ["KRT8", "KRT18", "KRT19", "COL1A1", "COL3A1", "CD74", "CD3E", "TRBC2"]
 SHAPE = ["area_um2", "eccentricity", "haematoxylin"]
@@ -117,13 +117,8 @@ def pretrained(slides: Mapping[str, SpatialData], folder: Path, given: argparse.
         encoder, seconds = st.encoders.load(folder / "encoder"), 0.0
     else:
         start = time.perf_counter()
-        encoder = st.tl.pretrain_encoder(
-            slides,
-            given.backbone,
-            shapes_key="nuclei",
-            tile=st.TileSpec(0.5, given.tile_px),
+        method = st.encoders.MoCo(
             epochs=given.epochs,
-            n_tiles=given.n_tiles,
             batch_size=128,
             lr=1e-3,
             optimizer="adamw",
@@ -131,9 +126,17 @@ def pretrained(slides: Mapping[str, SpatialData], folder: Path, given: argparse.
             momentum=0.9,
             hidden=512,
             augmentation=GENTLE,
-            checkpoint=folder / "pretraining",
-            device="cpu",
         )
+        with st.settings.override(checkpoint_dir=folder / "pretraining"):
+            encoder = st.tl.pretrain_encoder(
+                slides,
+                given.backbone,
+                method,
+                shapes_key="nuclei",
+                tile=st.TileSpec(0.5, given.tile_px),
+                n_tiles=given.n_tiles,
+                device="cpu",
+            )
         seconds = time.perf_counter() - start
         st.encoders.save(encoder, folder / "encoder")
     print(f"encoder: {encoder.card.source}; {seconds:.0f} s", encoder.record["check"], flush=True)
@@ -153,16 +156,16 @@ def compare(slides: Mapping[str, SpatialData], encoder: Any, folder: Path, given
                 continue
             start = time.perf_counter()
             # One that sees cells goes along in each call (its folds are kept), so that all have the same spots.
-            scores = st.tl.cross_validate(
-                slides,
-                {name: config, "scellst": cells["scellst"]},
-                groups="slide",
-                cells_key="nuclei",
-                shapes_key="spots",
-                encoder=used,
-                device="cpu",
-                checkpoint=folder / f"scores_{called}",
-            )
+            with st.settings.override(checkpoint_dir=folder / f"scores_{called}"):
+                scores = st.tl.cross_validate(
+                    slides,
+                    {name: config, "scellst": cells["scellst"]},
+                    groups="slide",
+                    cells_key="nuclei",
+                    shapes_key="spots",
+                    encoder=used,
+                    device="cpu",
+                )
             scores = scores[scores.model.isin([name, "library_size"])]
             table = by_slide(scores)
             print_row(called, name, table.loc[name], time.perf_counter() - start)

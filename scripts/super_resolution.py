@@ -98,8 +98,8 @@ def toy(figures: Path | None, *, size_um: float, n_genes: int) -> None:
     told("student on raw counts (naive)", at_8um(st.tl.train(train, config, target="counts", **common)))
     told("student on log1p CP10k", at_8um(st.tl.train(train, config, **common)))
     for share in (0.0, 0.5):
-        model = st.tl.distill(train, "ridge", config, measured_share=share, **common)
-        told(f"student distilled from ridge, measured_share={share:g}", at_8um(model))
+        model = st.tl.distill(train, "ridge", config, measured_fraction=share, **common)
+        told(f"student distilled from ridge, measured_fraction={share:g}", at_8um(model))
     whole = {s: with_truth(sdata) for s, sdata in train.items()}
     fine = st.tl.train(whole, Student.Config(hidden=(1024, 512), epochs=4), genes=genes, shapes_key=BINS)
     told("student trained on the noiseless truth at 8 um", at_8um(fine))
@@ -124,7 +124,7 @@ def _draw_toy(
         "truth at 8 um": maps["truth"],
         "ridge on spots, interpolated": maps["ridge on spots, interpolated"],
         "student, 8 um": maps["student on log1p CP10k"],
-        "distilled student, 8 um": maps["student distilled from ridge, measured_share=0"],
+        "distilled student, 8 um": maps["student distilled from ridge, measured_fraction=0"],
     }
     figure, axes = plt.subplots(
         len(SHOWN), 1 + len(shown), figsize=(2.6 * (1 + len(shown)), 2.7 * len(SHOWN)), layout="constrained"
@@ -172,7 +172,7 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str], share: fl
             taught = st.tl.train(train, teacher)
             genes = taught.record.genes
             st.tl.predict(unseen, taught, shapes_key="spots", key_added="teacher")
-            model = st.tl.distill(train, teacher, student, genes=genes, shapes_key="spots", measured_share=share)
+            model = st.tl.distill(train, teacher, student, genes=genes, shapes_key="spots", measured_fraction=share)
             fine = st.tl.predict(unseen, model, shapes_key="fine", inplace=False)
             parent = unseen.shapes["fine"].loc[fine.obs["instance_id"], "parent"].to_numpy()
             table = unseen.tables["teacher"].copy()
@@ -207,11 +207,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--left-out", nargs="+", default=["C5", "C2", "C3", "C4"])
-    parser.add_argument("--measured-share", type=float, default=0.5)
+    parser.add_argument("--measured-fraction", type=float, default=0.5)
     parser.add_argument("--size-um", type=float, default=1000.0)
     parser.add_argument("--n-genes", type=int, default=100)
     given = parser.parse_args()
     if given.what == "toy":
         toy(given.figures, size_um=given.size_um, n_genes=given.n_genes)
     else:
-        her2st(given.folder, given.figures, left_out=given.left_out, share=given.measured_share)
+        her2st(given.folder, given.figures, left_out=given.left_out, share=given.measured_fraction)

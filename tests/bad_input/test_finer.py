@@ -94,8 +94,8 @@ def test_students_without_teachers(cohort: dict[str, SpatialData], refused: Any)
         st.tl.distill(cohort, [], shapes_key="spots")
     with refused("must be a model of patches", "'ridge'"):
         st.tl.distill(cohort, "ridge", "ridge", shapes_key="spots")
-    with refused("`measured_share` must be a number from 0 to below 1"):
-        st.tl.distill(cohort, "ridge", measured_share=1, shapes_key="spots")
+    with refused("`measured_fraction` must be a number from 0 to below 1"):
+        st.tl.distill(cohort, "ridge", measured_fraction=1, shapes_key="spots")
 
 
 def test_surroundings_of_a_model_of_tiles(trained: Model, rebuild: Any, refused: Any) -> None:

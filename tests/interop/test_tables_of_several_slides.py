@@ -88,7 +88,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         s, ["mean"], groups="blocks", genes=["EPCAM"], n_folds=2, coordinate_system=f, **WHERE
     ),
     "tl.probe_encoder": lambda s, f: st.tl.probe_encoder(
-        "intensity", s, labels="side", n_folds=2, k=3, buffer_um=10.0, coordinate_system=f, **WHERE
+        "intensity", s, labels="side", n_folds=2, n_neighbors=3, buffer_um=10.0, coordinate_system=f, **WHERE
     ),
     "tl.withheld_spots": lambda s, f: st.tl.withheld_spots(s, "mean", coordinate_system=f, **FEW),
     "tl.misaligned_spots": lambda s, f: st.tl.misaligned_spots(s, "mean", radii=(0.0,), coordinate_system=f, **FEW),

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from stpred._core.checks import InputError
-from stpred.training import MoCoConfig, Run, _moco, _probe, pretrain
+from stpred.encoders import Augmentation, MoCo
+from stpred.training import Run, _moco, feature_scores, pretrain
 
 COLOURS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
@@ -42,7 +43,7 @@ def crops() -> np.ndarray:
 
 
 def trained(crops: np.ndarray, *, seed: int = 0, run: Run | None = None, **kwargs: Any) -> tuple[Tiny, dict[str, Any]]:
-    config = MoCoConfig(**{"epochs": 3, "batch_size": 32, "hidden": 16, "projection": 8} | kwargs)
+    config = MoCo(**{"epochs": 3, "batch_size": 32, "hidden": 16, "projection": 8} | kwargs)
     net = tiny()
     where = {"width": 8, "size_px": 12, "config": config, "seed": seed, "run": run or Run(device="cpu")}
     return net, pretrain(net, crops, **COLOURS, **where)
@@ -61,7 +62,7 @@ def test_the_loss_against_a_loop() -> None:
 
 
 def test_the_loss_is_symmetric_and_no_gradient_reaches_the_second_encoder() -> None:
-    model = _moco.MoCo(tiny().eval(), width=8, config=MoCoConfig(hidden=16, projection=8))
+    model = _moco.MomentumContrast(tiny().eval(), width=8, config=MoCo(hidden=16, projection=8))
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -77,7 +78,7 @@ def test_the_loss_is_symmetric_and_no_gradient_reaches_the_second_encoder() -> N
 
 
 def test_the_second_encoder_follows_slowly() -> None:
-    model = _moco.MoCo(tiny(), width=8, config=MoCoConfig(hidden=16, projection=8))
+    model = _moco.MomentumContrast(tiny(), width=8, config=MoCo(hidden=16, projection=8))
     before = copy.deepcopy(list(model.slow.parameters()))
     with torch.no_grad():
         for p in model.encoder.parameters():
@@ -112,14 +113,14 @@ def test_lars_against_two_steps_by_hand() -> None:
 
 
 def test_schedules() -> None:
-    config = MoCoConfig(epochs=100, warmup_epochs=10, momentum_schedule="cosine")
+    config = MoCo(epochs=100, warmup_epochs=10, momentum_schedule="cosine")
     assert config.base_lr(512) == pytest.approx(1.2)
-    assert MoCoConfig(optimizer="adamw").base_lr(512) == pytest.approx(3e-4)
+    assert MoCo(optimizer="adamw").base_lr(512) == pytest.approx(3e-4)
     rates = [config.lr_at(e, tiles_per_step=256) for e in (0, 5, 10, 55, 100)]
     assert rates == pytest.approx([0, 0.3, 0.6, 0.3, 0], abs=1e-9)
     assert [config.momentum_at(e) for e in (0, 50, 100)] == pytest.approx([0.99, 0.995, 1.0])
-    assert MoCoConfig(epochs=100).momentum_at(50) == 0.99
-    assert (MoCoConfig(epochs=150).warmup, MoCoConfig(epochs=20).warmup) == (10, 2)
+    assert MoCo(epochs=100).momentum_at(50) == 0.99
+    assert (MoCo(epochs=150).warmup, MoCo(epochs=20).warmup) == (10, 2)
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
@@ -153,7 +154,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
 
 def test_another_training_does_not_take_up_a_state(crops: np.ndarray, tmp_path: Path) -> None:
     trained(crops, run=Run(device="cpu", checkpoint=tmp_path))
-    for n, changed in enumerate(({"seed": 1}, {"temperature": 0.2}, {"augmentation": _moco.Augmentation(flip=True)})):
+    for n, changed in enumerate(({"seed": 1}, {"temperature": 0.2}, {"augmentation": Augmentation(flip=True)})):
         trained(crops, run=Run(device="cpu", checkpoint=tmp_path), **changed)
         assert len(list(tmp_path.iterdir())) == n + 2
     trained(crops[::-1], run=Run(device="cpu", checkpoint=tmp_path))
@@ -193,25 +194,26 @@ def test_what_cannot_be_trained(crops: np.ndarray) -> None:
         ({"momentum_schedule": "linear"}, "`momentum_schedule` must be one of"),
         ({"warmup_epochs": -1}, "`warmup_epochs` must be a number, at least 0, got -1"),
         ({"lr": "high"}, "`lr` must be a positive number"),
+        ({"augmentation": {"stain": 0.3}}, "`augmentation` must be stpred.encoders.Augmentation"),
     ],
 )
 def test_what_the_settings_refuse(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        MoCoConfig(**wrong)
+        MoCo(**wrong)
 
 
 def test_measures_without_labels() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 8)).astype(np.float32)
-    assert _probe.effective_rank(x) == pytest.approx(8, abs=0.1)
-    assert _probe.effective_rank(np.outer(x[:, 0], np.ones(8)).astype(np.float32)) == pytest.approx(1, abs=1e-3)
-    assert _probe.effective_rank(np.ones((5, 3), np.float32)) == 0
-    assert _probe.recognition(x, x + 0.001 * rng.normal(size=x.shape).astype(np.float32)) > 0.999
-    assert _probe.recognition(x, rng.permutation(x)) == pytest.approx(0.5, abs=0.05)
+    assert feature_scores.effective_rank(x) == pytest.approx(8, abs=0.1)
+    assert feature_scores.effective_rank(np.outer(x[:, 0], np.ones(8)).astype(np.float32)) == pytest.approx(1, abs=1e-3)
+    assert feature_scores.effective_rank(np.ones((5, 3), np.float32)) == 0
+    assert feature_scores.recognition(x, x + 0.001 * rng.normal(size=x.shape).astype(np.float32)) > 0.999
+    assert feature_scores.recognition(x, rng.permutation(x)) == pytest.approx(0.5, abs=0.05)
     flat = np.ones((50, 8), np.float32)
-    assert _probe.recognition(flat, flat) == 0.5  # all alike: no better than guessing
-    assert _probe.spread(flat) == 0
-    assert _probe.spread(x) == pytest.approx(1, abs=0.01)
+    assert feature_scores.recognition(flat, flat) == 0.5  # all alike: no better than guessing
+    assert feature_scores.spread(flat) == 0
+    assert feature_scores.spread(x) == pytest.approx(1, abs=0.01)
 
 
 SCRIPT = """
@@ -220,13 +222,14 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from stpred.training import MoCoConfig, Run, pretrain
+from stpred.encoders import MoCo
+from stpred.training import Run, pretrain
 
 def work(fabric):
     crops = np.random.default_rng(0).integers(0, 256, size=(70, 18, 18, 3), dtype=np.uint8)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    config = MoCoConfig(epochs=2, batch_size=16, hidden=16, projection=8, optimizer="adamw", lr=0.01)
+    config = MoCo(epochs=2, batch_size=16, hidden=16, projection=8, optimizer="adamw", lr=0.01)
     facts = pretrain(
         net, crops, width=8, size_px=12, config=config, mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, run=Run(fabric=fabric)
     )

@@ -48,16 +48,17 @@ def test_the_sentence() -> None:
     )
 
 
-@pytest.mark.parametrize("n_ensemble", [None, 2])
+@pytest.mark.parametrize("n_members", [None, 2])
 def test_as_many_fits_run_as_are_said(
-    n_ensemble: int | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    n_members: int | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
     original = _loop.train
     monkeypatch.setattr(_loop, "train", lambda *a, **k: called.append(k["describe"]) or original(*a, **k))
     slides = st.datasets.toy_cohort(3, size_um=(400, 400), n_genes=12)
-    config = MLP.Config(hidden=(4,), max_epochs=2)
+    config: Any = MLP.Config(hidden=(4,), max_epochs=2)
+    config = config if n_members is None else Ensemble.Config(config, n_members)
     with caplog.at_level(logging.INFO, logger="stpred"):
-        st.tl.train(slides, config, encoder="intensity", shapes_key="spots", n_ensemble=n_ensemble)
+        st.tl.train(slides, config, encoder="intensity", shapes_key="spots")
     said = next(r.getMessage() for r in caplog.records if r.name == "stpred.fits")
     assert f"takes {len(called)} fits" in said

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stpred._core.checks import InputError, listing, positive, whole
+from stpred._core.checks import InputError, listing, one_of, positive, whole
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 @dataclass
@@ -28,6 +33,14 @@ class Settings:
         Relative difference of two sources of resolution that is reported.
     cache_dir
         Folder in which features are kept between sessions; None keeps none.
+    checkpoint_dir
+        Folder in which unfinished trainings and finished folds of cross-validations are kept, each by a fingerprint of
+        everything that decides its result; None keeps none. Called again with the same arguments, an interrupted
+        training goes on from there to the same result; its files go when it is done, those of folds stay.
+    precision
+        Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``; weights stay in single precision.
+    fabric
+        A launched Lightning Fabric to train on several GPUs with; it decides on device and precision instead.
 
     Examples
     --------
@@ -44,6 +57,9 @@ class Settings:
     max_upsampling: float = 2.0
     mpp_tolerance: float = 0.05
     cache_dir: Path | str | None = None
+    checkpoint_dir: Path | str | None = None
+    precision: str | None = None
+    fabric: Fabric | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = [f.name for f in fields(self)]
@@ -53,6 +69,8 @@ class Settings:
             value = whole(value, name=name)
         elif name == "max_upsampling" and value != float("inf"):
             value = positive(value, name=name)
+        elif name == "precision" and value is not None:
+            value = one_of(value, PRECISIONS, name=name)
         super().__setattr__(name, value)
 
     @contextmanager

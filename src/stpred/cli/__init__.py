@@ -375,22 +375,20 @@ def train(
         if _sees_cells([model]):
             for sdata in read.values():
                 _cells(sdata)
-        trained = st.tl.train(
-            read,
-            model,
-            genes=_rule(genes),
-            groups=_donors(groups, donors, required=False),
-            shapes_key=shapes,
-            encoder=_encoder(encoder),
-            target=target,
-            name=out.name if name is None else name,
-            validation=None if validation is None else [s.strip() for s in validation.split(",")],
-            n_ensemble=ensemble,
-            checkpoint=checkpoint,
-            precision=precision,
-            seed=seed,
-            device=device,
-        )
+        with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
+            trained = st.tl.train(
+                read,
+                model if ensemble is None else st.models.Ensemble.Config(model, n_members=ensemble),
+                genes=_rule(genes),
+                groups=_donors(groups, donors, required=False),
+                shapes_key=shapes,
+                encoder=_encoder(encoder),
+                target=target,
+                name=out.name if name is None else name,
+                validation=None if validation is None else [s.strip() for s in validation.split(",")],
+                seed=seed,
+                device=device,
+            )
         st.models.save(trained, out, overwrite=overwrite)
         scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
         held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else "not validated (one donor)"
@@ -447,25 +445,23 @@ def evaluate(
                 continue
             for used in _encoders(chosen, encoder_used) - {"pixels"}:
                 st.pp.features(sdata, used, shapes_key=region, device=device)
-        parts = [
-            st.tl.cross_validate(
-                read,
-                chosen,
-                groups=grouping,
-                genes=_rule(genes),
-                shapes_key=shapes,
-                encoder=encoder_used,
-                target=target,
-                n_folds=folds,
-                n_ensemble=ensemble,
-                checkpoint=checkpoint,
-                precision=precision,
-                seed=seed,
-                device=device,
-                key_added=_UNSEEN if report is not None and target == "log1p_cp10k" else None,
-            )
-            for target in ("log1p_cp10k", "counts")
-        ]
+        with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
+            parts = [
+                st.tl.cross_validate(
+                    read,
+                    chosen if ensemble is None else _ensembles(chosen, ensemble),
+                    groups=grouping,
+                    genes=_rule(genes),
+                    shapes_key=shapes,
+                    encoder=encoder_used,
+                    target=target,
+                    n_folds=folds,
+                    seed=seed,
+                    device=device,
+                    key_added=_UNSEEN if report is not None and target == "log1p_cp10k" else None,
+                )
+                for target in ("log1p_cp10k", "counts")
+            ]
         scores = pd.concat(parts, ignore_index=True)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -628,6 +624,16 @@ def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str
             models.Ridge.Config(context_um=reach, standardize=how) for reach in reaches for how in ("train", "slide")
         ]
     return chosen
+
+
+def _ensembles(chosen: dict[str, Any], n_members: int) -> dict[str, Any]:
+    """Make an ensemble of every model, and of every setting to choose from."""
+    from stpred.models import Ensemble
+
+    def several(model: Any) -> Any:
+        return [several(m) for m in model] if isinstance(model, list) else Ensemble.Config(model, n_members)
+
+    return {name: several(model) for name, model in chosen.items()}
 
 
 def _encoders(chosen: dict[str, Any], encoder: str | None) -> set[str]:

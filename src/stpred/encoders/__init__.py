@@ -1,7 +1,7 @@
 """Encoders: what turns H&E tiles into features.
 
 ``list`` says what exists, ``get`` makes one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name;
-``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`.
+``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`, which :class:`MoCo` is the method of.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred.encoders._saved import load, save
 from stpred.encoders.base import Encoder, EncoderCard
+from stpred.encoders.pretraining import Augmentation, MoCo
 from stpred.encoders.registry import get, register
 from stpred.encoders.registry import list_encoders as list
 
@@ -17,7 +18,19 @@ if TYPE_CHECKING:
     from stpred.encoders._intensity import IntensityEncoder
     from stpred.encoders._morphology import Morphology
 
-__all__ = ["Encoder", "EncoderCard", "IntensityEncoder", "Morphology", "get", "list", "load", "register", "save"]
+__all__ = [
+    "Augmentation",
+    "Encoder",
+    "EncoderCard",
+    "IntensityEncoder",
+    "MoCo",
+    "Morphology",
+    "get",
+    "list",
+    "load",
+    "register",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

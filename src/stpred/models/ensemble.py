@@ -104,7 +104,7 @@ class Ensemble(Model):
     --------
     >>> import stpred as st
     >>> slides = st.datasets.toy_cohort(3, size_um=(600, 600), n_genes=20)
-    >>> model = st.tl.train(slides, "ridge", shapes_key="spots", n_ensemble=3)
+    >>> model = st.tl.train(slides, st.models.Ensemble.Config("ridge", n_members=3), shapes_key="spots")
     >>> st.tl.predict(slides["donor0"], model, shapes_key="spots")
     >>> list(slides["donor0"].tables["spots_ridge"].layers)
     ['std']

@@ -1,19 +1,16 @@
 """Fitting a family on batches, and scoring it on slides that it has not seen."""
 
-from stpred.training._augment import Augmentation
 from stpred.training._distil import Distillation, out_of_fold, standardised
 from stpred.training._fit import choose_config, fit, fit_and_score, held_out_scores
 from stpred.training._folds import group_folds, leave_groups_out
-from stpred.training._moco import MoCoConfig, pretrain
+from stpred.training._moco import pretrain
 from stpred.training._plan import announce, fold_groups, plan
 from stpred.training._run import Run
 from stpred.training._scores import HeldOut
 
 __all__ = [
-    "Augmentation",
     "Distillation",
     "HeldOut",
-    "MoCoConfig",
     "Run",
     "announce",
     "choose_config",

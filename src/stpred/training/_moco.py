@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError
 from stpred._core.progress import track
-from stpred.training import _augment
-from stpred.training._augment import Augmentation
+from stpred.encoders.pretraining import WEIGHT_DECAY, MoCo
+from stpred.training import augmentation
 from stpred.training._checkpoint import Checkpoint, pack_optimizer, resume, unpack_optimizer
 from stpred.training._run import Run
 
@@ -30,76 +29,8 @@ logger = logging.getLogger("stpred")
 SAVE_EVERY_S = 30.0
 """Between two states on disk."""
 
-OPTIMIZERS = ("lars", "adamw")
-MOMENTUM_SCHEDULES = ("constant", "cosine")
-BASE_LR = {"lars": 0.6, "adamw": 1.5e-4}
-"""Per 256 tiles of a step."""
-WEIGHT_DECAY = {"lars": 1e-6, "adamw": 0.1}
-WARMUP_EPOCHS = 10
-
-FEWEST = 16
+MIN_TILES = 16
 """Tiles below which there is nothing to tell apart."""
-
-
-@dataclass(frozen=True)
-class MoCoConfig:
-    """Settings of a training; see :func:`stpred.tl.pretrain_encoder`."""
-
-    epochs: int = 150
-    batch_size: int = 256
-    lr: float | None = None
-    optimizer: str = "lars"
-    weight_decay: float | None = None
-    momentum: float = 0.99
-    momentum_schedule: str = "constant"
-    temperature: float = 1.0
-    warmup_epochs: float | None = None
-    hidden: int = 4096
-    projection: int = 256
-    augmentation: Augmentation = Augmentation()
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "hidden", "projection"):
-            object.__setattr__(self, name, whole(getattr(self, name), name=name))
-        positive(self.temperature, name="temperature")
-        one_of(self.optimizer, OPTIMIZERS, name="optimizer")
-        one_of(self.momentum_schedule, MOMENTUM_SCHEDULES, name="momentum_schedule")
-        for name, most in (("momentum", 1.0), ("weight_decay", math.inf), ("warmup_epochs", math.inf)):
-            value = getattr(self, name)
-            if value is None and name != "momentum":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-                upper = "" if most == math.inf else f" and at most {most:g}"
-                raise InputError(f"`{name}` must be a number, at least 0{upper}, got {value!r}.")
-        if self.lr is not None:
-            positive(self.lr, name="lr")
-
-    @property
-    def warmup(self) -> float:
-        """Epochs in which the rate rises; by default never more than a tenth of all."""
-        return min(WARMUP_EPOCHS, self.epochs / 10) if self.warmup_epochs is None else float(self.warmup_epochs)
-
-    def base_lr(self, tiles_per_step: int) -> float:
-        """Return the highest learning rate."""
-        return BASE_LR[self.optimizer] * tiles_per_step / 256 if self.lr is None else self.lr
-
-    def lr_at(self, epoch: float, *, tiles_per_step: int) -> float:
-        """Return the rate at a point of time: linear warm-up, then half a cosine to zero."""
-        highest = self.base_lr(tiles_per_step)
-        if epoch < self.warmup:
-            return highest * epoch / self.warmup
-        done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
-        return highest * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-    def momentum_at(self, epoch: float) -> float:
-        """Return the momentum of the second encoder; with "cosine" it ends at 1."""
-        if self.momentum_schedule == "constant":
-            return self.momentum
-        return 1 - 0.5 * (1 + math.cos(math.pi * epoch / self.epochs)) * (1 - self.momentum)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return {**asdict(self), "augmentation": self.augmentation.to_dict()}
 
 
 def projector(n_in: int, hidden: int, n_out: int, *, last_norm: bool) -> nn.Sequential:
@@ -115,7 +46,7 @@ def projector(n_in: int, hidden: int, n_out: int, *, last_norm: bool) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
-class MoCo(nn.Module):
+class MomentumContrast(nn.Module):
     """Two encoders, one trained and one that follows it slowly; the loss of two views of the same tiles.
 
     Parameters
@@ -128,7 +59,7 @@ class MoCo(nn.Module):
         Sizes and temperature.
     """
 
-    def __init__(self, backbone: nn.Module, *, width: int, config: MoCoConfig) -> None:
+    def __init__(self, backbone: nn.Module, *, width: int, config: MoCo) -> None:
         super().__init__()
         self.encoder = nn.Sequential(backbone, projector(width, config.hidden, config.projection, last_norm=True))
         self.predictor = projector(config.projection, config.hidden, config.projection, last_norm=False)
@@ -214,7 +145,7 @@ def pretrain(
     *,
     width: int,
     size_px: int,
-    config: MoCoConfig,
+    config: MoCo,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     seed: int,
@@ -246,14 +177,14 @@ def pretrain(
     device = fabric.device
     world, rank = fabric.world_size, fabric.global_rank
     n = len(crops)
-    if n < FEWEST * world:
-        raise InputError(f"There are {n} tiles to learn from; {FEWEST * world} or more are needed.")
+    if n < MIN_TILES * world:
+        raise InputError(f"There are {n} tiles to learn from; {MIN_TILES * world} or more are needed.")
     together = min(config.batch_size * world, n // world * world)
     checkpoint = run.file(fingerprint(config, crops, mean, std, seed=seed, identity=identity))
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        model: nn.Module = MoCo(backbone, width=width, config=config)
+        model: nn.Module = MomentumContrast(backbone, width=width, config=config)
         if world > 1 and device.type == "cuda":  # batch statistics of all processes; torch has it for GPUs only
             from timm.layers import convert_sync_batchnorm  # knows timm's own norms too
 
@@ -276,7 +207,7 @@ def pretrain(
                     group["lr"] = config.lr_at(at, tiles_per_step=together)
                 tiles = torch.from_numpy(read).to(device)
                 pair = [
-                    _augment.views(tiles, d, size_px=size_px, stained=config.augmentation.stain > 0, **scale)
+                    augmentation.views(tiles, d, size_px=size_px, stained=config.augmentation.stain > 0, **scale)
                     for d in drawn
                 ]
                 outer.zero_grad(set_to_none=True)
@@ -308,21 +239,21 @@ def _steps(
     crops: Any,
     order: np.random.Generator,
     views: torch.Generator,
-    config: MoCoConfig,
+    config: MoCo,
     together: int,
     rank: int,
     world: int,
-) -> Iterator[tuple[NDArray[np.uint8], tuple[_augment.Draw, _augment.Draw]]]:
+) -> Iterator[tuple[NDArray[np.uint8], tuple[augmentation.Draw, augmentation.Draw]]]:
     """Yield this process's tiles of each step of an epoch, and the draws of both views; the rest is dropped."""
     shuffled = order.permutation(len(crops))
     mine = slice(rank, None, world)
     for start in range(0, len(crops) - together + 1, together):
         rows = np.sort(shuffled[start : start + together])  # in order: a memory map is read forwards
-        drawn = [_augment.draw(together, config.augmentation, generator=views).take(mine) for _ in range(2)]
+        drawn = [augmentation.draw(together, config.augmentation, generator=views).take(mine) for _ in range(2)]
         yield np.ascontiguousarray(crops[rows[mine]]), (drawn[0], drawn[1])
 
 
-def _optimizer(model: nn.Module, config: MoCoConfig, *, tiles_per_step: int) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, config: MoCo, *, tiles_per_step: int) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     lr = config.base_lr(tiles_per_step)
     decay = WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay
@@ -335,7 +266,7 @@ def _optimizer(model: nn.Module, config: MoCoConfig, *, tiles_per_step: int) -> 
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def fingerprint(config: MoCoConfig, crops: Any, mean: Any, std: Any, *, seed: int, identity: str) -> str:
+def fingerprint(config: MoCo, crops: Any, mean: Any, std: Any, *, seed: int, identity: str) -> str:
     """Return a short hash of everything that decides how a training goes."""
     facts = [config.to_dict(), list(crops.shape), list(mean), list(std), seed, identity]
     digest = hashlib.sha256(json.dumps(facts).encode())

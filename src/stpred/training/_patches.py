@@ -16,7 +16,7 @@ from stpred._core.targets import dense
 from stpred.models.batch import Batch
 from stpred.models.parts.pixel_grid import View
 from stpred.models.xfuse.sample import PatchSample
-from stpred.training._augment import jittered
+from stpred.training.augmentation import jittered
 
 TURN = 180.0
 LOG_SCALE = 0.05

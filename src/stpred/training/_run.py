@@ -14,6 +14,7 @@ import numpy as np
 
 from stpred._core.checks import InputError, check_parent, one_of
 from stpred._core.files import writable
+from stpred._core.settings import PRECISIONS, settings
 from stpred._core.targets import stored
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch
@@ -22,8 +23,6 @@ from stpred.training._scores import Curve
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 @dataclass
@@ -46,9 +45,9 @@ class Run:
     """
 
     device: str | None = None
-    precision: str | None = None
-    checkpoint: str | Path | None = None
-    fabric: Fabric | None = None
+    precision: str | None = field(default_factory=lambda: settings.precision)
+    checkpoint: str | Path | None = field(default_factory=lambda: settings.checkpoint_dir)
+    fabric: Fabric | None = field(default_factory=lambda: settings.fabric)
     relabel: Callable[[Sequence[Batch], Sequence[str]], list[Batch]] | None = None
     curves: dict[str, Curve] = field(default_factory=dict, repr=False)
     files: set[Path] = field(default_factory=set, repr=False)
@@ -64,11 +63,11 @@ class Run:
         if self.precision is not None:
             one_of(self.precision, PRECISIONS, name="precision")
         if self.fabric is not None and (self.precision is not None):
-            raise InputError("A `fabric` has its own precision: give one of `fabric` and `precision`.")
+            raise InputError("A Fabric has its own precision: set one of `settings.fabric` and `settings.precision`.")
         if self.checkpoint is not None:
             self.checkpoint = check_parent(Path(self.checkpoint))
             if self.checkpoint.exists() and not self.checkpoint.is_dir():
-                raise InputError(f"`checkpoint` must be a folder, {str(self.checkpoint)!r} is a file.")
+                raise InputError(f"`checkpoint_dir` must be a folder, {str(self.checkpoint)!r} is a file.")
 
     def label(self, what: str) -> str:
         """Return what the next training is called, with its number."""

@@ -123,17 +123,21 @@ def test_what_is_done_is_not_done_again(
 
     monkeypatch.setattr(training, "fit", failing)
     with pytest.raises(KeyboardInterrupt):
-        st.tl.cross_validate(cohort, SMALL, groups=donors, checkpoint=tmp_path / "cv", **HOW)
+        with st.settings.override(checkpoint_dir=tmp_path / "cv"):
+            st.tl.cross_validate(cohort, SMALL, groups=donors, **HOW)
     seen.clear()
     monkeypatch.setattr(training, "fit", lambda *a, **k: (seen.append(a[0].family), original(*a, **k))[1])
-    found = st.tl.cross_validate(cohort, SMALL, groups=donors, checkpoint=tmp_path / "cv", **HOW)
+    with st.settings.override(checkpoint_dir=tmp_path / "cv"):
+        found = st.tl.cross_validate(cohort, SMALL, groups=donors, **HOW)
     assert len(seen) == 4
     pd.testing.assert_frame_equal(found, want)
     seen.clear()
-    again = st.tl.cross_validate(cohort, SMALL, groups=donors, checkpoint=tmp_path / "cv", **HOW)
+    with st.settings.override(checkpoint_dir=tmp_path / "cv"):
+        again = st.tl.cross_validate(cohort, SMALL, groups=donors, **HOW)
     assert not seen
     pd.testing.assert_frame_equal(again, want)
-    other = st.tl.cross_validate(cohort, SMALL, groups=donors, checkpoint=tmp_path / "cv", seed=1, **HOW)
+    with st.settings.override(checkpoint_dir=tmp_path / "cv"):
+        other = st.tl.cross_validate(cohort, SMALL, groups=donors, seed=1, **HOW)
     assert len(seen) == 6  # another seed is another run
     assert not np.allclose(other[other.model == "mlp"]["value"], want[want.model == "mlp"]["value"], equal_nan=True)
 
@@ -150,10 +154,12 @@ def test_genes_are_chosen_inside_each_fold(cohort: dict[str, SpatialData], donor
 
 
 def test_ensembles_of_everything(cohort: dict[str, SpatialData], donors: dict[str, str]) -> None:
-    scores = st.tl.cross_validate(cohort, {"ridge": "ridge", "mlp": SMALL["mlp"]}, groups=donors, n_ensemble=2, **HOW)
+    scores = st.tl.cross_validate(
+        cohort, {n: st.models.Ensemble.Config(SMALL.get(n, n), 2) for n in ("ridge", "mlp")}, groups=donors, **HOW
+    )
     assert scores.loc[scores["model"].isin(["ridge", "mlp"]), "chosen"].str.contains("n_ensemble=2").all()
     with pytest.raises(InputError, match="`n_members` must be a positive whole number"):
-        st.tl.cross_validate(cohort, "ridge", groups=donors, n_ensemble=0, **HOW)
+        st.tl.cross_validate(cohort, st.models.Ensemble.Config("ridge", 0), groups=donors, **HOW)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,6 @@ def test_ensembles_of_everything(cohort: dict[str, SpatialData], donors: dict[st
         ({"scored_on": "cpm"}, "`scored_on` must be one of"),
         ({"scored_on": []}, "`scored_on` is empty"),
         ({"target": "cpm"}, "`target` must be one of"),
-        ({"precision": "8-bit"}, "`precision` must be one of"),
         ({"device": "cuda:99"}, "`device`='cuda:99' is not there"),
     ],
 )

@@ -88,7 +88,7 @@ def test_saved_and_loaded_it_predicts_the_same(slides: dict[str, SpatialData], m
 
 def test_several_of_them_make_an_ensemble(slides: dict[str, SpatialData], tmp_path: Path) -> None:
     genes = genes_of(slides["s0"])[:4]
-    both = st.tl.train(slides, config(epochs=1), genes=genes, n_ensemble=2, **HOW)
+    both = st.tl.train(slides, st.models.Ensemble.Config(config(epochs=1), 2), genes=genes, **HOW)
     loaded = st.models.load(st.models.save(both, tmp_path / "e"))
     tables = [st.tl.predict(slides["s1"], m, shapes_key="spots", inplace=False) for m in (both, loaded)]
     np.testing.assert_array_equal(tables[0].X, tables[1].X)
@@ -154,10 +154,12 @@ def test_training_goes_on_bit_for_bit_after_a_kill(
 
     monkeypatch.setattr(XFuse, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        st.tl.train(slides, settings, checkpoint=tmp_path / "kept", **how)
+        with st.settings.override(checkpoint_dir=tmp_path / "kept"):
+            st.tl.train(slides, settings, **how)
     monkeypatch.setattr(XFuse, "loss", plain)
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
-    resumed = state(st.tl.train(slides, settings, checkpoint=tmp_path / "kept", **how))
+    with st.settings.override(checkpoint_dir=tmp_path / "kept"):
+        resumed = state(st.tl.train(slides, settings, **how))
     assert not (tmp_path / "kept").exists()
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
@@ -176,7 +178,8 @@ def test_a_term_that_is_not_finite_ends_training_and_keeps_the_last_state(
 
     monkeypatch.setattr(XFuse, "_expression", broken)
     with pytest.raises(InputError, match="'expression' of the evidence lower bound became nan, in a step of patches"):
-        st.tl.train(slides, config(epochs=8), genes=genes_of(slides["s0"]), checkpoint=tmp_path / "kept", **HOW)
+        with st.settings.override(checkpoint_dir=tmp_path / "kept"):
+            st.tl.train(slides, config(epochs=8), genes=genes_of(slides["s0"]), **HOW)
     (file,) = (tmp_path / "kept").glob("*.safetensors")
     from safetensors.torch import load_file
 

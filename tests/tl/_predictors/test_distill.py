@@ -258,7 +258,7 @@ def test_a_share_of_the_measurement_mixes_it_in() -> None:
 def test_a_share_of_the_measurement_is_learned_but_no_pseudo_label(
     cohort: dict[str, SpatialData], distilled: Model
 ) -> None:
-    alone = st.tl.distill(cohort, "ridge", SMALL, measured_share=0, **HOW)
+    alone = st.tl.distill(cohort, "ridge", SMALL, measured_fraction=0, **HOW)
     assert alone.record.training["distilled"]["measured_share"] == 0.0
     assert distilled.record.training["distilled"]["measured_share"] == 0.5
     assert alone.id != distilled.id
@@ -384,9 +384,9 @@ def test_a_trained_teacher_labels_as_it_predicts() -> None:
         ({"student": "deepspot"}, r"`student` must be a model of patches"),
         ({"teacher": []}, r"`teacher` is empty; give a family such as 'ridge'"),
         ({"teacher": "rigde"}, "No model family named 'rigde'"),
-        ({"measured_share": 1.0}, r"`measured_share` must be a number from 0 to below 1, got 1.0"),
-        ({"measured_share": True}, r"`measured_share` must be a number"),
-        ({"measured_share": -0.5}, r"`measured_share` must be a number"),
+        ({"measured_fraction": 1.0}, r"`measured_fraction` must be a number from 0 to below 1, got 1.0"),
+        ({"measured_fraction": True}, r"`measured_fraction` must be a number"),
+        ({"measured_fraction": -0.5}, r"`measured_fraction` must be a number"),
         ({"target": "log2"}, "target"),
         ({"groups": dict.fromkeys(["donor0", "donor1", "donor2"], "A")}, r"Distillation needs two donors or more"),
         ({"groups": {"donor0": "A"}}, r"`groups` names no donor for slides"),
@@ -486,7 +486,8 @@ def test_the_seed_decides(cohort: dict[str, SpatialData], distilled: Model) -> N
 
 
 def test_teachers_and_student_train_in_half_precision(cohort: dict[str, SpatialData]) -> None:
-    model = st.tl.distill(cohort, "ridge", SMALL, precision="bf16-mixed", **HOW)
+    with st.settings.override(precision="bf16-mixed"):
+        model = st.tl.distill(cohort, "ridge", SMALL, **HOW)
     assert np.isfinite(labels_of(model)["donor0"]).all()
 
 
@@ -530,8 +531,10 @@ def test_an_interrupted_training_leaves_no_files_and_changes_nothing(
 
     monkeypatch.setattr(_loop, "train", train)
     with pytest.raises(KeyboardInterrupt):
-        st.tl.distill(cohort, teacher, SMALL, checkpoint=tmp_path / "kept", **HOW)
+        with st.settings.override(checkpoint_dir=tmp_path / "kept"):
+            st.tl.distill(cohort, teacher, SMALL, **HOW)
     assert len(list((tmp_path / "kept").iterdir())) == 4
     monkeypatch.undo()
-    assert st.tl.distill(cohort, teacher, SMALL, checkpoint=tmp_path / "kept", **HOW).id == want.id
+    with st.settings.override(checkpoint_dir=tmp_path / "kept"):
+        assert st.tl.distill(cohort, teacher, SMALL, **HOW).id == want.id
     assert not (tmp_path / "kept").exists()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from spatialdata import SpatialData
 
 import stpred as st
 from stpred import metrics
 from stpred._core.checks import InputError
 from stpred._core.places import Place
 from stpred.models import Network
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 GENES = st.GeneRule("mean", n=30)
 
@@ -135,7 +134,7 @@ def test_fetched_weights_start_the_network(monkeypatch: pytest.MonkeyPatch) -> N
 def test_ensembles_say_how_sure_they_are(cohort: dict[str, SpatialData], unseen: SpatialData, tmp_path: Path) -> None:
     train = {s: cohort[s] for s in list(cohort)[:2]}
     for config in (st.models.MLP.Config(hidden=(16,), epochs=3), "ridge"):
-        model = st.tl.train(train, config, genes=GENES, shapes_key="spots", n_ensemble=3)
+        model = st.tl.train(train, st.models.Ensemble.Config(config, 3), genes=GENES, shapes_key="spots")
         st.tl.predict(unseen, model, shapes_key="spots")
         table = unseen.tables[f"spots_{model.record.name}"]
         assert model.record.name in ("mlp", "ridge")
@@ -156,12 +155,13 @@ def model_batch(sdata: SpatialData, model: Any) -> Any:
     return data.reader_for(region, encoders.get("morphology"), model.needs).whole()
 
 
-@pytest.mark.parametrize("n_ensemble", [None, 2])
+@pytest.mark.parametrize("n_members", [None, 2])
 def test_an_interrupted_training_goes_on_to_the_same_result(
-    cohort: dict[str, SpatialData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ensemble: int | None
+    cohort: dict[str, SpatialData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_members: int | None
 ) -> None:
-    config = st.models.MLP.Config(hidden=(16,), max_epochs=6, dropout=0.2)
-    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "n_ensemble": n_ensemble}
+    config: Any = st.models.MLP.Config(hidden=(16,), max_epochs=6, dropout=0.2)
+    config = config if n_members is None else st.models.Ensemble.Config(config, n_members)
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots"}
     want = st.tl.train(cohort, config, **how)
     seen = {"epochs": 0}
 
@@ -174,14 +174,16 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     monkeypatch.setattr(Network, "on_epoch_end", interrupt)
     monkeypatch.setattr("stpred.training._loop.SAVE_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how)
+        with st.settings.override(checkpoint_dir=tmp_path / "run"):
+            st.tl.train(cohort, config, **how)
     assert any((tmp_path / "run").iterdir())
-    found = st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how)
+    with st.settings.override(checkpoint_dir=tmp_path / "run"):
+        found = st.tl.train(cohort, config, **how)
     assert found.id == want.id
     assert found.record.var == want.record.var
     assert not (tmp_path / "run").exists()  # done: nothing is left behind
     # What was done before the interruption was not done again: 3 folds and the members, 6 epochs each at most.
-    total = 3 * 6 + (n_ensemble or 1) * found.record.training["epochs"]
+    total = 3 * 6 + (n_members or 1) * found.record.training["epochs"]
     assert seen["epochs"] <= total + 1
 
 
@@ -191,10 +193,12 @@ def test_bad_input_of_networks(cohort: dict[str, SpatialData], tmp_path: Path) -
     with pytest.raises(InputError, match="`device`='cuda:9' is not there"):
         st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots", device="cuda:9")
     with pytest.raises(InputError, match="`precision` must be one of"):
-        st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots", precision="float8")
+        with st.settings.override(precision="float8"):
+            st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="`checkpoint` must be a folder"):
-        st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots", checkpoint=tmp_path / "file")
+    with pytest.raises(InputError, match="`checkpoint_dir` must be a folder"):
+        with st.settings.override(checkpoint_dir=tmp_path / "file"):
+            st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots")
     with pytest.raises(InputError, match="stnet sees the world through its own encoder 'pixels'"):
         st.tl.train(one, PIXELS, genes=["EPCAM"], shapes_key="spots", encoder="morphology")
     # One donor, one slide: nothing to choose epochs by; the family's own number is taken, and it says so.
@@ -203,6 +207,26 @@ def test_bad_input_of_networks(cohort: dict[str, SpatialData], tmp_path: Path) -
     assert model.record.training["epochs"] == 3
     assert "no other donor" in model.record.training["epochs_chosen_by"]
     assert model.record.var["cv_pearson"] == [None]
+
+
+def test_counts_may_sit_in_a_layer(cohort: dict[str, SpatialData]) -> None:
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots"}
+    want = st.tl.train(cohort, "ridge", **how)
+    moved = {}
+    for s, sdata in cohort.items():
+        table = sdata.tables["spots_counts"].copy()
+        table.layers["raw"] = table.X.copy()
+        table.X = table.X * 0.5  # no counts
+        moved[s] = SpatialData(images=sdata.images, shapes=sdata.shapes, tables={"spots_counts": table})
+    with pytest.raises(InputError, match="counts"):
+        st.tl.train(moved, "ridge", **how)
+    assert st.tl.train(moved, "ridge", layer="raw", **how).id == want.id
+    with pytest.raises(InputError, match="layer"):
+        st.tl.train(moved, "ridge", layer="absent", **how)
+    donors = {s: s for s in cohort}
+    cases = ((cohort, None), (moved, "raw"))
+    scores = [st.tl.cross_validate(c, "ridge", groups=donors, layer=k, **how) for c, k in cases]
+    pd.testing.assert_frame_equal(*scores)
 
 
 def test_fewer_locations_than_neighbours(unseen: SpatialData, cohort: dict[str, SpatialData]) -> None:
@@ -216,7 +240,8 @@ def test_mixed_precision_is_close(cohort: dict[str, SpatialData]) -> None:
     config = st.models.MLP.Config(hidden=(16,), epochs=2)
     how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "groups": dict.fromkeys(cohort, "one")}
     full = st.tl.train(cohort, config, **how)
-    mixed = st.tl.train(cohort, config, precision="bf16-mixed", **how)
+    with st.settings.override(precision="bf16-mixed"):
+        mixed = st.tl.train(cohort, config, **how)
     slide = cohort["donor0"]
     a, b = (st.tl.predict(slide, m, shapes_key="spots", inplace=False).X for m in (full, mixed))
     assert 0 < np.abs(a - b).max() < 0.2
@@ -235,12 +260,13 @@ def test_negative_binomial_predicts_on_the_log_scale(donors: dict[str, SpatialDa
     assert json.loads(table.uns["stpred"])["family"] == "mlp"
 
 
-@pytest.mark.parametrize("n_ensemble", [None, 2])
+@pytest.mark.parametrize("n_members", [None, 2])
 def test_validation_slides_end_the_training_and_are_not_trained_on(
-    cohort: dict[str, SpatialData], n_ensemble: int | None
+    cohort: dict[str, SpatialData], n_members: int | None
 ) -> None:
-    config = st.models.MLP.Config(hidden=(32,), lr=2e-2, max_epochs=25, patience=3)
-    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots", "n_ensemble": n_ensemble}
+    config: Any = st.models.MLP.Config(hidden=(32,), lr=2e-2, max_epochs=25, patience=3)
+    config = config if n_members is None else st.models.Ensemble.Config(config, n_members)
+    how: dict[str, Any] = {"genes": GENES, "shapes_key": "spots"}
     model = st.tl.train(cohort, config, validation=["donor1"], **how)
     facts = model.record.training
     assert facts["epochs_chosen_by"] == "validation slides"
@@ -280,5 +306,7 @@ def test_an_interrupted_validated_training_keeps_its_best(
         patch.setattr(Network, "on_epoch_end", interrupt)
         patch.setattr("stpred.training._loop.SAVE_EVERY_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how)
-    assert st.tl.train(cohort, config, checkpoint=tmp_path / "run", **how).id == want.id
+            with st.settings.override(checkpoint_dir=tmp_path / "run"):
+                st.tl.train(cohort, config, **how)
+    with st.settings.override(checkpoint_dir=tmp_path / "run"):
+        assert st.tl.train(cohort, config, **how).id == want.id

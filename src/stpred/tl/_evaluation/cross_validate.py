@@ -23,12 +23,10 @@ from stpred.comparison.scoring import Measured, context, scores, tidy
 from stpred.models import registry
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
-from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.tl._evaluation.out_of_fold import Prediction, Unseen
 from stpred.training.cohort import encoder_of, measured, scored_scale
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
     from spatialdata import SpatialData
 
 logger = logging.getLogger("stpred")
@@ -54,25 +52,23 @@ def cross_validate(
     n_folds: int | None = None,
     shapes_key: str | None = None,
     table_key: str | None = None,
+    layer: str | None = None,
     image_key: str | None = None,
     cells_key: str | None = None,
     target: str | None = None,
     scored_on: str | Sequence[str] | None = None,
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
-    n_ensemble: int | None = None,
     seed: int = 0,
     device: str | None = None,
-    precision: str | None = None,
     key_added: str | None = None,
-    checkpoint: str | Path | None = None,
-    fabric: Fabric | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
     """Score models on donors that they have not seen.
 
     Genes are chosen, features and genes scaled, numbers of epochs, penalties and settings picked inside the training
-    slides of every fold anew.
+    slides of every fold anew. With ``stpred.settings.checkpoint_dir``, scores of finished folds are kept there and not
+    computed again (unless `key_added` asks for predictions); delete the folder when it is no longer needed.
 
     Parameters
     ----------
@@ -90,7 +86,7 @@ def cross_validate(
         Gene rule, computed on the training slides of every fold anew; None takes the 250 genes of highest mean count.
     n_folds
         Number of folds that the donors are dealt out to; None leaves one donor out at a time (``"blocks"``: 4 blocks).
-    shapes_key, table_key, image_key, coordinate_system
+    shapes_key, table_key, layer, image_key, coordinate_system
         As in :func:`stpred.tl.train`.
     cells_key
         As in :func:`stpred.tl.train`. Where any of the models sees cells, all are trained and scored on the same
@@ -100,17 +96,12 @@ def cross_validate(
     scored_on
         Scale or scales of the measurement that predictions are compared with, ``"log1p_cp10k"`` or ``"counts"``; None:
         `target` if it is given, else log1p CP10k.
-    encoder, tile, seed, device, precision, fabric
+    encoder, tile, seed, device
         As in :func:`stpred.tl.train`.
-    n_ensemble
-        Train so many members of every model and score their mean.
     key_added
         Also put what each model predicts for the slides that it was not trained on into these slides, as tables
         ``{shapes}_{model}_{key_added}``, such as ``"cv"``: ``var`` has the genes' scores on slides of other donors.
-        None keeps the scores alone. Folds whose scores `checkpoint` has are then computed again.
-    checkpoint
-        Folder in which finished folds and the state of the running training are kept; called again with the same
-        arguments, what is done is not done again. Delete it when it is no longer needed.
+        None keeps the scores alone.
 
     Returns
     -------
@@ -148,7 +139,7 @@ def cross_validate(
     ['ceiling', 'library_size', 'mean', 'neighbour_average', 'ridge', 'training_mean']
     """
     slides = data.as_slides(slides)
-    grids = _grids(models, n_ensemble)
+    grids = _grids(models)
     rule = GeneRule.parse(genes)
     if target is not None:
         one_of(target, TARGETS, name="target")
@@ -161,8 +152,8 @@ def cross_validate(
     split = {"slide": "slide", "blocks": "block"}.get(groups if isinstance(groups, str) else "", "donor")
     if split != "block":
         _check_donors(donors, split, n_folds)
-    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
-    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
+    run = training.Run(device=device)
+    place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = {s: data.read_region(sdata, place, slide=s, measured=True) for s, sdata in slides.items()}
     if split != "block":
         data.refuse_copies(regions, donors)
@@ -198,7 +189,7 @@ def cross_validate(
                 METRICS, name, options, fold, names, target, scales, seed, rule.to_dict(), _facts(regions), used_for,
                 donors,
             ]  # fmt: skip
-            kept = _Kept(checkpoint, facts)
+            kept = _Kept(run.checkpoint, facts)
             found = kept.load() if unseen is None else None  # scores on disk have no predictions with them
             if found is None:
                 if not embedded:
@@ -405,7 +396,7 @@ def _cells(region: data.Region) -> list[Any] | None:
     return [inside.region.shapes_key, inside.links.indices.size, float(np.abs(inside.region.coords_um).sum())]
 
 
-def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]]:
+def _grids(models: Any) -> dict[str, list[Option]]:
     """Return, for each name, the settings to choose from."""
     if isinstance(models, Mapping):
         named = dict(models)
@@ -425,16 +416,13 @@ def _grids(models: Any, n_ensemble: int | None = None) -> dict[str, list[Option]
         )
     if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
-    found = {
+    return {
         str(name): [
             ((config := registry.resolve(o)).model_class, config)
             for o in (value if isinstance(value, (list, tuple)) else [value])
         ]
         for name, value in named.items()
     }
-    if n_ensemble is None:
-        return found
-    return {n: [(Ensemble, EnsembleConfig(config, n_ensemble)) for _, config in o] for n, o in found.items()}
 
 
 def _key(option: Option) -> tuple[str, TileSpec | None, Needs]:

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from stpred.training.cohort import PIXELS, Cohort, called_after, encoder_of, hel
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from lightning_fabric import Fabric
     from spatialdata import SpatialData
 
     from stpred.models import BaseConfig
@@ -38,22 +36,19 @@ def distill(
     student: str | BaseConfig | type[Model] = "student",
     *,
     genes: GeneRule | str | Iterable[str] | None = None,
+    groups: Mapping[str, str] | None = None,
     shapes_key: str | None = None,
     table_key: str | None = None,
+    layer: str | None = None,
     image_key: str | None = None,
     target: str | None = None,
-    measured_share: float = 0.5,
+    measured_fraction: float = 0.5,
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
     teacher_encoder: Any = None,
-    teacher_tile: TileSpec | Mapping[str, float] | None = None,
-    groups: Mapping[str, str] | None = None,
+    name: str | None = None,
     seed: int = 0,
     device: str | None = None,
-    precision: str | None = None,
-    checkpoint: str | Path | None = None,
-    fabric: Fabric | None = None,
-    name: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> Model:
     """Train a model of patches on what other models predict for slides that they have not seen.
@@ -73,20 +68,19 @@ def distill(
         models, such as those of a cross-validation, label the slides that they have not seen.
     student
         ``"student"`` or its ``Config``.
-    genes, shapes_key, table_key, image_key
+    genes, groups, shapes_key, table_key, layer, image_key
         As in :func:`stpred.tl.train`. Trained teachers must know the genes.
     target
         Scale of the measurement, ``"log1p_cp10k"`` (None) or ``"counts"``.
-    measured_share
-        Share of the (standardised) measurement itself in what is learned, from 0 (as published: pseudo-labels alone) to
-        below 1. Half of each was better than either on synthetic tissue and on HER2ST.
+    measured_fraction
+        Fraction of the (standardised) measurement itself in what is learned, from 0 (as published: pseudo-labels alone)
+        to below 1. Half of each was better than either on synthetic tissue and on HER2ST.
     encoder, tile
         What the student sees patches through; None: the family's own.
-    teacher_encoder, teacher_tile
-        What teachers that are trained here see tiles through; None: as the student, unless the family has its own.
-    groups
-        Donor of each slide; None takes each slide for its own donor and says so in the record.
-    seed, device, precision, checkpoint, fabric, name, coordinate_system
+    teacher_encoder
+        What teachers that are trained here see tiles through, at its own tile (``stpred.encoders.get(name, tile=...)``
+        sets another); None: as the student, unless the family has its own.
+    name, seed, device, coordinate_system
         As in :func:`stpred.tl.train`.
 
     Returns
@@ -122,8 +116,8 @@ def distill(
     family = config.model_class
     if target is not None:
         one_of(target, TARGETS, name="target")
-    if isinstance(measured_share, (bool, str)) or not 0 <= float(measured_share) < 1:
-        raise InputError(f"`measured_share` must be a number from 0 to below 1, got {measured_share!r}.")
+    if isinstance(measured_fraction, (bool, str)) or not 0 <= float(measured_fraction) < 1:
+        raise InputError(f"`measured_fraction` must be a number from 0 to below 1, got {measured_fraction!r}.")
     if not config.needs.tokens:
         raise InputError(f"`student` must be a model of patches, such as 'student', not {config.family!r}.")
     if getattr(config, "loss", None) == "nb":
@@ -135,13 +129,13 @@ def distill(
             "a single one, train on the counts: stpred.tl.train(slides, 'student')."
         )
     called = called_after(config, name)
-    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    run = training.Run(device=device)
     used = encoder_of(config, encoder, tile=tile, device=device)
-    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
+    place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = read_cohort(slides, config, place)
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes))
     seeing = {"encoder": encoder if teacher_encoder is None else teacher_encoder, "device": device}
-    seeing["tile"] = tile if teacher_tile is None else teacher_tile
+    seeing["tile"] = tile if teacher_encoder is None else None
     listed = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not listed:
         raise InputError("`teacher` is empty; give a family such as 'ridge', a Config, or trained models.")
@@ -152,7 +146,7 @@ def distill(
         for t in listed
         if not isinstance(t, Model)
     ]
-    labelling = training.Distillation(teachers, share=float(measured_share))
+    labelling = training.Distillation(teachers, share=float(measured_fraction))
     run.relabel = labelling
     batches = cohort.batches(config, used, target=target)
     order = cohort.groups(batches)
@@ -166,7 +160,7 @@ def distill(
     fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
     fitted.record.training["distilled"] = {
         "teachers": [_told(t) for t in listed],
-        "measured_share": float(measured_share),
+        "measured_share": float(measured_fraction),
         "taught": pure.taught,
         "label_pearson": {slide: round(r, 4) for slide, r in agreed.items()},
     }

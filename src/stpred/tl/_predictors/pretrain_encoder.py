@@ -25,10 +25,10 @@ from stpred._core.specs import TileSpec
 from stpred.encoders import trained
 from stpred.encoders.base import EncoderCard
 from stpred.encoders.modules import digest
-from stpred.training import _augment, _probe
+from stpred.encoders.pretraining import MoCo
+from stpred.training import augmentation, feature_scores
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
     from spatialdata import SpatialData
     from torch import nn
 
@@ -47,7 +47,7 @@ MEMORY_SHARE = 0.5
 HELD_OUT = (8, 512)
 """Fewest and most tiles that are not trained on but looked at before and after."""
 
-FEWEST = 32
+MIN_TILES = 32
 
 _PAIRS, _PART = 8, 64
 """How often few tiles are looked at, and how many at a time."""
@@ -59,30 +59,17 @@ COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.5
 def pretrain_encoder(
     slides: SpatialData | Mapping[str, SpatialData],
     backbone: str = "resnet18",
+    method: MoCo | None = None,
     *,
     shapes_key: str | None = None,
     image_key: str | None = None,
     tile: TileSpec | Mapping[str, float] | None = None,
-    epochs: int = 150,
-    batch_size: int = 256,
     n_tiles: int = 1_000_000,
-    lr: float | None = None,
-    optimizer: str = "lars",
-    weight_decay: float | None = None,
-    momentum: float = 0.99,
-    momentum_schedule: str = "constant",
-    temperature: float = 1.0,
-    warmup_epochs: float | None = None,
-    hidden: int = 4096,
-    augmentation: training.Augmentation | Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
     name: str | None = None,
-    checkpoint: str | Path | None = None,
-    precision: str | None = None,
-    device: str | None = None,
-    fabric: Fabric | None = None,
     seed: int = 0,
+    device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> TrainedEncoder:
     """Train an encoder on the tiles of your own slides, without any label or expression (MoCo v3).
@@ -97,6 +84,8 @@ def pretrain_encoder(
     backbone
         Any model of timm by its name, such as ``"resnet18"``, ``"resnet50"`` (as published) or
         ``"vit_small_patch16_224"``.
+    method
+        :class:`~stpred.encoders.MoCo`: epochs, optimiser, temperature, views and so on; None: as published.
     shapes_key
         Region whose centres are learned from; None takes ``nuclei``, ``cells``, ``spots`` or ``grid``, whichever comes
         first.
@@ -104,48 +93,18 @@ def pretrain_encoder(
         H&E image; None takes the one in the micrometre frame.
     tile
         :class:`~stpred.TileSpec`; None: 48 px at 0.25 um for cells and nuclei, the package's default for others.
-    epochs
-        Passes over the tiles.
-    batch_size
-        Tiles per step and process, each of which has to be told from all others; 4096 as published needs a large GPU.
     n_tiles
         Most tiles to learn from: a random choice over all slides.
-    lr
-        Highest learning rate; None: 0.6 ("lars") or 1.5e-4 ("adamw") for each 256 tiles of a step.
-    optimizer
-        ``"lars"`` (as published) or ``"adamw"``.
-    weight_decay
-        None: 1e-6 ("lars") or 0.1 ("adamw").
-    momentum
-        How slowly the second encoder follows the first.
-    momentum_schedule
-        ``"constant"``, or ``"cosine"``: the momentum rises to 1.
-    temperature
-        Of the similarities; lower ones tell tiles apart more finely.
-    warmup_epochs
-        Epochs in which the learning rate rises; None: 10, but at most a tenth of all.
-    hidden
-        Width of the two heads that are thrown away after training.
-    augmentation
-        :class:`~stpred.training.Augmentation`, or a mapping of its fields such as ``{"stain": 0.3}``; None: as
-        published.
     pretrained
         Begin with timm's weights, which are downloaded.
     weights
         Begin with these local weights: a ``.safetensors`` or torch file.
     name
         What the encoder is called; None makes ``moco-{backbone}``.
-    checkpoint
-        Folder to keep the state of the training in. Called again with the same arguments, an interrupted training goes
-        on from there to the same result; the file goes when it is done.
-    precision
-        ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
-    device
-        Where training runs; None takes a GPU if there is one.
-    fabric
-        A launched Lightning Fabric, for several GPUs; instead of `device` and `precision`.
     seed
         Of initial weights, choice and order of tiles, and views.
+    device
+        Where training runs; None takes a GPU if there is one.
     coordinate_system
         The slides' micrometre frame.
 
@@ -170,11 +129,9 @@ def pretrain_encoder(
 
     Notes
     -----
-    Chen, Xie & He 2021 (arXiv:2104.02057), with the settings that sCellST published for hundreds of thousands of cells
-    and a GPU. A few thousand cells and minutes on a CPU ask for others: ``optimizer="adamw"``, ``lr=1e-3``,
-    ``batch_size=64``, ``temperature=0.2``, ``momentum=0.9``, and views that differ less, such as
-    ``{"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "scale": (0.8, 1), "erase": 0}`` for
-    `augmentation`.
+    The method's defaults were published for hundreds of thousands of cells and a GPU; its examples show settings for a
+    few thousand cells and minutes on a CPU. With ``stpred.settings.checkpoint_dir``, an interrupted training that is
+    called again goes on where it was; ``settings.precision`` and ``settings.fabric`` say how it runs.
 
     The check says whether the task was learned, :func:`stpred.tl.probe_encoder` what the features are worth wherever
     some labels are known. With several processes, batch norms see the tiles of all of them on GPUs only.
@@ -183,44 +140,34 @@ def pretrain_encoder(
     --------
     >>> import stpred as st
     >>> slides = st.datasets.toy_cohort(2, size_um=(400, 400), mpp=0.25, n_genes=20)
-    >>> encoder = st.tl.pretrain_encoder(slides, epochs=20)  # doctest: +SKIP
+    >>> encoder = st.tl.pretrain_encoder(slides, method=st.encoders.MoCo(epochs=20))  # doctest: +SKIP
     >>> st.encoders.save(encoder, "my-cells")  # doctest: +SKIP
     >>> st.tl.train(slides, "scellst", encoder=encoder)  # doctest: +SKIP
     """
     import torch
 
     slides = data.as_slides(slides)
-    config = training.MoCoConfig(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        momentum_schedule=momentum_schedule,
-        temperature=temperature,
-        warmup_epochs=warmup_epochs,
-        hidden=hidden,
-        augmentation=training.Augmentation.parse(augmentation),
-    )
+    config = MoCo() if method is None else method
+    if not isinstance(config, MoCo):
+        raise InputError(f"`method` must be stpred.encoders.MoCo(...) or None, got {method!r}.")
     n_tiles = whole(n_tiles, name="n_tiles")
     seed = _seed(seed)
     plain_name = str(backbone).removeprefix("timm/")
     called = element_name(f"moco-{keys.slug(plain_name)}" if name is None else name, name="name")
-    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    run = training.Run(device=device)
     regions = regions_of(slides, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     tile = _tile_of(regions, tile)
     for region in regions:
         what = f"Image {region.image_key!r} of slide {region.slide!r}"
         region.pyramid.check_resolution(tile, what=what)
-    if (there := min(n_tiles, sum(len(r.coords_um) for r in regions))) < FEWEST:
+    if (there := min(n_tiles, sum(len(r.coords_um) for r in regions))) < MIN_TILES:
         raise InputError(
-            f"There are {there} tiles to learn from; {FEWEST} or more are needed, and thousands for a use."
+            f"There are {there} tiles to learn from; {MIN_TILES} or more are needed, and thousands for a use."
         )
     kwargs, width = trained.size_for(backbone, tile.size_px, seed=seed)
     module = trained.build(backbone, kwargs, seed=seed, pretrained=pretrained, weights=weights)
     chosen = _choose(regions, n_tiles, seed=seed)
-    edge = math.ceil(_augment.MARGIN * tile.size_px)
+    edge = math.ceil(augmentation.MARGIN * tile.size_px)
     larger = TileSpec(tile.mpp, edge + (edge - tile.size_px) % 2)  # so that the tile itself is exactly its middle
     with _read(regions, chosen, larger) as crops:
         mean, std = _colours(crops, tile.size_px)
@@ -235,7 +182,7 @@ def pretrain_encoder(
         scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
         trained.adapt_statistics(
             plain,
-            (_augment.plain(crops[some[i::4]], size_px=tile.size_px, **scale) for i in range(4)),
+            (augmentation.plain(crops[some[i::4]], size_px=tile.size_px, **scale) for i in range(4)),
         )
         before = _check(plain, held_out, config, run, tile=tile, mean=mean, std=std, seed=seed)
         facts = training.pretrain(
@@ -256,7 +203,8 @@ def pretrain_encoder(
         called,
         tile,
         width=width,
-        source=f"trained here: MoCo v3, {plain_name} from {begun}, {len(slides)} slides, {n} tiles, {epochs} epochs",
+        source=f"trained here: MoCo v3, {plain_name} from {begun}, {len(slides)} slides, {n} tiles, "
+        f"{config.epochs} epochs",
         revision=digest(module.state_dict()),
         licence="your own" if begun == "random weights" else "that of the weights it began with",
         mean=mean,
@@ -426,7 +374,7 @@ def _colours(crops: NDArray[np.uint8], size_px: int) -> tuple[tuple[float, float
 def _check(
     module: nn.Module,
     crops: NDArray[np.uint8],
-    config: training.MoCoConfig,
+    config: MoCo,
     run: training.Run,
     *,
     tile: TileSpec,
@@ -445,10 +393,10 @@ def _check(
     stained = config.augmentation.stain > 0
 
     def seen() -> NDArray[np.float32]:
-        drawn = _augment.draw(len(crops), config.augmentation, generator=generator)
+        drawn = augmentation.draw(len(crops), config.augmentation, generator=generator)
         takes = [drawn.take(slice(start, start + _PART)) for start in range(0, len(crops), _PART)]
         batches = (
-            _augment.views(p, d, size_px=tile.size_px, stained=stained, **scale)
+            augmentation.views(p, d, size_px=tile.size_px, stained=stained, **scale)
             for p, d in zip(parts, takes, strict=True)
         )
         return np.concatenate([module(b).float().cpu().numpy() for b in batches])
@@ -457,12 +405,12 @@ def _check(
         # Few tiles are looked at several times, so that luck matters less.
         pairs = [(seen(), seen()) for _ in range(max(1, min(_PAIRS, HELD_OUT[1] // len(crops))))]
         still = np.concatenate(
-            [module(_augment.plain(p, size_px=tile.size_px, **scale)).float().cpu().numpy() for p in parts]
+            [module(augmentation.plain(p, size_px=tile.size_px, **scale)).float().cpu().numpy() for p in parts]
         )
     return {
-        "recognition": round(float(np.mean([_probe.recognition(*pair) for pair in pairs])), 4),
-        "effective_rank": round(_probe.effective_rank(still), 2),
-        "spread": round(_probe.spread(still), 4),
+        "recognition": round(float(np.mean([feature_scores.recognition(*pair) for pair in pairs])), 4),
+        "effective_rank": round(feature_scores.effective_rank(still), 2),
+        "spread": round(feature_scores.spread(still), 4),
     }
 
 

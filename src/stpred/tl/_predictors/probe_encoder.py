@@ -49,7 +49,7 @@ def probe_encoder(
     n_folds: int = 4,
     buffer_um: float | None = None,
     n_tiles: int = 20_000,
-    k: int = 20,
+    n_neighbors: int = 20,
     seed: int = 0,
     device: str | None = None,
     coordinate_system: str = keys.UM,
@@ -82,7 +82,7 @@ def probe_encoder(
         With blocks: how far from a left-out block the others must be; None: twice the largest tile's edge.
     n_tiles
         Most locations that are looked at: a random choice over all slides.
-    k
+    n_neighbors
         Neighbours that vote.
     seed
         Of that choice.
@@ -121,7 +121,8 @@ def probe_encoder(
     slides = data.as_slides(slides)
     if not isinstance(labels, str):
         raise InputError(f"`labels` must be the name of a column, got {labels!r}.")
-    n_folds, k, n_tiles = (whole(v, name=n) for v, n in ((n_folds, "n_folds"), (k, "k"), (n_tiles, "n_tiles")))
+    counts = {"n_folds": n_folds, "n_neighbors": n_neighbors, "n_tiles": n_tiles}
+    n_folds, n_neighbors, n_tiles = (whole(v, name=n) for n, v in counts.items())
     if n_folds < 2:
         raise InputError(f"`n_folds` must be at least 2, got {n_folds}.")
     if buffer_um is not None and buffer_um != 0:
@@ -142,7 +143,7 @@ def probe_encoder(
     widths = {MAJORITY: 0}
     for name, e in every.items():
         x = np.concatenate([data.embed(r, e, r.coords_um) for r in regions]).astype(np.float32)
-        scores[name] = _scores(x, codes, folds, k=k)
+        scores[name] = _scores(x, codes, folds, n_neighbors=n_neighbors)
         widths[name] = e.card.width
     frame = _frame(scores, widths, n_folds=len(folds), n=len(codes), left_out=left_out)
     for name in named:
@@ -282,7 +283,9 @@ def _folds(
     return folds, "blocks"
 
 
-def _scores(x: NDArray[np.float32], codes: NDArray[np.int64], folds: Sequence[Any], *, k: int) -> NDArray[np.float64]:
+def _scores(
+    x: NDArray[np.float32], codes: NDArray[np.int64], folds: Sequence[Any], *, n_neighbors: int
+) -> NDArray[np.float64]:
     """Return (folds, 4): accuracy and balanced accuracy of neighbours, and of a linear classifier."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -296,7 +299,7 @@ def _scores(x: NDArray[np.float32], codes: NDArray[np.int64], folds: Sequence[An
             continue
         found = []
         for classifier in (
-            KNeighborsClassifier(min(k, len(train))),
+            KNeighborsClassifier(min(n_neighbors, len(train))),
             LogisticRegression(C=1 / (PENALTY * len(train)), max_iter=500),
         ):
             fitted = make_pipeline(StandardScaler(), classifier).fit(x[train], codes[train])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +15,16 @@ from stpred._core.targets import TARGETS, dense
 from stpred.inference.intervals import as_stable, calibrate, refused
 from stpred.models import Model, registry
 from stpred.models.batch import Batch
-from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
 from stpred.training.cohort import Cohort, called_after, encoder_of, held_out, read_cohort
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
     from spatialdata import SpatialData
 
     from stpred.models import BaseConfig
 
-_FEWEST_DONORS = 3
+MIN_DONORS = 3
 """Of which two are left when one is left out."""
 
 
@@ -35,26 +33,26 @@ def train(
     model: str | BaseConfig | type[Model] = "ridge",
     *,
     genes: GeneRule | str | Iterable[str] | None = None,
+    groups: Mapping[str, str] | None = None,
     shapes_key: str | None = None,
     table_key: str | None = None,
+    layer: str | None = None,
     image_key: str | None = None,
     cells_key: str | None = None,
     target: str | None = None,
     encoder: Any = None,
     tile: TileSpec | Mapping[str, float] | None = None,
-    groups: Mapping[str, str] | None = None,
     validation: Iterable[str] | None = None,
+    intervals: bool | None = None,
+    name: str | None = None,
     seed: int = 0,
     device: str | None = None,
-    precision: str | None = None,
-    n_ensemble: int | None = None,
-    intervals: bool | None = None,
-    checkpoint: str | Path | None = None,
-    fabric: Fabric | None = None,
-    name: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> Model:
     """Train a model that predicts expression from H&E tiles.
+
+    With ``stpred.settings.checkpoint_dir``, an interrupted training that is called again goes on where it was;
+    ``settings.precision`` and ``settings.fabric`` say how networks are trained.
 
     Parameters
     ----------
@@ -65,12 +63,19 @@ def train(
         so: log1p CP10k is one scale only over one set of genes.
     model
         A family (``"ridge"``, ``"stnet"``, ``"deepspot"``, ``"miso"``, ...; see :func:`stpred.models.list`), its
-        class, or its ``Config``.
+        class, or its ``Config``. ``stpred.models.Ensemble.Config("mlp", n_members=5)`` trains several members: the
+        prediction is their mean, their spread goes into ``layers["std"]``.
     genes
         A :class:`~stpred.GeneRule`, a rule's name, or a list of symbols; None takes the 250 genes of highest mean
         count. Rules are computed on these slides alone.
+    groups
+        Donor of each slide. With two or more donors, penalties and numbers of epochs are chosen and genes are scored by
+        leaving donors out; None takes each slide for its own donor and says so in the record. Names of slides and
+        donors are text in records and results: a whole number is its digits, so that 1 and "1" are one name.
     shapes_key, table_key, image_key
         Region, its raw counts and the H&E image; None finds them.
+    layer
+        Layer of the table that holds the raw counts; None: ``X``.
     cells_key
         Of families that see a location through the cells in it (``"scellst"``, ``"deepcell"``,
         ``"deepspot2cell"``): the shapes of the cells, on every slide. None: the region itself where its shapes are
@@ -81,36 +86,21 @@ def train(
         An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``.
     tile
         :class:`~stpred.TileSpec` to read tiles at; None takes the family's or the encoder's own.
-    groups
-        Donor of each slide. With two or more donors, penalties and numbers of epochs are chosen and genes are scored by
-        leaving donors out; None takes each slide for its own donor and says so in the record. Names of slides and
-        donors are text in records and results: a whole number is its digits, so that 1 and "1" are one name.
     validation
         Slides, all those of their donors, that are not trained on but end the training: the model is the one of the
         epoch that they score best at, and genes are scored on them. It costs one training, where None costs up to six:
         it chooses the number of epochs, and scores genes, by leaving donors out, and then trains on all slides.
-    seed
-        Seed of whatever is random.
-    device
-        Where encoder and training run; None takes a GPU if there is one.
-    precision
-        Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``.
-    n_ensemble
-        Train so many models that differ by seed (closed forms: by a bootstrap of donors and locations); the prediction
-        is their mean, and their spread (for ``loss="nb"`` that of the counts, too) goes into ``layers["std"]``.
-        Per-gene scores are those of the first member.
     intervals
         Calibrate conformal intervals on predictions of each slide by models that were trained without its donor, in at
         most five folds (:func:`stpred.tl.conformal` does so on slides that are left out altogether). None does it for
         families of closed form with three donors or more, where it costs little; True costs a network up to five more
         trainings.
-    checkpoint
-        Folder to keep the state of the training in after each epoch. Called again with the same arguments, an
-        interrupted training goes on from there to the same result; the files go when it is done.
-    fabric
-        A launched Lightning Fabric, for several GPUs; instead of `device` and `precision` of the training.
     name
         What the model and its tables are called after; None takes the family's name.
+    seed
+        Seed of whatever is random.
+    device
+        Where encoder and training run; None takes a GPU if there is one.
     coordinate_system
         The slides' micrometre frame.
 
@@ -138,16 +128,14 @@ def train(
     """
     slides = data.as_slides(slides)
     config = registry.resolve(model)
-    if n_ensemble is not None:
-        config = EnsembleConfig(config, n_ensemble)
     family = config.model_class
     if target is not None:
         one_of(target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     called = called_after(config, name)
-    run = training.Run(device=device, precision=precision, checkpoint=checkpoint, fabric=fabric)
+    run = training.Run(device=device)
     encoder = encoder_of(config, encoder, tile=tile, device=device)
-    place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
+    place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = read_cohort(slides, config, place, cells_key=cells_key)
     left = _validation(validation, donors)
     cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=config.takes_images)
@@ -178,7 +166,7 @@ def train(
 def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
     """Whether intervals are calibrated; asked for where there can be none, say why."""
     reason = refused(model)
-    if reason is None and len(set(groups)) < _FEWEST_DONORS:
+    if reason is None and len(set(groups)) < MIN_DONORS:
         reason = f"slides of {len(set(groups))} donors leave too few models that have not seen them"
     if intervals and reason is not None:
         raise InputError(f"`intervals`: model {model.record.name!r} can have none: {reason}.")

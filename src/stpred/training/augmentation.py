@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,106 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpred._core.checks import InputError
 from stpred._image.stain import stain_matrix
+from stpred.encoders.pretraining import Augmentation
 
 MARGIN = 1.5
 """How much larger than the view a tile is read: above sqrt(2), so that no corner is empty however it is turned."""
 
 _GREY = (0.299, 0.587, 0.114)
 _YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How two views of one tile may differ.
-
-    The defaults are the first recipe published with sCellST: what tells cells apart is neither direction nor stain.
-
-    Parameters
-    ----------
-    rotate
-        Turn by any angle.
-    flip
-        Mirror every second view.
-    scale
-        Smallest and largest share of the tile's area that a view shows, enlarged to the tile.
-    aspect
-        Smallest and largest ratio of the shown part's width to its height.
-    jitter
-        Share of views whose colours change by the four that follow, in random order.
-    brightness, contrast, saturation
-        Factors lie within 1 plus or minus this, and are not negative.
-    hue
-        Turns of the colour circle, at most.
-    stain
-        Standard deviation of the factors, of mean 1, by which haematoxylin and eosin are multiplied (0.3 in the second
-        published recipe); 0 leaves them.
-    blur
-        Share of views that are blurred.
-    blur_px
-        Smallest and largest sigma of the Gaussian.
-    erase
-        Share of views with a black rectangle.
-    erase_area, erase_aspect
-        Its share of the area and the ratio of its edges, smallest and largest.
-
-    Examples
-    --------
-    >>> Augmentation(stain=0.3, flip=True).flip
-    True
-    """
-
-    rotate: bool = True
-    flip: bool = False
-    scale: tuple[float, float] = (0.6, 1.0)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: float = 0.8
-    brightness: float = 0.6
-    contrast: float = 0.7
-    saturation: float = 0.5
-    hue: float = 0.2
-    stain: float = 0.0
-    blur: float = 0.1
-    blur_px: tuple[float, float] = (0.1, 2.0)
-    erase: float = 0.3
-    erase_area: tuple[float, float] = (0.05, 0.15)
-    erase_aspect: tuple[float, float] = (0.8, 1.2)
-
-    def __post_init__(self) -> None:
-        for name in ("scale", "aspect", "blur_px", "erase_area", "erase_aspect"):
-            object.__setattr__(self, name, _interval(getattr(self, name), name=name))
-        for name in ("scale", "erase_area"):
-            if getattr(self, name)[1] > 1:
-                raise InputError(
-                    f"`Augmentation.{name}` is a share of the area, at most 1, got {getattr(self, name)!r}."
-                )
-        for name, most in {
-            **dict.fromkeys(("jitter", "blur", "erase"), 1.0),
-            **dict.fromkeys(("brightness", "contrast", "saturation", "stain"), math.inf),
-            "hue": 0.5,
-        }.items():
-            if not (_number(value := getattr(self, name)) and 0 <= value <= most):
-                upper = "" if most == math.inf else f" and at most {most:g}"
-                raise InputError(f"`Augmentation.{name}` must be a number, at least 0{upper}, got {value!r}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def parse(cls, value: Augmentation | Mapping[str, Any] | None) -> Augmentation:
-        """Accept a recipe, a mapping of its fields, or None: the defaults."""
-        if value is None:
-            return cls()
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, Mapping):
-            known = [f.name for f in fields(cls)]
-            if unknown := sorted(set(map(str, value)) - set(known)):
-                raise InputError(f"`augmentation` has unknown fields {unknown}; it takes {known}.")
-            return cls(**value)
-        raise InputError(f"`augmentation` must be an Augmentation, a mapping of its fields or None, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -324,15 +231,3 @@ def _kept(of: Mapping[str, Tensor], size_px: int) -> Tensor:
 
     hole = within("hole_y", "hole_height")[:, :, None] & within("hole_x", "hole_width")[:, None, :]
     return 1 - (hole & (of["erase"] > 0)[:, None, None])[:, None].float()
-
-
-def _interval(value: Any, *, name: str) -> tuple[float, float]:
-    """Return two positive numbers in order."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or not all(_number(v) and v > 0 for v in pair) or pair[0] > pair[1]:
-        raise InputError(f"`Augmentation.{name}` must be two positive numbers, the smaller first, got {value!r}.")
-    return float(pair[0]), float(pair[1])
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,7 +12,8 @@ import torch
 
 from stpred._core.checks import InputError
 from stpred._image.stain import optical_density, stain_matrix
-from stpred.training import Augmentation, _augment
+from stpred.encoders import Augmentation
+from stpred.training import augmentation
 
 STILL = Augmentation(rotate=False, scale=(1, 1), aspect=(1, 1), jitter=0, blur=0, erase=0)
 
@@ -23,9 +24,9 @@ def tiles() -> np.ndarray:
 
 
 def views(tiles: np.ndarray, recipe: Augmentation, *, seed: int = 0, **changed: Any) -> torch.Tensor:
-    drawn = _augment.draw(len(tiles), recipe, generator=torch.Generator().manual_seed(seed))
+    drawn = augmentation.draw(len(tiles), recipe, generator=torch.Generator().manual_seed(seed))
     drawn.values.update({k: torch.tensor(float(v)).expand(len(tiles)) for k, v in changed.items()})
-    return _augment.views(tiles, drawn, size_px=24, stained=recipe.stain > 0)
+    return augmentation.views(tiles, drawn, size_px=24, stained=recipe.stain > 0)
 
 
 def planes(tiles: np.ndarray) -> torch.Tensor:
@@ -36,7 +37,7 @@ def test_without_changes_a_view_is_the_middle_of_the_tile(tiles: np.ndarray) -> 
     middle = planes(tiles)[:, :, 6:30, 6:30]
     torch.testing.assert_close(views(tiles, STILL), middle, atol=1e-5, rtol=0)
     mean, std = torch.tensor([0.5, 0.6, 0.7]), torch.tensor([0.1, 0.2, 0.3])
-    seen = _augment.plain(tiles, size_px=24, mean=mean, std=std)
+    seen = augmentation.plain(tiles, size_px=24, mean=mean, std=std)
     torch.testing.assert_close(seen, (middle - mean[:, None, None]) / std[:, None, None])
 
 
@@ -53,10 +54,10 @@ def test_views_depend_on_the_seed_alone_and_stay_within_bounds(tiles: np.ndarray
 
 def test_views_of_a_part_are_that_part_of_the_views(tiles: np.ndarray) -> None:
     recipe = Augmentation(stain=0.3, flip=True, blur=0.5)
-    drawn = _augment.draw(64, recipe, generator=torch.Generator().manual_seed(0))
-    whole = _augment.views(tiles, drawn, size_px=24, stained=True)
+    drawn = augmentation.draw(64, recipe, generator=torch.Generator().manual_seed(0))
+    whole = augmentation.views(tiles, drawn, size_px=24, stained=True)
     for part in (slice(0, None, 2), slice(1, None, 2)):  # as two processes share a step
-        some = _augment.views(tiles[part], drawn.take(part), size_px=24, stained=True)
+        some = augmentation.views(tiles[part], drawn.take(part), size_px=24, stained=True)
         torch.testing.assert_close(some, whole[part], atol=1e-5, rtol=0)
 
 
@@ -79,7 +80,7 @@ def test_a_quarter_turn_and_a_mirror_move_pixels_only(tiles: np.ndarray) -> None
 
 def test_windows_lie_within_the_tile_and_have_the_area_asked_for() -> None:
     recipe = Augmentation(scale=(0.3, 0.5))
-    of = _augment.draw(20_000, recipe, generator=torch.Generator().manual_seed(0)).values
+    of = augmentation.draw(20_000, recipe, generator=torch.Generator().manual_seed(0)).values
     for centre, length in (("x", "width"), ("y", "height")):
         assert float((of[centre].abs() + of[length]).max()) <= 1 + 1e-6
     area, ratio = of["width"] * of["height"], of["width"] / of["height"]
@@ -101,10 +102,10 @@ def test_colour_changes_against_one_after_the_other() -> None:
     rng = np.random.default_rng(0)
     images = rng.uniform(0.4, 0.6, size=(24, 3, 5, 5))  # far from clipping
     recipe = replace(Augmentation(), jitter=1.0)
-    of = _augment.draw(24, recipe, generator=torch.Generator().manual_seed(0)).values
-    found = _augment._colour(torch.from_numpy(images).float(), of).numpy()
-    grey = np.array(_augment._GREY)
-    yiq = np.array(_augment._YIQ)
+    of = augmentation.draw(24, recipe, generator=torch.Generator().manual_seed(0)).values
+    found = augmentation._colour(torch.from_numpy(images).float(), of).numpy()
+    grey = np.array(augmentation._GREY)
+    yiq = np.array(augmentation._YIQ)
     for i, image in enumerate(images):
         x = image.copy()
         for kind in of["order"][i].tolist():
@@ -126,15 +127,17 @@ def test_colour_changes_against_one_after_the_other() -> None:
 
 def test_views_without_jitter_keep_their_colours(tiles: np.ndarray) -> None:
     recipe = replace(STILL, jitter=0.5)
-    drawn = _augment.draw(64, recipe, generator=torch.Generator().manual_seed(0))
-    same = (_augment.views(tiles, drawn, size_px=24) - planes(tiles)[:, :, 6:30, 6:30]).abs().amax(dim=(1, 2, 3)) < 1e-5
+    drawn = augmentation.draw(64, recipe, generator=torch.Generator().manual_seed(0))
+    same = (augmentation.views(tiles, drawn, size_px=24) - planes(tiles)[:, :, 6:30, 6:30]).abs().amax(
+        dim=(1, 2, 3)
+    ) < 1e-5
     assert torch.equal(same, drawn.values["jitter"] == 0)
 
 
 def test_stains_are_multiplied_in_optical_density() -> None:
     tile = np.random.default_rng(0).integers(90, 250, size=(4, 36, 36, 3), dtype=np.uint8)
     factors = torch.tensor([[0.5, 1.0], [1.0, 1.2], [1.0, 1.0], [0.9, 0.8]])
-    found = _augment._stain(planes(tile), factors)
+    found = augmentation._stain(planes(tile), factors)
     rows = stain_matrix()
     for i in range(4):
         density = np.moveaxis(optical_density(tile[i]), 0, -1).astype(float)
@@ -149,7 +152,7 @@ def test_blur_against_scipy() -> None:
 
     images = np.random.default_rng(0).uniform(size=(3, 3, 20, 20)).astype(np.float32)
     sigma = torch.tensor([0.5, 1.0, 2.0])
-    found = _augment._blur(torch.from_numpy(images), sigma).numpy()
+    found = augmentation._blur(torch.from_numpy(images), sigma).numpy()
     for i, s in enumerate(sigma.tolist()):
         wanted = gaussian_filter(images[i], (0, s, s), mode="nearest", radius=(0, 6, 6))
         np.testing.assert_allclose(found[i], wanted, atol=1e-5)
@@ -166,25 +169,21 @@ def test_erased_rectangles_are_black_and_of_the_drawn_size() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scale": (0.6, 1.2)}, "`Augmentation.scale` is a share of the area, at most 1"),
+        ({"scale": (0.6, 1.2)}, "`Augmentation.scale` is a fraction of the area, at most 1"),
         ({"scale": 0.6}, "`Augmentation.scale` must be two positive numbers, the smaller first, got 0.6"),
         ({"blur_px": (2.0, 0.1)}, "the smaller first"),
         ({"jitter": 1.5}, "`Augmentation.jitter` must be a number, at least 0 and at most 1, got 1.5"),
         ({"hue": 0.7}, "at most 0.5"),
         ({"stain": float("nan")}, "`Augmentation.stain` must be a number, at least 0, got nan"),
-        ({"sharpen": 1}, r"`augmentation` has unknown fields \['sharpen'\]"),
     ],
 )
 def test_what_a_recipe_refuses(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Augmentation.parse(wrong)
+        Augmentation(**wrong)
 
 
 def test_a_recipe_survives_json() -> None:
     import json
 
     recipe = Augmentation(stain=0.3, scale=(0.5, 0.9))
-    assert Augmentation.parse(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    assert Augmentation.parse(None) == Augmentation()
-    with pytest.raises(InputError, match="must be an Augmentation, a mapping of its fields or None, got 3"):
-        Augmentation.parse(3)  # type: ignore[arg-type]
+    assert Augmentation(**json.loads(json.dumps(recipe.to_dict()))) == recipe
