@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,18 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data folder {folder.name!r} is not there; set $STPRED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def features_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the features that the tests with :func:`kept_features` share."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="module")
+def kept_features(features_folder: Path) -> Iterator[None]:
+    """Tiles are embedded once for all tests of a module, and of the others that ask for it: many read the same toys."""
+    from stpred import settings
+
+    with settings.override(cache_dir=features_folder):
+        yield

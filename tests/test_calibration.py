@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.calibration import (
     HEX_STEPS,
     SQUARE_STEPS,

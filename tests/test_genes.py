@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from stpred import GeneRule, genes
-from stpred._core.checks import InputError
+from stpred import GeneRule, InputError, genes
 
 
 def lattice(n: int = 12) -> np.ndarray:

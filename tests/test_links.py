@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stpred import InputError
 from stpred import links as lk
-from stpred._core.checks import InputError
 from stpred.links import Links
 
 

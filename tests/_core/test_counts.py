@@ -8,9 +8,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from stpred import metrics
+from stpred import InputError, metrics
 from stpred._core import targets
-from stpred._core.checks import InputError
 from stpred._core.counts import (
     check_counts,
     check_sparse,

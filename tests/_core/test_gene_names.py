@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.gene_names import shared_genes
 
 

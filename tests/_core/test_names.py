@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.names import looked_up, name_of, named
 
 

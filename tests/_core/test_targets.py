@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.targets import totals, transform
 
 

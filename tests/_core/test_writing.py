@@ -14,9 +14,8 @@ import pytest
 import torch
 
 import stpred as st
-from stpred import _report, stores
+from stpred import InputError, _report, stores
 from stpred._core import files, locks
-from stpred._core.checks import InputError
 from stpred._core.files import staged_file, staged_folder
 from stpred.training._checkpoint import Checkpoint
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.color import hed_from_rgb, rgb_from_hed, separate_stains
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._image.stain import DAB, EOSIN, HAEMATOXYLIN, optical_density, separate, stain_matrix, unmix
 
 

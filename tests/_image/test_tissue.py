@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.fill import find_fill
 from stpred._image.tissue import survey, tissue_mask
 

@@ -17,7 +17,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale, get_transformation
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.datasets import Tissue
 from stpred.models import Model
 

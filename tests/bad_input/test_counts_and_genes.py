@@ -12,7 +12,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.models import Model
 
 Change = Callable[[AnnData], Any]

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.io._images import scenes, sizes
 from stpred.io._images.open import open_pixels
 from stpred.io._images.pixels import to_dask

@@ -10,8 +10,9 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 import stpred as st
+from stpred import InputError
 from stpred._core import tables
-from stpred._core.checks import InputError
+from stpred.testing import copy_slide
 
 HOW: dict[str, Any] = {"shapes_key": "spots", "genes": st.GeneRule("mean", n=6)}
 
@@ -23,10 +24,7 @@ def slides() -> dict[str, SpatialData]:
 
 @pytest.fixture
 def slide(slides: dict[str, SpatialData]) -> SpatialData:
-    old = slides["donor0"]
-    return SpatialData(
-        images=dict(old.images), shapes=dict(old.shapes), tables={k: t.copy() for k, t in old.tables.items()}
-    )
+    return copy_slide(slides["donor0"])
 
 
 def predicted(slide: SpatialData, genes: list[str], values: np.ndarray, *, rows: slice = slice(None)) -> AnnData:

@@ -11,7 +11,7 @@ import pytest
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.models import Model, Student
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import stpred as st
 from stpred._core.checks import MissingFileError
-from stpred._core.elements import affine_to
+from stpred.testing import affine_to
 
 RGB = np.random.default_rng(0).integers(0, 256, (300, 340, 3), dtype=np.uint8)
 

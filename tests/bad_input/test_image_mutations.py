@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.io._images.open import open_pixels
 from stpred.io._images.pixels import to_dask
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.io._tables.columns import names, numbers, truths
 from stpred.io._tables.segments import read_segments
 

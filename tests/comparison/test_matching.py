@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import shapely
 
+from stpred import InputError
 from stpred._core import geometry
-from stpred._core.checks import InputError
 from stpred.comparison import matching
 
 

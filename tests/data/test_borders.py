@@ -12,8 +12,7 @@ from shapely.geometry import Polygon, box
 from spatialdata import SpatialData, polygon_query
 
 import stpred as st
-from stpred import data
-from stpred._core.checks import InputError
+from stpred import InputError, data
 from stpred._core.geometry import distance_outside
 from stpred._core.places import Place
 from stpred.calibration import check_inside

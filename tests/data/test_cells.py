@@ -13,8 +13,7 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity, Scale
 
 import stpred as st
-from stpred import data, encoders
-from stpred._core.checks import InputError
+from stpred import InputError, data, encoders
 from stpred._core.places import Place
 from stpred.models import Needs
 

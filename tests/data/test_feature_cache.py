@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stpred import InputError
 from stpred._core import locks
-from stpred._core.checks import InputError
 from stpred.data import _feature_cache
 from stpred.data._feature_cache import Busy, Entry, FeatureCache
 

@@ -9,8 +9,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
-from stpred._core.specs import TileSpec
+from stpred import InputError, TileSpec
 from stpred.data._canvas import RANGE, Canvas
 from stpred.data._pixels import PixelReader, SlidePixelGrid
 from stpred.data._regions import Region, read_region

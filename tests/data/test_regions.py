@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import stpred as st
-from stpred import data
-from stpred._core.checks import InputError
+from stpred import InputError, data
 from stpred._core.places import Place
 
 

@@ -13,12 +13,9 @@ import torch
 from numpy.typing import NDArray
 from shapely import Point, Polygon, box
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, ShapesModel
-from spatialdata.transformations import Affine, Identity
 
 import stpred as st
-from stpred import data
-from stpred._core.checks import InputError
+from stpred import InputError, data
 from stpred._core.places import Place
 from stpred.data._footprints import TokenGrid, footprints
 from stpred.data._tokens import token_batch
@@ -26,6 +23,7 @@ from stpred.encoders import EncoderCard
 from stpred.models import Batch, Needs, Student
 from stpred.regions import Lattice, squares
 from stpred.regions.squares import centres_inside, most_squares
+from stpred.testing import add_shapes, copy_slide, picture_slide
 
 SIDE = 256  # um and pixels of the picture
 TOKENS = Needs(tokens=True)
@@ -53,18 +51,12 @@ class Colours:
         return self
 
 
-def picture(pixels: NDArray[np.uint8], *, mpp: float = 1.0) -> SpatialData:
-    scale = Affine([[mpp, 0, 0], [0, mpp, 0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
-    image = Image2DModel.parse(pixels, dims=("y", "x", "c"), c_coords=["r", "g", "b"], transformations={"um": scale})
-    return SpatialData(images={"he": image})
-
-
 def put(
     slide: SpatialData, name: str, frame: gpd.GeoDataFrame, *, affine: NDArray[np.float64] | None = None
 ) -> SpatialData:
-    placed = Identity() if affine is None else Affine(affine, input_axes=("x", "y"), output_axes=("x", "y"))
-    shapes = dict(slide.shapes) | {name: ShapesModel.parse(frame, transformations={"um": placed})}
-    return SpatialData(images=dict(slide.images), shapes=shapes)
+    slide = copy_slide(slide)
+    add_shapes(slide, name, frame, affine=affine)
+    return slide
 
 
 def discs(xy: NDArray[np.float64], radius: float) -> gpd.GeoDataFrame:
@@ -75,7 +67,7 @@ def discs(xy: NDArray[np.float64], radius: float) -> gpd.GeoDataFrame:
 def coordinates() -> SpatialData:
     """A picture whose red is x and whose green is y, with discs, squares and odd polygons on it."""
     y, x = np.mgrid[:SIDE, :SIDE]
-    slide = picture(np.stack([x, y, np.full_like(x, 9)], axis=-1).astype(np.uint8))
+    slide = picture_slide(np.stack([x, y, np.full_like(x, 9)], axis=-1).astype(np.uint8))
     rng = np.random.default_rng(0)
     slide = put(slide, "spots", discs(rng.uniform(60, 196, (9, 2)), 27.5))
     slide = put(
@@ -382,7 +374,7 @@ def test_every_tile_is_embedded_once(coordinates: SpatialData) -> None:
 
 
 def test_patches_smaller_than_a_pixel_are_refused(coordinates: SpatialData) -> None:
-    coarse = picture(np.full((64, 64, 3), 200, np.uint8), mpp=4.0)
+    coarse = picture_slide(np.full((64, 64, 3), 200, np.uint8), mpp=4.0)
     region = data.read_region(put(coarse, "spots", discs(np.full((3, 2), 128.0), 27.5)), Place(shapes_key="spots"))
     match = r"The patches of 2 um are smaller than a pixel of image 'he' \(4 um\) of slide 'slide'"
     with pytest.raises(InputError, match=match):
@@ -434,7 +426,7 @@ def test_overlapping_tiles_take_their_grid_out_of_a_map() -> None:
     n, token = 8, 4  # tiles of 32 um
     y, x = np.mgrid[:SIDE, :SIDE]
     truth = 120 + 60 * np.sin(2 * np.pi * x / 80) * np.cos(2 * np.pi * y / 100)
-    slide = picture(np.repeat(truth[..., None], 3, axis=2).astype(np.uint8))
+    slide = picture_slide(np.repeat(truth[..., None], 3, axis=2).astype(np.uint8))
     wave = 40 * np.cos(2 * np.pi * np.arange(n) / n)
     encoder = Colours(n=n, token_px=token, pattern=np.random.default_rng(0).normal(0, 15, (n, n)) + wave)
     side = 160 // token  # pixels of a map of 160 um, five tiles, away from the border

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 from spatialdata.transformations import get_transformation
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.datasets import (
     Tissue,
     load_truth,

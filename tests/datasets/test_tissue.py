@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import shapely
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.datasets import Tissue, make_tissue
 from stpred.datasets._bins import cell_labels
 from stpred.datasets._simulated.celltypes import CELL_TYPES, REGION_NAMES, REGIONS, TYPE_NAMES

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse import issparse
 
-from stpred._core.checks import InputError
-from stpred._core.elements import affine_to, centroids
+from stpred import InputError
 from stpred.datasets import Tissue, TissueSettings, toy, toy_cohort, toy_visium
+from stpred.testing import affine_to, centroids
 
 TINY = {"size_um": (320.0, 320.0), "mpp": 1.0, "n_genes": 10}
 

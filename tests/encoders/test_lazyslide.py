@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import stpred as st
-from stpred import encoders
-from stpred._core.checks import InputError
+from stpred import InputError, encoders
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")

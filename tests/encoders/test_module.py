@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 import stpred as st
-from stpred import encoders
-from stpred._core.checks import InputError
-from stpred._core.settings import settings
+from stpred import InputError, encoders, settings
 
 torch = pytest.importorskip("torch")
 

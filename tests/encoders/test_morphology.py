@@ -5,8 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.draw import ellipse
 
-from stpred import TileSpec
-from stpred._core.checks import InputError
+from stpred import InputError, TileSpec
 from stpred._image.stain import stain_matrix
 from stpred.encoders._morphology import Morphology
 from stpred.encoders.base import Encoder

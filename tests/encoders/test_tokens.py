@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.draw import disk
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._image.nuclei import segment
 from stpred._image.stain import optical_density, stain_matrix, unmix
 from stpred.encoders import EncoderCard, Morphology

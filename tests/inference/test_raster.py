@@ -21,8 +21,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, get_transformation
 
 import stpred as st
-from stpred import rasters
-from stpred._core.checks import InputError
+from stpred import InputError, rasters
 from stpred.inference import raster
 from stpred.models import Model, Needs
 

@@ -11,7 +11,7 @@ from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.models import Model
 
 

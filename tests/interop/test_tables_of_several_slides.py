@@ -15,7 +15,7 @@ from spatialdata import SpatialData, concatenate, deepcopy, read_zarr
 from spatialdata.models import TableModel
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.elements import find_table, region_in_frame, table_in_frame, table_regions
 
 plt.switch_backend("Agg")

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.io._images.channels import on_white
 from stpred.io._images.open import open_pixels
 from stpred.io._images.pixels import Turned, to_dask

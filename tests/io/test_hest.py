@@ -12,8 +12,8 @@ from scipy import sparse
 
 import stpred as st
 from stpred._core.checks import InputError, MissingFileError
-from stpred._core.elements import affine_to, centroids, mpp_of
 from stpred.io._images.swap import swap_evidence
+from stpred.testing import affine_to, centroids, mpp_of
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 
 import stpred as st
 from stpred._core.checks import InputError, MissingFileError
-from stpred._core.elements import affine_to, centroids, mpp_of
+from stpred.testing import affine_to, centroids, mpp_of
 
 
 @pytest.fixture

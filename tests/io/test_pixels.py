@@ -11,10 +11,10 @@ import tifffile
 from PIL import Image
 
 from stpred._core.checks import InputError, MissingFileError
-from stpred._core.elements import affine_to, mpp_of
 from stpred.io._images import pixels, tiff
 from stpred.io._images.open import open_pixels
 from stpred.io._images.pixels import FlatImage, halve, multiscale, to_dask, to_image
+from stpred.testing import affine_to, mpp_of
 
 
 def picture(height: int = 301, width: int = 405, *, seed: int = 0) -> np.ndarray:

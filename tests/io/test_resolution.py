@@ -13,11 +13,11 @@ import pytest
 import tifffile
 
 import stpred as st
-from stpred._core.checks import InputError
-from stpred._core.elements import affine_to
+from stpred import InputError
 from stpred.calibration import Evidence, settle_mpp
 from stpred.io._images.open import open_pixels
 from stpred.io._images.resolution import length_um
+from stpred.testing import affine_to
 
 RGB = np.full((60, 80, 3), 200, np.uint8)
 CM = {"resolutionunit": "CENTIMETER"}

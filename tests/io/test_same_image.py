@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import sparse
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.io._images import same_image
 from stpred.io._images.open import open_pixels
 from stpred.io._images.same_image import (

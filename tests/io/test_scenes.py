@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.io._images.open import open_pixels
 from stpred.io._images.pixels import to_dask
 from stpred.io._images.scenes import scenes_of

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.elements import affine_to, find_image
 
 

@@ -14,7 +14,7 @@ from spatialdata.models import TableModel
 
 import stpred as st
 from stpred._core.checks import InputError, MissingFileError
-from stpred._core.elements import affine_to, apply_affine, centroids, mpp_of
+from stpred.testing import affine_to, apply_affine, centroids, mpp_of
 
 Make = Callable[..., SimpleNamespace]
 

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from stpred import genes, metrics
-from stpred._core.checks import InputError
+from stpred import InputError, genes, metrics
 from stpred._core.targets import transform
 from stpred.metrics import _poisson
 

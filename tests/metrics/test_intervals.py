@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.metrics import conformal_intervals, coverage
 
 

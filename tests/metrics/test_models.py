@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stpred import metrics
-from stpred._core.checks import InputError
+from stpred import InputError, metrics
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from stpred import metrics
-from stpred._core.checks import InputError
+from stpred import InputError, metrics
 
 NAMES = ["pearson", "spearman", "r2", "rmse", "mae", "auroc"]
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from stpred import metrics
-from stpred._core.checks import InputError
+from stpred import InputError, metrics
 
 
 def test_fisher_t_test_equals_scipy() -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stpred import metrics
-from stpred._core.checks import InputError
+from stpred import InputError, metrics
 
 
 def test_summarise_states_its_nan_rule() -> None:

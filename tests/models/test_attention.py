@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.models.parts import attention
 from stpred.models.parts.attention import local_attention
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.links import Links
 from stpred.models import Batch, DeepCell, DeepSpot2Cell, SCellST
 from stpred.models.batch import Patches

@@ -7,8 +7,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 
-from stpred import training
-from stpred._core.checks import InputError
+from stpred import InputError, training
 from stpred.data import with_needs
 from stpred.models import Batch, Intensity, Mean, Ridge, registry
 from stpred.models.ood import TrainingDistribution, ood_scores

@@ -11,8 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stpred import links, metrics, models, training
-from stpred._core.checks import InputError
+from stpred import InputError, links, metrics, models, training
 from stpred.models import MISO, MLP, Batch, DeepSpot, Ensemble, Record, STNet, Transformer
 from stpred.models.base import BaseConfig
 from stpred.models.parts import layers, losses, network

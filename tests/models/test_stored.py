@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stpred import models
-from stpred._core.checks import InputError
+from stpred import InputError, models
 from stpred.models import Batch, Model, registry
 
 GENES = ["A", "B", "C"]

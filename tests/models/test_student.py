@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from spatialdata import SpatialData
 from torch.nn.functional import softplus
 
 import stpred as st
-from stpred import models, training
-from stpred._core.checks import InputError
+from stpred import InputError, models, training
 from stpred.links import Links
 from stpred.models import Batch, Student
 from stpred.models.parts.sample import Scaling, gather
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 WIDTH, GENES, TOKENS = 6, 4, 50
 
@@ -266,15 +266,6 @@ def test_settings_as_published_are_taken() -> None:
 
 
 # On slides.
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kept_features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The shuffled slides have the same images, whose tiles are embedded once."""
-    before = st.settings.cache_dir
-    st.settings.cache_dir = tmp_path_factory.mktemp("features")
-    yield
-    st.settings.cache_dir = before
 
 
 def on_cells(slides: dict[str, SpatialData]) -> tuple[NDArray[np.float64], models.Model]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.data._canvas import Canvas
 from stpred.data._pixels import SlidePixelGrid
 from stpred.models import Batch, XFuse

@@ -15,7 +15,7 @@ from PIL import Image
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 
 mpl.use("Agg")
 

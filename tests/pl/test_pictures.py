@@ -25,10 +25,9 @@ from PIL import Image
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred import rasters
-from stpred._core.checks import InputError
-from stpred._core.tables import build_table
+from stpred import InputError, rasters
 from stpred.metrics import compare_models
+from stpred.testing import build_table
 
 REFERENCE = Path(__file__).parent / "reference"
 MAKE = os.environ.get("STPRED_REFERENCES") == "make"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.models import Model
 
 mpl.use("Agg")

@@ -15,7 +15,7 @@ from shapely import Point, Polygon, box
 from shapely.geometry import mapping
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 
 
 @pytest.fixture

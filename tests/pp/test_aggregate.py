@@ -18,9 +18,10 @@ from spatialdata.models import PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.counts import check_counts
 from stpred.pp import _aggregate
+from stpred.testing import copy_slide
 
 GENES = ["EPCAM", "CD3E", "COL1A1", "MS4A1"]
 
@@ -32,9 +33,7 @@ def toy() -> SpatialData:
 
 @pytest.fixture
 def slide(toy: SpatialData) -> SpatialData:
-    return SpatialData(
-        images=dict(toy.images), shapes=dict(toy.shapes), tables={k: t.copy() for k, t in toy.tables.items()}
-    )
+    return copy_slide(toy)
 
 
 def transcripts(n: int = 4000, *, partitions: int = 3, seed: int = 0) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableMode
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.elements import affine_to, apply_affine, centroids, find_image, mpp_of
 
 MPP = 0.4

@@ -8,7 +8,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 
 
 @pytest.fixture(scope="module")

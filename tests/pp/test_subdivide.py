@@ -13,8 +13,8 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, Identity, set_transformation
 
 import stpred as st
+from stpred import InputError
 from stpred._core import keys
-from stpred._core.checks import InputError
 from stpred._core.geometry import square_bins
 from stpred.regions import squares_in
 

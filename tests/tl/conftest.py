@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import stpred as st
+from stpred.testing import copy_slide
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -28,7 +29,4 @@ def ridge(cohort: dict[str, SpatialData]) -> Model:
 @pytest.fixture
 def unseen(cohort: dict[str, SpatialData]) -> SpatialData:
     """Return the third donor as an object of its own that a test may change."""
-    from spatialdata import SpatialData as Object
-
-    old = cohort[list(cohort)[2]]
-    return Object(images=dict(old.images), shapes=dict(old.shapes), tables={k: t.copy() for k, t in old.tables.items()})
+    return copy_slide(cohort[list(cohort)[2]])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._image.stain import optical_density, stain_matrix
 from stpred.encoders import Augmentation
 from stpred.training import augmentation

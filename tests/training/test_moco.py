@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.encoders import Augmentation, MoCo
 from stpred.training import Run, _moco, feature_scores, pretrain
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stpred.datasets._hest import toy_hest
 from stpred.datasets._legacy_st import toy_legacy_st
-from stpred.datasets._simulated.tissue import Tissue, TissueSettings, make_tissue
+from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, make_tissue
 from stpred.datasets._simulated.truth import load_truth
 from stpred.datasets._single_cells import toy_reference
 from stpred.datasets._subtypes import toy_subtypes
@@ -16,6 +16,7 @@ from stpred.datasets._xenium import toy_xenium
 
 __all__ = [
     "Tissue",
+    "TissueKeywords",
     "TissueSettings",
     "load_truth",
     "make_tissue",

@@ -14,8 +14,8 @@ from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.checks import InputError
-from stpred._core.tables import build_table
+from stpred import InputError
+from stpred.testing import build_table
 
 
 @pytest.fixture(scope="module")

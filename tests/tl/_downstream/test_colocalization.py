@@ -8,8 +8,7 @@ from scipy.ndimage import gaussian_filter
 from statsmodels.stats.multitest import multipletests
 
 import stpred as st
-from stpred import links
-from stpred._core.checks import InputError
+from stpred import InputError, links
 from stpred.metrics import benjamini_hochberg
 from stpred.tl._downstream.spatial_null import cross_statistics, shifts
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import rankdata
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._downstream.differential_rank import rank_difference
 
 if TYPE_CHECKING:

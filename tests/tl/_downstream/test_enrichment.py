@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 
 GENES = [f"G{i}" for i in range(200)]
 

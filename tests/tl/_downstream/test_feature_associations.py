@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._downstream.feature_associations import associations
 
 if TYPE_CHECKING:

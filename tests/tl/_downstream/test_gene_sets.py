@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._downstream.gene_sets import read_gene_sets, read_network, sets_among
 
 

@@ -8,8 +8,8 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 import stpred as st
-from stpred._core.checks import InputError
-from stpred._core.tables import build_table
+from stpred import InputError
+from stpred.testing import build_table
 
 
 def _slide(values: np.ndarray, groups: list[str] | np.ndarray, **provenance: str) -> SpatialData:

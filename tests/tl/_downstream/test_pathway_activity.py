@@ -10,8 +10,8 @@ import pytest
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.checks import InputError
-from stpred._core.tables import build_table
+from stpred import InputError
+from stpred.testing import build_table
 
 N, G = 80, 120
 

@@ -15,8 +15,8 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity, Scale
 
 import stpred as st
-from stpred._core.checks import InputError
-from stpred._core.tables import build_table
+from stpred import InputError
+from stpred.testing import build_table
 
 mpl.use("Agg")
 

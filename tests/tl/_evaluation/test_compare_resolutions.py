@@ -16,8 +16,8 @@ from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableMode
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 import stpred as st
-from stpred._core.checks import InputError
-from stpred._core.tables import build_table
+from stpred import InputError
+from stpred.testing import build_table
 
 SIZES = (8, 16, 32, 55)
 PIXEL = 4.0

@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import pearsonr, spearmanr
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

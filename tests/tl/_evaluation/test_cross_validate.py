@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 
 import stpred as st
-from stpred import data, training
-from stpred._core.checks import InputError
+from stpred import InputError, data, training
 from stpred._core.places import Place
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 HOW: dict[str, Any] = {"genes": st.GeneRule("mean", n=8), "shapes_key": "spots"}
 SMALL = {

@@ -11,9 +11,11 @@ import pytest
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred import training
-from stpred._core.checks import InputError
+from stpred import InputError, training
+from stpred.testing import copy_slide
 from stpred.tl._evaluation import cross_validate as module
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 LEFT = "donor2"
 DONORS = {"donor0": "A", "donor1": "B", "donor2": "C"}
@@ -29,17 +31,14 @@ def changed(slides: dict[str, SpatialData], *, image: bool = False, counts: bool
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import get_transformation
 
-    old = slides[LEFT]
-    new = SpatialData(
-        images=dict(old.images), shapes=dict(old.shapes), tables={k: t.copy() for k, t in old.tables.items()}
-    )
+    new = copy_slide(slides[LEFT])
     if counts:
         rng = np.random.default_rng(0)
         table = new.tables["spots_counts"]
         # Genes that were rare become the commonest and most variable ones: no rule could miss them.
         table.X = rng.poisson(rng.gamma(0.3, 900, size=table.shape)).astype(np.float32)
     if image:
-        element = old.images["he"]
+        element = slides[LEFT].images["he"]
         pixels = element["scale0"]["image"].transpose("c", "y", "x").to_numpy()
         at = get_transformation(element, get_all=True)
         new.images["he"] = Image2DModel.parse(pixels[::-1] // 2, dims=("c", "y", "x"), transformations=at)

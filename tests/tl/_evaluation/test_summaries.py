@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.comparison.scoring import Measured, context, scores, unit_range
 
 

@@ -20,8 +20,7 @@ from spatialdata.transformations import Identity, Scale, set_transformation
 from torch import Tensor, nn
 
 import stpred as st
-from stpred import data, encoders
-from stpred._core.checks import InputError
+from stpred import InputError, data, encoders
 from stpred._core.places import Place
 from stpred.data import _pixels
 from stpred.models.base import Record

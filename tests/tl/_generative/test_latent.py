@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._generative.latent import embedding
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from spatialdata.transformations import Identity, Scale, set_transformation
 from torch import Tensor, nn
 
 import stpred as st
-from stpred import encoders
-from stpred._core.checks import InputError
+from stpred import InputError, encoders
 from stpred._core.elements import scale0
 from stpred.data import _pixels
 from stpred.models.base import Record

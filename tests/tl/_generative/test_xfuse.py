@@ -16,7 +16,7 @@ from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred._core.places import Place
 from stpred.models.xfuse.model import XFuse
 from stpred.training import _loop

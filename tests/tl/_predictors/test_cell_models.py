@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,14 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 import stpred as st
-from stpred import links
-from stpred._core.checks import InputError
+from stpred import InputError, links
 from stpred._core.places import Place
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 GENES = st.GeneRule("all")
 SMALL = st.models.SCellST.Config(epochs=40, lr=1e-3)
 TILE = st.TileSpec(0.5, 32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kept_features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Cells are embedded once for all tests."""
-    before = st.settings.cache_dir
-    st.settings.cache_dir = tmp_path_factory.mktemp("features")
-    yield
-    st.settings.cache_dir = before
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from stpred.models import Model
 
 
+pytestmark = pytest.mark.usefixtures("kept_features")
+
+
 def put(sdata: SpatialData, name: str, points: list[Point], *, radius_um: float = 4.0) -> None:
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,17 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 import stpred as st
-from stpred import data, metrics, training
-from stpred._core.checks import InputError
+from stpred import InputError, data, metrics, training
 from stpred._core.places import Place
 from stpred.models import Batch, Model, Student
 from stpred.training import _distil, _fit, _loop
 from stpred.training._distil import Distillation, averaged, blended, on_scale, standardised
 
+pytestmark = pytest.mark.usefixtures("kept_features")
+
 SMALL = Student.Config(hidden=(16,), epochs=2)
 HOW: dict[str, Any] = {"shapes_key": "spots", "genes": "all"}
 TOY: dict[str, Any] = {"size_um": (400, 400), "n_genes": 12}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kept_features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tiles are embedded once for all tests."""
-    before = st.settings.cache_dir
-    st.settings.cache_dir = tmp_path_factory.mktemp("features")
-    yield
-    st.settings.cache_dir = before
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ import stpred as st
 from stpred._core.library import Library
 from stpred._core.tables import read_provenance
 
+pytestmark = pytest.mark.usefixtures("kept_features")
+
 SMALL = {"size_um": (600, 600), "n_genes": 300}
 PANEL = 40
 

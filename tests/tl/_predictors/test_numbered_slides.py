@@ -11,7 +11,7 @@ import pytest
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._samples.sample_table import sample_groups, sample_values
 
 HOW: dict[str, Any] = {"shapes_key": "spots", "encoder": "intensity"}

@@ -18,6 +18,8 @@ from stpred._core.places import Place
 from stpred.data import _regions
 from stpred.models import Batch, DeepSpot, Student
 
+pytestmark = pytest.mark.usefixtures("kept_features")
+
 BINS = "bins_008um"
 GENES = 40
 

@@ -13,10 +13,11 @@ import pytest
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred import metrics
-from stpred._core.checks import InputError
+from stpred import InputError, metrics
 from stpred._core.places import Place
 from stpred.models import Network
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 GENES = st.GeneRule("mean", n=30)
 

@@ -11,15 +11,17 @@ import xarray as xr
 from spatialdata.models import TableModel
 
 import stpred as st
-from stpred import metrics
+from stpred import InputError, metrics
 from stpred._core import targets
-from stpred._core.checks import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
     from stpred.models import Model
+
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 
 def against_truth(slide: SpatialData, predicted: AnnData) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._robustness.simulation_study import medoids
 
 CONFIG = st.models.SCellST.Config(hidden=(64,), lr=3e-3, max_epochs=25, patience=5)

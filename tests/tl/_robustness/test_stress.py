@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 import stpred as st
-from stpred import metrics
-from stpred._core.checks import InputError
-from stpred._core.elements import centroids
+from stpred import InputError, metrics
 from stpred._core.places import Place
+from stpred.testing import centroids
 from stpred.tiles import Pyramid
 from stpred.tl._robustness import engine
 from stpred.tl._robustness.calibration import calibration
@@ -30,6 +29,8 @@ from stpred.tl._robustness.withheld_spots import withheld_spots
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 COARSE = st.TileSpec(mpp=4, size_px=16)
 OPTIONS: dict[str, Any] = {"encoder": "intensity", "tile": COARSE}

@@ -7,7 +7,7 @@ from anndata import AnnData
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._samples.classify import rates
 
 

@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy.stats import pearsonr, spearmanr
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._samples.compare_bulk import positive_p
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._samples.pseudobulk import bulk_profile, log1p_cpm
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 from anndata import AnnData
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._samples.sample_folds import class_pairs, folds, resampled, share_of_pairs, survival_pairs
 from stpred.tl._samples.survival import score_statistics
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import stpred as st
-from stpred._core.checks import InputError
+from stpred import InputError
 from stpred.tl._trust.attribution import integrated_gradients
 
 if TYPE_CHECKING:

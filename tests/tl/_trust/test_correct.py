@@ -8,9 +8,9 @@ import pytest
 from scipy.sparse import csr_matrix
 
 import stpred as st
-from stpred import metrics
+from stpred import InputError, metrics
 from stpred._core import targets
-from stpred._core.checks import InputError
+from stpred.testing import copy_slide
 from stpred.tl._trust.gamma_poisson import posterior, recalibration, shrink
 
 if TYPE_CHECKING:
@@ -147,10 +147,7 @@ def test_what_was_not_measured_is_filled_and_marked(unseen: SpatialData, ridge: 
 
 
 def test_training_slides_and_other_scales_are_refused(cohort: dict[str, SpatialData], ridge: Model) -> None:
-    from spatialdata import SpatialData as Object
-
-    old = cohort["donor0"]
-    own = Object(images=dict(old.images), shapes=dict(old.shapes), tables={k: t.copy() for k, t in old.tables.items()})
+    own = copy_slide(cohort["donor0"])
     st.tl.predict(own, ridge)
     with pytest.raises(InputError, match=r"was trained on this slide \(as \['donor0'\]\)"):
         st.tl.correct(own, "spots_ridge", "spots_counts")

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData, read_zarr
 
 import stpred as st
-from stpred import metrics, training
-from stpred._core.checks import InputError
+from stpred import InputError, metrics, training
 from stpred.inference.intervals import LEVELS
 from stpred.models import Batch, Ridge
 from stpred.models.ood import TrainingDistribution, ood_scores, slide_ood_score
+from stpred.testing import copy_slide
 from stpred.tl._trust.recalibrate import shrunken_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from stpred.models import Model
+
+pytestmark = pytest.mark.usefixtures("kept_features")
 
 HOW: dict[str, Any] = {"shapes_key": "spots", "genes": "all"}
 
@@ -39,10 +41,7 @@ def model(slides: dict[str, SpatialData]) -> Model:
 
 @pytest.fixture
 def new(slides: dict[str, SpatialData]) -> SpatialData:
-    old = slides["donor5"]
-    return SpatialData(
-        images=dict(old.images), shapes=dict(old.shapes), tables={k: t.copy() for k, t in old.tables.items()}
-    )
+    return copy_slide(slides["donor5"])
 
 
 def truth(slide: SpatialData, genes: pd.Index) -> NDArray[np.float64]:
