@@ -16,14 +16,16 @@ from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, region_in_frame, table_instances, table_regions
 from stpred._core.names import name_of, named
 from stpred._core.tables import changed_values, read_provenance
-from stpred.comparison.pairing import Pair, pair
+from stpred.comparison.pairing import pair
+from stpred.inference.intervals import interval_coverage
 from stpred.inference.unseen import facts_in_frame
-from stpred.tl._trust.coverage import covered
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from stpred.comparison.terms import Pair
 
 LIBRARY, NEIGHBOURS, MEAN, CEILING = keys.CONTEXT
 RELIABILITY, RMAX = "reliability", "rmax"
@@ -157,7 +159,7 @@ def read_slides(
         if measured_key is not None:
             slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
             if "intervals" in facts:
-                slide.covered = covered(slide.both, table, predicted_key)
+                slide.covered = interval_coverage(slide.both, table, predicted_key)
         found.append(slide)
     return found
 
@@ -378,7 +380,7 @@ def _warnings(content: Content, scores: pd.DataFrame | None) -> list[str]:
                     f"On {SCALES.get(scale, scale)} the library size alone correlates with the measurement at least "
                     f"as well as the prediction does ({size:.2f} against {ours:.2f})."
                 )
-    if few := [s.name for s in slides if s.both is not None and s.both.facts.get("share_predicted", 1) < 0.5]:
+    if few := [s.name for s in slides if s.both is not None and s.both.matching.get("share_predicted", 1) < 0.5]:
         said.append(f"Fewer than half of the predicted locations of {_told(few)} were measured.")
     return said
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, listing, one_of, warn
+from stpred._core.checks import InputError, listing, one_of
 from stpred._core.elements import ambiguous, in_frame, need_sdata, region_in_frame, table_regions
-from stpred._core.gene_names import mismatch
 from stpred._core.geometry import box_of, geometries_um, square_bins
-from stpred._core.library import LIBRARY, Library, gene_sums, overlap, shared_columns
-from stpred._core.tables import changed_values
 from stpred.comparison.matching import held, match_nearest, match_overlap
-from stpred.comparison.pairing_sources import (
-    RasterSide,
-    TableSide,
-    TranscriptsSide,
-    measured_side,
-    members,
-    pool,
-    predicted_side,
-)
+from stpred.comparison.pooling import members
+from stpred.comparison.rasters import RasterSide
+from stpred.comparison.tables import TableSide
+from stpred.comparison.terms import FEW, Pair, Terms
+from stpred.comparison.transcripts import TranscriptsSide, read_transcripts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,106 +28,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 MATCHES = ("auto", "id", "overlap", "distance")
-FEW = 0.5
-"""Share of the predicted locations below which a match is worth a warning in the log."""
-
 COARSE = 0.99
 """Share of the distance between locations below which a square is finer than they are (bins are as wide as apart)."""
 
 SEVERAL = 2
 """Locations of one region within one of the other from which on the two are not the same things."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Predicted beside measured values.
-
-    Attributes
-    ----------
-    shapes_key, instances
-        Region of the predicted table and (n,) ids of the locations that both tables have and that were measured with
-        at least one count.
-    genes
-        (G,) shared symbols, in the model's order.
-    predicted, observed
-        (n, G) float32 values on the same scale.
-    counts, columns
-        (n, all genes) raw counts and the positions of `genes` in them.
-    measured_genes
-        (all genes) names of their columns.
-    target
-        The scale of `observed`.
-    output_scale
-        The scale of `predicted`; where it is another than `target`, only correlations mean something (`comparable`).
-    per
-        Of predicted counts: how many counts of a location they are of (``DeepSpot2Cell``), or None.
-    coords_um
-        (n, 2) centres; None where locations are sets of others that overlap.
-    facts
-        How the locations were matched and how many were, JSON-able; and under ``"library"`` how the genes that library
-        sizes are counted over compare with those of the model's training tables.
-    """
-
-    shapes_key: str
-    instances: pd.Index
-    genes: pd.Index
-    predicted: NDArray[np.float32]
-    observed: NDArray[np.float32]
-    counts: Any
-    columns: NDArray[np.int64]
-    target: str
-    output_scale: str = ""
-    per: int | None = None
-    coords_um: NDArray[np.float64] | None = None
-    measured_genes: pd.Index | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def same_library(self) -> bool | None:
-        """Whether log1p CP10k of both sides is over the same genes; None where that is not known or has no part."""
-        found = self.facts.get(LIBRARY, {}).get("same")
-        return None if found is None else bool(found)
-
-    def library_facts(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the provenance of values on the scale of `observed` says of their library.
-
-        `model`: provenance of the prediction, whose library it is where that is the same.
-        """
-        if self.target != "log1p_cp10k" or self.measured_genes is None:
-            return {}
-        if self.same_library and LIBRARY in model:
-            return {LIBRARY: model[LIBRARY]}
-        return {LIBRARY: Library.of([(self.measured_genes, self.counts)]).packed()}
-
-    @property
-    def comparable(self) -> bool:
-        """Whether `guessed` and `observed` are on one scale, so that their difference means something."""
-        if self.per is not None:
-            return self.target == "log1p_cp10k"
-        return self.output_scale == self.target
-
-    @property
-    def guessed(self) -> NDArray[np.float32]:
-        """(n, G) predictions on the scale of `observed`; amounts per 10 000 counts are log1p CP10k but for the log."""
-        return np.log1p(self.predicted) if self.per is not None and self.target == "log1p_cp10k" else self.predicted
-
-    def pooled(self, members: Any) -> Pair:
-        """Return values of sets of locations: counts summed and then normalised, predictions averaged.
-
-        Predicted counts are summed, since they add up; any other scale is averaged.
-
-        Parameters
-        ----------
-        members
-            (m, n) sparse matrix of 0 and 1: which locations are in which set.
-        """
-        return replace(
-            self,
-            predicted=pool(self.predicted, members, additive=self.output_scale == "counts"),
-            **_measured(members @ self.counts, self.columns, target=self.target),
-            coords_um=None,
-            facts=dict(self.facts),
-        )
 
 
 def pair(
@@ -147,12 +45,12 @@ def pair(
     min_overlap: float = 0.5,
     max_distance_um: float = 5.0,
     coordinate_system: str = keys.UM,
-    said: set[str] | None = None,
+    warned: set[str] | None = None,
 ) -> Pair:
     """Match locations and genes; `target` None takes the prediction's own scale.
 
     Where the measurement has the genes of the model's library and others, its library sizes are counted over the
-    former; where it lacks some, that is warned of (but for what is in `said`, to which the warning is added).
+    former; where it lacks some, that is warned of (unless the warning is in `warned`, to which it is added).
 
     Locations of the same region are matched by their id, those of two regions by their overlap (`match` ``"auto"``),
     or as `match` says: ``"id"``, ``"overlap"`` (see :func:`match_overlap`) or ``"distance"`` (:func:`match_nearest`).
@@ -160,18 +58,18 @@ def pair(
     one_of(match, MATCHES, name="match")
     need_sdata(sdata)
     first, second = _tables(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
-    terms = _Terms.of(first, second, target=target, said=said)
+    terms = Terms.of(first, second, target=target, warned=warned)
     ours, theirs = first.region, second.region
     how = ("id" if ours == theirs else "overlap") if match == "auto" else match
     (rows, ids), (measured_rows, measured_ids) = first.instances, second.instances
-    facts: dict[str, Any] = {"match": how, "regions": [ours, theirs]}
+    matching: dict[str, Any] = {"match": how, "regions": [ours, theirs]}
     if how == "id":
         i, j = _same_ids(ids, measured_ids, sides=(first, second))
     else:
         limit = min_overlap if how == "overlap" else max_distance_um
         i, j, value = _same_place(first, second, how=how, limit=limit)
-        facts["median_overlap" if how == "overlap" else "median_distance_um"] = float(np.median(value))
-    facts |= {
+        matching["median_overlap" if how == "overlap" else "median_distance_um"] = float(np.median(value))
+    matching |= {
         "n_predicted": len(rows),
         "n_measured": len(measured_rows),
         "n_matched": len(i),
@@ -179,13 +77,13 @@ def pair(
         "share_measured": len(i) / len(measured_rows),
     }
     if how != "id":
-        told = logger.warning if facts["share_predicted"] < FEW else logger.info
-        told(
+        log = logger.warning if matching["share_predicted"] < FEW else logger.info
+        log(
             "%d of %d locations of %r are matched with one of the %d of %r by %s.",
             *(len(i), len(rows), ours, len(measured_rows), theirs, how),
         )
     counts: Any = second.table.X[measured_rows[j]]
-    terms, counts = terms.on_library(counts, second, said=said)
+    terms, counts = terms.on_library(counts, second, warned=warned)
     kept = targets.totals(counts) > 0  # a location without any count says nothing of its expression
     if not kept.any():
         raise InputError(f"Table {measured_key!r} has no location with counts among those of {predicted_key!r}.")
@@ -196,7 +94,7 @@ def pair(
         shapes_key=ours,
         instances=ids[i[kept]],
         coords_um=None if centres is None else np.asarray(centres, dtype=np.float64)[rows[i[kept]]],
-        facts=facts | {"n_compared": int(kept.sum())} | terms.library,
+        matching=matching | {"n_compared": int(kept.sum())} | terms.library,
     )
 
 
@@ -208,7 +106,7 @@ def pair_bins(
     sizes_um: Sequence[float],
     target: str | None = None,
     coordinate_system: str = keys.UM,
-    said: set[str] | None = None,
+    warned: set[str] | None = None,
 ) -> Iterator[Pair]:
     """Put the locations of both sides into the same square bins, of one size after the other; none is matched to one.
 
@@ -218,12 +116,12 @@ def pair_bins(
     import pandas as pd
 
     need_sdata(sdata)
-    first = predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
-    second = measured_side(sdata, measured_key, coordinate_system=coordinate_system)
+    first = _predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
+    second = _measured_side(sdata, measured_key, coordinate_system=coordinate_system)
     first, second = _in_shared_region(first, second)
-    terms = _Terms.of(first, second, target=target, said=said)
+    terms = Terms.of(first, second, target=target, warned=warned)
     xy, counts = second.counted()
-    terms, counts = terms.on_library(counts, second, said=said)
+    terms, counts = terms.on_library(counts, second, warned=warned)
     spacing = first.spacing_um
     pooled = first.pooled(sizes_um, terms.genes, additive=terms.output_scale == "counts")
     for size, ours in zip(sizes_um, pooled, strict=True):
@@ -234,7 +132,7 @@ def pair_bins(
         if not kept.any():
             raise InputError(
                 f"No square bin of {size:g} um holds predicted and measured locations with counts: "
-                f"{_told(first, second)}; their boxes are {first.box_um} and {box_of(xy)} um (x0, y0, x1, y1)."
+                f"{_describe(first, second)}; their boxes are {first.box_um} and {box_of(xy)} um (x0, y0, x1, y1)."
             )
         if size < spacing * COARSE and np.isfinite(spacing):
             logger.warning(
@@ -242,7 +140,7 @@ def pair_bins(
                 "them are compared.",
                 *(size, spacing, predicted_key, kept.sum()),
             )
-        facts = {
+        matching = {
             "match": "bins",
             "regions": [first.region, second.region],
             "bin_um": float(size),
@@ -252,125 +150,39 @@ def pair_bins(
             "n_compared": int(kept.sum()),
         }
         if isinstance(second, TranscriptsSide):
-            facts["transcripts"] = second.found.facts
+            matching["transcripts"] = second.found.summary
         yield terms.pair(
             ours.values[i[kept]],
             sums[j[kept]],
             shapes_key=first.region,
             instances=pd.Index([f"x{x}y{y}" for x, y in ours.at[i[kept]].tolist()]),
             coords_um=(ours.at[i[kept]] + 0.5) * float(size),
-            facts=facts | ours.facts | terms.library,
+            matching=matching | ours.summary | terms.library,
         )
 
 
-def _measured(counts: Any, columns: NDArray[np.int64], *, target: str) -> dict[str, Any]:
-    """Return raw counts and the values that are scored; library sizes are over all measured genes."""
-    return {"counts": counts, "observed": targets.transform(counts[:, columns], targets.totals(counts), target=target)}
+def _predicted_side(sdata: SpatialData, key: str, *, coordinate_system: str) -> TableSide | RasterSide:
+    """Return the predicted table or raster of this name."""
+    if key in sdata.images:
+        return RasterSide(sdata, key, coordinate_system)
+    return _table_side(sdata, key, coordinate_system, name="predicted_key", other="images")
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """What is compared of two sides, and on which scale; nothing of their locations."""
+def _measured_side(sdata: SpatialData, key: str, *, coordinate_system: str) -> TableSide | TranscriptsSide:
+    """Return the table of raw counts, or the transcripts that count, of this name."""
+    if key in sdata.points:
+        return TranscriptsSide(key, read_transcripts(sdata, key, coordinate_system=coordinate_system))
+    return _table_side(sdata, key, coordinate_system, name="measured_key", other="points")
 
-    genes: pd.Index
-    columns: NDArray[np.int64]
-    measured: pd.Index
-    target: str
-    output_scale: str
-    per: int | None
-    facts: dict[str, Any] = field(default_factory=dict)
-    n_predicted: int = 0
-    library: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        first: TableSide | RasterSide,
-        second: TableSide | TranscriptsSide,
-        *,
-        target: str | None,
-        said: set[str] | None,
-    ) -> _Terms:
-        """Settle genes and scale; a prediction that was changed since is warned of."""
-        facts = first.provenance()
-        if isinstance(first, TableSide) and (told := changed_values(first.table, facts, what=f"table {first.key!r}")):
-            _warn(told, said)
-        scale, per = str(facts["output_scale"]), facts.get("per")
-        if target is None:  # a relative prediction has no scale of its own to measure on
-            target = scale if scale in targets.TARGETS and per is None else "log1p_cp10k"
-        one_of(target, targets.TARGETS, name="target")
-        genes = _genes(first, second)
-        second.check_counts()
-        if target == "log1p_cp10k" and len(second.genes) == 1:
-            raise InputError(
-                f"{second.key!r} measured a single gene, {second.genes[0]!r}: every location would have the same log1p "
-                "CP10k of it, for there is no other gene to be normalised by; compare raw counts with target='counts'."
-            )
-        columns = second.genes.get_indexer(genes)
-        return cls(genes, columns, second.genes, target, scale, per, facts, len(first.genes))
-
-    def on_library(
-        self, counts: Any, second: TableSide | TranscriptsSide, *, said: set[str] | None
-    ) -> tuple[_Terms, Any]:
-        """Return counts of the genes that library sizes are counted over, and where the compared genes are in them."""
-        if self.target != "log1p_cp10k" or (self.output_scale != self.target and self.per is None):
-            return self, counts  # library sizes have no part in it, or the prediction has no size
-        library = Library.parse(self.facts.get(LIBRARY))
-        what = f"{second.noun} {second.key!r}"
-        if library is None:
-            if len(self.genes) < FEW * self.n_predicted:
-                _warn(
-                    f"The {what} measured {len(self.genes)} of the {self.n_predicted} predicted genes, and the model "
-                    "does not state which genes its training libraries were counted over: if these were others, log1p "
-                    "CP10k is another scale on either side, and RMSE, MAE, R2 and intervals do not hold.",
-                    said,
-                )
-            return self, counts
-        found = overlap(library, second.genes, gene_sums(counts))
-        told = {LIBRARY: found.to_dict() | {"same": found.same or found.wider, "counted_over_shared": found.wider}}
-        if found.wider:
-            columns = np.union1d(shared_columns(library, second.genes), self.columns)
-            _warn(
-                f"The {what} measured genes that the model's training tables did not, with "
-                f"{1 - found.share_measured:.0%} of its counts; its library sizes are counted over the "
-                f"{len(columns)} shared ones, so that log1p CP10k is one scale.",
-                said,
-            )
-            position = np.searchsorted(columns, self.columns)
-            return replace(self, columns=position, measured=second.genes[columns], library=told), counts[:, columns]
-        if not found.same:
-            _warn(
-                f"The {what} and the model's training tables count library sizes over different genes: the "
-                f"{found.n_shared} that both have carry {found.share_model:.0%} of the training counts and "
-                f"{found.share_measured:.0%} of these, so log1p CP10k is not one scale and RMSE, MAE, R2 and "
-                "intervals do not hold (correlations of a gene change little); compare with a table of the same "
-                "genes, or train on slides of these.",
-                said,
-            )
-        return replace(self, library=told), counts
-
-    def pair(self, predicted: NDArray[np.float32], counts: Any, **where: Any) -> Pair:
-        """Return predicted values of `genes` beside the counts of all measured ones."""
-        return Pair(
-            genes=self.genes,
-            predicted=predicted,
-            **_measured(counts, self.columns, target=self.target),
-            columns=self.columns,
-            measured_genes=self.measured,
-            target=self.target,
-            output_scale=self.output_scale,
-            per=self.per,
-            **where,
+def _table_side(sdata: SpatialData, key: str, coordinate_system: str, *, name: str, other: str) -> TableSide:
+    if key not in sdata.tables:
+        raise InputError(
+            f"No table named {key!r} and no {other} (`{name}`); available: tables {listing(sdata.tables)}, "
+            f"{other} {listing(getattr(sdata, other))}."
         )
-
-
-def _warn(message: str, said: set[str] | None) -> None:
-    """Warn, once per call of those that pass what was said."""
-    if said is not None and message in said:
-        return
-    if said is not None:
-        said.add(message)
-    warn(message)
+    regions = table_regions(sdata.tables[key])
+    return TableSide(sdata, key, regions[0] if len(regions) == 1 else "", coordinate_system)
 
 
 def _tables(
@@ -387,8 +199,8 @@ def _tables(
             f"Points {measured_key!r} are single transcripts; sum them into squares with bin_um= of stpred.tl.compare, "
             "or into a region with stpred.pp.aggregate."
         )
-    first = predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
-    second = measured_side(sdata, measured_key, coordinate_system=coordinate_system)
+    first = _predicted_side(sdata, predicted_key, coordinate_system=coordinate_system)
+    second = _measured_side(sdata, measured_key, coordinate_system=coordinate_system)
     first, second = _in_shared_region(first, second)
     assert isinstance(first, TableSide)
     assert isinstance(second, TableSide)
@@ -405,7 +217,7 @@ def _in_shared_region(
     for side in (first, second):
         if isinstance(side, TableSide) and not table_regions(side.table):
             raise InputError(
-                f"{_told(first, second)}, so the locations of {side.key!r} are unknown; parse it with "
+                f"{_describe(first, second)}, so the locations of {side.key!r} are unknown; parse it with "
                 "spatialdata.models.TableModel and name its region."
             )
     if isinstance(first, TableSide) and isinstance(second, TableSide):
@@ -428,10 +240,10 @@ def _in_frame(side: Any) -> Any:
     return replace(side, region=region_in_frame(side.sdata, side.key, coordinate_system=side.coordinate_system))
 
 
-def _told(first: TableSide | RasterSide, second: TableSide | TranscriptsSide) -> str:
-    """Say what the two sides are, for a message."""
+def _describe(first: TableSide | RasterSide, second: TableSide | TranscriptsSide) -> str:
+    """Describe the two sides in a message."""
     noun = "" if first.noun == second.noun else f"{second.noun} "
-    return f"{first.noun.capitalize()} {first.told}, {noun}{second.told}"
+    return f"{first.noun.capitalize()} {first.description}, {noun}{second.description}"
 
 
 def _same_squares(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -481,8 +293,8 @@ def _same_place(
     if number >= SEVERAL:
         coarse, fine = (s.region for s in (sides if ours_coarser else sides[::-1]))
         raise InputError(
-            f"{_told(*sides)}, and these are not the same things: one of {coarse!r} holds {number:g} of {fine!r} (in "
-            f"the median); {help_}."
+            f"{_describe(*sides)}, and these are not the same things: one of {coarse!r} holds {number:g} of {fine!r} "
+            f"(in the median); {help_}."
         )
     if how == "overlap":
         i, j, value = match_overlap(ours, theirs, min_overlap=limit)
@@ -498,27 +310,9 @@ def _same_place(
         if x1 < u0 or u1 < x0 or y1 < v0 or v1 < y0:
             help_ = "they do not meet, so check the transformations"
         raise InputError(
-            f"{_told(*sides)}, and no location of the one {needed}: their boxes are {boxes[0]} and {boxes[1]} um (x0, "
-            f"y0, x1, y1); {help_}."
+            f"{_describe(*sides)}, and no location of the one {needed}: their boxes are {boxes[0]} and {boxes[1]} um "
+            f"(x0, y0, x1, y1); {help_}."
         )
     # Positions among the rows that have shapes are turned into positions among all rows of the region.
     found = [np.searchsorted(s.instances[0], s.shapes[0][picked]) for s, picked in zip(sides, (i, j), strict=True)]
     return found[0], found[1], value
-
-
-def _genes(first: TableSide | RasterSide, second: TableSide | TranscriptsSide) -> pd.Index:
-    """Return the predicted genes that were measured, in the model's order."""
-    if not second.genes.is_unique:
-        repeated = second.genes[second.genes.duplicated()].unique()
-        raise InputError(f"Gene names of {second.noun} {second.key!r} are not unique: {listing(repeated)}.")
-    genes = first.genes[first.genes.isin(second.genes)]
-    if len(genes) == 0:
-        hint = mismatch(list(first.genes), list(second.genes))
-        both = f"{first.noun.capitalize()} {first.key!r} and {second.noun} {second.key!r}"
-        if first.noun == second.noun:
-            both = f"Tables {first.key!r} and {second.key!r}"
-        raise InputError(
-            f"{both} share no gene: {listing(first.genes[:3])} against {listing(second.genes[:3])}"
-            f"{'; ' + hint if hint else ''}."
-        )
-    return genes

@@ -1,4 +1,4 @@
-"""What is said of one slide's prediction: scores of every gene, and what they are to be read against."""
+"""Scores of every gene of one slide's prediction, and the baselines and ceilings to read them against."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class SlideTable:
         The table as it is, or the rows of it that are of the slide.
     scale
         What its values are: ``"log1p_cp10k"``, ``"counts"``, ``"cp10k"`` or ``"relative"``.
-    facts
+    provenance
         What stpred wrote of a prediction; empty for measured counts.
     library
         Genes that library sizes of measured counts are over; None: all of the table.
@@ -57,7 +57,7 @@ class SlideTable:
     key: str
     table: AnnData
     scale: str
-    facts: dict[str, Any]
+    provenance: dict[str, Any]
     library: pd.Index | None = None
 
     @property
@@ -70,14 +70,14 @@ class SlideTable:
         return targets.totals(self.table.X if self.library is None else self.values(self.library))
 
     @property
-    def told(self) -> str:
-        """What it is, for messages."""
+    def description(self) -> str:
+        """Description in messages."""
         return f"Table {self.key!r} of {self.slide!r}"
 
     @property
     def measured(self) -> bool:
         """Whether these are raw counts of a measurement."""
-        return not self.facts
+        return not self.provenance
 
     def in_distribution(self) -> NDArray[np.bool_]:
         """(n,) locations that look like what the model was trained on; all, where the table does not say."""
@@ -150,11 +150,13 @@ def slide_table(
             )
         check_counts(table.X, what=f"counts of table {table_key!r} of {slide!r}")
         return SlideTable(slide, table_key, table, "counts", {})
-    facts = read_prediction(table, what=f"table {table_key!r} of {slide!r}")
-    if "output_scale" not in facts:
-        raise InputError(f"Table {table_key!r} of {slide!r} holds {facts.get('kind')}, neither expression nor counts.")
-    scale = str(facts["output_scale"])
-    return SlideTable(slide, table_key, table, "cp10k" if scale == "counts" and facts.get("per") else scale, facts)
+    provenance = read_prediction(table, what=f"table {table_key!r} of {slide!r}")
+    if "output_scale" not in provenance:
+        kind = provenance.get("kind")
+        raise InputError(f"Table {table_key!r} of {slide!r} holds {kind}, neither expression nor counts.")
+    scale = str(provenance["output_scale"])
+    scale = "cp10k" if scale == "counts" and provenance.get("per") else scale
+    return SlideTable(slide, table_key, table, scale, provenance)
 
 
 def slide_tables(
@@ -183,8 +185,8 @@ def slide_tables(
         if len(shared) == 0:
             hint = mismatch(list(genes), list(other.table.var_names))
             raise InputError(
-                f"{other.told} shares no gene with those before it: {listing(other.table.var_names[:3])} against "
-                f"{listing(genes[:3])}{'; ' + hint if hint else ''}."
+                f"{other.description} shares no gene with those before it: {listing(other.table.var_names[:3])} "
+                f"against {listing(genes[:3])}{'; ' + hint if hint else ''}."
             )
         genes = shared
     return _on_one_library(found, table_key), genes
@@ -213,7 +215,7 @@ def _on_one_library(sides: dict[str, SlideTable], table_key: str) -> dict[str, S
 
 def _warn_of_models(sides: dict[str, SlideTable], table_key: str) -> None:
     """Warn of predictions that are log1p CP10k over different genes."""
-    libraries = {s: Library.parse(side.facts.get(LIBRARY)) for s, side in sides.items()}
+    libraries = {s: Library.parse(side.provenance.get(LIBRARY)) for s, side in sides.items()}
     known = {s: found for s, found in libraries.items() if found is not None and sides[s].scale != "relative"}
     if len({found.genes for found in known.values()}) < 2:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.elements import affine_to, apply_affine
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -42,14 +43,51 @@ class Transcripts:
         (n,) int32 gene of each, as its position in `genes`.
     genes
         Sorted names, also of genes that lost all their transcripts to their quality.
-    facts
+    summary
         What was left out, JSON-able.
     """
 
     xy_um: NDArray[np.float64]
     codes: NDArray[np.int32]
     genes: list[str]
-    facts: dict[str, Any]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TranscriptsSide:
+    """Points of transcripts; a location is a transcript."""
+
+    key: str
+    found: Transcripts
+    noun: ClassVar[str] = "points"
+
+    @property
+    def genes(self) -> pd.Index:
+        """Its genes."""
+        import pandas as pd
+
+        return pd.Index(self.found.genes, dtype=object)
+
+    @property
+    def region(self) -> str:
+        """Name of the element."""
+        return self.key
+
+    @property
+    def description(self) -> str:
+        """Description in messages."""
+        return f"{self.key!r} hold {len(self.found.codes)} transcripts"
+
+    def check_counts(self) -> None:
+        """A transcript counts once."""
+
+    def counted(self) -> tuple[NDArray[np.float64], Any]:
+        """Return the (n, 2) positions in micrometres and the (n, all genes) sparse counts, a one in each row."""
+        from scipy.sparse import csr_matrix
+
+        n = len(self.found.codes)
+        ones = (np.ones(n, np.int32), self.found.codes, np.arange(n + 1))
+        return self.found.xy_um, csr_matrix(ones, shape=(n, len(self.found.genes)))
 
 
 def gene_column(points: Any) -> str | None:
@@ -110,7 +148,7 @@ def read_transcripts(
     if min_qv is not None and "qv" in extra:
         low = frame["qv"].to_numpy() < min_qv
     kept = ~(control | low)
-    facts = {
+    summary = {
         "n_transcripts": len(frame),
         "n_low_quality": int((low & ~control).sum()),
         "min_qv": min_qv if "qv" in extra else None,
@@ -119,14 +157,14 @@ def read_transcripts(
     }
     if not kept.any():
         raise InputError(
-            f"None of the {len(frame)} transcripts of {points_key!r} is left: {facts['n_controls']} are controls and "
-            f"{facts['n_low_quality']} have a quality below {min_qv}."
+            f"None of the {len(frame)} transcripts of {points_key!r} is left: {summary['n_controls']} are controls and "
+            f"{summary['n_low_quality']} have a quality below {min_qv}."
         )
     # A gene that lost all its transcripts keeps its column, a control does not.
     genes = sorted(n for n, out in zip(names, is_control, strict=True) if not out)
     column = pd.Index(genes).get_indexer(names)[codes[kept]].astype(np.int32)
     xy = apply_affine(affine, frame[["x", "y"]].to_numpy(dtype=np.float64)[kept]) + NUDGE_UM
-    return Transcripts(xy, column, genes, facts)
+    return Transcripts(xy, column, genes, summary)
 
 
 def _named(column: Any) -> tuple[list[str], NDArray[np.int64]]:

@@ -9,12 +9,16 @@ import numpy as np
 
 from stpred import metrics
 from stpred._core.checks import InputError, listing
+from stpred._core.library import LIBRARY
+from stpred._core.tables import read_provenance
 from stpred._core.targets import TARGETS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stpred.comparison.terms import Pair
     from stpred.models import Model
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -139,6 +143,37 @@ def bounds(
     stable = as_stable(predicted, output_scale)
     low, high = (np.maximum(stable + offsets[:, 2 * at + side], 0) for side in (0, 1))
     return (np.square(low), np.square(high)) if output_scale == "counts" else (low, high)
+
+
+def interval_coverage(both: Pair, table: AnnData, predicted_key: str) -> pd.DataFrame:
+    """Return the coverage of each gene's intervals at each level, as :func:`stpred.tl.coverage` does.
+
+    `both`: values of the predicted `table` beside measured ones.
+    """
+    import pandas as pd
+
+    provenance = read_provenance(table, what=f"table {predicted_key!r}")
+    if OFFSETS not in table.varm or "intervals" not in provenance:
+        raise InputError(
+            f"Table {predicted_key!r} has no intervals; calibrate its model with stpred.tl.conformal and predict again."
+        )
+    offsets = np.asarray(table.varm[OFFSETS])[table.var_names.get_indexer(both.genes)]
+    parts = []
+    for at, interval in enumerate(provenance["intervals"]["levels"]):
+        low, high = bounds(both.predicted, offsets, at, output_scale=both.output_scale)
+        coverage = metrics.coverage(both.observed, low, high)
+        frame = {
+            "gene": both.genes,
+            "level": interval["level"],
+            "coverage": coverage,
+            "n_locations": len(both.observed),
+        }
+        parts.append(pd.DataFrame(frame))
+    result = pd.concat(parts, ignore_index=True)
+    if both.same_library is False:
+        result["same_library"] = False
+    result.attrs["library"] = both.matching.get(LIBRARY, {})
+    return result
 
 
 def _rounded(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.targets import standardised
-from stpred.comparison.pairing import Pair, pair
+from stpred.comparison.pairing import pair
 from stpred.pl._canvas import Canvas, color_limits, unit_of
 from stpred.pl._figure import array, finish, plain
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from stpred.comparison.terms import Pair
 
 ERROR_COLORS = "RdBu_r"
 

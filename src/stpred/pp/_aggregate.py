@@ -385,7 +385,7 @@ def _transcripts(sdata: SpatialData, source_key: str, **how: Any) -> _Things:
 
     found = read_transcripts(sdata, source_key, **how)
     var = pd.DataFrame(index=pd.Index(found.genes, dtype=object))
-    return _Things(found.xy_um, pd.Categorical.from_codes(found.codes, found.genes), var, found.facts)
+    return _Things(found.xy_um, pd.Categorical.from_codes(found.codes, found.genes), var, found.summary)
 
 
 def _region(sdata: SpatialData, source_key: str, *, coordinate_system: str) -> str:

@@ -348,11 +348,11 @@ def test_results_of_a_raster_have_no_table_to_go_to(slide: SpatialData) -> None:
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        (None, r"'odd' was not predicted by stpred: sdata.attrs\['stpred'\] has no facts"),
-        ("{", "facts of image 'odd' were changed since"),
-        ({"kind": "prediction"}, "is no JSON string of facts"),
+        (None, r"'odd' was not predicted by stpred: sdata.attrs\['stpred'\] has no provenance"),
+        ("{", "provenance of image 'odd' was changed since"),
+        ({"kind": "prediction"}, "is not the JSON string of a dictionary"),
         ('{"kind": "features"}', "Image 'odd' holds features, not predictions"),
-        ('{"kind": "prediction"}', "'odd' does not say on which scale"),
+        ('{"kind": "prediction"}', "'odd' does not state the scale"),
     ],
 )
 def test_an_image_without_facts_is_refused(slide: SpatialData, prediction: np.ndarray, facts: Any, said: str) -> None:

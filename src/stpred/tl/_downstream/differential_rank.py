@@ -113,7 +113,7 @@ def differential_rank(
             kept &= side.in_distribution()
         if kept.sum() < 2 * n_top:
             raise InputError(
-                f"{side.told} has {int(kept.sum())} locations with a risk and expression to go by (of "
+                f"{side.description} has {int(kept.sum())} locations with a risk and expression to go by (of "
                 f"{side.table.n_obs}), and `n_top`={n_top} at either end needs {2 * n_top}."
             )
         if np.ptp(given[kept]) == 0:

@@ -11,11 +11,13 @@ from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.elements import centroids, key_in_frame, need_sdata
 from stpred._core.geometry import placed
-from stpred.comparison.pairing import Pair, pair, pair_bins
+from stpred.comparison.pairing import pair, pair_bins
 from stpred.comparison.scoring import Measured, context, scores
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from stpred.comparison.terms import Pair
 
 CELL = "cell"
 
@@ -174,7 +176,7 @@ def compare(
     for name, both in _levels(sdata, predicted_key, measured_key, **asked):
         # A level is scored and let go before the next one is made.
         parts[name] = _scores(both, sdata.tables[predicted_key].var if predicted_key in sdata.tables else None)
-        matching[name] = both.facts
+        matching[name] = both.matching
     if write:
         var = sdata.tables[predicted_key].var
         for name, found in parts.items():
@@ -209,7 +211,7 @@ def _levels(
     coordinate_system: str,
 ) -> Iterator[tuple[str, Pair]]:
     """Yield the name and the values of each level."""
-    settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system, "said": set()}
+    settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system, "warned": set()}
     if resolution is not None or neighbours or not edges:
         single = pair(sdata, predicted_key, measured_key, **how, **settled)
         if resolution is not None or not (neighbours or edges):
@@ -270,7 +272,7 @@ def _neighbourhoods(both: Pair, sdata: SpatialData, k: int, coordinate_system: s
         else links.from_labels(np.arange(len(xy)), len(xy))
     )
     pooled = both.pooled(near.to_csr(len(xy)).astype(np.int64))
-    pooled.facts["k_neighbors"] = k
+    pooled.matching["k_neighbors"] = k
     return pooled
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stpred.comparison.pairing import Pair
+    from stpred.comparison.terms import Pair
 
 logger = logging.getLogger("stpred")
 
@@ -114,7 +114,7 @@ def within_regions(
         "left_out": {str(k): int(v) for k, v in sizes[sizes < least].items()},
         "unnamed": unnamed,
         "target": both.target,
-        "matching": both.facts,
+        "matching": both.matching,
     }
     if result.attrs["left_out"]:
         logger.info("Regions with under %d locations are left out: %s.", least, result.attrs["left_out"])

@@ -108,7 +108,7 @@ def pseudobulk(
         "comparable": "within genes only" if scale == "relative" else "within and between genes",
         "average": {"counts": "sum", "relative": "mean", "cp10k": "log1p(mean)"}.get(scale, "log1p(mean(expm1))"),
         "in_distribution_only": in_distribution_only,
-        "models": {name: side.facts.get("model_id") for name, side in sides.items()},
+        "models": {name: side.provenance.get("model_id") for name, side in sides.items()},
         "genes_left_out": {name: side.table.n_vars - len(genes) for name, side in sides.items()},
         "versions": tables.package_versions(),
     }

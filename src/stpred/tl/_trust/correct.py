@@ -7,7 +7,7 @@ import numpy as np
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, table_instances, with_region
-from stpred.comparison.pairing import Pair, pair
+from stpred.comparison.pairing import pair
 from stpred.inference.intervals import HIGH, LOW, OFFSETS
 from stpred.inference.unseen import facts_in_frame
 from stpred.tl._trust.gamma_poisson import posterior, recalibration
@@ -15,6 +15,8 @@ from stpred.tl._trust.gamma_poisson import posterior, recalibration
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stpred.comparison.terms import Pair
 
 KIND = "correction"
 
@@ -182,10 +184,10 @@ def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: t
         "model_id": facts.get("model_id"),
         "image": facts.get("image"),
         "common_slope": line.common,
-        "matching": both.facts,
+        "matching": both.matching,
         "n_genes": {"measured_and_predicted": len(columns), "predicted": table.n_vars, "measured": measured[1]},
         "n_filled_locations": int((~result.obs["measured"]).sum()),
         "versions": tables.package_versions(),
     }
-    tables.write_provenance(result, provenance | both.library_facts(facts))
+    tables.write_provenance(result, provenance | both.library(facts))
     return result

@@ -2,19 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from stpred import metrics
 from stpred._core import keys
-from stpred._core.checks import InputError
-from stpred._core.library import LIBRARY
-from stpred._core.tables import read_provenance
-from stpred.comparison.pairing import Pair, pair
-from stpred.inference.intervals import OFFSETS, bounds
+from stpred.comparison.pairing import pair
+from stpred.inference.intervals import interval_coverage
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 
@@ -57,32 +51,4 @@ def coverage(
     [0.5, 0.8, 0.9, 0.95]
     """
     both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
-    return covered(both, sdata.tables[predicted_key], predicted_key)
-
-
-def covered(both: Pair, table: AnnData, predicted_key: str) -> pd.DataFrame:
-    """Return the same of a table and what it was paired with."""
-    facts = read_provenance(table, what=f"table {predicted_key!r}")
-    if OFFSETS not in table.varm or "intervals" not in facts:
-        raise InputError(
-            f"Table {predicted_key!r} has no intervals; calibrate its model with stpred.tl.conformal and predict again."
-        )
-    offsets = np.asarray(table.varm[OFFSETS])[table.var_names.get_indexer(both.genes)]
-    parts = []
-    for at, told in enumerate(facts["intervals"]["levels"]):
-        low, high = bounds(both.predicted, offsets, at, output_scale=both.output_scale)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "gene": both.genes,
-                    "level": told["level"],
-                    "coverage": metrics.coverage(both.observed, low, high),
-                    "n_locations": len(both.observed),
-                }
-            )
-        )
-    result = pd.concat(parts, ignore_index=True)
-    if both.same_library is False:
-        result["same_library"] = False
-    result.attrs["library"] = both.facts.get(LIBRARY, {})
-    return result
+    return interval_coverage(both, sdata.tables[predicted_key], predicted_key)

@@ -136,8 +136,8 @@ def recalibrate(
         "n_locations": len(rows),
         "n_genes": int(np.isfinite(slope).sum()),
     }
-    if LIBRARY in both.facts:
-        told[LIBRARY] = both.facts[LIBRARY]
+    if LIBRARY in both.matching:
+        told[LIBRARY] = both.matching[LIBRARY]
     var = table.var.drop(columns=[LOW, HIGH], errors="ignore").assign(**{SLOPE: slope, OFFSET: offset})
     obs = table.obs.iloc[at]
     result = tables.build_table(
@@ -147,7 +147,7 @@ def recalibrate(
         var=var[kept],
         spatial_um=np.asarray(table.obsm[keys.SPATIAL])[at],
         obs={k: obs[k].to_numpy() for k in (keys.OOD_SCORE, keys.IN_DISTRIBUTION) if k in obs},
-        provenance=facts | {"output_scale": both.target, "per": None, "recalibrated": told} | both.library_facts(facts),
+        provenance=facts | {"output_scale": both.target, "per": None, "recalibrated": told} | both.library(facts),
     )
     if not inplace:
         return result
