@@ -116,6 +116,46 @@ class MISO:
         ours, theirs = alternating(self.step, self.naive_step)
         return ours / theirs
 
+    def track_folded_over_plain(self) -> float:
+        """Prediction with layer norm and linear maps multiplied out, over each of them applied in turn."""
+        from stpred.models import miso
+
+        def plain() -> None:
+            import torch
+
+            with torch.inference_mode():
+                self.model.eval()(self.sample)
+
+        worth, miso._WORTH_FOLDING = miso._WORTH_FOLDING, 2**62
+        try:
+            folded, unfolded = alternating(self.forward, plain)
+        finally:
+            miso._WORTH_FOLDING = worth
+        return folded / unfolded
+
+    def track_compiled_attention_over_pytorch(self) -> float:
+        """Attention and its gradients by the compiled kernels, over PyTorch's in blocks."""
+        import torch
+
+        from stpred.models.parts import attention
+
+        generator = torch.Generator().manual_seed(0)
+        inner, n_heads = self.model.config.inner, self.model.config.n_heads
+        tables = [torch.randn(N_LOCATIONS, inner, generator=generator, requires_grad=True) for _ in range(3)]
+
+        def attend() -> None:
+            attention.local_attention(*tables, self.rows, n_heads=n_heads).sum().backward()
+
+        def by_pytorch() -> None:
+            is_compiled, attention._is_compiled = attention._is_compiled, lambda _: False
+            try:
+                attend()
+            finally:
+                attention._is_compiled = is_compiled
+
+        compiled, blocks = alternating(attend, by_pytorch)
+        return compiled / blocks
+
     def track_forward_seconds(self) -> float:
         return alternating(self.forward, repeats=2)[0]
 
@@ -228,6 +268,7 @@ def _unit(unit: str, *methods: Callable[..., float]) -> None:
 
 _unit("ratio", MISO.track_forward_over_naive, MISO.track_step_over_naive, MISO.track_forward_memory_over_naive)
 _unit("ratio", MISO.track_step_memory_over_naive, MISO.track_cost_of_a_location_at_50000_over_5000)
+_unit("ratio", MISO.track_folded_over_plain, MISO.track_compiled_attention_over_pytorch)
 _unit("ratio", DeepSpot.track_prediction_over_naive, DeepSpot.track_step_over_naive)
 _unit("ratio", DeepSpot.track_step_memory_over_naive)
 _unit("s", MISO.track_forward_seconds, MISO.track_step_seconds)

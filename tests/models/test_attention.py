@@ -25,7 +25,7 @@ def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send `local_attention` one way, with blocks of a few targets and threads even for little work."""
     monkeypatch.setattr(attention, "_is_compiled", lambda _: path == "compiled")
     monkeypatch.setattr(attention, "_BLOCK", {"cpu": 200})
-    monkeypatch.setattr(attention, "_FEW", 0)
+    monkeypatch.setattr(attention, "_MIN_THREADED", 0)
 
 
 def case(

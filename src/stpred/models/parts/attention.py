@@ -22,8 +22,8 @@ from stpred._core.checks import InputError, whole
 
 # Entries of one gathered block in the PyTorch path: what a CPU's cache holds; a GPU needs more to be busy.
 _BLOCK = {"cpu": 2**18, "other": 2**23}
-# Multiplications below which starting threads takes longer than the work.
-_FEW = 2**20
+# Multiplications from which threads are worth starting.
+_MIN_THREADED = 2**20
 
 
 def local_attention(query: Tensor, key: Tensor, value: Tensor, neighbors: Tensor, *, n_heads: int) -> Tensor:
@@ -78,7 +78,7 @@ class _LocalAttention(torch.autograd.Function):
         exact = torch.promote_types(query.dtype, torch.float32)
         out, log_sums = query.new_zeros(query.shape), query.new_zeros((len(query), n_heads), dtype=exact)
         if _is_compiled(query):  # threads share the targets
-            _share(_kernels(query.shape[1] // n_heads)[0], inputs, (out, log_sums), n=len(query))
+            _in_threads(_forward_kernel(query.shape[1] // n_heads), inputs, (out, log_sums), n=len(query))
         else:
             _forward_in_blocks(inputs, (out, log_sums))
         ctx.save_for_backward(*inputs, log_sums)
@@ -92,7 +92,7 @@ class _LocalAttention(torch.autograd.Function):
         # Many small terms meet in one row, so half precision is kept for the result.
         found = tuple(x.new_zeros(x.shape, dtype=log_sums.dtype) for x in inputs[:3])
         if _is_compiled(query):  # threads share the heads, so that none writes where another does
-            _share(_kernels(query.shape[1] // log_sums.shape[1])[1], inputs, found, n=log_sums.shape[1])
+            _in_threads(_backward_kernel(query.shape[1] // log_sums.shape[1]), inputs, found, n=log_sums.shape[1])
         else:
             _backward_in_blocks(inputs, found)
         return *(x.to(query.dtype) for x in found), None, None
@@ -154,10 +154,10 @@ def _scores(q: Tensor, k: Tensor, near: Tensor) -> Tensor:
     return scores.masked_fill_((near < 0)[..., None], -math.inf)
 
 
-def _share(kernel: Callable[..., None], inputs: tuple[Tensor, ...], found: tuple[Tensor, ...], *, n: int) -> None:
+def _in_threads(kernel: Callable[..., None], inputs: tuple[Tensor, ...], found: tuple[Tensor, ...], *, n: int) -> None:
     """Call ``kernel(inputs, found, start, stop)`` for parts of ``range(n)`` in as many threads as PyTorch would use."""
     arrays = (tuple(x.detach().contiguous().numpy() for x in inputs), tuple(x.numpy() for x in found))
-    threads = min(n, torch.get_num_threads()) if inputs[3].numel() * inputs[0].shape[1] > _FEW else 1
+    threads = min(n, torch.get_num_threads()) if inputs[3].numel() * inputs[0].shape[1] > _MIN_THREADED else 1
     if threads == 1:
         kernel(*arrays, 0, n)
         return
@@ -167,12 +167,8 @@ def _share(kernel: Callable[..., None], inputs: tuple[Tensor, ...], found: tuple
 
 
 @cache
-def _kernels(width: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the forward and the backward kernel for heads of one width; with it fixed they are twice as fast."""
-    import numba
-
-    # Sums may be taken in any order, or they would not be vectorised. Infinities and NaN keep their meaning.
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+def _forward_kernel(width: int) -> Callable[..., None]:
+    """Return the compiled forward pass for heads of one width; with it fixed the kernel is twice as fast."""
 
     def forward(inputs: Any, found: Any, start: int, stop: int) -> None:
         query, key, value, neighbors = inputs
@@ -207,6 +203,13 @@ def _kernels(width: int) -> tuple[Callable[..., None], Callable[..., None]]:
                 if total[h] > 0:
                     for x in range(h * width, h * width + width):
                         o[x] /= total[h]
+
+    return _compiled(forward)
+
+
+@cache
+def _backward_kernel(width: int) -> Callable[..., None]:
+    """Return the compiled backward pass for heads of one width."""
 
     def backward(inputs: Any, found: Any, start: int, stop: int) -> None:
         query, key, value, neighbors, log_sums, gradient = inputs
@@ -243,7 +246,15 @@ def _kernels(width: int) -> tuple[Callable[..., None], Callable[..., None]]:
                             d_q[x] += d_score * k[x]
                             d_k[x] += d_score * q[x]
 
+    return _compiled(backward)
+
+
+def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
+    import numba
+
+    # Sums may be taken in any order, or they would not be vectorised. Infinities and NaN keep their meaning.
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     try:
-        return numba.njit(cache=True, **options)(forward), numba.njit(cache=True, **options)(backward)
-    except RuntimeError:  # nowhere to keep them
-        return numba.njit(**options)(forward), numba.njit(**options)(backward)
+        return numba.njit(cache=True, **options)(kernel)
+    except RuntimeError:  # nowhere to keep it
+        return numba.njit(**options)(kernel)
