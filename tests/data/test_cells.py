@@ -141,7 +141,7 @@ def test_many_cells_are_predicted_in_blocks_to_the_same_values(
         Needs(cells=True, n_neighbors=3),
     ):
         ((_, once),) = data.reader_for(region, encoder, needs).blocks()
-        monkeypatch.setattr("stpred.data._cells.CELL_BYTES", 50 * encoder.card.width * 4)
+        monkeypatch.setattr("stpred.data._readers.cells.CELL_BYTES", 50 * encoder.card.width * 4)
         seen = []
         for rows, batch in data.reader_for(region, encoder, needs).blocks():
             np.testing.assert_array_equal(batch.features[batch.cells.indices], once.features[once.cells.indices][rows])

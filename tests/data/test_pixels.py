@@ -10,8 +10,8 @@ import shapely
 from numpy.typing import NDArray
 
 from stpred import InputError, TileSpec
-from stpred.data._canvas import RANGE, Canvas
-from stpred.data._pixels import PixelReader, SlidePixelGrid
+from stpred.data._readers.canvas import RANGE, Canvas
+from stpred.data._readers.pixels import PixelReader, SlidePixelGrid
 from stpred.data._regions import Region, read_region
 from stpred.datasets._subtypes import toy_subtypes
 from stpred.models.parts.pixel_grid import Coverage, Window

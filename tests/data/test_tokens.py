@@ -17,8 +17,8 @@ from spatialdata import SpatialData
 import stpred as st
 from stpred import InputError, data
 from stpred._core.places import Place
-from stpred.data._footprints import TokenGrid, footprints
-from stpred.data._tokens import token_batch
+from stpred.data._readers.footprints import TokenGrid, footprints
+from stpred.data._readers.tokens import token_batch
 from stpred.encoders import EncoderCard
 from stpred.models import Batch, Needs, Student
 from stpred.regions import Lattice, squares
@@ -327,7 +327,7 @@ def test_a_location_does_not_depend_on_who_else_is_asked(
     np.testing.assert_allclose(seen(part), once[rows], rtol=1e-5)
     (alone,) = seen(token_batch(region.take(rows[:1]), encoder, TOKENS, stride_um=16.0))
     np.testing.assert_allclose(alone, once[rows[0]], rtol=1e-5)
-    monkeypatch.setattr("stpred.data._tokens._TILES", 3)
+    monkeypatch.setattr("stpred.data._readers.tokens._TILES", 3)
     np.testing.assert_allclose(seen(token_batch(region, encoder, TOKENS, stride_um=16.0)), once, rtol=1e-5)
 
 
@@ -340,8 +340,8 @@ def test_blocks_of_prediction_change_nothing(
     ((rows, whole),) = data.reader_for(region, encoder, TOKENS, stride_um=8.0).blocks()
     once = np.empty((len(rows), 3))
     once[rows] = seen(whole)
-    monkeypatch.setattr("stpred.data._tokens.BLOCK_BYTES", 1)  # blocks of a tile
-    monkeypatch.setattr("stpred.data._tokens._TILES", 5)
+    monkeypatch.setattr("stpred.data._readers.tokens.BLOCK_BYTES", 1)  # blocks of a tile
+    monkeypatch.setattr("stpred.data._readers.tokens._TILES", 5)
     found, number = np.full((len(rows), 3), np.nan), 0
     for rows, batch in data.reader_for(region, encoder, TOKENS, stride_um=8.0).blocks():
         assert np.isnan(found[rows]).all()  # nothing comes twice

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred import InputError
-from stpred.data._canvas import Canvas
-from stpred.data._pixels import SlidePixelGrid
+from stpred.data._readers.canvas import Canvas
+from stpred.data._readers.pixels import SlidePixelGrid
 from stpred.models import Batch, XFuse
 from stpred.models.parts.pixel_grid import Window
 from stpred.models.xfuse import config, likelihood, readout

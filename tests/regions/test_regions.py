@@ -129,7 +129,7 @@ def test_an_unsure_outline_is_said() -> None:
 
 
 def test_value_range_of_a_slide_leaves_fill_out() -> None:
-    from stpred.data._canvas import Canvas
+    from stpred.data._readers.canvas import Canvas
     from stpred.tiles import Level, Pyramid
 
     pixels = np.asarray(st.datasets.toy(size_um=(400, 400), n_genes=5)["he"]["scale0"].image.data)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stpred.data._canvas import Canvas
-from stpred.data._pixels import SlidePixelGrid
+from stpred.data._readers.canvas import Canvas
+from stpred.data._readers.pixels import SlidePixelGrid
 from stpred.models import Batch
 from stpred.models.parts.pixel_grid import View, Window
 from stpred.models.xfuse.sample import PatchSample

@@ -14,15 +14,15 @@ from stpred.data._folds import (
     far_from,
     refuse_copies,
 )
-from stpred.data._footprints import median_width_um
 from stpred.data._library import SharedLibrary, library_of, on_library, shared_library
-from stpred.data._pixels import PixelReader
-from stpred.data._reader import Context, Reader, Targets
-from stpred.data._readers import reader_for
+from stpred.data._readers.choose import reader_for
+from stpred.data._readers.footprints import median_width_um
+from stpred.data._readers.pixels import PixelReader
+from stpred.data._readers.reader import Context, Reader, Targets
+from stpred.data._readers.surroundings import reach_um
+from stpred.data._readers.tiles import with_needs, with_parts
+from stpred.data._readers.tokens import TokenReader, masked_tokens
 from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
-from stpred.data._surroundings import reach_um
-from stpred.data._tiles import with_needs, with_parts
-from stpred.data._tokens import TokenReader, masked_tokens
 
 __all__ = [
     "BLOCK_FOLDS",

@@ -33,11 +33,13 @@ def donors(cohort: dict[str, SpatialData]) -> dict[str, str]:
 def test_several_models_share_features_and_say_what_they_saw(
     cohort: dict[str, SpatialData], donors: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stpred.data import _tiles
+    from stpred.data._readers import tiles
 
     calls: list[int] = []
-    original = _tiles.embed
-    monkeypatch.setattr(_tiles, "embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
+    original = tiles.embed
+    monkeypatch.setattr(
+        "stpred.data._readers.tiles.embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1]
+    )
     both = ("log1p_cp10k", "counts")
     scores = st.tl.cross_validate(cohort, {**SMALL, "ridge": "ridge"}, groups=donors, scored_on=both, **HOW)
     assert len(calls) == 3  # once per slide, whatever the models

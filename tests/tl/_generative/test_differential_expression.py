@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import stpred as st
 from stpred import InputError, data, encoders
 from stpred._core.places import Place
-from stpred.data import _pixels
+from stpred.data._readers import pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
 from stpred.models.xfuse.readout import Readout, read_out
@@ -63,7 +63,7 @@ class Known(XFuse):
 
 def known(kind: type[Known] = Known, *, spread: float = 0.05, **more: Any) -> Known:
     config = XFuse.Config(depth=2, width=4, metagenes=2, max_metagenes=2, epochs=1, **more)
-    model = kind(config, n_features=_pixels.DESCRIBED, n_genes=len(GENES))
+    model = kind(config, n_features=pixels.DESCRIBED, n_genes=len(GENES))
     card = encoders.get("pixels", tile=TILE).card
     model.record = Record("known", GENES, encoder=card.to_dict(), tile=asdict(TILE), target="counts")
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_covariates_change_the_background_unless_left_out(slide: SpatialData) ->
 def test_classes_are_as_the_polygons_around_them(
     slide: SpatialData, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(_pixels, "MAX_TARGETS", at_once)
+    monkeypatch.setattr("stpred.data._readers.pixels.MAX_TARGETS", at_once)
     model = known()
     whole = differential_expression(slide, model, "halves", n_samples=5)
     parts = differential_expression(slide, model, "squares", by="side", n_samples=5)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import stpred as st
 from stpred import InputError, encoders
 from stpred._core.elements import scale0
-from stpred.data import _pixels
+from stpred.data._readers import pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
 from stpred.models.xfuse.readout import Reading, Readout
@@ -60,7 +60,7 @@ class Known(XFuse):
 def model() -> Known:
     """A model that uses metagenes 0, 2 and 3 of four."""
     config = XFuse.Config(depth=2, width=4, metagenes=4, max_metagenes=4, epochs=1)
-    model = Known(config, n_features=_pixels.DESCRIBED, n_genes=len(GENES))
+    model = Known(config, n_features=pixels.DESCRIBED, n_genes=len(GENES))
     card = encoders.get("pixels", tile=TILE).card
     model.record = Record("known", GENES, encoder=card.to_dict(), tile=asdict(TILE), target="counts")
     model.active[1] = False
@@ -117,7 +117,7 @@ def test_table_tells_shares_scale_and_profiles(slide: SpatialData, model: Known)
 def test_kernel_and_parts(slide: SpatialData, model: Known, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """Whatever is read at a time, and in whichever order, a square's values stay."""
     whole = metagenes(slide, model, shapes_key="squares", inplace=False)
-    monkeypatch.setattr(_pixels, "MAX_TARGETS", at_once)
+    monkeypatch.setattr("stpred.data._readers.pixels.MAX_TARGETS", at_once)
     slide.shapes["turned"] = slide.shapes["squares"].iloc[::-1]
     parts = metagenes(slide, model, shapes_key="turned", inplace=False)
     assert list(slide.tables) == []

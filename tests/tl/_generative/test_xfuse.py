@@ -332,13 +332,13 @@ def test_no_signal_is_found_where_there_is_none() -> None:
 def test_pale_tissue_among_spots_is_not_taken_for_the_empty_slide(
     slides: dict[str, SpatialData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stpred.data import _canvas
-    from stpred.data._pixels import SlidePixelGrid
+    from stpred.data._readers import canvas
+    from stpred.data._readers.pixels import SlidePixelGrid
     from stpred.data._regions import read_region
 
     region = read_region(slides["s0"], Place(shapes_key="spots"))
-    nothing = _canvas.TissueMask(np.zeros((8, 8), dtype=bool), np.zeros(2))  # as if all of it looked like glass
-    monkeypatch.setattr(_canvas.TissueMask, "of", lambda pyramid: nothing)
+    nothing = canvas.TissueMask(np.zeros((8, 8), dtype=bool), np.zeros(2))  # as if all of it looked like glass
+    monkeypatch.setattr(canvas.TissueMask, "of", lambda pyramid: nothing)
     scene = SlidePixelGrid.of(region, TILE)
     view = scene.view(np.array([[16.0, 0, 150], [0, 16.0, 150]]), (24, 24))
     assert not scene.canvas.tissue(region.coords_um).any()

@@ -69,7 +69,6 @@ PIXELS = st.models.STNet.Config(
 def test_pixels_stream_through_in_blocks(
     cohort: dict[str, SpatialData], unseen: SpatialData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from stpred.data import _tiles
 
     train = {s: cohort[s] for s in list(cohort)[:2]}
     model = st.tl.train(train, PIXELS, genes=st.GeneRule("mean", n=6), shapes_key="spots", tile=TILE)
@@ -80,7 +79,7 @@ def test_pixels_stream_through_in_blocks(
     unseen.shapes["some"] = unseen.shapes["cells"].iloc[::6]
     model = st.tl.train(train, replace(PIXELS, normalize="slide"), genes=["EPCAM"], shapes_key="spots", tile=TILE)
     whole = st.tl.predict(unseen, model, shapes_key="some", inplace=False)
-    monkeypatch.setattr(_tiles, "PIXEL_BLOCK", 70)
+    monkeypatch.setattr("stpred.data._readers.tiles.PIXEL_BLOCK", 70)
     blocks = st.tl.predict(unseen, model, shapes_key="some", inplace=False)
     np.testing.assert_allclose(blocks.X, whole.X, rtol=1e-4, atol=1e-5)
     assert blocks.obs["in_distribution"].mean() > 0.5

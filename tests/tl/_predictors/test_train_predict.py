@@ -157,7 +157,7 @@ def test_locations_off_the_image_are_left_out_and_counted(ridge: Model, unseen: 
 def test_stored_features_are_reused_and_never_when_stale(
     ridge: Model, unseen: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stpred.data import _tiles as data
+    from stpred.data._readers import tiles as data
 
     st.pp.features(unseen, "morphology", shapes_key="spots")
     want = st.tl.predict(unseen, ridge, inplace=False)

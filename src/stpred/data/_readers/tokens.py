@@ -19,10 +19,10 @@ from stpred import links
 from stpred._core.checks import InputError
 from stpred._core.geometry import square_bins
 from stpred.data._features import embed_dense
-from stpred.data._footprints import TokenGrid, distinct, footprints, median_width_um
-from stpred.data._reader import Context, check_resolution, evenly
+from stpred.data._readers.footprints import TokenGrid, distinct, footprints, median_width_um
+from stpred.data._readers.reader import Context, check_resolution, evenly
+from stpred.data._readers.surroundings import home_region
 from stpred.data._regions import Region
-from stpred.data._surroundings import home_region
 from stpred.encoders.base import Encoder
 from stpred.encoders.tokens import with_tokens
 from stpred.models.batch import Batch, Needs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
-from stpred.models.batch import Batch
+from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice
 
 
@@ -63,6 +63,27 @@ class Reader(Protocol):
         `part`: other locations of the same slide instead of the region's own.
         """
         ...
+
+
+@dataclass(frozen=True)
+class PlainReader:
+    """A reader whose batches depend on a region, an encoder, what a model needs, and where it was trained."""
+
+    region: Region
+    encoder: Encoder
+    needs: Needs
+    context: Context
+
+    def __post_init__(self) -> None:
+        check_resolution(self.region, self.encoder)
+
+    def whole(self) -> Batch:
+        """Return all locations as one batch."""
+        return self.batch(self.region)
+
+    def batch(self, region: Region) -> Batch:
+        """Embed a region."""
+        raise NotImplementedError
 
 
 def check_resolution(region: Region, encoder: Encoder) -> None:

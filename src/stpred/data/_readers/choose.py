@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stpred._core.checks import InputError
-from stpred.data._cells import CellReader
-from stpred.data._pixels import PixelReader
-from stpred.data._reader import Context, Reader
-from stpred.data._tiles import TileReader
-from stpred.data._tokens import TokenReader
+from stpred.data._readers.cells import CellReader
+from stpred.data._readers.pixels import PixelReader
+from stpred.data._readers.reader import Context, Reader
+from stpred.data._readers.tiles import TileReader
+from stpred.data._readers.tokens import TokenReader
 
 if TYPE_CHECKING:
     from stpred.data._regions import Region
@@ -48,4 +48,4 @@ def reader_for(
         raise InputError("`stride_um` is for models of tokens (patches of tiles), such as 'student'.")
     if needs.pixel_grid:
         return PixelReader.of(region, encoder)
-    return (CellReader if needs.cells else TileReader).of(region, encoder, needs, context)
+    return (CellReader if needs.cells else TileReader)(region, encoder, needs, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from stpred import links
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
-from stpred.data._footprints import median_width_um
-from stpred.data._reader import Context, check_resolution
+from stpred.data._readers.footprints import median_width_um
+from stpred.data._readers.reader import PlainReader
+from stpred.data._readers.surroundings import link, neighbors, surroundings
 from stpred.data._regions import Region
-from stpred.data._surroundings import link, neighbors, surroundings
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch, Needs
 from stpred.regions import tissue_colour
@@ -26,43 +26,28 @@ PIXEL_BLOCK = 1024
 """Locations whose pixels are in memory at a time in prediction."""
 
 
-@dataclass(frozen=True)
-class TileReader:
+class TileReader(PlainReader):
     """Embeds the tile of each location, and those that its context needs, once each."""
-
-    region: Region
-    encoder: Encoder
-    needs: Needs
-    context: Context
-
-    @classmethod
-    def of(cls, region: Region, encoder: Encoder, needs: Needs, context: Context) -> TileReader:
-        """Check the resolution of the slide."""
-        check_resolution(region, encoder)
-        return cls(region, encoder, needs, context)
-
-    def whole(self) -> Batch:
-        """Return all locations as one batch."""
-        return self._batch(self.region)
 
     def blocks(self, part: Region | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """Yield rows and their batch: all at once, or in blocks where features are the pixels themselves."""
         region = self.region if part is None else part
         n = len(region.coords_um)
         if getattr(self.encoder, "dtype", np.float32) != np.uint8 or n <= PIXEL_BLOCK:
-            yield np.arange(n), self._batch(region)
+            yield np.arange(n), self.batch(region)
             return
         # From top to bottom, as the image is stored, so that hardly any chunk is decoded twice.
         strip_um = 4 * self.encoder.card.tile.size_um
         order = np.lexsort((region.coords_um[:, 0], np.floor(region.coords_um[:, 1] / strip_um)))
         for rows in np.array_split(order, -(-n // PIXEL_BLOCK)):
-            yield rows, self._batch(region.take(rows))
+            yield rows, self.batch(region.take(rows))
 
     @cached_property
     def _colour(self) -> NDArray[np.float32] | None:
         return tissue_colour(self.region.pyramid) if self.needs.slide_colour else None
 
-    def _batch(self, region: Region) -> Batch:
+    def batch(self, region: Region) -> Batch:
+        """Embed a region and its surroundings."""
         needs, encoder, lattice = self.needs, self.encoder, self.context.lattice
         n = len(region.coords_um)
         around = surroundings(region, needs, self.context)

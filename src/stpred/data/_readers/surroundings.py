@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from stpred import links
 from stpred._core import keys
 from stpred._core.checks import InputError
-from stpred.data._reader import Context
+from stpred.data._readers.reader import Context
 from stpred.data._regions import Region
 from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice, on_tissue

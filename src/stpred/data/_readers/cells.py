@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from stpred import links
 from stpred._core.checks import InputError
 from stpred.data._features import embed, embed_wide, stored_features
-from stpred.data._reader import Context, check_resolution, evenly
+from stpred.data._readers.reader import PlainReader, evenly
+from stpred.data._readers.surroundings import PatchPoints, patch_points
 from stpred.data._regions import CellsInside, Region
-from stpred.data._surroundings import PatchPoints, patch_points
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch, Needs, Patches
 
@@ -25,24 +25,8 @@ CELL_BYTES = 2**29
 """Features of cells that are in memory at a time in prediction."""
 
 
-@dataclass(frozen=True)
-class CellReader:
+class CellReader(PlainReader):
     """Embeds the cells in each location, what is around them, and the tiles of models that see both."""
-
-    region: Region
-    encoder: Encoder
-    needs: Needs
-    context: Context
-
-    @classmethod
-    def of(cls, region: Region, encoder: Encoder, needs: Needs, context: Context) -> CellReader:
-        """Check the resolution of the slide."""
-        check_resolution(region, encoder)
-        return cls(region, encoder, needs, context)
-
-    def whole(self) -> Batch:
-        """Return all locations as one batch."""
-        return self._batch(self.region)
 
     def blocks(self, part: Region | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """Yield rows and their batch; of many cells, in blocks by place."""
@@ -51,7 +35,7 @@ class CellReader:
         cells, inside = region.cells.region, region.cells.links  # type: ignore[union-attr]
         n_blocks = -(-inside.indices.size * self.encoder.card.width * 4 // CELL_BYTES)
         if n_blocks <= 1:
-            yield np.arange(n), self._batch(region)
+            yield np.arange(n), self.batch(region)
             return
         rows = _sample_of(cells)
         spread = replace(cells.take(rows), cells=CellsInside(cells, links.Links(np.arange(len(rows) + 1), rows)))
@@ -59,9 +43,10 @@ class CellReader:
         sample = known.features[known.sources]
         strip = np.floor(region.coords_um[:, 1] / max(np.ptp(region.coords_um[:, 1]) / np.sqrt(n_blocks), 1e-9))
         for rows in np.array_split(np.lexsort((region.coords_um[:, 0], strip)), n_blocks):
-            yield rows, self._batch(region.take(rows), sample)
+            yield rows, self.batch(region.take(rows), sample)
 
-    def _batch(self, region: Region, sample: NDArray[Any] | None = None) -> Batch:
+    def batch(self, region: Region, sample: NDArray[Any] | None = None) -> Batch:
+        """Embed the cells of a region; `sample`: features that describe the slide, if they are known already."""
         points = None if self.needs.patch_um is None else patch_points(region, self.needs, self.context)
         return cell_batch(region, self.encoder, self.needs, points=points, sample=sample)
 
