@@ -134,7 +134,7 @@ class Record:
     genes
         Gene symbols, in output order.
     var
-        Per-gene facts, column name to values: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted``,
+        Per-gene columns, name to values: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted``,
         ``gene_id``.
     encoder, tile, gene_rule
         Recipes (their ``to_dict``).

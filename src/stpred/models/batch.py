@@ -188,7 +188,11 @@ class Batch:
         cells: Any = None,
         coords_um: NDArray[np.float64] | None = None,
         slide: str = "slide",
-        **measured: Any,
+        y: NDArray[np.float32] | None = None,
+        truth: NDArray[np.float32] | None = None,
+        totals: NDArray[np.float64] | None = None,
+        scale: str | None = None,
+        n_measured: int | None = None,
     ) -> Self:
         """Make a batch from features of your own, every location a target.
 
@@ -208,57 +212,57 @@ class Batch:
             (n, 2) centres in micrometres.
         slide
             Name of the slide.
-        **measured
-            ``y``, ``truth``, ``totals``, ``scale``, ``n_measured``.
+        y, truth, totals, scale, n_measured
+            What was measured; see the attributes.
         """
         features = np.asarray(features)
-        inside = None if cells is None else _links(cells)
-        if inside is not None and (inside.counts() == 0).any():
-            raise InputError(f"{int((inside.counts() == 0).sum())} locations hold no cell; leave them out.")
-        n = len(features) if inside is None else inside.n_targets
-        rows = np.arange(n) if inside is None else inside.indices[inside.indptr[:-1]]
-        links = around = None
-        if neighbors is not None:
-            found = _links(neighbors)
-            owner = np.repeat(np.arange(found.n_targets), found.counts())
-            kept = found.indices != owner
-            counts = np.bincount(owner[kept], minlength=found.n_targets)
-            links = Links(np.concatenate([[0], np.cumsum(counts)]), found.indices[kept])
+        cell_links = None if cells is None else _links(cells)
+        if cell_links is not None and (cell_links.counts() == 0).any():
+            raise InputError(f"{int((cell_links.counts() == 0).sum())} locations hold no cell; leave them out.")
+        n = len(features) if cell_links is None else cell_links.n_targets
+        rows = np.arange(n) if cell_links is None else cell_links.indices[cell_links.indptr[:-1]]
         sources = np.arange(len(features))
+        part_links = None
         if parts is not None:
-            each = parts.shape[1]
-            around = Links(np.arange(n + 1) * each, n + np.arange(n * each))
-            features = np.concatenate([features, np.asarray(parts).reshape(n * each, -1)])
-        coords = np.zeros((n, 2)) if coords_um is None else np.asarray(coords_um, dtype=np.float64)
-        return cls(slide, features, rows, sources, coords, links=links, parts=around, cells=inside, **measured)
+            n_parts = parts.shape[1]
+            part_links = Links(np.arange(n + 1) * n_parts, n + np.arange(n * n_parts))
+            features = np.concatenate([features, np.asarray(parts).reshape(n * n_parts, -1)])
+        return cls(
+            slide,
+            features,
+            rows,
+            sources,
+            np.zeros((n, 2)) if coords_um is None else np.asarray(coords_um, dtype=np.float64),
+            links=None if neighbors is None else _links(neighbors, others=True),
+            parts=part_links,
+            cells=cell_links,
+            y=y,
+            truth=truth,
+            totals=totals,
+            scale=scale,
+            n_measured=n_measured,
+        )
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
         """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
-
-        def some(values: Any) -> Any:
-            return None if values is None else values[rows]
-
-        return replace(
-            self,
-            targets=self.targets[rows],
-            coords_um=self.coords_um[rows],
-            links=None if self.links is None else self.links.take(rows),
-            parts=None if self.parts is None else self.parts.take(rows),
-            cells=None if self.cells is None else self.cells.take(rows),
-            patches=None if self.patches is None else self.patches.take(rows),
-            y=some(self.y),
-            truth=some(self.truth),
-            totals=some(self.totals),
-            pixel_grid=None if self.pixel_grid is None else self.pixel_grid.take(rows),
-        )
+        links = ("links", "parts", "cells", "patches", "pixel_grid")
+        changed: dict[str, Any] = {}
+        for name in ("targets", "coords_um", "y", "truth", "totals", *links):
+            if (value := getattr(self, name)) is not None:
+                changed[name] = value.take(rows) if name in links else value[rows]
+        return replace(self, **changed)
 
 
-def _links(lists: Any) -> Links:
-    """Return ragged links from a list of lists of rows, or a matrix of them; negative rows stand for none."""
-    if isinstance(lists, Links):
+def _links(lists: Any, *, others: bool = False) -> Links:
+    """Return ragged links from lists or a matrix of rows, -1 for none; with `others` without a target's own row."""
+    if isinstance(lists, Links) and not others:
         return lists
-    counts = np.fromiter((len(row) for row in lists), dtype=np.int64, count=len(lists))
-    flat = np.concatenate([np.empty(0, dtype=np.int64), *(np.asarray(row, dtype=np.int64) for row in lists)])
-    known = flat >= 0
-    counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[known], minlength=len(counts))
-    return Links(np.concatenate([[0], np.cumsum(counts)]), flat[known])
+    if isinstance(lists, Links):
+        counts, rows = lists.counts(), lists.indices
+    else:
+        counts = np.fromiter((len(row) for row in lists), dtype=np.int64, count=len(lists))
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *(np.asarray(row, dtype=np.int64) for row in lists)])
+    owner = np.repeat(np.arange(len(counts)), counts)
+    kept = (rows >= 0) & ((rows != owner) | (not others))
+    counts = np.bincount(owner[kept], minlength=len(counts))
+    return Links(np.concatenate([[0], np.cumsum(counts)]), rows[kept])

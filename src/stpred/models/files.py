@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the model.")
     if path.exists() and not (path.is_dir() and (path / CONFIG).exists()):
         raise InputError(f"{str(path)!r} is not a model folder, so it is not overwritten.")
-    facts = {
+    content = {
         "format_version": FORMAT_VERSION,
         "family": model.family,
         "id": model.id,
@@ -57,7 +58,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
         "n_features": model.n_features,
         "record": asdict(model.record),
     }
-    return write_folder(path, facts, model.state_dict(), what="model")
+    return write_folder(path, content, model.state_dict(), what="model")
 
 
 def load(path: str | Path) -> Model:
@@ -86,26 +87,24 @@ def load(path: str | Path) -> Model:
             f"{listing(registry.bundled())}."
         )
     config, weights = folder / CONFIG, folder / WEIGHTS
-    facts = read_json(config, what="model's config")
-    found = facts.get("format_version")
+    content = read_json(config, what="model's config")
+    found = content.get("format_version")
     if found != FORMAT_VERSION or isinstance(found, bool):
         raise InputError(
             f"Model {str(path)!r} has format version {found!r}, this stpred reads {FORMAT_VERSION}; "
             f"{'upgrade stpred' if isinstance(found, int) and found > FORMAT_VERSION else 'train or save it again'}."
         )
-    if missing := {"family", "config", "n_features", "record"} - facts.keys():
+    if missing := {"family", "config", "n_features", "record"} - content.keys():
         raise InputError(f"{str(config)!r} lacks {sorted(missing)}.")
-    family = registry.family(facts["family"])
-    record = stored.record(facts["record"], config)
-    if not isinstance(facts["config"], dict):
-        raise InputError(f"{str(config)!r} holds no settings under 'config' but {facts['config']!r}.")
-    settings = family.Config.parse(facts["config"])
-    width = whole(facts["n_features"], name=f"n_features of {config}")
+    family = registry.family(content["family"])
+    record = stored.record(content["record"], config)
+    if not isinstance(content["config"], dict):
+        raise InputError(f"{str(config)!r} holds no settings under 'config' but {content['config']!r}.")
+    settings = family.Config.parse(content["config"])
+    width = whole(content["n_features"], name=f"n_features of {config}")
 
-    def build() -> Model:
-        return family(settings, n_features=width, n_genes=len(record.genes))
-
-    check_tensors(weights, build, what=repr(family.family))
+    build = partial(settings.build, n_features=width, n_genes=len(record.genes))
+    check_tensors(weights, build, what=repr(settings.family))
     with readable(weights, what="model file"):
         tensors = load_file(weights)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once

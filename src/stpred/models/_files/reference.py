@@ -81,8 +81,8 @@ def load_reference(
     state = {k.removeprefix("module."): v for k, v in _read(weights).items()}
     what = f"The {name!r} weights"
     family, config, tensors, width, n_genes = _LAYOUTS[name](state, what)
-    found = registry.family(family)
-    model = found(found.Config.parse(config | settings), n_features=width, n_genes=n_genes)
+    parsed = registry.family(family).Config.parse(config | settings)
+    model = parsed.build(n_features=width, n_genes=n_genes)
     own = model.state_dict()
     if wrong := [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own or own[k].shape != v.shape]:
         raise InputError(f"{what} do not fit the {family!r} network of these settings: {listing(wrong)}.")

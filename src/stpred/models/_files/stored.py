@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,10 @@ TARGETS = ("log1p_cp10k", "counts", "relative")
 MAX_GENES = 200_000
 
 
-def _um(value: Any, where: str) -> Any:
-    return stored.number(value, where, low=0.01, high=MAX_UM)
-
-
-def _share(value: Any, where: str) -> Any:
-    return stored.number(value, where, low=-1.0 - 1e-6, high=1.0 + 1e-6)
+_um = partial(stored.number, low=0.01, high=MAX_UM)
+_correlation = partial(stored.number, low=-1.0 - 1e-6, high=1.0 + 1e-6)
+_amount = partial(stored.number, low=0)
+_name = partial(stored.text, most=500)
 
 
 def _target(value: Any, where: str) -> str:
@@ -29,7 +28,7 @@ def _target(value: Any, where: str) -> str:
 
 
 def _symbols(value: Any, where: str) -> list[str]:
-    found = stored.items(value, where, lambda v, w: stored.text(v, w, most=500), most=MAX_GENES)
+    found = stored.items(value, where, _name, most=MAX_GENES)
     if not found:
         raise InputError(f"{where} lacks genes.")
     if len(set(found)) < len(found):
@@ -43,16 +42,16 @@ def _optional_items(check: stored.Check) -> stored.Check:
 
 
 _COLUMNS: dict[str, stored.Check] = {
-    "gene_id": _optional_items(lambda v, w: stored.text(v, w, most=500)),
+    "gene_id": _optional_items(_name),
     "trusted": lambda v, w: stored.items(v, w, stored.optional(stored.flag)),
-    **dict.fromkeys(("cv_pearson", "cv_spearman", "rmax"), _optional_items(_share)),
-    **dict.fromkeys(("mean", "n_slides"), _optional_items(lambda v, w: stored.number(v, w, low=0))),
+    **dict.fromkeys(("cv_pearson", "cv_spearman", "rmax"), _optional_items(_correlation)),
+    **dict.fromkeys(("mean", "n_slides"), _optional_items(_amount)),
     **dict.fromkeys(("interval_low", "interval_high"), _optional_items(stored.number)),
 }
 
 
 def _column(value: Any, where: str) -> Any:
-    """Return a column of per-gene facts of another name: all text, all true or false, or all numbers; None anywhere."""
+    """Check a column of another name: all text, all true or false, or all numbers; None anywhere."""
     there = [v for v in value if v is not None] if isinstance(value, (list, tuple)) else []
     first = there[0] if there else 0.0
     check: stored.Check = (
@@ -75,23 +74,21 @@ def _gene_rule(value: Any, where: str) -> dict[str, Any]:
         value,
         where,
         {
-            "method": lambda v, w: stored.text(v, w, most=50),
+            "method": partial(stored.text, most=50),
             "n": stored.optional(stored.whole),
-            "genes": stored.optional(lambda v, w: stored.items(v, w, lambda g, at: stored.text(g, at, most=500))),
-            "min_total": lambda v, w: stored.number(v, w, low=0),
+            "genes": stored.optional(lambda v, w: stored.items(v, w, _name)),
+            "min_total": _amount,
         },
         open_ended=True,  # models may say what was done beside the rule
     )
 
 
 def _training(value: Any, where: str) -> dict[str, Any]:
-    short: stored.Check = lambda v, w: stored.text(v, w, most=500)  # noqa: E731
-
     def slide(value: Any, where: str) -> dict[str, Any]:
-        checks = {
-            "donor": stored.optional(short),
-            "image": stored.optional(short),
-            "n_locations": lambda v, w: stored.whole(v, w, low=0),
+        checks: dict[str, stored.Check] = {
+            "donor": stored.optional(_name),
+            "image": stored.optional(_name),
+            "n_locations": partial(stored.whole, low=0),
         }
         return stored.mapping(value, where, checks, open_ended=True)
 
@@ -108,12 +105,12 @@ def _training(value: Any, where: str) -> dict[str, Any]:
         where,
         {
             "slides": lambda v, w: by_slide(v, w, slide),
-            "mpp": lambda v, w: by_slide(v, w, stored.optional(lambda n, at: stored.number(n, at, low=1e-4, high=1e4))),
-            "summary": short,
-            **dict.fromkeys(("target", "scored_on"), stored.optional(short)),
+            "mpp": lambda v, w: by_slide(v, w, stored.optional(partial(stored.number, low=1e-4, high=1e4))),
+            "summary": _name,
+            **dict.fromkeys(("target", "scored_on"), stored.optional(_name)),
             **dict.fromkeys(("hexagonal", "donors_given"), stored.flag),
             **dict.fromkeys(("width_um", "token_um"), stored.optional(_um)),
-            "slide_limit": stored.optional(lambda v, w: stored.number(v, w, low=1e-9, high=1e9)),
+            "slide_limit": stored.optional(partial(stored.number, low=1e-9, high=1e9)),
             "epochs": stored.optional(stored.whole),
             "curve": stored.optional(curve),
         },
@@ -127,7 +124,7 @@ def _library(value: Any, where: str) -> dict[str, Any]:
         where,
         {
             "n_genes": stored.whole,
-            "median_size": lambda v, w: stored.number(v, w, low=0),
+            "median_size": _amount,
             "genes": _symbols,
             "share": lambda v, w: stored.items(v, w, lambda n, at: stored.number(n, at, low=0, high=1)),
         },
@@ -140,8 +137,6 @@ def _library(value: Any, where: str) -> dict[str, Any]:
 
 
 def _intervals(value: Any, where: str) -> dict[str, Any]:
-    short: stored.Check = lambda v, w: stored.text(v, w, most=500)  # noqa: E731
-
     def scale(value: Any, where: str) -> str:
         if value not in ("identity", "sqrt"):
             raise stored.refuse(where, "'identity' or 'sqrt'", value)
@@ -152,7 +147,7 @@ def _intervals(value: Any, where: str) -> dict[str, Any]:
             value,
             where,
             {
-                "level": lambda v, w: stored.number(v, w, low=1e-6, high=1 - 1e-6),
+                "level": partial(stored.number, low=1e-6, high=1 - 1e-6),
                 **dict.fromkeys(("factor", "coverage", "coverage_sd"), stored.optional(stored.number)),
                 **dict.fromkeys(("low", "high"), _optional_items(stored.number)),
             },
@@ -165,10 +160,10 @@ def _intervals(value: Any, where: str) -> dict[str, Any]:
         where,
         {
             "scale": scale,
-            "slides": lambda v, w: stored.items(v, w, short),
+            "slides": lambda v, w: stored.items(v, w, _name),
             "n_donors": stored.optional(stored.whole),
             "width_um": stored.optional(_um),
-            "how": short,
+            "how": _name,
             "levels": lambda v, w: stored.items(v, w, level, most=1000),
         },
         required=("levels",) if value else (),
@@ -185,7 +180,7 @@ def _empty_or(check: stored.Check) -> stored.Check:
 
 
 _RECORD: dict[str, stored.Check] = {
-    "name": lambda v, w: stored.text(v, w, most=200),
+    "name": partial(stored.text, most=200),
     "genes": _symbols,
     "var": _var,
     "encoder": _empty_or(stored.card),
@@ -193,8 +188,8 @@ _RECORD: dict[str, stored.Check] = {
     "gene_rule": _gene_rule,
     "target": _target,
     "pitch_um": stored.optional(_um),
-    **dict.fromkeys(("region", "cells"), stored.optional(lambda v, w: stored.text(v, w, most=500))),
-    "reach_um": stored.optional(lambda v, w: stored.number(v, w, low=0, high=MAX_UM)),
+    **dict.fromkeys(("region", "cells"), stored.optional(_name)),
+    "reach_um": stored.optional(partial(stored.number, low=0, high=MAX_UM)),
     "training": _training,
     "library": _library,
     "intervals": _intervals,
@@ -205,7 +200,7 @@ def record(values: Any, path: Path) -> Record:
     """Return the record that a file holds, after checking every field's kind, range and length."""
     where = f"The record of {str(path)!r}"
     if not isinstance(values, dict):
-        raise InputError(f"{str(path)!r} holds no facts under 'record' but {values!r}.")
+        raise InputError(f"{str(path)!r} holds no record under 'record' but {values!r}.")
     known = {f.name: _RECORD.get(f.name, stored.sane) for f in fields(Record)}
     if unknown := sorted(set(values) - set(known)):
         raise InputError(f"{where} has unknown fields {listing(unknown)}; known are {sorted(known)}.")
