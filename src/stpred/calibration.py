@@ -11,7 +11,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, positive
-from stpred._core.geometry import EDGE_PX, distance_outside
+from stpred._core.geometry import EDGE_PX, MAX_OUTSIDE, distance_outside
 from stpred._core.settings import settings
 
 logger = logging.getLogger("stpred")
@@ -30,7 +30,6 @@ MIN_MPP, MAX_MPP = 0.01, 100.0
 """um per pixel that an image of tissue can have."""
 GROSS = 1.5
 LATTICE_TOLERANCE = 0.05
-OUTSIDE_LIMIT = 0.10
 MAX_COORDINATE = 1e9
 """Array coordinates and pixels beyond this are no positions, and squares of larger ones overflow."""
 
@@ -286,7 +285,7 @@ def check_inside(
     off = distance_outside(xy_px, width=width, height=height)
     # A position that is not finite lies nowhere.
     share = float(1 - ((off == 0) | ((radius_px > 0) & (off <= radius_px + EDGE_PX))).mean()) if len(off) else 0.0
-    if share <= OUTSIDE_LIMIT:
+    if share <= MAX_OUTSIDE:
         return
     low, high = np.min(xy_px, axis=0), np.max(xy_px, axis=0)
     raise InputError(

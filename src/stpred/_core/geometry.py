@@ -89,6 +89,20 @@ def box_of(points_um: NDArray[np.float64]) -> list[float]:
     return [round(float(v), 1) for v in (*points_um.min(axis=0), *points_um.max(axis=0))]
 
 
+def largest_part(polygon: Any, *, linework: bool = True) -> Any:
+    """Return the largest polygon of a repaired geometry; an empty one if there is none.
+
+    `linework` splits it along its own lines, which takes long where many edges cross; without it, it is repaired by
+    its rings.
+    """
+    import shapely
+
+    how = {"method": "linework"} if linework else {"method": "structure", "keep_collapsed": False}
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon, **how)))
+    parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    return parts[np.argmax(shapely.area(parts))] if len(parts) else shapely.Polygon()
+
+
 def _valid(side: ArrayLike) -> NDArray[Any]:
     import shapely
 
@@ -98,6 +112,10 @@ def _valid(side: ArrayLike) -> NDArray[Any]:
     shapes[broken] = shapely.make_valid(shapes[broken], method="structure", keep_collapsed=False)
     return shapes
 
+
+MAX_OUTSIDE = 0.1
+"""Fraction of positions wholly off the image from which on they are refused: they and the image do not belong together.
+"""
 
 EDGE_PX = 2.0
 """By how much an image may be smaller than what it was cut with: borders of a crop fall between pixels."""

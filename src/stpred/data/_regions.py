@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,9 +24,9 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
-from stpred._core.geometry import EDGE_PX, geometries_um, placed
 from stpred._core.names import named
 from stpred._core.places import Place
+from stpred.data._off_image import locations_on
 from stpred.links import Links
 from stpred.regions import Lattice, tissue_points
 from stpred.tiles import Pyramid
@@ -39,16 +38,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
-OUTSIDE_LIMIT = 0.1
-"""Share of locations off the image from which on the object is refused: its coordinates and its image do not belong
-together. Those that the border of the image cuts, as crops leave them, do not count.
-"""
-
-DENSE = 2**24
+MAX_DENSE = 2**24
 """Values of a training target up to which it is dense."""
 
-SPARSE = 0.3
-"""Share of values other than zero up to which a large target stays sparse, as that of a million bins."""
+MAX_FILLED = 0.3
+"""Fraction of values other than zero up to which a large target stays sparse, as that of a million bins."""
 
 IMAGE_PITCH_UM = 100.0
 """Distance of the points that stand for the locations of a slide without any."""
@@ -110,8 +104,8 @@ class Region:
         if (
             sparse
             and target in targets.TARGETS
-            and np.prod(counts.shape) > DENSE
-            and counts.nnz < SPARSE * np.prod(counts.shape)
+            and np.prod(counts.shape) > MAX_DENSE
+            and counts.nnz < MAX_FILLED * np.prod(counts.shape)
         ):
             return targets.sparse_transform(counts, self.totals, target=target)
         return targets.transform(counts, self.totals, target=target, n_measured=self.counts.shape[1])
@@ -225,12 +219,10 @@ def read_region(
         rows, counts, var = _counts(sdata, slide, shapes_key, table_key, instances, layer=place.layer)
         coords, instances, at = coords[rows], instances[rows], at[rows]
         totals = targets.totals(counts)
-    inside = pyramid.contains(coords)
-    if not inside.all():
-        off = np.flatnonzero(~inside)
-        cut = _cut_by_border(sdata, shapes_key, at[off], coords[off], pyramid, coordinate_system=coordinate_system)
-        _check_inside(pyramid, coords, off, cut, slide=slide, shapes_key=shapes_key, image_key=image_key)
-    inside = _without_fill(pyramid, coords, inside, slide=slide, shapes_key=shapes_key, image_key=image_key)
+    inside = locations_on(
+        pyramid, sdata, coords, at, slide=slide, shapes_key=shapes_key, image_key=image_key,
+        coordinate_system=coordinate_system,
+    )  # fmt: skip
     keep = inside if totals is None else inside & (totals > 0)
     if totals is not None and (empty := int((totals == 0).sum())):
         logger.info("Slide %r: %d locations of %r without any count are left out.", slide, empty, shapes_key)
@@ -343,86 +335,3 @@ def _counts(
     counts = None if values is None else values[table_rows[known]]
     check_counts(counts, what=f"counts of {what}" if layer is None else f"layer {layer!r} of {what}")
     return position[known], csr_matrix(counts), table.var
-
-
-def _cut_by_border(
-    sdata: SpatialData,
-    shapes_key: str,
-    at: NDArray[np.int64],
-    coords_um: NDArray[np.float64],
-    pyramid: Pyramid,
-    *,
-    coordinate_system: str,
-) -> NDArray[np.bool_]:
-    """Say for shapes whose centre is off the image (rows `at`) which of them reach onto it all the same.
-
-    ``spatialdata.polygon_query`` keeps whatever touches the polygon, so a crop has them all along its border.
-    """
-    frame = sdata.shapes[shapes_key]
-    if "radius" in frame:
-        affine = placed(sdata, shapes_key, coordinate_system=coordinate_system)
-        radius = frame["radius"].to_numpy(dtype=np.float64)[at] * float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
-        return pyramid.distance_um(coords_um) <= radius + EDGE_PX * pyramid.mpp
-    shapes, _ = geometries_um(sdata, shapes_key, rows=at, coordinate_system=coordinate_system)
-    return pyramid.touches(shapes)
-
-
-def _check_inside(
-    pyramid: Pyramid,
-    coords_um: NDArray[np.float64],
-    off: NDArray[np.int64],
-    cut: NDArray[np.bool_],
-    *,
-    slide: str,
-    shapes_key: str,
-    image_key: str,
-) -> None:
-    """Refuse an object where many locations lie wholly off the image, with both boxes.
-
-    Parameters
-    ----------
-    coords_um
-        (n, 2) centres.
-    off, cut
-        (m,) rows whose centre is off the image, and which of these the border of the image cuts.
-    """
-    missed = off[~cut]
-    share = len(missed) / len(coords_um)
-    if share > OUTSIDE_LIMIT:
-        low, high = coords_um.min(axis=0), coords_um.max(axis=0)
-        box = [round(float(v), 1) for v in (*low, *high)]
-        image_box = [round(v, 1) for v in pyramid.bounds_um]
-        raise InputError(
-            f"{share:.0%} of {shapes_key!r} in slide {slide!r} lie outside image {image_key!r}: locations span "
-            f"{box} um, the image "
-            f"{image_box} um (x0, y0, x1, y1); check that the image is the full-resolution one and that x and y are "
-            f"not swapped."
-        )
-    if len(missed):
-        logger.warning("%d of %r in slide %r are off the image and left out.", len(missed), shapes_key, slide)
-    if cut.any():
-        logger.info(
-            "%d of %d %r in slide %r are cut by the border of the image, with their centre off it, and are left out.",
-            *(int(cut.sum()), len(coords_um), shapes_key, slide),
-        )
-
-
-def _without_fill(
-    pyramid: Pyramid,
-    coords_um: NDArray[np.float64],
-    inside: NDArray[np.bool_],
-    *,
-    slide: str,
-    shapes_key: str,
-    image_key: str,
-) -> NDArray[np.bool_]:
-    """Say which of the locations that are on the image are not on its fill."""
-    if pyramid.fill is None or not (filled := inside & pyramid.fill.covers(coords_um)).any():
-        return inside
-    warnings.warn(
-        f"{int(filled.sum())} of {len(inside)} {shapes_key!r} in slide {slide!r} lie where image {image_key!r} is "
-        "only fill (one colour up to its border, from rotation, registration or stitching) and are left out.",
-        UserWarning,
-        stacklevel=4,
-    )
-    return inside & ~filled

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, UnsafeResolutionError, positive
+from stpred._core.geometry import largest_part
 from stpred._core.progress import track
 from stpred._core.specs import TileSpec
 from stpred._image.nuclei import region_stats
@@ -287,16 +288,6 @@ def eccentricity(polygons: NDArray[Any]) -> NDArray[np.float64]:
     xy_ = total(x0 * y1 + 2 * x0 * y0 + 2 * x1 * y1 + x1 * y0) / 24 / area - cx * cy
     half, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy_)
     return np.asarray(np.sqrt(np.clip(2 * spread / np.maximum(half + spread, 1e-300), 0, 1)))
-
-
-def largest_part(geometry: Any) -> Any:
-    """Return the largest polygon of what a geometry is after repair; an empty one if there is none."""
-    import shapely
-
-    parts = shapely.get_parts(shapely.make_valid(geometry))
-    parts = shapely.get_parts(parts)
-    parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
-    return parts[np.argmax(shapely.area(parts))] if len(parts) else shapely.Polygon()
 
 
 def _ordered(frame: GeoDataFrame) -> GeoDataFrame:

@@ -15,6 +15,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, element_name, listing, one_of
 from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, scale0
 from stpred._core.files import parse_json, readable, reason
+from stpred._core.geometry import MAX_OUTSIDE
 from stpred.regions.overlaps import OverlapError, distinct
 from stpred.regions.polygons import from_vertices, repaired
 from stpred.regions.vertices import VERTICES, read_vertices
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 CELL_TYPE = "cell_type"
-OUTSIDE_LIMIT = 0.1
-"""Share of cells wholly off the image from which on they are refused."""
 OVERLAP_LIMIT = 0.7
 """Share of the smaller of two polygons within the other from which on they are the same cell."""
 
@@ -367,7 +366,7 @@ def _on_image(frame: GeoDataFrame, pyramid: Pyramid, what: str, image_key: str) 
     # By the border, as a crop of the image leaves them.
     cut = pyramid.touches(frame.geometry.to_numpy()[off]) & fits[off]
     share = float((~cut).sum()) / len(frame)
-    if share > OUTSIDE_LIMIT:
+    if share > MAX_OUTSIDE:
         box = [round(float(v), 1) for v in frame.total_bounds]
         raise InputError(
             f"{share:.0%} of the cells of {what} lie outside image {image_key!r} or are larger: they span {box} "

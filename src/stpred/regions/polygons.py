@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred._core.geometry import largest_part
+
 MAX_COORDINATE = 1e12
 """Coordinates beyond this, in pixels or micrometres, are no place on a slide; areas of larger ones lose all digits."""
 MAX_VERTICES = 10_000_000
@@ -121,7 +123,7 @@ def repaired(polygons: NDArray[Any]) -> NDArray[Any]:
     order = np.argsort(pairs, kind="stable")
     for i, n, total in zip(broken[order], pairs[order], np.cumsum(pairs[order]), strict=True):
         if n <= REPAIR_PAIRS and total <= REPAIR_TOTAL:
-            polygons[i] = _repair(polygons[i], linework=n <= LINEWORK_PAIRS and total <= LINEWORK_TOTAL)
+            polygons[i] = largest_part(polygons[i], linework=n <= LINEWORK_PAIRS and total <= LINEWORK_TOTAL)
         else:
             polygons[i] = shapely.Polygon()
     return polygons
@@ -136,19 +138,6 @@ def _finite(polygons: NDArray[Any]) -> NDArray[np.bool_]:
     fine = np.ones(len(polygons), dtype=bool)
     fine[index[bad]] = False
     return fine
-
-
-def _repair(polygon: Any, *, linework: bool) -> Any:
-    """Return the largest polygon of an invalid one."""
-    import shapely
-
-    if linework:
-        parts = shapely.make_valid(polygon)
-    else:  # far faster where many edges cross
-        parts = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
-    parts = shapely.get_parts(shapely.get_parts(parts))
-    parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
-    return parts[np.argmax(shapely.area(parts))] if len(parts) else shapely.Polygon()
 
 
 def _crossing_boxes(polygon: Any) -> int:

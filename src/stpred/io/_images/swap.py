@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from stpred._core.checks import InputError
-from stpred.calibration import OUTSIDE_LIMIT, share_outside
+from stpred._core.geometry import MAX_OUTSIDE
+from stpred.calibration import share_outside
 from stpred.io._images.pixels import Level, Pixels
 
 MAX_SAMPLED = 128
@@ -24,12 +25,12 @@ def refuse_swapped(xy_px: np.ndarray, pixels: Pixels, *, what: str = "spots") ->
     width, height = pixels.width, pixels.height
     outside = share_outside(xy_px, width=width, height=height)
     turned = share_outside(xy_px[:, ::-1], width=width, height=height)
-    if outside > OUTSIDE_LIMIT and turned < OUTSIDE_LIMIT / 2:
+    if outside > MAX_OUTSIDE and turned < MAX_OUTSIDE / 2:
         raise InputError(
             f"{outside:.0%} of the {what} lie outside the image of {width} x {height} px, and {turned:.0%} if x and y "
             "are exchanged, so they look swapped; pass swap_xy=True (or swap_xy=False to keep them)."
         )
-    if max(outside, turned) > OUTSIDE_LIMIT:
+    if max(outside, turned) > MAX_OUTSIDE:
         return
     given, exchanged = _darkness(pixels.levels[0], xy_px)
     t, ratio = swap_evidence(given, exchanged)
