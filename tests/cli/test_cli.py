@@ -167,12 +167,12 @@ def test_demo_leaves_what_it_says(tmp_path: Path) -> None:
 
 def test_cells_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     """A model that sees cells finds a plain slide's nuclei by itself; so does training, where no cells are given."""
-    from stpred import cli
+    from stpred.cli.slides import ensure_cells, needs_cells
 
     slides = {n: st.io.visium(folder / n / "outs") for n in ("a", "b")}
-    assert cli._sees_cells(["ridge", "scellst"])
-    assert not cli._sees_cells(["ridge", st.models.MLP.Config()])
-    assert cli._cells(slides["a"]) == "nuclei"
+    assert needs_cells(["ridge", "scellst"])
+    assert not needs_cells(["ridge", st.models.MLP.Config()])
+    assert ensure_cells(slides["a"]) == "nuclei"
     config = st.models.SCellST.Config(hidden=(16,), epochs=2)
     model = st.tl.train(slides["a"], config, shapes_key="spots", genes=["EPCAM", "COL1A2"], name="m")
     st.models.save(model, tmp_path / "m")
@@ -252,7 +252,7 @@ def test_a_picture_of_other_tissue_looks_like_it(folder: Path, tmp_path: Path) -
     """The line of trust, the panel and the line across the top tell of a slide unlike those of training."""
     from PIL import Image
 
-    from stpred import cli
+    from stpred.cli import predict
 
     model = tmp_path / "m"
     ok("train", folder / "slides.csv", "-o", model, "--genes", "mean:5")
@@ -263,6 +263,6 @@ def test_a_picture_of_other_tissue_looks_like_it(folder: Path, tmp_path: Path) -
     assert "100 um" not in said
     back = sd.read_zarr(tmp_path / "out.zarr")
     assert sorted(back.shapes["grid"].radius.unique()) == [50.0]
-    axes = cli._picture(back, "grid_m", None)
+    axes = predict._draw(back, "grid_m", None)
     assert axes[-1].get_title() == "ood_score"
     assert axes[0].figure.get_suptitle().startswith("Out of distribution: 100% of the tiles")

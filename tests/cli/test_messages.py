@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stpred.cli._messages import OPTIONS, as_options
+from stpred.cli.messages import OPTIONS, as_options
 
 KNOWN = frozenset({o for o in OPTIONS.values() if o} | {"--no-swap-xy", "--no-segmentations"} - {"--name"})
 

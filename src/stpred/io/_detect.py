@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("visium", "visium_hd", "xenium", "legacy_st", "hest", "wsi")
 
+PARTS = {"legacy_st": ("counts", "image", "spots"), "hest": ("adata", "image")}
+"""Arguments of the readers of several files, in their order."""
+
 _LOOKED_FOR = (
     "an image file (wsi); 'binned_outputs/square_*um' (visium_hd); 'experiment.xenium', or 'cell_feature_matrix.h5' "
     "with 'cells' or 'cell_boundaries' (xenium); 'spatial' with '*feature_bc_matrix*' (visium); one h5ad file and one "
@@ -59,10 +62,8 @@ def read(path: str | Path, *, format: str | None = None, **kwargs: Any) -> Spati
     if not there:
         raise MissingFileError(f"There is nothing at {str(path)!r}.")
     format = detect(path) if format is None else one_of(format, FORMATS, name="format")
-    if format in ("legacy_st", "hest"):
-        return getattr(io, format)(*members(path, format), **kwargs)
     reader: Callable[..., SpatialData] = getattr(io, format)
-    return reader(path, **kwargs)
+    return reader(*(members(path, format) if format in PARTS else [path]), **kwargs)
 
 
 def detect(path: str | Path) -> str:
@@ -117,7 +118,7 @@ def members(base: Path, format: str, *, only: str | None = None) -> list[Path]:
     """Return the files of a slide of several files in a folder, of each kind one, or say what there is."""
     if not base.is_dir():
         raise InputError(f"`format`={format!r} needs the folder of its files, got the file {base.name!r}.")
-    parts = ("adata", "image") if format == "hest" else ("counts", "image", "spots")
+    parts = PARTS[format]
     found = candidates(_files(base), format)
     for part, those in zip(parts, found, strict=True):
         kind = "h5ad" if part == "adata" else part

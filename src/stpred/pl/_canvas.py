@@ -117,11 +117,6 @@ def scale_bar(ax: Axes) -> None:
     ax.add_artist(ScaleBar(1.0, "um", location="upper right", box_alpha=0, border_pad=0, pad=0.1, **below))
 
 
-def unit_of(scale: str | None) -> str:
-    """Name a scale as it is written beside a colour bar."""
-    return {"log1p_cp10k": "log1p CP10k", "counts": "counts", "relative": "relative expression"}.get(scale or "", "")
-
-
 def warn_across(figure: Any, in_distribution: NDArray[Any], *, what: str = "tiles") -> None:
     """Write a line across the top of a figure where most tiles are out of distribution."""
     fraction = float(np.mean(in_distribution)) if len(in_distribution) else 1.0

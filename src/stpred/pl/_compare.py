@@ -11,8 +11,9 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.targets import standardised
 from stpred.comparison.pairing import pair
-from stpred.pl._canvas import Canvas, color_limits, unit_of
+from stpred.pl._canvas import Canvas, color_limits
 from stpred.pl._figure import array, finish, plain
+from stpred.pl.labels import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

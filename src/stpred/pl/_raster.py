@@ -10,9 +10,9 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, find_image, need_sdata, region_in_frame, scale0, table_instances
-from stpred.pl._canvas import Canvas, color_limits, scale_bar, unit_of, warn_across
+from stpred.pl._canvas import Canvas, color_limits, scale_bar, warn_across
 from stpred.pl._figure import finish
-from stpred.pl._spatial import OOD_UNIT, title_of
+from stpred.pl.labels import OOD_UNIT, title_of, unit_of
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from stpred._core.checks import InputError, key_in, listing
 from stpred._core.counts import are_counts
 from stpred._core.elements import region_in_frame, table_instances
 from stpred._core.tables import changed_values, check_values, read_provenance
-from stpred.pl._canvas import MIN_IN_DISTRIBUTION, Canvas, unit_of, warn_across
+from stpred.pl._canvas import MIN_IN_DISTRIBUTION, Canvas, warn_across
 from stpred.pl._figure import finish
+from stpred.pl.labels import OOD_UNIT, best_genes, title_of, unit_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -111,17 +112,6 @@ def spatial(
     return finish(panels[: len(wanted) + 1], save)
 
 
-OOD_UNIT = "0 = like the training tiles"
-
-
-def best_genes(table: AnnData, n: int = 3) -> list[str]:
-    """Return the genes that the model predicts best; the first ones where nothing is known."""
-    order = table.var_names
-    if "cv_pearson" in table.var:
-        order = table.var["cv_pearson"].fillna(-1).sort_values(ascending=False, kind="stable").index
-    return list(order[:n])
-
-
 def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -> list[str]:
     """Return what to draw, refusing what the table does not have."""
     if genes is None:
@@ -155,11 +145,3 @@ def _unit(table: AnnData, layer: str | None) -> str:
     if scale is not None:
         return unit_of(scale)
     return unit_of("counts") if are_counts(table.X) else ""
-
-
-def title_of(table: AnnData, name: str) -> str:
-    """Say beside the gene how far it was predictable on slides that were left out of the training."""
-    if name not in table.var_names or "cv_pearson" not in table.var:
-        return name
-    score = table.var.loc[name, "cv_pearson"]
-    return f"{name} (in training r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"

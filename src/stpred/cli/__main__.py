@@ -1,0 +1,3 @@
+from stpred.cli import main
+
+main()

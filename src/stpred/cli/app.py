@@ -1,0 +1,50 @@
+"""The application: options before the command, and its commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stpred.cli.evaluate import evaluate
+from stpred.cli.others import demo, list_models
+from stpred.cli.predict import predict
+from stpred.cli.session import console, session
+from stpred.cli.train import train
+
+app = typer.Typer(
+    name="stpred",
+    help="Predict spatial gene expression from H&E images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import stpred
+
+        console.print(f"stpred {stpred.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, nothing on what will be done.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Predict spatial gene expression from H&E images."""
+    command = getattr(context.command, "commands", {}).get(context.invoked_subcommand)
+    names = [] if command is None else [o for p in command.params for o in (*p.opts, *p.secondary_opts)]
+    session.quiet, session.verbose, session.options = quiet, verbose, frozenset(names)
+
+
+for command in (demo, predict, train, evaluate):
+    app.command()(command)
+app.command("models")(list_models)

@@ -1,0 +1,77 @@
+"""``stpred train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stpred.cli.options import (
+    Checkpoint,
+    Device,
+    Encoder,
+    Ensemble,
+    Genes,
+    Groups,
+    Precision,
+    ShapesKey,
+    Slides,
+    Upsampling,
+    reads_slides,
+)
+from stpred.cli.session import console, plain_messages
+from stpred.cli.slides import ensure_cells, load_encoder, needs_cells, parse_genes, parse_groups, read_slides
+
+
+@reads_slides
+def train(
+    slides: Slides,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
+    model: Annotated[str, typer.Option(help="Family: see stpred models.")] = "ridge",
+    genes: Genes = None,
+    groups: Groups = None,
+    shapes: ShapesKey = None,
+    encoder: Encoder = None,
+    target: Annotated[str | None, typer.Option(help="log1p_cp10k or counts; default: the family's own.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: the output folder's.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Slides, with commas, that only end the training.")] = None,
+    ensemble: Ensemble = None,
+    checkpoint: Checkpoint = None,
+    precision: Precision = None,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
+    device: Device = None,
+    allow_upsampling: Upsampling = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+    *,
+    reading: dict[str, Any],
+) -> None:
+    """Train a model on slides with measured expression."""
+    import stpred as st
+    from stpred.stores import check_free
+
+    with plain_messages():
+        check_free(out, overwrite=overwrite)
+        read, donors = read_slides(slides, reading)
+        if needs_cells([model]):
+            for sdata in read.values():
+                ensure_cells(sdata)
+        with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
+            trained = st.tl.train(
+                read,
+                model if ensemble is None else st.models.Ensemble.Config(model, n_members=ensemble),
+                genes=parse_genes(genes),
+                groups=parse_groups(groups, donors, required=False),
+                shapes_key=shapes,
+                encoder=load_encoder(encoder),
+                target=target,
+                name=out.name if name is None else name,
+                validation=None if validation is None else [s.strip() for s in validation.split(",")],
+                seed=seed,
+                device=device,
+            )
+        st.models.save(trained, out, overwrite=overwrite)
+        scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
+        held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else "not validated (one donor)"
+        console.print(f"Trained {model} on {len(read)} slides, {len(trained.record.genes)} genes, {held_out}: {out}")
+        console.print(f"Next: stpred predict SLIDE -o OUT.zarr --model {out}")

@@ -1,0 +1,33 @@
+"""Genes, scales and scores as they are named in figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+OOD_UNIT = "0 = like the training tiles"
+
+
+def best_genes(table: AnnData, n: int = 3) -> list[str]:
+    """Return the genes that the model predicts best; the first ones where nothing is known."""
+    order = table.var_names
+    if "cv_pearson" in table.var:
+        order = table.var["cv_pearson"].fillna(-1).sort_values(ascending=False, kind="stable").index
+    return list(order[:n])
+
+
+def unit_of(scale: str | None) -> str:
+    """Name a scale as it is written beside a colour bar."""
+    return {"log1p_cp10k": "log1p CP10k", "counts": "counts", "relative": "relative expression"}.get(scale or "", "")
+
+
+def title_of(table: AnnData, name: str) -> str:
+    """Say beside the gene how far it was predictable on slides that were left out of the training."""
+    if name not in table.var_names or "cv_pearson" not in table.var:
+        return name
+    score = table.var.loc[name, "cv_pearson"]
+    return f"{name} (in training r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"
