@@ -160,17 +160,13 @@ class Staging(Blocks):
         All that decides its values; one that was begun with others is begun anew.
     frame, n_genes
         Its shape.
-    lock
-        File that is given a sign of life with every block, if there is one.
     """
 
-    def __init__(
-        self, folder: Path, facts: dict[str, Any], frame: Frame, n_genes: int, *, lock: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, facts: dict[str, Any], frame: Frame, n_genes: int) -> None:
         import zarr
 
         super().__init__()
-        self.folder, self._done, self._lock = folder, folder / "done.txt", lock
+        self.folder, self._done = folder, folder / "done.txt"
         said = json.dumps(facts, sort_keys=True, default=str)
         known = folder / "facts.json"
         edge = block_edge(n_genes)
@@ -226,9 +222,6 @@ class Staging(Blocks):
                 self.values[:, rows, columns] = values
             with self._done.open("a", encoding="utf-8") as done:
                 done.write(f"{block} {json.dumps(noted)}\n")
-        if self._lock is not None:
-            with suppress(OSError):
-                os.utime(self._lock)
         self.finished[block] = noted
 
     def discard(self) -> None:
@@ -353,8 +346,6 @@ def commit(path: Path, key: str, image: Any, provenance: str) -> Any:
     note(made, key, provenance)
     fresh = path.with_name(f".{path.name}-{key}.{uuid.uuid4().hex[:12]}.writing")
     what = f"map {key!r} of the store"
-    if (holder := locks.holder(lock_of(path, key))) not in ("", locks.me()):
-        raise InputError(f"The {what} {str(path)!r} is being written by {locks.told(holder)}, which took it over.")
     try:
         with writable(path, what=what):
             made.write(fresh)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from stpred import InputError, _report, stores
 from stpred._core import files, locks
 from stpred._core.files import staged_file, staged_folder
 from stpred.training._checkpoint import Checkpoint
-
-DEAD = "999999999 0 " + platform.node()
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +131,18 @@ def test_a_folder_that_another_process_writes_meanwhile_is_kept(tmp_path: Path) 
 
 def test_what_killed_runs_left_goes_with_the_next_on_the_same_target(tmp_path: Path) -> None:
     left, live = tmp_path / ".m-dead", tmp_path / ".m-live"
-    for folder, text in ((left, DEAD), (live, locks.me())):
+    for folder in (left, live):
         (folder / "old").mkdir(parents=True)
         (folder / "old" / "a").write_text("before")
-        (folder / files._HOLDER).write_text(text)
+        (folder / files._LOCK).write_text("process 999999999 on this host")
         (folder / files._TARGET).write_text("m")
+    held = locks.acquire(live / files._LOCK)
     with staged_folder(tmp_path / "m", what="model") as new:  # killed between the two renames: the old state is back
         assert (tmp_path / "m" / "a").read_text() == "before"
         (new / "a").write_text("after")
     assert not left.exists()
     assert live.exists()
+    held.release()
     assert (tmp_path / "m" / "a").read_text() == "after"
 
 
@@ -168,16 +167,51 @@ def test_a_lock_names_its_holder_and_is_taken_over_when_that_has_ended(tmp_path:
                 pass
         assert lock.exists()
     assert not lock.exists()
-    lock.write_text(DEAD)
+    lock.write_text("process 999999999 on this host")
     with locks.held(lock, what="map 'a'"):
-        assert locks.holder(lock) == locks.me()
-    code = (
-        f"import os, pathlib; from stpred._core import locks; locks.acquire(pathlib.Path({str(lock)!r})); os._exit(9)"
-    )
+        assert locks.holder(lock).startswith(f"process {os.getpid()} on ")
+    code = f"import os, pathlib; from stpred._core import locks; lock = locks.acquire(pathlib.Path({str(lock)!r}))"
+    code += "; os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
-    assert locks.holder(lock)
+    assert lock.exists()
     with locks.held(lock, what="map 'a'"):
         pass
+    assert not lock.exists()
+
+
+def test_a_lock_whose_file_goes_while_it_is_opened_is_that_of_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last holder removes the file; who had it open already must not hold a lock that nobody else sees."""
+    path = tmp_path / "l.lock"
+    first = locks.acquire(path)
+    acquire = locks.FileLock.acquire
+
+    def late(self: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        first.release()  # removes the file that was found
+        path.write_text("of another process")
+        return acquire(self, **kwargs)
+
+    monkeypatch.setattr(locks.FileLock, "acquire", late)
+    second = locks.acquire(path)
+    with pytest.raises(locks.Busy):
+        locks.acquire(path)
+    second.release()
+    assert not path.exists()
+
+
+def test_a_forked_child_gives_no_lock_free(tmp_path: Path) -> None:
+    lock = locks.acquire(tmp_path / "l.lock")
+    pid = os.fork()
+    if pid == 0:
+        lock.release()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with pytest.raises(locks.Busy, match=f"held by process {os.getpid()} on"):
+        locks.acquire(tmp_path / "l.lock")
+    lock.release()
+    assert not (tmp_path / "l.lock").exists()
 
 
 def test_a_damaged_checkpoint_is_begun_anew_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

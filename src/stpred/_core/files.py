@@ -26,8 +26,8 @@ _DAMAGE = re.compile(
     r"truncat|unexpected end|end of file|\beof\b|\bcrc\b|corrupt|signature|checksum|incomplete|damaged|stored block",
     re.IGNORECASE,
 )
-_HOLDER, _TARGET = "process.lock", "target.txt"
-"""Files of a staging folder: whose it is, and what it was to become."""
+_LOCK, _TARGET = "process.lock", "target.txt"
+"""Files of a staging folder: held while it is used, and the name that it is to take."""
 
 MAX_REASON = 240
 """Characters that are kept of what a library said."""
@@ -163,11 +163,6 @@ def staged_file(path: Path, *, what: str) -> Iterator[Path]:
         part.replace(path)
 
 
-def _of(holder: Path) -> str:
-    """Return the name that a staging folder was to take."""
-    return holder.with_name(_TARGET).read_text(encoding="utf-8")
-
-
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Give a folder of this call's own beside `path`; it goes at the end, and folders made for it if nothing came."""
@@ -175,23 +170,37 @@ def _beside(path: Path) -> Iterator[Path]:
 
     check_parent(path)
     above = [p for p in path.parents if not p.exists()]
-    staging = None
+    staging = lock = None
     prefix = f".{path.name[:40]}-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(prefix)}*/{_HOLDER}"):
-            with suppress(OSError):
-                if locks.stale(left):  # of a run that was killed
-                    if (left.parent / "old").exists() and not path.exists() and _of(left) == path.name:
-                        (left.parent / "old").rename(path)
-                    shutil.rmtree(left.parent, ignore_errors=True)
+        for left in path.parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
+            with suppress(OSError, locks.Busy):
+                _recover(left, path)
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-        (staging / _HOLDER).write_text(locks.me(), encoding="utf-8")
         (staging / _TARGET).write_text(path.name, encoding="utf-8")
+        lock = locks.acquire(staging / "new.lock")
+        (staging / "new.lock").rename(staging / _LOCK)  # now that it is held, others may look at it
         yield staging
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            lock.release()
         for folder in above:  # the innermost first; those that hold something stay
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _recover(left: Path, path: Path) -> None:
+    """Remove the staging folder of a process that was killed; what it had moved out of the way goes back to `path`."""
+    from stpred._core import locks
+
+    lock = locks.acquire(left)
+    try:
+        old = left.with_name("old")
+        if old.exists() and not path.exists() and left.with_name(_TARGET).read_text(encoding="utf-8") == path.name:
+            old.rename(path)
+        shutil.rmtree(left.parent, ignore_errors=True)
+    finally:
+        lock.release()

@@ -27,8 +27,6 @@ from stpred._core.checks import InputError, MissingFileError, one_of
 from stpred._core.files import parse_json, readable, reason
 from stpred._core.locks import Busy as Busy
 from stpred._core.locks import acquire as _acquire
-from stpred._core.locks import alive as _alive
-from stpred._core.locks import release as _release
 
 logger = logging.getLogger("stpred")
 
@@ -92,9 +90,10 @@ class FeatureCache:
             lock = self.folder / f"{key}.lock"
             own = [path for path in files if path.name.startswith(key) and path != lock]
             with _writing(self.folder), suppress(Busy):
-                _acquire(lock)
-                for path in (*own, lock):
+                held = _acquire(lock)
+                for path in own:
                     path.unlink(missing_ok=True)
+                held.release()
                 left -= sum(stat.st_size for path, stat in files.items() if path.name.startswith(key))
 
     def _files(self) -> dict[Path, os.stat_result]:
@@ -158,7 +157,6 @@ class Entry(AbstractContextManager["Entry"]):
         if self._values is None:
             return
         with _writing(self.folder):
-            _alive(self._lock)
             self._values.flush()
             self._done[: len(self._have)] = self._have  # after the values: a mark never speaks of a row that is lost
             self._done.flush()
@@ -229,8 +227,8 @@ class Entry(AbstractContextManager["Entry"]):
         if self._values is None and not self.complete:
             with _writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _acquire(self._lock)
-                self._let_go = weakref.finalize(self, _release, self._lock)  # also when it is dropped or Python ends
+                lock = _acquire(self._lock)
+                self._let_go = weakref.finalize(self, lock.release)  # also when it is dropped or Python ends
                 try:
                     if not (self.complete or self._resume()):  # another process may have completed it meanwhile
                         self._begin()

@@ -123,9 +123,7 @@ def _made(
     else:
         folder = rasters.staging_of(path, key)
         rasters.check_disk(path, frame, len(job.genes), staging=folder, copies=1 if spots is None else 2)
-        kept = rasters.Staging(
-            folder, _facts(job, region, frame), frame, len(job.genes), lock=rasters.lock_of(path, key)
-        )
+        kept = rasters.Staging(folder, _facts(job, region, frame), frame, len(job.genes))
     try:
         n, unlike, context = _fill(kept, area, job)
     except InputError:
