@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, listing
-from stpred._core.counts import check_counts
-from stpred._core.gene_names import mismatch, refuse_duplicates, shared_genes
+from stpred._core.expression.counts import check_counts
+from stpred._core.expression.gene_names import mismatch, refuse_duplicates, shared_genes
 from stpred._core.specs import GeneRule
 from stpred._core.targets import totals, transform
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core import keys, locks
+from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, check_parent
+from stpred._core.disk import locks
 from stpred._core.files import read_json, readable, reason, writable
 
 if TYPE_CHECKING:

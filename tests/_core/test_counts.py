@@ -10,7 +10,7 @@ from scipy import sparse
 
 from stpred import InputError, metrics
 from stpred._core import targets
-from stpred._core.counts import (
+from stpred._core.expression.counts import (
     check_counts,
     check_sparse,
     counts_report,

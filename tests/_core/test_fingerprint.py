@@ -13,7 +13,7 @@ from anndata import AnnData, concat, read_h5ad
 from scipy.sparse import csc_matrix, csr_matrix
 
 from stpred._core import tables
-from stpred._core.fingerprint import MAX_VALUES, difference, fingerprint
+from stpred._core.disk.fingerprint import MAX_VALUES, difference, fingerprint
 
 SIZES = [(3000, 250), (400, 2000), (150, 18000), (40, 3), (1, 5)]
 

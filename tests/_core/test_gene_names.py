@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stpred import InputError
-from stpred._core.gene_names import shared_genes
+from stpred._core.expression.gene_names import shared_genes
 
 
 def test_shared_genes_by_symbol_and_by_id() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from stpred._core.library import Library, gene_sums, overlap, shared_columns, shared_genes
+from stpred._core.expression.library import Library, gene_sums, overlap, shared_columns, shared_genes
 
 
 def whole(n: int = 200, n_genes: int = 2000, seed: int = 0) -> tuple[list[str], csr_matrix]:

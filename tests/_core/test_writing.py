@@ -14,7 +14,8 @@ import torch
 
 import stpred as st
 from stpred import InputError, _report, stores
-from stpred._core import files, locks
+from stpred._core import files
+from stpred._core.disk import locks
 from stpred._core.files import staged_file, staged_folder
 from stpred.training._checkpoint import Checkpoint
 

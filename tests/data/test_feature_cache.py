@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stpred import InputError
-from stpred._core import locks
+from stpred._core.disk import locks
 from stpred.data import _feature_cache
 from stpred.data._feature_cache import Busy, Entry, FeatureCache
 

@@ -19,7 +19,7 @@ from spatialdata.transformations import Affine, Identity, Scale
 
 import stpred as st
 from stpred import InputError
-from stpred._core.counts import check_counts
+from stpred._core.expression.counts import check_counts
 from stpred.pp import _aggregate
 from stpred.testing import copy_slide
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.counts import check_matrices
+from stpred._core.expression.counts import check_matrices
 
 if TYPE_CHECKING:
     import pandas as pd

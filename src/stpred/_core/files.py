@@ -166,7 +166,7 @@ def staged_file(path: Path, *, what: str) -> Iterator[Path]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Give a folder of this call's own beside `path`; it goes at the end, and folders made for it if nothing came."""
-    from stpred._core import locks
+    from stpred._core.disk import locks
 
     check_parent(path)
     above = [p for p in path.parents if not p.exists()]
@@ -194,7 +194,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 def _recover(left: Path, path: Path) -> None:
     """Remove the staging folder of a process that was killed; what it had moved out of the way goes back to `path`."""
-    from stpred._core import locks
+    from stpred._core.disk import locks
 
     lock = locks.acquire(left)
     try:

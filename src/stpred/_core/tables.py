@@ -13,8 +13,8 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, element_name, listing, warn
+from stpred._core.disk.fingerprint import difference, fingerprint
 from stpred._core.elements import lost_provenance, table_regions
-from stpred._core.fingerprint import difference, fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, one_of
-from stpred._core.counts import check_sparse
+from stpred._core.expression.counts import check_sparse
 
 Target = Literal["log1p_cp10k", "counts"]
 TARGETS: tuple[str, ...] = get_args(Target)

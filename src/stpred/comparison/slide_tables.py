@@ -10,7 +10,6 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing, warn
-from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
     lost_provenance,
@@ -19,9 +18,10 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
-from stpred._core.gene_names import mismatch
+from stpred._core.expression.counts import check_counts
+from stpred._core.expression.gene_names import mismatch
+from stpred._core.expression.library import LIBRARY, MIN_TRAINING_SHARE, Library, gene_sums, overlap, shared_genes, told
 from stpred._core.geometry import placed
-from stpred._core.library import LIBRARY, MIN_TRAINING_SHARE, Library, gene_sums, overlap, shared_genes, told
 from stpred._core.names import named
 from stpred._core.tables import read_prediction
 

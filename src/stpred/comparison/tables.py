@@ -11,8 +11,8 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing
-from stpred._core.counts import check_counts
 from stpred._core.elements import apply_affine, regions_told, table_instances, table_regions
+from stpred._core.expression.counts import check_counts
 from stpred._core.geometry import box_of, placed, square_bins
 from stpred._core.tables import read_provenance
 from stpred.comparison.pooling import Squares, check_prediction, members, pool

@@ -10,8 +10,8 @@ import numpy as np
 
 from stpred._core import targets
 from stpred._core.checks import InputError, listing, one_of, warn
-from stpred._core.gene_names import mismatch
-from stpred._core.library import LIBRARY, Library, gene_sums, overlap, shared_columns
+from stpred._core.expression.gene_names import mismatch
+from stpred._core.expression.library import LIBRARY, Library, gene_sums, overlap, shared_columns
 from stpred._core.tables import changed_values
 from stpred.comparison.pooling import pool
 from stpred.comparison.rasters import RasterSide

@@ -24,9 +24,9 @@ from numpy.lib.format import open_memmap
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from stpred._core.checks import InputError, MissingFileError, one_of
+from stpred._core.disk.locks import Busy as Busy
+from stpred._core.disk.locks import acquire as _acquire
 from stpred._core.files import parse_json, readable, reason
-from stpred._core.locks import Busy as Busy
-from stpred._core.locks import acquire as _acquire
 
 logger = logging.getLogger("stpred")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stpred._core.checks import warn
-from stpred._core.library import MIN_TRAINING_SHARE, Library, Overlap, gene_sums, overlap, shared_genes, told
+from stpred._core.expression.library import MIN_TRAINING_SHARE, Library, Overlap, gene_sums, overlap, shared_genes, told
 from stpred.data._regions import Region
 
 

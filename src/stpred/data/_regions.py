@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
     find_image,
@@ -24,6 +23,7 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
+from stpred._core.expression.counts import check_counts
 from stpred._core.names import named
 from stpred._core.places import Place
 from stpred.data._off_image import locations_on

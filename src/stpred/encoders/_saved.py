@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpred._core import stored
 from stpred._core.checks import InputError, MissingFileError, check_parent
+from stpred._core.disk import stored
+from stpred._core.disk.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred._core.files import read_json, reason
 from stpred._core.specs import TileSpec
-from stpred._core.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred.encoders.base import EncoderCard
 
 if TYPE_CHECKING:

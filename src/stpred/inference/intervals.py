@@ -9,7 +9,7 @@ import numpy as np
 
 from stpred import metrics
 from stpred._core.checks import InputError, listing
-from stpred._core.library import LIBRARY
+from stpred._core.expression.library import LIBRARY
 from stpred._core.tables import read_provenance
 from stpred._core.targets import TARGETS
 

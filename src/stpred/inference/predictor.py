@@ -15,7 +15,7 @@ from stpred import data, encoders, models, nuclei, regions
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import shapes_in
-from stpred._core.library import LIBRARY, Library
+from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.places import Place
 from stpred._core.specs import TileSpec
 from stpred.models.base import FORMAT_VERSION

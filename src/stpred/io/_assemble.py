@@ -12,7 +12,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing, warn
-from stpred._core.counts import check_counts, counts_report, looks_like_ensembl, unique_symbols
+from stpred._core.expression.counts import check_counts, counts_report, looks_like_ensembl, unique_symbols
 from stpred._core.tables import build_table
 from stpred.calibration import to_transformation
 

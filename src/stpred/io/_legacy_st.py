@@ -12,7 +12,7 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing, positive
-from stpred._core.counts import check_counts
+from stpred._core.expression.counts import check_counts
 from stpred._core.files import readable
 from stpred.calibration import (
     Evidence,

@@ -12,8 +12,8 @@ import numpy as np
 
 from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing, positive
-from stpred._core.counts import unique_symbols
 from stpred._core.elements import apply_affine, mpp_of
+from stpred._core.expression.counts import unique_symbols
 from stpred._core.files import read_json, readable, reason
 from stpred._core.settings import settings
 from stpred.calibration import (

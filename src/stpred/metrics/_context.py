@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, one_of, whole
-from stpred._core.counts import check_counts
+from stpred._core.expression.counts import check_counts
 from stpred._core.targets import TARGETS, dense, totals, transform
 from stpred.metrics._per_gene import columnar, correlation, over_blocks, per_gene
 from stpred.metrics._poisson import null, rmax_of_pairs

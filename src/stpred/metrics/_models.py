@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, listing
-from stpred._core.counts import duplicates
+from stpred._core.expression.counts import duplicates
 from stpred.metrics._p_values import holm
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
-from stpred._core.counts import check_sparse
+from stpred._core.expression.counts import check_sparse
 from stpred._core.targets import dense
 
 Kernel = Callable[..., NDArray[np.float64]]

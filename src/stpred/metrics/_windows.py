@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
-from stpred._core.counts import check_sparse
+from stpred._core.expression.counts import check_sparse
 
 
 def check_windows(windows: Any, *, n: int, min_members: int = 1) -> tuple[Any, NDArray[np.float64]]:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core import stored
 from stpred._core.checks import InputError, listing, positive, whole
+from stpred._core.disk import stored
 from stpred._core.forks import guard
 from stpred._core.specs import TileSpec
 from stpred.models.batch import Batch, Needs
@@ -149,9 +149,9 @@ class Record:
     training
         Slides, donors, numbers of locations, seed, how settings were chosen.
     library
-        What library sizes of the training tables were counted over (:meth:`stpred._core.library.Library.to_dict`):
-        ``genes``, the ``share`` of all counts that each carries, ``median_size`` of a location; empty of models that
-        do not state it.
+        What library sizes of the training tables were counted over
+        (:meth:`stpred._core.expression.library.Library.to_dict`): ``genes``, the ``share`` of all counts that each
+        carries, ``median_size`` of a location; empty of models that do not state it.
     intervals
         Conformal intervals, as far as they were calibrated on slides that the model had not seen: ``scale`` on
         which offsets are added (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels``

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core import stored
 from stpred._core.checks import InputError, listing
+from stpred._core.disk import stored
 from stpred._core.specs import TileSpec
 from stpred.models import registry
 from stpred.models.base import BaseConfig, Model

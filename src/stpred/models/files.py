@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from stpred._core.checks import InputError, MissingFileError, check_parent, listing, whole
+from stpred._core.disk.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred._core.files import read_json, readable
-from stpred._core.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred.models import registry
 from stpred.models._files import stored
 from stpred.models.base import FORMAT_VERSION, Model

@@ -8,8 +8,8 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.counts import are_counts
 from stpred._core.elements import region_in_frame, table_instances
+from stpred._core.expression.counts import are_counts
 from stpred._core.tables import changed_values, check_values, read_provenance
 from stpred.pl._canvas import MIN_IN_DISTRIBUTION, Canvas, warn_across
 from stpred.pl._figure import finish

@@ -12,7 +12,6 @@ import numpy as np
 from stpred import regions
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, key_in, listing, positive, whole
-from stpred._core.counts import check_counts
 from stpred._core.elements import (
     centroids,
     find_table,
@@ -22,6 +21,7 @@ from stpred._core.elements import (
     table_instances,
     table_regions,
 )
+from stpred._core.expression.counts import check_counts
 from stpred._core.geometry import box_of, geometries_um, placed, square_bins
 from stpred.comparison.transcripts import MIN_QV, NUDGE_UM, gene_column, read_transcripts
 

@@ -14,7 +14,7 @@ import pytest
 from spatialdata import SpatialData
 
 import stpred as st
-from stpred._core.library import Library
+from stpred._core.expression.library import Library
 from stpred._core.tables import read_provenance
 
 pytestmark = pytest.mark.usefixtures("kept_features")

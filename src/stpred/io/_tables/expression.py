@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.checks import InputError, key_in, listing
-from stpred._core.counts import are_counts, check_counts, check_sparse, looks_like_ensembl, stored
+from stpred._core.expression.counts import are_counts, check_counts, check_sparse, looks_like_ensembl, stored
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -60,7 +60,7 @@ def check_10x_h5(path: Path) -> None:
 
     Checked are links and declared sizes of all its parts, the fields of the matrix, that names and shape belong
     together, that barcodes are unique, and that every index lies within the matrix. The values are checked once they
-    are read (:func:`stpred._core.counts.check_counts`).
+    are read (:func:`stpred._core.expression.counts.check_counts`).
 
     Raises
     ------

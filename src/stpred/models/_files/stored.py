@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stpred._core import stored
 from stpred._core.checks import InputError, listing
+from stpred._core.disk import stored
 from stpred.models.base import MAX_UM, Model, Record
 
 TARGETS = ("log1p_cp10k", "counts", "relative")

@@ -11,9 +11,9 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing, whole
-from stpred._core.counts import are_counts, duplicates
 from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_instances, table_regions
-from stpred._core.gene_names import mismatch
+from stpred._core.expression.counts import are_counts, duplicates
+from stpred._core.expression.gene_names import mismatch
 from stpred._core.tables import read_prediction
 from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, write_facts
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
-from stpred._core.counts import duplicates
-from stpred._core.gene_names import mismatch
+from stpred._core.expression.counts import duplicates
+from stpred._core.expression.gene_names import mismatch
 from stpred.metrics import benjamini_hochberg
 from stpred.tl._downstream.gene_sets import need_decoupler, read_gene_sets, sets_among
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from stpred._core.checks import InputError, MissingFileError, listing, one_of
+from stpred._core.expression.gene_names import mismatch
 from stpred._core.files import readable
-from stpred._core.gene_names import mismatch
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
-from stpred._core.counts import are_counts, duplicates
 from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_regions
+from stpred._core.expression.counts import are_counts, duplicates
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stpred import data, genes, training
 from stpred._core import keys, tables
-from stpred._core.library import LIBRARY
+from stpred._core.expression.library import LIBRARY
 from stpred.models.ood import ood_scores, slide_ood_summary
 
 if TYPE_CHECKING:

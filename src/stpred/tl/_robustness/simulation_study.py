@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stpred import metrics, training
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
-from stpred._core.counts import check_counts
+from stpred._core.expression.counts import check_counts
 from stpred._core.progress import track
 from stpred._core.targets import CP10K, dense
 from stpred.links import Links

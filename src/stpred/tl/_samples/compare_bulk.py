@@ -8,7 +8,7 @@ import numpy as np
 from stpred import metrics
 from stpred._core import targets
 from stpred._core.checks import InputError, listing, one_of
-from stpred._core.gene_names import mismatch
+from stpred._core.expression.gene_names import mismatch
 from stpred._core.names import names_of
 from stpred.metrics import benjamini_hochberg
 from stpred.tl._samples.pseudobulk import log1p_cpm

@@ -10,7 +10,7 @@ import pandas as pd
 from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, warn
-from stpred._core.library import Library, Overlap
+from stpred._core.expression.library import Library, Overlap
 from stpred._core.places import Place
 from stpred.encoders.modules import pick_device
 from stpred.inference.intervals import as_stable, calibrate, refused

@@ -8,7 +8,7 @@ import numpy as np
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import key_in_frame, table_instances
-from stpred._core.library import LIBRARY
+from stpred._core.expression.library import LIBRARY
 from stpred._core.targets import dense
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import HIGH, LOW

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
-from stpred._core.counts import looks_like_ensembl
+from stpred._core.expression.counts import looks_like_ensembl
 
 
 def shared_genes(

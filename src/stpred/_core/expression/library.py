@@ -159,7 +159,7 @@ def overlap(library: Library, genes: Sequence[str], sums: ArrayLike) -> Overlap:
     Examples
     --------
     >>> import numpy as np
-    >>> from stpred._core.library import Library, overlap
+    >>> from stpred._core.expression.library import Library, overlap
     >>> whole = Library.of([(["A", "B", "C"], np.array([[80, 15, 5], [80, 15, 5]]))])
     >>> found = overlap(whole, ["B", "C"], [150, 50])
     >>> round(found.share_model, 2), found.share_measured, found.same, found.wider

@@ -72,7 +72,7 @@ def fingerprint(X: Any, instances: ArrayLike, genes: Sequence[str]) -> dict[str,
     Examples
     --------
     >>> import numpy as np
-    >>> from stpred._core.fingerprint import difference, fingerprint
+    >>> from stpred._core.disk.fingerprint import difference, fingerprint
     >>> X = np.random.default_rng(0).random((50, 4))
     >>> kept = fingerprint(X, np.arange(50), list("abcd"))
     >>> difference(kept, X[::-2, [2, 0]], np.arange(50)[::-2], ["c", "a"]) is None

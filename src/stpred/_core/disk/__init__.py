@@ -1,0 +1,1 @@
+"""Files on disk: locks, stored arrays and weights, fingerprints."""

@@ -1,0 +1,1 @@
+"""Counts, the genes that they are of, and library sizes."""
