@@ -10,6 +10,7 @@ import spatialdata as sd
 from typer.testing import CliRunner
 
 import stpred as st
+from stpred import _demo
 from stpred.cli import app
 
 run = CliRunner()
@@ -32,6 +33,13 @@ def ok(*arguments: object) -> str:
     result = run.invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     return result.output
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    """A model of five genes, trained on the command line."""
+    ok("train", folder / "slides.csv", "-o", folder / "m", "--genes", "mean:5", "--model", "intensity")
+    return folder / "m"
 
 
 def refused(*arguments: object) -> str:
@@ -117,10 +125,9 @@ def test_predict_a_plain_slide_on_a_grid(folder: Path, tmp_path: Path) -> None:
     assert max(back.images["he"]["scale0"]["image"].shape) == 1200
 
 
-def test_predict_takes_the_usual_region_of_several(tmp_path: Path, folder: Path) -> None:
-    bundle = st.datasets.toy_xenium(tmp_path / "x", size_um=(400, 400), rotation_deg=25)
-    ok("train", folder / "slides.csv", "-o", tmp_path / "m", "--genes", "mean:5", "--model", "intensity")
-    said = ok("predict", bundle, "-o", tmp_path / "o.zarr", "--model", tmp_path / "m")
+def test_predict_takes_the_usual_region_of_several(tmp_path: Path, model: Path) -> None:
+    bundle = st.datasets.toy_xenium(tmp_path / "x", size_um=(320, 320), n_genes=30, rotation_deg=25)
+    said = ok("predict", bundle, "-o", tmp_path / "o.zarr", "--model", model)
     assert "took cells" in said
     assert "cells_m" in sd.read_zarr(tmp_path / "o.zarr").tables
 
@@ -152,7 +159,9 @@ def test_models_are_listed() -> None:
 
 
 @pytest.mark.slow
-def test_demo_leaves_what_it_says(tmp_path: Path) -> None:
+def test_demo_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_demo, "SIZE_UM", (1000.0, 1000.0))
+    monkeypatch.setattr(_demo, "N_GENES", 100)
     said = ok("demo", "-o", tmp_path / "demo")
     assert "noiseless truth" in said
     assert {"slides", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv"} == {
@@ -199,10 +208,8 @@ def test_the_version_is_told() -> None:
     assert ok("--version").strip() == f"stpred {st.__version__}"
 
 
-def test_predict_reads_what_evaluate_reads(folder: Path, tmp_path: Path) -> None:
+def test_predict_reads_what_evaluate_reads(folder: Path, model: Path, tmp_path: Path) -> None:
     """A folder that holds a slide is that slide; of several, each is predicted, as of a csv."""
-    model = tmp_path / "m"
-    ok("train", folder / "slides.csv", "-o", model, "--genes", "mean:5", "--model", "intensity")
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "s1").symlink_to(folder / "a")
     said = ok("predict", tmp_path / "one", "-o", tmp_path / "one.zarr", "--model", model)

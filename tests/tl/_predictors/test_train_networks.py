@@ -31,7 +31,7 @@ def expected(sdata: SpatialData, table: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def donors() -> dict[str, SpatialData]:
-    return st.datasets.toy_cohort(4, size_um=(1100, 1100), n_genes=60)
+    return st.datasets.toy_cohort(4, size_um=(1000, 1000), n_genes=60)
 
 
 def recovered(donors: dict[str, SpatialData], config: Any, **how: Any) -> float:
