@@ -22,7 +22,7 @@ from stpred.data._readers.tokens import token_batch
 from stpred.encoders import EncoderCard
 from stpred.models import Batch, Needs, Student
 from stpred.regions import Lattice, squares
-from stpred.regions.squares import centres_inside, most_squares
+from stpred.regions.squares import centres_inside, max_squares
 from stpred.testing import add_shapes, copy_slide, picture_slide
 
 SIDE = 256  # um and pixels of the picture
@@ -125,7 +125,7 @@ def test_centres_inside_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch
             mine = [tuple(s) for s in found[owner == i].tolist()]
             assert len(mine) == len(set(mine))
             assert set(mine) == want[i]
-    assert most_squares(low, high, size) >= sum(len(w) for w in want)
+    assert max_squares(low, high, size) >= sum(len(w) for w in want)
 
 
 def test_a_centre_on_a_border_lies_in_one_of_two_neighbours() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def square_bins(points_um: ArrayLike, size_um: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Say in which square of a lattice anchored at the frame's origin each point lies.
+    """Return in which square of a lattice anchored at the frame's origin each point lies.
 
     Parameters
     ----------

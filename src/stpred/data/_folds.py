@@ -55,15 +55,15 @@ def donor_folds(slides: list[str], groups: Mapping[Any, Any] | str) -> dict[str,
 
 def refuse_copies(regions: Mapping[str, Region], donors: Mapping[str, str]) -> None:
     """Refuse slides that show the same tissue under the names of two donors."""
-    seen: dict[str, list[str]] = {}
+    by_image: dict[str, list[str]] = {}
     for slide, region in regions.items():
-        for other in seen.setdefault(region.pyramid.fingerprint, []):
+        for other in by_image.setdefault(region.pyramid.fingerprint, []):
             if donors[other] != donors[slide] and _overlap(region.coords_um, regions[other].coords_um):
                 raise InputError(
                     f"Slides {other!r} and {slide!r} are locations on the same image, yet their donors are "
                     f"{donors[other]!r} and {donors[slide]!r}; give them one donor, or leave one out."
                 )
-        seen[region.pyramid.fingerprint].append(slide)
+        by_image[region.pyramid.fingerprint].append(slide)
 
 
 def _overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:

@@ -39,12 +39,13 @@ def locations_on(
     at
         (n,) rows of their shapes.
     """
+    what, image = f"{shapes_key!r} in slide {slide!r}", f"image {image_key!r}"
     inside = pyramid.contains(coords_um)
     if not inside.all():
         off = np.flatnonzero(~inside)
         cut = _cut_by_border(sdata, shapes_key, at[off], coords_um[off], pyramid, coordinate_system=coordinate_system)
-        _check_inside(pyramid, coords_um, off, cut, slide=slide, shapes_key=shapes_key, image_key=image_key)
-    return _without_fill(pyramid, coords_um, inside, slide=slide, shapes_key=shapes_key, image_key=image_key)
+        _check_inside(pyramid, coords_um, off, cut, what=what, image=image)
+    return _without_fill(pyramid, coords_um, inside, what=what, image=image)
 
 
 def _cut_by_border(
@@ -56,7 +57,7 @@ def _cut_by_border(
     *,
     coordinate_system: str,
 ) -> NDArray[np.bool_]:
-    """Say for shapes whose centre is off the image (rows `at`) which of them reach onto it all the same.
+    """Return for shapes whose centre is off the image (rows `at`) which of them reach onto it all the same.
 
     ``spatialdata.polygon_query`` keeps whatever touches the polygon, so a crop has them all along its border.
     """
@@ -75,9 +76,8 @@ def _check_inside(
     off: NDArray[np.int64],
     cut: NDArray[np.bool_],
     *,
-    slide: str,
-    shapes_key: str,
-    image_key: str,
+    what: str,
+    image: str,
 ) -> None:
     """Refuse an object where many locations lie wholly off the image, with both boxes.
 
@@ -89,21 +89,21 @@ def _check_inside(
         (m,) rows whose centre is off the image, and which of these the border of the image cuts.
     """
     missed = off[~cut]
-    share = len(missed) / len(coords_um)
-    if share > MAX_OUTSIDE:
+    fraction = len(missed) / len(coords_um)
+    if fraction > MAX_OUTSIDE:
         image_box = [round(v, 1) for v in pyramid.bounds_um]
         raise InputError(
-            f"{share:.0%} of {shapes_key!r} in slide {slide!r} lie outside image {image_key!r}: locations span "
+            f"{fraction:.0%} of {what} lie outside {image}: locations span "
             f"{box_of(coords_um)} um, the image "
             f"{image_box} um (x0, y0, x1, y1); check that the image is the full-resolution one and that x and y are "
             f"not swapped."
         )
     if len(missed):
-        logger.warning("%d of %r in slide %r are off the image and left out.", len(missed), shapes_key, slide)
+        logger.warning("%d of %s are off the image and left out.", len(missed), what)
     if cut.any():
         logger.info(
-            "%d of %d %r in slide %r are cut by the border of the image, with their centre off it, and are left out.",
-            *(int(cut.sum()), len(coords_um), shapes_key, slide),
+            "%d of %d %s are cut by the border of the image, with their centre off it, and are left out.",
+            *(int(cut.sum()), len(coords_um), what),
         )
 
 
@@ -112,15 +112,14 @@ def _without_fill(
     coords_um: NDArray[np.float64],
     inside: NDArray[np.bool_],
     *,
-    slide: str,
-    shapes_key: str,
-    image_key: str,
+    what: str,
+    image: str,
 ) -> NDArray[np.bool_]:
-    """Say which of the locations that are on the image are not on its fill."""
+    """Return which of the locations that are on the image are not on its fill."""
     if pyramid.fill is None or not (filled := inside & pyramid.fill.covers(coords_um)).any():
         return inside
     warnings.warn(
-        f"{int(filled.sum())} of {len(inside)} {shapes_key!r} in slide {slide!r} lie where image {image_key!r} is "
+        f"{int(filled.sum())} of {len(inside)} {what} lie where {image} is "
         "only fill (one colour up to its border, from rotation, registration or stitching) and are left out.",
         UserWarning,
         stacklevel=5,

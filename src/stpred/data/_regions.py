@@ -204,7 +204,7 @@ def read_region(
     """Find image, region and (with `measured`) counts of a slide, check them, and drop locations off the image."""
     place = Place() if place is None else place
     shapes_key, table_key, coordinate_system = place.shapes_key, place.table_key, place.coordinate_system
-    with _about(slide):
+    with _naming(slide):
         image_key = find_image(sdata, place.image_key, coordinate_system=coordinate_system)
         if shapes_key is None and measured:
             shapes_key = _measured_region(sdata, table_key, prefer=prefer, coordinate_system=coordinate_system)
@@ -248,7 +248,7 @@ def read_image(sdata: SpatialData, place: Place | None = None, *, slide: str = _
     """Return a slide of which only the image is known: points on its tissue stand for locations."""
     place = Place() if place is None else place
     coordinate_system = place.coordinate_system
-    with _about(slide):
+    with _naming(slide):
         image_key = find_image(sdata, place.image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
         points = tissue_points(pyramid, Lattice(IMAGE_PITCH_UM, hexagonal=False))
@@ -269,8 +269,8 @@ def has_counts(sdata: SpatialData) -> bool:
 
 
 @contextmanager
-def _about(slide: str) -> Iterator[None]:
-    """Say of several slides which one an error is about."""
+def _naming(slide: str) -> Iterator[None]:
+    """Name the slide that an error is about, where there are several."""
     try:
         yield
     except InputError as error:

@@ -1,6 +1,6 @@
 """Encoders: what turns H&E tiles into features.
 
-``list`` says what exists, ``get`` makes one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name;
+``list`` gives their names, ``get`` one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name;
 ``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`, which :class:`MoCo` is the method of.
 """
 

@@ -69,7 +69,7 @@ def make(name: str, *, tile: TileSpec | None, weights: str | Path | None, **kwar
 
 
 def _build(name: str, cls: Any, *, weights: str | Path | None, **kwargs: Any) -> Any:
-    """Construct a model of the registry, and say how to get its weights if they cannot be had."""
+    """Construct a model of the registry; the error names where to get weights that cannot be fetched."""
     if weights is not None:
         cls, kwargs = _with_local(name, cls, Path(weights), kwargs)
     try:
@@ -138,7 +138,7 @@ def _tile_px(model: Any, transform: Any) -> int:
 
 
 def _normalisation(transform: Any) -> tuple[Any, Any]:
-    """Return mean and std of the transform, where it says them."""
+    """Return mean and std of the transform, or None."""
     for step in _steps(transform):
         if type(step).__name__ == "Normalize":
             return tuple(float(v) for v in step.mean), tuple(float(v) for v in step.std)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class Morphology:
         """Map (n, size_px, size_px, 3) uint8 RGB tiles to (n, width) float32 features."""
         from stpred.encoders._morphology_features import describe
 
-        return self._each(tiles, (self.card.width,), describe, mpp=self.card.tile.mpp)
+        return self._each(tiles, (self.card.width,), partial(describe, mpp=self.card.tile.mpp))
 
     def encode_dense(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (n, size_px, size_px, 3) uint8 RGB tiles to (n, rows, cols, width) float32 features of their patches.
@@ -108,10 +109,11 @@ class Morphology:
         from stpred.encoders._morphology_dense import describe_patches
 
         shape = self.card.dense
-        return self._each(tiles, shape, describe_patches, mpp=self.card.tile.mpp, n=shape[0])  # type: ignore[arg-type, index]
+        describe = partial(describe_patches, mpp=self.card.tile.mpp, n=shape[0])  # type: ignore[index]
+        return self._each(tiles, shape, describe)  # type: ignore[arg-type]
 
     def _each(
-        self, tiles: NDArray[np.uint8], shape: tuple[int, ...], describe: Callable[..., Any], **how: Any
+        self, tiles: NDArray[np.uint8], shape: tuple[int, ...], describe: Callable[[NDArray[np.uint8]], Any]
     ) -> NDArray[np.float32]:
         """Describe every tile by itself, in threads."""
         size = self.card.tile.size_px
@@ -121,7 +123,7 @@ class Morphology:
         out = np.empty((len(tiles), *shape), np.float32)
 
         def fill(row: int) -> None:
-            out[row] = describe(tiles[row], **how)
+            out[row] = describe(tiles[row])
 
         threads = min(len(tiles), _cores() if self._threads is None else self._threads)
         if threads > 1:

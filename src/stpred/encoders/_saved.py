@@ -143,7 +143,7 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
         )
     check_values(module.state_dict().items(), weights)
     try:  # embeds an empty tile
-        made = trained.TrainedEncoder(
+        encoder = trained.TrainedEncoder(
             module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=facts["record"]
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -152,12 +152,12 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
         raise InputError(
             f"The encoder in {str(folder)!r} takes no tiles of {card.tile.size_px} px: {reason(error)}."
         ) from error
-    if (made.card.width, made.card.dense) != (card.width, card.dense or made.card.dense):
+    if (encoder.card.width, encoder.card.dense) != (card.width, card.dense or encoder.card.dense):
         raise InputError(
             f"{str(folder / CONFIG)!r} says that the encoder gives {card.width} features, but it gives "
-            f"{made.card.width}."
+            f"{encoder.card.width}."
         )
-    return made.to(device)
+    return encoder.to(device)
 
 
 def factory(path: str | Path, *, name: str) -> Callable[..., Any]:
@@ -215,7 +215,7 @@ def _card(facts: Any, path: Path) -> EncoderCard:
 
 
 def _kind(folder: Path) -> Any:
-    """Return what a folder says that it holds."""
+    """Return the kind that a folder's config states."""
     try:
         return read_json(folder / CONFIG, what="config").get("kind")
     except InputError:

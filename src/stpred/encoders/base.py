@@ -1,4 +1,4 @@
-"""What an encoder is: images in, features out, with a card that says what it saw."""
+"""The encoder protocol: tiles in, features out, with a card of what is known of it."""
 
 from __future__ import annotations
 

@@ -243,14 +243,14 @@ def digest(state: Mapping[str, Any]) -> str:
     """Return a short fingerprint of weights: equal weights have equal revisions, wherever they came from."""
     import torch
 
-    made = hashlib.sha256()
+    checksum = hashlib.sha256()
     for key in sorted(state):
-        made.update(key.encode())
+        checksum.update(key.encode())
         if isinstance(state[key], torch.Tensor):
             tensor = state[key].detach().cpu().contiguous()
-            made.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{made.hexdigest()[:16]}"
+            checksum.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            checksum.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{checksum.hexdigest()[:16]}"
 
 
 def hub_revision(repository: str | None) -> str | None:

@@ -216,7 +216,7 @@ def _lazyslide_names() -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    """Say that a name is not known, and what comes near."""
+    """Return the message for an unknown name, with the nearest known ones."""
     from stpred.encoders import _lazyslide
 
     known = [*_own(), *_lazyslide_names()]

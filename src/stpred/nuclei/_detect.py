@@ -38,7 +38,7 @@ COLUMNS = ("area_um2", "eccentricity", "haematoxylin", "eosin")
 
 
 def check(pyramid: Pyramid, *, image: str = "The image") -> None:
-    """Refuse an image on which nuclei cannot be told apart."""
+    """Refuse an image on which nuclei cannot be distinguished."""
     if pyramid.mpp > MAX_MPP * 1.01:
         raise UnsafeResolutionError(
             f"{image} has {pyramid.mpp:.4g} um per pixel; nuclei need {MAX_MPP:g} or finer, so use the full-resolution "
@@ -85,14 +85,14 @@ def detect(
     if chunk_um < 64:
         raise InputError(f"`chunk_um` must be at least 64 micrometres, got {chunk_um:g}.")
     check(pyramid)
-    how = _methods.make(method, min_area_um2=low, max_area_um2=high, device=device)
+    segmenter = _methods.make(method, min_area_um2=low, max_area_um2=high, device=device)
     thumbnail, origin_um = pyramid.thumbnail(_THUMBNAIL_MPP)
     found = survey(thumbnail, mpp=_THUMBNAIL_MPP, min_area_um2=_MIN_TISSUE_UM2)
     stained = _stained(found)
     if not stained.any():
         return _frame([])
     staining = _staining(pyramid, stained, found.excluded)
-    parts = list(_work(pyramid, how, staining, stained, chunk_um=chunk_um))
+    parts = list(_work(pyramid, segmenter, staining, stained, chunk_um=chunk_um))
     frame = _frame(parts)
     keep = frame["area_um2"].between(low, high).to_numpy()
     if found.excluded.any() and len(frame):
@@ -136,19 +136,19 @@ def _staining(pyramid: Pyramid, stained: NDArray[np.bool_], excluded: NDArray[np
     corner = np.array(pyramid.bounds_um[:2]) + chosen[:, ::-1] * _SAMPLE_UM
     tile = TileSpec(WORK_MPP, round(_SAMPLE_UM / WORK_MPP))
     fields: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(corner)
-    seen: list[NDArray[np.bool_] | None] = [None] * len(corner)
+    visible: list[NDArray[np.bool_] | None] = [None] * len(corner)
     for rows, tiles in pyramid.read(corner + _SAMPLE_UM / 2, tile, batch_size=16):
         for row, field in zip(rows, tiles, strict=True):
             fields[row] = _on_image(pyramid, field, corner[row], tile.mpp)[0]
             top, left = chosen[row] * block
             if fields[row].size and (away := excluded[top : top + block, left : left + block]).any():
                 # Pixels of the thumbnail are whole pixels of a field, and those along fill hold something of it.
-                seen[row] = _seen(away, fields[row].shape[:2])
-    kept = [i for i, field in enumerate(fields) if field.size and (seen[i] is None or seen[i].any())]  # type: ignore[union-attr]
-    return measure_staining([fields[i] for i in kept], [seen[i] for i in kept])
+                visible[row] = _visible(away, fields[row].shape[:2])
+    kept = [i for i, field in enumerate(fields) if field.size and (visible[i] is None or visible[i].any())]  # type: ignore[union-attr]
+    return measure_staining([fields[i] for i in kept], [visible[i] for i in kept])
 
 
-def _seen(away: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _visible(away: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return which pixels of a field are tissue or glass, given what is neither on the thumbnail."""
     from scipy.ndimage import binary_dilation
 
@@ -161,24 +161,24 @@ def _seen(away: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _work(
-    pyramid: Pyramid, how: Method, staining: Staining, stained: NDArray[np.bool_], *, chunk_um: float
+    pyramid: Pyramid, segmenter: Method, staining: Staining, stained: NDArray[np.bool_], *, chunk_um: float
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the nuclei of one field after the other; a bounded number of fields is in memory."""
     import os
 
-    reach_um = how.reach_um
-    if how.field_px is not None:
-        chunk_um = how.field_px * how.mpp - 2 * reach_um
+    reach_um = segmenter.reach_um
+    if segmenter.field_px is not None:
+        chunk_um = segmenter.field_px * segmenter.mpp - 2 * reach_um
     chunk_um = max(_GRID_UM, round(chunk_um / _GRID_UM) * _GRID_UM)
-    size_px = round((chunk_um + 2 * reach_um) / how.mpp)
-    tile = TileSpec(how.mpp, size_px)
+    size_px = round((chunk_um + 2 * reach_um) / segmenter.mpp)
+    tile = TileSpec(segmenter.mpp, size_px)
     corners = _corners(pyramid, stained, chunk_um)
     centers = corners + chunk_um / 2
-    workers = min(os.cpu_count() or 1, _MAX_THREADS) if how.threads else 1
+    workers = min(os.cpu_count() or 1, _MAX_THREADS) if segmenter.threads else 1
 
     def one(field: NDArray[np.uint8], corner: NDArray[np.float64]) -> tuple[Any, ...]:
-        field, shift = _on_image(pyramid, field, corner - reach_um, how.mpp)
-        return _nuclei(field, how, staining, corner - reach_um + shift, (corner, corner + chunk_um))
+        field, shift = _on_image(pyramid, field, corner - reach_um, segmenter.mpp)
+        return _nuclei(field, segmenter, staining, corner - reach_um + shift, (corner, corner + chunk_um))
 
     waiting: deque[Future[tuple[Any, ...]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -220,7 +220,7 @@ def _on_image(
 
 def _nuclei(
     field: NDArray[np.uint8],
-    how: Method,
+    segmenter: Method,
     staining: Staining,
     corner_um: NDArray[np.float64],
     own_um: tuple[NDArray[np.float64], NDArray[np.float64]],
@@ -232,20 +232,20 @@ def _nuclei(
     nothing = (np.empty((0, 2)), np.empty(0, np.int64), np.empty((0, 4)))
     if min(field.shape[:2]) == 0:
         return nothing
-    labels = how.run(field, staining)
+    labels = segmenter.run(field, staining)
     if labels.max(initial=0) == 0:
         return nothing
     haematoxylin, eosin = _methods.stains(field, staining)
     stats = region_stats(labels, haematoxylin)
     count = np.maximum(stats[:, 0], 1)
     pink = np.bincount(labels.reshape(-1), eosin.reshape(-1), len(stats) + 1)[1:] / count
-    center = (stats[:, [2, 1]] + 0.5) * how.mpp + corner_um
-    mine = (center >= own_um[0]).all(axis=1) & (center < own_um[1]).all(axis=1) & (stats[:, 0] > 0)
+    center = (stats[:, [2, 1]] + 0.5) * segmenter.mpp + corner_um
+    owned = (center >= own_um[0]).all(axis=1) & (center < own_um[1]).all(axis=1) & (stats[:, 0] > 0)
     columns = np.column_stack([np.zeros((len(stats), 2)), stats[:, 7], pink])
-    xy, begin = outlines(labels, inset_px=how.inset_um / how.mpp)
+    xy, begin = outlines(labels, inset_px=segmenter.inset_um / segmenter.mpp)
     length = np.diff(begin)
-    mine &= length >= 3
-    return xy[np.repeat(mine, length)] * how.mpp + corner_um, length[mine], columns[mine]
+    owned &= length >= 3
+    return xy[np.repeat(owned, length)] * segmenter.mpp + corner_um, length[owned], columns[owned]
 
 
 def _frame(parts: list[tuple[Any, ...]]) -> GeoDataFrame:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in
 from stpred._core.elements import affine_to, find_image, need_sdata
 from stpred.nuclei._detect import check, detect
+from stpred.nuclei._methods import BUILTIN, Segmenter
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ def outline(
     *,
     image_key: str | None = None,
     tissue_key: str | None = None,
+    method: str | Segmenter = BUILTIN,
     min_area_um2: float = 12.0,
     max_area_um2: float = 350.0,
+    chunk_um: float = 512.0,
+    device: str | None = None,
     coordinate_system: str = keys.UM,
-    **how: Any,
 ) -> GeoDataFrame:
     """Return polygons in micrometres around the nuclei of a slide; other arguments are those of :func:`detect`."""
     need_sdata(sdata)
@@ -32,10 +35,12 @@ def outline(
     check(pyramid, image=f"Image {image_key!r}")
     frame = detect(
         pyramid,
+        method=method,
         tissue=None if tissue_key is None else _area(sdata, tissue_key, coordinate_system),
         min_area_um2=min_area_um2,
         max_area_um2=max_area_um2,
-        **how,
+        chunk_um=chunk_um,
+        device=device,
     )
     if len(frame) == 0:
         raise InputError(

@@ -13,7 +13,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive
 from stpred._core.elements import find_image
 from stpred._core.geometry import geometries_um
-from stpred.regions.tissue import TissueMask, look, on_tissue, say_doubts
+from stpred.regions.tissue import TissueMask, on_tissue, survey_slide, warn_doubts
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def lay_grid(
     centers = Lattice(pitch_um, layout == "hexagonal").points(pyramid.bounds_um)
     centers = centers[pyramid.contains(centers)]
     if tissue_key is None:
-        found, origin_um = look(pyramid)
-        say_doubts(found, image_key, stacklevel=3)
+        found, origin_um = survey_slide(pyramid)
+        warn_doubts(found, image_key, stacklevel=3)
         centers = centers[TissueMask(found.tissue, origin_um)(centers)]
     else:
         area = union_all(geometries_um(sdata, tissue_key, coordinate_system=coordinate_system)[0])

@@ -26,7 +26,7 @@ class OverlapError(ValueError):
 
 
 def distinct(polygons: NDArray[Any], *, limit: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Say which polygons are mostly covered by a larger one that is kept, and which surround many others.
+    """Return which polygons are mostly covered by a larger one that is kept, and which surround many others.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ def centres_inside(
     size
         Edge of the squares; square (i, j) begins at (i, j) times it.
     inside
-        Says which points lie in their shapes.
+        Returns which points lie in their shapes.
 
     Returns
     -------
@@ -63,12 +63,12 @@ def centres_inside(
     return np.concatenate(found), np.concatenate(squares)
 
 
-def most_squares(low: NDArray[np.float64], high: NDArray[np.float64], size: float) -> float:
+def max_squares(low: NDArray[np.float64], high: NDArray[np.float64], size: float) -> float:
     """Return how many squares the boxes of shapes hold, about."""
     return float(np.prod((high - low) / size + 1, axis=1).sum())
 
 
-_MOST_SQUARES = 2e8
+_MAX_SQUARES = 2e8
 
 
 def cut(sdata: SpatialData, shapes_key: str, *, size_um: float = 8.0, coordinate_system: str = keys.UM) -> GeoDataFrame:
@@ -122,7 +122,7 @@ def squares_in(shapes: NDArray[Any], size_um: float) -> tuple[NDArray[np.int64],
     import shapely
 
     low, high = np.hsplit(shapely.bounds(shapes), 2)
-    if (total := most_squares(low, high, size_um)) > _MOST_SQUARES:
+    if (total := max_squares(low, high, size_um)) > _MAX_SQUARES:
         raise InputError(f"Squares of `size_um`={size_um:g} would be about {total:.0e}; choose larger ones.")
     shapely.prepare(shapes)
     parent, found = centres_inside(low, high, size_um, lambda shape, xy: shapely.contains_xy(shapes[shape], xy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+MIN_PIECE_UM2 = 20_000.0
+"""Area below which a piece of tissue is left out."""
+
 TISSUE_MPP = 8.0
-"""Resolution at which tissue is told from glass."""
+"""Resolution at which tissue is separated from glass."""
 
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Where a slide has tissue, to be asked again and again: (h, w) mask of `TISSUE_MPP`, and where it begins."""
+    """Where a slide has tissue, for repeated look-ups: (h, w) mask of `TISSUE_MPP`, and where it begins."""
 
     mask: NDArray[np.bool_]
     origin_um: NDArray[np.float64]
@@ -34,11 +37,11 @@ class TissueMask:
     @classmethod
     def of(cls, pyramid: Pyramid) -> TissueMask:
         """Look at a small copy of the slide."""
-        found, origin_um = look(pyramid)
+        found, origin_um = survey_slide(pyramid)
         return cls(found.tissue, origin_um)
 
     def __call__(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Say which (n, 2) points lie on tissue."""
+        """Return which (n, 2) points lie on tissue."""
         mask = self.mask
         column, row = np.floor((points_um - self.origin_um) / TISSUE_MPP).astype(int).T
         on = (column >= 0) & (row >= 0) & (column < mask.shape[1]) & (row < mask.shape[0])
@@ -46,7 +49,7 @@ class TissueMask:
 
 
 def on_tissue(pyramid: Pyramid, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Say which (n, 2) points lie on tissue."""
+    """Return which (n, 2) points lie on tissue."""
     return TissueMask.of(pyramid)(points_um)
 
 
@@ -59,13 +62,16 @@ def tissue_colour(pyramid: Pyramid) -> NDArray[np.float32]:
     return np.stack([pixels.mean(axis=0), pixels.std(axis=0).clip(1e-3)]).astype(np.float32)
 
 
-def look(pyramid: Pyramid, **how: Any) -> tuple[Survey, NDArray[np.float64]]:
+def survey_slide(
+    pyramid: Pyramid, *, min_area_um2: float = MIN_PIECE_UM2, method: str | None = None, threshold: float | None = None
+) -> tuple[Survey, NDArray[np.float64]]:
     """Survey a small copy of the slide, of `TISSUE_MPP`; return where it begins in micrometres, too."""
     thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
-    return survey(thumbnail, mpp=TISSUE_MPP, **how), origin_um
+    found = survey(thumbnail, mpp=TISSUE_MPP, min_area_um2=min_area_um2, method=method, threshold=threshold)
+    return found, origin_um
 
 
-def say_doubts(found: Survey, image_key: str, *, stacklevel: int = 2) -> None:
+def warn_doubts(found: Survey, image_key: str, *, stacklevel: int = 2) -> None:
     """Warn where the outline of the tissue may be wrong."""
     if found.doubts:
         warnings.warn(
@@ -81,7 +87,7 @@ def outline_tissue(
     *,
     image_key: str | None = None,
     coordinate_system: str = keys.UM,
-    min_area_um2: float = 20_000.0,
+    min_area_um2: float = MIN_PIECE_UM2,
     method: str | None = None,
     threshold: float | None = None,
 ) -> GeoDataFrame:
@@ -92,11 +98,11 @@ def outline_tissue(
 
     image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
     pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-    found, origin_um = look(pyramid, min_area_um2=min_area_um2, method=method, threshold=threshold)
+    found, origin_um = survey_slide(pyramid, min_area_um2=min_area_um2, method=method, threshold=threshold)
     mask = found.tissue
     if not mask.any():
         raise InputError(f"No tissue was found on image {image_key!r}; is it an H&E slide, stained and in focus?")
-    say_doubts(found, image_key, stacklevel=3)
+    warn_doubts(found, image_key, stacklevel=3)
     rings = []
     for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
         # Padding by one pixel and pixel centres at half: column c of the padded mask is c - 0.5 pixels from the border.

@@ -128,7 +128,7 @@ def _spell(value: Any) -> str:
 
 
 def numbers(column: Any, *, name: str, path: Path) -> NDArray[np.float64]:
-    """Return a column as float64, NaN where it is empty, or say that it holds no numbers."""
+    """Return a column as float64, NaN where it is empty, or refuse one that holds no numbers."""
     import pandas as pd
 
     with readable(path, what="table"):

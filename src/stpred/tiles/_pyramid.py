@@ -77,13 +77,13 @@ class Pyramid:
         return (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
 
     def contains(self, points_um: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Say for each (n, 2) point whether it lies on the image."""
+        """Return for each (n, 2) point whether it lies on the image."""
         height, width = self.shape
         x, y = apply_affine(self.levels[0].from_um, points_um).T
         return (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
 
     def touches(self, shapes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say for each of (n,) polygons in micrometres whether any of it lies on the image."""
+        """Return for each of (n,) polygons in micrometres whether any of it lies on the image."""
         import shapely
 
         height, width = self.shape

@@ -150,7 +150,7 @@ class TileStream:
 
 
 def _may_be_fill(pixels: NDArray[np.uint8]) -> bool:
-    """Say whether any run of (h, w, 3) pixels is of one colour, neither that of glass nor a stain's."""
+    """Return whether any run of (h, w, 3) pixels is of one colour, neither that of glass nor a stain's."""
     few = pixels[::_FILL_STEP_PX, ::_FILL_STEP_PX].astype(np.int16)
     for line in (few, few.swapaxes(0, 1)):
         n = min(_RUN, len(line) - 1)

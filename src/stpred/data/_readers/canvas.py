@@ -53,8 +53,8 @@ class Canvas:
         x0, y0, x1, y1 = self.pyramid.bounds_um
         mpp = max(self.mpp, max(x1 - x0, y1 - y0) / _THUMBNAIL_PX)
         pixels, _ = self.pyramid.thumbnail(mpp)
-        seen = pixels[~away] if (away := not_slide(pixels, mpp=mpp)).any() else pixels.reshape(-1, 3)
-        low, high = seen.min(axis=0).astype(np.float32), seen.max(axis=0).astype(np.float32)
+        shown = pixels[~away] if (away := not_slide(pixels, mpp=mpp)).any() else pixels.reshape(-1, 3)
+        low, high = shown.min(axis=0).astype(np.float32), shown.max(axis=0).astype(np.float32)
         return np.stack([low, np.where(high - low < 1, low + 255, high)]).astype(np.float32)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Locations seen through the cells in them, and the batch of them."""
+"""Locations as sets of the cells in them."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def cell_batch(
     region, encoder, needs
         Locations with their cells, what turns tiles into features, and what the model asks for.
     points
-        Locations whose tiles are seen beside the cells.
+        Locations whose tiles go with the cells.
     sample
         Features of the slide's sample of cells, if they are known already.
     """
     if region.cells is None:
         raise InputError(f"{region.shapes_key!r} of slide {region.slide!r} came without cells.")
     cells, inside = region.cells.region, region.cells.links
-    asked = _in_order(inside.indices)
+    own = _in_order(inside.indices)
     spread = _sample_of(cells) if sample is None else np.empty(0, dtype=np.int64)
-    rows = _in_order(np.concatenate([asked, spread]))
+    rows = _in_order(np.concatenate([own, spread]))
     around = None
     if needs.context_um is not None:
         around = links.radius(cells.coords_um[rows], cells.coords_um, radius_um=needs.context_um)
@@ -121,7 +121,7 @@ def _sample_of(cells: Region) -> NDArray[np.int64]:
 
 
 def _features(cells: Region, encoder: Encoder, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return (len(rows), width) features of some of the cells, stored ones where these were made of the same."""
+    """Return (len(rows), width) features of some of the cells, stored ones where they are of the same tiles."""
     stored = stored_features(cells, encoder)
     if stored is not None:
         return stored[rows]

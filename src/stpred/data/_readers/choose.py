@@ -38,7 +38,7 @@ def reader_for(
     context
         Where the model was trained; None in training.
     stride_um
-        Of models of tokens: distance of the overlapping tiles in which tokens are seen. None: half a tile where
+        Of models of tokens: distance of the overlapping tiles that tokens are read in. None: half a tile where
         locations are finer than those of training, otherwise a whole one.
     """
     context = Context() if context is None else context

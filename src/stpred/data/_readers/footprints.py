@@ -117,7 +117,7 @@ def footprints(region: Region, grid: TokenGrid, *, edge_um: float | None = None)
 
 
 def of_rows(rows: NDArray[np.int64], inside: Inside) -> Inside:
-    """Return what says of some rows, counted anew, what lies in them."""
+    """Return the inside test of some rows, numbered anew."""
     return lambda shape, xy: inside(rows[shape], xy)
 
 
@@ -129,7 +129,7 @@ def distinct(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def outlines(
     region: Region, *, edge_um: float | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Inside]:
-    """Return the (n, 2) corners of the boxes around each location's footprint, and what says what lies in it.
+    """Return the (n, 2) corners of the boxes around each location's footprint, and its inside test.
 
     The footprint is its shape, or a square of `edge_um`.
     """

@@ -1,4 +1,4 @@
-"""What lies where on a slide, for models that look at all of its pixels: windows, turned patches, pixels in targets."""
+"""Locations as sums over the pixels in their shapes, for models of a slide's whole pixel grid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stpred.regions.squares import Inside, centres_inside
 logger = logging.getLogger("stpred")
 
 MARGIN = 0.12
-"""How much wider than its locations the part of a slide is that is looked at."""
+"""How much wider than its locations the part of a slide is that is modelled."""
 
 AMID = 1.5
 """Distance from the next target, in distances of targets, up to which a pixel counts as tissue whatever its colour."""
@@ -41,8 +41,8 @@ MAX_TARGETS = 2**16
 
 DESCRIBED = 6 * len(WINDOWS_PX)
 
-_OVERLAP = 0.5
-"""Share of the targets' area in other targets above which their counts cannot be told apart."""
+_MAX_OVERLAP = 0.5
+"""Fraction of the targets' area in other targets above which their counts cannot be told apart."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class SlidePixelGrid:
         The slide's pixels.
     low, high, centres
         (n, 2) corners of the targets' boxes and their centres in micrometres.
-    says
-        Says of (m,) targets and as many (m, 2) points in micrometres which points lie in their targets.
+    contains
+        Returns for (m,) targets and as many (m, 2) points in micrometres which points lie in their targets.
     frame
         What is looked at.
     patch_px
@@ -67,16 +67,16 @@ class SlidePixelGrid:
     low: NDArray[np.float64] = field(repr=False)
     high: NDArray[np.float64] = field(repr=False)
     centres: NDArray[np.float64] = field(repr=False)
-    says: Inside = field(repr=False)
+    contains: Inside = field(repr=False)
     frame: Window
     patch_px: int
 
     @classmethod
     def of(cls, region: Region, tile: TileSpec, *, canvas: Canvas | None = None) -> SlidePixelGrid:
-        """Make it for the locations of a region; the tile says at which resolution, and how large patches are."""
+        """Return it for the locations of a region; the tile gives the resolution and the size of patches."""
         canvas = Canvas(region.pyramid, tile.mpp) if canvas is None else canvas
-        low, high, says = outlines(region)
-        return cls(canvas, low, high, region.coords_um, says, _frame(low, high, canvas), tile.size_px)
+        low, high, contains = outlines(region)
+        return cls(canvas, low, high, region.coords_um, contains, _frame(low, high, canvas), tile.size_px)
 
     @property
     def mpp(self) -> float:
@@ -103,7 +103,7 @@ class SlidePixelGrid:
             low=self.low[rows],
             high=self.high[rows],
             centres=self.centres[rows],
-            says=of_rows(rows, self.says),
+            contains=of_rows(rows, self.contains),
         )
 
     def sizes(self) -> NDArray[np.float64]:
@@ -112,7 +112,7 @@ class SlidePixelGrid:
         at = np.stack(np.meshgrid(step, step), axis=-1).reshape(-1, 2)
         target = np.repeat(np.arange(len(self.low)), len(at))
         points = self.low[target] + np.tile(at, (len(self.low), 1)) * (self.high - self.low)[target]
-        share = self.says(target, points).reshape(-1, len(at)).mean(axis=1)
+        share = self.contains(target, points).reshape(-1, len(at)).mean(axis=1)
         return np.asarray(share * (self.high - self.low).prod(axis=1) / self.mpp**2)
 
     def boxes(self) -> NDArray[np.int64]:
@@ -146,7 +146,7 @@ class SlidePixelGrid:
                 low,
                 high,
                 self.mpp / cut,
-                of_rows(rows, self.says),
+                of_rows(rows, self.contains),
             )
             at = np.floor_divide(found, cut) - [window.column, window.row]
             kept = _within(at, window.width, window.height)
@@ -215,7 +215,7 @@ class SlidePixelGrid:
         )
 
     def _amid(self, um: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Say which points lie among the targets: pale tissue there must not be taken for the empty slide."""
+        """Return which points lie among the targets: pale tissue there must not be taken for the empty slide."""
         if len(self.centres) < 2:
             return np.zeros(len(um), dtype=bool)
         tree, reach = self._places
@@ -223,7 +223,7 @@ class SlidePixelGrid:
 
     @cached_property
     def _places(self) -> tuple[Any, float]:
-        """Where targets are, to be asked, and how far around them is among them."""
+        """A tree of the targets' centres, and the distance up to which a point lies among them."""
         tree = cKDTree(self.centres)
         return tree, AMID * float(np.median(tree.query(self.centres, k=2)[0][:, 1]))
 
@@ -240,10 +240,10 @@ class SlidePixelGrid:
         )
         at = (corners - affine[:, 2]) @ back.T
 
-        def says(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
-            return self.says(near[target], xy @ affine[:, :2].T + affine[:, 2])
+        def contains(target: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+            return self.contains(near[target], xy @ affine[:, :2].T + affine[:, 2])
 
-        target, found = centres_inside(at.min(axis=0), at.max(axis=0), 1.0, says)
+        target, found = centres_inside(at.min(axis=0), at.max(axis=0), 1.0, contains)
         target = near[target]
         inside = _within(found, width, height)
         pixel = np.where(inside, found[:, 1] * width + found[:, 0], -1)
@@ -287,7 +287,7 @@ class PixelReader:
     canvas
         The slide's pixels.
     described
-        Without it nothing is said of how like those of training the locations are.
+        Without it, locations have no description, and so no out-of-distribution distance.
     """
 
     region: Region
@@ -343,7 +343,7 @@ def _check_apart(grid: SlidePixelGrid, region: Region) -> None:
             f"{grid.mpp:g} um; train on larger ones, or with a finer tile=TileSpec(mpp=..., size_px=...)."
         )
     shared = _shared(grid)
-    if shared > _OVERLAP:
+    if shared > _MAX_OVERLAP:
         raise InputError(
             f"The locations {said} overlap: {shared:.0%} of their area lies in another one as well, so counts cannot "
             "be told apart; check their radius, or train on bins or spots that lie side by side."
@@ -355,19 +355,19 @@ def _check_apart(grid: SlidePixelGrid, region: Region) -> None:
         )  # fmt: skip
 
 
-def _shared(grid: SlidePixelGrid, *, most: int = 500) -> float:
+def _shared(grid: SlidePixelGrid, *, max_targets: int = 500) -> float:
     """Return the share of targets' area that lies in another target, too, by points in some of the targets."""
     rng = np.random.default_rng(0)
-    rows = np.sort(rng.choice(len(grid.low), min(most, len(grid.low)), replace=False))
+    rows = np.sort(rng.choice(len(grid.low), min(max_targets, len(grid.low)), replace=False))
     overlap, total = 0, 0
     for row in rows.tolist():
         points = grid.low[row] + rng.random((64, 2)) * (grid.high[row] - grid.low[row])
-        points = points[grid.says(np.full(len(points), row), points)]
+        points = points[grid.contains(np.full(len(points), row), points)]
         near = np.flatnonzero(((grid.high > grid.low[row]) & (grid.low < grid.high[row])).all(axis=1))
         others = near[near != row]
         hit = np.zeros(len(points), dtype=bool)
         for other in others.tolist():
-            hit |= grid.says(np.full(len(points), other), points)
+            hit |= grid.contains(np.full(len(points), other), points)
         overlap, total = overlap + int(hit.sum()), total + len(points)
     return overlap / max(total, 1)
 

@@ -186,7 +186,7 @@ def reach_um(batch: Batch) -> float | None:
 def _grid(
     region: Region, needs: Needs, lattice: Lattice, targets_um: NDArray[np.float64], *, whole: bool
 ) -> NDArray[np.float64]:
-    """Return points of the training lattice on the tissue around targets; `whole`: they speak for the slide, too."""
+    """Return points of the training lattice on the tissue around targets; `whole`: they describe the slide, too."""
     points = lattice.points(region.pyramid.bounds_um)
     points = points[region.pyramid.contains(points)]
     if whole and (needs.slide_statistics or needs.whole_slide):

@@ -1,4 +1,4 @@
-"""Locations seen through the tiles around them, and the batch of them."""
+"""Locations as the tiles around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locations seen through the tokens (patches of tiles) in their footprints, and the batch of them.
+"""Locations as the tokens (patches of tiles) in their footprints.
 
 Where tiles overlap, a token has a view in each of them, and what is predicted from its views is averaged.
 """
@@ -29,7 +29,7 @@ from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice, tissue_points
 
 FINER = 0.75
-"""Width of locations relative to those of training up to which they are finer, and seen in several tiles."""
+"""Width of locations relative to those of training up to which they are finer, and read in several tiles."""
 
 MAX_SAMPLE = 400
 """Locations whose tokens describe a slide as a whole."""
