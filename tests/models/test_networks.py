@@ -236,7 +236,7 @@ def test_deepspot_learns_as_the_publication_does(pools: tuple[str, str]) -> None
 
 @pytest.mark.parametrize("e", range(1, 14))
 def test_median_by_exchanges_is_the_median(e: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_AT_ONCE", {"cpu": 100})
+    monkeypatch.setattr(layers, "_BLOCK", {"cpu": 100})
     rng = torch.Generator().manual_seed(e)
     values = torch.randn(23, e, 5, generator=rng, dtype=torch.float64)
     assert torch.equal(layers.lower_median(values), values.median(dim=1).values)
@@ -310,7 +310,7 @@ def test_rows_do_not_depend_on_what_else_is_predicted(name: str, monkeypatch: py
     rows = np.array([17, 3, 11, 5])
     np.testing.assert_allclose(model.predict(a.take(rows))[0], whole[rows], atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(network, "BLOCK", 7)
-    monkeypatch.setattr(models.stnet, "_PREDICTED_AT_ONCE", 7)
+    monkeypatch.setattr(models.stnet, "_BLOCK", 7)
     np.testing.assert_allclose(model.predict(a)[0], whole, atol=1e-5, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""What every model family shares: its batch, its needs, its record, and how far a tile is from the training tiles."""
+"""Base classes of model families: settings, the record of a trained model, and the model itself."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MAX_UM = 1e5
 """Largest distance that stored settings may have, in micrometres: the width of a slide."""
 
 _MAX_SETTINGS = {"n_neighbors": 100_000, "parts": 64, "depth": 24, "n_phi": 10_000, "n_rho": 10_000}
-"""Largest values of stored settings that decide how much a prediction looks at, or how many layers there are."""
+"""Upper bounds of stored settings that decide the size of contexts and networks."""
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Hyperparameters of a family, and all that is known of it without a network; frozen, JSON-able, validated."""
+    """Hyperparameters of a family, its needs and its scales; frozen, JSON-able, validated on creation."""
 
     family: ClassVar[str]
     """Name of the family, as stored with its models."""
@@ -40,29 +40,29 @@ class BaseConfig:
     """What `build` makes; a `Model` sets it where it names its `Config`."""
     default_encoder: ClassVar[str] = "morphology"
     default_tile: ClassVar[TileSpec | None] = None
-    """What the family reads tiles at when the user does not say; None: the encoder's own."""
+    """Tile that the family uses by default; None: the encoder's own."""
     sparse_targets: ClassVar[bool] = False
     """Whether training targets of very many locations may stay sparse (scipy csr)."""
     takes_images: ClassVar[bool] = False
-    """Whether it also learns from slides without counts, and from slides that lack some of the genes."""
+    """Whether slides without counts, or without some of the genes, can be trained on."""
     generative: ClassVar[bool] = False
-    """Whether predictions are draws from a posterior, which can be read in several ways."""
+    """Whether predictions are summaries of posterior samples."""
     seeded: ClassVar[bool] = False
     """Whether two fits on the same data differ by their seed."""
     per: ClassVar[int | None] = None
-    """Of predicted counts: how many counts of a location they are of; None: as many as were measured."""
+    """Library size that predicted counts refer to; None: the measured one."""
 
     @property
     def needs(self) -> Needs:
-        """What the data layer has to bring."""
+        """Inputs that the data layer provides."""
         return Needs()
 
     def training_target(self, target: str | None) -> str:
-        """Return what the model is trained on when the user asks for `target` (None: whatever suits it)."""
+        """Return the scale of the training targets for a requested `target` (None: the family's default)."""
         return "log1p_cp10k" if target is None else target
 
     def output_scale(self, target: str | None) -> str:
-        """Return the scale of what it predicts: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
+        """Return the scale of predictions: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
         return self.training_target(target)
 
     def build(self, *, n_features: int, n_genes: int) -> Model:
@@ -70,12 +70,12 @@ class BaseConfig:
         return self.model_class(self, n_features=n_features, n_genes=n_genes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
+        """Return JSON-able values."""
         return asdict(self)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
-        """Make it from stored values; lists become tuples, unknown fields and values of another kind are refused."""
+        """Return settings from stored values; unknown fields and wrong types raise `InputError`."""
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
             raise InputError(f"{cls.__qualname__} has no fields {listing(sorted(unknown))}; it takes {sorted(known)}.")
@@ -115,22 +115,22 @@ class BaseConfig:
                 raise InputError(f"`{name}` must be a number from 0 to below {below:g}, got {value!r}.")
 
     def at_pitch(self, pitch_um: float | None) -> Self:
-        """Return the settings with distances that follow the training locations' pitch filled in."""
+        """Return the settings with distances that default to multiples of the training pitch."""
         return self
 
     def for_slides(self, slides: Sequence[str]) -> Self:
-        """Return the settings with what depends on the training slides filled in."""
+        """Return the settings with defaults that depend on the training slides."""
         return self
 
 
 @dataclass
 class Record:
-    """Everything about a trained model that is not a tensor; stored as ``config.json``.
+    """Metadata of a trained model; stored in ``config.json``.
 
     Attributes
     ----------
     name
-        What tables are called after.
+        Name of the model, and suffix of its tables.
     genes
         Gene symbols, in output order.
     var
@@ -143,19 +143,19 @@ class Record:
     pitch_um, region
         Median spacing and name of the training locations.
     reach_um
-        How far from a location its nearest neighbours went in training, in the median; None without neighbours.
+        Median distance of the furthest context neighbour in training; None without neighbours.
     cells
-        Name of the region of cells that locations were seen through; None: by their own tile.
+        Region whose cells made up the training locations; None: their own tiles.
     training
-        Slides, donors, numbers of locations, seed, how settings were chosen.
+        Slides, donors, numbers of locations, seed, choice of settings.
     library
-        What library sizes of the training tables were counted over
-        (:meth:`stpred._core.expression.library.Library.to_dict`): ``genes``, the ``share`` of all counts that each
-        carries, ``median_size`` of a location; empty of models that do not state it.
+        Genes that library sizes of training were counted over
+        (:meth:`stpred._core.expression.library.Library.to_dict`): ``genes``, the ``share`` of all counts of each,
+        ``median_size`` of a location; or empty.
     intervals
-        Conformal intervals, as far as they were calibrated on slides that the model had not seen: ``scale`` on
-        which offsets are added (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels``
-        the genes' offsets ``low`` and ``high``, ``factor``, ``coverage`` and ``coverage_sd`` over slides.
+        Conformal intervals calibrated on held-out slides, or empty: ``scale`` on which offsets are added
+        (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels`` the genes' offsets ``low`` and ``high``,
+        ``factor``, ``coverage`` and ``coverage_sd`` over slides.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Model(nn.Module, ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the data layer has to bring."""
+        """Those of its settings."""
         return self.config.needs
 
     @property
@@ -236,12 +236,12 @@ class Model(nn.Module, ABC):
         return self.typical.mean_distance(batch.features, units)
 
     def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n, n_genes) predictions as they are compared with the measurement."""
+        """Return (n, n_genes) predictions on the scale that they are scored on."""
         return values
 
     @property
     def support_um(self) -> float:
-        """Width of tissue that one predicted value speaks for."""
+        """Width of tissue that a predicted value depends on."""
         tile = self.record.tile.get("mpp", 0.5) * self.record.tile.get("size_px", 224)
         reach = self.record.reach_um if self.needs.context_um is None else self.needs.context_um
         return float(tile + 2 * (reach or 0.0))
@@ -257,7 +257,7 @@ class Model(nn.Module, ABC):
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Fit in closed form on training batches (one per slide, `groups` names each one's donor).
 
-        Returns what was chosen. Families that are trained step by step are a `Network` instead.
+        Returns the chosen settings. Families trained by gradient descent are a `Network` instead.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed-form fit.")
 
@@ -266,5 +266,5 @@ class Model(nn.Module, ABC):
         """Return the (n, n_genes) mean and, where the model has one, its standard deviation."""
 
     def _set(self, name: str, value: NDArray[Any] | Tensor) -> None:
-        """Replace a buffer by new values of any shape."""
+        """Replace a buffer."""
         self.register_buffer(name, torch.as_tensor(np.asarray(value), dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""What a model asks of the data layer (`Needs`) and what it gets (`Batch`)."""
+"""The interface between data and models: what a model needs (`Needs`) and gets (`Batch`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stpred.models.parts.pixel_grid import PixelGrid
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model asks of the data layer.
+    """Inputs of a model, which the data layer provides.
 
     Attributes
     ----------
@@ -27,27 +27,27 @@ class Needs:
     n_neighbors
         Number of nearest others that a target is linked to, instead of a radius.
     whole_slide
-        Whether every point of the slide at the training pitch bears on every target.
+        Whether predictions depend on all points of the slide at the training pitch.
     parts
         Sub-tiles along each edge of a target's tile (3: nine sub-tiles), or None.
     slide_colour
         Whether pixels are normalised by the colour of the slide's tissue.
     cells
-        Whether locations are seen through the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
+        Whether locations are made up of the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
         each cell, among the slide's cells.
     patch_um
-        Of models that see cells: edge of a tile around the location that a cell lies in, and around the locations
-        within `patch_context_um` of that one; or None.
+        With `cells`: edge of the tile around the location that a cell lies in, and around locations within
+        `patch_context_um` of it; or None.
     patch_context_um
         Radius between such locations.
     tokens
-        Whether locations are seen through the tokens (patches of tiles) in their footprints.
+        Whether locations are made up of the patch tokens in their footprints.
     token_um
         Edge of a token; None: the encoder's own, or about 8 um.
     footprint_um
         Edge of a square around each training location that is its footprint; None: its shape.
     pixel_grid
-        Whether the model sees the slide's pixels, and locations are sums over the pixels in their shapes.
+        Whether locations are sums over the slide's pixels in their shapes.
     """
 
     context_um: float | None = None
@@ -77,7 +77,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Patches:
-    """Tiles of the locations that cells lie in, of models that see both.
+    """Tiles of the locations that cells lie in.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Patches:
     links
         Ragged index from targets to rows of `features`: the location that the target lies in first, then those around.
     sources
-        (s,) rows of `features` that speak for the slide as a whole.
+        (s,) rows of `features` that slide statistics are computed from.
     """
 
     features: NDArray[Any]
@@ -94,13 +94,13 @@ class Patches:
     sources: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> Patches:
-        """Return those of some of the targets, in this order."""
+        """Return the patches of some targets, in this order."""
         return replace(self, links=self.links.take(rows))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Targets of one slide, as every family sees them in training, validation and prediction.
+    """Targets of one slide, in training, validation and prediction alike.
 
     Attributes
     ----------
@@ -194,7 +194,7 @@ class Batch:
         scale: str | None = None,
         n_measured: int | None = None,
     ) -> Self:
-        """Make a batch from features of your own, every location a target.
+        """Make a batch from arrays, every location a target.
 
         Parameters
         ----------

@@ -25,7 +25,7 @@ PITCHES = 1.5
 """Radius in training pitches: six neighbours on Visium's hexagon (the next are at 1.73), eight on a square grid."""
 
 _CHUNK = 8192
-"""Rows that phi maps at a time in prediction, since its copies are ten times as wide as what is kept."""
+"""Rows that phi maps at a time in prediction: its copies are ten times as wide as its output."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class DeepSpotConfig(NetworkConfig):
 
 
 class DeepSpot(Network):
-    """Deep sets: phi maps the tile, its sub-tiles and its neighbours alike; rho maps what is pooled to genes.
+    """Deep sets: phi maps the tile, its sub-tiles and its neighbours alike; rho maps the pools to genes.
 
     Notes
     -----
@@ -192,22 +192,22 @@ class DeepSpot(Network):
         """Return the one linear map that rho is in evaluation."""
         return self.rho_weight.mean(dim=0), self.rho_bias.mean(dim=0)
 
-    def draws(self, batches: Sequence[Batch], *, seed: int) -> list[Any] | None:
+    def sampling_clusters(self, batches: Sequence[Batch], *, seed: int) -> list[Any] | None:
         """Return a cluster number for every location of each batch where classes are balanced, else None."""
         if self.config.oversample is None:
             return None
         return [_clusters(b, n_clusters=self.config.oversample, seed=seed) for b in batches]
 
 
-def _pool(z: Tensor, rows: Tensor, how: str) -> Tensor:
+def _pool(z: Tensor, rows: Tensor, method: str) -> Tensor:
     """Pool (n, k) rows of z, -1 for none; z is not negative, so a zero row leaves sum and maximum alone."""
     if rows.shape[1] == 0:
         return z.new_zeros(len(rows), z.shape[1])
     values = rows_or_zero(z, rows)
-    if how == "max":
+    if method == "max":
         return values.amax(dim=1)
     total = values.sum(dim=1)
-    return total if how == "sum" else total / (rows >= 0).sum(dim=1, keepdim=True).clamp(min=1)
+    return total if method == "sum" else total / (rows >= 0).sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _clusters(batch: Batch, *, n_clusters: int, seed: int) -> Any:

@@ -1,4 +1,4 @@
-"""Several members of one family: their mean is the prediction, their spread its uncertainty."""
+"""Ensembles: the mean of several models of one family, and their spread as its uncertainty."""
 
 from __future__ import annotations
 
@@ -41,8 +41,6 @@ class EnsembleConfig(BaseConfig):
             raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings.")
         self.check_whole("n_members")
         object.__setattr__(self, "member", member)
-
-    # Members read tiles, context and targets as one of them does.
 
     @property
     def default_encoder(self) -> str:  # type: ignore[override]
@@ -138,7 +136,7 @@ class Ensemble(Model):
         return self.first.ood_features(batch)
 
     def set_members(self, members: Sequence[Model], batches: Sequence[Batch], *, relative: bool) -> None:
-        """Take trained members; where outputs are `relative`, measure each one's scale on the training batches."""
+        """Set trained members; of `relative` outputs, measure each one's scale on the training batches."""
         self.members = nn.ModuleList(members)
         self._first = [members[0]]
         if relative:

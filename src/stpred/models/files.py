@@ -23,15 +23,15 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     Parameters
     ----------
     model
-        What `tl.train` returned.
+        A trained model.
     path
-        Folder to make.
+        New folder.
     overwrite
         Replace an existing folder.
 
     Returns
     -------
-    The folder; it appears whole or not at all.
+    The folder, written atomically.
 
     Examples
     --------

@@ -17,7 +17,7 @@ from stpred.models.parts.network import Network, NetworkConfig
 from stpred.models.parts.sample import Sample
 
 _WORTH_FOLDING = 1300
-"""Locations from which multiplying matrices first costs less than mapping every location by each of them."""
+"""Locations from which multiplying the matrices first is cheaper than applying each to all locations."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MISOConfig(NetworkConfig):
         return replace(super().needs, n_neighbors=self.n_neighbors or None)
 
     def training_target(self, target: str | None) -> str:
-        """Return raw counts unless told otherwise: the cosine absorbs the scale of a slide."""
+        """Return raw counts by default: the cosine is invariant to the scale of a slide."""
         relative = self.output_scale("counts") == "relative"
         return "counts" if target is None and relative else super().training_target(target)
 
@@ -131,8 +131,8 @@ class MISO(Network):
     def _queries(self, x: Tensor, h: Tensor) -> Tensor:
         """Return the (m, 3 * inner) queries, keys and values of the normalised stream.
 
-        The embedding has no activation, so that what follows it, layer norm's centring and scaling by gamma included,
-        is one linear map of the features, divided by the deviation that layer norm divides by.
+        The embedding has no activation: with layer norm's centring and gamma it is one linear map of the features,
+        divided by the deviation that layer norm divides by.
         """
         plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         if self._folded is None and (len(x) < _WORTH_FOLDING or x.shape[1] >= h.shape[1] or not plain):

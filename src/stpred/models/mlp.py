@@ -1,4 +1,4 @@
-"""A perceptron on tile features: the context-free baseline of MISO, and the shape of other published predictors."""
+"""A perceptron on tile features: the context-free baseline of MISO."""
 
 from __future__ import annotations
 

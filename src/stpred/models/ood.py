@@ -1,4 +1,4 @@
-"""How far tiles, and slides as a whole, are from those of training."""
+"""Out-of-distribution distances and scores of tiles and slides."""
 
 from __future__ import annotations
 

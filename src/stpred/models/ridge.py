@@ -1,4 +1,4 @@
-"""Ridge regression with intercept on tile features, with optional context: the baseline that is hard to beat."""
+"""Ridge regression on tile features, with optional context."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
+from stpred.models.parts.sample import EXTREME
 
 STANDARDIZE = ("train", "slide")
-# A feature that hardly varied in training must not carry a strange tile's prediction away.
-_EXTREME = 8.0
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
 
 
@@ -29,7 +28,7 @@ class RidgeConfig(BaseConfig):
     Parameters
     ----------
     penalty
-        Penalty per training location on standardised features; None chooses it from `penalties`, by leaving donors out
+        Penalty per training location on standardised features; None chooses it from `penalties`, by holding donors out
         if there are several groups and by generalised cross-validation otherwise.
     penalties
         What None chooses from.
@@ -144,7 +143,7 @@ class Ridge(Model):
         if self.config.standardize == "slide":
             sources = batch.features[batch.sources].astype(np.float64)
             mean, std = sources.mean(axis=0), _safe(sources.std(axis=0))
-        own = ((batch.own - mean) / std).clip(-_EXTREME, _EXTREME)
+        own = ((batch.own - mean) / std).clip(-EXTREME, EXTREME)
         if self.config.context_um is None:
             return own
         if batch.links is None:
@@ -153,11 +152,11 @@ class Ridge(Model):
         around = batch.links.mean(batch.features.astype(np.float64))
         alone = batch.links.counts() == 0
         around[alone] = batch.own[alone]
-        return np.concatenate([own, ((around - mean) / std).clip(-_EXTREME, _EXTREME)], axis=1)
+        return np.concatenate([own, ((around - mean) / std).clip(-EXTREME, EXTREME)], axis=1)
 
 
 def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave constant features at zero instead of dividing by nothing."""
+    """Return standard deviations with 1 for constant features."""
     return np.where(std < 1e-8, 1.0, std)
 
 
@@ -181,7 +180,7 @@ def _decompose(
 
 
 def _shrink(s: NDArray[np.float64], penalty: float, n: int) -> NDArray[np.float64]:
-    """Return what a penalty per location makes of the inverse singular values."""
+    """Return the inverse singular values shrunk by a penalty per location."""
     return s / (s**2 + penalty * n)
 
 

@@ -137,7 +137,7 @@ class SCellST(CellNetwork):
         x = sample.features[cells_of(sample)]
         return perceptron(self.layers, x, self.act, hidden_dropout=c.dropout, output=output, training=self.training)
 
-    def together(self, values: Tensor, sample: Sample) -> Tensor:
+    def pool_cells(self, values: Tensor, sample: Sample) -> Tensor:
         """Pool cells to targets; of the likelihood of counts, the shares are averaged and not their logits."""
         if sample.owners is None:
             return values
@@ -150,7 +150,7 @@ class SCellST(CellNetwork):
             weight = segment_softmax(weight, sample.owners, n)
             pooled = segment_sum(parts * weight[:, None], sample.owners, n)
         else:
-            pooled = super().together(parts, sample)
+            pooled = super().pool_cells(parts, sample)
         return torch.logit(pooled.clamp(_SMALLEST_SHARE, 1 - 1e-6)) if counted else pooled
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

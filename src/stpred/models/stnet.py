@@ -27,7 +27,7 @@ VIEWS = (1, 8)
 REDUCTIONS = ("sum", "mean")
 OPTIMISERS = ("sgd", "adamw")
 
-_PREDICTED_AT_ONCE = 32
+_BLOCK = 32
 """Tiles per forward pass in prediction, eight views of each."""
 
 
@@ -90,7 +90,7 @@ class STNetConfig(NetworkConfig):
         return Needs(slide_colour=self.normalize == "slide")
 
     def training_target(self, target: str | None) -> str:
-        """Return the publication's log share, unless told otherwise."""
+        """Return the published log share by default."""
         return "log_share" if target is None and self.loss == "mse" else super().training_target(target)
 
     def output_scale(self, target: str | None) -> str:
@@ -107,7 +107,7 @@ class STNet(Network):
     The target is ``log((1 + count) / (n_genes + total))`` over all measured genes; predictions are turned into
     log1p CP10k at the training locations' median library size. The last layer starts with weights of zero and the
     training mean as bias, training tiles are turned and mirrored at random, and the number of epochs is the one of
-    least squared error on donors left out inside the training slides. The tile is 150 um wide, as in the publication.
+    least squared error on held-out donors of the training slides. The tile is 150 um wide, as in the publication.
     Training holds the pixels of all tiles in memory (150 kB per location), or on disk with ``settings.cache_dir``;
     prediction streams them.
 
@@ -180,10 +180,10 @@ class STNet(Network):
         return value * len(output) if self.config.reduction == "sum" and self.config.loss == "mse" else value
 
     def scaling(self, batch: Batch) -> Scaling | None:
-        """Return the slide's channel mean and deviation where it is normalised by itself.
+        """Return the channel mean and deviation of a slide that is normalised by itself.
 
-        They are those of the training tiles, moved by how the colour of this slide's tissue differs from the training
-        slides': so they do not depend on which tiles are asked for.
+        Those of the training tiles, moved by the difference in colour between this slide's tissue and the training
+        slides', so that they do not depend on the tiles of a batch.
         """
         if self.config.normalize == "train":
             return None
@@ -239,7 +239,7 @@ class STNet(Network):
         return np.concatenate(parts)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
-        return list(np.array_split(np.arange(len(batch.targets)), -(-len(batch.targets) // _PREDICTED_AT_ONCE)))
+        return list(np.array_split(np.arange(len(batch.targets)), -(-len(batch.targets) // _BLOCK)))
 
 
 class _PixelScaling(Scaling):
@@ -251,7 +251,7 @@ class _PixelScaling(Scaling):
 
 
 def _colour(batch: Batch) -> NDArray[np.float32]:
-    """Return the colour of the slide's tissue; of a batch made by hand, that of its tiles."""
+    """Return the colour of the slide's tissue, or of its tiles where that is unknown."""
     return np.stack(_channels([batch.features])) if batch.colour is None else batch.colour
 
 
@@ -272,11 +272,11 @@ def _turned(tiles: Tensor) -> Tensor:
     return out
 
 
-def _channels(features: Sequence[NDArray[Any]], *, most: int = 512) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return mean and standard deviation of each channel on the 0..1 scale, from at most `most` tiles of each slide."""
+def _channels(features: Sequence[NDArray[Any]], *, max_tiles: int = 512) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean and standard deviation of each channel, 0..1, from at most `max_tiles` tiles of each slide."""
     sums, squares, n = np.zeros(3), np.zeros(3), 0
     for one in features:
-        for row in np.unique(np.linspace(0, len(one) - 1, min(most, len(one))).astype(int)):
+        for row in np.unique(np.linspace(0, len(one) - 1, min(max_tiles, len(one))).astype(int)):
             pixels = np.asarray(one[row]).reshape(-1, 3) / 255.0
             sums, squares, n = sums + pixels.sum(axis=0), squares + np.square(pixels).sum(axis=0), n + len(pixels)
     mean = sums / n

@@ -35,7 +35,7 @@ class LocationFeed:
     """Locations of all slides in turn, or slides; with several processes, each one's share."""
 
     def __init__(self, batches: Sequence[Batch], model: Any, *, seed: int, fabric: Any) -> None:
-        self.draws = model.draws(batches, seed=seed)
+        self.draws = model.sampling_clusters(batches, seed=seed)
         self.batches, self.scalings = zip(*(model.ready(b) for b in batches), strict=True)
         self.model, self.fabric = model, fabric
 

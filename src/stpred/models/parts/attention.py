@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from stpred._core.checks import InputError, whole
 
-# Entries of one gathered block in the PyTorch path: what a CPU's cache holds; a GPU needs more to be busy.
+# Entries of one gathered block in the PyTorch path: what a CPU's cache holds; a GPU needs more.
 _BLOCK = {"cpu": 2**18, "other": 2**23}
 # Multiplications from which threads are worth starting.
 _MIN_THREADED = 2**20

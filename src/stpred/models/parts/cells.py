@@ -1,4 +1,4 @@
-"""What the families share that see locations through the cells in them."""
+"""Networks that predict cells, and locations as pools of their cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stpred.models.parts.sample import Sample, Scaling
 
 @dataclass(frozen=True)
 class CellNetworkConfig(NetworkConfig):
-    """Settings of a network that sees locations through the cells in them."""
+    """Settings of :class:`CellNetwork`."""
 
     @property
     def needs(self) -> Needs:
@@ -44,9 +44,9 @@ class CellNetwork(Network):
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs of the targets."""
-        return self.together(self.per_cell(sample), sample)
+        return self.pool_cells(self.per_cell(sample), sample)
 
-    def together(self, values: Tensor, sample: Sample) -> Tensor:
+    def pool_cells(self, values: Tensor, sample: Sample) -> Tensor:
         """Pool (m, n_genes) values of cells to (n, n_genes) values of the targets they are in."""
         if sample.owners is None:
             return values

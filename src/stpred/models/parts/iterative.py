@@ -1,4 +1,4 @@
-"""What every family shares that is trained step by step, whatever it sees."""
+"""Families that are trained by gradient descent: settings and the hooks of the training loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stpred.models.batch import Batch
 
 @dataclass(frozen=True)
 class IterativeConfig(BaseConfig):
-    """Settings of every optimiser's run.
+    """Settings of the optimiser.
 
     Parameters
     ----------
@@ -48,16 +48,16 @@ class Iterative(Model):
     """
 
     unit: ClassVar[Literal["locations", "slides", "patches"]] = "locations"
-    """What a training step takes `batch_size` of."""
+    """Unit of `batch_size`."""
     criterion: ClassVar[Literal["pearson", "mse"]] = "pearson"
-    """What the number of epochs is chosen by on left-out donors."""
+    """Score that chooses the number of epochs on held-out donors."""
     scored_each_epoch: ClassVar[bool] = True
     """Whether slides that validate are scored after each epoch, or only after the last."""
     Config: ClassVar[type[IterativeConfig]] = IterativeConfig  # type: ignore[assignment]
     config: IterativeConfig
 
     def begin(self, batches: Sequence[Batch]) -> None:
-        """Learn from the training batches what is not learned by gradients."""
+        """Set buffers and initial values from the training batches."""
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the parameters in groups, as torch's optimisers take them."""
@@ -68,7 +68,7 @@ class Iterative(Model):
         return torch.optim.AdamW(self.param_groups(), lr=self.config.lr, weight_decay=0.0)
 
     def loss(self, output: Any, sample: Any) -> Tensor:
-        """Return what is made small, of what ``forward`` returned."""
+        """Return the loss of the output of ``forward``."""
         raise NotImplementedError(f"{type(self).__name__} has no loss.")
 
     def after_step(self) -> None:

@@ -20,8 +20,8 @@ SOFTPLUS_BETA = 20.0
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
 
-_AT_ONCE = {"cpu": 2**18, "other": 2**26}
-"""Values that a median is taken of at a time: what a CPU's cache holds; a GPU needs more to be busy."""
+_BLOCK = {"cpu": 2**18, "other": 2**26}
+"""Values of a block of medians: what a CPU's cache holds; a GPU needs more."""
 
 
 @contextmanager
@@ -136,7 +136,7 @@ _T = TypeVar("_T")
 
 
 def needed(value: _T | None, what: str) -> _T:
-    """Return what a batch must bring, or say that it is missing."""
+    """Return a required part of a batch; raise `InputError` if it is missing."""
     if value is None:
         raise InputError(f"The batch came without {what}, which this model needs.")
     return value
@@ -190,7 +190,7 @@ def _lower_median(wires: list[Tensor]) -> Tensor:
 
 @cache
 def _selection(n: int, k: int) -> list[tuple[int, int, bool, bool]]:
-    """Return what of Batcher's odd-even merge sort of n values the k-th smallest (from 0) depends on.
+    """Return the steps of Batcher's odd-even merge sort of n values that the k-th smallest (from 0) depends on.
 
     Each step is (i, j, whether i becomes the lesser, whether j becomes the greater of the two).
     """
@@ -215,7 +215,7 @@ def _selection(n: int, k: int) -> list[tuple[int, int, bool, bool]]:
 def median_of_relus(values: Tensor, p: float = 0.0) -> Tensor:
     """Return the lower median over e of ReLUs of (n, e, f) values, after dropout with probability p.
 
-    Dropout scales what stays up. Only which of the e values each median is is kept for the gradient.
+    Dropout rescales. Only the index of each median among the e values is kept for the gradient.
     """
     return _MedianOfReLUs.apply(values, p)
 
@@ -255,5 +255,5 @@ class _MedianOfReLUs(torch.autograd.Function):
 
 def _blocks(values: Tensor) -> Iterator[slice]:
     n, e, f = values.shape
-    step = max(1, _AT_ONCE["cpu" if values.device.type == "cpu" else "other"] // max(1, e * f))
+    step = max(1, _BLOCK["cpu" if values.device.type == "cpu" else "other"] // max(1, e * f))
     yield from (slice(i, i + step) for i in range(0, n, step))

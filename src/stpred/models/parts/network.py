@@ -1,4 +1,4 @@
-"""What the families that are trained step by step share: settings, standardisation, losses, prediction in blocks."""
+"""Networks on features of locations: settings, standardisation, losses, prediction in blocks."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class NetworkConfig(IterativeConfig):
     scale_genes
         Standardise each gene over the training locations for ``"mse"``; inverted at prediction.
     epochs
-        Passes over the training locations. None: as many as score best on donors that are left out inside the training
-        slides; with a single donor `epochs_alone`.
+        Passes over the training locations. None: as many as score best on held-out donors of the training slides;
+        with a single donor `epochs_alone`.
     max_epochs, patience
-        What None chooses from, and after how many epochs without a better score a left-out fold stops.
+        Upper bound of the choice, and epochs without a better score after which a held-out fold stops.
     epochs_alone
-        Passes when there is no other donor to choose by. None: as many as score best on left-out blocks of its slides.
+        Passes with a single donor. None: as many as score best on held-out blocks of its slides.
     lr, weight_decay
         Of the optimiser.
     batch_size
@@ -77,7 +77,7 @@ class NetworkConfig(IterativeConfig):
         return Needs(slide_statistics=self.standardize == "slide")
 
     def training_target(self, target: str | None) -> str:
-        """Return raw counts for the likelihood of counts, otherwise what is asked for."""
+        """Return raw counts for the likelihood of counts, otherwise `target`."""
         return "counts" if self.loss == "nb" else super().training_target(target)
 
     def output_scale(self, target: str | None) -> str:
@@ -129,7 +129,7 @@ class Network(Iterative):
             self.register_buffer("library_median", torch.ones(()))
 
     def scaling(self, batch: Batch) -> Scaling | None:
-        """Return what a slide's features are standardised by."""
+        """Return the standardisation of a slide's features."""
         if self.config.standardize == "none":
             return None
         if self.config.standardize == "slide":
@@ -137,13 +137,13 @@ class Network(Iterative):
         return Scaling(self.feature_mean.cpu().numpy(), self.feature_std.cpu().numpy())
 
     def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
-        """Return a slide as training steps take it, and what its features are still to be standardised by."""
+        """Prepare a slide for training steps; return it and the standardisation that is left to each step."""
         return batch, self.scaling(batch)
 
     # Training.
 
     def begin(self, batches: Sequence[Batch]) -> None:
-        """Learn from the training batches what is not learned by gradients."""
+        """Set buffers and initial values from the training batches."""
         if self.config.standardize == "train":
             found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
             self._set("feature_mean", found.mean)
@@ -163,11 +163,11 @@ class Network(Iterative):
             self._set("library_median", np.median(totals))
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (n_genes,) what training targets are centred and divided by."""
+        """Return the (n_genes,) centre and scale of training targets."""
         return moments([b.y for b in batches])
 
     def initialise(self, mean: NDArray[np.float64]) -> None:
-        """Let the outputs start at the (n_genes,) training mean."""
+        """Start the outputs at the (n_genes,) training mean."""
         head = self.head
         if head is not None:
             with torch.no_grad():
@@ -175,7 +175,7 @@ class Network(Iterative):
 
     @property
     def head(self) -> nn.Linear | None:
-        """The last linear layer, whose bias starts at the training mean; None leaves it to the family."""
+        """The last linear layer, whose bias starts at the training mean; or None."""
         return None
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -194,8 +194,8 @@ class Network(Iterative):
             return losses.negative_binomial(output, sample.y, sample.totals, self.log_dispersion)
         return losses.cosine(output, sample.y, sample.slides, centred=self.config.loss == "pearson")
 
-    def draws(self, batches: Sequence[Batch], *, seed: int) -> list[NDArray[Any]] | None:
-        """Return a cluster number for every location, where epochs draw equally many of each; None: each once."""
+    def sampling_clusters(self, batches: Sequence[Batch], *, seed: int) -> list[NDArray[Any]] | None:
+        """Return clusters of the locations from which epochs sample equally; None: each location once."""
         return None
 
     # Prediction.
@@ -210,7 +210,7 @@ class Network(Iterative):
         return output if self.config.loss == "pearson" else output.clamp(min=0)
 
     def fold(self) -> Any:
-        """Return what is worth computing once for many blocks; `_folded` holds it while these are predicted."""
+        """Return values to compute once for all blocks of a prediction, kept in `_folded` meanwhile."""
         return None
 
     @contextmanager
@@ -242,7 +242,7 @@ class Network(Iterative):
         return (np.sqrt(variance) / (1 + rate)).astype(np.float32)
 
     def outputs(self, batch: Batch) -> NDArray[np.float32]:
-        """Return the (n, n_genes) outputs as the network gives them, neither scaled back nor clipped."""
+        """Return the raw (n, n_genes) outputs, neither rescaled nor clipped."""
         return self._evaluate(batch, lambda output: output)
 
     def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:

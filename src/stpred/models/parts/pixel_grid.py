@@ -1,4 +1,4 @@
-"""How models see a slide of which they look at every pixel: windows of it, and which pixels lie in which target."""
+"""The pixel grid of a slide: windows of it, and the pixels in each target."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class PixelGrid(Protocol):
 
     @property
     def frame(self) -> Window:
-        """The part of the slide that is looked at: around the targets, or all tissue."""
+        """The part of the slide that is used: around the targets, or all tissue."""
 
     @property
     def bounds(self) -> Window:
@@ -97,7 +97,7 @@ class PixelGrid(Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells its image and targets from others."""
+        """Fingerprint of image and targets."""
 
     def take(self, rows: NDArray[np.int64]) -> Self:
         """Return it with some of the targets."""
@@ -109,7 +109,7 @@ class PixelGrid(Protocol):
         """Return (n, 4) first row and column, and last row and column, of the pixels that targets may touch."""
 
     def fetch(self, windows: list[Window]) -> None:
-        """Read what these windows show, in the order of the image, so that no part of it is decoded twice."""
+        """Read these windows in the order of the image, so that no part is decoded twice."""
 
     def image(self, window: Window) -> NDArray[np.float32]:
         """Return the (3, h, w) pixels of a window, scaled as in `View`; beyond the image, its background."""

@@ -1,4 +1,4 @@
-"""From batches (NumPy, one per slide) to what a network computes on: tensors of the points that it needs."""
+"""From batches (NumPy, one per slide) to a `Sample`: tensors of the points that a network needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stpred.links import Links
 from stpred.models.batch import Batch
 
 EXTREME = 8.0
-"""A feature that hardly varied in training must not carry a strange tile's prediction away."""
+"""Bound of standardised features: one that hardly varied in training must not dominate a prediction."""
 
 _ROWS = 4096
 
@@ -38,10 +38,10 @@ class Sample:
     part_weights
         (n, k) weights of the parts, 0 where there is none; None: all alike.
     sources
-        (p,) rows of `features` at the training pitch, for networks that look at whole slides; or None.
+        (p,) rows of `features` at the training pitch, for whole-slide networks; or None.
     cells, owners
-        (m,) rows of `features` that are cells of the targets, in the order of the targets, and (m,) whose they are; or
-        None. With cells, `neighbors` are those of each of them.
+        (m,) rows of `features` of the cells in the targets, in the order of the targets, and the (m,) target of each;
+        or None. With cells, `neighbors` are those of each cell.
     patches, patch_rows
         (q, n_features) standardised tiles of locations, and (n, k) which of them are a target's, its own first, -1
         where there is none; or None.
@@ -66,14 +66,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What features are standardised by: (n_features,) mean and standard deviation."""
+    """Standardisation of features by (n_features,) mean and standard deviation."""
 
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
 
     @classmethod
     def of(cls, features: NDArray[Any]) -> Scaling:
-        """Measure it on (n, n_features) features; constant ones are left at zero instead of divided by nothing."""
+        """Return that of (n, n_features) features; the deviation of constant ones is 1."""
         mean = np.asarray(features).mean(axis=0, dtype=np.float64)
         squares = np.zeros_like(mean)
         for start in range(0, len(features), _ROWS):  # in double precision, but not all of them at once
@@ -114,12 +114,12 @@ def gather(
     whole_slide: bool = False,
     device: torch.device | str = "cpu",
 ) -> Sample:
-    """Put the targets of several batches together, with the embedded points that they need and no others.
+    """Concatenate the targets of several batches, with the embedded points that they need and no others.
 
     Parameters
     ----------
     batches
-        Targets; all with or all without links, parts, targets' values.
+        Targets; all with or all without links, parts and training targets.
     scalings
         How each batch's features are standardised; None leaves them as they are. Patches come standardised.
     whole_slide

@@ -45,7 +45,7 @@ class XFuseConfig(IterativeConfig):
         Slide to covariate to level, such as ``{"s1": {"patient": "a"}, "s2": {"patient": None}}`` (None: not known).
         Each level has an effect on every gene's rate and dispersion. None: each slide is a level of ``section``.
     score_folds
-        Also train with each donor left out, to score genes: as many more trainings.
+        Also train with each donor held out, to score genes: as many more trainings.
     lr_global
         Rate of what all slides share: baselines take five times as much, posteriors of metagenes and effects twice.
     decay
@@ -114,5 +114,5 @@ class XFuseConfig(IterativeConfig):
     def for_slides(self, slides: Sequence[str]) -> XFuseConfig:
         """Return the settings with every slide a level of ``section`` where no covariates are given."""
         if self.covariates is not None:
-            return replace(self, covariates=Covariates.known_to(self.covariates, slides))
+            return replace(self, covariates=Covariates.restricted_to(self.covariates, slides))
         return replace(self, covariates={s: {"section": s} for s in slides} if len(slides) > 1 else {})

@@ -1,4 +1,4 @@
-"""Which slide has which level of which covariate, and where the effects of the levels stand."""
+"""Levels of the slides' covariates, and the rows of their effects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Covariates:
         }
 
     @classmethod
-    def known_to(cls, slides: Mapping[str, Mapping[str, str | None]], trained: Sequence[str]) -> dict[str, Any]:
+    def restricted_to(cls, slides: Mapping[str, Mapping[str, str | None]], trained: Sequence[str]) -> dict[str, Any]:
         """Return the levels of the training slides, and of others whose levels training slides have as well."""
         if missing := [s for s in trained if s not in slides]:
             raise InputError(f"`covariates` lacks the slides {listing(missing)}; it has {listing(slides)}.")

@@ -1,4 +1,4 @@
-"""Where the gene baselines start: one negative binomial per gene, fitted to all locations."""
+"""Initial values of XFuse: gene baselines, metagene profiles, and the data that they are fitted to."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fit_baselines(counts: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_profiles(
-    counts: Tensor, measured: Tensor, n: int, *, logits: Tensor, most: float = 3.0
+    counts: Tensor, measured: Tensor, n: int, *, logits: Tensor, max_log: float = 3.0
 ) -> tuple[Tensor, Tensor]:
     """Return (n, g) log profiles, relative to the mean, that the locations' counts are mixtures of, and deviations.
 
@@ -79,19 +79,19 @@ def first_profiles(
     deviation = (1 + held / (1 + logits.exp())).rsqrt()
     of_part = parts / parts.sum(dim=1, keepdim=True).clamp(min=1e-12)
     eps = 0.02 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
-    return ((of_part + eps) / (mean + eps)).log().clamp(-most, most), deviation
+    return ((of_part + eps) / (mean + eps)).log().clamp(-max_log, max_log), deviation
 
 
-def evenly_picked_counts(batch: Batch, n_genes: int, most: int) -> tuple[Tensor, Tensor]:
+def evenly_picked_counts(batch: Batch, n_genes: int, max_rows: int) -> tuple[Tensor, Tensor]:
     """Return (n, n_genes) counts of evenly picked locations, and whether each gene was measured there."""
-    rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(most, 1), len(batch.targets))).astype(int))
+    rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(max_rows, 1), len(batch.targets))).astype(int))
     counts = torch.from_numpy(dense(batch.y[rows], np.float32))  # type: ignore[index]
     measured = torch.ones(n_genes, dtype=torch.bool) if batch.measured is None else torch.from_numpy(batch.measured)
     return counts, measured.expand(len(rows), n_genes)
 
 
 def evenly_picked_pixels(grid: Any, *, edge: int = 64) -> NDArray[np.float32]:
-    """Return (3, p) pixels of nine windows spread over what is looked at."""
+    """Return (3, p) pixels of nine windows spread over the frame."""
     frame = grid.frame
     height, width = min(edge, frame.height), min(edge, frame.width)
     at = [

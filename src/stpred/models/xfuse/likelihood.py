@@ -15,7 +15,7 @@ from torch import Tensor
 
 EPS = 1e-8
 
-FEW = 8
+MAX_PRODUCT_COUNT = 8
 """Counts up to which a ratio of gamma functions is a product."""
 
 
@@ -122,9 +122,9 @@ def leave_one_out(
 
 
 def rising_log(counts: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what sums ``lgamma(r + count) - lgamma(r)`` over as many r as there are counts."""
-    small = (counts <= FEW) & (counts == counts.round())
-    steps = [torch.nonzero(small & (counts > k))[:, 0] for k in range(FEW)]
+    """Return a function that sums ``lgamma(r + count) - lgamma(r)`` over the elements of r."""
+    small = (counts <= MAX_PRODUCT_COUNT) & (counts == counts.round())
+    steps = [torch.nonzero(small & (counts > k))[:, 0] for k in range(MAX_PRODUCT_COUNT)]
     large = torch.nonzero(~small)[:, 0]
     many = counts[large]
 

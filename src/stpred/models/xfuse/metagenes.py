@@ -1,4 +1,4 @@
-"""Which metagenes are kept, dropped and split, by what the model loses without them. Plain Python, no tensors."""
+"""Keeping, dropping and splitting metagenes by their contribution. Plain Python, no tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tree = int | tuple["Tree", "Tree"]
 
 @dataclass
 class Change:
-    """What is to be done: metagenes that go, and new ones with the metagene that each copies (None: made afresh)."""
+    """Metagenes to drop, and new ones with the metagene that each copies (None: a random start)."""
 
     dropped: list[int] = field(default_factory=list)
     added: list[tuple[int, int | None]] = field(default_factory=list)
@@ -103,14 +103,14 @@ def flattened(forest: list[Tree]) -> list[int]:
 
 def unflattened(numbers: Iterable[int]) -> list[Tree]:
     """Return the forest that `flattened` wrote."""
-    left = list(numbers)[::-1]
+    rest = list(numbers)[::-1]
 
     def read() -> Tree:
-        number = left.pop()
+        number = rest.pop()
         return number if number >= 0 else (read(), read())
 
     forest = []
-    while left:
+    while rest:
         forest.append(read())
     return forest
 

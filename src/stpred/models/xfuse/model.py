@@ -56,7 +56,7 @@ class XFuse(Iterative):
     no glass; a spot's mean size leaves the empty region out; metagenes start at factors of the counts, rates fall along
     a cosine, and the last review drops one metagene at a time.
 
-    Per-gene scores on left-out donors need as many more trainings as donors; without ``score_folds=True`` (or
+    Per-gene scores on held-out donors need as many more trainings as donors; without ``score_folds=True`` (or
     ``validation=`` slides) no gene is marked as trusted.
 
     Examples
@@ -285,13 +285,13 @@ class XFuse(Iterative):
 
         Two that stand for the same thing are both superfluous, until one of them is gone.
         """
-        for left in range(int(self.active.sum()) - 1, 0, -1):
+        for n_left in range(int(self.active.sum()) - 1, 0, -1):
             scores = self.leave_one_out(samples(), draws=_DRAWS)
             worst = max(scores, key=lambda m: scores[m])
             if scores[worst] < 0:
                 return
             self._change(bookkeeping.Change([worst]))
-            logger.info("Metagene %d is dropped; %d are left.", worst, left)
+            logger.info("Metagene %d is dropped; %d are left.", worst, n_left)
 
     def _slow_down(self, progress: float) -> None:
         """Let the rates fall along half a cosine; the last steps would otherwise leave the noise of a few patches."""

@@ -1,4 +1,4 @@
-"""What a step of the generative model is computed on."""
+"""Training samples of XFuse."""
 
 from __future__ import annotations
 
