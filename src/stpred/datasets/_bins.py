@@ -23,21 +23,11 @@ MOLECULES = 13
 
 @dataclass(frozen=True)
 class Bins:
-    """Square bins that tile a slide, row by row.
-
-    Parameters
-    ----------
-    positions
-        Frame indexed by barcode: ``in_tissue`` (0 or 1), ``array_row``, ``array_col``, ``x_um``, ``y_um``.
-    counts
-        (n_bins, n_genes) molecules in each bin.
-    shares
-        (n_bins, n_cells) share of each cell's area in each bin; times the cells' expectation it is the bins' own.
-    """
+    """Square bins that tile a slide, row by row; their positions as those of :class:`Spots`, without ``n_cells``."""
 
     positions: pd.DataFrame
-    counts: csr_matrix
-    shares: csr_matrix
+    counts: csr_matrix  # (n_bins, n_genes)
+    shares: csr_matrix  # (n_bins, n_cells) parts of each cell's area; times the cells' expectation, the bins' own
 
 
 def make_bins(tissue: Tissue, labels: NDArray[np.int32], molecules: pd.DataFrame, *, size_um: int) -> Bins:
@@ -97,12 +87,9 @@ def bin_shares(labels: NDArray[np.int32], *, n_cells: int, shape: tuple[int, int
 
 
 def place_molecules(tissue: Tissue, labels: NDArray[np.int32]) -> pd.DataFrame:
-    """Place every counted molecule at a random point of its cell's label pixels.
+    """Place every counted molecule at a random point of its cell's label pixels, in random order.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``x_um``, ``y_um`` (float32), ``cell`` and ``gene`` (row and column of the counts), in random order.
+    The frame holds ``x_um``, ``y_um`` (float32), ``cell`` and ``gene`` (row and column of the counts).
     """
     rng = tissue.rng(MOLECULES)
     flat = labels.ravel()

@@ -19,21 +19,13 @@ BARCODES, LIBRARY, SPOT_NOISE = range(10, 13)
 class Spots:
     """Spots of a slide with counts and truth; every position of the array is there, in tissue or not.
 
-    Parameters
-    ----------
-    positions
-        Frame indexed by barcode: ``in_tissue`` (0 or 1), ``array_row``, ``array_col``, ``x_um``, ``y_um``, ``n_cells``.
-    expected
-        (n_positions, n_genes) float32 noiseless expectation.
-    counts
-        (n_positions, n_genes) int32 counts.
-    diameter_um
-        Diameter of a spot.
+    The frame of positions, indexed by barcode, holds ``in_tissue`` (0 or 1), ``array_row``, ``array_col``, ``x_um``,
+    ``y_um`` and ``n_cells``.
     """
 
     positions: pd.DataFrame
-    expected: NDArray[np.float32]
-    counts: NDArray[np.int32]
+    expected: NDArray[np.float32]  # (n_positions, n_genes), without noise
+    counts: NDArray[np.int32]  # (n_positions, n_genes)
     diameter_um: float
 
 
@@ -44,9 +36,7 @@ def visium_spots(tissue: Tissue) -> Spots:
     row, column = (a.ravel() for a in np.mgrid[:rows, :columns])
     kept = (row + column) % 2 == 0
     row, column = row[kept], column[kept]
-    xy = np.column_stack(
-        [(column - (columns - 1) / 2) * 50.0 + width / 2, (row - (rows - 1) / 2) * 86.6025 + height / 2]
-    )
+    xy = _centred(tissue, row, column, shape=(rows, columns), step_um=(86.6025, 50.0))
     return round_spots(tissue, xy_um=xy, array=(row, column), diameter_um=55.0)
 
 
@@ -55,10 +45,17 @@ def legacy_spots(tissue: Tissue) -> Spots:
     width, height = tissue.size_um
     columns, rows = int((width - 110) / 200.0) + 1, int((height - 110) / 200.0) + 1
     row, column = (a.ravel() for a in np.mgrid[:rows, :columns])
-    xy = np.column_stack(
-        [(column - (columns - 1) / 2) * 200.0 + width / 2, (row - (rows - 1) / 2) * 200.0 + height / 2]
-    )
+    xy = _centred(tissue, row, column, shape=(rows, columns), step_um=(200.0, 200.0))
     return round_spots(tissue, xy_um=xy, array=(row + 1, column + 1), diameter_um=100.0)
+
+
+def _centred(
+    tissue: Tissue, row: NDArray, column: NDArray, *, shape: tuple[int, int], step_um: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Return the (n, 2) places in micrometres of an array of `shape` in the middle of the slide."""
+    x = (column - (shape[1] - 1) / 2) * step_um[1] + tissue.size_um[0] / 2
+    y = (row - (shape[0] - 1) / 2) * step_um[0] + tissue.size_um[1] / 2
+    return np.column_stack([x, y])
 
 
 def round_spots(

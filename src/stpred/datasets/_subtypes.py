@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,8 @@ def toy_subtypes(
     >>> sorted(slide.labels), slide.tables["spots_counts"].n_vars
     (['subtype'], 60)
     """
+    from stpred.links import within
+
     edge = int(positive(size_um, name="size_um") / positive(mpp, name="mpp"))
     n_genes = max(whole(n_genes, name="n_genes"), N_SUBTYPES * MARKERS)
     rng = np.random.default_rng([seed, 17])
@@ -77,10 +79,10 @@ def toy_subtypes(
     centres = np.arange(pitch_um / 2, size_um - spot_um / 2, pitch_um)
     xy = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
     pixels = (np.stack(np.meshgrid(np.arange(edge), np.arange(edge)), axis=-1).reshape(-1, 2) + 0.5) * mpp
-    shares = _shares(xy, spot_um / 2, pixels, kind.ravel())
+    shares = within(xy, spot_um / 2, pixels).mean(np.eye(N_SUBTYPES)[kind.ravel()])
     library = depth * rng.gamma(20.0, 1 / 20.0, size=len(xy))
     counts = rng.poisson(rng.gamma(shares @ profile.T * library[:, None] / _ODDS) * _ODDS)
-    return _assembled(image, kind, xy, spot_um / 2, counts, shares=shares, profile=profile, mpp=mpp)
+    return _build_slide(image, kind, xy, spot_um / 2, counts, shares=shares, profile=profile, mpp=mpp)
 
 
 def _profiles(n_genes: int) -> NDArray[np.float64]:
@@ -103,14 +105,7 @@ def _image(kind: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint
     return np.clip(gaussian_filter(pixels, (0.6, 0.6, 0)), 0, 255).astype(np.uint8)
 
 
-def _shares(xy: NDArray[Any], radius: float, pixels: NDArray[Any], kind: NDArray[np.int64]) -> NDArray[np.float64]:
-    from stpred.links import within
-
-    found = within(xy, radius, pixels)
-    return np.asarray(found.mean(np.eye(N_SUBTYPES)[kind]), dtype=np.float64)
-
-
-def _assembled(
+def _build_slide(
     image: NDArray[np.uint8],
     kind: NDArray[np.int64],
     xy: NDArray[np.float64],
@@ -118,7 +113,8 @@ def _assembled(
     counts: NDArray[np.int64],
     *,
     mpp: float,
-    **known: Any,
+    shares: NDArray[np.float64],
+    profile: NDArray[np.float64],
 ) -> SpatialData:
     import anndata as ad
     import geopandas as gpd
@@ -136,8 +132,8 @@ def _assembled(
     genes = [*markers, *(f"EVEN{i + 1}" for i in range(counts.shape[1] - len(markers)))]
     obs = pd.DataFrame({"region": pd.Categorical(["spots"] * len(xy)), "instance_id": index}, index=index)
     table = ad.AnnData(csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=genes))
-    table.obsm["spatial"], table.obsm["shares"] = xy, known["shares"]
-    table.varm["profile"] = known["profile"]
+    table.obsm["spatial"], table.obsm["shares"] = xy, shares
+    table.varm["profile"] = profile
     return SpatialData(
         images={"he": Image2DModel.parse(image.transpose(2, 0, 1), dims=("c", "y", "x"), c_coords=["r", "g", "b"],
                                          transformations=place)},

@@ -91,16 +91,16 @@ def _write_svs(path: Path, image: NDArray[np.uint8], mpp: float) -> None:
     levels = _files.pyramid(image, smallest_px=512)
     thumbnail = _files.pyramid(image)[-1]
     head = "Aperio Image Library v12.0.15\r\n"
-    facts = f"|AppMag = {10 / mpp:.4g}|MPP = {mpp:.6g}|Filename = toy"
+    about = f"|AppMag = {10 / mpp:.4g}|MPP = {mpp:.6g}|Filename = toy"
     form: dict[str, Any] = {"photometric": "rgb", "metadata": None, "software": False}
     with tifffile.TiffWriter(path) as file:
         for k, level in enumerate(levels):
             size = f"{width}x{height} [0,0 {width}x{height}] (256x256)"
             if k:
                 size += f" -> {level.shape[1]}x{level.shape[0]}"
-            file.write(level, description=f"{head}{size} Deflate{facts}", **form, **_files.TILED)
+            file.write(level, description=f"{head}{size} Deflate{about}", **form, **_files.TILED)
             if k == 0:
-                size = f"{width}x{height} -> {thumbnail.shape[1]}x{thumbnail.shape[0]} - {facts}"
+                size = f"{width}x{height} -> {thumbnail.shape[1]}x{thumbnail.shape[0]} - {about}"
                 file.write(thumbnail, description=head + size, rowsperstrip=16, **form)
 
 

@@ -7,70 +7,32 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class CellType:
-    """Shape, texture and surroundings of one cell type.
-
-    Parameters
-    ----------
-    name
-        Name in ``cells["type"]``.
-    area_um2, area_cv
-        Mean nuclear area and its coefficient of variation.
-    aspect
-        Mean ratio of the nucleus' long to its short axis.
-    optical_density
-        Haematoxylin of the nuclear body (natural-log units).
-    hollow
-        0: evenly filled; 1: all chromatin at the rim (a vesicular nucleus).
-    stipple, clump
-        Amplitude of fine and of coarse chromatin texture.
-    nucleoli
-        Mean number of nucleoli.
-    cytoplasm_um
-        Width of the drawn cytoplasm around the nucleus; 0 draws none.
-    eosin, basophilia
-        Eosin and haematoxylin of the cytoplasm.
-    rna
-        RNA content relative to the average cell.
-    """
+    """Shape, texture and surroundings of one cell type; stains are in natural-log units."""
 
     name: str
-    area_um2: float
-    area_cv: float
-    aspect: float
-    optical_density: float
-    hollow: float = 0.0
-    stipple: float = 0.0
-    clump: float = 0.0
-    nucleoli: float = 0.0
-    cytoplasm_um: float = 0.0
-    eosin: float = 0.0
-    basophilia: float = 0.0
-    rna: float = 1.0
+    area_um2: float  # mean nuclear area
+    area_cv: float  # its coefficient of variation
+    aspect: float  # mean ratio of the nucleus' long to its short axis
+    optical_density: float  # haematoxylin of the nuclear body
+    hollow: float = 0.0  # 0: evenly filled; 1: all chromatin at the rim (a vesicular nucleus)
+    stipple: float = 0.0  # amplitude of fine chromatin texture
+    clump: float = 0.0  # amplitude of coarse chromatin texture
+    nucleoli: float = 0.0  # mean number
+    cytoplasm_um: float = 0.0  # width of the drawn cytoplasm around the nucleus; 0 draws none
+    eosin: float = 0.0  # of the cytoplasm
+    basophilia: float = 0.0  # haematoxylin of the cytoplasm
+    rna: float = 1.0  # RNA content relative to the average cell
 
 
 @dataclass(frozen=True)
 class Region:
-    """Density and composition of one kind of tissue.
-
-    Parameters
-    ----------
-    name
-        Name in ``cells["region"]``.
-    spacing_um
-        Mean distance between neighbouring cells.
-    share
-        Cell types and their shares.
-    eosin
-        Eosin of the ground substance.
-    fibrous
-        How much of it is drawn as aligned fibres (0..1).
-    """
+    """Density and composition of one kind of tissue."""
 
     name: str
-    spacing_um: float
-    share: dict[str, float] = field(default_factory=dict)
-    eosin: float = 0.3
-    fibrous: float = 0.0
+    spacing_um: float  # mean distance between neighbouring cells
+    share: dict[str, float] = field(default_factory=dict)  # of each cell type
+    eosin: float = 0.3  # of the ground substance
+    fibrous: float = 0.0  # how much of it is drawn as aligned fibres, 0..1
 
 
 CELL_TYPES: tuple[CellType, ...] = (

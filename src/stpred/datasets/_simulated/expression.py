@@ -27,26 +27,15 @@ KNOWN_GENES: dict[str, tuple[str, ...]] = {
 class Biology:
     """What determines expression, the same for every slide and donor; gene g is the same for any number of genes.
 
-    Parameters
-    ----------
-    genes
-        Frame indexed by symbol: ``gene_id``, ``marks`` (a cell type or ``""``), ``driver`` (what varies it within
-        its type: ``"none"``, ``"area"``, ``"chromatin"`` or ``"near <type>"``).
-    profile
-        (types, genes) log expression.
-    own
-        (2, types, genes) slopes on nuclear size and chromatin coarseness, both standardised within the type.
-    near
-        (types of the neighbours, types, genes) slopes on the share of each type within 50 um.
-    spread
-        (genes,) standard deviation of the unexplained log expression within a type.
+    The frame of genes holds ``gene_id``, ``marks`` (a cell type or ``""``) and ``driver``, what varies it within the
+    type that it marks, ``"none"``, ``"area"``, ``"chromatin"`` or ``"near <type>"``.
     """
 
-    genes: pd.DataFrame
-    profile: NDArray[np.float64]
-    own: NDArray[np.float64]
-    near: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    genes: pd.DataFrame  # indexed by symbol
+    profile: NDArray[np.float64]  # (types, genes) log expression
+    own: NDArray[np.float64]  # (2, types, genes) slopes on nuclear size and chromatin, standardised within the type
+    near: NDArray[np.float64]  # (types around, types, genes) slopes on the share of each type within 50 um
+    spread: NDArray[np.float64]  # (genes,) standard deviation of the unexplained log expression within a type
 
 
 def biology(n_genes: int) -> Biology:
@@ -88,30 +77,18 @@ def _symbol(marks: str, used: dict[str, int], g: int) -> str:
     return f"TOY{'ABCDEFGHKL'[g % 10]}{g // 10 + 1}"
 
 
-def express(cells: pd.DataFrame, facts: Biology, *, depth: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the noiseless expectation (n_cells, n_genes) of every cell's counts.
-
-    Parameters
-    ----------
-    cells
-        Frame with ``x_um``, ``y_um``, ``type``, ``area_um2`` and ``chromatin``.
-    facts
-        The shared biology.
-    depth
-        Mean number of counts per cell.
-    rng
-        Draws what differs between cells of one type.
-    """
+def express(cells: pd.DataFrame, shared: Biology, *, depth: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return the (n_cells, n_genes) noiseless expectation of counts; `depth` is the mean number of counts per cell."""
     kind = cells["type"].cat.codes.to_numpy()
     share = neighbour_share(cells[["x_um", "y_um"]].to_numpy(), kind)
     size = _standard_area(cells["area_um2"].to_numpy(), kind)
     chromatin = (cells["chromatin"].to_numpy() - 0.5) / 0.25
-    log = facts.profile[kind]
-    for slopes, value in zip(facts.own, (size, chromatin), strict=True):
+    log = shared.profile[kind]
+    for slopes, value in zip(shared.own, (size, chromatin), strict=True):
         log += slopes[kind] * value[:, None]
-    for other, slopes in enumerate(facts.near):
+    for other, slopes in enumerate(shared.near):
         log += slopes[kind] * (share[:, other] - 0.2)[:, None]
-    log += facts.spread * rng.standard_normal(log.shape)
+    log += shared.spread * rng.standard_normal(log.shape)
     rate = np.exp(log - log.max(axis=1, keepdims=True))
     content = np.array([t.rna for t in CELL_TYPES])[kind] * np.exp(rng.normal(0, 0.2, len(kind)) + 0.12 * size)
     rate *= (depth * content / rate.sum(axis=1))[:, None]

@@ -26,19 +26,7 @@ FIBRE_SIZE = 1024
 
 
 def render(layout: Layout, *, mpp: float, rng: np.random.Generator, scanner: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw the slide as uint8 RGB (rows, columns, 3).
-
-    Parameters
-    ----------
-    layout
-        Regions, glands and nuclei.
-    mpp
-        Micrometres per pixel.
-    rng
-        Draws what belongs to the tissue (textures).
-    scanner
-        Draws what belongs to staining and scanning.
-    """
+    """Draw the slide as uint8 RGB (rows, columns, 3); `rng` draws the tissue's textures, `scanner` stain and scan."""
     canvas = layout.canvas
     shape = (round(canvas.size_um[1] / mpp), round(canvas.size_um[0] / mpp))
     margin = int(np.ceil(MARGIN_UM / mpp))
