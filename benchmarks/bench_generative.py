@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from stpred import Posterior
 from stpred.models.batch import Batch
 from stpred.models.parts.pixel_grid import Coverage, Window
 from stpred.models.xfuse.model import XFuse
-from stpred.models.xfuse.readout import Readout
 from stpred.models.xfuse.sample import PatchSample
 
 GENES = 1000
@@ -84,10 +84,9 @@ class ReadOut:
         one = seconds(forward)
         start = time.perf_counter()
         rows = 512  # of pixels at a time, so that the table fits into memory
-        reading: dict[str, Any] = {"readout": Readout(n_samples=SAMPLES)}
         spent = 0.0
         for part in self._strips(scene, rows):
-            model.predict(part, **reading)
+            model.predict(part, Posterior(n_samples=SAMPLES))
             spent = time.perf_counter() - start
         return spent / SAMPLES / one
 

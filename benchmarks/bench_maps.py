@@ -1,4 +1,4 @@
-"""Time and memory of maps of whole slides: ``tl.predict(raster=True, out=...)`` through the built-in encoder."""
+"""Time and memory of maps of whole slides: ``tl.predict_map(out=...)`` through the built-in encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ model = st.models.load(model)
 st.pp.tissue(sdata)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-st.tl.predict(sdata, model, raster=True, out=out, stride_um=56.0)
+st.tl.predict_map(sdata, model, out=out, stride_um=56.0)
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()

@@ -729,14 +729,15 @@ def prediction_options(tools: Tools) -> Record:
 @entry("tl/predict_posterior")
 def posterior(tools: Tools) -> Record:
     slide, model = copied(tools.scene_cohort["donor1"]), tools.xfuse
-    how = {"shapes_key": "spots", "n_samples": 4, "inplace": False}
-    return {
-        "scale": st.tl.predict(slide, model, normalize_scale=True, **how),
-        "size": st.tl.predict(slide, model, normalize_size=True, **how),
-        "covariates": st.tl.predict(slide, model, normalize_covariates=True, **how),
-        "level": st.tl.predict(slide, model, covariates={"section": "donor0"}, **how),
-        "one draw": st.tl.predict(slide, model, shapes_key="spots", n_samples=1, inplace=False),
+    options = {
+        "scale": st.Posterior(4, normalize_scale=True),
+        "size": st.Posterior(4, normalize_size=True),
+        "covariates": st.Posterior(4, normalize_covariates=True),
+        "level": st.Posterior(4, covariates={"section": "donor0"}),
+        "one draw": st.Posterior(1),
     }
+    how = {"shapes_key": "spots", "inplace": False}
+    return {k: st.tl.predict(slide, model, posterior=posterior, **how) for k, posterior in options.items()}
 
 
 @entry("tl/predict_map")
@@ -744,14 +745,14 @@ def maps(tools: Tools) -> Record:
     slide = tools.slide()
     slide.shapes["part"] = box(88, 96, 216, 208)
     out = tools.new_folder() / "maps.zarr"
-    how = {"raster": True, "genes": ["EPCAM", "DCN"]}
-    in_memory = st.tl.predict(slide, tools.student, shapes_key="part", inplace=False, **how)
-    st.tl.predict(slide, tools.student, shapes_key="part", out=out, **how)
-    st.tl.predict(slide, tools.student, key_added="whole", **how)
-    tiled = st.tl.predict(slide, tools.ridge, shapes_key="part", resolution_um=28.0, inplace=False, **how)
-    kept = st.tl.predict(slide, tools.student, preserve="spots", shapes_key="part", inplace=False, **how)
+    how = {"genes": ["EPCAM", "DCN"]}
+    in_memory = st.tl.predict_map(slide, tools.student, shapes_key="part", inplace=False, **how)
+    st.tl.predict_map(slide, tools.student, shapes_key="part", out=out, **how)
+    st.tl.predict_map(slide, tools.student, key_added="whole", **how)
+    tiled = st.tl.predict_map(slide, tools.ridge, shapes_key="part", resolution_um=28.0, inplace=False, **how)
+    kept = st.tl.predict_map(slide, tools.student, preserve="spots", shapes_key="part", inplace=False, **how)
     scene = copied(tools.scene_cohort["donor1"])
-    pixels = st.tl.predict(scene, tools.xfuse, raster=True, resolution_um=32.0, n_samples=3, inplace=False)
+    pixels = st.tl.predict_map(scene, tools.xfuse, resolution_um=32.0, posterior=st.Posterior(3), inplace=False)
     return {
         "in memory": in_memory,
         "on disk": slide.images["part_student_map"],
@@ -787,7 +788,7 @@ def backed(tools: Tools) -> Record:
     tools.predicted().write(path)
     slide = read_zarr(path)
     st.tl.predict(slide, tools.student, shapes_key="spots")
-    st.tl.predict(slide, tools.student, raster=True, genes=["EPCAM"], out=path)
+    st.tl.predict_map(slide, tools.student, genes=["EPCAM"], out=path)
     scores = st.tl.compare(slide, "spots_student", "spots_counts")
     slide.write_element("spots_student")
     return {"read": read_zarr(path), "scores": scores}
@@ -938,7 +939,7 @@ def compare_tables(tools: Tools) -> Record:
     }
     st.tl.compare(slide, "spots_ridge", "spots_counts", write=True)
     slide.shapes["part"] = box(100, 100, 300, 300)
-    st.tl.predict(slide, tools.student, shapes_key="part", raster=True)
+    st.tl.predict_map(slide, tools.student, shapes_key="part")
     found["map"] = st.tl.compare(slide, "part_student_map", "cells_counts", bin_um=[50.0, 100.0])
     xenium = st.io.xenium(
         st.datasets.toy_xenium(tools.new_folder() / "x", size_um=(300, 300), n_genes=24), transcripts=True
@@ -1057,7 +1058,7 @@ def attribution(tools: Tools) -> Record:
 
 @entry("tl/surroundings")
 def surroundings(tools: Tools) -> Record:
-    return {"student": st.tl.surroundings(tools.slide(), tools.student, n=50)}
+    return {"student": st.tl.surroundings(tools.slide(), tools.student, n_patches=50)}
 
 
 # Generative models.
@@ -1065,7 +1066,7 @@ def surroundings(tools: Tools) -> Record:
 
 @entry("tl/calibration")
 def calibration(tools: Tools) -> Record:
-    return {"xfuse": st.tl.calibration(copied(tools.scene_cohort["donor1"]), tools.xfuse, n_samples=10)}
+    return {"xfuse": st.tl.calibration(copied(tools.scene_cohort["donor1"]), tools.xfuse, posterior=st.Posterior(10))}
 
 
 @entry("tl/differential_expression")
@@ -1073,10 +1074,10 @@ def differential_expression(tools: Tools) -> Record:
     slide = copied(tools.scene_cohort["donor0"])
     spots = slide.shapes["spots"]
     spots["side"] = ["left" if x < 250 else "right" for x in spots.geometry.x]
-    how = {"by": "side", "n_samples": 5}
+    options = {"plain": st.Posterior(5), "normalized": st.Posterior(5, normalize_covariates=True)}
     return {
-        "plain": st.tl.differential_expression(slide, tools.xfuse, "spots", **how),
-        "normalized": st.tl.differential_expression(slide, tools.xfuse, "spots", normalize_covariates=True, **how),
+        k: st.tl.differential_expression(slide, tools.xfuse, "spots", groupby="side", posterior=posterior)
+        for k, posterior in options.items()
     }
 
 
@@ -1084,9 +1085,10 @@ def differential_expression(tools: Tools) -> Record:
 def metagenes(tools: Tools) -> Record:
     slide = copied(tools.scene_cohort["donor0"])
     out = tools.new_folder() / "maps.zarr"
-    how = {"n_samples": 3, "inplace": False}
+    how = {"posterior": st.Posterior(3), "inplace": False}
     image = st.tl.metagenes(slide, tools.xfuse, raster=True, resolution_um=32.0, **how)
-    st.tl.metagenes(slide, tools.xfuse, raster=True, resolution_um=32.0, n_samples=3, out=out, key_added="stored")
+    raster = {"raster": True, "resolution_um": 32.0, "posterior": st.Posterior(3)}
+    st.tl.metagenes(slide, tools.xfuse, out=out, key_added="stored", **raster)
     return {
         "table": st.tl.metagenes(slide, tools.xfuse, shapes_key="spots", **how),
         "map": image,
@@ -1183,14 +1185,6 @@ def feature_associations(tools: Tools) -> Record:
     }
 
 
-@entry("tl/latent")
-def latent(tools: Tools) -> Record:
-    slide = tools.slide()
-    slide.shapes["some"] = slide.shapes["cells"].iloc[::10]
-    how = {"shapes_key": "some", "n_components": 5, "inplace": False}
-    return {"table": st.tl.latent(slide, **how), "umap": st.tl.latent(slide, "intensity", umap=True, **how)}
-
-
 @entry("tl/pseudobulk")
 def pseudobulk(tools: Tools) -> Record:
     slides = {k: copied(s) for k, s in tools.cohort.items()}
@@ -1236,7 +1230,7 @@ def pictures(tools: Tools) -> Record:
 
     slide = tools.predicted()
     slide.shapes["part"] = box(88, 96, 216, 208)
-    st.tl.predict(slide, tools.student, shapes_key="part", raster=True)
+    st.tl.predict_map(slide, tools.student, shapes_key="part")
     model = st.tl.train(tools.training, st.models.MLP.Config(hidden=(8,), max_epochs=3), shapes_key="spots")
     ranks = pd.DataFrame({"gene": ["A", "B"], "score": [0.4, -0.1], "low": [0.2, -0.3], "high": [0.6, 0.1]})
     levels = pd.DataFrame({"gene": ["A", "B"] * 2, "level": [0.5, 0.5, 0.9, 0.9], "coverage": [0.5, 0.4, 0.9, 0.8]})

@@ -108,12 +108,9 @@ def groups(slide: SpatialData, out: Path, hallmark: Path) -> None:
     from sklearn.metrics import adjusted_rand_score
 
     table, counts = slide.tables[TABLE], slide.tables[MEASURED]
-    work = table[:, table.var["trusted"].to_numpy()].copy()
-    sc.pp.scale(work)
-    sc.pp.pca(work, n_comps=10, random_state=0)
-    sc.pp.neighbors(work, n_neighbors=15, random_state=0)
-    sc.tl.leiden(work, resolution=0.5, flavor="igraph", directed=False, n_iterations=2, random_state=0)
-    table.obs["cluster"] = work.obs["leiden"].to_numpy()
+    features = st.pp.features(slide, "morphology", shapes_key="spots", inplace=False)
+    table.obs["cluster"] = _clusters(table[:, table.var["trusted"].to_numpy()])
+    features.obs["cluster"] = _clusters(features)
     counts.obs["cluster"] = _joined(counts, table.obs["cluster"])
     counts.layers["log"] = _logged(counts)
     found = st.tl.markers(slide, TABLE, "cluster", n_genes=6)
@@ -121,9 +118,10 @@ def groups(slide: SpatialData, out: Path, hallmark: Path) -> None:
     st.pl.markers(slide, TABLE, sets, groupby="cluster", save=out / "markers_predicted.png")
     st.pl.markers(slide, MEASURED, sets, groupby="cluster", layer="log", save=out / "markers_measured.png")
     found.to_csv(out / "markers.csv", index=False)
-    st.tl.latent(slide, shapes_key="spots", n_components=10, resolution=0.5)
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.7), layout="constrained")
-    for ax, key, title in zip(axes, (TABLE, "spots_latent"), ("predicted expression", "morphology alone"), strict=True):
+    for ax, key, title in zip(
+        axes, (TABLE, "spots_features"), ("predicted expression", "morphology alone"), strict=True
+    ):
         _classes(ax, slide, slide.tables[key], title=f"clusters of {title}")
     _save(fig, out / "clusters.png")
     many = st.tl.markers(slide, TABLE, "cluster", n_genes=100)
@@ -140,7 +138,7 @@ def groups(slide: SpatialData, out: Path, hallmark: Path) -> None:
     ax.set(xlabel="cluster of the prediction", title="hallmarks among 100 markers each", ylabel="")
     _save(fig, out / "enrichment.png")
     epcam = sc.get.obs_df(counts, keys=["EPCAM"], layer="log").groupby(counts.obs["cluster"], observed=True).mean()
-    alike = adjusted_rand_score(table.obs["cluster"], slide.tables["spots_latent"].obs["cluster"])
+    alike = adjusted_rand_score(table.obs["cluster"], features.obs["cluster"])
     _say(f"measured EPCAM by cluster: {epcam.EPCAM.round(2).to_dict()}; Rand index with morphology {alike:.2f}")
     _say(f"clusters: {table.obs['cluster'].value_counts().to_dict()}; enriched: {list(strength.index[:6])}")
 
@@ -357,6 +355,18 @@ def _random_filters(n: int = 64, size: int = 7, scales: int = 3) -> Any:
             return torch.cat(parts, dim=1)
 
     return RandomFilters()
+
+
+def _clusters(table: AnnData) -> Any:
+    """Return the Leiden cluster of each row."""
+    import scanpy as sc
+
+    work = table.copy()
+    sc.pp.scale(work)
+    sc.pp.pca(work, n_comps=10, random_state=0)
+    sc.pp.neighbors(work, n_neighbors=15, random_state=0)
+    sc.tl.leiden(work, resolution=0.5, flavor="igraph", directed=False, n_iterations=2, random_state=0)
+    return work.obs["leiden"].to_numpy()
 
 
 def _logged(table: AnnData) -> Any:

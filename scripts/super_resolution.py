@@ -192,7 +192,7 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str], share: fl
                 flush=True,
             )
             if figures is not None and called == "ridge" and left == left_out[0]:
-                st.tl.predict(unseen, model, raster=True, genes=[g for g in SHOWN if g in genes], key_added="epcam_map")
+                st.tl.predict_map(unseen, model, genes=[g for g in SHOWN if g in genes], key_added="epcam_map")
                 _draw_her2st(unseen, figures)
 
 

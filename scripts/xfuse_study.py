@@ -60,7 +60,9 @@ def _aurocs(slide: SpatialData, model: Any) -> list[float]:
 
     kind = np.asarray(slide.labels["subtype"])[1::2, 1::2]
     with_all = SpatialData(images={"he": slide.images["he"]}, shapes={"all": _box(len(kind) * SMALL.mpp)})
-    image = st.tl.predict(with_all, model, shapes_key="all", raster=True, normalize_scale=True, inplace=False)
+    image = st.tl.predict_map(
+        with_all, model, shapes_key="all", posterior=st.Posterior(normalize_scale=True), inplace=False
+    )
     values = np.asarray(image["scale0"].image.data)[:, : len(kind), : len(kind)].reshape(len(image["scale0"].c), -1)
     share = values / values.sum(axis=0)
     parts = [share[MARKERS * k : MARKERS * (k + 1)].sum(axis=0) for k in range(3)]
@@ -126,7 +128,7 @@ def _halves(slide: SpatialData, config: Any, genes: list[str], how: dict[str, An
     """Ask which half of merged spots has more of a gene."""
     coarse, pairs = merged(slide)
     model = st.tl.train({"s0": coarse}, config, genes=genes, **how)
-    found = st.tl.differential_expression(slide, model, "spots", pairs=pairs, n_samples=20)
+    found = st.tl.differential_expression(slide, model, "spots", pairs=pairs, posterior=st.Posterior(20))
     table = slide.tables["spots_counts"]
     expected = pd.DataFrame(
         table.obsm["shares"] @ table.varm["profile"].T, index=table.obs["instance_id"], columns=genes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError
 from stpred._core.settings import settings
-from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.specs import GeneRule, Posterior, TileSpec
 
 if TYPE_CHECKING:
     from stpred import datasets, encoders, io, metrics, models, pl, pp, tl
@@ -20,6 +20,7 @@ _SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "t
 __all__ = [
     "GeneRule",
     "InputError",
+    "Posterior",
     "TileSpec",
     "__version__",
     "datasets",

@@ -354,12 +354,12 @@ def check_model(config: Any) -> Model:
     slides = small_cohort(3)
     unseen = slides.pop("donor2")
     model = tl.train(slides, config, genes="all", shapes_key=keys.SPOTS, encoder="intensity", device="cpu")
-    table = tl.predict(unseen, model, shapes_key=keys.SPOTS, device="cpu", inplace=False)
+    table: Any = tl.predict(unseen, model, shapes_key=keys.SPOTS, device="cpu", inplace=False)
     assert np.isfinite(table.X).all()
     assert table.X.dtype == np.float32
     with tempfile.TemporaryDirectory() as folder:
         models.save(model, Path(folder) / "model")
         again = models.load(Path(folder) / "model")
-    second = tl.predict(unseen, again, shapes_key=keys.SPOTS, device="cpu", inplace=False)
+    second: Any = tl.predict(unseen, again, shapes_key=keys.SPOTS, device="cpu", inplace=False)
     np.testing.assert_array_equal(table.X, second.X)
     return model

@@ -53,17 +53,13 @@ def test_patches_that_the_tile_does_not_hold(
 
 def test_maps_that_cannot_be(student: Model, trained: Model, rebuild: Any, refused: Any, tmp_path: Path) -> None:
     sdata = rebuild()
-    with refused("`out` is where a map is written", sdata=sdata):
-        st.tl.predict(sdata, student, out=tmp_path / "o.zarr")
-    with refused("`resolution_um` is of a map", sdata=sdata):
-        st.tl.predict(sdata, student, resolution_um=8)
     with refused("needs `resolution_um=`", sdata=sdata):
-        st.tl.predict(sdata, trained, raster=True)
+        st.tl.predict_map(sdata, trained)
     with refused("Pixels of 0.1 um are smaller than those of image", sdata=sdata):
-        st.tl.predict(sdata, student, raster=True, resolution_um=0.1, shapes_key="spots")
+        st.tl.predict_map(sdata, student, resolution_um=0.1, shapes_key="spots")
     (tmp_path / "file").write_text("")
     with refused("is no SpatialData store", sdata=sdata):
-        st.tl.predict(sdata, student, raster=True, shapes_key="spots", out=tmp_path / "file")
+        st.tl.predict_map(sdata, student, shapes_key="spots", out=tmp_path / "file")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -73,7 +69,7 @@ def test_a_map_larger_than_the_disk(
     sdata = rebuild()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with refused("needs up to", "GB left", sdata=sdata):
-        st.tl.predict(sdata, student, raster=True, shapes_key="spots", out=tmp_path / "o.zarr")
+        st.tl.predict_map(sdata, student, shapes_key="spots", out=tmp_path / "o.zarr")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,13 +59,13 @@ def table(original: SpatialData, student: Model) -> Any:
 @pytest.fixture(scope="module")
 def whole(original: SpatialData, student: Model) -> Any:
     """The map of the tissue."""
-    return st.tl.predict(original, student, raster=True, inplace=False)
+    return st.tl.predict_map(original, student, inplace=False)
 
 
 @pytest.fixture(scope="module")
 def part(original: SpatialData, student: Model) -> Any:
     """The map of a part of it, 16 x 14 pixels."""
-    return st.tl.predict(original, student, shapes_key="part", raster=True, inplace=False)
+    return st.tl.predict_map(original, student, shapes_key="part", inplace=False)
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def killed_after(n: int | None, *args: Any, **kwargs: Any) -> None:
         patch.setattr(rasters.Staging, "put", put)
         patch.setattr(rasters, "commit", commit)
         with pytest.raises(Killed):
-            st.tl.predict(*args, raster=True, **kwargs)
+            st.tl.predict_map(*args, **kwargs)
 
 
 # Values and places.
@@ -167,7 +168,7 @@ def test_is_the_table_on_the_same_squares(original: SpatialData, whole: Any, tab
 def test_on_bins(slide: SpatialData, student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rasters, "BLOCK", 32)
     slide.shapes["some"] = slide.shapes["bins_008um"].iloc[::4]
-    st.tl.predict(slide, student, shapes_key="some", raster=True)
+    st.tl.predict_map(slide, student, shapes_key="some")
     st.tl.predict(slide, student, shapes_key="some")
     assert_same(slide.images["some_student_map"], slide.tables["some_student"])
 
@@ -175,7 +176,7 @@ def test_on_bins(slide: SpatialData, student: Model, monkeypatch: pytest.MonkeyP
 def test_finer_and_coarser_pixels(slide: SpatialData, student: Model) -> None:
     slide.shapes["box"] = box(101, 99, 203, 161)
     for size in (5.0, 20.0):
-        image = st.tl.predict(slide, student, shapes_key="box", raster=True, resolution_um=size, inplace=False)
+        image = st.tl.predict_map(slide, student, shapes_key="box", resolution_um=size, inplace=False)
         st.pp.subdivide(slide, "box", size_um=size, key_added="squares")
         assert_same(image, st.tl.predict(slide, student, shapes_key="squares", inplace=False))
         del slide.shapes["squares"]
@@ -183,7 +184,7 @@ def test_finer_and_coarser_pixels(slide: SpatialData, student: Model) -> None:
 
 def test_some_genes(original: SpatialData, student: Model, whole: Any) -> None:
     genes = [student.record.genes[i] for i in (7, 2)]
-    image = st.tl.predict(original, student, raster=True, genes=genes, inplace=False)
+    image = st.tl.predict_map(original, student, genes=genes, inplace=False)
     assert image["scale0"].ds.coords["c"].to_numpy().tolist() == genes
     np.testing.assert_allclose(plane(image), np.stack([plane(whole, g) for g in genes]), rtol=1e-6)
 
@@ -225,7 +226,7 @@ def test_frames_cover_their_box_and_halve_evenly(longest: int) -> None:
 def test_shapes_beyond_the_image_are_left_out(slide: SpatialData, student: Model) -> None:
     """A box over the border ends there, one beyond it has no pixel."""
     slide.shapes["over"] = box(330, 296, 470, 360)
-    image = st.tl.predict(slide, student, shapes_key="over", raster=True, inplace=False)
+    image = st.tl.predict_map(slide, student, shapes_key="over", inplace=False)
     at = centres(image)
     there = np.isfinite(plane(image)[0])
     assert (there == ((at > [330, 296]) & (at < [400, 360])).all(axis=-1)).all()
@@ -234,7 +235,7 @@ def test_shapes_beyond_the_image_are_left_out(slide: SpatialData, student: Model
     moved = bins.copy()
     moved.geometry = [g if i >= 20 else shapely.affinity.translate(g, 400, 0) for i, g in enumerate(bins.geometry)]
     slide.shapes["moved"] = ShapesModel.parse(moved)
-    image = st.tl.predict(slide, student, shapes_key="moved", raster=True, inplace=False)
+    image = st.tl.predict_map(slide, student, shapes_key="moved", inplace=False)
     left = st.tl.predict(slide, student, shapes_key="moved", inplace=False)
     assert left.n_obs == 380
     assert_same(image, left)
@@ -243,16 +244,16 @@ def test_shapes_beyond_the_image_are_left_out(slide: SpatialData, student: Model
 def test_nothing_on_the_image(slide: SpatialData, student: Model, tmp_path: Path) -> None:
     slide.shapes["thin"] = box(100.5, 100.5, 102, 102)
     with pytest.raises(InputError, match="No pixel of 8 um lies both in 'thin' and on image 'he'"):
-        st.tl.predict(slide, student, shapes_key="thin", raster=True, out=tmp_path / "m.zarr")
+        st.tl.predict_map(slide, student, shapes_key="thin", out=tmp_path / "m.zarr")
     assert not list(tmp_path.iterdir())
 
 
 def test_without_tissue_it_is_found(slide: SpatialData, student: Model, whole: Any) -> None:
     del slide.shapes["tissue"], slide.shapes["tissue_008um"]
     before = set(slide.shapes)
-    image = st.tl.predict(slide, student, raster=True, inplace=False)
+    image = st.tl.predict_map(slide, student, inplace=False)
     assert set(slide.shapes) == before
-    st.tl.predict(slide, student, raster=True)
+    st.tl.predict_map(slide, student)
     assert "tissue" in slide.shapes
     for made in (image, slide.images[KEY]):
         np.testing.assert_allclose(plane(made), plane(whole), rtol=1e-6)
@@ -265,11 +266,11 @@ def test_slide_by_slide(original: SpatialData, student: Model, whole: Any) -> No
         tables={"spots_counts": original.tables["spots_counts"]},
     )
     both = concatenate({name: deepcopy(one) for name in "ab"})
-    st.tl.predict(both, student, raster=True, preserve="spots-b", genes=["EPCAM"], coordinate_system="um-b")
+    st.tl.predict_map(both, student, preserve="spots-b", genes=["EPCAM"], coordinate_system="um-b")
     rescaled = plane(both.images["tissue-b_student_map"])[0]
     found = sums_in_spots(original, centres(whole).reshape(-1, 2), np.nan_to_num(rescaled).reshape(-1, 1))
     np.testing.assert_allclose(found, measured(original, ["EPCAM"]), rtol=1e-4)
-    st.tl.predict(both, student, raster=True, coordinate_system="um-a")
+    st.tl.predict_map(both, student, coordinate_system="um-a")
     image = both.images["tissue-a_student_map"]
     assert set(get_transformation(image, get_all=True)) == {"um-a"}
     st.pp.subdivide(both, "tissue-a", size_um=8, coordinate_system="um-a")
@@ -281,7 +282,7 @@ def test_slide_by_slide(original: SpatialData, student: Model, whole: Any) -> No
 
 def test_provenance_survives_the_disk(slide: SpatialData, student: Model, tmp_path: Path) -> None:
     slide.attrs["stpred"] = {"other": "{}"}
-    st.tl.predict(slide, student, shapes_key="part", raster=True, genes=student.record.genes[:2])
+    st.tl.predict_map(slide, student, shapes_key="part", genes=student.record.genes[:2])
     slide.write(tmp_path / "slide.zarr")
     again = read_zarr(tmp_path / "slide.zarr")
     assert set(again.attrs["stpred"]) == {"other", PART}
@@ -302,7 +303,7 @@ def test_provenance_survives_the_disk(slide: SpatialData, student: Model, tmp_pa
 def test_written_to_a_new_store(
     slide: SpatialData, student: Model, part: Any, tmp_path: Path, small_blocks: None
 ) -> None:
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "maps" / "m.zarr")
+    st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "maps" / "m.zarr")
     assert [p.name for p in (tmp_path / "maps").iterdir()] == ["m.zarr"]
     again = read_zarr(tmp_path / "maps" / "m.zarr")
     assert [name for _, name, _ in again.gen_elements()] == [PART]
@@ -329,7 +330,7 @@ def test_added_to_a_store(original: SpatialData, student: Model, part: Any, tmp_
 
     before = contents()
     slide = read_zarr(store)
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=store)
+    st.tl.predict_map(slide, student, shapes_key="part", out=store)
     assert contents() == before
     assert [p.name for p in tmp_path.iterdir()] == ["slide.zarr"]
     again = read_zarr(store)
@@ -339,7 +340,7 @@ def test_added_to_a_store(original: SpatialData, student: Model, part: Any, tmp_
     np.testing.assert_allclose(plane(again.images[PART]), plane(part), rtol=1e-6)
     members = zarr.open_consolidated(store, mode="r")
     assert f"images/{PART}/s0" in dict(members.members(max_depth=None))
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=store, genes=["EPCAM"], key_added="epcam")
+    st.tl.predict_map(slide, student, shapes_key="part", out=store, genes=["EPCAM"], key_added="epcam")
     again = read_zarr(store)
     assert set(again.images) == {"he", PART, "epcam"}
     assert set(again.attrs["stpred"]) == {PART, "epcam"}
@@ -347,7 +348,7 @@ def test_added_to_a_store(original: SpatialData, student: Model, part: Any, tmp_
 
 def test_added_to_a_store_without_images(slide: SpatialData, student: Model, tmp_path: Path) -> None:
     SpatialData(shapes={"tissue": slide.shapes["tissue"]}).write(tmp_path / "s.zarr")
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "s.zarr", genes=["EPCAM"])
+    st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "s.zarr", genes=["EPCAM"])
     again = read_zarr(tmp_path / "s.zarr")
     assert (list(again.images), list(again.shapes)) == ([PART], ["tissue"])
 
@@ -367,7 +368,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
         ("file/m.zarr", "is a file, not a folder"),
     ):
         with pytest.raises(InputError, match=said):
-            st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / name)
+            st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / name)
     assert not seen
     assert {p.name for p in tmp_path.iterdir()} == {"taken.zarr", "folder", "file"}
 
@@ -376,7 +377,7 @@ def test_killed_half_way_goes_on(
     slide: SpatialData, student: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None
 ) -> None:
     monkeypatch.setattr(type(student.typical), "relative", lambda self, distance: np.asarray(distance) - 5.0)
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "at_once.zarr")
+    st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "at_once.zarr")
     seen = counting(student, monkeypatch)
     out = tmp_path / "m.zarr"
     killed_after(2, slide, student, shapes_key="part", out=out)
@@ -384,7 +385,7 @@ def test_killed_half_way_goes_on(
     first, n = len(seen), int(np.isfinite(plane(slide.images[PART])[0]).sum())
     assert 0 < sum(seen) < n
     again = SpatialData(images={"he": slide.images["he"]}, shapes=dict(slide.shapes), tables=dict(slide.tables))
-    st.tl.predict(again, student, shapes_key="part", raster=True, out=out)
+    st.tl.predict_map(again, student, shapes_key="part", out=out)
     assert sum(seen) == n + seen[first - 1]  # the block that it was killed in is done twice
     np.testing.assert_array_equal(plane(again.images[PART]), plane(slide.images[PART]))
     assert json.loads(again.attrs["stpred"][PART]) == json.loads(slide.attrs["stpred"][PART])
@@ -399,7 +400,7 @@ def test_killed_at_the_end_only_writes(
         done.write('0,256 {"unli')  # killed while it was noted
     (tmp_path / f".m.zarr-{PART}.writing" / "images").mkdir(parents=True)  # and then while it was written
     seen = counting(student, monkeypatch)
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "m.zarr")
+    st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "m.zarr")
     assert not seen
     np.testing.assert_allclose(plane(slide.images[PART]), plane(part), rtol=1e-6)
     assert json.loads(slide.attrs["stpred"][PART])["context"] == "spots"
@@ -422,7 +423,7 @@ def test_what_was_left_of_another_prediction_is_not_used(
     ):
         killed_after(2, slide, model, out=out, **{"shapes_key": "part", "key_added": PART, **changed})
     seen = counting(student, monkeypatch)
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=out)
+    st.tl.predict_map(slide, student, shapes_key="part", out=out)
     assert sum(seen) == np.isfinite(plane(part)[0]).sum()
     np.testing.assert_allclose(plane(slide.images[PART]), plane(part), rtol=2e-5)
 
@@ -432,7 +433,7 @@ def test_larger_than_the_disk(
 ) -> None:
     """Told with both numbers, before anything is done; what an interrupted call wrote does not count twice."""
     seen = counting(student, monkeypatch)
-    frame = plane(st.tl.predict(slide, student, shapes_key="part", raster=True, inplace=False)).shape
+    frame = plane(st.tl.predict_map(slide, student, shapes_key="part", inplace=False)).shape
     needed = int(np.prod(frame) * 4 * 7 / 3)
     seen.clear()
 
@@ -442,15 +443,15 @@ def test_larger_than_the_disk(
     left(needed - 2)
     said = f"12 genes on {frame[2]} x {frame[1]} pixels of 8 um needs up to {needed / 2**30:.3g} GB .* has .* GB left"
     with pytest.raises(InputError, match=said):
-        st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "m.zarr")
+        st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "m.zarr")
     assert not seen
     assert not list(tmp_path.iterdir())
     left(needed + 2)
     with pytest.raises(InputError, match="GB left"):  # once more, rescaled
-        st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "m.zarr", preserve="spots")
+        st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "m.zarr", preserve="spots")
     killed_after(3, slide, student, shapes_key="part", out=tmp_path / "m.zarr")
     left(needed + 2 - sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()))
-    st.tl.predict(slide, student, shapes_key="part", raster=True, out=tmp_path / "m.zarr")
+    st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "m.zarr")
 
 
 def test_larger_than_memory(slide: SpatialData, student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +459,7 @@ def test_larger_than_memory(slide: SpatialData, student: Model, monkeypatch: pyt
     monkeypatch.setattr(rasters, "MOST_IN_MEMORY", 1e-9)
     said = r"The map of 12 genes on 128 x 112 pixels of 1 um takes 0.000854 GB, more than half of the [\d.]+ GB of this"
     with pytest.raises(InputError, match=said):
-        st.tl.predict(slide, student, shapes_key="part", raster=True, resolution_um=1)
+        st.tl.predict_map(slide, student, shapes_key="part", resolution_um=1)
     assert not seen
 
 
@@ -468,7 +469,7 @@ def test_larger_than_memory(slide: SpatialData, student: Model, monkeypatch: pyt
 def test_of_a_model_of_tiles(slide: SpatialData, ridge: Model, tmp_path: Path, small_blocks: None) -> None:
     st.pp.subdivide(slide, "tissue", size_um=50)
     table = st.tl.predict(slide, ridge, shapes_key="tissue_050um", inplace=False)
-    st.tl.predict(slide, ridge, raster=True, resolution_um=50, out=tmp_path / "m.zarr")
+    st.tl.predict_map(slide, ridge, resolution_um=50, out=tmp_path / "m.zarr")
     assert_same(slide.images["tissue_ridge_map"], table)
     assert json.loads(slide.attrs["stpred"]["tissue_ridge_map"])["resolution_um"] == 50
 
@@ -477,14 +478,14 @@ def test_models_of_tiles_refuse(
     slide: SpatialData, ridge: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="'ridge', which is no model of patches, needs `resolution_um=`"):
-        st.tl.predict(slide, ridge, raster=True)
-    monkeypatch.setattr(raster, "MOST_TILES", 10)
+        st.tl.predict_map(slide, ridge)
+    monkeypatch.setattr(raster, "MAX_TILES", 10)
     with pytest.raises(InputError, match=r"A map of \d+ pixels through 'ridge' would embed as many tiles"):
-        st.tl.predict(slide, ridge, raster=True, resolution_um=50, out=tmp_path / "m.zarr")
+        st.tl.predict_map(slide, ridge, resolution_um=50, out=tmp_path / "m.zarr")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(type(ridge), "needs", property(lambda self: Needs(cells=True)))
     with pytest.raises(InputError, match="'ridge' sees cells, so it has no map; predict on the cells' shapes"):
-        st.tl.predict(slide, ridge, raster=True, resolution_um=50)
+        st.tl.predict_map(slide, ridge, resolution_um=50)
 
 
 # Preserved sums.
@@ -516,7 +517,7 @@ def test_sums_of_spots_are_preserved(slide: SpatialData, student: Model, tmp_pat
     counts.X = changed.tocsr()
     slide.tables["spots_counts"] = counts
     out = tmp_path / "m.zarr" if on_disk else None
-    st.tl.predict(slide, student, raster=True, preserve="spots", genes=genes, out=out)
+    st.tl.predict_map(slide, student, preserve="spots", genes=genes, out=out)
     image = slide.images[KEY]
     points, values = centres(image).reshape(-1, 2), plane(image).reshape(len(genes), -1).T
     there = np.isfinite(values).all(axis=1)
@@ -550,7 +551,7 @@ def test_within_a_spot_proportions_are_those_predicted(slide: SpatialData, stude
 def test_spots_without_a_pixel(slide: SpatialData, student: Model) -> None:
     """Of a map of some of the slide the spots in it add up, and the others keep their counts to themselves."""
     slide.shapes["upper"] = box(0, 0, 400, 240)
-    image = st.tl.predict(slide, student, shapes_key="upper", raster=True, preserve="spots", inplace=False)
+    image = st.tl.predict_map(slide, student, shapes_key="upper", preserve="spots", inplace=False)
     values = plane(image).reshape(12, -1).T
     found = sums_in_spots(slide, centres(image).reshape(-1, 2), np.nan_to_num(values))
     y = np.array([p.y for p in slide.shapes["spots"].geometry])
@@ -561,52 +562,49 @@ def test_spots_without_a_pixel(slide: SpatialData, student: Model) -> None:
     np.testing.assert_allclose(found[above], measured(slide, student.record.genes)[above], rtol=1e-4)
     assert (found[below] == 0).all()
     slide.images["second"] = slide.images["he"]
-    how = {"shapes_key": "upper", "raster": True, "preserve": "spots", "image_key": "he", "genes": ["EPCAM"]}
-    named = st.tl.predict(slide, student, inplace=False, **how)
+    how = {"shapes_key": "upper", "preserve": "spots", "image_key": "he", "genes": ["EPCAM"]}
+    named = st.tl.predict_map(slide, student, inplace=False, **how)
     np.testing.assert_allclose(plane(named)[0], plane(image, "EPCAM"), rtol=1e-5)
     del slide.images["second"]
     slide.shapes["between"] = box(0, 0, 20, 20)
     with pytest.raises(InputError, match="No predicted location lies in one of 'spots'"):
-        st.tl.predict(slide, student, shapes_key="between", raster=True, preserve="spots")
+        st.tl.predict_map(slide, student, shapes_key="between", preserve="spots")
 
 
-@pytest.mark.parametrize("how", [{"raster": True}, {"shapes_key": "tissue_008um"}])
+@pytest.mark.parametrize("verb", ["predict", "predict_map"])
 def test_what_cannot_be_preserved(
-    slide: SpatialData, student: Model, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+    slide: SpatialData, student: Model, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
+    predict = partial(getattr(st.tl, verb), shapes_key="tissue_008um" if verb == "predict" else None)
     with pytest.raises(InputError, match=r"No shapes element named 'dots' \(`preserve`\)"):
-        st.tl.predict(slide, student, preserve="dots", **how)
+        predict(slide, student, preserve="dots")
     with pytest.raises(InputError, match="tissue"):
-        st.tl.predict(slide, student, preserve="tissue", **how)
+        predict(slide, student, preserve="tissue")
     counts = slide.tables["spots_counts"]
     slide.tables["spots_counts"] = counts[:, counts.var_names != "EPCAM"].copy()
     with pytest.raises(InputError, match=r"`preserve`='spots' did not measure \['EPCAM'\]; name the genes"):
-        st.tl.predict(slide, student, preserve="spots", **how)
+        predict(slide, student, preserve="spots")
     monkeypatch.setattr(student.record, "target", "relative")
     with pytest.raises(InputError, match="The predictions of 'student' are 'relative', without a scale"):
-        st.tl.predict(slide, student, preserve="spots", genes=["DCN"], **how)
+        predict(slide, student, preserve="spots", genes=["DCN"])
 
 
 # What is asked wrongly.
 
 
-def test_only_of_maps(slide: SpatialData, student: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`out` is where a map is written; pass raster=True with it"):
-        st.tl.predict(slide, student, out=tmp_path / "m.zarr")
-    with pytest.raises(InputError, match=r"`resolution_um` is of a map \(raster=True\)"):
-        st.tl.predict(slide, student, resolution_um=8)
+def test_resolutions_that_are_none(slide: SpatialData, student: Model) -> None:
     for size in (0, -1, "8"):
         with pytest.raises(InputError, match="`resolution_um` must be a positive number of micrometres"):
-            st.tl.predict(slide, student, raster=True, resolution_um=size)  # type: ignore[arg-type]
+            st.tl.predict_map(slide, student, resolution_um=size)  # type: ignore[arg-type]
 
 
 def test_images_that_are_there(slide: SpatialData, student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counting(student, monkeypatch)
     for key, said in (("he", "is an image that stpred did not write"), ("spots", "is the name of the element 'spots'")):
         with pytest.raises(InputError, match=said):
-            st.tl.predict(slide, student, raster=True, key_added=key)
+            st.tl.predict_map(slide, student, key_added=key)
     assert not seen
-    st.tl.predict(slide, student, shapes_key="part", raster=True)
+    st.tl.predict_map(slide, student, shapes_key="part")
     with pytest.warns(UserWarning, match=f"Image '{PART}' existed and is overwritten in memory") as warned:
-        st.tl.predict(slide, student, shapes_key="part", raster=True)
+        st.tl.predict_map(slide, student, shapes_key="part")
     assert warned[0].filename == __file__

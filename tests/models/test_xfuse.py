@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpred import InputError
+from stpred import InputError, Posterior
 from stpred.data._readers.canvas import Canvas
 from stpred.data._readers.pixels import SlidePixelGrid
 from stpred.models import Batch, XFuse
@@ -20,7 +20,7 @@ from stpred.models.xfuse.covariates import Covariates
 from stpred.models.xfuse.initial import first_profiles, fit_baselines
 from stpred.models.xfuse.metagenes import Change
 from stpred.models.xfuse.networks import Decoder, Encoder
-from stpred.models.xfuse.readout import Reading, Readout, read_out
+from stpred.models.xfuse.readout import Reading, read_out
 from stpred.models.xfuse.sample import PatchSample
 from stpred.tiles import Level, Pyramid
 
@@ -532,7 +532,7 @@ def batch() -> Batch:
 
 def test_some_targets_are_read_as_among_all(model: XFuse, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readout, "CORE", 64)  # nine tiles, of which the few targets need less
-    few = Readout(n_samples=3, seed=5)
+    few = Posterior(n_samples=3, seed=5)
     mean, std = model.predict(batch, few)
     rows = np.array([70, 3, 4, 44])
     some = model.predict(part(batch, rows), few)
@@ -541,7 +541,7 @@ def test_some_targets_are_read_as_among_all(model: XFuse, batch: Batch, monkeypa
     assert (mean.std(axis=0) / mean.mean(axis=0)).min() > 0.05  # or else all of this says little
     again = model.predict(batch, few)
     np.testing.assert_array_equal(again[0], mean)
-    other = model.predict(batch, Readout(n_samples=3, seed=6))[0]
+    other = model.predict(batch, Posterior(n_samples=3, seed=6))[0]
     assert np.abs(other / mean - 1).mean() > 0.01
 
 
@@ -549,7 +549,7 @@ def test_some_targets_are_read_as_among_all(model: XFuse, batch: Batch, monkeypa
 def test_tiles_hardly_matter(
     model: XFuse, batch: Batch, margin: int | None, off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = Readout(n_samples=2)
+    few = Posterior(n_samples=2)
     if margin is not None:
         monkeypatch.setattr(readout, "MARGIN", margin)
     whole = model.predict(batch, few)[0]
@@ -563,7 +563,7 @@ def test_tiles_hardly_matter(
 
 def test_sums_are_those_of_one_pass_over_the_slide(model: XFuse, batch: Batch) -> None:
     scene: Any = batch.pixel_grid
-    reading = read_out(model, batch, Readout(n_samples=2, seed=3))
+    reading = read_out(model, batch, Posterior(n_samples=2, seed=3))
     inside = scene.inside(scene.bounds)
     with torch.no_grad():
         found = list(readout.decoded(model, scene, scene.bounds, n_samples=2, seed=3))
@@ -626,7 +626,7 @@ def test_reading_changes_neither_model_nor_the_random_state(model: XFuse, batch:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
     np.random.seed(0)  # noqa: NPY002
-    model.predict(part(batch, np.arange(3)), Readout(n_samples=1))
+    model.predict(part(batch, np.arange(3)), Posterior(n_samples=1))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     for name, value in model.state_dict().items():
@@ -643,7 +643,7 @@ def reading(**more: Any) -> Reading:
     s, n, m, g = 2, 4, 3, 5
     return Reading(
         5 * positive(s, n, m), torch.tensor([10.0, 20.0, 5.0, 1.5]), torch.log(positive(s, m, g)),
-        torch.log(positive(s, g)), torch.log(positive(s, g)), Readout(n_samples=s, **more),
+        torch.log(positive(s, g)), torch.log(positive(s, g)), Posterior(n_samples=s, **more),
     )  # fmt: skip
 
 
@@ -687,21 +687,23 @@ def test_drawn_counts_have_mean_and_variance_of_the_negative_binomial() -> None:
 
 def test_normalised_readings(model: XFuse, batch: Batch) -> None:
     some = part(batch, np.arange(12))
-    plain = read_out(model, some, Readout(n_samples=2))
-    sized, _ = model.predict(some, Readout(n_samples=2, normalize_size=True))
-    mean, _ = model.predict(some, Readout(n_samples=2))
+    plain = read_out(model, some, Posterior(n_samples=2))
+    sized, _ = model.predict(some, Posterior(n_samples=2, normalize_size=True))
+    mean, _ = model.predict(some, Posterior(n_samples=2))
     np.testing.assert_allclose(sized, mean / plain.sizes.numpy()[:, None], rtol=1e-5)
-    unscaled = read_out(model, some, Readout(n_samples=2, normalize_scale=True))
+    unscaled = read_out(model, some, Posterior(n_samples=2, normalize_scale=True))
     # With a scale of one each pixel counts once, however many metagenes share it.
     np.testing.assert_allclose(unscaled.sums.sum(dim=2), plain.sizes.expand(2, -1), rtol=1e-5)
     assert not np.allclose(plain.sums.sum(dim=2), plain.sizes.expand(2, -1), rtol=0.05)
-    without = read_out(model, some, Readout(n_samples=2, normalize_covariates=True))
+    without = read_out(model, some, Posterior(n_samples=2, normalize_covariates=True))
     for s in range(2):
         assert torch.equal(without.base[s], model.log_rate.detach())
         assert torch.equal(without.logits[s], model.logit.detach())
     assert torch.equal(without.profiles, plain.profiles)
     assert torch.equal(without.sums, plain.sums)
-    scales = [Readout(**{k: True}).output_scale for k in ("normalize_scale", "normalize_size", "normalize_covariates")]
+    scales = [
+        Posterior(**{k: True}).output_scale for k in ("normalize_scale", "normalize_size", "normalize_covariates")
+    ]
     assert scales == ["relative", "relative", "counts"]
 
 
@@ -714,7 +716,7 @@ def sure(model: XFuse) -> XFuse:
 
 def levels_of(model: XFuse, batch: Batch, **more: Any) -> list[tuple[int, int]]:
     """Return, for each sample, which rows of effects (batch, patient) were used."""
-    found = read_out(model, batch, Readout(**more))
+    found = read_out(model, batch, Posterior(**more))
     out = []
     for s in range(len(found.base)):
         pairs = [
@@ -756,9 +758,9 @@ def test_draws_go_through_the_levels_that_may_be(batch: Batch) -> None:
 def test_levels_and_covariates_that_were_not_seen_are_refused(batch: Batch, normalised: bool) -> None:
     model, few = tiny(), part(batch, np.arange(1))
     with pytest.raises(InputError, match=r"'patient' had no level 'p9'.*p1.*p2"):
-        model.predict(few, Readout(covariates={"patient": "p9"}, normalize_covariates=normalised))
+        model.predict(few, Posterior(covariates={"patient": "p9"}, normalize_covariates=normalised))
     with pytest.raises(InputError, match=r"no covariates \['stain'\].*batch.*patient"):
-        model.predict(few, Readout(covariates={"stain": "he"}, normalize_covariates=normalised))
+        model.predict(few, Posterior(covariates={"stain": "he"}, normalize_covariates=normalised))
 
 
 def test_covariates_of_training_are_checked() -> None:
@@ -779,7 +781,7 @@ def test_new_model_predicts_means_of_counts_and_colours() -> None:
     torch.manual_seed(0)
     model = XFuse(XFuse.Config(depth=2, width=4, metagenes=1, covariates=COVARIATES), n_features=1, n_genes=5)
     model.begin(batches)
-    mean, _ = model.predict(batches[0], Readout(n_samples=4))
+    mean, _ = model.predict(batches[0], Posterior(n_samples=4))
     counts = np.concatenate([b.y for b in batches])  # type: ignore[misc]
     np.testing.assert_allclose(mean.mean(axis=0), counts.mean(axis=0), rtol=0.06)
     scene: Any = batches[0].pixel_grid
@@ -793,7 +795,7 @@ def test_slide_without_pixels_or_a_setting_that_cannot_be_is_refused(model: XFus
     with pytest.raises(InputError, match="'s' came without its pixels"):
         model.predict(Batch.of(np.zeros((2, 1), np.float32), slide="s"))
     with pytest.raises(InputError, match="n_samples"):
-        Readout(n_samples=0)
+        Posterior(n_samples=0)
     with pytest.raises(InputError, match="exceeds `max_metagenes`"):
         XFuse.Config(metagenes=5, max_metagenes=4)
     with pytest.raises(InputError, match="strategy"):

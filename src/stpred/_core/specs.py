@@ -1,9 +1,10 @@
-"""Frozen, JSON-able recipes: what an encoder sees, and which genes are predicted."""
+"""Frozen, JSON-able recipes: what an encoder sees, which genes are predicted, and how a posterior is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any, ClassVar
 
 from stpred._core.checks import InputError, one_of, positive, whole
@@ -124,3 +125,66 @@ class GeneRule:
                 f"got {value!r}."
             )
         return cls("list", genes=tuple(value))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """How the posterior of a generative model (``"xfuse"``) is read.
+
+    Parameters
+    ----------
+    n_samples
+        Draws of all latents, of which mean and standard deviation are given.
+    normalize_scale
+        Take the scale of every pixel for 1: expression per pixel of tissue whose density of RNA is everywhere the same.
+        The output scale is then ``"relative"``.
+    normalize_size
+        Divide by the number of pixels in each location (``"relative"``, too).
+    normalize_covariates
+        Leave the effects of covariates, such as the section, out.
+    covariates
+        Levels of the slide, such as ``{"patient": "a"}``; None for one that is not known: it is drawn from all of them.
+        A training slide has its own, another slide those that are given here.
+    seed
+        Of the draws. The latents of a place depend on nothing else, whatever locations are asked for.
+
+    Raises
+    ------
+    InputError
+        If a number is not whole or too small, a switch is no bool or `covariates` is no mapping.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.Posterior(n_samples=50, normalize_size=True).output_scale
+    'relative'
+    """
+
+    n_samples: int = 10
+    normalize_scale: bool = False
+    normalize_size: bool = False
+    normalize_covariates: bool = False
+    covariates: Mapping[str, str | None] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_samples", whole(self.n_samples, name="n_samples"))
+        for name in ("normalize_scale", "normalize_size", "normalize_covariates"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if self.covariates is not None:
+            if not isinstance(self.covariates, Mapping):
+                raise InputError(f"`covariates` must map names to levels, got {self.covariates!r}.")
+            object.__setattr__(self, "covariates", dict(self.covariates))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
+            raise InputError(f"`seed` must be a whole number, at least 0, got {self.seed!r}.")
+        object.__setattr__(self, "seed", int(self.seed))
+
+    @property
+    def output_scale(self) -> str:
+        """Scale of what is read: ``"counts"`` or ``"relative"``."""
+        return "relative" if self.normalize_scale or self.normalize_size else "counts"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)

@@ -18,7 +18,7 @@ from stpred._core.names import name_of, named
 from stpred._core.tables import changed_values, read_provenance
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import interval_coverage
-from stpred.inference.unseen import facts_in_frame
+from stpred.inference.unseen import provenance_in_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -149,7 +149,7 @@ def read_slides(
         region = region_in_frame(sdata, predicted_key, coordinate_system=coordinate_system)
         rows, instances = table_instances(table, region)
         facts = read_provenance(table, what=f"table {predicted_key!r} of slide {str(name)!r}")
-        facts = facts_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
+        facts = provenance_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
         if facts.get("kind") != "prediction":
             raise InputError(
                 f"Table {predicted_key!r} of slide {str(name)!r} holds {facts.get('kind')}, not predictions."

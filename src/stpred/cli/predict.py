@@ -120,7 +120,7 @@ def _predict_slide(sample: Sample, model: Model, out: Path, picture: Path, optio
     raster_key = None
     if options.with_map:
         images = set(sdata.images)
-        st.tl.predict(sdata, model, raster=True, out=out, **how)
+        st.tl.predict_map(sdata, model, out=out, **how)
         (raster_key,) = set(sdata.images) - images
     panels = _draw(sdata, key, raster_key)
     with writable(picture, what="picture"):

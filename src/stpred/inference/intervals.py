@@ -94,7 +94,7 @@ def calibrate(
     record.var |= {LOW: usual["low"], HIGH: usual["high"]}
 
 
-def facts_of(model: Model) -> dict[str, Any]:
+def provenance_of(model: Model) -> dict[str, Any]:
     """Return what the provenance of a table says of its intervals."""
     if not model.record.intervals:
         return {}
@@ -103,7 +103,7 @@ def facts_of(model: Model) -> dict[str, Any]:
     return {"intervals": found}
 
 
-def hold_on(model: Model, width_um: float) -> bool:
+def apply_to(model: Model, width_um: float) -> bool:
     """Whether a model's intervals are of locations of this width: finer ones are measured with more noise."""
     calibrated = model.record.intervals.get("width_um")
     return calibrated is None or width_um >= _FINER * calibrated

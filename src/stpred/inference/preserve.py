@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
 from stpred import data
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import find_table, table_instances
 from stpred._core.places import Place
 from stpred.inference.amounts import Preserved
@@ -18,6 +18,8 @@ from stpred.models import Model
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from stpred.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,14 @@ class Spots:
     counts: csc_array
 
     @classmethod
-    def of(
-        cls,
-        sdata: SpatialData,
-        shapes_key: str,
-        genes: list[str],
-        *,
-        image_key: str | None = None,
-        coordinate_system: str,
-    ) -> Spots:
-        """Read the measurement; every predicted gene must be in it."""
-        place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    def of(cls, sdata: SpatialData, shapes_key: str, predictor: Predictor, place: Place) -> Spots:
+        """Read the measurement; every predicted gene must be in it, and predictions must be amounts."""
+        key_in(shapes_key, sdata.shapes, what="shapes element", name="preserve")
+        place = Place(shapes_key, place.image_key, coordinate_system=place.coordinate_system)
+        if predictor.posterior is not None and predictor.posterior.output_scale == "relative":
+            raise InputError("`preserve` needs amounts that add up; leave normalize_scale and normalize_size out.")
+        as_amounts(np.zeros(1, np.float32), predictor.model)  # refuses relative outputs
+        genes = predictor.genes
         region = data.read_region(sdata, place, measured=True)
         columns = region.var.index.get_indexer(genes)  # type: ignore[union-attr]
         if missing := [g for g, at in zip(genes, columns, strict=True) if at < 0]:
@@ -90,7 +89,9 @@ def as_amounts(values: NDArray[np.float32], model: Model) -> NDArray[np.float32]
     )
 
 
-def preserved(values: NDArray[np.float32], points_um: NDArray[np.float64], spots: Spots, model: Model) -> Any:
+def preserved(
+    values: NDArray[np.float32], points_um: NDArray[np.float64], spots: Spots, model: Model
+) -> NDArray[np.float32]:
     """Return (n, n_genes) predictions at (n, 2) points as amounts that add up to the spots' counts."""
     scale = spots.scale(points_um)
     out = np.empty_like(values)

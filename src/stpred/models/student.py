@@ -78,8 +78,8 @@ class Student(PerceptronNetwork):
 
     Notes
     -----
-    Trained on spots it predicts any finer region: bins, sub-tiles, cells, or a map (``raster=True`` of
-    :func:`stpred.tl.predict`). A target is the weighted mean of the patches that it covers, each seen in several
+    Trained on spots it predicts any finer region: bins, sub-tiles, cells, or a map
+    (:func:`stpred.tl.predict_map`). A target is the weighted mean of the patches that it covers, each seen in several
     overlapping tiles. On measured counts (:func:`stpred.tl.train`) it is the publication's naive variant; on the
     predictions of other models (:func:`stpred.tl.distill`) the distilled one. Loss and batch are published;
     there it is twice as wide, has no dropout, ReLU outputs, 5 epochs, and takes features as they are

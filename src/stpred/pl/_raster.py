@@ -44,7 +44,7 @@ def raster(
     Parameters
     ----------
     sdata
-        Object with the raster that ``stpred.tl.predict(raster=True)`` wrote.
+        Object with the raster that ``stpred.tl.predict_map_map`` wrote.
     raster_key
         Name of the raster.
     genes
@@ -77,7 +77,7 @@ def raster(
     >>> import stpred as st
     >>> slide = st.datasets.toy(size_um=(400, 400), n_genes=20)
     >>> config = st.models.Student.Config(hidden=(16,), epochs=2)
-    >>> st.tl.predict(slide, st.tl.train(slide, config, shapes_key="spots"), raster=True)
+    >>> st.tl.predict_map(slide, st.tl.train(slide, config, shapes_key="spots"))
     >>> len(st.pl.raster(slide, "tissue_student_map", ["EPCAM", "COL1A2"]))
     3
     """

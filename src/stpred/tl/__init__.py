@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from stpred.tl._evaluation.surroundings import surroundings
     from stpred.tl._evaluation.within_regions import within_regions
     from stpred.tl._generative.differential_expression import differential_expression
-    from stpred.tl._generative.latent import latent
     from stpred.tl._generative.metagenes import metagenes
     from stpred.tl._predictors.distill import distill
     from stpred.tl._predictors.predict import predict
+    from stpred.tl._predictors.predict_map import predict_map
     from stpred.tl._predictors.pretrain_encoder import pretrain_encoder
     from stpred.tl._predictors.probe_encoder import probe_encoder
     from stpred.tl._predictors.train import train
@@ -61,13 +61,13 @@ _HOMES = {
     "distill": "_predictors.distill",
     "enrichment": "_downstream.enrichment",
     "feature_associations": "_downstream.feature_associations",
-    "latent": "_generative.latent",
     "markers": "_downstream.markers",
     "metagenes": "_generative.metagenes",
     "misaligned_spots": "_robustness.misaligned_spots",
     "occluded_tiles": "_robustness.occluded_tiles",
     "pathway_activity": "_downstream.pathway_activity",
     "predict": "_predictors.predict",
+    "predict_map": "_predictors.predict_map",
     "pretrain_encoder": "_predictors.pretrain_encoder",
     "probe_encoder": "_predictors.probe_encoder",
     "pseudobulk": "_samples.pseudobulk",
@@ -101,13 +101,13 @@ __all__ = [
     "distill",
     "enrichment",
     "feature_associations",
-    "latent",
     "markers",
     "metagenes",
     "misaligned_spots",
     "occluded_tiles",
     "pathway_activity",
     "predict",
+    "predict_map",
     "pretrain_encoder",
     "probe_encoder",
     "pseudobulk",

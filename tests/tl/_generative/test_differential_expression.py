@@ -20,12 +20,12 @@ from spatialdata.transformations import Identity, Scale, set_transformation
 from torch import Tensor, nn
 
 import stpred as st
-from stpred import InputError, data, encoders
+from stpred import InputError, Posterior, data, encoders
 from stpred._core.places import Place
 from stpred.data._readers import pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
-from stpred.models.xfuse.readout import Readout, read_out
+from stpred.models.xfuse.readout import read_out
 from stpred.tl._generative.differential_expression import compare_regions, differential_expression
 
 EDGE_UM, MPP, SQUARE_UM, SHARP = 256, 4, 64, 2.0
@@ -137,7 +137,7 @@ def test_known_fold_changes_come_back(slide: SpatialData) -> None:
 
 
 def test_posterior_spread_is_that_of_the_profiles(slide: SpatialData) -> None:
-    found = differential_expression(slide, known(spread=0.1), "halves", n_samples=200)
+    found = differential_expression(slide, known(spread=0.1), "halves", posterior=Posterior(200))
     dark, bright = dark_share(slide)
     # Of a gene of no effect and hardly any share: both metagenes' draws, as far as they are here more than there.
     assert of(found, "std")[5] == pytest.approx(0.1 * math.sqrt(2) * (dark - bright) / math.log(2), rel=0.15)
@@ -149,7 +149,7 @@ def test_posterior_spread_is_that_of_the_profiles(slide: SpatialData) -> None:
 def test_swapped_pair_flips_every_sign_exactly(slide: SpatialData) -> None:
     model = known()
     one, other = (
-        differential_expression(slide, model, "squares", by="side", pairs=[p], n_samples=7)
+        differential_expression(slide, model, "squares", groupby="side", pairs=[p], posterior=Posterior(7))
         for p in (("left", "right"), ("right", "left"))
     )
     np.testing.assert_array_equal(of(one), -of(other))
@@ -173,7 +173,7 @@ def test_slow_reference(slide: SpatialData) -> None:
             total = np.zeros(len(GENES))
             for q, batch in readings.items():
                 if classes[q] == name:
-                    reading = read_out(model, batch, Readout(n_samples=n, seed=3))
+                    reading = read_out(model, batch, Posterior(n_samples=n, seed=3))
                     weights, profiles = reading.sums[k, 0].double().numpy(), reading.profiles[k].double().numpy()
                     for g in range(len(GENES)):
                         for m in range(2):
@@ -183,7 +183,13 @@ def test_slow_reference(slide: SpatialData) -> None:
             shares[name] = total / total.sum()
         changes[k] = np.log2(shares["row1"]) - np.log2(shares["row3"])
     found = differential_expression(
-        slide, model, "squares", by="row", pairs=[("row1", "row3")], n_samples=n, seed=3, genes=GENES[::-1]
+        slide,
+        model,
+        "squares",
+        groupby="row",
+        pairs=[("row1", "row3")],
+        posterior=Posterior(n, seed=3),
+        genes=GENES[::-1],
     )
     mean, std = changes.mean(axis=0), changes.std(axis=0, ddof=1)
     np.testing.assert_allclose(of(found), mean, atol=1e-6)
@@ -201,11 +207,11 @@ def test_covariates_change_the_background_unless_left_out(slide: SpatialData) ->
         model.effect_log_std.fill_(-10)
         model.effect_mean[0, 0, 5] = 3.0
     found = {
-        name: of(differential_expression(slide, model, "halves", n_samples=4, **how), "mean_first")
-        for name, how in {
-            "a": {"covariates": {"section": "a"}},
-            "b": {"covariates": {"section": "b"}},
-            "none": {"normalize_covariates": True},
+        name: of(differential_expression(slide, model, "halves", posterior=posterior), "mean_first")
+        for name, posterior in {
+            "a": Posterior(4, covariates={"section": "a"}),
+            "b": Posterior(4, covariates={"section": "b"}),
+            "none": Posterior(4, normalize_covariates=True),
         }.items()
     }
     np.testing.assert_allclose(found["b"], found["none"], rtol=1e-2)
@@ -219,15 +225,15 @@ def test_classes_are_as_the_polygons_around_them(
 ) -> None:
     monkeypatch.setattr("stpred.data._readers.pixels.MAX_TARGETS", at_once)
     model = known()
-    whole = differential_expression(slide, model, "halves", n_samples=5)
-    parts = differential_expression(slide, model, "squares", by="side", n_samples=5)
+    whole = differential_expression(slide, model, "halves", posterior=Posterior(5))
+    parts = differential_expression(slide, model, "squares", groupby="side", posterior=Posterior(5))
     for column in ("log2_fold_change", "std", "probability", "mean_first"):
         np.testing.assert_allclose(of(whole, column), of(parts, column), rtol=1e-5, atol=1e-6)
 
 
 def test_all_others_are_the_other_class_or_all_other_shapes(slide: SpatialData) -> None:
     model = known()
-    how: dict[str, Any] = {"by": "side", "n_samples": 4}
+    how: dict[str, Any] = {"groupby": "side", "posterior": Posterior(4)}
     plain = differential_expression(slide, model, "squares", pairs=[("left", "right")], **how)
     rest = differential_expression(slide, model, "squares", pairs=[["left", None]], **how)
     np.testing.assert_allclose(of(plain), of(rest), atol=1e-9)
@@ -235,9 +241,14 @@ def test_all_others_are_the_other_class_or_all_other_shapes(slide: SpatialData) 
     # Of three classes: what is not the first, whether it is named in another pair or not. Missing ones are no others.
     rows = slide.shapes["squares"]["row"]
     slide.shapes["squares"]["first"] = rows.map({"row0": "a"}).where(rows == "row0", rows.map(lambda r: r and "b"))
-    two = differential_expression(slide, model, "squares", by="first", n_samples=4)
+    two = differential_expression(slide, model, "squares", groupby="first", posterior=Posterior(4))
     several = differential_expression(
-        slide, model, "squares", by="row", pairs=[("row0", None), ("row1", "row0"), ("row1", None)], n_samples=4
+        slide,
+        model,
+        "squares",
+        groupby="row",
+        pairs=[("row0", None), ("row1", "row0"), ("row1", None)],
+        posterior=Posterior(4),
     )
     np.testing.assert_allclose(of(two), of(several.iloc[: len(GENES)]), atol=1e-5)
     assert several["second"].iloc[[0, len(GENES), -1]].tolist() == ["rest", "row0", "rest"]
@@ -245,10 +256,12 @@ def test_all_others_are_the_other_class_or_all_other_shapes(slide: SpatialData) 
 
 def test_column_of_the_table_that_annotates_the_shapes(slide: SpatialData) -> None:
     model = known()
-    table = differential_expression(slide, model, "squares", by="type", pairs=[("LEFT", "RIGHT")], n_samples=3)
+    table = differential_expression(
+        slide, model, "squares", groupby="type", pairs=[("LEFT", "RIGHT")], posterior=Posterior(3)
+    )
     squares = slide.shapes["squares"]
     squares["side"] = squares["side"].where(np.arange(16) < 15)  # the table lacks the last one
-    own = differential_expression(slide, model, "squares", by="side", n_samples=3)
+    own = differential_expression(slide, model, "squares", groupby="side", posterior=Posterior(3))
     np.testing.assert_array_equal(of(table), of(own))
 
 
@@ -257,12 +270,16 @@ def test_every_pair_of_shapes_by_name(slide: SpatialData) -> None:
     del slide.tables["cells"]
     with pytest.raises(InputError, match="120 pairs; name those"):
         differential_expression(slide, known(), "squares")
-    found = differential_expression(slide, known(), "squares", pairs=[(10, "25"), (11, 10), (10, 25)], n_samples=2)
+    found = differential_expression(
+        slide, known(), "squares", pairs=[(10, "25"), (11, 10), (10, 25)], posterior=Posterior(2)
+    )
     assert found[["first", "second"]].drop_duplicates().to_numpy().tolist() == [[10, 25], [11, 10]]
     assert np.abs(of(found.iloc[len(GENES) :])).max() < 1e-5  # both are dark
     assert not found.iloc[len(GENES) :]["credible"].any()
     slide.shapes["squares"]["class"] = [1.0, 2.0, 3.0, np.nan] * 4
-    found = differential_expression(slide, known(), "squares", by="class", genes=["g3", "g1"], n_samples=2)
+    found = differential_expression(
+        slide, known(), "squares", groupby="class", genes=["g3", "g1"], posterior=Posterior(2)
+    )
     assert found[["first", "second"]].drop_duplicates().to_numpy().tolist() == [[1.0, 2.0], [1.0, 3.0], [2.0, 3.0]]
     assert found["gene"].iloc[:2].isin(["g1", "g3"]).all()
 
@@ -278,7 +295,7 @@ def hand_made(profiles: list[list[float]], *, zero: int = 0) -> Any:
     if zero:
         base[:, -zero:] = -torch.inf
     none = torch.zeros(n, 2, 2)
-    return Reading(none, torch.ones(2), drawn, base, torch.zeros(n, genes), Readout(n_samples=n))
+    return Reading(none, torch.ones(2), drawn, base, torch.zeros(n, genes), Posterior(n_samples=n))
 
 
 def test_probability_is_of_the_sign() -> None:
@@ -318,7 +335,7 @@ def test_one_metagene_tells_no_regions_apart(slide: SpatialData) -> None:
 
     model = known(Single)
     model.active[1] = False
-    found = differential_expression(slide, model, "halves", n_samples=3)
+    found = differential_expression(slide, model, "halves", posterior=Posterior(3))
     assert np.abs(of(found)).max() < 1e-6
     assert not found["credible"].any()
     assert np.isfinite(found.select_dtypes("number").to_numpy()).all()
@@ -328,21 +345,25 @@ def test_one_metagene_tells_no_regions_apart(slide: SpatialData) -> None:
     ("given", "said"),
     [
         ({"shapes_key": "nothing"}, "No shapes element named 'nothing'"),
-        ({"by": "kind"}, r"has a column 'kind' \(`by`\); available: \['side', 'row'.*'type'"),
-        ({"by": "geometry"}, "has a column 'geometry'"),
-        ({"by": "side", "pairs": [("left", "top")]}, r"no region 'top'.*it has \['left', 'right'\]"),
-        ({"by": "side", "pairs": [("left", "left")]}, "compares region 'left' with itself"),
-        ({"by": "side", "pairs": [(None, "left")]}, "swap the two"),
-        ({"by": "side", "pairs": "left"}, "must be a list of pairs"),
-        ({"by": "side", "pairs": ["ab"]}, "must hold pairs such as"),
-        ({"by": "side", "pairs": []}, "`pairs` is empty"),
-        ({"by": "one"}, r"nothing to compare: column 'one' of 'squares' has 1 region \['x'\]"),
-        ({"by": "none"}, "has 0 regions; at least two"),
-        ({"by": "side", "genes": ["g0", "XYZ"]}, "does not predict"),
-        ({"by": "side", "n_samples": 1}, "at least 2: one draw"),
-        ({"by": "side", "seed": -1}, "`seed` must be"),
-        ({"by": "side", "covariates": {"age": "old"}}, "no covariates"),
-        ({"by": "side", "image_key": "other"}, "No image named 'other'"),
+        ({"groupby": "kind"}, r"has a column 'kind' \(`groupby`\); available: \['side', 'row'.*'type'"),
+        ({"groupby": "geometry"}, "has a column 'geometry'"),
+        ({"groupby": "side", "pairs": [("left", "top")]}, r"no region 'top'.*it has \['left', 'right'\]"),
+        ({"groupby": "side", "pairs": [("left", "left")]}, "compares region 'left' with itself"),
+        ({"groupby": "side", "pairs": [(None, "left")]}, "swap the two"),
+        ({"groupby": "side", "pairs": "left"}, "must be a list of pairs"),
+        ({"groupby": "side", "pairs": ["ab"]}, "must hold pairs such as"),
+        ({"groupby": "side", "pairs": []}, "`pairs` is empty"),
+        ({"groupby": "one"}, r"nothing to compare: column 'one' of 'squares' has 1 region \['x'\]"),
+        ({"groupby": "none"}, "has 0 regions; at least two"),
+        ({"groupby": "side", "genes": ["g0", "XYZ"]}, "does not predict"),
+        ({"groupby": "side", "posterior": Posterior(1)}, "at least 2: one draw"),
+        (
+            {"groupby": "side", "posterior": Posterior(2, normalize_size=True)},
+            "leave normalize_scale and",
+        ),
+        ({"groupby": "side", "posterior": 5}, "`posterior` must be a stpred.Posterior"),
+        ({"groupby": "side", "posterior": Posterior(2, covariates={"age": "old"})}, "no covariates"),
+        ({"groupby": "side", "image_key": "other"}, "No image named 'other'"),
     ],
 )
 def test_bad_input(slide: SpatialData, given: dict[str, Any], said: str) -> None:
@@ -355,15 +376,13 @@ def test_bad_input(slide: SpatialData, given: dict[str, Any], said: str) -> None
 def test_column_in_two_tables_is_refused(slide: SpatialData) -> None:
     slide.tables["more"] = slide.tables["cells"].copy()
     with pytest.raises(InputError, match="Several tables of 'squares' have a column 'type'"):
-        differential_expression(slide, known(), "squares", by="type")
+        differential_expression(slide, known(), "squares", groupby="type")
 
 
-def test_models_without_a_posterior_are_refused(slide: SpatialData) -> None:
-    class Plain(Known):
-        generative = False
-
+def test_models_without_a_posterior_are_refused(slide: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(XFuse.Config, "generative", False)
     with pytest.raises(InputError, match="no posterior to draw from"):
-        differential_expression(slide, known(Plain), "halves")
+        differential_expression(slide, known(), "halves")
 
 
 def test_regions_off_the_image_or_without_a_pixel(slide: SpatialData) -> None:
@@ -373,9 +392,9 @@ def test_regions_off_the_image_or_without_a_pixel(slide: SpatialData) -> None:
     slide.shapes["odd"] = polygons(boxes, kind=["a", "b"] * 8 + ["off", "thin"])
     for name, said in (("off", "'off'.* lie off image 'he'"), ("thin", "'thin'.* hold no pixel of the model's 8 um")):
         with pytest.raises(InputError, match=said):
-            differential_expression(slide, known(), "odd", by="kind", pairs=[("a", name)], n_samples=2)
-    found = differential_expression(slide, known(), "odd", by="kind", pairs=[("a", "b")], n_samples=2)
+            differential_expression(slide, known(), "odd", groupby="kind", pairs=[("a", name)], posterior=Posterior(2))
+    found = differential_expression(slide, known(), "odd", groupby="kind", pairs=[("a", "b")], posterior=Posterior(2))
     assert len(found) == len(GENES)
     slide.shapes["odd"]["kind"] = ["a"] * 17 + ["thin"]
     with pytest.raises(InputError, match="no pixel in any region .* other than 'a'"):
-        differential_expression(slide, known(), "odd", by="kind", pairs=[("a", None)], n_samples=2)
+        differential_expression(slide, known(), "odd", groupby="kind", pairs=[("a", None)], posterior=Posterior(2))

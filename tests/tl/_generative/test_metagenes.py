@@ -19,12 +19,12 @@ from spatialdata.transformations import Identity, Scale, set_transformation
 from torch import Tensor, nn
 
 import stpred as st
-from stpred import InputError, encoders
+from stpred import InputError, Posterior, encoders
 from stpred._core.elements import scale0
 from stpred.data._readers import pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
-from stpred.models.xfuse.readout import Reading, Readout
+from stpred.models.xfuse.readout import Reading
 from stpred.tl._generative.metagenes import described, metagenes
 
 MPP, EDGE_UM = 8.0, 256
@@ -130,7 +130,7 @@ def test_draws_are_described_by_hand() -> None:
     sums = torch.tensor([[[1.0, 3.0], [0.0, 0.0], [2.0, 2.0]], [[2.0, 2.0], [0.0, 0.0], [0.0, 8.0]]])
     none = torch.zeros(2, 1)
     mean, std, scale = described(
-        Reading(sums, torch.tensor([8.0, 0.0, 2.0]), torch.zeros(2, 2, 1), none, none, Readout(n_samples=2))
+        Reading(sums, torch.tensor([8.0, 0.0, 2.0]), torch.zeros(2, 2, 1), none, none, Posterior(n_samples=2))
     )
     np.testing.assert_allclose(mean, [[0.375, 0.625], [np.nan, np.nan], [0.25, 0.75]])
     np.testing.assert_allclose(std, [[0.125, 0.125], [np.nan, np.nan], [0.25, 0.25]])
@@ -138,7 +138,7 @@ def test_draws_are_described_by_hand() -> None:
 
 
 def test_table_survives_the_store(slide: SpatialData, model: Known, tmp_path: Path) -> None:
-    metagenes(slide, model, shapes_key="squares", n_samples=2)
+    metagenes(slide, model, shapes_key="squares", posterior=Posterior(2))
     slide.write(tmp_path / "slide.zarr")
     old, new = (s.tables["squares_known_metagenes"] for s in (slide, spatialdata.read_zarr(tmp_path / "slide.zarr")))
     assert old.uns["stpred"] == new.uns["stpred"]
@@ -150,8 +150,8 @@ def test_table_survives_the_store(slide: SpatialData, model: Known, tmp_path: Pa
 
 
 def test_map_agrees_with_the_table_on_its_pixels(slide: SpatialData, model: Known, tmp_path: Path) -> None:
-    table = metagenes(slide, model, shapes_key="squares", n_samples=3, inplace=False)
-    metagenes(slide, model, shapes_key="area", raster=True, resolution_um=16, n_samples=3)
+    table = metagenes(slide, model, shapes_key="squares", posterior=Posterior(3), inplace=False)
+    metagenes(slide, model, shapes_key="area", raster=True, resolution_um=16, posterior=Posterior(3))
     image = slide.images["area_known_metagenes_map"]
     values = np.asarray(scale0(image))
     assert scale0(image).coords["c"].to_numpy().tolist() == table.var_names.tolist()
@@ -159,10 +159,10 @@ def test_map_agrees_with_the_table_on_its_pixels(slide: SpatialData, model: Know
     np.testing.assert_allclose(inside.T, table.X, atol=1e-5)
     facts = json.loads(slide.attrs["stpred"]["area_known_metagenes_map"])
     assert (facts["kind"], facts["genes"], facts["resolution_um"]) == ("metagenes", GENES, 16)
-    written = metagenes(slide, model, shapes_key="area", raster=True, resolution_um=16, n_samples=3,
+    written = metagenes(slide, model, shapes_key="area", raster=True, resolution_um=16, posterior=Posterior(3),
                         out=tmp_path / "maps.zarr", inplace=False)  # fmt: skip
     np.testing.assert_array_equal(np.asarray(scale0(written)), values)
-    finest = metagenes(slide, model, shapes_key="area", raster=True, n_samples=2, inplace=False)
+    finest = metagenes(slide, model, shapes_key="area", raster=True, posterior=Posterior(2), inplace=False)
     assert scale0(finest).shape[1:] == (192 // 8, 176 // 8)  # the model's own pixels
 
 
@@ -170,9 +170,9 @@ def test_name_and_region(slide: SpatialData, model: Known) -> None:
     with pytest.raises(InputError, match="name one with `shapes_key`"):
         metagenes(slide, model)
     model.record.region = "squares"
-    metagenes(slide, model, key_added="mine", n_samples=2)
+    metagenes(slide, model, key_added="mine", posterior=Posterior(2))
     with pytest.warns(UserWarning, match="'mine' existed"):
-        metagenes(slide, model, key_added="mine", n_samples=2)
+        metagenes(slide, model, key_added="mine", posterior=Posterior(2))
     assert list(slide.tables) == ["mine"]
 
 
@@ -180,7 +180,7 @@ def test_one_metagene_is_everything(slide: SpatialData, model: Known) -> None:
     model.active[2:] = False
     shared = model.mixture
     model.mixture = lambda h: (shared(h)[0][:, :1], shared(h)[1])  # type: ignore[method-assign]
-    table = metagenes(slide, model, shapes_key="squares", n_samples=2, inplace=False)
+    table = metagenes(slide, model, shapes_key="squares", posterior=Posterior(2), inplace=False)
     assert table.var_names.tolist() == ["metagene0"]
     np.testing.assert_array_equal(table.X, 1)
     np.testing.assert_array_equal(table.layers["std"], 0)
@@ -188,18 +188,18 @@ def test_one_metagene_is_everything(slide: SpatialData, model: Known) -> None:
 
 def test_shapes_without_a_pixel_are_left_out(slide: SpatialData, model: Known) -> None:
     slide.shapes["odd"] = polygons([(64, 64, 128, 128), (70, 2.9, 130, 2.95), (128, 64, 192, 128)])
-    table = metagenes(slide, model, shapes_key="odd", n_samples=2, inplace=False)
+    table = metagenes(slide, model, shapes_key="odd", posterior=Posterior(2), inplace=False)
     assert table.obs["instance_id"].tolist() == [0, 2]
     assert json.loads(table.uns["stpred"])["left_out"] == {"off_image": 0, "no_pixel": 1}
     slide.shapes["bars"] = polygons([(70, 2.5, 130, 3.5), (64, 64, 128, 128)])  # narrow, but not too narrow
-    assert metagenes(slide, model, shapes_key="bars", n_samples=2, inplace=False).n_obs == 2
+    assert metagenes(slide, model, shapes_key="bars", posterior=Posterior(2), inplace=False).n_obs == 2
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"shapes_key": "nothing"}, "No shapes element named 'nothing'"),
-        ({"n_samples": 0}, "`n_samples` must be"),
+        ({"posterior": 3}, "`posterior` must be a stpred.Posterior"),
         ({"resolution_um": 8}, "pass raster=True"),
         ({"out": "maps.zarr"}, "pass raster=True"),
         ({"key_added": "a/b"}, "`key_added` must be"),
@@ -213,10 +213,9 @@ def test_bad_input(slide: SpatialData, model: Known, given: dict[str, Any], said
     assert list(slide.tables) == []
 
 
-def test_models_without_a_posterior_are_refused(slide: SpatialData, model: Known) -> None:
-    class Plain(Known):
-        generative = False
-
-    model.__class__ = Plain
+def test_models_without_a_posterior_are_refused(
+    slide: SpatialData, model: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(XFuse.Config, "generative", False)
     with pytest.raises(InputError, match="no posterior to draw from"):
         metagenes(slide, model)

@@ -67,7 +67,7 @@ def with_shapes(slide: SpatialData, shapes: Any, name: str = "other") -> Spatial
 
 
 def test_table_has_counts_with_the_posteriors_deviation(slides: dict[str, SpatialData], model: Any) -> None:
-    table = st.tl.predict(slides["s0"], model, shapes_key="spots", n_samples=4, inplace=False)
+    table = st.tl.predict(slides["s0"], model, shapes_key="spots", posterior=st.Posterior(4), inplace=False)
     facts = json.loads(table.uns["stpred"])
     assert facts["output_scale"] == "counts"
     assert facts["readout"]["n_samples"] == 4
@@ -100,14 +100,14 @@ def test_any_region_sums_its_pixels(slides: dict[str, SpatialData], model: Any) 
     quarters = [shapely.box(x, y, x + 160, y + 160) for x in (160, 320) for y in (160, 320)]
     cells = [shapely.Point(300, 300).buffer(5)]
     slide = with_shapes(slides["s0"], [whole, *quarters, *cells])
-    how: dict[str, Any] = {"shapes_key": "other", "inplace": False, "n_samples": 3}
-    table = st.tl.predict(slide, model, **how)
+    how: dict[str, Any] = {"shapes_key": "other", "inplace": False}
+    table = st.tl.predict(slide, model, posterior=st.Posterior(3), **how)
     np.testing.assert_allclose(table.X[0], table.X[1:5].sum(axis=0), rtol=1e-4)
     assert (0 < table.X[5]).all()
     assert (table.X[5] < table.X[1]).all()
-    density = st.tl.predict(slide, model, normalize_size=True, **how)
+    density = st.tl.predict(slide, model, posterior=st.Posterior(3, normalize_size=True), **how)
     np.testing.assert_allclose(density.X[0], table.X[0] / 400, rtol=1e-4)
-    flat = st.tl.predict(slide, model, normalize_scale=True, **how)
+    flat = st.tl.predict(slide, model, posterior=st.Posterior(3, normalize_scale=True), **how)
     assert json.loads(flat.uns["stpred"])["output_scale"] == "relative"
     assert not np.allclose(flat.X[0], table.X[0])
 
@@ -115,7 +115,7 @@ def test_any_region_sums_its_pixels(slides: dict[str, SpatialData], model: Any) 
 def test_map_adds_up_to_the_table(slides: dict[str, SpatialData], model: Any) -> None:
     slide = with_shapes(slides["s0"], [shapely.box(160, 160, 480, 480)])
     table = st.tl.predict(slide, model, shapes_key="other", inplace=False)
-    image = st.tl.predict(slide, model, shapes_key="other", raster=True, inplace=False)
+    image = st.tl.predict_map(slide, model, shapes_key="other", inplace=False)
     values = np.asarray(image["scale0"].image.data)
     np.testing.assert_allclose(np.nansum(values, axis=(1, 2)), table.X[0], rtol=1e-3)
     kept = st.tl.predict(slides["s0"], model, shapes_key="spots", preserve="spots", inplace=False)
@@ -235,10 +235,10 @@ def test_covariates(slides: dict[str, SpatialData], model: Any) -> None:
         model.effect_mean[0, 1] += 1.0  # of the second section
     try:
         plain = st.tl.predict(slides["s1"], model, **own)
-        named = st.tl.predict(slides["s1"], model, covariates={"section": "s1"}, **own)
-        first = st.tl.predict(slides["s1"], model, covariates={"section": "s0"}, **own)
-        none = st.tl.predict(slides["s1"], model, normalize_covariates=True, **own)
-        unknown = st.tl.predict(slides["s1"], model, covariates={"section": None}, **own)
+        named = st.tl.predict(slides["s1"], model, posterior=st.Posterior(covariates={"section": "s1"}), **own)
+        first = st.tl.predict(slides["s1"], model, posterior=st.Posterior(covariates={"section": "s0"}), **own)
+        none = st.tl.predict(slides["s1"], model, posterior=st.Posterior(normalize_covariates=True), **own)
+        unknown = st.tl.predict(slides["s1"], model, posterior=st.Posterior(covariates={"section": None}), **own)
     finally:
         with torch.no_grad():
             model.effect_mean[0, 1] -= 1.0
@@ -248,9 +248,9 @@ def test_covariates(slides: dict[str, SpatialData], model: Any) -> None:
     assert np.median(unknown.X / first.X) == pytest.approx((1 + np.e) / 2, rel=0.1)
     assert (unknown.layers["std"] > plain.layers["std"]).mean() > 0.9
     with pytest.raises(InputError, match="had no level 'new' in training; it had"):
-        st.tl.predict(slides["s1"], model, covariates={"section": "new"}, **own)
+        st.tl.predict(slides["s1"], model, posterior=st.Posterior(covariates={"section": "new"}), **own)
     with pytest.raises(InputError, match=r"no covariates \['donor'\]; it has \['section'\]"):
-        st.tl.predict(slides["s1"], model, covariates={"donor": "a"}, **own)
+        st.tl.predict(slides["s1"], model, posterior=st.Posterior(covariates={"donor": "a"}), **own)
     with pytest.raises(InputError, match="lacks the slides"):
         st.tl.train(slides, config(covariates={"s0": {"patient": "a"}}), **HOW)
     unknown_level = config(covariates={"s0": {"patient": "a"}, "s1": {"patient": None}}, epochs=1)
@@ -291,20 +291,23 @@ def test_spots_off_the_image_or_below_a_pixel_are_told(slides: dict[str, Spatial
 def test_more_regions_than_16_bits_number(slides: dict[str, SpatialData], model: Any) -> None:
     x, y = np.meshgrid(np.arange(200) * 4.0, np.arange(200) * 4.0)
     squares = with_shapes(slides["s0"], shapely.box(x.ravel(), y.ravel(), x.ravel() + 4, y.ravel() + 4))
-    table = st.tl.predict(squares, model, shapes_key="other", n_samples=2, genes=["TYPE0_1"], inplace=False)
+    table = st.tl.predict(
+        squares, model, shapes_key="other", posterior=st.Posterior(2), genes=["TYPE0_1"], inplace=False
+    )
     assert table.n_obs == 40_000
     whole = with_shapes(slides["s0"], [shapely.box(0, 0, 800, 800)])
-    all_of_it = st.tl.predict(whole, model, shapes_key="other", n_samples=2, genes=["TYPE0_1"], inplace=False)
+    all_of_it = st.tl.predict(
+        whole, model, shapes_key="other", posterior=st.Posterior(2), genes=["TYPE0_1"], inplace=False
+    )
     assert table.X.sum() == pytest.approx(all_of_it.X[0, 0], rel=1e-3)
 
 
 def test_what_only_generative_models_can_do_is_refused_for_others(slides: dict[str, SpatialData], model: Any) -> None:
-    other = st.tl.train(slides, "mean", shapes_key="spots")
-    for asked in ({"n_samples": 3}, {"normalize_scale": True}, {"covariates": {"section": None}}):
-        with pytest.raises(InputError, match="is for generative models"):
-            st.tl.predict(slides["s0"], other, **asked)
+    other = st.tl.train(slides, "mean", shapes_key="spots", tile=st.TileSpec(mpp=4, size_px=28))
+    with pytest.raises(InputError, match="`posterior` is for generative models"):
+        st.tl.predict(slides["s0"], other, posterior=st.Posterior(3))
     with pytest.raises(InputError, match="amounts that add up"):
-        st.tl.predict(slides["s0"], model, preserve="spots", normalize_size=True)
+        st.tl.predict(slides["s0"], model, preserve="spots", posterior=st.Posterior(normalize_size=True))
     with pytest.raises(InputError, match="raw counts"):
         st.tl.train(slides, config(), target="log1p_cp10k", **HOW)
     with pytest.raises(InputError, match="stride_um"):

@@ -112,12 +112,12 @@ def test_sparse_targets_equal_dense_ones(target: str) -> None:
 
 def test_surroundings_count_where_they_are_seen(slides: dict[str, SpatialData]) -> None:
     model = st.tl.train(slides["donor0"], config(epochs=3), genes="all", shapes_key="spots")
-    found = st.tl.surroundings(slides["donor1"], model, n=60)
+    found = st.tl.surroundings(slides["donor1"], model, n_patches=60)
     assert found.index.tolist() == model.record.genes
     assert (found["change"] > 0).all()
-    wide = st.tl.surroundings(slides["donor1"], model, n=60, keep_um=64)
+    wide = st.tl.surroundings(slides["donor1"], model, n_patches=60, keep_um=64)
     assert wide["change"].median() < 0.5 * found["change"].median()
-    whole = st.tl.surroundings(slides["donor1"], model, n=60, keep_um=300)
+    whole = st.tl.surroundings(slides["donor1"], model, n_patches=60, keep_um=300)
     assert (whole["change"] == 0).all()
     np.testing.assert_allclose(whole["pearson"], 1)
 

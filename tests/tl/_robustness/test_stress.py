@@ -373,16 +373,16 @@ def test_ranks_are_uniform_however_few_the_counts_and_draws() -> None:
 
 
 def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slides, xfuse: Any) -> None:
-    from stpred import data
-    from stpred.inference.predictor import context_of
-    from stpred.models.xfuse.readout import Readout, read_out
+    from stpred import Posterior, data
+    from stpred.inference.predictor import Predictor
 
     sdata = slides["donor0"]
     region = data.read_region(sdata, Place(shapes_key="spots"), slide="donor0", measured=True)
     n = len(region.coords_um)
     own = np.zeros((n, len(xfuse.record.genes)))
-    for rows, batch in data.reader_for(region, xfuse.encoder, xfuse.needs, context_of(xfuse)).blocks():
-        reading = read_out(xfuse, batch, Readout(n_samples=n, seed=77))
+    predictor = Predictor.of(xfuse, posterior=Posterior(n_samples=n, seed=77))
+    for rows, batch in predictor.batches(region):
+        reading = predictor.draws(batch)
         for some, genes, values in reading.counts():  # every location from a draw of its own
             own[rows[some], genes] = values[np.arange(n)[rows[some]], np.arange(len(rows))[some]]
     table = sdata.tables["spots_counts"]
@@ -397,7 +397,7 @@ def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slide
 
         return altered(sdata, change)
 
-    right = calibration(replaced(own), xfuse, shapes_key="spots", n_samples=40, seed=3)
+    right = calibration(replaced(own), xfuse, shapes_key="spots", posterior=st.Posterior(40, seed=3))
     assert right.columns.tolist() == ["gene", "level", "coverage", "n_locations"]
     assert len(right) == 4 * len(xfuse.record.genes)
     assert (right["n_locations"] == n).all()
@@ -406,11 +406,12 @@ def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slide
     rng = np.random.default_rng(0)
     wide = np.round(own * rng.lognormal(0, 1.5, size=own.shape))
     narrow = np.round((own + 2 * np.median(own, axis=0)) / 3)
-    scattered = calibration(replaced(wide), xfuse, shapes_key="spots", levels=[0.8], n_samples=40)
-    close = calibration(replaced(narrow), xfuse, shapes_key="spots", levels=[0.8], n_samples=40)
+    scattered = calibration(replaced(wide), xfuse, shapes_key="spots", levels=[0.8], posterior=st.Posterior(40))
+    close = calibration(replaced(narrow), xfuse, shapes_key="spots", levels=[0.8], posterior=st.Posterior(40))
     assert scattered["coverage"].mean() < 0.8 - 0.1
     assert close["coverage"].mean() > 0.8 + 0.05
-    some = calibration(replaced(own), xfuse, genes=xfuse.record.genes[3:5], shapes_key="spots", n_samples=40, seed=3)
+    how: dict[str, Any] = {"shapes_key": "spots", "posterior": st.Posterior(40, seed=3)}
+    some = calibration(replaced(own), xfuse, genes=xfuse.record.genes[3:5], **how)
     assert some["gene"].unique().tolist() == xfuse.record.genes[3:5]
 
 
@@ -427,7 +428,7 @@ def test_generative_models_are_scored_on_counts_and_by_their_intervals(slides: S
     assert (wide >= half).all()
     (seen, model), *_ = trainings
     held = ~kept_rows(slides["donor0"], seen["donor0"])
-    predicted = st.tl.predict(slides["donor0"], model, shapes_key="spots", n_samples=10, inplace=False)
+    predicted = st.tl.predict(slides["donor0"], model, shapes_key="spots", posterior=st.Posterior(10), inplace=False)
     table = slides["donor0"].tables["spots_counts"][held]
     names = found["gene"].drop_duplicates().tolist()
     at = pd.Index(predicted.obs["instance_id"]).get_indexer(table.obs["instance_id"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, listing
+from stpred._core.specs import Posterior
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch
 from stpred.models.parts.iterative import Iterative
@@ -24,7 +25,7 @@ from stpred.models.xfuse.covariates import Covariates
 from stpred.models.xfuse.initial import evenly_picked_counts, evenly_picked_pixels, first_profiles, fit_baselines
 from stpred.models.xfuse.likelihood import Elbo
 from stpred.models.xfuse.networks import Decoder, Encoder, head, last
-from stpred.models.xfuse.readout import PLAIN, Readout, read_out
+from stpred.models.xfuse.readout import read_out
 from stpred.models.xfuse.sample import PatchSample
 
 logger = logging.getLogger("stpred")
@@ -366,13 +367,12 @@ class XFuse(Iterative):
     # Prediction.
 
     def predict(
-        self, batch: Batch, readout: Readout | None = None
+        self, batch: Batch, posterior: Posterior | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the (n, n_genes) posterior mean and standard deviation of the expected count of each target."""
-        readout = PLAIN if readout is None else readout
         mean = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
         std = np.empty_like(mean)
-        for rows, genes, values in read_out(self, batch, readout).expected():
+        for rows, genes, values in read_out(self, batch, posterior or Posterior()).expected():
             mean[rows, genes], std[rows, genes] = values.mean(axis=0), values.std(axis=0)
         return mean, std
 

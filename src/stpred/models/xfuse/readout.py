@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpred._core.checks import InputError, whole
+from stpred._core.checks import InputError
+from stpred._core.specs import Posterior
 from stpred.models.batch import Batch
 from stpred.models.parts.pixel_grid import Window
 from stpred.models.xfuse.likelihood import EPS, region_sums
@@ -33,45 +34,6 @@ _NOISE = 64
 
 
 @dataclass(frozen=True)
-class Readout:
-    """How the posterior is read.
-
-    Parameters
-    ----------
-    n_samples
-        Draws of all latents.
-    seed
-        Of the draws; the latents of a place are the same whatever else is asked for.
-    normalize_scale
-        Take every pixel's scale for 1: expression per pixel of any tissue, without its density of RNA.
-    normalize_size
-        Divide by the number of pixels in a region.
-    normalize_covariates
-        Leave the effects of covariates out.
-    covariates
-        Levels of the slide's covariates, None for one that is not known. A slide of training has its own.
-    """
-
-    n_samples: int = 10
-    seed: int = 0
-    normalize_scale: bool = False
-    normalize_size: bool = False
-    normalize_covariates: bool = False
-    covariates: Mapping[str, str | None] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n_samples", whole(self.n_samples, name="n_samples"))
-
-    @property
-    def output_scale(self) -> str:
-        """Return the scale of what is read."""
-        return "relative" if self.normalize_scale or self.normalize_size else "counts"
-
-
-PLAIN = Readout()
-
-
-@dataclass(frozen=True)
 class Reading:
     """Draws from the posterior of some regions.
 
@@ -85,6 +47,8 @@ class Reading:
         (s, m, n_genes) log profiles.
     base, logits
         (s, n_genes) log rates and logits with the effects of covariates.
+    posterior
+        How the draws were made.
     key
         Which regions these are, so that draws of counts of others are others.
     """
@@ -94,15 +58,20 @@ class Reading:
     profiles: Tensor
     base: Tensor
     logits: Tensor
-    readout: Readout
+    posterior: Posterior
     key: int = 0
+
+    def of_genes(self, columns: list[int]) -> Reading:
+        """Return the same draws of some genes."""
+        profiles, base, logits = self.profiles[:, :, columns], self.base[:, columns], self.logits[:, columns]
+        return replace(self, profiles=profiles, base=base, logits=logits)
 
     def total_counts(self, rows: slice, genes: slice) -> Tensor:
         """Return (s, r, g) total counts of the regions' negative binomials."""
         rates = self.profiles[:, :, genes].exp() * self.base[:, None, genes].exp()
         total = EPS + torch.bmm(self.sums[:, rows], rates)
         sizes = self.sizes[rows, None]
-        return torch.where(sizes > 0, total / sizes, 0.0) if self.readout.normalize_size else total
+        return torch.where(sizes > 0, total / sizes, 0.0) if self.posterior.normalize_size else total
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Yield rows and genes of blocks whose draws fit into memory."""
@@ -121,7 +90,7 @@ class Reading:
 
     def counts(self, *, repeats: int = 1) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
         """Yield rows, genes and (s * repeats, r, g) draws of counts: what would be measured."""
-        generator = np.random.default_rng([self.readout.seed, self.key])
+        generator = np.random.default_rng([self.posterior.seed, self.key])
         for rows, genes in self.blocks():
             total = self.total_counts(rows, genes).cpu().numpy().astype(np.float64)
             odds = self.logits[:, None, genes].exp().cpu().numpy().astype(np.float64)
@@ -129,17 +98,17 @@ class Reading:
             yield rows, genes, np.concatenate(drawn).astype(np.float32)
 
 
-def read_out(model: XFuse, batch: Batch, readout: Readout) -> Reading:
+def read_out(model: XFuse, batch: Batch, posterior: Posterior) -> Reading:
     """Return draws from the posterior of a batch's targets."""
     if batch.pixel_grid is None:
         raise InputError(f"Slide {batch.slide!r} came without its pixels.")
-    generators = [torch.Generator().manual_seed(_mixed(readout.seed, s)) for s in range(readout.n_samples)]
+    generators = [torch.Generator().manual_seed(_mixed(posterior.seed, s)) for s in range(posterior.n_samples)]
     with _evaluating(model):
         profiles = torch.stack([model.draw_profiles(g) for g in generators])
-        base, logits = _baselines(model, batch.slide, readout, generators)
-        sums, sizes = _sums(model, batch, readout)
+        base, logits = _baselines(model, batch.slide, posterior, generators)
+        sums, sizes = _sums(model, batch, posterior)
     key = zlib.crc32(np.ascontiguousarray(batch.pixel_grid.boxes()).tobytes())
-    return Reading(sums, sizes, profiles, base, logits, readout, key)
+    return Reading(sums, sizes, profiles, base, logits, posterior, key)
 
 
 def tile_window(row: int, column: int, bounds: Window) -> Window:
@@ -177,11 +146,11 @@ def decoded(model: XFuse, grid: Any, tile: Window, *, n_samples: int, seed: int)
         yield torch.softmax(logits, dim=1), scale
 
 
-def _sums(model: XFuse, batch: Batch, readout: Readout) -> tuple[Tensor, Tensor]:
+def _sums(model: XFuse, batch: Batch, posterior: Posterior) -> tuple[Tensor, Tensor]:
     """Return (s, n, m) sums over regions and (n,) pixels in them, tile by tile."""
     grid: Any = batch.pixel_grid
     device = model.active.device
-    n, s = len(batch.targets), readout.n_samples
+    n, s = len(batch.targets), posterior.n_samples
     # In double precision from tile to tile: a region may be as large as the slide.
     sums = torch.zeros(s, n, int(model.active.sum()), device=device, dtype=torch.float64)
     sizes = torch.zeros(n, device=device, dtype=torch.float64)
@@ -195,19 +164,21 @@ def _sums(model: XFuse, batch: Batch, readout: Readout) -> tuple[Tensor, Tensor]
         target, place, pixel = (torch.from_numpy(v).to(device) for v in (rows, row_of, inside.pixel))
         share = torch.from_numpy(inside.share).to(device)
         sizes[target] += region_sums(share[:, None], place, len(rows))[:, 0]
-        for k, (activation, scale) in enumerate(decoded(model, grid, tile, n_samples=s, seed=readout.seed)):
-            amount = share if readout.normalize_scale else share * scale[pixel]
+        for k, (activation, scale) in enumerate(decoded(model, grid, tile, n_samples=s, seed=posterior.seed)):
+            amount = share if posterior.normalize_scale else share * scale[pixel]
             sums[k, target] += region_sums(activation[pixel] * amount[:, None], place, len(rows))
     return sums.float(), sizes.float()
 
 
-def _baselines(model: XFuse, slide: str, readout: Readout, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+def _baselines(
+    model: XFuse, slide: str, posterior: Posterior, generators: list[torch.Generator]
+) -> tuple[Tensor, Tensor]:
     """Return (s, n_genes) log rates and logits; of a level that is not known, draws go through all of them."""
     plain = torch.stack([model.log_rate, model.logit])
     out = plain.repeat(len(generators), 1, 1)
     covariates = model.covariates
-    rows = covariates.of(slide, readout.covariates)  # refuses what is not known, normalised or not
-    if readout.normalize_covariates or not covariates.names:
+    rows = covariates.of(slide, posterior.covariates)  # refuses what is not known, normalised or not
+    if posterior.normalize_covariates or not covariates.names:
         return out[:, 0], out[:, 1]
     drawn = []
     for generator in generators:
@@ -218,7 +189,7 @@ def _baselines(model: XFuse, slide: str, readout: Readout, generators: list[torc
         share = np.full(len(levels), 1 / len(levels))
         if unknown is not None:
             share = F.softmax(model.level_logits[unknown, : len(levels)], dim=0).cpu().numpy().astype(np.float64)
-        order = np.random.default_rng([readout.seed, k]).permutation(len(generators))
+        order = np.random.default_rng([posterior.seed, k]).permutation(len(generators))
         at = np.searchsorted(np.cumsum(share) / share.sum(), (order + 0.5) / len(generators))
         for s, effect in enumerate(drawn):
             out[s] += effect[:, levels[int(at[s])]]

@@ -10,14 +10,16 @@ import pandas as pd
 from stpred import data, metrics, regions
 from stpred._core import keys
 from stpred._core.checks import InputError, positive, whole
+from stpred._core.elements import need_sdata
 from stpred._core.places import Place
-from stpred.encoders.modules import pick_device
-from stpred.inference.predictor import context_of, encoder_for, gene_columns, trained_model, with_regions
-from stpred.models import Model
+from stpred.inference.default_regions import with_default_regions
+from stpred.inference.predictor import Predictor, load_trained
 from stpred.models.batch import Batch
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from stpred.models import Model
 
 
 def surroundings(
@@ -27,7 +29,7 @@ def surroundings(
     shapes_key: str | None = None,
     image_key: str | None = None,
     genes: Iterable[str] | None = None,
-    n: int = 500,
+    n_patches: int = 500,
     keep_um: float | None = None,
     encoder: Any = None,
     device: str | None = None,
@@ -51,7 +53,7 @@ def surroundings(
         tissue.
     image_key, genes, encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
-    n
+    n_patches
         Number of patches, each at a random place in its tile.
     keep_um
         Edge of the square around the patch that is left as it is; None: the patch itself.
@@ -79,48 +81,39 @@ def surroundings(
     >>> import stpred as st
     >>> slides = st.datasets.toy_cohort(2, size_um=(400, 400), n_genes=20)
     >>> model = st.tl.train(slides, st.models.Student.Config(hidden=(32,), epochs=2), shapes_key="spots")
-    >>> found = st.tl.surroundings(slides["donor0"], model, n=50)
+    >>> found = st.tl.surroundings(slides["donor0"], model, n_patches=50)
     >>> found.columns.tolist()
     ['change', 'pearson', 'n_patches']
     """
-    trained = trained_model(model)
+    trained = load_trained(model)
     if not trained.needs.tokens:
         raise InputError(f"{trained.record.name!r} is no model of patches; its predictions are of whole tiles.")
-    columns = gene_columns(trained, genes)
-    n = whole(n, name="n")
+    n_patches = whole(n_patches, name="n_patches")
     if keep_um is not None:
         keep_um = positive(keep_um, name="keep_um", unit="micrometres")
-    used = encoder_for(trained, encoder, device=device)
-    region = data.read_region(
-        _with_locations(sdata, trained, shapes_key, image_key=image_key, coordinate_system=coordinate_system),
-        Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system),
-        prefer=trained.record.region,
-    )
-    trained.to(pick_device(device))
-    reader = data.TokenReader.of(region, used, trained.needs, context_of(trained))
+    predictor = Predictor.of(trained, genes=genes, encoder=encoder, device=device)
+    place = Place(shapes_key, image_key, coordinate_system=coordinate_system)
+    need_sdata(sdata)
+    if shapes_key is None and trained.record.region not in sdata.shapes:
+        sdata = with_default_regions(sdata, place, cells=False)
+    region = predictor.region(sdata, place)
+    reader = data.TokenReader.of(region, predictor.encoder, trained.needs, predictor.context)
     fill = np.rint(regions.tissue_colour(region.pyramid)[0] * 255).astype(np.uint8)
-    centres, plain, alone = data.masked_tokens(region, used, trained.needs, n=n, keep_um=keep_um, fill=fill, seed=seed)
+    centres, plain, alone = data.masked_tokens(
+        region, predictor.encoder, trained.needs, n=n_patches, keep_um=keep_um, fill=fill, seed=seed
+    )
     features = np.concatenate([plain, alone, reader.sample])
-    sources = 2 * n + np.arange(len(reader.sample))
-    both = Batch(region.slide, features, np.arange(2 * n), sources, np.concatenate([centres, centres]))
-    found = trained.predict(both)[0][:, columns].astype(np.float64)
-    with_them, without = found[:n], found[n:]
+    sources = 2 * n_patches + np.arange(len(reader.sample))
+    both = Batch(region.slide, features, np.arange(2 * n_patches), sources, np.concatenate([centres, centres]))
+    found = predictor.predict(both)[0].astype(np.float64)
+    with_them, without = found[:n_patches], found[n_patches:]
     spread = with_them.std(axis=0)
     moved = np.sqrt(np.square(without - with_them).mean(axis=0))
     return pd.DataFrame(
         {
-            "change": np.divide(moved, spread, out=np.full(len(columns), np.nan), where=spread > 0),
+            "change": np.divide(moved, spread, out=np.full(len(predictor.genes), np.nan), where=spread > 0),
             "pearson": metrics.pearson(without, with_them),
-            "n_patches": n,
+            "n_patches": n_patches,
         },
-        index=pd.Index([trained.record.genes[i] for i in columns], name="gene"),
+        index=pd.Index(predictor.genes, name="gene"),
     )
-
-
-def _with_locations(
-    sdata: SpatialData, model: Model, shapes_key: str | None, *, image_key: str | None, coordinate_system: str
-) -> SpatialData:
-    """Return the object, with points on its tissue where it has no locations."""
-    if shapes_key is not None or model.record.region in sdata.shapes:
-        return sdata
-    return with_regions(sdata, model, image_key=image_key, coordinate_system=coordinate_system)

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +12,26 @@ from scipy.special import ndtr, ndtri
 
 from stpred import data
 from stpred._core import keys, tables
-from stpred._core.checks import InputError, listing, whole
-from stpred._core.elements import need_sdata, table_instances, table_regions
-from stpred.encoders.modules import pick_device
-from stpred.inference.predictor import encoder_for, gene_columns, need_generative, region_for, trained_model
+from stpred._core.checks import InputError
+from stpred._core.places import Place
+from stpred._core.specs import Posterior
+from stpred.inference.predictor import Predictor, gene_columns, load_trained, need_generative
 from stpred.models.parts.pixel_grid import Coverage, Window
+from stpred.tl._generative.region_classes import Classes, Pair, checked_pairs
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpred.models import Model
-    from stpred.models.parts.pixel_grid import PixelGrid
-    from stpred.models.xfuse.readout import Reading, Readout
+    from stpred.models.xfuse.readout import Reading
 
-REST = "rest"
-"""What all other regions together are called in the result."""
+COUNTS = 1e4
+"""Counts that fractions are given of."""
 
-PER = 1e4
-"""Counts that shares are given of."""
-
-_MOST_PAIRS = 50
-_LEAST, _LEAST_SHARE = 1e-300, 1e-12
-_LEAST_STD = 1e-6
-_CENTRAL = 0.95
+MIN_TOTAL, PSEUDO_FRACTION = 1e-300, 1e-12
+MIN_STD = 1e-6
+LEVEL = 0.95
+"""Of the credible intervals."""
 
 
 def differential_expression(
@@ -43,15 +39,12 @@ def differential_expression(
     model: Model | str | Path,
     shapes_key: str | None = None,
     *,
-    by: str | None = None,
+    groupby: str | None = None,
     pairs: Sequence[tuple[Any, Any]] | None = None,
     genes: Iterable[str] | None = None,
-    n_samples: int = 50,
-    seed: int = 0,
+    posterior: Posterior | None = None,
     image_key: str | None = None,
     encoder: Any = None,
-    covariates: Mapping[str, str | None] | None = None,
-    normalize_covariates: bool = False,
     device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
@@ -71,7 +64,7 @@ def differential_expression(
     shapes_key
         Shapes that make the regions; None takes the model's own training region when present, else the slide's only
         one.
-    by
+    groupby
         Column of the shapes, or of ``obs`` of the table that annotates them, whose classes are the regions: shapes of
         one class are summed (where two of them overlap, both count). Shapes of no class (missing values) are left out.
         None: each shape is a region, named by its index.
@@ -80,19 +73,13 @@ def differential_expression(
         for all other regions together. None: every pair, if these are no more than 50.
     genes
         Genes to report; None: all. Shares are of all genes of the model in any case.
-    n_samples
-        Draws from the posterior, at least 2.
-    seed
-        Of the draws. With the same seed a place has the same latents, and the metagenes the same profiles, whichever
-        regions are asked for.
+    posterior
+        How the posterior is read, with at least 2 draws; None takes ``Posterior(n_samples=50)``. With the same seed a
+        place has the same latents, and the metagenes the same profiles, whichever regions are asked for.
     image_key
         H&E image; None takes the one in the micrometre frame.
     encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
-    covariates
-        This slide's levels, such as ``{"patient": "a"}``; None for one that is not known: it is drawn from all of them.
-    normalize_covariates
-        Leave the effects of covariates, such as the section, out.
 
     Returns
     -------
@@ -135,38 +122,35 @@ def differential_expression(
     >>> model = st.tl.train(slides, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=16))
     >>> spots = slides["donor0"].shapes["spots"]
     >>> spots["side"] = ["left" if x < 200 else "right" for x in spots.geometry.x]
-    >>> found = st.tl.differential_expression(slides["donor0"], model, "spots", by="side", n_samples=5)
+    >>> how = {"groupby": "side", "posterior": st.Posterior(5)}
+    >>> found = st.tl.differential_expression(slides["donor0"], model, "spots", **how)
     >>> found[["first", "second"]].iloc[0].tolist(), len(found)
     (['left', 'right'], 20)
     """
-    trained = trained_model(model)
+    trained = load_trained(model)
     need_generative(trained)
     columns = gene_columns(trained, genes)
-    readout = _readout(trained, n_samples, seed, normalize_covariates=normalize_covariates, covariates=covariates)
-    need_sdata(sdata)
-    used = encoder_for(trained, encoder, device=device)
-    region = region_for(sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
-    classes = Classes.of(sdata, region.shapes_key, by=by)
-    classes, asked = classes.only(_checked_pairs(pairs, classes))
-    codes = classes.codes_of(region)
-    trained.to(pick_device(device))
-    reader = data.PixelReader.of(region, used, described=False)
-    reading = _read(trained, reader, region, codes=codes, n=len(classes.names) + 1, readout=readout)
-    classes.check_pixels(reading.sizes.numpy(), asked, mpp=reader.canvas.mpp)
-    sides = _Sides.of(reading.sums.numpy(), asked)
-    frame = compare_regions(sides.sums, reading, first=sides.first, second=sides.second)
-    found = _tidy(frame, columns, trained.record.genes, pairs=[classes.told(pair) for pair in asked])
+    posterior = _checked_posterior(Posterior(n_samples=50) if posterior is None else posterior)
+    predictor = Predictor.of(trained, encoder=encoder, device=device, posterior=posterior)
+    region = predictor.region(sdata, Place(shapes_key, image_key, coordinate_system=coordinate_system))
+    classes = Classes.of(sdata, region.shapes_key, groupby=groupby)
+    classes, compared = classes.only(checked_pairs(pairs, classes))
+    draws, mpp = _draws_of_classes(predictor, region, classes.codes_of(region), n=len(classes.names) + 1)
+    classes.check_pixels(draws.sizes.numpy(), compared, mpp=mpp)
+    sums, first, second = _sides(draws.sums.numpy(), compared)
+    frame = compare_regions(sums, draws, first=first, second=second)
+    found = _tidy(frame, columns, trained.record.genes, pairs=[classes.names_of(pair) for pair in compared])
     found.attrs[keys.UNS] = {
         "kind": "differential_expression",
         "model": trained.record.name,
         "model_id": trained.id,
         "image": region.pyramid.fingerprint,
         "shapes_key": region.shapes_key,
-        "by": by,
-        "n_samples": readout.n_samples,
-        "seed": readout.seed,
-        "normalize_covariates": readout.normalize_covariates,
-        "covariates": None if readout.covariates is None else dict(readout.covariates),
+        "by": groupby,
+        "n_samples": posterior.n_samples,
+        "seed": posterior.seed,
+        "normalize_covariates": posterior.normalize_covariates,
+        "covariates": posterior.covariates,
         "left_out": {"off_image": region.n_outside},
         "versions": tables.package_versions(),
     }
@@ -174,7 +158,7 @@ def differential_expression(
 
 
 def compare_regions(
-    sums: NDArray[np.float64], reading: Reading, *, first: NDArray[np.int64], second: NDArray[np.int64]
+    sums: NDArray[np.float64], draws: Reading, *, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
     """Return what the draws say of the fold changes of pairs of regions, each as (p, n_genes).
 
@@ -182,21 +166,21 @@ def compare_regions(
     ----------
     sums
         (s, k, m) scale times activation of the metagenes, summed over the pixels of each region.
-    reading
-        The draws of profiles and baselines that belong to them; its own sums are not looked at.
+    draws
+        The draws of profiles and baselines that belong to them; their own sums are not used.
     first, second
         (p,) rows of the regions in `sums`.
     """
-    n_samples, n_genes = len(sums), reading.base.shape[1]
+    n_samples, n_genes = len(sums), draws.base.shape[1]
     shape = (len(first), n_genes)
     mean, square, above, tied = (np.zeros(shape) for _ in range(4))
     share = np.zeros((sums.shape[1], n_genes))
     for k, amounts in enumerate(sums):
-        log_rate = reading.profiles[k].cpu().double() + (reading.base[k] + reading.logits[k]).cpu().double()
+        log_rate = draws.profiles[k].cpu().double() + (draws.base[k] + draws.logits[k]).cpu().double()
         expected = amounts @ log_rate.exp().numpy()
         # Shares, and the smallest one added: a gene that is nowhere is so alike in small and large regions.
-        part = expected / np.maximum(expected.sum(axis=1, keepdims=True), _LEAST)
-        log_share = np.log2(part + _LEAST_SHARE)
+        part = expected / np.maximum(expected.sum(axis=1, keepdims=True), MIN_TOTAL)
+        log_share = np.log2(part + PSEUDO_FRACTION)
         change = log_share[first] - log_share[second]
         share += part / n_samples
         away = change - mean
@@ -205,237 +189,99 @@ def compare_regions(
         above += change > 0
         tied += change == 0
     std = np.sqrt(square / (n_samples - 1))
-    steady = np.abs(mean) / np.maximum(std, _LEAST_STD)
+    steady = np.abs(mean) / np.maximum(std, MIN_STD)
     right = (np.where(mean < 0, n_samples - above - tied, above) + tied / 2) / n_samples
-    reach = -ndtri((1 - _CENTRAL) / 2) * std
+    reach = -ndtri((1 - LEVEL) / 2) * std
     return {
         "log2_fold_change": mean,
         "std": std,
         "inverse_cv": steady,
         "probability": np.where(mean == 0, 0.5, np.where(right == 1, ndtr(steady), right)),
-        "credible": np.abs(mean) > -ndtri((1 - _CENTRAL) / 2) * np.maximum(std, _LEAST_STD),
+        "credible": np.abs(mean) > -ndtri((1 - LEVEL) / 2) * np.maximum(std, MIN_STD),
         "lower": mean - reach,
         "upper": mean + reach,
-        "mean_first": PER * share[first],
-        "mean_second": PER * share[second],
+        "mean_first": COUNTS * share[first],
+        "mean_second": COUNTS * share[second],
     }
 
 
 @dataclass(frozen=True)
-class Classes:
-    """Regions of a slide that are made of shapes.
+class MergedGrid:
+    """A pixel grid whose targets are taken together: region `code` of each target, of which there may be millions."""
 
-    Attributes
-    ----------
-    names
-        What they are called.
-    codes
-        Region of each shape, by the shape's index; -1 for none.
-    what
-        Where the names come from, for messages.
-    """
-
-    names: list[Any]
-    codes: pd.Series
-    what: str
-
-    @classmethod
-    def of(cls, sdata: SpatialData, shapes_key: str, *, by: str | None) -> Classes:
-        """Return the classes of a column, or each shape for itself; one region alone is refused."""
-        element = sdata.shapes[shapes_key]
-        if by is None:
-            what = f"shapes {shapes_key!r}"
-            found = cls(list(element.index), pd.Series(np.arange(len(element)), index=element.index), what)
-        else:
-            values = pd.Categorical(_column(sdata, shapes_key, by)).remove_unused_categories()
-            what = f"column {by!r} of {shapes_key!r}"
-            found = cls(list(values.categories), pd.Series(np.asarray(values.codes, np.int64), element.index), what)
-        if len(found.names) < 2:
-            raise InputError(
-                f"There is nothing to compare: {what} has {len(found.names)} region"
-                f"{'s' * (len(found.names) != 1)}{' ' + listing(found.names) if found.names else ''}; at least two are "
-                "needed."
-            )
-        return found
-
-    def position(self, name: Any) -> int:
-        """Return the number of a region, by its name or what its name looks like."""
-        for known in (self.names, [str(n) for n in self.names]):
-            for asked in (name, str(name)):
-                if asked in known:
-                    return known.index(asked)
-        raise InputError(f"There is no region {name!r} (`pairs`) in {self.what}; it has {listing(self.names)}.")
-
-    def told(self, pair: tuple[int, int | None]) -> tuple[Any, Any]:
-        """Return the names of a pair."""
-        first, second = pair
-        return self.names[first], REST if second is None else self.names[second]
-
-    def only(self, pairs: list[tuple[int, int | None]]) -> tuple[Classes, list[tuple[int, int | None]]]:
-        """Return the regions that pairs name, and the pairs in their numbers.
-
-        All other regions have the number after the last one where a pair asks for them, else none (-1).
-        """
-        wanted = sorted({r for pair in pairs for r in pair if r is not None})
-        rest = len(wanted) if any(second is None for _, second in pairs) else -1
-        number = np.full(len(self.names) + 1, rest)  # the last one is that of -1
-        number[wanted], number[-1] = np.arange(len(wanted)), -1
-        of = {r: k for k, r in enumerate(wanted)}
-        chosen = replace(self, names=[self.names[r] for r in wanted], codes=self.codes.map(lambda c: number[c]))
-        return chosen, [(of[a], None if b is None else of[b]) for a, b in pairs]
-
-    def codes_of(self, region: data.Region) -> NDArray[np.int64]:
-        """Return the region of each location, -1 for none; a region of which nothing is on the image is refused."""
-        codes = self.codes.loc[region.instances].to_numpy()
-        if lost := [name for r, name in enumerate(self.names) if not (codes == r).any()]:
-            raise InputError(f"The regions {listing(lost)} of {self.what} lie off image {region.image_key!r}.")
-        return np.asarray(codes, dtype=np.int64)
-
-    def check_pixels(self, sizes: NDArray[Any], pairs: list[tuple[int, int | None]], *, mpp: float) -> None:
-        """Refuse regions of the pairs that hold no pixel, by (n + 1,) numbers of pixels."""
-        if empty := [name for name, size in zip(self.names, sizes[:-1], strict=True) if size <= 0]:
-            raise InputError(
-                f"The regions {listing(empty)} of {self.what} hold no pixel of the model's {mpp:g} um: they are too "
-                "small, or lie off the image but for their centre."
-            )
-        for first in {a for a, b in pairs if b is None and sizes.sum() <= sizes[a]}:
-            raise InputError(f"There is no pixel in any region of {self.what} other than {self.names[first]!r}.")
-
-
-@dataclass(frozen=True)
-class MergedScene:
-    """A scene whose targets are taken together: region `code` of each target, of which there may be millions."""
-
-    scene: PixelGrid
+    grid: Any
     code: NDArray[np.int64]
 
     @property
     def bounds(self) -> Window:
         """The pixels that touch the image."""
-        return self.scene.bounds
+        return self.grid.bounds
 
     def boxes(self) -> NDArray[np.int64]:
         """Return the (n, 4) boxes of the targets that were merged."""
-        return self.scene.boxes()
+        return self.grid.boxes()
 
     def fetch(self, windows: list[Window]) -> None:
         """Read what these windows show."""
-        self.scene.fetch(windows)
+        self.grid.fetch(windows)
 
     def image(self, window: Window) -> NDArray[np.float32]:
         """Return the (3, h, w) scaled pixels of a window."""
-        return self.scene.image(window)
+        return self.grid.image(window)
 
     def inside(self, window: Window) -> Coverage:
         """Return which pixels of a window lie in which regions, once for every target that they lie in."""
-        found = self.scene.inside(window)
+        found = self.grid.inside(window)
         code = self.code[found.target]
         order = np.argsort(code, kind="stable")
         return Coverage(code[order], found.pixel[order], found.share[order])
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """(s, k, m) sums of what is compared, and the (p,) rows of both sides of each pair."""
-
-    sums: NDArray[np.float64]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, sums: NDArray[np.float64], pairs: list[tuple[int, int | None]]) -> _Sides:
-        """Make them from the (s, n + 1, m) sums of the regions and of what is in none that is named."""
-        rows: dict[tuple[int, bool], int] = {}
-        found = []
-        for first, second in pairs:
-            for code, others in ((first, False), (first, True) if second is None else (second, False)):
-                if (code, others) not in rows:
-                    rows[code, others] = len(rows)
-                    found.append(np.delete(sums, code, axis=1).sum(axis=1) if others else sums[:, code])
-        at = [(rows[a, False], rows[a, True] if b is None else rows[b, False]) for a, b in pairs]
-        return cls(np.stack(found, axis=1), *np.array(at, dtype=np.int64).T)
-
-
-def _readout(model: Any, n_samples: Any, seed: Any, **how: Any) -> Readout:
-    from stpred.models.xfuse.readout import Readout
-
-    if whole(n_samples, name="n_samples") < 2:
+def _checked_posterior(posterior: Any) -> Posterior:
+    """Refuse what cannot tell how sure the model is, and what fractions of the expression do not depend on."""
+    if not isinstance(posterior, Posterior):
+        raise InputError(f"`posterior` must be a stpred.Posterior, got {posterior!r}.")
+    if posterior.n_samples < 2:
         raise InputError("`n_samples` must be at least 2: one draw says nothing of how sure the model is.")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"`seed` must be a whole number, at least 0, got {seed!r}.")
-    readout = Readout(n_samples=n_samples, seed=int(seed), **how)
-    model.covariates.of("", readout.covariates)  # refused before any work
-    return readout
-
-
-def _column(sdata: SpatialData, shapes_key: str, by: str) -> pd.Series:
-    """Return a column of the shapes, or of the only table that annotates them and has it, by the shapes' index."""
-    element = sdata.shapes[shapes_key]
-    if by in element.columns and by != element.geometry.name:
-        return element[by]
-    annotating = {k: t for k, t in sdata.tables.items() if shapes_key in table_regions(t)}
-    having = [k for k, t in annotating.items() if by in t.obs]
-    if len(having) > 1:
+    if posterior.output_scale == "relative":
         raise InputError(
-            f"Several tables of {shapes_key!r} have a column {by!r}: {listing(having)}; copy the one you mean into "
-            f"sdata.shapes[{shapes_key!r}][{by!r}]."
+            "Regions are compared by fractions of their expression; leave normalize_scale and normalize_size out."
         )
-    if not having:
-        there = [c for c in element.columns if c != element.geometry.name]
-        there += [c for t in annotating.values() for c in t.obs]
-        raise InputError(
-            f"Neither shapes {shapes_key!r} nor a table of theirs has a column {by!r} (`by`); available: "
-            f"{listing(dict.fromkeys(there))}."
-        )
-    table = annotating[having[0]]
-    rows, ids = table_instances(table, shapes_key)
-    if not ids.is_unique:
-        raise InputError(f"Table {having[0]!r} annotates some of {shapes_key!r} more than once.")
-    return pd.Series(table.obs[by].iloc[rows].array, index=ids).reindex(element.index)
+    return posterior
 
 
-def _checked_pairs(pairs: Any, classes: Classes) -> list[tuple[int, int | None]]:
-    """Return the pairs as numbers of regions, each once."""
-    if pairs is None:
-        n = len(classes.names)
-        if n * (n - 1) // 2 > _MOST_PAIRS:
-            raise InputError(
-                f"{classes.what[0].upper()}{classes.what[1:]} has {n} regions, which makes {n * (n - 1) // 2} pairs; "
-                "name those to compare with `pairs`, such as [('a', 'b'), ('a', None)]."
-            )
-        return list(combinations(range(n), 2))
-    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
-        raise InputError(f"`pairs` must be a list of pairs of regions, such as [('a', 'b')], got {pairs!r}.")
-    found: dict[tuple[int, int | None], None] = {}
-    for pair in pairs:
-        if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise InputError(f"`pairs` must hold pairs such as ('a', 'b') or ('a', None), got {pair!r}.")
-        if pair[0] is None:
-            raise InputError("Only the second region of a pair may be None (all others): swap the two.")
-        first, second = (None if name is None else classes.position(name) for name in pair)
-        if first == second:
-            raise InputError(f"`pairs` compares region {pair[0]!r} with itself.")
-        found[first, second] = None  # type: ignore[index]
-    if not found:
-        raise InputError("`pairs` is empty; name at least one pair of regions, or leave it out for every pair.")
-    return list(found)
+def _sides(
+    sums: NDArray[np.float64], pairs: list[Pair]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (s, k, m) sums of what is compared, and the (p,) rows of both sides of each pair.
+
+    `sums` are the (s, n + 1, m) ones of the regions and, last, of what is in none that is named.
+    """
+    rows: dict[tuple[int, bool], int] = {}
+    found = []
+    for first, second in pairs:
+        for code, others in ((first, False), (first, True) if second is None else (second, False)):
+            if (code, others) not in rows:
+                rows[code, others] = len(rows)
+                found.append(np.delete(sums, code, axis=1).sum(axis=1) if others else sums[:, code])
+    at = [(rows[a, False], rows[a, True] if b is None else rows[b, False]) for a, b in pairs]
+    return np.stack(found, axis=1), *np.array(at, dtype=np.int64).T
 
 
-def _read(
-    model: Any, reader: Any, region: data.Region, *, codes: NDArray[np.int64], n: int, readout: Readout
-) -> Reading:
-    """Return the draws of `n` regions, of which `codes` says which one each location belongs to (-1: none)."""
-    from stpred.models.xfuse.readout import read_out
-
+def _draws_of_classes(
+    predictor: Predictor, region: data.Region, codes: NDArray[np.int64], *, n: int
+) -> tuple[Reading, float]:
+    """Return the draws of `n` classes, which `codes` gives of each location (-1: none), and the size of a pixel."""
+    reader = data.PixelReader.of(region, predictor.encoder, described=False)
     rows = np.flatnonzero(codes >= 0)
     sums: Any = 0.0
     sizes: Any = 0.0
     for part, batch in reader.blocks(region.take(rows)):
-        scene: Any = MergedScene(batch.pixel_grid, codes[rows[part]])
-        found = read_out(model, replace(batch, pixel_grid=scene, targets=np.zeros(n, dtype=np.int64)), readout)
+        grid: Any = MergedGrid(batch.pixel_grid, codes[rows[part]])
+        found = predictor.draws(replace(batch, pixel_grid=grid, targets=np.zeros(n, dtype=np.int64)))
         sums, sizes = sums + found.sums.cpu().double(), sizes + found.sizes.cpu().double()
     # Profiles and baselines are the same in each part, since the seed is.
-    return replace(found, sums=sums, sizes=sizes)
+    return replace(found, sums=sums, sizes=sizes), reader.canvas.mpp
 
 
 def _tidy(
@@ -446,6 +292,6 @@ def _tidy(
     parts = []
     for p, (first, second) in enumerate(pairs):
         order = np.argsort(-values["inverse_cv"][p][columns], kind="stable")
-        told = {"first": first, "second": second, "gene": names[order]}
-        parts.append(pd.DataFrame(told | {k: v[p][columns][order] for k, v in values.items()}))
+        labels = {"first": first, "second": second, "gene": names[order]}
+        parts.append(pd.DataFrame(labels | {k: v[p][columns][order] for k, v in values.items()}))
     return pd.concat(parts, ignore_index=True)

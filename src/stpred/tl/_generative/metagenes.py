@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +11,19 @@ from numpy.typing import NDArray
 from stpred import data
 from stpred._core import keys, tables
 from stpred._core.checks import InputError
-from stpred._core.elements import need_sdata
-from stpred.encoders.modules import pick_device
-from stpred.inference.predictor import (
-    encoder_for,
-    need_generative,
-    provenance_of,
-    put_result,
-    region_for,
-    trained_model,
-    trust,
-    warn_unlike,
-)
-from stpred.inference.raster import Job, predict_map
+from stpred._core.places import Place
+from stpred.inference.predictor import Predictor, load_trained, need_generative
+from stpred.inference.raster import predict_raster
+from stpred.inference.tables import ood_columns, put_result, result_key, warn_out_of_distribution
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
+    from stpred._core.specs import Posterior
     from stpred.models import Model
-    from stpred.models.base import Record
-    from stpred.models.batch import Batch, Needs
-    from stpred.models.xfuse.readout import Reading, Readout
+    from stpred.models.batch import Batch
+    from stpred.models.xfuse.readout import Reading
 
 logger = logging.getLogger("stpred")
 
@@ -50,7 +41,7 @@ def metagenes(
     raster: bool = False,
     resolution_um: float | None = None,
     key_added: str | None = None,
-    n_samples: int = 10,
+    posterior: Posterior | None = None,
     image_key: str | None = None,
     encoder: Any = None,
     out: str | Path | None = None,
@@ -82,12 +73,12 @@ def metagenes(
     key_added
         Name of the table (None: ``{shapes}_{model}_metagenes``) or of the map (``{shapes}_{model}_metagenes_map``). An
         existing one is overwritten in memory with a warning.
-    n_samples
-        Draws from the posterior.
+    posterior
+        How the posterior is read; None takes ``Posterior()``.
     image_key, encoder, device, coordinate_system
         As in :func:`stpred.tl.predict`.
     out
-        Store to which a map is written block by block, as in :func:`stpred.tl.predict`.
+        Store to which a map is written block by block, as in :func:`stpred.tl.predict_map`.
     inplace
         With False the table (or image element) is returned and the object is left alone.
 
@@ -133,100 +124,98 @@ def metagenes(
     >>> slides = st.datasets.toy_cohort(2, size_um=(400, 400), n_genes=20)
     >>> config = st.models.XFuse.Config(depth=2, width=4, epochs=1)
     >>> model = st.tl.train(slides, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=16))
-    >>> st.tl.metagenes(slides["donor0"], model, shapes_key="spots", n_samples=3)
+    >>> st.tl.metagenes(slides["donor0"], model, shapes_key="spots", posterior=st.Posterior(3))
     >>> table = slides["donor0"].tables["spots_xfuse_metagenes"]
     >>> genes = json.loads(table.uns["stpred"])["genes"]
     >>> profiles = pd.DataFrame(table.varm["profile"], index=table.var_names, columns=genes)
     >>> profiles.shape == (table.n_vars, 20)
     True
     """
-    from stpred.models.xfuse.readout import Readout
-
-    trained = trained_model(model)
+    trained = load_trained(model)
     need_generative(trained)
-    readout = Readout(n_samples=n_samples)
-    need_sdata(sdata)
     if not raster and (out is not None or resolution_um is not None):
         raise InputError("`out` and `resolution_um` are of a map; pass raster=True with them.")
-    used = encoder_for(trained, encoder, device=device)
-    shares = Shares.of(trained)
+    predictor = MetagenePredictor.of(trained, encoder=encoder, device=device, posterior=posterior)
+    place = Place(shapes_key, image_key, coordinate_system=coordinate_system)
     if raster:
-        trained.to(pick_device(device))
-        job = Job(
-            shares,  # type: ignore[arg-type]  # looks like a model whose genes are metagenes
-            used,
-            list(range(len(shares.record.genes))),
-            {},
-            {"readout": readout},
+        return predict_raster(
+            predictor, sdata, place, key_added=key_added, resolution_um=resolution_um, out=out, inplace=inplace
         )
-        return predict_map(
-            sdata,
-            job,
-            shapes_key=shapes_key,
-            image_key=image_key,
-            key_added=key_added,
-            resolution_um=resolution_um,
-            preserve=None,
-            out=out,
-            coordinate_system=coordinate_system,
-            provenance=lambda region, context: _facts(trained, used, region, context, readout),
-            inplace=inplace,
-        )
-    if inplace and key_added is not None:
-        tables.check_writable(sdata, key_added)
-    region = region_for(
-        sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system, make=inplace
-    )
-    key = keys.predicted(region.shapes_key, shares.record.name) if key_added is None else key_added
-    if inplace:
-        tables.check_writable(sdata, key)
-        tables.check_name(region.sdata, key, kind="tables")
-    trained.to(pick_device(device))
-    n, names = len(region.coords_um), shares.record.genes
-    mean, std = (np.empty((n, len(names)), np.float32) for _ in range(2))
-    scale, distance = (np.empty(n, np.float32) for _ in range(2))
-    total: Any = 0.0
-    reader = data.PixelReader.of(region, used)
-    for rows, batch in reader.blocks(region):
-        found = shares.read(batch, readout)
-        mean[rows], std[rows], scale[rows] = described(found)
-        distance[rows] = trained.ood_distance(batch)
-        total = total + found.sums.cpu().double().sum(dim=1).numpy()
-    there = np.isfinite(mean).all(axis=1)
-    if not there.any():
-        raise InputError(
-            f"No shape of {region.shapes_key!r} holds a pixel of the model's {reader.canvas.mpp:g} um; choose larger "
-            "ones."
-        )
-    if empty := int((~there).sum()):
-        logger.warning("%d of %r hold no pixel of the model and are left out.", empty, region.shapes_key)
-    region = region.take(np.flatnonzero(there))
-    obs, unlike = trust(trained, distance[there])
-    facts = _facts(trained, used, region, reader.context, readout) | unlike
-    facts["left_out"] = facts["left_out"] | {"no_pixel": empty}
-    table = tables.build_table(
-        mean[there],
-        shapes_key=region.shapes_key,
-        instances=region.instances,
-        var=pd.DataFrame({SHARE: (total / total.sum(axis=1, keepdims=True)).mean(axis=0)}, index=pd.Index(names)),
-        spatial_um=region.coords_um,
-        obs={SCALE: scale[there], **obs},
-        layers={keys.STD: std[there]},
-        provenance=facts,
-    )
-    # Arrays, not frames: each column of a frame is an array of its own in the store, and genes may have a "/".
-    table.varm[PROFILE], table.varm[PROFILE_STD] = profiles_of(trained)
-    warn_unlike(trained, obs[keys.OOD_SCORE])
+    region = predictor.region(sdata, place, create=inplace)
+    key = result_key(sdata, region, predictor.name, key_added) if inplace else ""
+    table, region = predictor.table(region)
     if not inplace:
         return table
     put_result(sdata, key, table, region)
     return None
 
 
-def described(reading: Reading) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+class MetagenePredictor(Predictor):
+    """Predicts, instead of genes, which fraction of a location's expression each metagene of the model stands for."""
+
+    @property
+    def name(self) -> str:
+        """What results are called after."""
+        return f"{self.model.record.name}_metagenes"
+
+    @property
+    def genes(self) -> list[str]:
+        """The metagenes that the model uses, by their numbers."""
+        return [f"metagene{k}" for k in np.flatnonzero(self.model.active.cpu().numpy()).tolist()]  # type: ignore[union-attr,operator]
+
+    def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the (n, m) mean and standard deviation of the fractions."""
+        return described(self.draws(batch))[:2]
+
+    def provenance(self, region: data.Region, context: str | None) -> dict[str, Any]:
+        """Return the provenance of metagenes in a region."""
+        found = super().provenance(region, context)
+        return found | {"kind": "metagenes", "output_scale": SHARE, "genes": list(self.model.record.genes)}
+
+    def table(self, region: data.Region) -> tuple[AnnData, data.Region]:
+        """Return the table that :func:`stpred.tl.metagenes` describes, and the locations in it."""
+        n, names = len(region.coords_um), self.genes
+        mean, std = (np.empty((n, len(names)), np.float32) for _ in range(2))
+        scale, distance = (np.empty(n, np.float32) for _ in range(2))
+        total: Any = 0.0
+        reader = data.PixelReader.of(region, self.encoder)
+        for rows, batch in reader.blocks():
+            found = self.draws(batch)
+            mean[rows], std[rows], scale[rows] = described(found)
+            distance[rows] = self.model.ood_distance(batch)
+            total = total + found.sums.cpu().double().sum(dim=1).numpy()
+        there = np.isfinite(mean).all(axis=1)
+        if not there.any():
+            raise InputError(
+                f"No shape of {region.shapes_key!r} holds a pixel of the model's {reader.canvas.mpp:g} um; choose "
+                "larger ones."
+            )
+        if empty := int((~there).sum()):
+            logger.warning("%d of %r hold no pixel of the model and are left out.", empty, region.shapes_key)
+        region = region.take(np.flatnonzero(there))
+        obs, slide = ood_columns(self.model, distance[there])
+        provenance = self.provenance(region, reader.context) | slide
+        provenance["left_out"] |= {"no_pixel": empty}
+        table = tables.build_table(
+            mean[there],
+            shapes_key=region.shapes_key,
+            instances=region.instances,
+            var=pd.DataFrame({SHARE: (total / total.sum(axis=1, keepdims=True)).mean(axis=0)}, index=pd.Index(names)),
+            spatial_um=region.coords_um,
+            obs={SCALE: scale[there], **obs},
+            layers={keys.STD: std[there]},
+            provenance=provenance,
+        )
+        # Arrays, not frames: each column of a frame is an array of its own in the store, and genes may have a "/".
+        table.varm[PROFILE], table.varm[PROFILE_STD] = profiles_of(self.model)
+        warn_out_of_distribution(self.model, obs[keys.OOD_SCORE])
+        return table, region
+
+
+def described(draws: Reading) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Return (n, m) mean and standard deviation of metagenes' shares, and (n,) mean scales; NaN without a pixel."""
-    amounts = reading.sums.cpu().numpy()
-    total, size = amounts.sum(axis=2, keepdims=True), reading.sizes.cpu().numpy()
+    amounts = draws.sums.cpu().numpy()
+    total, size = amounts.sum(axis=2, keepdims=True), draws.sizes.cpu().numpy()
     there = (size > 0) & (total > 0).all(axis=0)[:, 0]
     share = np.divide(amounts, total, out=np.full_like(amounts, np.nan), where=there[None, :, None])
     scale = np.divide(total.mean(axis=0)[:, 0], size, out=np.full_like(size, np.nan), where=there)
@@ -237,60 +226,3 @@ def profiles_of(model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return (m, n_genes) posterior mean and standard deviation of the log profiles of the metagenes in use."""
     mean, log_std = (p.detach()[model.active].cpu().numpy() for p in (model.profile_mean, model.profile_log_std))
     return np.ascontiguousarray(mean), np.exp(log_std)
-
-
-@dataclass(frozen=True)
-class Shares:
-    """A model seen as one that predicts, instead of genes, which part of a location each of its metagenes has.
-
-    Attributes
-    ----------
-    model
-        The model.
-    record
-        What it says of itself, with metagenes for genes.
-    """
-
-    model: Any
-    record: Record
-
-    @classmethod
-    def of(cls, model: Any) -> Shares:
-        """Name the metagenes that the model uses by their numbers."""
-        names = [f"metagene{k}" for k in np.flatnonzero(model.active.cpu().numpy()).tolist()]
-        return cls(model, replace(model.record, name=f"{model.record.name}_metagenes", genes=names, var={}))
-
-    @property
-    def needs(self) -> Needs:
-        """What the data layer has to bring."""
-        return self.model.needs  # type: ignore[no-any-return]
-
-    @property
-    def id(self) -> str:
-        """Hash of the model."""
-        return str(self.model.id)
-
-    def ood_distance(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (n,) distances from the training tiles, as shares of their limit."""
-        return np.asarray(self.model.ood_distance(batch))
-
-    def read(self, batch: Batch, readout: Readout) -> Reading:
-        """Return draws from the posterior."""
-        from stpred.models.xfuse.readout import read_out
-
-        return read_out(self.model, batch, readout)
-
-    def predict(self, batch: Batch, readout: Readout) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return (n, m) mean and standard deviation of the shares."""
-        mean, std, _ = described(self.read(batch, readout))
-        return mean, std
-
-
-def _facts(model: Model, encoder: Any, region: data.Region, context: str | None, readout: Readout) -> dict[str, Any]:
-    said = provenance_of(model, encoder, region, context)
-    return said | {
-        "kind": "metagenes",
-        "output_scale": SHARE,
-        "readout": asdict(readout),
-        "genes": list(model.record.genes),
-    }

@@ -14,7 +14,8 @@ from stpred._core.checks import InputError, listing, one_of
 from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
-from stpred.inference.unseen import predicted, saw
+from stpred.inference.predictor import Predictor
+from stpred.inference.unseen import trained_on
 from stpred.models import Model, registry
 from stpred.models.batch import Batch
 from stpred.training.cohort import PIXELS, Cohort, called_after, encoder_of, held_out, read_cohort
@@ -232,7 +233,7 @@ def _trained(models: Sequence[Model], cohort: Cohort) -> Teacher:
                 f"The teacher {model.record.name!r} does not know {listing(missing)}; pass genes= that all know."
             )
         columns.append([known[g] for g in cohort.names])
-        known_donors = {cohort.donors[r.slide] for r in cohort.regions if saw(model, r, cohort.donors[r.slide])}
+        known_donors = {cohort.donors[r.slide] for r in cohort.regions if trained_on(model, r, cohort.donors[r.slide])}
         seen.append({s for s, donor in cohort.donors.items() if donor in known_donors})
     labelled: dict[tuple[int, str], Any] = {}
     regions = {r.slide: r for r in cohort.regions}
@@ -248,7 +249,7 @@ def _trained(models: Sequence[Model], cohort: Cohort) -> Teacher:
                 raise data.TooSmall(f"No trained teacher has not seen the counts of {what}.")
             for k in able:
                 if (k, s) not in labelled:
-                    labelled[k, s] = predicted(models[k], regions[s])[:, columns[k]]
+                    labelled[k, s] = Predictor.of(models[k]).values(regions[s])[:, columns[k]]
             labels[s] = np.mean([training.standardised(labelled[k, s]) for k in able], axis=0)
             told[s] = [models[k].id for k in able]
         return labels, told

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +8,11 @@ import pandas as pd
 
 from stpred import data
 from stpred._core import keys
-from stpred._core.checks import InputError, distinct, fraction_of, listing, whole
+from stpred._core.checks import InputError, distinct, fraction_of, listing
 from stpred._core.elements import need_sdata
 from stpred._core.places import Place
-from stpred.inference.predictor import gene_columns, known_as, need_generative, trained_model
+from stpred._core.specs import Posterior
+from stpred.inference.predictor import Predictor, load_trained, need_generative
 from stpred.tl._robustness.posterior import interval_coverage, read_posterior
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def calibration(
     image_key: str | None = None,
     genes: Iterable[str] | None = None,
     levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
-    n_samples: int = 100,
-    covariates: Mapping[str, str | None] | None = None,
-    seed: int = 0,
+    posterior: Posterior | None = None,
     device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
@@ -62,12 +60,8 @@ def calibration(
         Genes to look at; None takes all of the model's. Those that the slide did not measure are left out.
     levels
         Levels of the intervals.
-    n_samples
-        Draws from the posterior.
-    covariates
-        As in :func:`stpred.tl.predict`.
-    seed
-        Of the draws.
+    posterior
+        How the posterior is read; None takes ``Posterior(n_samples=100)``.
     device
         As in :func:`stpred.tl.predict`.
 
@@ -91,13 +85,15 @@ def calibration(
     >>> slide = st.datasets.toy(size_um=(800, 800), n_genes=20)
     >>> config = st.models.XFuse.Config(depth=2, width=4, epochs=2)
     >>> model = st.tl.train(slide, config, shapes_key="spots", tile=st.TileSpec(mpp=16, size_px=32))
-    >>> found = st.tl.calibration(slide, model, n_samples=20)
+    >>> found = st.tl.calibration(slide, model, posterior=st.Posterior(20))
     >>> found.groupby("level").coverage.mean().is_monotonic_increasing
     True
     """
     levels = sorted(fraction_of(level, name="levels") for level in distinct(levels, name="levels"))
-    n_samples = whole(n_samples, name="n_samples")
-    trained = trained_model(model)
+    posterior = Posterior(n_samples=100) if posterior is None else posterior
+    if isinstance(posterior, Posterior) and posterior.output_scale == "relative":
+        raise InputError("Draws are compared with counts; leave normalize_scale and normalize_size out of `posterior`.")
+    trained = load_trained(model)
     need_generative(trained)
     need_sdata(sdata)
     region = data.read_region(
@@ -106,14 +102,12 @@ def calibration(
         measured=True,
         prefer=trained.record.region,
     )
-    region = replace(region, slide=known_as(trained, region))
-    wanted = [trained.record.genes[i] for i in gene_columns(trained, genes)]
+    predictor = Predictor.of(trained, genes=genes, device=device, posterior=posterior)
+    region, wanted = predictor.named(region), predictor.genes
     names = [g for g, known in zip(wanted, region.known(wanted), strict=True) if known]
     if not names:
         raise InputError(f"The slide measured none of the genes {listing(wanted)}.")
-    _, ranks = read_posterior(
-        trained, region, names, n_samples=n_samples, seed=seed, device=device, covariates=covariates
-    )
+    _, ranks = read_posterior(trained, region, names, posterior=posterior, device=device)
     parts = [
         pd.DataFrame(
             {"gene": names, "level": level, "coverage": interval_coverage(ranks, level), "n_locations": len(ranks)}

@@ -16,6 +16,7 @@ from stpred._core.checks import InputError, distinct, fraction_of, listing, one_
 from stpred._core.elements import find_table, table_instances
 from stpred._core.places import Place
 from stpred._core.progress import track
+from stpred._core.specs import Posterior
 from stpred._core.targets import dense
 from stpred.comparison.scoring import tidy
 from stpred.models import registry
@@ -147,17 +148,17 @@ class Trial:
         The ranks, among posterior-predictive draws, are of generative models only.
         """
         if model.config.generative:
+            posterior = Posterior(n_samples=self.n_samples, seed=self.seed)
             mean, ranks = read_posterior(
-                model, region, genes, n_samples=self.n_samples, seed=self.seed, device=self.device,
-                ranked=bool(self.levels),
-            )  # fmt: skip
+                model, region, genes, posterior=posterior, device=self.device, ranked=bool(self.levels)
+            )
             return np.arange(len(mean)), mean, ranks
         key, shapes = region.shapes_key, {}
         if model.record.cells != key:  # cells need their neighbours, others only the scored locations
             key = f"{region.shapes_key}_scored"
             element = region.sdata.shapes[region.shapes_key]
             shapes = {key: element.iloc[element.index.get_indexer(region.instances)]}
-        table = predict(
+        table: Any = predict(
             with_elements(region.sdata, shapes=shapes, tables={}),
             model,
             shapes_key=key,

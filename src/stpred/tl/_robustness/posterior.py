@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred import data
-from stpred.encoders.modules import pick_device
-from stpred.inference.predictor import context_of, encoder_for
+from stpred.inference.predictor import Predictor
 from stpred.tl._robustness.transforms import random_numbers
 
 if TYPE_CHECKING:
+    from stpred._core.specs import Posterior
     from stpred.models import Model
-    from stpred.models.xfuse.readout import Reading
 
 
 def read_posterior(
@@ -24,10 +22,8 @@ def read_posterior(
     region: data.Region,
     genes: list[str],
     *,
-    n_samples: int,
-    seed: int,
+    posterior: Posterior,
     device: str | None = None,
-    covariates: Mapping[str, str | None] | None = None,
     ranked: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the (n, g) posterior mean of expected counts, and the ranks of measured counts among draws.
@@ -37,41 +33,19 @@ def read_posterior(
     shape = len(region.coords_um), len(genes)
     mean, ranks = np.zeros(shape, dtype=np.float32), np.zeros(shape)
     counts = region.target(genes, "counts") if ranked else None
-    rng = random_numbers(seed, region.slide, 1)
-    draws = _draws(model, region, genes, n_samples=n_samples, seed=seed, device=device, covariates=covariates)
-    for rows, found in draws:
+    rng = random_numbers(posterior.seed, region.slide, 1)
+    # By name: the fingerprint of an image that was painted over for training is another.
+    own = model.covariates.slides.get(region.slide, {})  # type: ignore[union-attr,operator]
+    levels = {name: level for name, level in own.items() if level is not None} | dict(posterior.covariates or {})
+    posterior = replace(posterior, covariates=levels or None)
+    predictor = Predictor.of(model, genes=genes, device=device, posterior=posterior)
+    for rows, batch in predictor.batches(region):
+        found = predictor.draws(batch).of_genes(predictor.columns)
         for some, columns, values in found.expected():
             mean[rows[some], columns] = values.mean(axis=0)
         for some, columns, values in found.counts() if counts is not None else ():
             ranks[rows[some], columns] = ranks_among(values, counts[rows[some], columns], rng)  # type: ignore[index]
     return mean, ranks
-
-
-def _draws(
-    model: Model,
-    region: data.Region,
-    genes: list[str],
-    *,
-    n_samples: int,
-    seed: int,
-    device: str | None,
-    covariates: Mapping[str, str | None] | None,
-) -> Iterator[tuple[NDArray[np.int64], Reading]]:
-    """Yield rows of a region and posterior draws of some genes there."""
-    from stpred.models.xfuse.readout import Readout, read_out
-
-    position = {g: i for i, g in enumerate(model.record.genes)}
-    columns = [position[g] for g in genes]
-    # By name: the fingerprint of an image that was painted over for training is another.
-    own = model.covariates.slides.get(region.slide, {})  # type: ignore[union-attr,operator]
-    levels = {name: level for name, level in own.items() if level is not None} | dict(covariates or {})
-    readout = Readout(n_samples=n_samples, seed=seed, covariates=levels or None)
-    encoder = encoder_for(model, None, device=device)
-    model.to(pick_device(device))
-    for rows, batch in data.reader_for(region, encoder, model.needs, context_of(model)).blocks():
-        found = read_out(model, batch, readout)  # type: ignore[arg-type]
-        profiles, base, logits = found.profiles[:, :, columns], found.base[:, columns], found.logits[:, columns]
-        yield rows, replace(found, profiles=profiles, base=base, logits=logits)
 
 
 def ranks_among(draws: NDArray[Any], observed: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
-from stpred._core.elements import need_sdata
+from stpred._core.places import Place
 from stpred._core.settings import settings
-from stpred.encoders.modules import pick_device
-from stpred.inference.predictor import context_of, encoder_for, gene_columns, region_for, trained_model
+from stpred.inference.predictor import Predictor, load_trained
 from stpred.tl._trust.pixel_gradients import check_encoder, check_family, prediction_of
 
 if TYPE_CHECKING:
@@ -149,22 +148,20 @@ def attribution(
     one_of(method, METHODS, name="method")
     one_of(baseline, BASELINES, name="baseline")
     steps, at_once = whole(n_steps, name="n_steps"), min(16, settings.batch_size)
-    trained = trained_model(model)
+    trained = load_trained(model)
     check_family(trained)
-    columns = gene_columns(trained, genes)
-    used = encoder_for(trained, encoder, device=device)
+    predictor = Predictor.of(trained, genes=genes, encoder=encoder, device=device)
+    used, columns = predictor.encoder, predictor.columns
     check_encoder(used)
-    need_sdata(sdata)
-    region = region_for(sdata, trained, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
-    trained.to(pick_device(device))
+    region = predictor.region(sdata, Place(shapes_key, image_key, coordinate_system=coordinate_system))
     wanted = None if instances is None else _rows(region, instances)
     if wanted is not None and not trained.needs.sources:  # then a location does not depend on the others
         region, wanted = region.take(wanted), np.arange(len(wanted))
-    batches = list(data.reader_for(region, used, trained.needs, context_of(trained)).blocks())
+    batches = list(predictor.batches(region))
     if wanted is None:
         values = np.empty((len(region.coords_um), len(columns)), np.float32)
         for rows, batch in batches:
-            values[rows] = trained.predict(batch)[0][:, columns]
+            values[rows] = predictor.predict(batch)[0]
         wanted = np.asarray(list(dict.fromkeys(values.argmax(axis=0).tolist())))  # in the order of the genes
     tiles = _tiles(region, used, wanted)
     parts = []
@@ -179,7 +176,7 @@ def attribution(
     if worst > _INCOMPLETE:
         logger.warning("Attributions add up to the prediction within %.0f %% only; raise `n_steps`.", 100 * worst)
     return Attribution(
-        [trained.record.genes[i] for i in columns], region.instances[wanted], tiles, attributions, predicted,
+        predictor.genes, region.instances[wanted], tiles, attributions, predicted,
         at_baseline, error, used.card.tile.mpp, baseline,
     )  # fmt: skip
 

@@ -12,10 +12,9 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing, warn
 from stpred._core.expression.library import Library, Overlap
 from stpred._core.places import Place
-from stpred.encoders.modules import pick_device
 from stpred.inference.intervals import as_stable, calibrate, refused
-from stpred.inference.predictor import trained_model
-from stpred.inference.unseen import predicted, saw
+from stpred.inference.predictor import Predictor, load_trained
+from stpred.inference.unseen import trained_on
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -91,7 +90,7 @@ def conformal(
     >>> found["level"].tolist()
     [0.5, 0.8, 0.9, 0.95]
     """
-    trained = trained_model(model)
+    trained = load_trained(model)
     if reason := refused(trained):
         raise InputError(f"Model {trained.record.name!r} can have no intervals: {reason}.")
     slides = data.as_slides(slides)
@@ -100,7 +99,7 @@ def conformal(
             f"Intervals are calibrated on two slides or more, got {listing(slides)}: how slides differ cannot be known "
             "from one."
         )
-    trained.to(pick_device(device))
+    predictor = Predictor.of(trained, encoder=encoder, device=device)
     place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
     names, residuals = trained.record.genes, []
     regions = {
@@ -108,7 +107,7 @@ def conformal(
         for s, sdata in slides.items()
     }
     given = {} if groups is None else data.donor_folds(list(slides), groups)
-    if seen := [s for s, r in regions.items() if saw(trained, r, given.get(s, ""))]:
+    if seen := [s for s, r in regions.items() if trained_on(trained, r, given.get(s, ""))]:
         raise InputError(
             f"Model {trained.record.name!r} was trained on {listing(seen)} (or on their donors); intervals need slides "
             "that it has not seen, or stpred.tl.train(..., intervals=True)."
@@ -126,7 +125,7 @@ def conformal(
             raise InputError(f"Slide {region.slide!r} measured none of the model's genes.")
         mine = [g for g, k in zip(names, known, strict=True) if k]
         found = np.full((len(region.coords_um), len(names)), np.nan)
-        guess = predicted(trained, region, encoder=encoder)[:, known]
+        guess = predictor.values(region)[:, known]
         scale = trained.record.target
         found[:, known] = as_stable(region.target(mine, scale), scale) - as_stable(guess, scale)
         residuals.append(found)

@@ -9,7 +9,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, table_instances, with_region
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import HIGH, LOW, OFFSETS
-from stpred.inference.unseen import facts_in_frame
+from stpred.inference.unseen import provenance_in_frame
 from stpred.tl._trust.gamma_poisson import posterior, recalibration
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def correct(
     both = pair(sdata, predicted_key, measured_key, target="log1p_cp10k", coordinate_system=coordinate_system)
     table = sdata.tables[predicted_key]
     facts = tables.read_provenance(table, what=f"table {predicted_key!r}")
-    facts = facts_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
+    facts = provenance_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
     if both.output_scale != "log1p_cp10k" and both.per is None:
         raise InputError(
             f"Table {predicted_key!r} holds predictions as {both.output_scale!r}; only those on the scale "

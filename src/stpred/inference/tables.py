@@ -1,0 +1,138 @@
+"""Predictions as tables that annotate regions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpred import data
+from stpred._core import keys, tables
+from stpred._core.checks import InputError
+from stpred.inference import intervals
+from stpred.inference.default_regions import put_regions
+from stpred.inference.preserve import preserved
+from stpred.models.ood import ood_scores, slide_ood_summary
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stpred.inference.predictor import Predictor
+    from stpred.inference.preserve import Spots
+    from stpred.models import Model
+
+OOD_LIMIT = 0.5
+"""Fraction of tiles out of the distribution of the training tiles from which on the user is warned."""
+
+
+def predict_table(
+    predictor: Predictor, region: data.Region, *, interval: float | None = None, spots: Spots | None = None
+) -> AnnData:
+    """Return the table of predictions for a region, as :func:`stpred.tl.predict` describes it.
+
+    Parameters
+    ----------
+    predictor
+        What predicts.
+    region
+        Locations.
+    interval
+        Level of the intervals whose borders are written; None: of none.
+    spots
+        Measured locations whose counts predictions are to add up to.
+    """
+    model = predictor.model
+    finer = _finer(predictor, region, interval)
+    comparable = spots is None and predictor.posterior is None and not finer  # values that the intervals are of
+    n, columns = len(region.coords_um), predictor.columns
+    mean, distance = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
+    std: NDArray[np.float32] | None = None
+    context: str | None = None
+    for rows, batch in predictor.batches(region):
+        found, spread = predictor.predict(batch)
+        mean[rows], distance[rows] = found, model.ood_distance(batch)
+        if spread is not None:
+            std = np.empty_like(mean) if std is None else std
+            std[rows] = spread
+        context = batch.context
+    obs, slide = ood_columns(model, distance)
+    provenance = predictor.provenance(region, context) | slide
+    if model.record.target == "counts":
+        mean = np.maximum(mean, 0)
+    if spots is not None:
+        mean, std = preserved(mean, region.coords_um, spots, model), None
+        provenance |= {"output_scale": "counts", "preserved": spots.region.shapes_key}
+    var = predictor.var
+    if comparable:
+        provenance |= intervals.provenance_of(model)
+    else:
+        var = var.drop(columns=[intervals.LOW, intervals.HIGH], errors="ignore")
+    table = tables.build_table(
+        mean,
+        shapes_key=region.shapes_key,
+        instances=region.instances,
+        var=var,
+        spatial_um=region.coords_um,
+        obs=obs,
+        layers=None if std is None else {keys.STD: std},
+        provenance=provenance,
+    )
+    if comparable:
+        intervals.put_intervals(table, model, columns, interval)
+    warn_out_of_distribution(model, obs[keys.OOD_SCORE])
+    return table
+
+
+def _finer(predictor: Predictor, region: data.Region, interval: float | None) -> bool:
+    """Whether locations are finer than those that the model's intervals are of; refused where these are asked for."""
+    record = predictor.model.record
+    if not record.intervals or intervals.apply_to(predictor.model, data.median_width_um(region)):
+        return False
+    if interval is not None:
+        raise InputError(
+            f"The intervals of model {record.name!r} are of locations {record.intervals['width_um']:g} "
+            f"um wide, and those of {region.shapes_key!r} are finer: they are measured with fewer counts and more "
+            "noise. Calibrate them on such locations with stpred.tl.conformal(model, slides, shapes_key=...)."
+        )
+    return True
+
+
+def result_key(sdata: SpatialData, region: data.Region, name: str, key_added: str | None) -> str:
+    """Return the name of a table that is to be written, or refuse it."""
+    key = keys.predicted(region.shapes_key, name) if key_added is None else key_added
+    tables.check_writable(sdata, key)
+    tables.check_name(region.sdata, key, kind="tables")  # may be that of a region that is created with it
+    return key
+
+
+def put_result(sdata: SpatialData, key: str, table: AnnData, region: data.Region) -> None:
+    """Put a table into the object, with the regions that were created for it."""
+    put_regions(sdata, region.sdata)
+    tables.put_table(sdata, key, table)
+
+
+def ood_columns(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return columns of ``obs``, and provenance, that say how far a slide is from those of training.
+
+    `distance` is of all its locations, as shares of the training tiles' limit.
+    """
+    limit = model.record.training.get("slide_limit")
+    score = ood_scores(distance, limit)
+    obs = {keys.OOD_SCORE: score, keys.IN_DISTRIBUTION: score <= 0}
+    return obs, {"slide": slide_ood_summary(distance, limit)}
+
+
+def warn_out_of_distribution(model: Model, score: NDArray[np.float32]) -> None:
+    """Warn where most tiles are out of the distribution of the training tiles."""
+    fraction = float((score > 0).mean())
+    if fraction > OOD_LIMIT:
+        warnings.warn(
+            f"{fraction:.0%} of the tiles look unlike those that model {model.record.name!r} was trained on "
+            f"(obs['in_distribution'] is False); "
+            "its predictions here are guesses. Train on slides like this one.",
+            UserWarning,
+            stacklevel=4,
+        )
