@@ -433,7 +433,7 @@ def test_prediction_over_views_does_not_see_how_a_tile_lies() -> None:
 def test_log_share_is_turned_into_log1p_cp10k() -> None:
     model = made("stnet", f=768)
     counts, total, n_genes = np.array([0.0, 1.0, 7.0, 300.0]), 3426.0, 20000.0
-    model._set("library", np.array([total, n_genes]))
+    model.set_buffer("library", np.array([total, n_genes]))
     share = torch.from_numpy(np.log((1 + counts) / (n_genes + total))).double()
     np.testing.assert_allclose(model.finish(share), np.log1p(counts / total * 1e4), rtol=1e-6, atol=1e-9)
 
@@ -724,7 +724,7 @@ def test_spread_of_negative_binomial_predictions_is_that_of_the_counts() -> None
         model.log_dispersion.copy_(torch.from_numpy(np.log(theta)))
         model.head.bias.copy_(torch.logit(torch.full((4,), 0.01)))  # 200 of 20 000 counts
         model.head.weight.zero_()
-    model._set("library_median", np.array(library))
+    model.set_buffer("library_median", np.array(library))
     batch = Batch.of(rng.normal(size=(5, 3)).astype(np.float32))
     mean, std = model.eval().predict(batch)
     assert std is not None

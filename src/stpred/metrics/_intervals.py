@@ -13,20 +13,20 @@ from stpred._core.checks import InputError
 __all__ = ["Intervals", "conformal_intervals", "coverage"]
 
 _SKETCH = 100
-"""Quantiles that stand for a slide's residuals: all slides weigh the same, whatever their number of locations."""
+"""Quantiles of a slide's residuals that are kept: all slides weigh the same, whatever their size."""
 
 _GENES = 400
 """Genes on which the widening is chosen and coverage is estimated, where there are more."""
 
 _FOLDS = 10
-"""Parts into which slides are put, to be left out in turn, where there are more."""
+"""Upper bound of the number of folds of held-out slides."""
 
-_WIDEST = 50.0
+_MAX_FACTOR = 50.0
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Offsets to add to a prediction, and how often slides that were left out of making them lay within.
+    """Offsets to add to a prediction, and their coverage of held-out slides.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ def conformal_intervals(
     level
         Nominal coverage, between 0 and 1.
     groups
-        Donor of each slide; all slides of a donor are left out together. None: each slide is its own.
+        Donor of each slide; all slides of a donor are held out together. None: each slide is its own.
 
     Returns
     -------
@@ -110,10 +110,10 @@ def conformal_intervals(
     factor = _factor(part, donors, level)
     found = np.full(len(sketches), np.nan)
     if len(np.unique(donors)) > 2:
-        for left in _folds(donors):
-            others, of = np.delete(part, left, axis=0), np.delete(donors, left)
+        for fold in _folds(donors):
+            others, of = np.delete(part, fold, axis=0), np.delete(donors, fold)
             low, high = _widened(*_quantiles(others, level), _factor(others, of, level))
-            found[left] = [_inside(part[k], low, high) for k in left]
+            found[fold] = [_inside(part[k], low, high) for k in fold]
     low, high = _widened(*_quantiles(sketches, level), factor)
     return Intervals(float(level), low, high, factor, found)
 
@@ -182,7 +182,7 @@ def _quantile(values: NDArray[np.float64], at: NDArray[np.float64] | list[float]
 
 
 def _folds(donors: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return positions of the slides that are left out together: never only some of a donor's."""
+    """Return the positions of the slides of each fold; those of a donor share a fold."""
     known = np.unique(donors)
     return [np.flatnonzero(np.isin(donors, part)) for part in np.array_split(known, min(len(known), _FOLDS))]
 
@@ -201,7 +201,7 @@ def _inside(values: NDArray[np.float64], low: NDArray, high: NDArray) -> float:
 
 
 def _factor(sketches: NDArray[np.float64], donors: NDArray[np.int64], level: float) -> float:
-    """Return the widening with which slides that are left out are covered at the level, over genes and slides."""
+    """Return the widening with which held-out slides are covered at the level, over genes and slides."""
     borders = {k: _quantiles(np.delete(sketches, f, axis=0), level) for f in _folds(donors) for k in f}
 
     def covered(factor: float) -> float:
@@ -209,7 +209,7 @@ def _factor(sketches: NDArray[np.float64], donors: NDArray[np.int64], level: flo
         return float(np.nanmean(found)) if np.isfinite(found).any() else 1.0
 
     low, high = 0.0, 1.0
-    while covered(high) < level and high < _WIDEST:
+    while covered(high) < level and high < _MAX_FACTOR:
         low, high = high, 2 * high
     for _ in range(20):
         middle = (low + high) / 2

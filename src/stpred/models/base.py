@@ -265,6 +265,6 @@ class Model(nn.Module, ABC):
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the (n, n_genes) mean and, where the model has one, its standard deviation."""
 
-    def _set(self, name: str, value: NDArray[Any] | Tensor) -> None:
+    def set_buffer(self, name: str, value: NDArray[Any] | Tensor) -> None:
         """Replace a buffer."""
         self.register_buffer(name, torch.as_tensor(np.asarray(value), dtype=torch.float32))

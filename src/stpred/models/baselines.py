@@ -43,7 +43,9 @@ class Mean(Model):
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Take the mean over all locations."""
-        self._set("mean", np.concatenate([b.y for b in batches if b.y is not None]).mean(axis=0, dtype=np.float64))
+        self.set_buffer(
+            "mean", np.concatenate([b.y for b in batches if b.y is not None]).mean(axis=0, dtype=np.float64)
+        )
         return {}
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
@@ -101,13 +103,13 @@ class Intensity(Model):
         """Place the bins at quantiles of the training tiles and solve least squares."""
         x = np.concatenate([b.own for b in batches])
         y = np.concatenate([b.y for b in batches if b.y is not None]).astype(np.float64)
-        self._set("edges", np.quantile(x, np.arange(1, self.config.n_bins) / self.config.n_bins, axis=0).T)
+        self.set_buffer("edges", np.quantile(x, np.arange(1, self.config.n_bins) / self.config.n_bins, axis=0).T)
         design = self._design(x)
         center, intercept = design.mean(axis=0), y.mean(axis=0)
         # The bins of a channel sum to one, so the design has no full rank: the least-norm solution is taken.
         coef = np.linalg.lstsq(design - center, y - intercept, rcond=1e-8)[0]
-        self._set("coef", coef)
-        self._set("intercept", intercept - center @ coef)
+        self.set_buffer("coef", coef)
+        self.set_buffer("intercept", intercept - center @ coef)
         return {}
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:

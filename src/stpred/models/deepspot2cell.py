@@ -157,7 +157,7 @@ class DeepSpot2Cell(CellNetwork):
         super().begin(batches)
         mean = np.concatenate([np.expm1(np.asarray(b.y, dtype=np.float64)) for b in batches]).mean(axis=0)
         start = float(np.log(2.0))  # softplus of zero
-        self._set("amount", np.maximum(mean, 1e-3) / typical_cells(batches) / start)
+        self.set_buffer("amount", np.maximum(mean, 1e-3) / typical_cells(batches) / start)
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return no centre and each gene's standard deviation on the log scale, so that genes count alike."""

@@ -142,7 +142,7 @@ class Ensemble(Model):
         if relative:
             outputs = [np.concatenate([m.predict(b)[0] for b in batches]) for m in members]
             size = np.stack([np.sqrt(np.square(o, dtype=np.float64).mean(axis=0)) for o in outputs])
-            self._set("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
+            self.set_buffer("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return mean and standard deviation over the members, that of their own likelihood included."""

@@ -93,8 +93,8 @@ class Ridge(Model):
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the penalty and solve in closed form."""
         sources = np.concatenate([b.features[b.sources] for b in batches]).astype(np.float64)
-        self._set("mean", sources.mean(axis=0))
-        self._set("std", _safe(sources.std(axis=0)))
+        self.set_buffer("mean", sources.mean(axis=0))
+        self.set_buffer("std", _safe(sources.std(axis=0)))
         x = [self._design(b) for b in batches]
         y = [np.asarray(b.y, dtype=np.float64) for b in batches]
         penalty, how = self.config.penalty, "given"
@@ -104,8 +104,8 @@ class Ridge(Model):
         coef, intercept = _solve(
             np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components
         )
-        self._set("coef", coef[0])
-        self._set("intercept", intercept[0])
+        self.set_buffer("coef", coef[0])
+        self.set_buffer("intercept", intercept[0])
         return {"penalty": penalty, "penalty_chosen_by": how, "penalty_scores": scores}
 
     def _choose(

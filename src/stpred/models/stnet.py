@@ -146,13 +146,13 @@ class STNet(Network):
         if self.config.pretrained:
             _fetch(self.net, self.config.backbone)
         mean, std = _channels([b.features for b in batches])
-        self._set("pixel_mean", mean)
-        self._set("pixel_std", std)
-        self._set("pixel_colour", np.mean([_colour(b) for b in batches], axis=0))
+        self.set_buffer("pixel_mean", mean)
+        self.set_buffer("pixel_std", std)
+        self.set_buffer("pixel_colour", np.mean([_colour(b) for b in batches], axis=0))
         if batches[0].scale == "log_share":
             totals = np.concatenate([np.asarray(b.totals) for b in batches])
             n_genes = np.median([b.n_measured or self.n_genes for b in batches])
-            self._set("library", np.array([np.median(totals), n_genes]))
+            self.set_buffer("library", np.array([np.median(totals), n_genes]))
         super().begin(batches)
 
     def initialise(self, mean: NDArray[np.float64]) -> None:

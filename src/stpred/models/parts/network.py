@@ -146,12 +146,12 @@ class Network(Iterative):
         """Set buffers and initial values from the training batches."""
         if self.config.standardize == "train":
             found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
-            self._set("feature_mean", found.mean)
-            self._set("feature_std", found.std)
+            self.set_buffer("feature_mean", found.mean)
+            self.set_buffer("feature_std", found.std)
         if self.config.loss == "mse" and self.config.scale_genes:
             mean, std = self.gene_scaling(batches)
-            self._set("gene_mean", mean)
-            self._set("gene_std", np.where(std < 1e-8, 1.0, std))
+            self.set_buffer("gene_mean", mean)
+            self.set_buffer("gene_std", np.where(std < 1e-8, 1.0, std))
             self.initialise(np.zeros(self.n_genes))
         elif self.config.loss == "mse":
             self.initialise(moments([b.y for b in batches])[0])
@@ -160,7 +160,7 @@ class Network(Iterative):
             sums = moments([b.y for b in batches])[0] * len(totals)
             part = ((sums + 0.5) / (totals.sum() + 1.0)).clip(1e-9, 1 - 1e-6)
             self.initialise(np.log(part / (1 - part)))
-            self._set("library_median", np.median(totals))
+            self.set_buffer("library_median", np.median(totals))
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the (n_genes,) centre and scale of training targets."""

@@ -87,7 +87,7 @@ class XFuseConfig(IterativeConfig):
         self.check_whole("spare", "spare_last", zero=True)
         one_of(self.strategy, STRATEGIES, name="strategy")
         if self.epochs is None:
-            raise InputError("`epochs` of XFuse must be given: no number of passes is chosen on left-out slides.")
+            raise InputError("`epochs` of XFuse must be given: no number of passes is chosen on held-out slides.")
         if self.metagenes > self.max_metagenes:
             raise InputError(f"`metagenes` ({self.metagenes}) exceeds `max_metagenes` ({self.max_metagenes}).")
         if self.covariates is not None:
