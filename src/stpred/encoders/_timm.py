@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT_MPP = 0.5
-_HUB = ("hf-hub:", "hf_hub:")
+HUB = ("hf-hub:", "hf_hub:")
 
 
 def names() -> list[str]:
@@ -35,21 +36,14 @@ def make(
     Input size, mean and std are those of the model's own timm configuration. A tile of another size is resampled to the
     input size.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"The encoder {name!r} needs timm: pip install 'stpred[encoders]'.") from error
+    timm = need_timm(f"encoder {name!r}")
     model_name = name.split("/", 1)[1]
-    _check_name(model_name, timm=timm)
-    if model_name.startswith(_HUB) and (weights is not None or not pretrained):
+    if model_name.startswith(HUB) and (weights is not None or not pretrained):
         raise InputError(
             f"{name!r} takes its architecture from the hub; to use local weights name the architecture, "
             "as in get('timm/vit_small_patch16_224', weights=...)."
         )
-    model = _build(model_name, timm=timm, download=pretrained and weights is None, **kwargs)
-    if weights is not None:
-        head = model.pretrained_cfg.get("classifier") or ()
-        load_weights(model, weights, ignore=(head,) if isinstance(head, str) else tuple(head))
+    model: Any = create(model_name, kwargs, pretrained=pretrained, weights=weights)
     model.eval()
     facts = timm.data.resolve_data_config({}, model=model)
     repository = model.pretrained_cfg.get("hf_hub_id") if pretrained and weights is None else None
@@ -76,16 +70,36 @@ def patch_tokens(model: nn.Module) -> Any:
     return lambda batch: model.forward_features(batch)[:, model.num_prefix_tokens :]
 
 
-def _build(model_name: str, *, timm: Any, download: bool, **kwargs: Any) -> Any:
-    """Create a model; without a download its weights are random, the same every time."""
+def need_timm(what: str) -> Any:
+    """Return the package timm, which `what` needs."""
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"The {what} needs timm: pip install 'stpred[encoders]'.") from error
+    return timm
+
+
+def create(
+    model_name: str, kwargs: Mapping[str, Any], *, pretrained: bool, weights: str | Path | None = None, seed: int = 0
+) -> nn.Module:
+    """Create a model: with fetched weights, with local ones, or with random ones that follow the seed.
+
+    The global random state is left alone.
+    """
     import torch
 
-    if not download:
+    timm = need_timm(f"model {model_name!r}")
+    _check_name(model_name, timm=timm)
+    if not pretrained or weights is not None:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            return timm.create_model(model_name, pretrained=False, num_classes=0, **kwargs)
+            torch.default_generator.manual_seed(seed)
+            model = timm.create_model(model_name, pretrained=False, num_classes=0, **kwargs)
+        if weights is not None:
+            head = model.pretrained_cfg.get("classifier") or ()
+            load_weights(model, weights, ignore=(head,) if isinstance(head, str) else tuple(head))
+        return model  # type: ignore[no-any-return]
     try:
-        return timm.create_model(model_name, pretrained=True, num_classes=0, **kwargs)
+        return timm.create_model(model_name, pretrained=True, num_classes=0, **kwargs)  # type: ignore[no-any-return]
     except TypeError:  # a keyword that the model does not take
         raise
     except Exception as error:
@@ -98,7 +112,7 @@ def _build(model_name: str, *, timm: Any, download: bool, **kwargs: Any) -> Any:
 
 def _check_name(model_name: str, *, timm: Any) -> None:
     """Refuse names that timm does not have, before anything is fetched."""
-    if model_name.startswith(_HUB):
+    if model_name.startswith(HUB):
         return
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):

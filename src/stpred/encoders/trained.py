@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stpred._core.checks import InputError
 from stpred.encoders import _timm
 from stpred.encoders.base import EncoderCard
-from stpred.encoders.modules import TorchEncoder, digest, load_weights
+from stpred.encoders.modules import TorchEncoder, digest
 from stpred.encoders.registry import TIMM
 
 if TYPE_CHECKING:
@@ -82,25 +82,11 @@ def build(
     backbone: str, kwargs: Mapping[str, Any], *, seed: int, pretrained: bool = False, weights: str | Path | None = None
 ) -> nn.Module:
     """Create a backbone of timm; random weights follow the seed, and the global random state is left alone."""
-    import torch
-
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"The backbone {backbone!r} needs timm: pip install 'stpred[encoders]'.") from error
+    _timm.need_timm(f"backbone {backbone!r}")
     name = backbone.removeprefix(TIMM)
-    if name.startswith(_timm._HUB):
+    if name.startswith(_timm.HUB):
         raise InputError(f"`backbone`={backbone!r} takes its architecture from the hub; name one of timm instead.")
-    _timm._check_name(name, timm=timm)
-    if pretrained and weights is None:
-        return _timm._build(name, timm=timm, download=True, **kwargs)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        module = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
-    if weights is not None:
-        head: Any = module.pretrained_cfg.get("classifier") or ()  # type: ignore[operator, union-attr]
-        load_weights(module, weights, ignore=(head,) if isinstance(head, str) else tuple(head))
-    return module
+    return _timm.create(name, kwargs, pretrained=pretrained, weights=weights, seed=seed)
 
 
 def adapt_statistics(module: nn.Module, batches: Iterable[Any]) -> None:
