@@ -18,7 +18,7 @@ from stpred.models.parts import layers, losses, network
 from stpred.models.parts.network import Network
 from stpred.models.parts.sample import gather
 from stpred.models.stnet import dihedral
-from stpred.training import Run, _feeds, _loop
+from stpred.training import Run, _loop, _samplers, resumable
 
 from . import naive
 
@@ -568,11 +568,11 @@ def test_choosing_epochs_goes_on_where_it_was_interrupted(
         with pytest.raises(Stopped):
             fit(name, run=Run(device="cpu", checkpoint=tmp_path), **how)
     run = Run(device="cpu", checkpoint=tmp_path)
-    found, again = fit(name, run=run, **how)
-    assert same(found, want)
-    assert again == facts
-    assert len(list(tmp_path.iterdir())) == 3  # two folds and the whole
-    run.clear()
+    with resumable(run):
+        found, again = fit(name, run=run, **how)
+        assert same(found, want)
+        assert again == facts
+        assert len(list(tmp_path.iterdir())) == 3  # two folds and the whole
     assert not tmp_path.exists()
 
 
@@ -621,15 +621,15 @@ def test_epochs_are_chosen_on_left_out_donors() -> None:
     # In noise the first epochs are as good as the last, and training stops early.
     rng = np.random.default_rng(0)
     noise = [replace(b, y=rng.permutation(b.y), truth=None) for b in given]
-    run = Run(device="cpu")
-    fit("mlp", noise, run=run, **(how | {"max_epochs": 40, "patience": 2}))
-    assert max(len(c.pearson) for c in run.curves.values()) < 40
+    config = MLP.Config(**(how | {"max_epochs": 40, "patience": 2}))
+    folds = training.fit_and_score(MLP, config, noise, groups=list("abc")).folds
+    assert max(len(c.pearson) for c in folds) < 40
 
 
 def test_oversampling_draws_equally_many_locations_of_each_cluster() -> None:
     a, b = batches("deepspot")
     clusters = [np.repeat([0, 1, 2], [20, 7, 3]), np.repeat([0, 1], [35, 1])]
-    slide, row = _feeds._locations([a, b], np.random.default_rng(0), clusters)
+    slide, row = _samplers._locations([a, b], np.random.default_rng(0), clusters)
     for i, sizes in enumerate(([20, 20, 20], [35, 35])):
         assert np.bincount(clusters[i][row[slide == i]]).tolist() == sizes
     model, _ = fit("deepspot", [a, b], oversample=3)

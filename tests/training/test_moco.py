@@ -16,7 +16,8 @@ from torch import nn
 
 from stpred import InputError
 from stpred.encoders import Augmentation, MoCo
-from stpred.training import Run, _moco, feature_scores, pretrain
+from stpred.training import Run, _loop, _moco, feature_scores, pretrain, resumable
+from stpred.training._checkpoint import State
 
 COLOURS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
@@ -128,27 +129,27 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     crops: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     whole, facts = trained(crops, optimizer=optimizer, epochs=4)
-    monkeypatch.setattr(_moco, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(_loop, "SAVE_EVERY_S", 0.0)
     done: list[int] = []
-    keep = _moco._keep
+    save = State.save
 
-    def interrupt(*args: Any) -> None:
-        keep(*args)
-        done.append(len(args[-1]))
+    def interrupt(self: State, checkpoint: Any) -> None:
+        save(self, checkpoint)
+        done.append(len(self.losses))
         if len(done) == 2:
             raise KeyboardInterrupt
 
+    run = Run(device="cpu", checkpoint=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(_moco, "_keep", interrupt)
+        patch.setattr(State, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            trained(crops, optimizer=optimizer, epochs=4, run=Run(device="cpu", checkpoint=tmp_path))
-        run = Run(device="cpu", checkpoint=tmp_path)
-        again, same = trained(crops, optimizer=optimizer, epochs=4, run=run)
+            trained(crops, optimizer=optimizer, epochs=4, run=run)
+        with resumable(run):
+            again, same = trained(crops, optimizer=optimizer, epochs=4, run=run)
     assert done == [1, 2, 3, 4]
     assert same["loss"] == facts["loss"]
     for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    run.clear()
     assert not list(tmp_path.iterdir()) if tmp_path.exists() else True
 
 

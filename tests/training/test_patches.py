@@ -17,7 +17,7 @@ from stpred.models.parts.pixel_grid import View, Window
 from stpred.models.xfuse.sample import PatchSample
 from stpred.regions import TissueMask
 from stpred.tiles import Level, Pyramid
-from stpred.training._patches import LOG_SCALE, SHEAR, PatchFeed, random_affine
+from stpred.training._patches import LOG_SCALE, SHEAR, PatchSampler, random_affine
 
 MPP, RADIUS, EDGE, N_GENES = 8.0, 4.0, 48, 3
 
@@ -60,13 +60,13 @@ def slide(name: str, *, height: int = 100, width: int = 130, measured: bool = Tr
     )  # fmt: skip
 
 
-def feed(batches: list[Batch], *, batch_size: int = 4, rank: int = 0, world: int = 1) -> PatchFeed:
+def feed(batches: list[Batch], *, batch_size: int = 4, rank: int = 0, world: int = 1) -> PatchSampler:
     model = SimpleNamespace(n_genes=N_GENES, config=SimpleNamespace(batch_size=batch_size))
     fabric = SimpleNamespace(global_rank=rank, world_size=world, device=torch.device("cpu"))
-    return PatchFeed(batches, model, fabric=fabric)
+    return PatchSampler(batches, model, fabric=fabric)
 
 
-def epoch(of: PatchFeed, *, seed: int = 0) -> list[PatchSample]:
+def epoch(of: PatchSampler, *, seed: int = 0) -> list[PatchSample]:
     return [sample for sample, _ in of.epoch(np.random.default_rng(seed))]
 
 

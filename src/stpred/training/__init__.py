@@ -1,17 +1,21 @@
 """Fitting a family on batches, and scoring it on slides that it has not seen."""
 
 from stpred.training._distil import Distillation, out_of_fold, standardised
-from stpred.training._fit import choose_config, fit, fit_and_score, held_out_scores
+from stpred.training._fit import Choice, Fitted, Relabel, choose_config, fit, fit_and_score, held_out_scores
 from stpred.training._folds import group_folds, leave_groups_out
 from stpred.training._moco import pretrain
 from stpred.training._plan import announce, fold_groups, plan
-from stpred.training._run import Run
+from stpred.training._run import Run, add_to_digest, resumable
 from stpred.training._scores import HeldOut
 
 __all__ = [
+    "Choice",
     "Distillation",
+    "Fitted",
     "HeldOut",
+    "Relabel",
     "Run",
+    "add_to_digest",
     "announce",
     "choose_config",
     "fit",
@@ -23,5 +27,6 @@ __all__ = [
     "out_of_fold",
     "plan",
     "pretrain",
+    "resumable",
     "standardised",
 ]

@@ -6,12 +6,14 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,7 +25,7 @@ logger = logging.getLogger("stpred")
 
 
 class Checkpoint:
-    """One file that holds tensors and JSON facts; what is on disk is always a whole state.
+    """One file of tensors and JSON values; what is on disk is always a whole state.
 
     Parameters
     ----------
@@ -72,39 +74,98 @@ def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
     return made.hexdigest()
 
 
-def resume(
-    checkpoint: Checkpoint | None,
-    put_back: Callable[[dict[str, Tensor], dict[str, Any]], None],
-    *,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    order: np.random.Generator,
-) -> bool:
-    """Put an interrupted training's state back; one that does not fit leaves everything as it was.
+@dataclass
+class State:
+    """All that decides how a training goes on: what a checkpoint holds.
 
-    Parameters
+    Attributes
     ----------
-    checkpoint
-        Where it is, or None.
-    put_back
-        Called with tensors and facts; it changes the model, the optimiser, `order` and torch's random state, and
-        anything else only at its end.
+    model, optimizer
+        In training.
+    order
+        Of what the samples of an epoch are drawn by.
+    views
+        Of random views, where there are any.
+    losses
+        Mean loss of each epoch.
+    scored
+        (S, G) Pearson, (S, G) Spearman and (S,) squared error of the held-out slides after each epoch.
+    best
+        Weights of the best epoch, where these are kept.
     """
-    state = None if checkpoint is None else checkpoint.load()
-    if checkpoint is None or state is None:
-        return False
-    before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), order.bit_generator.state))
-    random = torch.get_rng_state()
-    try:
-        put_back(*state)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        model.load_state_dict(before[0])
-        optimizer.load_state_dict(before[1])
-        order.bit_generator.state = before[2]
-        torch.set_rng_state(random)
-        checkpoint.damaged(error)
-        return False
-    return True
+
+    model: torch.nn.Module
+    optimizer: Any
+    order: np.random.Generator
+    views: torch.Generator | None = None
+    losses: list[float] = field(default_factory=list)
+    scored: list[tuple[NDArray, NDArray, NDArray]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser itself, not Fabric's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep it, with torch's random state."""
+        tensors, facts = pack_optimizer(self.plain_optimizer)
+        tensors |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()} | {"random": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["random_cuda"] = torch.cuda.get_rng_state()
+        if self.views is not None:
+            tensors["views"] = self.views.get_state()
+        for name, part in zip(_SCORES, zip(*self.scored, strict=True), strict=False):
+            tensors[f"scored.{name}"] = torch.from_numpy(np.stack(part))
+        facts = {"optimizer": facts, "order": self.order.bit_generator.state, "losses": self.losses}
+        checkpoint.save(tensors, facts)
+
+    def resume(self, checkpoint: Checkpoint | None) -> None:
+        """Take up the state that is kept, if one is; one that does not fit leaves everything as it was."""
+        kept = None if checkpoint is None else checkpoint.load()
+        if checkpoint is None or kept is None:
+            return
+        model, optimizer = copy.deepcopy((self.model.state_dict(), self.plain_optimizer.state_dict()))
+        order, random = self.order.bit_generator.state, torch.get_rng_state()
+        views = None if self.views is None else self.views.get_state()
+        try:
+            self._restore(*kept)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            self.model.load_state_dict(model)
+            self.plain_optimizer.load_state_dict(optimizer)
+            self.order.bit_generator.state = order
+            torch.set_rng_state(random)
+            if self.views is not None and views is not None:
+                self.views.set_state(views)
+            checkpoint.damaged(error)
+            return
+        logger.info("Training goes on after epoch %d of %s.", len(self.losses), checkpoint.path.name)
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Put tensors and facts back; the lists change last, when nothing can fail any more."""
+        self.model.load_state_dict(_named("model.", tensors))
+        unpack_optimizer(self.plain_optimizer, tensors, facts["optimizer"])
+        self.order.bit_generator.state = facts["order"]
+        torch.set_rng_state(tensors["random"])
+        if "random_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random_cuda"])
+        if self.views is not None:
+            self.views.set_state(tensors["views"])
+        losses = [float(loss) for loss in facts["losses"]]
+        scored: list[Any] = []
+        if "scored.error" in tensors:
+            scored = list(zip(*(tensors[f"scored.{n}"].numpy() for n in _SCORES), strict=True))
+        self.best.update(_named("best.", tensors))
+        self.scored.extend(scored)
+        self.losses.extend(losses)
+
+
+_SCORES = ("pearson", "spearman", "error")
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,8 +184,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Put the state back that `pack_optimizer` returned."""
     state: dict[int, dict[str, Any]] = {}
-    named = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-    for key, value in {**named, **facts["numbers"]}.items():
+    for key, value in {**_named("optimizer.", tensors), **facts["numbers"]}.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     # JSON made lists of the tuples (betas) that a group holds.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from stpred.training._run import Run
 Labels = dict[str, NDArray[np.float32]]
 """(n, n_genes) values of each slide's locations."""
 
-LEAST = 0.05
-"""Correlation of a gene's pseudo-labels with its counts from which on it is taken as it is; labels keep some spread."""
+MIN_EXPLAINED = 0.05
+"""Least correlation of pseudo-labels with counts that is reckoned with per gene: labels keep some spread."""
 
 
 def out_of_fold(
@@ -50,8 +49,6 @@ def out_of_fold(
     -------
     The predictions, and for each slide those that its teacher was trained on.
     """
-    run = Run() if run is None else copy(run)
-    run.relabel = None
     slides = {b.slide: b for b in batches}
     donors = dict(zip(slides, groups, strict=True))
     if len(set(groups)) < 2:
@@ -73,13 +70,13 @@ def averaged(labels: Sequence[Labels]) -> Labels:
     return {s: np.mean([standardised(of[s]) for of in labels], axis=0).astype(np.float32) for s in labels[0]}
 
 
-def blended(labels: NDArray[Any], measured: NDArray[Any], share: float) -> NDArray[np.float64]:
-    """Return standardised labels of a slide with a share of its standardised measurement among them."""
+def blended(labels: NDArray[Any], measured: NDArray[Any], fraction: float) -> NDArray[np.float64]:
+    """Return standardised labels of a slide blended with a fraction of its standardised measurement."""
     labels = standardised(labels)
-    return labels if share == 0 else standardised((1 - share) * labels + share * standardised(measured))
+    return labels if fraction == 0 else standardised((1 - fraction) * labels + fraction * standardised(measured))
 
 
-def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, share: float = 0.0) -> Labels:
+def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, fraction: float = 0.0) -> Labels:
     """Bring standardised labels to the scale of the measurement: each gene's mean, and the spread that labels explain.
 
     Parameters
@@ -88,7 +85,7 @@ def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, share: flo
         Averaged teachers.
     measured
         Training target of the same slides.
-    share
+    fraction
         Of the measurement itself in the result, 0 to 1.
     """
     y = {s: dense(measured[s]) for s in labels}
@@ -96,33 +93,35 @@ def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, share: flo
     number = sum(len(v) for v in y.values())
     inside = np.sqrt(sum(((v - v.mean(axis=0)) ** 2).sum(axis=0) for v in y.values()) / number)
     explained = sum((standardised(labels[s]) * standardised(v)).sum(axis=0) for s, v in y.items()) / number
-    spread = inside * np.maximum(explained, LEAST)
-    return {s: (mean + spread * blended(labels[s], v, share)).astype(np.float32) for s, v in y.items()}
+    spread = inside * np.maximum(explained, MIN_EXPLAINED)
+    return {s: (mean + spread * blended(labels[s], v, fraction)).astype(np.float32) for s, v in y.items()}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Distillation:
-    """Relabels training batches (see :class:`Run`) with the predictions of teachers that have not seen their counts.
+    """Replaces training targets (see :func:`fit_and_score`) by predictions of teachers that have not seen them.
 
     Parameters
     ----------
     teachers
-        Each predicts slides from training slides and their donors, and tells what it learned from.
-    share
+        Each predicts slides from training slides and their donors, and says what it learned from.
+    fraction
         Of the measurement in the labels.
     """
 
     teachers: Sequence[Callable[[list[str], list[str]], tuple[Labels, dict[str, Any]]]]
-    share: float = 0.0
-    taught: list[dict[str, Any]] = field(default_factory=list)
+    fraction: float = 0.0
 
-    def labels(self, slides: Sequence[str], groups: Sequence[str]) -> Labels:
-        """Return the averaged pseudo-labels of some slides; who taught them is kept."""
+    def labels(self, slides: Sequence[str], groups: Sequence[str]) -> tuple[Labels, list[dict[str, Any]]]:
+        """Return the averaged pseudo-labels of some slides, and who taught them."""
         found = [teacher(list(slides), list(groups)) for teacher in self.teachers]
-        self.taught = [told for _, told in found]
-        return averaged([labels for labels, _ in found])
+        return averaged([labels for labels, _ in found]), [taught for _, taught in found]
 
     def __call__(self, batches: Sequence[Batch], groups: Sequence[str]) -> list[Batch]:
-        labels = self.labels([b.slide for b in batches], groups)
-        y = on_scale(labels, {b.slide: b.y for b in batches}, share=self.share)  # type: ignore[misc]
+        labels, _ = self.labels([b.slide for b in batches], groups)
+        return self.blend(batches, labels)
+
+    def blend(self, batches: Sequence[Batch], labels: Labels) -> list[Batch]:
+        """Return batches whose targets are the pseudo-labels, blended with the measurement."""
+        y = on_scale(labels, {b.slide: b.y for b in batches}, fraction=self.fraction)  # type: ignore[misc]
         return [replace(b, y=y[b.slide], truth=dense(b.scored, np.float32)) for b in batches]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.models.parts.iterative import Iterative
 from stpred.training import _loop
+from stpred.training._checkpoint import Checkpoint
 from stpred.training._folds import group_folds
 from stpred.training._plan import INNER_FOLDS
 from stpred.training._run import Run, fingerprint
@@ -25,8 +26,33 @@ from stpred.training._scores import Curve, HeldOut, best_epoch, held_out, mean_p
 
 logger = logging.getLogger("stpred")
 
+Relabel = Callable[[Sequence[Batch], Sequence[str]], list[Batch]]
+"""Gives training batches other targets, from these batches and their donors alone; called anew in every fold."""
+
 EPOCHS_UNCHOSEN = 50
-"""Epochs where nothing can be left out to choose by."""
+"""Epochs where nothing can be held out to choose by."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model, and what came of fitting it.
+
+    Attributes
+    ----------
+    model
+        On the CPU.
+    chosen
+        What the fit chose, JSON-able: epochs, penalties, losses.
+    folds
+        Curves of the held-out donors that chose the number of epochs; empty where none did.
+    validation
+        Scores of the slides that ended the training; or None.
+    """
+
+    model: Model
+    chosen: dict[str, Any]
+    folds: list[Curve] = field(default_factory=list)
+    validation: HeldOut | None = None
 
 
 def fit(
@@ -38,26 +64,11 @@ def fit(
     seed: int = 0,
     typical: bool = True,
     run: Run | None = None,
+    folds: Sequence[Curve] = (),
 ) -> tuple[Model, dict[str, Any]]:
-    """Return a fitted model and what its fit chose.
-
-    Parameters
-    ----------
-    family, config
-        What to fit.
-    batches
-        One per training slide, with targets.
-    groups
-        Donor of each batch.
-    seed
-        For what is random; global random state is left alone.
-    typical
-        Also learn what training tiles look like; not needed by a model that is only scored.
-    run
-        Device, precision, checkpoints.
-    """
-    model, facts, _ = fit_and_score(family, config, batches, groups=groups, seed=seed, typical=typical, run=run)
-    return model, facts
+    """Return a fitted model and what its fit chose; the parameters are those of :func:`fit_and_score`."""
+    fitted = fit_and_score(family, config, batches, groups=groups, seed=seed, typical=typical, run=run, folds=folds)
+    return fitted.model, fitted.chosen
 
 
 def fit_and_score(
@@ -70,43 +81,63 @@ def fit_and_score(
     seed: int = 0,
     typical: bool = True,
     run: Run | None = None,
-) -> tuple[Model, dict[str, Any], HeldOut | None]:
-    """Return a fitted model, what its fit chose, and the scores of the slides that validate it.
+    relabel: Relabel | None = None,
+    folds: Sequence[Curve] = (),
+) -> Fitted:
+    """Fit a family.
 
     Parameters
     ----------
-    family, config, batches, groups, seed, typical, run
-        As in :func:`fit`.
+    family, config
+        What to fit.
+    batches
+        One per training slide, with targets.
+    groups
+        Donor of each batch.
     validation
-        Slides that are only looked at to end the training: the model is the one of the epoch that they score best at.
-        Without any, epochs are chosen by leaving out donors of the training slides.
+        Slides that only end the training: the model is that of the epoch that they score best at. Without any, epochs
+        are chosen by leaving out donors of the training slides.
+    seed
+        For what is random; global random state is left alone.
+    typical
+        Also learn what training tiles look like; not needed by a model that is only scored.
+    run
+        Device, precision, checkpoints.
+    relabel
+        Replaces training targets; None: as measured.
+    folds
+        Curves of held-out donors that are known already, of :func:`choose_config`.
     """
     run = Run() if run is None else run
     for batch in (*batches, *validation):
-        if batch.y is None and config.takes_images:
-            continue
-        if batch.y is None:
-            raise InputError(f"Slide {batch.slide!r} came without training targets.")
-        for what, values in (("targets", batch.y), ("features", batch.own)):
-            if values.dtype.kind == "f" and not np.isfinite(stored(values)).all():
-                rows = np.flatnonzero(~np.isfinite(dense(values)).all(axis=1))
-                raise InputError(
-                    f"Slide {batch.slide!r} has {what} that are not finite at {len(rows)} locations, first in row "
-                    f"{rows[0]}."
-                )
+        _check_targets(batch, config)
+    how: dict[str, Any] = {"groups": groups, "seed": seed, "run": run, "validation": validation, "folds": folds}
     if isinstance(config, EnsembleConfig):
-        model, facts, curve = _fit_ensemble(config, batches, groups=groups, validation=validation, seed=seed, run=run)
+        model, chosen, curves, curve = _fit_ensemble(config, batches, relabel=relabel, **how)
     else:
-        model, facts, curve = _fit_one(
-            family, config, batches, groups=groups, validation=validation, seed=seed, run=run
-        )
+        model, chosen, curves, curve = _fit_one(family, config, batches, relabel=relabel, **how)
     if typical:
         limit = model.typical.fit(
             [model.ood_features(b) for b in batches], groups, target_distances=lambda i: model.ood_distance(batches[i])
         )
-        facts = {**facts, "slide_limit": None if limit is None else round(limit, 4)}
+        chosen = {**chosen, "slide_limit": None if limit is None else round(limit, 4)}
     held = None if curve is None else held_out([curve], getattr(model, "criterion", "pearson"), epochs=None)
-    return model.to("cpu").eval(), facts, held
+    return Fitted(model.to("cpu").eval(), chosen, curves, held)
+
+
+def _check_targets(batch: Batch, config: BaseConfig) -> None:
+    """Refuse a batch without targets, or with values that are not finite."""
+    if batch.y is None and config.takes_images:
+        return
+    if batch.y is None:
+        raise InputError(f"Slide {batch.slide!r} came without training targets.")
+    for what, values in (("targets", batch.y), ("features", batch.own)):
+        if values.dtype.kind == "f" and not np.isfinite(stored(values)).all():
+            rows = np.flatnonzero(~np.isfinite(dense(values)).all(axis=1))
+            raise InputError(
+                f"Slide {batch.slide!r} has {what} that are not finite at {len(rows)} locations, first in row "
+                f"{rows[0]}."
+            )
 
 
 def _fit_one(
@@ -119,39 +150,56 @@ def _fit_one(
     run: Run,
     validation: Sequence[Batch] = (),
     epochs: int | None = None,
-) -> tuple[Model, dict[str, Any], Curve | None]:
+    relabel: Relabel | None = None,
+    folds: Sequence[Curve] = (),
+) -> tuple[Model, dict[str, Any], list[Curve], Curve | None]:
+    """Return a fitted model, what was chosen, the curves that chose the epochs, and that of the validation slides."""
     model: Any = _new(family, config, batches, seed=seed)
     if not issubclass(family, Iterative):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            facts = model.fit(run.labelled(batches, groups), groups=groups)
-        return model, facts, _score_once(model, validation) if validation else None
-    how = "given"
-    followed: list[Curve] = []
+            chosen = model.fit(_relabelled(batches, groups, relabel), groups=groups)
+        return model, chosen, [], _score_once(model, validation) if validation else None
+    by = "given"
+    curves: list[Curve] = []
     if epochs is None and validation and model.config.epochs is None:
-        epochs, how = model.config.max_epochs, "validation slides"
+        epochs, by = model.config.max_epochs, "validation slides"
     elif epochs is None:
-        epochs, how, followed = _epochs(family, model, batches, groups=groups, seed=seed, run=run)
-    batches = run.labelled(batches, groups)
-    key = fingerprint(family.family, config, batches, validation, seed=seed, epochs=epochs, best=bool(validation))
-    curve, facts = _loop.train(
+        epochs, by, curves = _epochs(
+            family, model, batches, groups=groups, seed=seed, run=run, relabel=relabel, folds=folds
+        )
+    batches = _relabelled(batches, groups, relabel)
+    curve, chosen = _loop.train(
         model,
         batches,
         epochs=epochs,
         seed=seed,
         run=run,
         validation=validation,
-        patience=model.config.patience if how == "validation slides" else None,
-        keep_best=how == "validation slides",
-        checkpoint=run.file(key),
+        patience=model.config.patience if by == "validation slides" else None,
+        keep_best=by == "validation slides",
+        checkpoint=_checkpoint(config, batches, validation, seed=seed, epochs=epochs, best=bool(validation), run=run),
         describe=f"{family.family}: {epochs} epochs",
     )
-    if followed or curve is not None:
-        facts["curve"]["pearson"] = mean_pearson(followed or [curve])  # type: ignore[list-item]
+    if curves or curve is not None:
+        chosen["curve"]["pearson"] = mean_pearson(curves or [curve])  # type: ignore[list-item]
     if curve is not None:  # of the model as it is: at its best epoch, or at the end
-        at = min(facts["epochs"], len(curve.pearson)) - 1
+        at = min(chosen["epochs"], len(curve.pearson)) - 1
         curve = replace(curve, **{k: getattr(curve, k)[at : at + 1] for k in ("pearson", "spearman", "error")})
-    return model, {**facts, "epochs_chosen_by": how}, curve
+    return model, {**chosen, "epochs_chosen_by": by}, curves, curve
+
+
+def _relabelled(batches: Sequence[Batch], groups: Sequence[str], relabel: Relabel | None) -> Sequence[Batch]:
+    return batches if relabel is None else relabel(batches, groups)
+
+
+def _checkpoint(
+    config: BaseConfig, train: Sequence[Batch], test: Sequence[Batch], *, run: Run, **options: Any
+) -> Checkpoint | None:
+    """Return where the state of a training is kept, by all that decides it."""
+    if run.checkpoint is None:
+        return None
+    return run.file(fingerprint(config.family, config, train, test, precision=run.precision, **options))
 
 
 def _score_once(model: Model, batches: Sequence[Batch]) -> Curve:
@@ -171,14 +219,22 @@ def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, s
 
 
 def _epochs(
-    family: type[Model], model: Any, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+    family: type[Model],
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int,
+    run: Run,
+    relabel: Relabel | None,
+    folds: Sequence[Curve],
 ) -> tuple[int, str, list[Curve]]:
     """Return the number of epochs, how it was chosen, and the curves of the folds that chose it, if any."""
     if model.config.epochs is not None:
         return model.config.epochs, "given", []
     if len(set(groups)) < 2:
         alone = model.config.epochs_alone
-        if alone is None and run.relabel is None:
+        if alone is None and relabel is None:
             try:
                 best = _epochs_by_blocks(family, model.config, batches, seed=seed, run=run)
             except TooSmall as error:
@@ -191,14 +247,16 @@ def _epochs(
             return best, "left-out blocks of the only donor", []
         return *_alone(family, model), []
     try:
-        curves = _fold_curves(family, model.config, batches, groups=groups, seed=seed, run=run)
-    except TooSmall:  # targets cannot be made anew without the left-out donors
+        curves = list(folds) or _fold_curves(
+            family, model.config, batches, groups=groups, seed=seed, run=run, relabel=relabel
+        )
+    except TooSmall:  # no targets without the held-out donors
         return *_alone(family, model), []
     return best_epoch(curves, model.criterion), "left-out donors", curves
 
 
 def _alone(family: type[Model], model: Any) -> tuple[int, str]:
-    """Return the number of epochs where no donor can be left out."""
+    """Return the number of epochs where no donor can be held out."""
     alone = min(EPOCHS_UNCHOSEN, model.config.max_epochs)
     alone = alone if model.config.epochs_alone is None else model.config.epochs_alone
     logger.info("No donor can be left out: %s is trained for %d epochs.", family.family, alone)
@@ -210,13 +268,13 @@ def _epochs_by_blocks(family: type[Model], config: Any, batches: Sequence[Batch]
     parts = {b.slide: blocks_of(b.coords_um, BLOCK_FOLDS, slide=b.slide) for b in batches}
     curves = []
     for k in (0, BLOCK_FOLDS - 1):
-        train, left = [], []
+        train, held = [], []
         for batch in batches:
             test = np.flatnonzero(parts[batch.slide] == k)
             far = far_from(batch.coords_um, test, slide=batch.slide)
             train.append(batch.take(far))
-            left.append(batch.take(test))
-        curves.append(_curve(family, config, train, left, describe=f"without block {k}", seed=seed, run=run))
+            held.append(batch.take(test))
+        curves.append(_curve(family, config, train, held, describe=f"without block {k}", seed=seed, run=run))
     return best_epoch(curves, getattr(family, "criterion", "pearson"))
 
 
@@ -228,33 +286,39 @@ def _fit_ensemble(
     validation: Sequence[Batch],
     seed: int,
     run: Run,
-) -> tuple[Model, dict[str, Any], Curve | None]:
+    relabel: Relabel | None,
+    folds: Sequence[Curve],
+) -> tuple[Model, dict[str, Any], list[Curve], Curve | None]:
     """Fit members that differ by seed or, where a family has no randomness, by what they are fitted on."""
     family = config.member.model_class
     config = config.for_slides([b.slide for b in batches])
     model = Ensemble(config, n_features=batches[0].features.shape[1], n_genes=batches[0].y.shape[1])  # type: ignore[union-attr]
     members: list[Model] = []
     first: dict[str, Any] = {}
+    curves: list[Curve] = []
     for k in range(config.n_members):
-        mine, donors = list(batches), list(groups)
+        drawn, donors = list(batches), list(groups)
         if not config.member.seeded and k > 0:
-            mine, donors = _bootstrap(batches, groups, seed=seed + k)
+            drawn, donors = _bootstrap(batches, groups, seed=seed + k)
         # Without slides that validate each member, the number of epochs is chosen once.
         epochs = None if validation else first.get("epochs")
-        member, facts, _ = _fit_one(
+        member, chosen, found, _ = _fit_one(
             family,
             config.member,
-            mine,
+            drawn,
             groups=donors,
             seed=seed + k,
             run=run,
             validation=validation,
             epochs=epochs,
+            relabel=relabel,
+            folds=folds,
         )
-        first = first or facts
+        first, curves = first or chosen, curves or found
         members.append(member.to("cpu").eval())
     model.set_members(members, batches, relative=config.output_scale(batches[0].scale) == "relative")
-    return model, {**first, "n_ensemble": config.n_members}, _score_once(model, validation) if validation else None
+    curve = _score_once(model, validation) if validation else None
+    return model, {**first, "n_ensemble": config.n_members}, curves, curve
 
 
 def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
@@ -267,23 +331,31 @@ def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) ->
 
 
 def _fold_curves(
-    family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, groups: Sequence[str], seed: int, run: Run
+    family: type[Model],
+    config: BaseConfig,
+    batches: Sequence[Batch],
+    *,
+    groups: Sequence[str],
+    seed: int,
+    run: Run,
+    relabel: Relabel | None,
 ) -> list[Curve]:
-    """Return the scores of left-out slides, fold by fold; what was trained already is not trained again."""
+    """Return the scores of held-out slides, fold by fold."""
     network = issubclass(family, Iterative)
     slides = {b.slide: b for b in batches}
     donors = dict(zip(slides, groups, strict=True))
     curves = []
     for fold, train, test in group_folds(donors, n_folds=INNER_FOLDS if network else None):
-        mine, left = [slides[s] for s in train], [slides[s] for s in test if slides[s].y is not None]
-        if not left:  # nothing but images, which no score can be had on
+        training, held = [slides[s] for s in train], [slides[s] for s in test if slides[s].y is not None]
+        if not held:  # nothing but images, which no score can be had on
             continue
+        of = [donors[s] for s in train]
         if not network:
-            model, _, _ = _fit_one(family, config, mine, groups=[donors[s] for s in train], seed=seed, run=run)
-            curves.append(_score_once(model, left))
+            model, *_ = _fit_one(family, config, training, groups=of, seed=seed, run=run, relabel=relabel)
+            curves.append(_score_once(model, held))
             continue
-        mine = run.labelled(mine, [donors[s] for s in train])  # type: ignore[assignment]
-        curves.append(_curve(family, config, mine, left, describe=f"without {fold}", seed=seed, run=run))
+        learned = _relabelled(training, of, relabel)
+        curves.append(_curve(family, config, learned, held, describe=f"without {fold}", seed=seed, run=run))
     return curves
 
 
@@ -291,30 +363,27 @@ def _curve(
     family: type[Model],
     config: Any,
     train: Sequence[Batch],
-    left: Sequence[Batch],
+    held: Sequence[Batch],
     *,
     describe: str,
     seed: int,
     run: Run,
 ) -> Curve:
-    """Return the scores after each epoch of what is left out of a network's training; each is trained only once."""
+    """Return the scores, after each epoch, of what is held out of a network's training."""
     epochs = config.max_epochs if config.epochs is None else config.epochs
-    key = fingerprint(family.family, config, train, left, seed=seed, epochs=epochs)
-    if key not in run.curves:
-        net: Any = _new(family, config, train, seed=seed)
-        found, _ = _loop.train(
-            net,
-            train,
-            epochs=epochs,
-            seed=seed,
-            run=run,
-            validation=left,
-            patience=config.patience if config.epochs is None else None,
-            checkpoint=run.file(key),
-            describe=f"{family.family}: {describe}",
-        )
-        run.curves[key] = found  # type: ignore[assignment]
-    return run.curves[key]
+    net: Any = _new(family, config, train, seed=seed)
+    found, _ = _loop.train(
+        net,
+        train,
+        epochs=epochs,
+        seed=seed,
+        run=run,
+        validation=held,
+        patience=config.patience if config.epochs is None else None,
+        checkpoint=_checkpoint(config, train, held, seed=seed, epochs=epochs, run=run),
+        describe=f"{family.family}: {describe}",
+    )
+    return found  # type: ignore[return-value]
 
 
 def held_out_scores(
@@ -325,14 +394,38 @@ def held_out_scores(
     groups: Sequence[str],
     seed: int = 0,
     run: Run | None = None,
+    relabel: Relabel | None = None,
+    folds: Sequence[Curve] = (),
 ) -> HeldOut:
-    """Fit with groups left out and score their slides, gene by gene; of an ensemble, its first member."""
+    """Fit with donors held out and score their slides, gene by gene; of an ensemble, its first member.
+
+    `folds` are the curves of these very fits, where they are known already.
+    """
     run = Run() if run is None else run
     if isinstance(config, EnsembleConfig):
         family, config = config.member.model_class, config.member
-    curves = _fold_curves(family, config, batches, groups=groups, seed=seed, run=run)
+    curves = list(folds) or _fold_curves(family, config, batches, groups=groups, seed=seed, run=run, relabel=relabel)
     epochs = getattr(config, "epochs", None)
     return held_out(curves, getattr(family, "criterion", "pearson"), epochs=epochs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of several settings scored best on held-out donors of the training slides.
+
+    Attributes
+    ----------
+    best
+        Its number.
+    scores
+        Mean Pearson correlation of each over genes and slides, genes without variance counted as zero.
+    folds
+        Curves of the best one's folds.
+    """
+
+    best: int
+    scores: list[float]
+    folds: list[Curve] = field(default_factory=list)
 
 
 def choose_config(
@@ -342,18 +435,20 @@ def choose_config(
     groups: Sequence[str],
     seed: int = 0,
     run: Run | None = None,
-) -> tuple[int, list[float]]:
-    """Return which of several settings scores best on left-out groups of the *training* slides, and every score.
-
-    `batches` holds, for each option, the training batches as that option needs them. The score is the mean Pearson
-    correlation over genes and slides, genes without variance counted as zero.
-    """
+) -> Choice:
+    """Choose between settings; `batches` holds, for each option, the training batches as it needs them."""
     if len(options) == 1:
-        return 0, [float("nan")]
+        return Choice(0, [float("nan")])
     if len(set(groups)) < 2:
         raise InputError("Choosing between settings needs at least two donors (or slides) among the training slides.")
-    scores = []
+    run = Run() if run is None else run
+    scores: list[float] = []
+    folds: list[list[Curve]] = []
     for i, (family, config) in enumerate(options):
-        held = held_out_scores(family, config, batches[i], groups=groups, seed=seed, run=run)
+        single = config.member if isinstance(config, EnsembleConfig) else config
+        curves = _fold_curves(single.model_class, single, batches[i], groups=groups, seed=seed, run=run, relabel=None)
+        held = held_out_scores(family, config, batches[i], groups=groups, folds=curves)
         scores.append(float(np.nan_to_num(held.pearson).mean()))
-    return int(np.argmax(scores)), scores
+        folds.append(curves)
+    best = int(np.argmax(scores))
+    return Choice(best, scores, folds[best])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError
@@ -18,12 +17,13 @@ from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.models.batch import Batch
 from stpred.models.parts.iterative import Iterative
-from stpred.training._checkpoint import Checkpoint, pack_optimizer, resume, unpack_optimizer
-from stpred.training._feeds import feed_of
-from stpred.training._run import Run
+from stpred.training._checkpoint import Checkpoint, State
+from stpred.training._run import Run, numbered
+from stpred.training._samplers import sampler_of
 from stpred.training._scores import Curve
 
-logger = logging.getLogger("stpred")
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SAVE_EVERY_S = 30.0
 """Between two states on disk: a large model's takes seconds to write."""
@@ -57,11 +57,11 @@ def train(
     run
         Device and precision.
     validation
-        Left-out slides that are scored after each epoch.
+        Held-out slides that are scored after each epoch.
     patience
         Epochs without a better score on them after which training stops.
     keep_best
-        Leave the model as it was after the epoch that the left-out slides scored best at.
+        Leave the model as it was after the epoch that the held-out slides scored best at.
     checkpoint
         Where the state is kept after each epoch, and taken up again from.
     describe
@@ -69,52 +69,90 @@ def train(
 
     Returns
     -------
-    The scores of the left-out slides after each epoch (None without any), and facts: epochs, steps, losses.
+    The scores of the held-out slides after each epoch (None without any), and facts: epochs, steps, losses.
     """
-    fabric = run.made()
-    device = fabric.device
-    cuda = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed + fabric.global_rank)
+    fabric = run.launched
+    with seeded(fabric, seed + fabric.global_rank):
         model.begin(batches)
-        order = np.random.default_rng(seed)
-        scored: list[tuple[NDArray, NDArray, NDArray]] = []
-        losses: list[float] = []
-        best: dict[str, Tensor] = {}
-        feed = feed_of(model, batches, seed=seed, fabric=fabric)
+        sampler = sampler_of(model, batches, seed=seed, fabric=fabric)
         wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))
-        first = _resume(checkpoint, model, optimizer, order, scored, losses, best)
-        saved = time.monotonic()
-        stopped = _stale(scored, validation, model, patience)
-        for epoch in track(range(first, epochs), total=epochs - first, describe=run.label(describe)):
-            if stopped:
-                break
+        state = State(model, optimizer, np.random.default_rng(seed))
+
+        def one_epoch(epoch: int) -> float:
             model.train()
             total, n_batches = 0.0, 0
-            for sample, told in feed.epoch(order):
-                total += _step(model, wrapped, optimizer, sample, fabric, told, epoch, strict=run.strict)
+            for sample, what in sampler.epoch(state.order):
+                total += _step(model, wrapped, state.optimizer, sample, fabric, what, epoch, strict=run.strict)
                 n_batches += 1
-            losses.append(total / max(n_batches, 1))
-            if model.review(epoch + 1, lambda: (sample for sample, _ in feed.epoch(order))):
-                wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))  # parameters came or went
+            return total / max(n_batches, 1)
+
+        def after(epoch: int) -> bool:
+            nonlocal wrapped
+            if model.review(epoch + 1, lambda: (sample for sample, _ in sampler.epoch(state.order))):
+                wrapped, state.optimizer = fabric.setup(model, _optimizer(model, fabric.device))  # other parameters
             if validation and (model.scored_each_epoch or epoch + 1 == epochs):
-                scored.append(_score(model, validation))
-                if keep_best and _best(scored, validation, model) == epoch:
-                    best.update({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
-            stopped = _stale(scored, validation, model, patience)
-            due = stopped or epoch + 1 == epochs or time.monotonic() - saved >= SAVE_EVERY_S
-            if checkpoint is not None and fabric.is_global_zero and due:
-                _keep(checkpoint, model, optimizer, order, scored, losses, best)
-                saved = time.monotonic()
-    if best:
-        model.load_state_dict(best)
+                state.scored.append(_score(model, validation))
+                if keep_best and _best(state.scored, validation, model) == epoch:
+                    state.best.update({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
+            return _stale(state.scored, validation, model, patience)
+
+        state.resume(checkpoint)
+        last = len(state.losses) if _stale(state.scored, validation, model, patience) else epochs
+        run_epochs(state, one_epoch, after, epochs=last, fabric=fabric, checkpoint=checkpoint, describe=describe)
+    if state.best:
+        model.load_state_dict(state.best)
     model.eval()
-    facts = {
-        "epochs": _best(scored, validation, model) + 1 if best else len(losses),
+    losses = state.losses
+    chosen = {
+        "epochs": _best(state.scored, validation, model) + 1 if state.best else len(losses),
         "loss": {"first": losses[0], "last": losses[-1]},
         "curve": {"loss": [float(f"{v:.5g}") for v in losses]},
     }
-    return (_curve(scored, validation) if validation else None), facts
+    return (_curve(state.scored, validation) if validation else None), chosen
+
+
+@contextmanager
+def seeded(fabric: Fabric, seed: int) -> Iterator[None]:
+    """Seed torch, and leave its global random state as it was."""
+    cuda = [fabric.device.index or 0] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+def run_epochs(
+    state: State,
+    one_epoch: Callable[[int], float],
+    after: Callable[[int], bool],
+    *,
+    epochs: int,
+    fabric: Fabric,
+    checkpoint: Checkpoint | None,
+    describe: str,
+) -> None:
+    """Run the epochs that are not done yet, and keep the state now and then.
+
+    Parameters
+    ----------
+    state
+        What is kept; the losses grow by one an epoch.
+    one_epoch
+        Trains for an epoch and returns its mean loss.
+    after
+        Is called after each epoch, and says whether training ends.
+    epochs, fabric, checkpoint, describe
+        As of :func:`train`.
+    """
+    first, saved = len(state.losses), time.monotonic()
+    for epoch in track(range(first, epochs), total=epochs - first, describe=numbered(describe)):
+        state.losses.append(one_epoch(epoch))
+        stopped = after(epoch)
+        due = stopped or epoch + 1 == epochs or time.monotonic() - saved >= SAVE_EVERY_S
+        if checkpoint is not None and fabric.is_global_zero and due:
+            state.save(checkpoint)
+            saved = time.monotonic()
+        if stopped:
+            break
 
 
 def _optimizer(model: Iterative, device: torch.device) -> torch.optim.Optimizer:
@@ -132,7 +170,7 @@ def _step(
     optimizer: Any,
     sample: Any,
     fabric: Any,
-    told: str,
+    what: str,
     epoch: int,
     *,
     strict: bool,
@@ -141,28 +179,28 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss = model.loss(wrapped(sample), sample)
     value = float(loss.detach())
-    _check_finite("loss", value, told, epoch)
+    _check_finite("loss", value, what, epoch)
     fabric.backward(loss)
     if model.config.clip_norm is not None:
         norm = fabric.clip_gradients(wrapped, optimizer, max_norm=model.config.clip_norm, error_if_nonfinite=False)
         if strict:
-            _check_finite("gradient", float(norm), told, epoch)
+            _check_finite("gradient", float(norm), what, epoch)
     optimizer.step()
     model.after_step()
     return value
 
 
-def _check_finite(what: str, value: float, told: str, epoch: int) -> None:
+def _check_finite(quantity: str, value: float, what: str, epoch: int) -> None:
     """Stop with the step named, before its weights spoil the following ones."""
     if not np.isfinite(value):
         raise InputError(
-            f"The {what} became {value} in epoch {epoch + 1}, in a step of {told}; look for extreme values there, or "
-            "lower `lr`."
+            f"The {quantity} became {value} in epoch {epoch + 1}, in a step of {what}; look for extreme values there, "
+            "or lower `lr`."
         )
 
 
 def _score(model: Iterative, validation: Sequence[Batch]) -> tuple[NDArray, NDArray, NDArray]:
-    """Return (S, G) Pearson and Spearman and the (S,) squared error of left-out slides."""
+    """Return (S, G) Pearson and Spearman and the (S,) squared error of held-out slides."""
     found = [score_slide(model, b) for b in validation]
     return np.stack([f[0] for f in found]), np.stack([f[1] for f in found]), np.array([f[2] for f in found], np.float32)
 
@@ -185,64 +223,12 @@ def _curve(scored: list[tuple[NDArray, NDArray, NDArray]], validation: Sequence[
 
 
 def _stale(scored: list[Any], validation: Sequence[Batch], model: Iterative, patience: int | None) -> bool:
-    """Whether the left-out slides have not scored better for `patience` epochs."""
+    """Whether the held-out slides have not scored better for `patience` epochs."""
     if patience is None or not validation or len(scored) <= patience:
         return False
     return len(scored) - 1 - _best(scored, validation, model) >= patience
 
 
 def _best(scored: list[Any], validation: Sequence[Batch], model: Iterative) -> int:
-    """Return the epoch, from 0, after which the left-out slides scored best."""
+    """Return the epoch, from 0, after which the held-out slides scored best."""
     return int(np.argmax(_curve(scored, validation).quality(model.criterion)))
-
-
-def _keep(
-    checkpoint: Checkpoint,
-    model: Iterative,
-    optimizer: Any,
-    order: np.random.Generator,
-    scored: list,
-    losses: list[float],
-    best: dict[str, Tensor],
-) -> None:
-    tensors, facts = pack_optimizer(getattr(optimizer, "optimizer", optimizer))
-    tensors |= {f"model.{k}": v for k, v in model.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
-    tensors["random"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random_cuda"] = torch.cuda.get_rng_state()
-    for name, part in zip(("pearson", "spearman", "error"), zip(*scored, strict=True), strict=False):
-        tensors[f"scored.{name}"] = torch.from_numpy(np.stack(part))
-    checkpoint.save(tensors, {"optimizer": facts, "order": order.bit_generator.state, "losses": losses})
-
-
-def _resume(
-    checkpoint: Checkpoint | None,
-    model: Iterative,
-    optimizer: Any,
-    order: np.random.Generator,
-    scored: list,
-    losses: list[float],
-    best: dict[str, Tensor],
-) -> int:
-    """Put an interrupted training's state back; return the number of epochs that are done."""
-    plain = getattr(optimizer, "optimizer", optimizer)
-
-    def put_back(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        model.load_state_dict(own)
-        unpack_optimizer(plain, tensors, facts["optimizer"])
-        order.bit_generator.state = facts["order"]
-        torch.set_rng_state(tensors["random"])
-        if "random_cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random_cuda"])
-        done = [float(loss) for loss in facts["losses"]]
-        parts = []
-        if "scored.error" in tensors:
-            parts = list(zip(*(tensors[f"scored.{n}"].numpy() for n in ("pearson", "spearman", "error")), strict=True))
-        best.update({k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")})
-        scored.extend(parts)
-        losses.extend(done)
-
-    if resume(checkpoint, put_back, model=model, optimizer=plain, order=order):
-        logger.info("Training goes on after epoch %d.", len(losses))
-    return len(losses)

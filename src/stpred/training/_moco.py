@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -18,16 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError
-from stpred._core.progress import track
 from stpred.encoders.pretraining import WEIGHT_DECAY, MoCo
 from stpred.training import augmentation
-from stpred.training._checkpoint import Checkpoint, pack_optimizer, resume, unpack_optimizer
-from stpred.training._run import Run
-
-logger = logging.getLogger("stpred")
-
-SAVE_EVERY_S = 30.0
-"""Between two states on disk."""
+from stpred.training._checkpoint import State
+from stpred.training._loop import run_epochs, seeded
+from stpred.training._run import Run, add_to_digest
 
 MIN_TILES = 16
 """Tiles below which there is nothing to tell apart."""
@@ -173,84 +167,73 @@ def pretrain(
     identity
         What else makes this training another one (name of the backbone and its initial weights).
     """
-    fabric = run.made()
+    fabric = run.launched
     device = fabric.device
     world, rank = fabric.world_size, fabric.global_rank
     n = len(crops)
     if n < MIN_TILES * world:
         raise InputError(f"There are {n} tiles to learn from; {MIN_TILES * world} or more are needed.")
     together = min(config.batch_size * world, n // world * world)
-    checkpoint = run.file(fingerprint(config, crops, mean, std, seed=seed, identity=identity))
-    cuda = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        model: nn.Module = MomentumContrast(backbone, width=width, config=config)
+    checkpoint = run.file(fingerprint(config, crops, mean, std, seed=seed, identity=identity, run=run))
+    with seeded(fabric, seed):
+        model: Any = MomentumContrast(backbone, width=width, config=config)
         if world > 1 and device.type == "cuda":  # batch statistics of all processes; torch has it for GPUs only
             from timm.layers import convert_sync_batchnorm  # knows timm's own norms too
 
             model = convert_sync_batchnorm(model)
-        optimizer = _optimizer(model, config, tiles_per_step=together)
-        wrapped, outer = fabric.setup(model, optimizer)
+        wrapped, optimizer = fabric.setup(model, _optimizer(model, config, tiles_per_step=together))
         torch.manual_seed(seed + rank)  # dropout differs between processes, weights and views do not
-        order, views = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        losses: list[float] = []
-        _resume(checkpoint, model, outer, order, views, losses)
-        first, saved, began = len(losses), time.monotonic(), time.monotonic()
-        scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+        state = State(model, optimizer, np.random.default_rng(seed), views=torch.Generator().manual_seed(seed))
+        look: dict[str, Any] = {"size_px": size_px, "mean": torch.tensor(mean), "std": torch.tensor(std)}
         steps = n // together
-        for epoch in track(range(first, config.epochs), total=config.epochs - first, describe="pretraining"):
+
+        def one_epoch(epoch: int) -> float:
             model.train()
             total = torch.zeros((), device=device)
-            for step, (read, drawn) in enumerate(_steps(crops, order, views, config, together, rank, world)):
+            for step, (some, drawn) in enumerate(_steps(crops, state, config, together, rank, world)):
                 at = epoch + step / steps
-                for group in outer.param_groups:
+                for group in optimizer.param_groups:
                     group["lr"] = config.lr_at(at, tiles_per_step=together)
-                tiles = torch.from_numpy(read).to(device)
-                pair = [
-                    augmentation.views(tiles, d, size_px=size_px, stained=config.augmentation.stain > 0, **scale)
-                    for d in drawn
-                ]
-                outer.zero_grad(set_to_none=True)
-                loss = wrapped(*pair)
+                tiles = torch.from_numpy(some).to(device)
+                stained = config.augmentation.stain > 0
+                optimizer.zero_grad(set_to_none=True)
+                loss = wrapped(*(augmentation.views(tiles, d, stained=stained, **look) for d in drawn))
                 _check_finite(float(loss.detach()), epoch=epoch, step=step)
                 fabric.backward(loss)
-                outer.step()
-                model.follow(config.momentum_at(at))  # type: ignore[operator]
+                optimizer.step()
+                model.follow(config.momentum_at(at))
                 total += loss.detach()
-            mean_loss: Any = fabric.all_reduce(total / steps, reduce_op="mean")
-            losses.append(float(mean_loss))
-            due = epoch + 1 == config.epochs or time.monotonic() - saved >= SAVE_EVERY_S
-            if checkpoint is not None and fabric.is_global_zero and due:
-                _keep(checkpoint, model, outer, order, views, losses)
-                saved = time.monotonic()
+            return float(fabric.all_reduce(total / steps, reduce_op="mean"))  # type: ignore[arg-type]
+
+        state.resume(checkpoint)
+        began = time.monotonic()
+        run_epochs(
+            state, one_epoch, lambda _: False, epochs=config.epochs, fabric=fabric, checkpoint=checkpoint,
+            describe="pretraining",
+        )  # fmt: skip
         seconds = time.monotonic() - began
     backbone.eval()
     return {
         "n_tiles": n,
         "tiles_per_step": together,
         "steps": steps * config.epochs,
-        "loss": [float(f"{x:.5g}") for x in losses],
+        "loss": [float(f"{x:.5g}") for x in state.losses],
         "chance_loss": float(f"{4 * config.temperature * math.log(together):.5g}"),
         "seconds": round(seconds, 1),
     }
 
 
 def _steps(
-    crops: Any,
-    order: np.random.Generator,
-    views: torch.Generator,
-    config: MoCo,
-    together: int,
-    rank: int,
-    world: int,
+    crops: Any, state: State, config: MoCo, together: int, rank: int, world: int
 ) -> Iterator[tuple[NDArray[np.uint8], tuple[augmentation.Draw, augmentation.Draw]]]:
     """Yield this process's tiles of each step of an epoch, and the draws of both views; the rest is dropped."""
-    shuffled = order.permutation(len(crops))
-    mine = slice(rank, None, world)
+    shuffled = state.order.permutation(len(crops))
+    own, views = slice(rank, None, world), state.views
+    assert views is not None
     for start in range(0, len(crops) - together + 1, together):
         rows = np.sort(shuffled[start : start + together])  # in order: a memory map is read forwards
-        drawn = [augmentation.draw(together, config.augmentation, generator=views).take(mine) for _ in range(2)]
-        yield np.ascontiguousarray(crops[rows[mine]]), (drawn[0], drawn[1])
+        drawn = [augmentation.draw(together, config.augmentation, generator=views).take(own) for _ in range(2)]
+        yield np.ascontiguousarray(crops[rows[own]]), (drawn[0], drawn[1])
 
 
 def _optimizer(model: nn.Module, config: MoCo, *, tiles_per_step: int) -> torch.optim.Optimizer:
@@ -266,12 +249,14 @@ def _optimizer(model: nn.Module, config: MoCo, *, tiles_per_step: int) -> torch.
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def fingerprint(config: MoCo, crops: Any, mean: Any, std: Any, *, seed: int, identity: str) -> str:
-    """Return a short hash of everything that decides how a training goes."""
-    facts = [config.to_dict(), list(crops.shape), list(mean), list(std), seed, identity]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(np.ascontiguousarray(crops[:: max(1, len(crops) // 64)]).tobytes())
-    return f"encoder-{digest.hexdigest()[:20]}"
+def fingerprint(config: MoCo, crops: Any, mean: Any, std: Any, *, seed: int, identity: str, run: Run) -> str:
+    """Return a short hash of everything that decides the result of a training."""
+    options = [config.to_dict(), list(crops.shape), list(mean), list(std), seed, identity, run.precision]
+    digest = hashlib.blake2b(json.dumps(options).encode(), digest_size=10)
+    if run.checkpoint is not None:
+        for start in range(0, len(crops), 4096):
+            add_to_digest(digest, crops[start : start + 4096])
+    return f"encoder-{digest.hexdigest()}"
 
 
 def _check_finite(value: float, *, epoch: int, step: int) -> None:
@@ -279,47 +264,3 @@ def _check_finite(value: float, *, epoch: int, step: int) -> None:
         raise InputError(
             f"The loss became {value} in epoch {epoch + 1}, step {step + 1}; lower `lr`, or raise `warmup_epochs`."
         )
-
-
-def _keep(
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    optimizer: Any,
-    order: np.random.Generator,
-    views: torch.Generator,
-    losses: list[float],
-) -> None:
-    tensors, facts = pack_optimizer(getattr(optimizer, "optimizer", optimizer))
-    tensors |= {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {"random": torch.get_rng_state(), "views": views.get_state()}
-    if torch.cuda.is_available():
-        tensors["random_cuda"] = torch.cuda.get_rng_state()
-    checkpoint.save(tensors, {"optimizer": facts, "order": order.bit_generator.state, "losses": losses})
-
-
-def _resume(
-    checkpoint: Checkpoint | None,
-    model: nn.Module,
-    optimizer: Any,
-    order: np.random.Generator,
-    views: torch.Generator,
-    losses: list[float],
-) -> None:
-    """Put an interrupted training's state back."""
-    plain, drawn = getattr(optimizer, "optimizer", optimizer), views.get_state()
-
-    def put_back(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        unpack_optimizer(plain, tensors, facts["optimizer"])
-        order.bit_generator.state = facts["order"]
-        torch.set_rng_state(tensors["random"])
-        if "random_cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random_cuda"])
-        done = [float(loss) for loss in facts["losses"]]
-        views.set_state(tensors["views"])
-        losses.extend(done)
-
-    if not resume(checkpoint, put_back, model=model, optimizer=plain, order=order):
-        views.set_state(drawn)
-        return
-    logger.info("Training goes on after epoch %d of %s.", len(losses), checkpoint.path.name if checkpoint else "")

@@ -24,7 +24,7 @@ SHEAR = 10.0
 JITTER = 0.05
 
 
-class PatchFeed:
+class PatchSampler:
     """As many random patches of each slide in an epoch as would cover it; with several processes, each one's share.
 
     Parameters

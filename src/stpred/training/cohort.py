@@ -43,7 +43,7 @@ class Cohort:
         One per slide.
     donors
         Slide to donor.
-    left
+    validation
         Slides that are not learned from.
     rule, genes
         The gene rule and the frame of the chosen genes, measured on every slide.
@@ -55,7 +55,7 @@ class Cohort:
 
     regions: list[data.Region]
     donors: dict[str, str]
-    left: Collection[str]
+    validation: Collection[str]
     rule: GeneRule
     genes: pd.DataFrame
     lattice: Lattice | None
@@ -68,7 +68,7 @@ class Cohort:
         donors: dict[str, str],
         *,
         rule: GeneRule,
-        left: Collection[str] = (),
+        validation: Collection[str] = (),
         partial: bool = False,
     ) -> Cohort:
         """Choose genes on the slides that are learned from; `partial`: slides may lack some of the named ones.
@@ -78,13 +78,13 @@ class Cohort:
         shared = None if partial else data.shared_library(regions)
         if shared is not None:
             regions = [r if r.counts is None else r.over(shared.genes) for r in regions]
-        learned = [r for r in regions if r.slide not in left]
+        learned = [r for r in regions if r.slide not in validation]
         if not any(r.counts is not None for r in learned):
             raise InputError("No training slide has counts.")
         chosen = data.choose_genes(learned, rule, partial=partial)
         if not partial:
             chosen = chosen.loc[np.all([r.known(chosen.index.tolist()) for r in regions], axis=0)]
-        return cls(regions, donors, left, rule, chosen, data.common_lattice(learned), shared)
+        return cls(regions, donors, validation, rule, chosen, data.common_lattice(learned), shared)
 
     @property
     def names(self) -> list[str]:
@@ -95,6 +95,11 @@ class Cohort:
     def pitch_um(self) -> float | None:
         """Median spacing of the training locations."""
         return None if self.lattice is None else self.lattice.pitch_um
+
+    @property
+    def training_groups(self) -> list[str]:
+        """Donor of each slide that is learned from."""
+        return [self.donors[r.slide] for r in self.regions if r.slide not in self.validation]
 
     def groups(self, batches: Sequence[Batch]) -> list[str]:
         """Return the donor of each batch."""
@@ -118,7 +123,7 @@ class Cohort:
         target: str | None,
         scores: training.HeldOut,
     ) -> None:
-        """Write into the model's record what it was trained on, and keep its encoder with it."""
+        """Write the provenance of the training into the model's record, and keep its encoder with it."""
         regions, lattice, record, needs = self.regions, self.lattice, fitted.record, fitted.needs
         var: dict[str, Any] = {c: self.genes[c].to_numpy() for c in ("mean", "rmax") if c in self.genes}
         var |= scores.columns()
@@ -129,7 +134,7 @@ class Cohort:
         record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
         record.gene_rule, record.target = self.rule.to_dict(), config.output_scale(target)
         if not config.takes_images:  # those take each slide's counts as they are, of whatever genes
-            record.library = data.library_of([r for r in regions if r.slide not in self.left]).to_dict()
+            record.library = data.library_of([r for r in regions if r.slide not in self.validation]).to_dict()
         record.region = next(r.shapes_key for r in regions if r.counts is not None)
         record.pitch_um = None if lattice is None else round(lattice.pitch_um, 3)
         reaches = [r for b in batches if (r := data.reach_um(b)) is not None]
@@ -144,7 +149,7 @@ class Cohort:
                 }
                 for r in regions
             },
-            "validation": sorted(self.left),
+            "validation": sorted(self.validation),
             "n_donors": len(set(self.groups(batches))),
             "hexagonal": bool(lattice is not None and lattice.hexagonal),
             **_cell_facts(regions),
@@ -227,7 +232,7 @@ def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
     return {"n_cells": cells, "without_cells": {r.slide: len(r.without_cells) for r in regions}}
 
 
-def called_after(config: BaseConfig, name: str | None) -> str:
+def model_name(config: BaseConfig, name: str | None) -> str:
     """Return what a model is called: `name`, or its family (an ensemble: that of its members)."""
     default = config.member.family if isinstance(config, EnsembleConfig) else config.family
     called = keys.slug(default if name is None else name)
@@ -236,16 +241,41 @@ def called_after(config: BaseConfig, name: str | None) -> str:
     return called
 
 
-def held_out(
-    family: Any, config: Any, batches: list[Batch], groups: list[str], *, seed: int, run: training.Run
-) -> training.HeldOut:
-    """Return per-gene scores on left-out donors; of no slide where there are too few to leave any out."""
+def fit_cohort(
+    cohort: Cohort,
+    config: BaseConfig,
+    encoder: Encoder,
+    *,
+    target: str | None,
+    name: str,
+    donors_given: bool,
+    seed: int,
+    run: training.Run,
+    relabel: training.Relabel | None = None,
+) -> tuple[Model, list[Batch]]:
+    """Fit a family, score its genes on held-out donors, and write its record; also return the training batches."""
+    all_batches = cohort.batches(config, encoder, target=target)
+    batches = [b for b in all_batches if b.slide not in cohort.validation]
+    validation = [b for b in all_batches if b.slide in cohort.validation]
+    how: dict[str, Any] = {"groups": cohort.groups(batches), "seed": seed, "run": run, "relabel": relabel}
+    fitted = training.fit_and_score(config.model_class, config, batches, validation=validation, **how)
+    scores = fitted.validation
+    if scores is None:
+        scores = _held_out_scores(config, batches, folds=fitted.folds, **how)
+    model = fitted.model
+    cohort.describe(model, name=name, encoder=encoder, batches=batches, config=config, target=target, scores=scores)
+    model.record.training |= {"donors_given": donors_given, "seed": seed, **fitted.chosen}
+    return model, batches
+
+
+def _held_out_scores(config: Any, batches: list[Batch], *, groups: list[str], **how: Any) -> training.HeldOut:
+    """Return per-gene scores on held-out donors; of no slide where there are too few to hold any out."""
     why = "One donor only"
     if not getattr(config, "score_folds", True):
         why = "Left-out donors are scored only with score_folds=True"
     elif len(set(groups)) > 1:
         try:
-            return training.held_out_scores(family, config, batches, groups=groups, seed=seed, run=run)
+            return training.held_out_scores(config.model_class, config, batches, groups=groups, **how)
         except data.TooSmall as error:
             why = str(error).rstrip(".")
     logger.warning("%s: no gene can be scored on unseen tissue, so none is marked as trusted.", why)

@@ -1,46 +1,32 @@
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from stpred import data, metrics, training
+from stpred import data, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
-from stpred._core.files import readable, staged_file
 from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
-from stpred.comparison.scoring import Measured, context, scores, tidy
 from stpred.models import registry
-from stpred.models.base import BaseConfig, Model
-from stpred.models.batch import Batch, Needs
-from stpred.tl._evaluation.out_of_fold import Prediction, Unseen
-from stpred.training.cohort import encoder_of, measured, scored_scale
+from stpred.models.base import BaseConfig
+from stpred.tl._evaluation.fold_scores import Study
+from stpred.tl._evaluation.out_of_fold import Unseen
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger("stpred")
 
-Option = tuple[type[Model], BaseConfig]
-
 COLUMNS = [
     "model", "fold", "slide", "gene", "metric", "value", "target", "trained_on", "donor_shared", "split", "chosen",
     "donor",
 ]  # fmt: skip
-
-POOLED = "pearson_pooled"
-METRICS = 2
-"""Version of what is scored: a checkpoint of another one is not taken up."""
 
 
 def cross_validate(
@@ -157,8 +143,7 @@ def cross_validate(
     regions = {s: data.read_region(sdata, place, slide=s, measured=True) for s, sdata in slides.items()}
     if split != "block":
         data.refuse_copies(regions, donors)
-    seen = [o[1].needs.cells for options in grids.values() for o in options]
-    if any(seen):
+    if any(config.needs.cells for options in grids.values() for config in options):
         regions = {s: data.with_cells(r, cells_key=cells_key) for s, r in regions.items()}
     elif cells_key is not None:
         raise InputError("`cells_key` is for families that see cells, and none of the models does.")
@@ -167,7 +152,7 @@ def cross_validate(
         regions = {s: r.over(shared.genes) for s, r in regions.items()}
     lattice = data.common_lattice(list(regions.values()))
     pitch_um = None if lattice is None else lattice.pitch_um
-    grids = {n: [(family, config.at_pitch(pitch_um)) for family, config in options] for n, options in grids.items()}
+    grids = {name: [config.at_pitch(pitch_um) for config in options] for name, options in grids.items()}
     folds = (
         data.block_folds(regions, n_folds=n_folds)
         if split == "block"
@@ -176,39 +161,10 @@ def cross_validate(
             for name, train, test in training.group_folds(donors, n_folds=n_folds)
         ]
     )
-    embedded: dict[Any, dict[str, Batch]] = {}
-    used_for = [getattr(encoder, "card", encoder), tile, coordinate_system]
-    rows: list[pd.DataFrame] = []
     unseen = None if key_added is None else Unseen(key_added, regions, grids)
-    run.planned = _announce(grids, folds, donors)
-    for fold in track(folds, total=len(folds), describe="folds"):
-        chosen = data.choose_genes([_part(regions[s], r) for s, r in fold.train.items()], rule)
-        names = [g for g in chosen.index if all(g in regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
-        for name, options in grids.items():
-            facts = [
-                METRICS, name, options, fold, names, target, scales, seed, rule.to_dict(), _facts(regions), used_for,
-                donors,
-            ]  # fmt: skip
-            kept = _Kept(run.checkpoint, facts)
-            found = kept.load() if unseen is None else None  # scores on disk have no predictions with them
-            if found is None:
-                if not embedded:
-                    embedded = _embed(regions, grids, encoder=encoder, tile=tile, device=device)
-                found, predicted = _score_model(
-                    options, fold, regions, embedded, names,
-                    donors=donors, target=target, scales=scales, seed=seed, run=run, encoder=encoder,
-                    keep=unseen is not None,
-                )  # fmt: skip
-                kept.save(found)
-                if unseen is not None:
-                    unseen.add(name, predicted)
-            rows.append(found.assign(model=name, fold=fold.name))
-        rows += [
-            _context(fold, s, regions, names, scale).assign(fold=fold.name, slide=s, target=scale)
-            for s in fold.test
-            for scale in scales
-        ]
-    run.clear()
+    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, unseen)
+    with training.resumable(run, planned=_announce(grids, folds, donors)):
+        rows = [row for fold in track(folds, total=len(folds), describe="folds") for row in study.score_fold(fold)]
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
     result = result.assign(donor=result["slide"].map(donors).fillna(result["fold"]))[COLUMNS]
     if shared is not None:
@@ -218,14 +174,14 @@ def cross_validate(
     return result
 
 
-def _announce(grids: dict[str, list[Option]], folds: Sequence[data.Fold], donors: dict[str, str]) -> int:
+def _announce(grids: dict[str, list[BaseConfig]], folds: Sequence[data.Fold], donors: dict[str, str]) -> int:
     """Say how many networks are fitted, model by model; return their number."""
     total = 0
     for name, options in grids.items():
         n, networks, long = 0, 0, False
         for fold in folds:
             groups = [donors[s] for s in fold.train]
-            plans = [training.plan(*o, groups, scored=len(options) > 1) for o in options]
+            plans = [training.plan(o.model_class, o, groups, scored=len(options) > 1) for o in options]
             n += sum(p.n for p in plans) - (len(options) - 1)  # only the chosen setting is fitted on all slides
             networks += sum(p.networks for p in plans) - sum(p.networks > 0 for p in plans[1:])
             long = any(p.long for p in plans)
@@ -258,145 +214,7 @@ def _scales(scored_on: str | Sequence[str] | None, target: str | None) -> list[s
     return [one_of(s, TARGETS, name="scored_on") for s in dict.fromkeys(scales)]
 
 
-def _part(region: data.Region, rows: Any) -> data.Region:
-    return region if rows is None else region.take(rows)
-
-
-def _score_model(
-    options: list[Option],
-    fold: data.Fold,
-    regions: dict[str, data.Region],
-    embedded: dict[Any, dict[str, Batch]],
-    names: list[str],
-    *,
-    donors: dict[str, str],
-    target: str | None,
-    scales: list[str],
-    seed: int,
-    run: training.Run,
-    encoder: Any,
-    keep: bool,
-) -> tuple[pd.DataFrame, list[Prediction]]:
-    """Choose, train and score one model in one fold; with `keep`, also return what it predicted."""
-    inner: list[list[Batch]] = []
-    order: list[str] = []
-    for o in options:
-        batches, order = [], []
-        for s, rows in fold.train.items():
-            values = measured(regions[s], names, o[1], target=target, scored_on=scales[0])
-            batch = values.put(embedded[_key(o)][s])
-            batches.append(batch if rows is None else batch.take(rows))
-            order.append(donors[s])
-        inner.append(batches)
-    best, _ = training.choose_config(options, dict(enumerate(inner)), groups=order, seed=seed, run=run)
-    model, facts = training.fit(*options[best], inner[best], groups=order, seed=seed, typical=keep, run=run)
-    config = options[best][1]
-    said = ", ".join(f"{k}={v}" for k, v in _told(options[best], facts, several=len(options) > 1).items())
-    parts, predicted = [], []
-    both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in scales}
-    for s, rows in fold.test.items():
-        batch = embedded[_key(options[best])][s]
-        batch = batch if rows is None else batch.take(rows)
-        raw, spread = model.predict(batch)
-        for scale in scales:
-            truth = _measured(_part(regions[s], rows), names, scale)
-            comparable = scored_scale(config, target) == scale and config.output_scale(target) != "relative"
-            found = scores(model.as_scored(raw), truth, comparable=comparable)
-            parts.append(tidy(found, names).assign(slide=s, target=scale))
-            both[scale].append((model.as_scored(raw), truth.observed))
-        if keep:
-            limit = facts.get("slide_limit")
-            predicted.append(
-                Prediction(
-                    slide=s, rows=rows, genes=names, mean=raw, std=spread, unlike=model.ood_distance(batch),
-                    slide_limit=limit, scale=config.output_scale(target), per=config.per,
-                    family=config.family, config=config.to_dict(), chosen=said,
-                    encoder=_seen_through(config, encoder), fold=fold.name, trained_on=list(fold.train),
-                )
-            )  # fmt: skip
-    if len(fold.test) > 1:
-        for scale, sides in both.items():
-            pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*sides, strict=True)))
-            parts.append(tidy({POOLED: pooled}, names).assign(slide=f"pooled {fold.name}", target=scale))
-    frame = pd.concat(parts).assign(chosen=said, trained_on=config.training_target(target))
-    return frame, predicted
-
-
-_MARK = "# sha256 "
-"""What the last line of a file of scores begins with."""
-
-
-class _Kept:
-    """A fold's scores on disk, by everything that they depend on."""
-
-    def __init__(self, folder: str | Path | None, facts: list[Any]) -> None:
-        key = hashlib.sha256(json.dumps(facts, default=_plain, sort_keys=True).encode()).hexdigest()[:20]
-        self.path = None if folder is None else Path(folder) / f"scores-{key}.csv"
-
-    def load(self) -> pd.DataFrame | None:
-        """Return what is there, if it is."""
-        if self.path is None or not self.path.is_file():
-            return None
-        kinds = {"gene": str, "slide": str, "metric": str, "target": str, "chosen": str, "trained_on": str}
-        try:
-            with readable(self.path, what="file of a fold's scores"):
-                text, _, mark = self.path.read_text(encoding="utf-8").rpartition(_MARK)
-                if mark.strip() != _digest(text):
-                    raise ValueError("it does not hold what was written")
-                frame = pd.read_csv(
-                    io.StringIO(text),
-                    dtype=kinds,
-                    float_precision="round_trip",
-                    keep_default_na=False,
-                    na_values={"value": [""]},
-                )
-        except InputError as error:
-            logger.warning("%s The fold is scored anew.", error)
-            return None
-        logger.info("A finished fold was taken from %s.", self.path)
-        return frame
-
-    def save(self, frame: pd.DataFrame) -> None:
-        """Keep it; the file appears whole."""
-        if self.path is None:
-            return
-        text = frame.to_csv(index=False)
-        with staged_file(self.path, what="file of a fold's scores") as part:
-            part.write_text(f"{text}{_MARK}{_digest(text)}\n", encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _plain(value: Any) -> Any:
-    """Return facts as JSON: configs by family and fields, folds by rows."""
-    if isinstance(value, data.Fold):
-        return [value.name, value.train, value.test]
-    if isinstance(value, BaseConfig):
-        return value.to_dict()
-    if isinstance(value, type):
-        return value.__name__
-    return value.tolist() if isinstance(value, np.ndarray) else str(value)
-
-
-def _facts(regions: dict[str, data.Region]) -> dict[str, Any]:
-    """Return what tells these slides' images, locations and counts from others."""
-    return {
-        s: [r.pyramid.fingerprint, float(np.abs(r.coords_um).sum()), float(r.totals.sum()), len(r.coords_um), _cells(r)]  # type: ignore[union-attr]
-        for s, r in regions.items()
-    }
-
-
-def _cells(region: data.Region) -> list[Any] | None:
-    """Return what tells the cells of a slide's locations from others."""
-    if region.cells is None:
-        return None
-    inside = region.cells
-    return [inside.region.shapes_key, inside.links.indices.size, float(np.abs(inside.region.coords_um).sum())]
-
-
-def _grids(models: Any) -> dict[str, list[Option]]:
+def _grids(models: Any) -> dict[str, list[BaseConfig]]:
     """Return, for each name, the settings to choose from."""
     if isinstance(models, Mapping):
         named = dict(models)
@@ -417,88 +235,6 @@ def _grids(models: Any) -> dict[str, list[Option]]:
     if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
     return {
-        str(name): [
-            ((config := registry.resolve(o)).model_class, config)
-            for o in (value if isinstance(value, (list, tuple)) else [value])
-        ]
+        str(name): [registry.resolve(o) for o in (value if isinstance(value, (list, tuple)) else [value])]
         for name, value in named.items()
     }
-
-
-def _key(option: Option) -> tuple[str, TileSpec | None, Needs]:
-    """Options with the same key see the same batch."""
-    config = option[1]
-    return config.default_encoder, config.default_tile, config.needs
-
-
-def _embed(
-    regions: dict[str, data.Region],
-    grids: dict[str, list[Option]],
-    *,
-    encoder: Any,
-    tile: Any,
-    device: Any,
-) -> dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]]:
-    """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
-    wanted = {_key(o): o[1] for options in grids.values() for o in options}
-    found: dict[tuple[str, TileSpec | None, Needs], dict[str, Batch]] = {key: {} for key in wanted}
-    for seen in sorted({key[:2] for key in wanted}, key=str):
-        mine = {key: config for key, config in wanted.items() if key[:2] == seen}
-        config = next(iter(mine.values()))
-        # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
-        given = encoder if config.default_encoder == BaseConfig.default_encoder else None
-        used = encoder_of(config, given, tile=tile, device=device)
-        for s, region in regions.items():
-            for key in [k for k in mine if k[2].cells or k[2].tokens]:
-                found[key][s] = data.reader_for(region, used, key[2]).whole()
-            tiles = {k: v for k, v in mine.items() if not (k[2].cells or k[2].tokens)}
-            if not tiles:
-                continue
-            colour = any(key[2].slide_colour for key in tiles)
-            first = data.reader_for(region, used, Needs(slide_colour=colour)).whole()
-            for parts in {key[2].parts for key in tiles}:
-                batch = first
-                if parts is not None:
-                    batch = data.with_parts(first, region, used, parts)
-                for key in tiles:
-                    if key[2].parts == parts:
-                        found[key][s] = data.with_needs(batch, key[2])
-    return found
-
-
-def _told(option: Option, facts: dict[str, Any], *, several: bool) -> dict[str, Any]:
-    """Return settings that differ from the defaults, and what the fit chose."""
-    family, config = option
-    default = type(config)()
-    told = {k: v for k, v in config.to_dict().items() if v != default.to_dict()[k]}
-    first = {"family": family.family} if several else {}
-    return first | told | {k: v for k, v in facts.items() if isinstance(v, (int, float)) and k != "slide_limit"}
-
-
-def _seen_through(config: BaseConfig, given: Any) -> str:
-    """Return the name of the encoder that a model sees tiles through."""
-    if given is None or config.default_encoder != BaseConfig.default_encoder:
-        return config.default_encoder
-    return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
-
-
-def _measured(region: data.Region, names: list[str], target: str) -> Measured:
-    columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
-    return Measured(region.counts, columns, region.target(names, target), target, region.coords_um)
-
-
-def _context(
-    fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str
-) -> pd.DataFrame:
-    """Return what scores on a left-out slide are read against, as rows of further models."""
-    truth = _measured(_part(regions[slide], fold.test[slide]), names, target)
-    found = context(truth)
-    parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in keys.CONTEXT[:2]]
-    ceilings = ("rmax", "reliability") if target == "counts" else ("reliability",)
-    parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=keys.CEILING))
-    total = sum(_part(regions[s], r).target(names, target).sum(axis=0, dtype=np.float64) for s, r in fold.train.items())
-    n = sum(len(regions[s].coords_um) if r is None else len(r) for s, r in fold.train.items())
-    mean = np.broadcast_to(total / n, truth.observed.shape)
-    errors = {name: getattr(metrics, name)(mean, truth.observed) for name in ("r2", "rmse", "mae")}
-    parts.append(tidy(errors, names).assign(model=keys.TRAINING_MEAN))
-    return pd.concat(parts).assign(chosen="", trained_on=target)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from stpred.inference.predictor import Predictor
 from stpred.inference.unseen import trained_on
 from stpred.models import Model, registry
 from stpred.models.batch import Batch
-from stpred.training.cohort import PIXELS, Cohort, called_after, encoder_of, held_out, read_cohort
+from stpred.training.cohort import PIXELS, Cohort, encoder_of, fit_cohort, model_name, read_cohort
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +113,6 @@ def distill(
     """
     slides = data.as_slides(slides)
     config = registry.resolve(student)
-    family = config.model_class
     if target is not None:
         one_of(target, TARGETS, name="target")
     if isinstance(measured_fraction, (bool, str)) or not 0 <= float(measured_fraction) < 1:
@@ -129,50 +127,43 @@ def distill(
             "Distillation needs two donors or more, so that every slide has a teacher that has not seen its counts; on "
             "a single one, train on the counts: stpred.tl.train(slides, 'student')."
         )
-    called = called_after(config, name)
+    name = model_name(config, name)
     run = training.Run(device=device)
     used = encoder_of(config, encoder, tile=tile, device=device)
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
-    regions = read_cohort(slides, config, place)
-    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes))
-    seeing = {"encoder": encoder if teacher_encoder is None else teacher_encoder, "device": device}
-    seeing["tile"] = tile if teacher_encoder is None else None
+    cohort = Cohort.of(read_cohort(slides, config, place), donors, rule=GeneRule.parse(genes))
     listed = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not listed:
         raise InputError("`teacher` is empty; give a family such as 'ridge', a Config, or trained models.")
+    seen = (encoder, tile) if teacher_encoder is None else (teacher_encoder, None)
     ready = [t for t in listed if isinstance(t, Model)]
-    teachers: list[Teacher] = [_trained(ready, cohort)] if ready else []
+    teachers = [_trained(ready, cohort)] if ready else []
     teachers += [
-        _untrained(t, cohort, seeing=seeing, target=target, seed=seed, run=run)
-        for t in listed
-        if not isinstance(t, Model)
+        _untrained(t, cohort, *seen, target=target, seed=seed, run=run) for t in listed if not isinstance(t, Model)
     ]
-    labelling = training.Distillation(teachers, share=float(measured_fraction))
-    run.relabel = labelling
-    batches = cohort.batches(config, used, target=target)
-    order = cohort.groups(batches)
-    training.announce(_plans(family, config, listed, order))
-    fitted, facts, _ = training.fit_and_score(family, config, batches, groups=order, seed=seed, run=run)
-    scores = held_out(family, config, batches, order, seed=seed, run=run)
-    cohort.describe(fitted, name=called, encoder=used, batches=batches, config=config, target=target, scores=scores)
-    pure = replace(labelling, share=0.0)
-    final = pure(batches, order)
+    training.announce(_plans(config, listed, cohort.training_groups))
+    labelling = training.Distillation(teachers, float(measured_fraction))
+    with training.resumable(run):
+        fitted, batches = fit_cohort(
+            cohort, config, used, target=target, name=name, donors_given=groups is not None, seed=seed, run=run,
+            relabel=labelling,
+        )  # fmt: skip
+        labels, taught = labelling.labels([b.slide for b in batches], cohort.training_groups)
+    final = training.Distillation(teachers).blend(batches, labels)
     agreed = {b.slide: float(np.nan_to_num(metrics.pearson(b.y, b.truth)).mean()) for b in final}
-    fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
     fitted.record.training["distilled"] = {
-        "teachers": [_told(t) for t in listed],
+        "teachers": [_teacher_provenance(t) for t in listed],
         "measured_share": float(measured_fraction),
-        "taught": pure.taught,
+        "taught": taught,
         "label_pearson": {slide: round(r, 4) for slide, r in agreed.items()},
     }
     fitted.pseudo_labels = {b.slide: _table(b, r, cohort) for b, r in zip(final, cohort.regions, strict=True)}  # type: ignore[assignment]
-    run.clear()
     return fitted
 
 
-def _plans(family: Any, config: Any, teachers: Sequence[Any], groups: list[str]) -> list[str]:
+def _plans(config: BaseConfig, teachers: Sequence[Any], groups: list[str]) -> list[str]:
     """Say what is fitted: the student, and the teachers anew for each set of slides that it is fitted on."""
-    said = [training.plan(family, config, groups).sentence()]
+    sentences = [training.plan(config.model_class, config, groups).sentence()]
     for teacher in teachers:
         if isinstance(teacher, Model):
             continue
@@ -183,18 +174,19 @@ def _plans(family: Any, config: Any, teachers: Sequence[Any], groups: list[str])
             for g in sets
             for part in training.fold_groups(g)
         )
-        said.append(
+        sentences.append(
             f"Its teacher {resolved.family} takes {n} fits: for each of {len(sets)} sets of slides that the student "
             "is fitted on, one without each slide's donor."
         )
-    return said
+    return sentences
 
 
 def _untrained(
     given: Any,
     cohort: Cohort,
+    encoder: Any,
+    tile: Any,
     *,
-    seeing: dict[str, Any],
     target: str | None,
     seed: int,
     run: training.Run,
@@ -204,11 +196,10 @@ def _untrained(
     family = config.model_class
     if config.needs.cells:
         raise InputError(f"The teacher {config.family!r} sees cells; teachers see tiles.")
-    own = config.default_encoder == PIXELS
-    encoder = encoder_of(
-        config, None if own else seeing["encoder"], tile=None if own else seeing["tile"], device=seeing["device"]
-    )
-    batches = {b.slide: b for b in cohort.batches(config, encoder, target=target)}
+    if config.default_encoder == PIXELS:
+        encoder = tile = None
+    used = encoder_of(config, encoder, tile=tile, device=run.device)
+    batches = {b.slide: b for b in cohort.batches(config, used, target=target)}
     known: dict[tuple[str, ...], Any] = {}
 
     def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -257,7 +248,7 @@ def _trained(models: Sequence[Model], cohort: Cohort) -> Teacher:
     return teach
 
 
-def _told(teacher: Any) -> dict[str, Any]:
+def _teacher_provenance(teacher: Any) -> dict[str, Any]:
     if isinstance(teacher, Model):
         return {"family": teacher.family, "id": teacher.id, "trained": True}
     config = registry.resolve(teacher)

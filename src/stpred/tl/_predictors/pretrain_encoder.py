@@ -169,7 +169,7 @@ def pretrain_encoder(
     chosen = _choose(regions, n_tiles, seed=seed)
     edge = math.ceil(augmentation.MARGIN * tile.size_px)
     larger = TileSpec(tile.mpp, edge + (edge - tile.size_px) % 2)  # so that the tile itself is exactly its middle
-    with _read(regions, chosen, larger) as crops:
+    with training.resumable(run), _read(regions, chosen, larger) as crops:
         mean, std = _colours(crops, tile.size_px)
         n = len(crops)
         held = min(max(n // 10, HELD_OUT[0]), HELD_OUT[1])
@@ -232,9 +232,8 @@ def pretrain_encoder(
     }
     encoder = trained.TrainedEncoder(
         module, card=card, backbone=plain_name, kwargs=kwargs, seed=seed, record=record
-    ).to(str(run.made().device))
+    ).to(str(run.launched.device))
     _warn(called, check)
-    run.clear()
     return encoder
 
 
@@ -385,7 +384,7 @@ def _check(
     """Return what a network makes of held-out tiles: of pairs of random views, and of the tiles as they are."""
     import torch
 
-    device = run.made().device
+    device = run.launched.device
     module.to(device).eval()
     generator = torch.Generator().manual_seed(seed + 1)
     scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}

@@ -17,7 +17,7 @@ from stpred.models import Model, registry
 from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
-from stpred.training.cohort import Cohort, called_after, encoder_of, held_out, read_cohort
+from stpred.training.cohort import Cohort, encoder_of, fit_cohort, model_name, read_cohort
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -128,38 +128,29 @@ def train(
     """
     slides = data.as_slides(slides)
     config = registry.resolve(model)
-    family = config.model_class
     if target is not None:
         one_of(target, TARGETS, name="target")
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
-    called = called_after(config, name)
+    name = model_name(config, name)
     run = training.Run(device=device)
     encoder = encoder_of(config, encoder, tile=tile, device=device)
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = read_cohort(slides, config, place, cells_key=cells_key)
-    left = _validation(validation, donors)
-    cohort = Cohort.of(regions, donors, rule=GeneRule.parse(genes), left=left, partial=config.takes_images)
+    held_out = _validation(validation, donors)
+    rule = GeneRule.parse(genes)
+    cohort = Cohort.of(regions, donors, rule=rule, validation=held_out, partial=config.takes_images)
     config = config.at_pitch(cohort.pitch_um)
-    all_batches = cohort.batches(config, encoder, target=target)
-    batches = [b for b in all_batches if b.slide not in left]
-    held = [b for b in all_batches if b.slide in left]
-    counts = {"validated": bool(held), "intervals": bool(intervals)}
-    plan = training.plan(family, config, cohort.groups(batches), **counts)
+    plan = training.plan(
+        config.model_class, config, cohort.training_groups, validated=bool(held_out), intervals=bool(intervals)
+    )
     if plan.long:
         training.announce([plan.sentence()])
-        run.planned = plan.networks
-    fitted, facts, scores = training.fit_and_score(
-        family, config, batches, groups=cohort.groups(batches), validation=held, seed=seed, run=run
-    )
-    if scores is None:
-        scores = held_out(family, config, batches, cohort.groups(batches), seed=seed, run=run)
-    cohort.describe(fitted, name=called, encoder=encoder, batches=batches, config=config, target=target, scores=scores)
-    fitted.record.training |= {"donors_given": groups is not None, "seed": seed, **facts}
-    if _wanted(fitted, cohort.groups(batches), intervals=intervals):
-        counted = [data.median_width_um(r) for r in cohort.regions if r.counts is not None and r.slide not in left]
-        groups_of = cohort.groups(batches)
-        _calibrate(fitted, config, batches, groups_of, width_um=float(np.median(counted)), seed=seed, run=run)
-    run.clear()
+    with training.resumable(run, planned=plan.networks):
+        fitted, batches = fit_cohort(
+            cohort, config, encoder, target=target, name=name, donors_given=groups is not None, seed=seed, run=run
+        )
+        if _wanted(fitted, cohort.training_groups, intervals=intervals):
+            _calibrate(fitted, config, batches, cohort, seed=seed, run=run)
     return fitted
 
 
@@ -175,21 +166,15 @@ def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
 
 
 def _calibrate(
-    model: Model,
-    config: BaseConfig,
-    batches: list[Batch],
-    groups: list[str],
-    *,
-    width_um: float,
-    seed: int,
-    run: training.Run,
+    model: Model, config: BaseConfig, batches: list[Batch], cohort: Cohort, *, seed: int, run: training.Run
 ) -> None:
     """Calibrate intervals on predictions of models that have not seen a slide's donor."""
-    known = [(b, g) for b, g in zip(batches, groups, strict=True) if b.y is not None]
-    batches, groups = [b for b, _ in known], [g for _, g in known]
-    labels, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
+    batches = [b for b in batches if b.y is not None]
+    groups, slides = cohort.groups(batches), {b.slide for b in batches}
+    width_um = float(np.median([data.median_width_um(r) for r in cohort.regions if r.slide in slides]))
+    predictions, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
     scale = model.record.target
-    residuals = [as_stable(dense(b.scored), scale) - as_stable(labels[b.slide], scale) for b in batches]
+    residuals = [as_stable(dense(b.scored), scale) - as_stable(predictions[b.slide], scale) for b in batches]
     calibrate(
         model,
         residuals,
@@ -201,14 +186,16 @@ def _calibrate(
 
 
 def _validation(slides: Iterable[str] | None, donors: dict[str, str]) -> set[str]:
-    """Return the slides that are left out to end the training; their donors must not be trained on."""
+    """Return the slides that only end the training; their donors must not be trained on."""
     if slides is None:
         return set()
-    left = {slides} if isinstance(slides, str) else set(names_of(slides, what="slide in `validation`"))
-    if not left or left - donors.keys() or left == donors.keys():
-        raise InputError(f"`validation` must name some of the slides {listing(donors)}, not all, got {listing(left)}.")
-    if shared := sorted({donors[s] for s in left} & {g for s, g in donors.items() if s not in left}):
+    held_out = {slides} if isinstance(slides, str) else set(names_of(slides, what="slide in `validation`"))
+    if not held_out or held_out - donors.keys() or held_out == donors.keys():
+        raise InputError(
+            f"`validation` must name some of the slides {listing(donors)}, not all, got {listing(held_out)}."
+        )
+    if shared := sorted({donors[s] for s in held_out} & {g for s, g in donors.items() if s not in held_out}):
         raise InputError(
             f"`validation` shares donors {listing(shared)} with the training slides; leave all theirs out."
         )
-    return left
+    return held_out

@@ -279,8 +279,8 @@ def _fit(
     # Every cell of the training spots once: the spots hold no more cells than that.
     own = inside if how == "spots" else np.random.default_rng(seed).permutation(len(features))[:, None]
     held = held if how == "spots" else max(1, int(len(own) * HELD_SHARE))
-    run = training.Run(device=device)
-    model, _, _ = training.fit_and_score(
+    run = training.Run(device=device, checkpoint=None)
+    fitted = training.fit_and_score(
         SCellST,
         config,
         [_batch(features, expression, own[held:])],
@@ -290,7 +290,7 @@ def _fit(
         typical=False,
         run=run,
     )
-    return model  # type: ignore[return-value]
+    return fitted.model  # type: ignore[return-value]
 
 
 def _batch(features: NDArray[np.float32], expression: NDArray[np.float32], inside: NDArray[np.int64]) -> Batch:

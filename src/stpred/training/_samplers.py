@@ -1,4 +1,4 @@
-"""What the steps of an epoch are made of: locations, whole slides, or patches of images."""
+"""Minibatch samplers: locations, whole slides, or patches of images."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from stpred.models.parts.losses import RELATIVE
 from stpred.models.parts.sample import gather
 
 
-class Feed(Protocol):
-    """Training data of a run."""
+class Sampler(Protocol):
+    """Draws the minibatches of an epoch."""
 
     def epoch(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
         """Yield the samples of a pass over it, each with what to call it in a message."""
 
 
-def feed_of(model: Iterative, batches: Sequence[Batch], *, seed: int, fabric: Any) -> Feed:
-    """Return what a family is fed with."""
+def sampler_of(model: Iterative, batches: Sequence[Batch], *, seed: int, fabric: Any) -> Sampler:
+    """Return the sampler of a family."""
     if model.unit == "patches":
-        from stpred.training._patches import PatchFeed
+        from stpred.training._patches import PatchSampler
 
-        return PatchFeed(batches, model, fabric=fabric)
-    return LocationFeed(batches, model, seed=seed, fabric=fabric)
+        return PatchSampler(batches, model, fabric=fabric)
+    return LocationSampler(batches, model, seed=seed, fabric=fabric)
 
 
-class LocationFeed:
+class LocationSampler:
     """Locations of all slides in turn, or slides; with several processes, each one's share."""
 
     def __init__(self, batches: Sequence[Batch], model: Any, *, seed: int, fabric: Any) -> None:
@@ -41,8 +41,8 @@ class LocationFeed:
 
     def epoch(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
         """Yield samples and how many locations of which slides they hold."""
-        share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
-        for picks in _steps(self.batches, self.model, order, self.draws, **share):
+        process = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        for picks in _steps(self.batches, self.model, order, self.draws, **process):
             sample = gather(
                 [self.batches[i].take(rows) for i, rows in picks],
                 [self.scalings[i] for i, _ in picks],
@@ -67,25 +67,25 @@ def _steps(
     if model.unit == "slides":
         slides = order.permutation(len(batches))
         for start in range(0, len(slides), size):
-            mine = slides[start : start + size][rank::world]
-            mine = slides[start : start + 1] if len(mine) == 0 else mine
-            yield [(int(i), np.arange(len(batches[i].targets))) for i in mine]
+            own = slides[start : start + size][rank::world]
+            own = slides[start : start + 1] if len(own) == 0 else own
+            yield [(int(i), np.arange(len(batches[i].targets))) for i in own]
         return
     slide, row = _locations(batches, order, draws)
     if model.config.loss in RELATIVE:  # a correlation over a slide's locations needs many of one slide in a step
         for i in order.permutation(len(batches)):
             mixed = order.permutation(row[slide == i])
             for part in np.array_split(mixed, -(-len(mixed) // size)):
-                mine = part[rank::world]
-                yield [(int(i), np.sort(part[:1] if len(mine) == 0 else mine))]
+                own = part[rank::world]
+                yield [(int(i), np.sort(part[:1] if len(own) == 0 else own))]
         return
     shuffled = order.permutation(len(row))
     for start in range(0, len(row), size):
-        mine = shuffled[start : start + size][rank::world]
-        mine = shuffled[start : start + 1] if len(mine) == 0 else mine
-        if len(mine) == 1 and len(row) > 1 and start > 0:
+        own = shuffled[start : start + size][rank::world]
+        own = shuffled[start : start + 1] if len(own) == 0 else own
+        if len(own) == 1 and len(row) > 1 and start > 0:
             continue  # a single left-over location has no statistics of its own (batch norm)
-        yield [(int(i), np.sort(row[mine[slide[mine] == i]])) for i in np.unique(slide[mine])]
+        yield [(int(i), np.sort(row[own[slide[own] == i]])) for i in np.unique(slide[own])]
 
 
 def _locations(

@@ -1,0 +1,241 @@
+"""Choosing, training and scoring models in the folds of a cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stpred import data, metrics, training
+from stpred._core import keys
+from stpred._core.specs import GeneRule, TileSpec
+from stpred.comparison.scoring import Measured, context, scores, tidy
+from stpred.models.base import BaseConfig, Model
+from stpred.models.batch import Batch, Needs
+from stpred.tl._evaluation.kept_scores import KeptScores, identities
+from stpred.tl._evaluation.out_of_fold import Prediction, Unseen
+from stpred.training.cohort import encoder_of, measured, scored_scale
+
+POOLED = "pearson_pooled"
+METRICS = 2
+"""Version of what is scored: scores on disk of another one are not taken up."""
+
+Seen = tuple[str, TileSpec | None, Needs]
+"""Encoder, tile and needs: models that agree in them share their batches."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A cross-validation: slides, models, and how they are trained and scored.
+
+    Attributes
+    ----------
+    regions, donors
+        Slides with counts, and the donor of each.
+    grids
+        For each name, the settings to choose from.
+    rule, target, scales
+        Genes of each fold, training target, and the scales that are scored on.
+    encoder, tile
+        As the user gave them.
+    seed, run
+        As of :func:`stpred.training.fit`.
+    unseen
+        Collects predictions; None keeps the scores alone.
+    """
+
+    regions: dict[str, data.Region]
+    donors: dict[str, str]
+    grids: Mapping[str, list[BaseConfig]]
+    rule: GeneRule
+    target: str | None
+    scales: list[str]
+    encoder: Any
+    tile: Any
+    seed: int
+    run: training.Run
+    unseen: Unseen | None
+
+    @cached_property
+    def batches(self) -> dict[Seen, dict[str, Batch]]:
+        """Every slide without targets for each (encoder, tile, needs), embedded once per encoder."""
+        return _embed(self.regions, self.grids, encoder=self.encoder, tile=self.tile, device=self.run.device)
+
+    def score_fold(self, fold: data.Fold) -> list[pd.DataFrame]:
+        """Return the scores of all models on the slides of a fold, and what they are read against."""
+        parts = [_part(self.regions[s], rows) for s, rows in fold.train.items()]
+        chosen = data.choose_genes(parts, self.rule).index
+        genes = [g for g in chosen if all(g in self.regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
+        rows = [self._scores_of(name, fold, genes).assign(model=name, fold=fold.name) for name in self.grids]
+        return rows + [
+            _context(fold, s, self.regions, genes, scale).assign(fold=fold.name, slide=s, target=scale)
+            for s in fold.test
+            for scale in self.scales
+        ]
+
+    def _scores_of(self, name: str, fold: data.Fold, genes: list[str]) -> pd.DataFrame:
+        """Return a model's scores in a fold: from disk, if they are there."""
+        seen = [
+            getattr(self.encoder, "card", self.encoder),
+            self.tile,
+            next(iter(self.regions.values())).coordinate_system,
+        ]
+        decides = [
+            METRICS, name, self.grids[name], fold, genes, self.target, self.scales, self.seed, self.rule.to_dict(),
+            identities(self.regions), seen, self.donors,
+        ]  # fmt: skip
+        kept = KeptScores(self.run.checkpoint, decides)
+        found = kept.load() if self.unseen is None else None  # scores on disk have no predictions with them
+        if found is None:
+            found, predicted = self._score_model(self.grids[name], fold, genes)
+            kept.save(found)
+            if self.unseen is not None:
+                self.unseen.add(name, predicted)
+        return found
+
+    def _score_model(
+        self, options: list[BaseConfig], fold: data.Fold, genes: list[str]
+    ) -> tuple[pd.DataFrame, list[Prediction]]:
+        """Choose, train and score one model; where predictions are collected, also return them."""
+        model, config, chosen = self._fit(options, fold, genes)
+        settings = ", ".join(f"{k}={v}" for k, v in _chosen(config, chosen, several=len(options) > 1).items())
+        keep = self.unseen is not None
+        parts, predicted = [], []
+        both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in self.scales}
+        for s, rows in fold.test.items():
+            batch = _rows(self.batches[_seen(config)][s], rows)
+            raw, spread = model.predict(batch)
+            for scale in self.scales:
+                truth = _measured(_part(self.regions[s], rows), genes, scale)
+                comparable = scored_scale(config, self.target) == scale
+                comparable = comparable and config.output_scale(self.target) != "relative"
+                found = scores(model.as_scored(raw), truth, comparable=comparable)
+                parts.append(tidy(found, genes).assign(slide=s, target=scale))
+                both[scale].append((model.as_scored(raw), truth.observed))
+            if keep:
+                predicted.append(
+                    Prediction(
+                        slide=s, rows=rows, genes=genes, mean=raw, std=spread, unlike=model.ood_distance(batch),
+                        slide_limit=chosen.get("slide_limit"), scale=config.output_scale(self.target), per=config.per,
+                        family=config.family, config=config.to_dict(), chosen=settings,
+                        encoder=_encoder_name(config, self.encoder), fold=fold.name, trained_on=list(fold.train),
+                    )
+                )  # fmt: skip
+        if len(fold.test) > 1:
+            for scale, sides in both.items():
+                pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*sides, strict=True)))
+                parts.append(tidy({POOLED: pooled}, genes).assign(slide=f"pooled {fold.name}", target=scale))
+        return pd.concat(parts).assign(chosen=settings, trained_on=config.training_target(self.target)), predicted
+
+    def _fit(
+        self, options: list[BaseConfig], fold: data.Fold, genes: list[str]
+    ) -> tuple[Model, BaseConfig, dict[str, Any]]:
+        """Choose between settings on the training slides, and fit the best on all of them."""
+        inner = {}
+        for i, config in enumerate(options):
+            inner[i] = [
+                _rows(
+                    measured(self.regions[s], genes, config, target=self.target, scored_on=self.scales[0]).put(
+                        self.batches[_seen(config)][s]
+                    ),
+                    rows,
+                )
+                for s, rows in fold.train.items()
+            ]
+        groups = [self.donors[s] for s in fold.train]
+        pairs = [(c.model_class, c) for c in options]
+        choice = training.choose_config(pairs, inner, groups=groups, seed=self.seed, run=self.run)
+        model, chosen = training.fit(
+            *pairs[choice.best], inner[choice.best], groups=groups, seed=self.seed, typical=self.unseen is not None,
+            run=self.run, folds=choice.folds,
+        )  # fmt: skip
+        return model, options[choice.best], chosen
+
+
+def _part(region: data.Region, rows: NDArray[np.int64] | None) -> data.Region:
+    return region if rows is None else region.take(rows)
+
+
+def _rows(batch: Batch, rows: NDArray[np.int64] | None) -> Batch:
+    return batch if rows is None else batch.take(rows)
+
+
+def _seen(config: BaseConfig) -> Seen:
+    return config.default_encoder, config.default_tile, config.needs
+
+
+def _embed(
+    regions: dict[str, data.Region],
+    grids: Mapping[str, list[BaseConfig]],
+    *,
+    encoder: Any,
+    tile: Any,
+    device: Any,
+) -> dict[Seen, dict[str, Batch]]:
+    """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
+    wanted = {_seen(o): o for options in grids.values() for o in options}
+    found: dict[Seen, dict[str, Batch]] = {key: {} for key in wanted}
+    for seen in sorted({key[:2] for key in wanted}, key=str):
+        own = {key: config for key, config in wanted.items() if key[:2] == seen}
+        config = next(iter(own.values()))
+        # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
+        given = encoder if config.default_encoder == BaseConfig.default_encoder else None
+        used = encoder_of(config, given, tile=tile, device=device)
+        for s, region in regions.items():
+            for key in [k for k in own if k[2].cells or k[2].tokens]:
+                found[key][s] = data.reader_for(region, used, key[2]).whole()
+            tiles = {k: v for k, v in own.items() if not (k[2].cells or k[2].tokens)}
+            if not tiles:
+                continue
+            colour = any(key[2].slide_colour for key in tiles)
+            first = data.reader_for(region, used, Needs(slide_colour=colour)).whole()
+            for parts in {key[2].parts for key in tiles}:
+                batch = first
+                if parts is not None:
+                    batch = data.with_parts(first, region, used, parts)
+                for key in tiles:
+                    if key[2].parts == parts:
+                        found[key][s] = data.with_needs(batch, key[2])
+    return found
+
+
+def _chosen(config: BaseConfig, chosen: dict[str, Any], *, several: bool) -> dict[str, Any]:
+    """Return settings that differ from the defaults, and what the fit chose."""
+    default = type(config)()
+    changed = {k: v for k, v in config.to_dict().items() if v != default.to_dict()[k]}
+    first = {"family": config.family} if several else {}
+    return first | changed | {k: v for k, v in chosen.items() if isinstance(v, (int, float)) and k != "slide_limit"}
+
+
+def _encoder_name(config: BaseConfig, given: Any) -> str:
+    """Return the name of the encoder that a model sees tiles through."""
+    if given is None or config.default_encoder != BaseConfig.default_encoder:
+        return config.default_encoder
+    return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
+
+
+def _measured(region: data.Region, names: list[str], target: str) -> Measured:
+    columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
+    return Measured(region.counts, columns, region.target(names, target), target, region.coords_um)
+
+
+def _context(
+    fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str
+) -> pd.DataFrame:
+    """Return what scores on a left-out slide are read against, as rows of further models."""
+    truth = _measured(_part(regions[slide], fold.test[slide]), names, target)
+    found = context(truth)
+    parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in keys.CONTEXT[:2]]
+    ceilings = ("rmax", "reliability") if target == "counts" else ("reliability",)
+    parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=keys.CEILING))
+    total = sum(_part(regions[s], r).target(names, target).sum(axis=0, dtype=np.float64) for s, r in fold.train.items())
+    n = sum(len(regions[s].coords_um) if r is None else len(r) for s, r in fold.train.items())
+    mean = np.broadcast_to(total / n, truth.observed.shape)
+    errors = {name: getattr(metrics, name)(mean, truth.observed) for name in ("r2", "rmse", "mae")}
+    parts.append(tidy(errors, names).assign(model=keys.TRAINING_MEAN))
+    return pd.concat(parts).assign(chosen="", trained_on=target)
