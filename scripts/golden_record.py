@@ -220,7 +220,7 @@ def scene_family(**settings: Any) -> Family:
     config = st.models.XFuse.Config(
         **({"depth": 2, "width": 4, "metagenes": 3, "epochs": 2, "batch_size": 2} | settings)
     )
-    return Family(config, {"tile": SCENE_TILE}, {"n_samples": 4}, finer="spots_064um", scene=True)
+    return Family(config, {"tile": SCENE_TILE}, {"posterior": st.Posterior(4)}, finer="spots_064um", scene=True)
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
