@@ -15,12 +15,12 @@ from stpred.data._readers.canvas import Canvas
 from stpred.data._readers.pixels import SlidePixelGrid
 from stpred.models import Batch, XFuse
 from stpred.models.parts.pixel_grid import Window
-from stpred.models.xfuse import config, likelihood, readout
+from stpred.models.xfuse import config, likelihood, posterior
 from stpred.models.xfuse.covariates import Covariates
 from stpred.models.xfuse.initial import first_profiles, fit_baselines
 from stpred.models.xfuse.metagenes import Change
 from stpred.models.xfuse.networks import Decoder, Encoder
-from stpred.models.xfuse.readout import Reading, read_out
+from stpred.models.xfuse.posterior import Draws, draw_posterior
 from stpred.models.xfuse.sample import PatchSample
 from stpred.tiles import Level, Pyramid
 
@@ -473,7 +473,7 @@ def test_first_profiles_are_parts_of_the_counts() -> None:
     assert (open_ > 0.99).all()  # nothing but the prior is known
 
 
-# Reading.
+# Draws.
 
 MPP, SIDE = 4.0, 150
 
@@ -531,7 +531,7 @@ def batch() -> Batch:
 
 
 def test_some_targets_are_read_as_among_all(model: XFuse, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "CORE", 64)  # nine tiles, of which the few targets need less
+    monkeypatch.setattr(posterior, "CORE", 64)  # nine tiles, of which the few targets need less
     few = Posterior(n_samples=3, seed=5)
     mean, std = model.predict(batch, few)
     rows = np.array([70, 3, 4, 44])
@@ -551,9 +551,9 @@ def test_tiles_hardly_matter(
 ) -> None:
     few = Posterior(n_samples=2)
     if margin is not None:
-        monkeypatch.setattr(readout, "MARGIN", margin)
+        monkeypatch.setattr(posterior, "MARGIN", margin)
     whole = model.predict(batch, few)[0]
-    monkeypatch.setattr(readout, "CORE", 32)
+    monkeypatch.setattr(posterior, "CORE", 32)
     tiled = model.predict(batch, few)[0]
     assert not np.array_equal(whole, tiled)
     for g in range(5):
@@ -563,10 +563,10 @@ def test_tiles_hardly_matter(
 
 def test_sums_are_those_of_one_pass_over_the_slide(model: XFuse, batch: Batch) -> None:
     scene: Any = batch.pixel_grid
-    reading = read_out(model, batch, Posterior(n_samples=2, seed=3))
+    reading = draw_posterior(model, batch, Posterior(n_samples=2, seed=3))
     inside = scene.inside(scene.bounds)
     with torch.no_grad():
-        found = list(readout.decoded(model, scene, scene.bounds, n_samples=2, seed=3))
+        found = list(posterior.decoded(model, scene, scene.bounds, n_samples=2, seed=3))
     for s, (activation, scale) in enumerate(found):
         np.testing.assert_allclose(activation.sum(dim=1), 1, rtol=1e-5)
         want = np.zeros((len(batch.targets), 3))
@@ -581,11 +581,13 @@ def test_sums_are_those_of_one_pass_over_the_slide(model: XFuse, batch: Batch) -
 def test_what_is_decoded_of_a_place_does_not_depend_on_the_tile(
     model: XFuse, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readout, "MARGIN", 12)
+    monkeypatch.setattr(posterior, "MARGIN", 12)
     scene: Any = batch.pixel_grid
     tile = Window(33, 50, 21, 30)  # off the lattice of the coarsest level, differently in rows and columns
     with torch.no_grad():
-        every, some = (next(iter(readout.decoded(model, scene, t, n_samples=1, seed=3))) for t in (scene.bounds, tile))
+        every, some = (
+            next(iter(posterior.decoded(model, scene, t, n_samples=1, seed=3))) for t in (scene.bounds, tile)
+        )
     for a, b in zip(every, some, strict=True):
         part_of = a.reshape(SIDE, SIDE, -1)[33:54, 50:80]
         np.testing.assert_allclose(b.reshape(21, 30, -1), part_of, rtol=1e-4, atol=1e-6)
@@ -593,8 +595,8 @@ def test_what_is_decoded_of_a_place_does_not_depend_on_the_tile(
 
 def test_noise_of_a_place_stays_whatever_window_is_read() -> None:
     channels = [2, 4, 8]
-    one = readout._noise(Window(-40, 52, 200, 156), channels, seed=9)
-    two = readout._noise(Window(60, -8, 72, 130), channels, seed=9)
+    one = posterior._noise(Window(-40, 52, 200, 156), channels, seed=9)
+    two = posterior._noise(Window(60, -8, 72, 130), channels, seed=9)
     for i in range(3):
         step = 2**i
         top, left = 100 // step, 60 // step  # of the overlap, rows 60 to 132 and columns 52 to 122, in each
@@ -606,19 +608,19 @@ def test_noise_of_a_place_stays_whatever_window_is_read() -> None:
         assert float(one[i].std()) == pytest.approx(1, abs=0.05)
         flat = one[i][0].flatten(1)
         assert len(torch.unique(flat[0])) > 0.999 * flat.shape[1]  # no block twice
-    assert not torch.equal(one[0], readout._noise(Window(-40, 52, 200, 156), channels, seed=10)[0])
+    assert not torch.equal(one[0], posterior._noise(Window(-40, 52, 200, 156), channels, seed=10)[0])
 
 
 def test_tiles_cover_what_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "CORE", 64)
+    monkeypatch.setattr(posterior, "CORE", 64)
     bounds = Window(-10, 5, 150, 200)
-    tiles = readout.tiles_of(np.array([[-10, 5, 139, 204]]), bounds)
+    tiles = posterior.tiles_of(np.array([[-10, 5, 139, 204]]), bounds)
     seen = np.zeros((150, 200), dtype=int)
     for t in tiles:
         seen[t.row + 10 : t.row + 10 + t.height, t.column - 5 : t.column - 5 + t.width] += 1
     assert (seen == 1).all()
-    assert readout.tiles_of(np.array([[70, 70, 80, 80]]), bounds) == [Window(64, 64, 64, 64)]
-    assert len(readout.tiles_of(np.array([[-30, 70, 300, 80]]), bounds)) == 4  # no tile off the image
+    assert posterior.tiles_of(np.array([[70, 70, 80, 80]]), bounds) == [Window(64, 64, 64, 64)]
+    assert len(posterior.tiles_of(np.array([[-30, 70, 300, 80]]), bounds)) == 4  # no tile off the image
 
 
 def test_reading_changes_neither_model_nor_the_random_state(model: XFuse, batch: Batch) -> None:
@@ -634,14 +636,14 @@ def test_reading_changes_neither_model_nor_the_random_state(model: XFuse, batch:
     model.eval()
 
 
-def reading(**more: Any) -> Reading:
+def reading(**more: Any) -> Draws:
     generator = torch.Generator().manual_seed(0)
 
     def positive(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator) + 0.2
 
     s, n, m, g = 2, 4, 3, 5
-    return Reading(
+    return Draws(
         5 * positive(s, n, m), torch.tensor([10.0, 20.0, 5.0, 1.5]), torch.log(positive(s, m, g)),
         torch.log(positive(s, g)), torch.log(positive(s, g)), Posterior(n_samples=s, **more),
     )  # fmt: skip
@@ -668,7 +670,7 @@ def test_expected_counts_are_spelled_out(monkeypatch: pytest.MonkeyPatch) -> Non
     sized = gathered(reading(normalize_size=True).expected())
     np.testing.assert_allclose(sized, want / np.array([10.0, 20.0, 5.0, 1.5])[:, None], rtol=1e-5)
     for values in (1, 7, 13):
-        monkeypatch.setattr(readout, "_VALUES", values)
+        monkeypatch.setattr(posterior, "_VALUES", values)
         np.testing.assert_allclose(gathered(r.expected()), want, rtol=1e-5)
 
 
@@ -687,15 +689,15 @@ def test_drawn_counts_have_mean_and_variance_of_the_negative_binomial() -> None:
 
 def test_normalised_readings(model: XFuse, batch: Batch) -> None:
     some = part(batch, np.arange(12))
-    plain = read_out(model, some, Posterior(n_samples=2))
+    plain = draw_posterior(model, some, Posterior(n_samples=2))
     sized, _ = model.predict(some, Posterior(n_samples=2, normalize_size=True))
     mean, _ = model.predict(some, Posterior(n_samples=2))
     np.testing.assert_allclose(sized, mean / plain.sizes.numpy()[:, None], rtol=1e-5)
-    unscaled = read_out(model, some, Posterior(n_samples=2, normalize_scale=True))
+    unscaled = draw_posterior(model, some, Posterior(n_samples=2, normalize_scale=True))
     # With a scale of one each pixel counts once, however many metagenes share it.
     np.testing.assert_allclose(unscaled.sums.sum(dim=2), plain.sizes.expand(2, -1), rtol=1e-5)
     assert not np.allclose(plain.sums.sum(dim=2), plain.sizes.expand(2, -1), rtol=0.05)
-    without = read_out(model, some, Posterior(n_samples=2, normalize_covariates=True))
+    without = draw_posterior(model, some, Posterior(n_samples=2, normalize_covariates=True))
     for s in range(2):
         assert torch.equal(without.base[s], model.log_rate.detach())
         assert torch.equal(without.logits[s], model.logit.detach())
@@ -716,7 +718,7 @@ def sure(model: XFuse) -> XFuse:
 
 def levels_of(model: XFuse, batch: Batch, **more: Any) -> list[tuple[int, int]]:
     """Return, for each sample, which rows of effects (batch, patient) were used."""
-    found = read_out(model, batch, Posterior(**more))
+    found = draw_posterior(model, batch, Posterior(**more))
     out = []
     for s in range(len(found.base)):
         pairs = [

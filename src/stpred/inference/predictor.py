@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stpred.encoders.base import Encoder
     from stpred.models import Model
     from stpred.models.batch import Batch
-    from stpred.models.xfuse.readout import Reading
+    from stpred.models.xfuse.posterior import Draws
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class Predictor:
         mean, std = self.model.predict(batch, *options)
         return mean[:, self.columns], None if std is None else std[:, self.columns]
 
-    def draws(self, batch: Batch) -> Reading:
+    def draw(self, batch: Batch) -> Draws:
         """Return draws from the posterior of a batch's targets, of all genes of the model."""
-        from stpred.models.xfuse.readout import read_out
+        from stpred.models.xfuse.posterior import draw_posterior
 
-        return read_out(self.model, batch, self.posterior)  # type: ignore[arg-type]
+        return draw_posterior(self.model, batch, self.posterior)  # type: ignore[arg-type]
 
     def values(self, region: data.Region) -> NDArray[np.float32]:
         """Return (n, n_genes) means of all locations of a region."""

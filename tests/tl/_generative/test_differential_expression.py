@@ -25,7 +25,7 @@ from stpred._core.places import Place
 from stpred.data._readers import pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
-from stpred.models.xfuse.readout import read_out
+from stpred.models.xfuse.posterior import draw_posterior
 from stpred.tl._generative.differential_expression import compare_regions, differential_expression
 
 EDGE_UM, MPP, SQUARE_UM, SHARP = 256, 4, 64, 2.0
@@ -173,7 +173,7 @@ def test_slow_reference(slide: SpatialData) -> None:
             total = np.zeros(len(GENES))
             for q, batch in readings.items():
                 if classes[q] == name:
-                    reading = read_out(model, batch, Posterior(n_samples=n, seed=3))
+                    reading = draw_posterior(model, batch, Posterior(n_samples=n, seed=3))
                     weights, profiles = reading.sums[k, 0].double().numpy(), reading.profiles[k].double().numpy()
                     for g in range(len(GENES)):
                         for m in range(2):
@@ -286,7 +286,7 @@ def test_every_pair_of_shapes_by_name(slide: SpatialData) -> None:
 
 def hand_made(profiles: list[list[float]], *, zero: int = 0) -> Any:
     """Return draws of profiles of metagene 0 (metagene 1 raises nothing), with some genes that are nowhere."""
-    from stpred.models.xfuse.readout import Reading
+    from stpred.models.xfuse.posterior import Draws
 
     first = torch.tensor(profiles)
     n, genes = first.shape
@@ -295,7 +295,7 @@ def hand_made(profiles: list[list[float]], *, zero: int = 0) -> Any:
     if zero:
         base[:, -zero:] = -torch.inf
     none = torch.zeros(n, 2, 2)
-    return Reading(none, torch.ones(2), drawn, base, torch.zeros(n, genes), Posterior(n_samples=n))
+    return Draws(none, torch.ones(2), drawn, base, torch.zeros(n, genes), Posterior(n_samples=n))
 
 
 def test_probability_is_of_the_sign() -> None:

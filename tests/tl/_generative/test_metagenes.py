@@ -24,7 +24,7 @@ from stpred._core.elements import scale0
 from stpred.data._readers import pixels
 from stpred.models.base import Record
 from stpred.models.xfuse.model import XFuse
-from stpred.models.xfuse.readout import Reading
+from stpred.models.xfuse.posterior import Draws
 from stpred.tl._generative.metagenes import described, metagenes
 
 MPP, EDGE_UM = 8.0, 256
@@ -130,7 +130,7 @@ def test_draws_are_described_by_hand() -> None:
     sums = torch.tensor([[[1.0, 3.0], [0.0, 0.0], [2.0, 2.0]], [[2.0, 2.0], [0.0, 0.0], [0.0, 8.0]]])
     none = torch.zeros(2, 1)
     mean, std, scale = described(
-        Reading(sums, torch.tensor([8.0, 0.0, 2.0]), torch.zeros(2, 2, 1), none, none, Posterior(n_samples=2))
+        Draws(sums, torch.tensor([8.0, 0.0, 2.0]), torch.zeros(2, 2, 1), none, none, Posterior(n_samples=2))
     )
     np.testing.assert_allclose(mean, [[0.375, 0.625], [np.nan, np.nan], [0.25, 0.75]])
     np.testing.assert_allclose(std, [[0.125, 0.125], [np.nan, np.nan], [0.25, 0.25]])

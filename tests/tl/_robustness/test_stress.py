@@ -382,7 +382,7 @@ def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slide
     own = np.zeros((n, len(xfuse.record.genes)))
     predictor = Predictor.of(xfuse, posterior=Posterior(n_samples=n, seed=77))
     for rows, batch in predictor.batches(region):
-        reading = predictor.draws(batch)
+        reading = predictor.draw(batch)
         for some, genes, values in reading.counts():  # every location from a draw of its own
             own[rows[some], genes] = values[np.arange(n)[rows[some]], np.arange(len(rows))[some]]
     table = sdata.tables["spots_counts"]
@@ -437,11 +437,11 @@ def test_generative_models_are_scored_on_counts_and_by_their_intervals(slides: S
 
 
 def test_a_slide_that_was_painted_over_keeps_its_level(slides: Slides, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stpred.models.xfuse import readout
+    from stpred.models.xfuse import posterior
 
     given: list[Any] = []
-    original = readout.read_out
-    monkeypatch.setattr(readout, "read_out", lambda m, b, r: (given.append(r.covariates), original(m, b, r))[1])
+    original = posterior.draw_posterior
+    monkeypatch.setattr(posterior, "draw_posterior", lambda m, b, p: (given.append(p.covariates), original(m, b, p))[1])
     config = st.models.XFuse.Config(depth=2, width=4, epochs=1, covariates={"donor0": {"patient": "a"}})
     found = occluded_tiles(
         {"donor0": slides["donor0"]}, config, fractions=(0.5,), levels=(), n_genes=2, n_samples=2, **SCENE

@@ -25,7 +25,7 @@ from stpred.models.xfuse.covariates import Covariates
 from stpred.models.xfuse.initial import evenly_picked_counts, evenly_picked_pixels, first_profiles, fit_baselines
 from stpred.models.xfuse.likelihood import Elbo
 from stpred.models.xfuse.networks import Decoder, Encoder, head, last
-from stpred.models.xfuse.readout import read_out
+from stpred.models.xfuse.posterior import draw_posterior
 from stpred.models.xfuse.sample import PatchSample
 
 logger = logging.getLogger("stpred")
@@ -372,7 +372,7 @@ class XFuse(Iterative):
         """Return the (n, n_genes) posterior mean and standard deviation of the expected count of each target."""
         mean = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
         std = np.empty_like(mean)
-        for rows, genes, values in read_out(self, batch, posterior or Posterior()).expected():
+        for rows, genes, values in draw_posterior(self, batch, posterior or Posterior()).expected():
             mean[rows, genes], std[rows, genes] = values.mean(axis=0), values.std(axis=0)
         return mean, std
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpred.models import Model
-    from stpred.models.xfuse.readout import Reading
+    from stpred.models.xfuse.posterior import Draws
 
 COUNTS = 1e4
 """Counts that fractions are given of."""
@@ -158,7 +158,7 @@ def differential_expression(
 
 
 def compare_regions(
-    sums: NDArray[np.float64], draws: Reading, *, first: NDArray[np.int64], second: NDArray[np.int64]
+    sums: NDArray[np.float64], draws: Draws, *, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
     """Return what the draws say of the fold changes of pairs of regions, each as (p, n_genes).
 
@@ -270,7 +270,7 @@ def _sides(
 
 def _draws_of_classes(
     predictor: Predictor, region: data.Region, codes: NDArray[np.int64], *, n: int
-) -> tuple[Reading, float]:
+) -> tuple[Draws, float]:
     """Return the draws of `n` classes, which `codes` gives of each location (-1: none), and the size of a pixel."""
     reader = data.PixelReader.of(region, predictor.encoder, described=False)
     rows = np.flatnonzero(codes >= 0)
@@ -278,7 +278,7 @@ def _draws_of_classes(
     sizes: Any = 0.0
     for part, batch in reader.blocks(region.take(rows)):
         grid: Any = MergedGrid(batch.pixel_grid, codes[rows[part]])
-        found = predictor.draws(replace(batch, pixel_grid=grid, targets=np.zeros(n, dtype=np.int64)))
+        found = predictor.draw(replace(batch, pixel_grid=grid, targets=np.zeros(n, dtype=np.int64)))
         sums, sizes = sums + found.sums.cpu().double(), sizes + found.sizes.cpu().double()
     # Profiles and baselines are the same in each part, since the seed is.
     return replace(found, sums=sums, sizes=sizes), reader.canvas.mpp

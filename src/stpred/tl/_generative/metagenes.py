@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stpred._core.specs import Posterior
     from stpred.models import Model
     from stpred.models.batch import Batch
-    from stpred.models.xfuse.readout import Reading
+    from stpred.models.xfuse.posterior import Draws
 
 logger = logging.getLogger("stpred")
 
@@ -165,7 +165,7 @@ class MetagenePredictor(Predictor):
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the (n, m) mean and standard deviation of the fractions."""
-        return described(self.draws(batch))[:2]
+        return described(self.draw(batch))[:2]
 
     def provenance(self, region: data.Region, context: str | None) -> dict[str, Any]:
         """Return the provenance of metagenes in a region."""
@@ -180,7 +180,7 @@ class MetagenePredictor(Predictor):
         total: Any = 0.0
         reader = data.PixelReader.of(region, self.encoder)
         for rows, batch in reader.blocks():
-            found = self.draws(batch)
+            found = self.draw(batch)
             mean[rows], std[rows], scale[rows] = described(found)
             distance[rows] = self.model.ood_distance(batch)
             total = total + found.sums.cpu().double().sum(dim=1).numpy()
@@ -212,7 +212,7 @@ class MetagenePredictor(Predictor):
         return table, region
 
 
-def described(draws: Reading) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def described(draws: Draws) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Return (n, m) mean and standard deviation of metagenes' shares, and (n,) mean scales; NaN without a pixel."""
     amounts = draws.sums.cpu().numpy()
     total, size = amounts.sum(axis=2, keepdims=True), draws.sizes.cpu().numpy()

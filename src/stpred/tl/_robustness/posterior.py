@@ -40,7 +40,7 @@ def read_posterior(
     posterior = replace(posterior, covariates=levels or None)
     predictor = Predictor.of(model, genes=genes, device=device, posterior=posterior)
     for rows, batch in predictor.batches(region):
-        found = predictor.draws(batch).of_genes(predictor.columns)
+        found = predictor.draw(batch).of_genes(predictor.columns)
         for some, columns, values in found.expected():
             mean[rows[some], columns] = values.mean(axis=0)
         for some, columns, values in found.counts() if counts is not None else ():

@@ -34,7 +34,7 @@ _NOISE = 64
 
 
 @dataclass(frozen=True)
-class Reading:
+class Draws:
     """Draws from the posterior of some regions.
 
     Attributes
@@ -61,7 +61,7 @@ class Reading:
     posterior: Posterior
     key: int = 0
 
-    def of_genes(self, columns: list[int]) -> Reading:
+    def of_genes(self, columns: list[int]) -> Draws:
         """Return the same draws of some genes."""
         profiles, base, logits = self.profiles[:, :, columns], self.base[:, columns], self.logits[:, columns]
         return replace(self, profiles=profiles, base=base, logits=logits)
@@ -98,7 +98,7 @@ class Reading:
             yield rows, genes, np.concatenate(drawn).astype(np.float32)
 
 
-def read_out(model: XFuse, batch: Batch, posterior: Posterior) -> Reading:
+def draw_posterior(model: XFuse, batch: Batch, posterior: Posterior) -> Draws:
     """Return draws from the posterior of a batch's targets."""
     if batch.pixel_grid is None:
         raise InputError(f"Slide {batch.slide!r} came without its pixels.")
@@ -108,7 +108,7 @@ def read_out(model: XFuse, batch: Batch, posterior: Posterior) -> Reading:
         base, logits = _baselines(model, batch.slide, posterior, generators)
         sums, sizes = _sums(model, batch, posterior)
     key = zlib.crc32(np.ascontiguousarray(batch.pixel_grid.boxes()).tobytes())
-    return Reading(sums, sizes, profiles, base, logits, posterior, key)
+    return Draws(sums, sizes, profiles, base, logits, posterior, key)
 
 
 def tile_window(row: int, column: int, bounds: Window) -> Window:
