@@ -14,7 +14,7 @@ from stpred import _demo
 from stpred.cli import app
 
 run = CliRunner()
-SIZE_UM = (480.0, 480.0)
+SIZE_UM = (600.0, 600.0)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_predict_a_plain_slide_on_a_grid(folder: Path, tmp_path: Path) -> None:
     facts = json.loads(back.tables["grid_colour"].uns["stpred"])
     assert facts["mpp"] == pytest.approx(0.5)
     assert (tmp_path / "p.png").exists()
-    assert max(back.images["he"]["scale0"]["image"].shape) == 960
+    assert max(back.images["he"]["scale0"]["image"].shape) == 1200
 
 
 def test_predict_takes_the_usual_region_of_several(tmp_path: Path, model: Path) -> None:
