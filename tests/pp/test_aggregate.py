@@ -20,7 +20,7 @@ from spatialdata.transformations import Affine, Identity, Scale
 import stpred as st
 from stpred import InputError
 from stpred._core.expression.counts import check_counts
-from stpred.pp import _aggregate
+from stpred.pp import _sums
 from stpred.testing import copy_slide
 
 GENES = ["EPCAM", "CD3E", "COL1A1", "MS4A1"]
@@ -233,8 +233,8 @@ def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
     assert n.sum() > 1.5 * len(cells)
     # The smaller number makes blocks of regions and of genes; rare counts become points, others columns.
     for values, rare in ((4_000_000, 0), (900, 0), (4_000_000, np.inf), (900, np.inf)):
-        monkeypatch.setattr(_aggregate, "_VALUES", values)
-        monkeypatch.setattr(_aggregate, "_RARE", rare)
+        monkeypatch.setattr(_sums, "MAX_VALUES", values)
+        monkeypatch.setattr(_sums, "MIN_DENSE", rare)
         table = st.pp.aggregate(slide, "cells", "discs", fractions=fractions, inplace=False)
         sums = table.layers["fractional"] if fractions else table.X
         assert np.allclose(sums.toarray(), truth, rtol=1e-5)
@@ -247,8 +247,8 @@ def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("values", "rare"), [(4_000_000, 0.1), (1, 0.1), (1, 99)])
 def test_broken_empty_and_merely_touching_outlines(values: int, rare: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_aggregate, "_VALUES", values)
-    monkeypatch.setattr(_aggregate, "_RARE", rare)
+    monkeypatch.setattr(_sums, "MAX_VALUES", values)
+    monkeypatch.setattr(_sums, "MIN_DENSE", rare)
     outlines = [
         shapely.box(0, 0, 8, 8),  # touches three bins and shares no area with them
         shapely.Polygon([(16, 0), (20, 4), (20, 0), (16, 4)]),  # a bow tie

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from stpred._core.elements import (
 from stpred._core.expression.counts import check_counts
 from stpred._core.geometry import box_of, geometries_um, placed, square_bins
 from stpred.comparison.transcripts import MIN_QV, NUDGE_UM, gene_column, read_transcripts
+from stpred.pp._sums import sums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +38,6 @@ logger = logging.getLogger("stpred")
 FACTS_UNS = "stpred_aggregate"
 """`uns` key of what was summed; not ``"stpred"``, which marks what is no measurement."""
 FRACTIONAL = "fractional"
-
-_VALUES = 4_000_000
-"""Pairs of a region (or a polygon) and a gene that are made explicit at once."""
-_RARE = 0.1
-"""Counts per cell and gene below which a point for each count takes less time than a value for each gene."""
 
 
 def aggregate(
@@ -87,7 +82,7 @@ def aggregate(
     drop_controls
         Leave out control probes and codewords, by their names and by the column ``is_gene`` where there is one.
     fractions
-        Of cells: count each with the share of its area that lies in the region, instead of wholly where its centroid
+        Of cells: count each with the fraction of its area that lies in the region, instead of wholly where its centroid
         is. The sums are kept in ``layers["fractional"]``; ``X`` has them rounded at random, up or down so that they are
         right on average, since raw counts are whole numbers.
     seed
@@ -123,9 +118,6 @@ def aggregate(
     >>> bool(slide.tables["bins_055um_counts"].X.sum() == slide.tables["cells_counts"].X.sum())
     True
     """
-    import shapely
-    from scipy.sparse import csr_matrix
-
     need_sdata(sdata)
     if (shapes_key is None) == (size_um is None):
         raise InputError(
@@ -139,8 +131,8 @@ def aggregate(
     else:
         key_in(str(shapes_key), sdata.shapes, what="shapes element", name="shapes_key")
     assert shapes_key is not None
-    made = shapes_key not in sdata.shapes
-    if made and not inplace:
+    new_bins = shapes_key not in sdata.shapes
+    if new_bins and not inplace:
         raise InputError(f"The object has no {shapes_key!r}, and with inplace=False none can be made.")
     kind, source_key = _source(sdata, source_key)
     if kind == "cells" and _region(sdata, source_key, coordinate_system=coordinate_system) == shapes_key:
@@ -148,62 +140,38 @@ def aggregate(
     key = keys.counts(shapes_key) if key_added is None else key_added
     if inplace:
         _check_writable(sdata, key)
-        if made:
+        if new_bins:
             regions.check_shapes(sdata, shapes_key)
-    where = {"coordinate_system": coordinate_system}
     if kind == "transcripts":
         if fractions:
             raise InputError("`fractions` are shares of a cell's area, and transcripts have none; sum cells instead.")
         limit = None if min_qv is None else positive(min_qv, name="min_qv")
-        found = _transcripts(sdata, source_key, gene_key=gene_key, min_qv=limit, drop_controls=drop_controls, **where)
+        source = _transcripts(
+            sdata, source_key, gene_key=gene_key, min_qv=limit, drop_controls=drop_controls,
+            coordinate_system=coordinate_system,
+        )  # fmt: skip
     else:
-        found = _cells(sdata, source_key, outlines=fractions, **where)
-    frame = _bins(found.places, edge) if made and edge is not None else None
-    if frame is None:
+        source = _cells(sdata, source_key, outlines=fractions, coordinate_system=coordinate_system)
+    if new_bins and edge is not None:
+        found = _in_new_bins(source, kind, source_key, edge)
+    else:
         shapes, _ = geometries_um(sdata, shapes_key, coordinate_system=coordinate_system)
-    else:
-        shapes = frame.geometry.to_numpy()
-    X, inside = _sums(shapes, found.places, found.values)
-    if kind == "transcripts":
-        number = np.asarray(X.sum(axis=1)).ravel()
-    else:
-        ones = csr_matrix(np.ones((len(inside), 1)))
-        number = _sums(shapes, found.places, ones, agg_func="count")[0].toarray().ravel()
-    if not number.any():
-        raise _nothing(source_key, found.places, shapes)
-    if frame is None:
-        spatial, index = centroids(sdata, shapes_key, **where)
-    else:  # a cell's box reaches bins that the cell does not
-        X, frame, number = X[number > 0], frame[number > 0], number[number > 0]
-        spatial, index = shapely.get_coordinates(frame.centroid), frame.index
-    obs = {f"n_{kind}": number.astype(np.int64)}
-    if frame is not None:
-        obs |= {"array_row": frame["row"].to_numpy(), "array_col": frame["column"].to_numpy()}
-    empty = np.asarray(X.sum(axis=1)).ravel() == 0
-    facts: dict[str, Any] = {"source": source_key, "kind": kind, "shapes": shapes_key, "size_um": edge, **found.facts}
-    facts |= {"n_summed": int(inside.sum()), "n_outside": int((~inside).sum())}
-    facts |= {"fractions": fractions, "n_locations": len(index), "n_empty": int(empty.sum())}
-    layers = None
-    if fractions:
-        layers = {FRACTIONAL: X.astype(np.float32)}
-        X = X.copy()
-        X.data = np.floor(X.data + np.random.default_rng(seed).random(X.data.size))
-        X.eliminate_zeros()
-    table = tables.build_table(
-        X.astype(np.int32),
-        shapes_key=shapes_key,
-        instances=index,
-        var=found.var,
-        spatial_um=spatial,
-        obs=obs,
-        layers=layers,
-    )
-    table.uns[FACTS_UNS] = json.dumps(facts, sort_keys=True)
-    logger.info("Table %r: %s.", key, ", ".join(f"{k} {v}" for k, v in facts.items()))
+        X, number, inside = _totals(source, kind, source_key, shapes)
+        spatial, index = centroids(sdata, shapes_key, coordinate_system=coordinate_system)
+        found = _Sums(X, number, inside, spatial, index)
+    table = _table(found, source, kind, shapes_key, fractions=fractions, seed=seed)
+    empty = np.asarray(found.X.sum(axis=1)).ravel() == 0
+    provenance = {
+        "source": source_key, "kind": kind, "shapes": shapes_key, "size_um": edge, **source.facts,
+        "n_summed": int(found.inside.sum()), "n_outside": int((~found.inside).sum()),
+        "fractions": fractions, "n_locations": len(found.index), "n_empty": int(empty.sum()),
+    }  # fmt: skip
+    table.uns[FACTS_UNS] = json.dumps(provenance, sort_keys=True)
+    logger.info("Table %r: %s.", key, ", ".join(f"{k} {v}" for k, v in provenance.items()))
     if not inplace:
         return table
-    if frame is not None:
-        regions.put_shapes(sdata, shapes_key, frame[["geometry"]], coordinate_system=coordinate_system)
+    if found.bins is not None:
+        regions.put_shapes(sdata, shapes_key, found.bins[["geometry"]], coordinate_system=coordinate_system)
     if key in sdata.tables:
         warnings.warn(f"Table {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=2)
         del sdata.tables[key]
@@ -221,111 +189,63 @@ class _Things:
     facts: dict[str, Any]
 
 
-def _sums(
-    shapes: NDArray[Any], places: NDArray[Any], values: pd.Categorical | csr_matrix, *, agg_func: str = "sum"
-) -> tuple[csr_matrix, NDArray[np.bool_]]:
-    """Return the (shapes, genes) sums of the values whose places lie in the shapes, and which places lie in any.
+@dataclass(frozen=True)
+class _Sums:
+    """(n, genes) sums over regions, how many transcripts or cells each has, and which of the source lie in any.
 
-    Places are (n, 2) points or (n,) polygons, which count by their shares; with ``agg_func="count"`` they are counted.
+    ``spatial_um`` and ``index`` are the regions' centroids and ids; ``bins`` the squares if they were made here.
     """
-    import shapely
-    from scipy.sparse import csr_matrix, vstack
 
-    genes = values.shape[1] if isinstance(values, csr_matrix) else len(values.categories)
-    most = max(1, _VALUES // max(1, genes))
-    columns = isinstance(values, csr_matrix) and (places.ndim == 1 or values.mean() > _RARE)
-    few = most if columns else len(places)
-    inside = np.zeros(len(places), dtype=bool)
-    order, parts = [], []
-    for rows, near in _by_place(shapely.bounds(shapes), places, most=(most, few)):
-        geometry = shapely.points(places[near]) if places.ndim == 2 else places[near]
-        near = near[np.unique(shapely.STRtree(shapes[rows]).query(geometry, predicate="intersects")[0])]
-        inside[near] = True
-        order.append(rows)
-        if len(near) == 0 or genes == 0:
-            parts.append(csr_matrix((len(rows), genes)))
-        elif columns:
-            parts.append(_of_counts(shapes[rows], places[near], values[near], agg_func=agg_func))
-        else:
-            parts.append(_of_points(shapes[rows], places[near], values[near]))
-    return csr_matrix(vstack(parts)[np.argsort(np.concatenate(order))]), inside
+    X: csr_matrix
+    number: NDArray[Any]
+    inside: NDArray[np.bool_]
+    spatial_um: NDArray[np.float64]
+    index: Any
+    bins: GeoDataFrame | None = None
 
 
-def _by_place(
-    bounds: NDArray[np.float64], places: NDArray[Any], *, most: tuple[int, int]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield regions side by side and the places in their common box, `most` or fewer of both.
-
-    Regions are halved and the places cut to each half, so that the cost grows with their number and little more.
-    """
-    import shapely
-
-    low, high = (places, places) if places.ndim == 2 else np.split(shapely.bounds(places), 2, axis=1)
-    stack = [(np.arange(len(bounds)), np.arange(len(places)))]
-    while stack:
-        rows, near = stack.pop()
-        corner, far = np.fmin.reduce(bounds[rows, :2]), np.fmax.reduce(bounds[rows, 2:])
-        near = near[((high[near] >= corner) & (low[near] <= far)).all(axis=1)]
-        if len(rows) == 1 or (len(rows) <= most[0] and len(near) <= most[1]):
-            yield rows, near
-        else:
-            axis = int(np.argmax(far - corner))
-            rows = rows[np.argsort(bounds[rows, axis] + bounds[rows, axis + 2], kind="stable")]
-            stack += [(half, near) for half in np.array_split(rows, 2)]
-
-
-def _of_points(shapes: NDArray[Any], xy_um: NDArray[np.float64], values: pd.Categorical | csr_matrix) -> csr_matrix:
-    """Count points by the category of their gene; of the counts of cells each is a point of its own."""
-    import pandas as pd
+def _totals(
+    source: _Things, kind: str, source_key: str, shapes: NDArray[Any]
+) -> tuple[csr_matrix, NDArray[Any], NDArray[np.bool_]]:
+    """Return sums and numbers of transcripts or cells per shape, and which of the source lie in any."""
     from scipy.sparse import csr_matrix
-    from spatialdata.models import PointsModel
 
-    if isinstance(values, csr_matrix):
-        counts = values.tocoo()
-        number, genes = counts.data.astype(np.int64), [str(i) for i in range(values.shape[1])]
-        if not number.any():
-            return csr_matrix((len(shapes), len(genes)))
-        xy_um = xy_um[np.repeat(counts.row, number)]
-        values = pd.Categorical.from_codes(np.repeat(counts.col, number), genes)
-    frame = pd.DataFrame({"x": xy_um[:, 0], "y": xy_um[:, 1], "gene": values})
-    return _spatialdata(PointsModel.parse(frame), shapes, value_key="gene", agg_func="count")
+    X, inside = sums(shapes, source.places, source.values)
+    if kind == "transcripts":
+        number = np.asarray(X.sum(axis=1)).ravel()
+    else:
+        ones = csr_matrix(np.ones((len(inside), 1)))
+        number = sums(shapes, source.places, ones, agg_func="count")[0].toarray().ravel()
+    if not number.any():
+        raise _nothing(source_key, source.places, shapes)
+    return X, number, inside
 
 
-def _of_counts(shapes: NDArray[Any], places: NDArray[Any], X: csr_matrix, *, agg_func: str) -> csr_matrix:
-    """Sum counts, a column of values for each gene, so many at once as may be explicit."""
-    import geopandas as gpd
-    import pandas as pd
+def _in_new_bins(source: _Things, kind: str, source_key: str, edge_um: int) -> _Sums:
+    """Sum into squares of a lattice; a cell's box reaches bins that the cell does not, which are left out."""
     import shapely
-    from scipy.sparse import csr_matrix, hstack
-    from spatialdata.models import ShapesModel
 
-    polygons = places.ndim == 1
-    # A centroid is a disc too small to reach over a border: of points with some hundred columns dask runs out of stack.
-    place = {"geometry": places} if polygons else {"geometry": shapely.points(places), "radius": NUDGE_UM / 10}
-    parts, step = [], max(1, _VALUES // len(places))
-    for start in range(0, X.shape[1], step):
-        dense = X[:, start : start + step].toarray().astype(np.float64)
-        genes = [f"g{i}" for i in range(dense.shape[1])]
-        frame = gpd.GeoDataFrame(pd.DataFrame(dense, columns=genes).assign(**place))
-        how = {"value_key": genes, "agg_func": agg_func, "fractions": polygons}
-        parts.append(_spatialdata(ShapesModel.parse(frame), shapes, **how))
-    return csr_matrix(hstack(parts))
+    bins = _bins(source.places, edge_um)
+    X, number, inside = _totals(source, kind, source_key, bins.geometry.to_numpy())
+    X, bins, number = X[number > 0], bins[number > 0], number[number > 0]
+    return _Sums(X, number, inside, shapely.get_coordinates(bins.centroid), bins.index, bins)
 
 
-def _spatialdata(values: Any, shapes: NDArray[Any], **kwargs: Any) -> csr_matrix:
-    """Return the table of :func:`spatialdata.aggregate` without its zeros."""
-    import geopandas as gpd
-    import spatialdata
-    from scipy.sparse import csr_matrix
-    from spatialdata.models import ShapesModel
-
-    by = ShapesModel.parse(gpd.GeoDataFrame(geometry=shapes))
-    with warnings.catch_warnings():  # polygons that only touch share no area, as they should
-        warnings.filterwarnings("ignore", message="`keep_geom_type=True` in overlay")
-        result = spatialdata.aggregate(values=values, by=by, deepcopy=False, **kwargs)
-    sums = csr_matrix(result.tables["table"].X)
-    sums.eliminate_zeros()
-    return sums
+def _table(found: _Sums, source: _Things, kind: str, shapes_key: str, *, fractions: bool, seed: int) -> AnnData:
+    """Build the table of raw counts; fractional sums are rounded at random and kept in a layer."""
+    obs = {f"n_{kind}": found.number.astype(np.int64)}
+    if found.bins is not None:
+        obs |= {"array_row": found.bins["row"].to_numpy(), "array_col": found.bins["column"].to_numpy()}
+    X, layers = found.X, None
+    if fractions:
+        layers = {FRACTIONAL: X.astype(np.float32)}
+        X = X.copy()
+        X.data = np.floor(X.data + np.random.default_rng(seed).random(X.data.size))
+        X.eliminate_zeros()
+    return tables.build_table(
+        X.astype(np.int32), shapes_key=shapes_key, instances=found.index, var=source.var,
+        spatial_um=found.spatial_um, obs=obs, layers=layers,
+    )  # fmt: skip
 
 
 def _bins(places: NDArray[Any], edge_um: int) -> GeoDataFrame:
