@@ -10,6 +10,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, positive, whole
 from stpred._core.files import staged_file
 from stpred._report import _collect, _page
+from stpred._report._warnings import warnings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +101,7 @@ def report(
     room = int(positive(max_mb, name="max_mb") * MB)
     read = _collect.read_slides(slides, predicted_key, measured_key=measured_key, coordinate_system=coordinate_system)
     content = _collect.collect(read, scores, model=model)
+    content.warnings += warnings_of(content, scores)
     page = _page.render(
         content,
         title=title,
