@@ -8,8 +8,7 @@ Three steps, each with lengths in micrometres:
    is and how well it fills its ellipse; the best set of regions that do not overlap is found exactly (the idea of
    Arteta et al. 2012, MICCAI 15:348). No one threshold has to fit pale and dark nuclei alike.
 3. Thresholds between nuclei and ground of the surroundings give regions too. Touching nuclei, which are one region at
-   every threshold, are parted where they narrow, and of parts and regions that overlap those of the larger summed score
-   are kept. What the tree left, pale nuclei above all, is added.
+   every threshold, are parted where they narrow. Of overlapping regions the larger summed score wins; others are added.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from stpred._image.segment_kernels import (
 from stpred._image.texture import Plane, gaussian
 
 WORK_MPP = 0.5
-"""Micrometres per pixel of the fields: an edge is two to three pixels wide, a small nucleus ten."""
+"""Micrometres per pixel of the fields."""
 REACH_UM = 56.0
 """How far a pixel's surroundings decide about it; chunks overlap by as much."""
 
@@ -44,23 +43,23 @@ INSET_UM = 0.2
 """Labels of `segment` reach to the foot of the blurred edge of a nucleus; its outline, at half height, is within."""
 
 _SMOOTH_UM = 0.5
-_DENSEST = 1.5
-_LEAST_THRESHOLD, _LEAST_GAP = 0.06, 0.10  # of optical density: paler than this nothing is a nucleus
+_MAX_DENSITY = 1.5
+_MIN_THRESHOLD, _MIN_GAP = 0.06, 0.10  # of optical density: paler than this nothing is a nucleus
 _FILL_UM2 = 30.0  # pale spots inside vesicular nuclei
 _HOLE_UM2 = 40.0
 _SEED_UM = 0.8
-_NECK, _LEAST_NECK_UM = 0.10, 0.25  # how much narrower than the lesser nucleus two of them are where they touch
+_NECK, _MIN_NECK_UM = 0.10, 0.25  # how much narrower than the lesser nucleus two of them are where they touch
 # The same for what is no ellipse, which is parted where that makes better ones.
-_WEAK_NECK, _LEAST_WEAK_NECK_UM, _LEAST_PART_UM2 = 0.02, 0.06, 12.0
+_WEAK_NECK, _MIN_WEAK_NECK_UM, _MIN_PART_UM2 = 0.02, 0.06, 12.0
 _POOR_FILL, _FILL_GAIN = 0.95, 0.01
-_DEEPEST_UM = 24.0  # twice the radius of the largest nucleus: deeper in a mass, distance to its edge tells nothing
-_LEAST_FILL, _FULL = 0.75, 0.97  # of the ellipse of equal moments
+_MAX_DEPTH_UM = 24.0  # twice the radius of the largest nucleus: deeper in a mass, distance to its edge tells nothing
+_MIN_FILL, _FULL = 0.75, 0.97  # of the ellipse of equal moments
 # Chosen where all of pink, purple and synthetic fields at 0.25 to 0.69 um per pixel are on a plateau.
-_HALF_SHARP, _LEAST_QUALITY, _POWER = 0.5, 0.22, 0.6
+_HALF_SHARP, _MIN_QUALITY, _POWER = 0.5, 0.22, 0.6
 _WINDOW_UM, _COARSE = 16.0, 4
 # Of the gap between ground and nuclei around: low enough for pale nuclei, high enough for dark ones in a crowd.
-_SHARES = (0.3, 0.55, 0.8)
-_LEAST_CONTRAST, _TIED = 0.30, 0.5
+_FRACTIONS = (0.3, 0.55, 0.8)
+_MIN_CONTRAST, _TIED = 0.30, 0.5
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Staining:
     @property
     def gap(self) -> float:
         """Density between nuclei and ground."""
-        return max(self.dark - self.light, _LEAST_GAP)
+        return max(self.dark - self.light, _MIN_GAP)
 
 
 def measure_staining(
@@ -109,7 +108,7 @@ def measure_staining(
     red = [chosen(gaussian(p[0], _SMOOTH_UM / WORK_MPP), part) for p, part in zip(planes, parts, strict=True)]
     green = np.concatenate([chosen(p[1], part) for p, part in zip(planes, parts, strict=True)])
     density = np.concatenate(red)
-    threshold = max(float(otsu(density[None], 0.0, _DENSEST)), _LEAST_THRESHOLD)
+    threshold = max(float(otsu(density[None], 0.0, _MAX_DENSITY)), _MIN_THRESHOLD)
     dark = density > threshold
     means = [float(density[which].mean()) if which.any() else threshold for which in (dark, ~dark)]
     hue = float(np.median(density[dark] / np.maximum(green[dark], 0.02))) if dark.any() else 0.0
@@ -145,9 +144,9 @@ def segment(
     area_px = (min_area_um2 / WORK_MPP**2, max_area_um2 / WORK_MPP**2)
     labels = _part(_best_regions(red, staining, area_px), area_px)
     low, gap = _local_levels(red, staining)
-    pale = _with_contrast(_part(red > low + np.float32(_SHARES[0]) * gap, area_px), red, gap)
+    pale = _with_contrast(_part(red > low + np.float32(_FRACTIONS[0]) * gap, area_px), red, gap)
     labels = _better_of(labels, pale, red, staining.gap, area_px)
-    for share in _SHARES[1:]:
+    for share in _FRACTIONS[1:]:
         parts = _part(red > low + np.float32(share) * gap, area_px)
         labels = _better_of(labels, parts, red, staining.gap, area_px)
     labels = _grown(_added(labels, pale, red, area_px), 1)
@@ -182,10 +181,10 @@ def _densities(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np
 
 def _best_regions(red: Plane, staining: Staining, area_px: tuple[float, float]) -> Labels:
     """Return the best set of regions that do not overlap, over all thresholds."""
-    level = np.clip(red * np.float32(255 / _DENSEST), 0, 255).astype(np.uint8)
+    level = np.clip(red * np.float32(255 / _MAX_DENSITY), 0, 255).astype(np.uint8)
     order, parent, sums = component_tree(255 - level, red, 1)
     level = 255 - opened(255 - level, order, parent, sums, _FILL_UM2 / WORK_MPP**2)
-    filled = level.astype(np.float32) * np.float32(_DENSEST / 255)
+    filled = level.astype(np.float32) * np.float32(_MAX_DENSITY / 255)
     order, parent, sums = component_tree(level, filled, 8)
     worth = np.full(level.size, -1, np.float32)
     which = np.flatnonzero((sums[:, 0] >= area_px[0]) & (sums[:, 0] <= area_px[1]))
@@ -199,10 +198,10 @@ def _worth(sums: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     fill = _fill(sums)
     # In units of a step from ground to nucleus over 1 um.
     sharpness = rise / np.maximum(steps, 1) / WORK_MPP / gap
-    quality = np.clip((fill - _LEAST_FILL) / (_FULL - _LEAST_FILL), 0, 1) * sharpness / (sharpness + _HALF_SHARP)
+    quality = np.clip((fill - _MIN_FILL) / (_FULL - _MIN_FILL), 0, 1) * sharpness / (sharpness + _HALF_SHARP)
     area_um2 = area * WORK_MPP**2
     # Near-proportional to area: two halves are not better than the whole, two nuclei are better than their dumbbell.
-    return (quality - _LEAST_QUALITY) * area_um2**_POWER * np.sqrt(np.minimum(area_um2 / 30.0, 1.0))
+    return (quality - _MIN_QUALITY) * area_um2**_POWER * np.sqrt(np.minimum(area_um2 / 30.0, 1.0))
 
 
 def _fill(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -259,8 +258,8 @@ def _local_levels(red: Plane, staining: Staining) -> tuple[Plane, Plane]:
         share, amount = _blur(_shrunk(dark), sigma_px), _blur(_shrunk(dark * red), sigma_px)
         high = (amount + prior * np.float32(staining.dark)) / (share + prior)
         low = (everything - amount + prior * np.float32(staining.light)) / (1 - share + prior)
-        gap = np.maximum(high - low, np.float32(_LEAST_GAP))
-        threshold = _widened(low + np.float32(_SHARES[0]) * gap, red.shape)
+        gap = np.maximum(high - low, np.float32(_MIN_GAP))
+        threshold = _widened(low + np.float32(_FRACTIONS[0]) * gap, red.shape)
     return _widened(low, red.shape), _widened(gap, red.shape)
 
 
@@ -298,7 +297,7 @@ def _part(found: NDArray[np.bool_] | Labels, area_px: tuple[float, float]) -> La
     small[0] = False
     inner |= small[ground] & ~cut
     inner = binary_opening(inner)  # by a cross of one pixel, 0.5 um; beyond the field there is nothing
-    depth_px = depth(inner, round(_DEEPEST_UM / WORK_MPP))
+    depth_px = depth(inner, round(_MAX_DEPTH_UM / WORK_MPP))
     height = gaussian(depth_px * np.float32(WORK_MPP), _SEED_UM / WORK_MPP)
     return _sized(_merged(climb(height, inner), height), area_px)
 
@@ -314,8 +313,8 @@ def _merged(labels: Labels, height: Plane) -> Labels:
     low, high, saddle = saddles(labels, height)
     order = np.lexsort((high, low, -saddle))
     pairs = low[order], high[order], saddle[order], summits(labels, height, n)
-    whole = unite(*pairs, _NECK, _LEAST_NECK_UM)
-    parts = unite(*pairs, _WEAK_NECK, _LEAST_WEAK_NECK_UM)
+    whole = unite(*pairs, _NECK, _MIN_NECK_UM)
+    parts = unite(*pairs, _WEAK_NECK, _MIN_WEAK_NECK_UM)
     sums = np.vstack([np.zeros(8), label_sums(labels, height, n)])
     return np.where(_better(sums, whole, parts), parts, whole).astype(np.int32)[labels]
 
@@ -331,7 +330,7 @@ def _better(sums: NDArray[np.float64], whole: NDArray[np.int64], parts: NDArray[
     gain = np.bincount(whole, sums[:, 0] * (fill[1][parts] - fill[0][whole]), n) / np.maximum(united[0][:, 0], 1)
     least = np.full(n, np.inf)
     np.minimum.at(least, whole, united[1][parts, 0])
-    good = (fill[0] < _POOR_FILL) & (gain > _FILL_GAIN) & (least * WORK_MPP**2 > _LEAST_PART_UM2)
+    good = (fill[0] < _POOR_FILL) & (gain > _FILL_GAIN) & (least * WORK_MPP**2 > _MIN_PART_UM2)
     return np.asarray(good[whole])
 
 
@@ -369,7 +368,7 @@ def _with_contrast(labels: Labels, red: Plane, gap: Plane) -> Labels:
     inside, outside = _mean(labels, red), _mean(ring, red)
     count = np.bincount(ring.reshape(-1), minlength=inside.size)
     outside = np.pad(outside, (0, inside.size - outside.size))
-    return _kept(labels, (inside - outside > _LEAST_CONTRAST * _mean(labels, gap)) | (count < 4))
+    return _kept(labels, (inside - outside > _MIN_CONTRAST * _mean(labels, gap)) | (count < 4))
 
 
 def _added(labels: Labels, others: Labels, red: Plane, area_px: tuple[float, float]) -> Labels:

@@ -23,18 +23,10 @@ from stpred.calibration import (
     scaling,
 )
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
-from stpred.io._spaceranger import (
-    calibrate_run,
-    check_array,
-    check_diameter,
-    find_fullres,
-    need,
-    place_images,
-    read_positions,
-    read_scalefactors,
-)
+from stpred.io._spaceranger import calibrate_run, find_fullres, need, place_images
 from stpred.io._stage import staged
 from stpred.io._tables.matrix import check_10x_mtx, usable_10x_h5
+from stpred.io._tables.spaceranger import check_array, check_diameter, read_positions, read_scalefactors
 
 if TYPE_CHECKING:
     import pandas as pd

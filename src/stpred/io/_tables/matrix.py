@@ -61,11 +61,6 @@ def check_10x_h5(path: Path) -> None:
     Checked are links and declared sizes of all its parts, the fields of the matrix, that names and shape belong
     together, that barcodes are unique, and that every index lies within the matrix. The values are checked once they
     are read (:func:`stpred._core.expression.counts.check_counts`).
-
-    Raises
-    ------
-    InputError
-        One sentence that names the file and what is wrong with it.
     """
     import h5py
 
@@ -123,13 +118,7 @@ def barcodes_10x(path: Path) -> np.ndarray:
 
 
 def check_h5ad(path: Path) -> None:
-    """Refuse an h5ad file with links that leave it, with sizes beyond it, or with a broken sparse matrix anywhere.
-
-    Raises
-    ------
-    InputError
-        One sentence that names the file, the part and what is wrong with it.
-    """
+    """Refuse an h5ad file with links that leave it, with sizes beyond it, or with a broken sparse matrix anywhere."""
     import h5py
 
     with readable(path, what="AnnData file"), h5py.File(path, "r") as file:
