@@ -47,7 +47,7 @@ class CellReader(PlainReader):
 
     def batch(self, region: Region, sample: NDArray[Any] | None = None) -> Batch:
         """Embed the cells of a region; `sample`: features that describe the slide, if they are known already."""
-        points = None if self.needs.patch_um is None else patch_points(region, self.needs, self.context)
+        points = None if self.needs.patch_um is None else patch_points(region, self.needs, self.trained_on)
         return cell_batch(region, self.encoder, self.needs, points=points, sample=sample)
 
 

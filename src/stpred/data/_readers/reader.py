@@ -72,7 +72,7 @@ class PlainReader:
     region: Region
     encoder: Encoder
     needs: Needs
-    context: Context
+    trained_on: Context
 
     def __post_init__(self) -> None:
         check_resolution(self.region, self.encoder)

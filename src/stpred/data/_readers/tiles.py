@@ -48,9 +48,9 @@ class TileReader(PlainReader):
 
     def batch(self, region: Region) -> Batch:
         """Embed a region and its surroundings."""
-        needs, encoder, lattice = self.needs, self.encoder, self.context.lattice
+        needs, encoder, lattice = self.needs, self.encoder, self.trained_on.lattice
         n = len(region.coords_um)
-        around = surroundings(region, needs, self.context)
+        around = surroundings(region, needs, self.trained_on)
         points = around.points_um
         features = stored_features(region, encoder)
         if features is None:
