@@ -1,4 +1,4 @@
-"""Bringing fine predictions to coarse measurements: what lies in a spot adds up to what was measured there."""
+"""Rescaling of fine predictions so that those in a spot add up to its measured counts."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Predictor:
     columns
         Positions of the predicted genes among those of the model.
     device
-        Where both run, as it was asked for; None: a GPU if there is one.
+        Where both run; None: a GPU if there is one.
     posterior
         How the posterior of a generative model is read; None of all others.
     stride_um
@@ -243,7 +243,7 @@ def gene_columns(model: Model, genes: Iterable[str] | None) -> list[int]:
 
 
 def _posterior_of(model: Model, posterior: Any) -> Posterior | None:
-    """Return how a generative model's posterior is read; of other models, which have none, it cannot be asked for."""
+    """Return the options of a generative model's posterior; refuse them for other models."""
     if posterior is not None and not isinstance(posterior, Posterior):
         raise InputError(f"`posterior` must be a stpred.Posterior, got {posterior!r}.")
     if not model.config.generative:

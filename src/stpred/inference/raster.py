@@ -53,8 +53,8 @@ def predict_raster(
     if place.shapes_key is None and area_key not in sdata.shapes:
         holder, area_key = with_tissue(sdata, place)
     key = keys.predicted_map(area_key, predictor.name) if key_added is None else key_added
-    for there in (sdata, holder):
-        tables.check_name(there, key, kind="images")
+    for elements in (sdata, holder):
+        tables.check_name(elements, key, kind="images")
     if inplace and key in sdata.images and key not in sdata.attrs.get(keys.UNS, {}):
         raise InputError(f"`key_added`={key!r} is an image that stpred did not write; choose another name.")
     with nullcontext() if out is None else rasters.alone(out, key) as path:
@@ -73,7 +73,7 @@ def predict_raster(
 
 
 def _pixel_um(model: Model, resolution_um: float | None) -> float:
-    """Return the edge of a pixel: that of the model's patches, or what is asked for."""
+    """Return the edge of a pixel: `resolution_um`, or that of the model's patches."""
     if resolution_um is not None:
         return positive(resolution_um, name="resolution_um", unit="micrometres")
     if model.needs.pixel_grid:

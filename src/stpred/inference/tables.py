@@ -87,7 +87,7 @@ def predict_table(
 
 
 def _finer(predictor: Predictor, region: data.Region, interval: float | None) -> bool:
-    """Whether locations are finer than those that the model's intervals are of; refused where these are asked for."""
+    """Whether locations are finer than the calibrated ones; an interval at a level is refused then."""
     record = predictor.model.record
     if not record.intervals or intervals.apply_to(predictor.model, data.median_width_um(region)):
         return False

@@ -1,4 +1,4 @@
-"""What the posterior says of regions: one decode per sample, however many genes are asked for."""
+"""Draws from the posterior of regions: one decode per sample, whatever the number of genes."""
 
 from __future__ import annotations
 
