@@ -1,4 +1,4 @@
-"""Which location of one region is which of another: geometries or centroids in, pairs of rows out; and square bins."""
+"""Matching of the locations of two regions: geometries or centroids in, pairs of rows out."""
 
 from __future__ import annotations
 
@@ -21,23 +21,12 @@ _PAIRS = 200_000
 
 
 def match_overlap(ours: ArrayLike, theirs: ArrayLike, *, min_overlap: float = 0.5) -> Matches:
-    """Pair polygons one to one by their overlap, such as nuclei with the cells around them.
+    """Pair (n,) and (m,) polygons of one frame one to one by their overlap, such as nuclei with the cells around them.
 
     Two polygons are a pair when each is the one with which the other shares the largest area (equal areas: the lower
-    row), and that area is at least `min_overlap` of the smaller one. (Intersection over union would not tell a nucleus
-    deep in its cell, a tenth of it, from two neighbours that overlap a little.)
-
-    Parameters
-    ----------
-    ours, theirs
-        (n,) and (m,) shapely polygons in the same frame; invalid ones are repaired, empty ones match nothing.
-    min_overlap
-        Smallest shared area relative to the area of the smaller polygon, 0 to 1.
-
-    Returns
-    -------
-    Rows of `ours` (ascending), rows of `theirs`, both (p,) int64, and the shared area relative to the smaller polygon,
-    (p,) float64.
+    row), and that area is at least `min_overlap` (0 to 1) of the smaller one. Intersection over union would not tell a
+    nucleus deep in its cell, a tenth of it, from two neighbours that overlap a little. Invalid polygons are repaired,
+    empty ones match nothing. The third result is the shared area relative to the smaller polygon.
     """
     import shapely
 
@@ -51,19 +40,9 @@ def match_overlap(ours: ArrayLike, theirs: ArrayLike, *, min_overlap: float = 0.
 
 
 def match_nearest(ours_um: ArrayLike, theirs_um: ArrayLike, *, max_distance_um: float = 5.0) -> Matches:
-    """Pair points one to one: each is the other's nearest, and they are not too far apart.
+    """Pair (n, 2) and (m, 2) centroids one to one: each is the other's nearest, within `max_distance_um`.
 
-    Parameters
-    ----------
-    ours_um, theirs_um
-        (n, 2) and (m, 2) centroids in micrometres.
-    max_distance_um
-        Largest distance of a pair.
-
-    Returns
-    -------
-    Rows of `ours_um` (ascending), rows of `theirs_um`, both (p,) int64, and their distance in micrometres, (p,)
-    float64.
+    The third result is their distance in micrometres.
     """
     from scipy.spatial import cKDTree
 
@@ -79,17 +58,9 @@ def match_nearest(ours_um: ArrayLike, theirs_um: ArrayLike, *, max_distance_um: 
 
 
 def held(ours: ArrayLike, theirs: ArrayLike) -> tuple[float, bool]:
-    """Say how many of the finer polygons one of the coarser holds, and which are the coarser.
+    """Return how many centroids of the finer polygons a coarser one holds, and whether the coarser are `ours`.
 
-    Parameters
-    ----------
-    ours, theirs
-        (n,) and (m,) shapely polygons in the same frame.
-
-    Returns
-    -------
-    Median number of centroids of the finer side in those of the coarser that hold any (0 if none does), and whether
-    the coarser side is `ours`.
+    The number is the median over the coarser polygons that hold any, 0 if none does.
     """
     import shapely
 

@@ -164,10 +164,7 @@ def slide_tables(
 ) -> tuple[dict[str, SlideTable], pd.Index]:
     """Return the named table of every slide, and the genes that all have, in the order of the first.
 
-    Raises
-    ------
-    InputError
-        If a slide lacks the table, the tables are not of the same scale, or no gene is in all of them.
+    A missing table, tables of different scales, or no shared gene are errors.
     """
     found = {
         name: slide_table(sdata, table_key, slide=name, coordinate_system=coordinate_system)

@@ -105,20 +105,10 @@ def read_transcripts(
     drop_controls: bool = True,
     coordinate_system: str = keys.UM,
 ) -> Transcripts:
-    """Read points of transcripts into memory.
+    """Read points of transcripts into memory, without control probes and those whose ``qv`` is below `min_qv`.
 
-    Parameters
-    ----------
-    sdata, points_key
-        Object and its points.
-    gene_key
-        Column of the gene; None takes the one that the points declare, or a usual name.
-    min_qv
-        Transcripts whose column ``qv`` is below this are left out; None keeps all.
-    drop_controls
-        Leave out control probes and codewords, by their names and by the column ``is_gene`` where there is one.
-    coordinate_system
-        The slide's micrometre frame.
+    `gene_key` None takes the column that the points declare, or a usual name. Controls are found by their names and by
+    the column ``is_gene`` where there is one.
     """
     import pandas as pd
 

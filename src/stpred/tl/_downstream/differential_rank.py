@@ -166,20 +166,10 @@ def risk_of(side: SlideTable, risk: Any) -> NDArray[np.float64]:
 
 
 def rank_difference(values: ArrayLike, risk: ArrayLike, *, n_top: int) -> NDArray[np.float64]:
-    """Return per gene the mean rank, as a share, in the `n_top` locations of highest risk less that in the lowest.
+    """Return (G,) mean ranks, 0 to 1, in the `n_top` locations of highest risk minus those in the lowest.
 
-    Parameters
-    ----------
-    values
-        (N, G) expression.
-    risk
-        (N,) finite numbers. Locations of equal risk share the places that are left among the `n_top`.
-    n_top
-        Locations at either end, at most N / 2.
-
-    Returns
-    -------
-    (G,) float64 in [-1, 1].
+    `values` are (N, G), `risk` (N,) finite; locations of equal risk share the places left among the `n_top` (N / 2 at
+    most).
     """
     from scipy.stats import rankdata
 

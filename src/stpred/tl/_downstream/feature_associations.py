@@ -137,18 +137,9 @@ def associations(
     values: NDArray[Any], seen: NDArray[Any], *, genes: list[str], features: list[str], method: str = "spearman",
     n_features: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Correlate every gene with every feature.
+    """Correlate every gene of (n, G) values with every feature of (n, F) values at the same locations.
 
-    Parameters
-    ----------
-    values, seen
-        (n, G) values of genes and (n, F) of features at the same locations.
-    genes, features
-        Their names.
-    method
-        ``"spearman"`` or ``"pearson"``.
-    n_features
-        Features per gene that are returned; p-values are adjusted over all of them.
+    `n_features` of each gene are returned; p-values are adjusted over all of them.
     """
     from scipy.stats import rankdata, t
 

@@ -59,8 +59,7 @@ def read_gene_sets(source: Source) -> dict[str, list[str]]:
 def read_network(source: Source) -> pd.DataFrame:
     """Return columns `source`, `target` and `weight` (1 where none is given), a row for each pair.
 
-    Pairs that are given more than once get the mean of their weights. Parameters and errors are those of
-    `read_gene_sets`; weights have to be finite.
+    Pairs that are given more than once get the mean of their weights, which have to be finite.
     """
     import pandas as pd
 
@@ -73,21 +72,7 @@ def sets_among(
 ) -> dict[str, list[str]]:
     """Return the genes of each set that are among `genes`, of sets that keep at least `min_size` of them.
 
-    Parameters
-    ----------
-    sets
-        Genes of each set.
-    genes
-        Names to choose from.
-    what
-        What these are, for messages, such as "table 'spots_ridge'".
-    min_size
-        Sets with fewer are left out (the log says how many).
-
-    Raises
-    ------
-    InputError
-        When no set is left: it says how many genes there are on both sides, shows some, and guesses why.
+    `what` names `genes` in messages, such as "table 'spots_ridge'". No set left is an error.
     """
     there = set(genes)
     kept = {name: [g for g in members if g in there] for name, members in sets.items()}

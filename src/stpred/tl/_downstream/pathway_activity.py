@@ -162,16 +162,7 @@ def activities(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return (n, k) t-values of each pathway's slope and their p-values, adjusted over the pathways.
 
-    Parameters
-    ----------
-    values
-        (n, G) values of genes at locations.
-    weights
-        (G, k) weights of genes in pathways, 0 where a gene is none of its targets.
-    names
-        (k,) of the pathways, for messages.
-    method
-        ``"mlm"`` or ``"ulm"``.
+    `values` are (n, G), `weights` (G, k), 0 where a gene is no target of a pathway.
     """
     from scipy.stats import false_discovery_control
 

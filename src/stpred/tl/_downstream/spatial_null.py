@@ -20,18 +20,10 @@ Draw: TypeAlias = Callable[[], NDArray[np.int64]]
 def cross_statistics(
     fields: NDArray[np.float64], average: csr_matrix, pairs: NDArray[np.int64], *, draw: Draw, n: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the (P,) statistics of pairs of fields and the (n, P) values under the null.
+    """Return the (P,) statistics of pairs of (N, U) fields and the (n, P) values under the null.
 
-    Parameters
-    ----------
-    fields
-        (N, U) scores.
-    average
-        (N, N) weights with which a location averages its neighbourhood.
-    pairs
-        (P, 2) columns of `fields`.
-    draw
-        Gives (N,) which location's value each location takes under the null, of the second field of each pair.
+    `average` are the (N, N) weights with which a location averages its neighbourhood, `pairs` (P, 2) columns of
+    `fields`, of which `draw` moves the second.
     """
     still, still_averaged = standardised(fields), standardised(average @ fields)
 

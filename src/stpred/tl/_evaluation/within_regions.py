@@ -122,14 +122,9 @@ def within_regions(
 
 
 def region_scores(predicted: Any, observed: Any, labels: NDArray[Any]) -> list[dict[str, NDArray[np.float64]]]:
-    """Return the (G,) scores within each region, and last those of all regions' locations.
+    """Return the (G,) scores of (N, G) values within each region, and last those of all regions' locations.
 
-    Parameters
-    ----------
-    predicted, observed
-        (N, G) values.
-    labels
-        (N,) region 0 ... R - 1 of each location; -1 for none.
+    `labels` (N,) are regions 0 ... R - 1, -1 for none.
     """
     x, y = np.asarray(predicted, dtype=np.float64), np.asarray(observed, dtype=np.float64)
     inside = labels >= 0

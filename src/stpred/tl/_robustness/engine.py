@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class Trial:
     place: Place
     seed: int = 0
     device: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
     n_genes: int | None = None
     levels: Iterable[float] = ()
     n_samples: int = 100
@@ -77,7 +77,7 @@ class Trial:
         registry.resolve(self.model)
         own = {"slides", "model", "seed", "device", *Place.__dataclass_fields__}
         known = set(inspect.signature(train).parameters) - own
-        if unknown := sorted(set(self.options) - known):
+        if unknown := sorted(set(self.arguments) - known):
             raise InputError(
                 f"`train_options` takes no {listing(unknown)}; it takes {listing(sorted(known), most=40)}."
             )
@@ -90,6 +90,11 @@ class Trial:
         object.__setattr__(self, "levels", tuple(levels))
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments of training."""
+        return dict(self.options or {})
+
+    @property
     def takes_images(self) -> bool:
         """Whether slides of images alone may be among those of training."""
         return registry.resolve(self.model).takes_images
@@ -97,7 +102,7 @@ class Trial:
     def train(self, slides: Mapping[str, SpatialData], **changes: Any) -> Model:
         """Train on these slides."""
         place = {k: v for k, v in vars(self.place).items() if k != "layer"}
-        arguments: dict[str, Any] = {"seed": self.seed, "device": self.device, **place, **self.options, **changes}
+        arguments: dict[str, Any] = {"seed": self.seed, "device": self.device, **place, **self.arguments, **changes}
         return train(slides, self.model, **arguments)
 
     def regions(self, slides: Mapping[str, SpatialData]) -> dict[str, data.Region]:
@@ -164,7 +169,7 @@ class Trial:
             shapes_key=key,
             image_key=self.place.image_key,
             coordinate_system=self.place.coordinate_system,
-            cells_key=self.options.get("cells_key"),
+            cells_key=self.arguments.get("cells_key"),
             genes=genes,
             device=self.device,
             inplace=False,

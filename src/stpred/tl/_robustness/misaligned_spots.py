@@ -75,16 +75,8 @@ def misaligned_spots(
     [0.0, 1.0]
     """
     distances = [_distance(r) for r in distinct(radii, name="radii")]
-    trial = Trial(
-        model,
-        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
-        seed=seed,
-        device=device,
-        options=train_options or {},
-        n_genes=n_genes,
-        levels=levels,
-        n_samples=n_samples,
-    )
+    place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
+    trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
     transforms = {d: partial(misalign, radii=d, seed=seed) if d else None for d in distances}
     found = score_withheld(trial, slides, fraction, transforms, column="shift_radii")
     return found.assign(check="misaligned_spots")[[*COLUMNS, "shift_radii"]]

@@ -80,16 +80,8 @@ def occluded_tiles(
     """
     hidden = [fraction_of(f, name="fractions", zero=True) for f in distinct(fractions, name="fractions")]
     tile_um = positive(tile_um, name="tile_um", unit="um")
-    trial = Trial(
-        model,
-        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
-        seed=seed,
-        device=device,
-        options=train_options or {},
-        n_genes=n_genes,
-        levels=levels,
-        n_samples=n_samples,
-    )
+    place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
+    trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
     transforms = {f: partial(occlude, fraction=f, tile_um=tile_um, seed=seed) if f else None for f in hidden}
     found = score_withheld(trial, slides, fraction, transforms, column="occluded_share")
     return found.assign(check="occluded_tiles")[[*COLUMNS, "occluded_share"]]

@@ -83,15 +83,8 @@ def restarts(
     n_restarts = whole(n_restarts, name="n_restarts")
     if n_restarts < 2:
         raise InputError(f"`n_restarts` must be at least 2 trainings, got {n_restarts}.")
-    trial = Trial(
-        model,
-        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
-        seed=seed,
-        device=device,
-        options=train_options or {},
-        n_genes=n_genes,
-        n_samples=n_samples,
-    )
+    place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
+    trial = Trial(model, place, seed, device, train_options, n_genes, (), n_samples)
     slides = data.as_slides(slides)
     regions = list(trial.regions(slides).values())
     runs: dict[int, NDArray[np.float32]] = {}

@@ -84,17 +84,9 @@ def withheld_sections(
     >>> scores["model"].unique().tolist()
     ['ridge', 'mean', 'intensity']
     """
-    trial = Trial(
-        model,
-        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
-        seed=seed,
-        device=device,
-        options=train_options or {},
-        n_genes=n_genes,
-        levels=levels,
-        n_samples=n_samples,
-    )
-    if "groups" in trial.options:
+    place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
+    trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
+    if "groups" in trial.arguments:
         raise InputError("`train_options` takes no 'groups' here; pass `groups` itself.")
     slides, regions = trial.on_one_library(data.as_slides(slides))
     donors = data.donor_folds(list(regions), groups)
@@ -104,7 +96,7 @@ def withheld_sections(
             f"of the slides {listing(regions)}."
         )
     if not isinstance(groups, str):
-        trial = replace(trial, options={**trial.options, "groups": data.donor_folds(list(slides), groups)})
+        trial = replace(trial, options={**trial.arguments, "groups": data.donor_folds(list(slides), groups)})
     folds = group_folds(donors, n_folds=None)
     parts = []
     for name, _, test in track(folds, total=len(folds), describe="sections"):
@@ -134,7 +126,7 @@ def _score_fold(
         parts.append(frame)
     shared = [g for k, g in enumerate(genes) if all(r.known(genes)[k] for r in measured)]
     for baseline in baselines if shared else ():
-        options = {k: v for k, v in trial.options.items() if k in _SHARED}
+        options = {k: v for k, v in trial.arguments.items() if k in _SHARED}
         simple = replace(trial, model=baseline, options=options)
         fitted = simple.train(
             {r.slide: slides[r.slide] for r in measured}, genes=shared, target=model.record.training[SCALE]

@@ -85,14 +85,6 @@ def withheld_spots(
     >>> scores.groupby("metric").size().to_dict()
     {'pearson': 10, 'r2': 10, 'spearman': 10}
     """
-    trial = Trial(
-        model,
-        Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system),
-        seed=seed,
-        device=device,
-        options=train_options or {},
-        n_genes=n_genes,
-        levels=levels,
-        n_samples=n_samples,
-    )
+    place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
+    trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
     return score_withheld(trial, slides, fraction, {0: None}, column="change").assign(check="withheld_spots")[COLUMNS]

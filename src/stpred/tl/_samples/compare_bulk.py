@@ -138,14 +138,9 @@ def compare_bulk(
 def positive_p(
     x: NDArray[np.float64], y: NDArray[np.float64], correlation: NDArray[np.float64], *, exact: bool = False
 ) -> NDArray[np.float64]:
-    """Return (G,) one-sided p-values of correlations over S samples: how often chance gives as much or more.
+    """Return (G,) one-sided p-values of the correlations of (S, G) values; NaN stays NaN.
 
-    Parameters
-    ----------
-    x, y
-        (S, G) values; with `exact`, their ranks are compared in all S! orders.
-    correlation
-        (G,) their correlations; NaN stays NaN.
+    With `exact`, ranks are compared in all S! orders; else by Student's t.
     """
     from scipy.stats import rankdata, t
 

@@ -117,14 +117,9 @@ def pseudobulk(
 
 
 def bulk_profile(values: Any, *, scale: str) -> NDArray[np.float64]:
-    """Return the (G,) profile of (N, G) locations: counts summed, shares of RNA averaged as shares.
+    """Return the (G,) profile of (N, G) dense or sparse values: counts summed, others averaged as amounts of RNA.
 
-    Parameters
-    ----------
-    values
-        Dense or sparse.
-    scale
-        ``"log1p_cp10k"``, ``"cp10k"`` (the same before the logarithm), ``"counts"`` or ``"relative"``.
+    `scale`: ``"log1p_cp10k"``, ``"cp10k"`` (the same before the logarithm), ``"counts"`` or ``"relative"``.
     """
     if scale == "counts":
         return np.asarray(values.sum(axis=0), dtype=np.float64).ravel()

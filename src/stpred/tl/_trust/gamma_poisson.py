@@ -41,14 +41,8 @@ def recalibration(
 ) -> Recalibration:
     """Fit each gene's line by least squares weighted by exposure, and the variance that Poisson noise leaves over.
 
-    Parameters
-    ----------
-    counts
-        (n, G), at least one of each gene.
-    exposure
-        (n,) library sizes over 10 000, above 0.
-    rate
-        (n, G) predicted CP10k.
+    `counts` (n, G) hold at least one of each gene, `exposure` (n,) are library sizes over 10 000, `rate` (n, G) is
+    predicted CP10k.
     """
     weight = exposure / exposure.sum()
     mean, at = counts.sum(axis=0) / exposure.sum(), weight @ rate

@@ -158,18 +158,10 @@ def recalibrate(
 
 
 def shrunken_lines(x: NDArray[np.float64], y: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the slope and offset of each gene's line of y on x, drawn towards what the genes have in common.
+    """Return (G,) slopes and offsets of each gene's line of y on x, (n, G), shrunk towards the common line.
 
-    Parameters
-    ----------
-    x, y
-        (n, G) predicted and measured values of the same locations.
-
-    Returns
-    -------
-    Two (G,) arrays. Slopes are the posterior means under a normal prior whose mean and variance are estimated from all
-    genes' least-squares slopes and their standard errors, at least a tenth of the median. Shifts are
-    drawn towards the genes' common one likewise.
+    Slopes are the posterior means under a normal prior whose mean and variance are estimated from all genes'
+    least-squares slopes and their standard errors, at least a tenth of the median. Offsets are shrunk likewise.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n = len(x)
