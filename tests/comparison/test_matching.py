@@ -96,9 +96,9 @@ def test_how_many_of_the_finer_the_coarser_hold() -> None:
     centres = np.array([[0.0, 0.0], [100.0, 0.0]])
     cells = np.concatenate([c + scattered(n, size=20.0) - 10 for c, n in zip(centres, (3, 7), strict=True)])
     spots = discs(centres, 27.5)
-    assert matching.held(spots, discs(cells, 3.0)) == (5.0, True)
-    assert matching.held(discs(cells, 3.0), spots) == (5.0, False)
-    assert matching.held(spots, discs(cells + 1000, 3.0))[0] == 0
+    assert matching.n_inside(spots, discs(cells, 3.0)) == (5.0, True)
+    assert matching.n_inside(discs(cells, 3.0), spots) == (5.0, False)
+    assert matching.n_inside(spots, discs(cells + 1000, 3.0))[0] == 0
 
 
 @pytest.mark.parametrize("size", [8, 2.5])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,14 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from stpred._core.checks import InputError, positive
 from stpred._core.geometry import _valid
 
-if TYPE_CHECKING:
-    pass
-
 Matches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """Rows of the first side, rows of the second, and how good each pair is."""
 
-_PAIRS = 200_000
-"""Overlapping pairs whose intersections are made at once."""
+_MAX_PAIRS = 200_000
+"""Overlapping pairs whose intersections are computed at once."""
 
 
 def match_overlap(ours: ArrayLike, theirs: ArrayLike, *, min_overlap: float = 0.5) -> Matches:
@@ -57,7 +54,7 @@ def match_nearest(ours_um: ArrayLike, theirs_um: ArrayLike, *, max_distance_um: 
     return _sorted(rows[mutual], nearest[mutual], distance[mutual])
 
 
-def held(ours: ArrayLike, theirs: ArrayLike) -> tuple[float, bool]:
+def n_inside(ours: ArrayLike, theirs: ArrayLike) -> tuple[float, bool]:
     """Return how many centroids of the finer polygons a coarser one holds, and whether the coarser are `ours`.
 
     The number is the median over the coarser polygons that hold any, 0 if none does.
@@ -80,8 +77,8 @@ def shared_areas(
 
     i, j = shapely.STRtree(theirs).query(ours, predicate="intersects")
     area = np.empty(len(i), dtype=np.float64)
-    for start in range(0, len(i), _PAIRS):
-        part = slice(start, start + _PAIRS)
+    for start in range(0, len(i), _MAX_PAIRS):
+        part = slice(start, start + _MAX_PAIRS)
         area[part] = shapely.area(shapely.intersection(ours[i[part]], theirs[j[part]]))
     kept = area > 0
     return i[kept].astype(np.int64), j[kept].astype(np.int64), area[kept]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.elements import ambiguous, in_frame, need_sdata, region_in_frame, table_regions
 from stpred._core.geometry import box_of, geometries_um, square_bins
-from stpred.comparison.matching import held, match_nearest, match_overlap
+from stpred.comparison.matching import match_nearest, match_overlap, n_inside
 from stpred.comparison.pooling import members
 from stpred.comparison.rasters import RasterSide
 from stpred.comparison.tables import TableSide
@@ -35,15 +35,34 @@ SEVERAL = 2
 """Locations of one region within one of the other from which on the two are not the same things."""
 
 
+@dataclass(frozen=True)
+class MatchRule:
+    """How a location of one table is found in the other.
+
+    Attributes
+    ----------
+    match
+        ``"id"``, ``"overlap"`` (see :func:`match_overlap`), ``"distance"`` (:func:`match_nearest`), or ``"auto"``:
+        by id in one region, by overlap between two.
+    min_overlap, max_distance_um
+        Limits of the latter two.
+    """
+
+    match: str = "auto"
+    min_overlap: float = 0.5
+    max_distance_um: float = 5.0
+
+    def __post_init__(self) -> None:
+        one_of(self.match, MATCHES, name="match")
+
+
 def pair(
     sdata: SpatialData,
     predicted_key: str,
     measured_key: str,
     *,
     target: str | None = None,
-    match: str = "auto",
-    min_overlap: float = 0.5,
-    max_distance_um: float = 5.0,
+    rule: MatchRule | None = None,
     coordinate_system: str = keys.UM,
     warned: set[str] | None = None,
 ) -> Pair:
@@ -51,24 +70,20 @@ def pair(
 
     Where the measurement has the genes of the model's library and others, its library sizes are counted over the
     former; where it lacks some, that is warned of (unless the warning is in `warned`, to which it is added).
-
-    Locations of the same region are matched by their id, those of two regions by their overlap (`match` ``"auto"``),
-    or as `match` says: ``"id"``, ``"overlap"`` (see :func:`match_overlap`) or ``"distance"`` (:func:`match_nearest`).
     """
-    one_of(match, MATCHES, name="match")
+    rule = MatchRule() if rule is None else rule
     need_sdata(sdata)
     first, second = _tables(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
     terms = Terms.of(first, second, target=target, warned=warned)
     ours, theirs = first.region, second.region
-    how = ("id" if ours == theirs else "overlap") if match == "auto" else match
+    match = ("id" if ours == theirs else "overlap") if rule.match == "auto" else rule.match
     (rows, ids), (measured_rows, measured_ids) = first.instances, second.instances
-    matching: dict[str, Any] = {"match": how, "regions": [ours, theirs]}
-    if how == "id":
+    matching: dict[str, Any] = {"match": match, "regions": [ours, theirs]}
+    if match == "id":
         i, j = _same_ids(ids, measured_ids, sides=(first, second))
     else:
-        limit = min_overlap if how == "overlap" else max_distance_um
-        i, j, value = _same_place(first, second, how=how, limit=limit)
-        matching["median_overlap" if how == "overlap" else "median_distance_um"] = float(np.median(value))
+        i, j, value = _same_place(first, second, replace(rule, match=match))
+        matching["median_overlap" if match == "overlap" else "median_distance_um"] = float(np.median(value))
     matching |= {
         "n_predicted": len(rows),
         "n_measured": len(measured_rows),
@@ -76,11 +91,11 @@ def pair(
         "share_predicted": len(i) / len(rows),
         "share_measured": len(i) / len(measured_rows),
     }
-    if how != "id":
+    if match != "id":
         log = logger.warning if matching["share_predicted"] < FEW else logger.info
         log(
             "%d of %d locations of %r are matched with one of the %d of %r by %s.",
-            *(len(i), len(rows), ours, len(measured_rows), theirs, how),
+            *(len(i), len(rows), ours, len(measured_rows), theirs, match),
         )
     counts: Any = second.table.X[measured_rows[j]]
     terms, counts = terms.on_library(counts, second, warned=warned)
@@ -276,7 +291,7 @@ def _same_ids(
 
 
 def _same_place(
-    first: TableSide, second: TableSide, *, how: str, limit: float
+    first: TableSide, second: TableSide, rule: MatchRule
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return rows of both tables (among those of their regions) at the same place."""
     import shapely
@@ -289,23 +304,23 @@ def _same_place(
         "sum the finer counts into the coarser region with stpred.pp.aggregate, compare in common squares with "
         "bin_um=, or predict on the measured shapes"
     )
-    number, ours_coarser = held(ours, theirs)
+    number, ours_coarser = n_inside(ours, theirs)
     if number >= SEVERAL:
         coarse, fine = (s.region for s in (sides if ours_coarser else sides[::-1]))
         raise InputError(
             f"{_describe(*sides)}, and these are not the same things: one of {coarse!r} holds {number:g} of {fine!r} "
             f"(in the median); {help_}."
         )
-    if how == "overlap":
-        i, j, value = match_overlap(ours, theirs, min_overlap=limit)
+    if rule.match == "overlap":
+        i, j, value = match_overlap(ours, theirs, min_overlap=rule.min_overlap)
     else:
         centres = [shapely.get_coordinates(shapely.centroid(s)) for s in (ours, theirs)]
-        i, j, value = match_nearest(*centres, max_distance_um=limit)
+        i, j, value = match_nearest(*centres, max_distance_um=rule.max_distance_um)
     if len(i) == 0:
         boxes = [[round(v, 1) for v in shapely.total_bounds(s).tolist()] for s in (ours, theirs)]
-        needed = f"overlaps one of the other by {limit:.0%}"
-        if how == "distance":
-            needed = f"has its centre within {limit:g} um of one of the other"
+        needed = f"overlaps one of the other by {rule.min_overlap:.0%}"
+        if rule.match == "distance":
+            needed = f"has its centre within {rule.max_distance_um:g} um of one of the other"
         (x0, y0, x1, y1), (u0, v0, u1, v1) = boxes
         if x1 < u0 or u1 < x0 or y1 < v0 or v1 < y0:
             help_ = "they do not meet, so check the transformations"

@@ -100,9 +100,9 @@ def compare(
         ours, theirs, gene = both.guessed[:, g], both.observed[:, g], both.genes[g]
         measured, predicted, error, scatter = (figure.add_subplot(grid[row, column]) for column in range(4))
         ends = color_limits(theirs, ours) if share else None
-        how: dict[str, Any] = {"cmap": cmap, "limits": ends}
-        canvas.values(measured, theirs, both.instances, title=f"{gene}, measured", unit=units[0], **how)
-        canvas.values(predicted, ours, both.instances, title=f"{gene}, predicted", unit=units[1], **how)
+        style: dict[str, Any] = {"cmap": cmap, "limits": ends}
+        canvas.values(measured, theirs, both.instances, title=f"{gene}, measured", unit=units[0], **style)
+        canvas.values(predicted, ours, both.instances, title=f"{gene}, predicted", unit=units[1], **style)
         canvas.values(
             error, errors[:, row], both.instances, title=f"{gene}, {what}",
             cmap=ERROR_COLORS, limits=limits, unit=units[0] if both.comparable else "z-score",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SPREAD = (0.05, 0.95)
 """Quantiles of genes between which the band lies."""
 
-MANY = 10
+MAX_NAMED = 10
 """Slides from which on the lines of single ones have no name."""
 
 
@@ -62,9 +62,11 @@ def coverage(frame: pd.DataFrame, *, ax: Axes | None = None, save: str | Path | 
     if "slide" in frame and frame["slide"].nunique() > 1:
         slides = frame.groupby(["slide", "level"], observed=True)["coverage"].mean()
         for i, (name, part) in enumerate(slides.groupby(level=0, observed=True)):
-            said = str(name) if len(slides.index.unique(0)) < MANY else (None if i else "single slides")
-            color = f"C{i % 8 + 1}" if len(slides.index.unique(0)) < MANY else "0.6"
-            ax.plot(part.index.get_level_values(1), part.to_numpy(), color=color, linewidth=0.9, marker=".", label=said)
+            label = str(name) if len(slides.index.unique(0)) < MAX_NAMED else (None if i else "single slides")
+            color = f"C{i % 8 + 1}" if len(slides.index.unique(0)) < MAX_NAMED else "0.6"
+            ax.plot(
+                part.index.get_level_values(1), part.to_numpy(), color=color, linewidth=0.9, marker=".", label=label
+            )
     ax.plot(levels, mean.to_numpy(), color="C0", marker="o", label="mean")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.set(xlabel="level of the interval", ylabel="share of the measurements inside")

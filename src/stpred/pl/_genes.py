@@ -82,24 +82,24 @@ def genes(
         (trusted & known, "C0", "trusted"),
     ):
         if which.any():
-            said = f"{name} ({which.sum()})" if name else None
-            ax.scatter(across[which], up[which], s=14, color=color, alpha=0.7, linewidths=0, label=said)
+            legend = f"{name} ({which.sum()})" if name else None
+            ax.scatter(across[which], up[which], s=14, color=color, alpha=0.7, linewidths=0, label=legend)
     if x in CEILINGS:
         ax.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=0.8, label=f"score = {x}")
         ax.set_xlim(min(0, np.min(across[known])) - 0.03, 1.03)
     if x == "mean_count":
         ax.set_xscale("log")
     ax.axhline(0, color="black", linewidth=0.5)
-    ax.set(xlabel=_said(x), ylabel=_said(str(y)))
+    ax.set(xlabel=_axis_label(x), ylabel=_axis_label(str(y)))
     plain(ax)
     order = np.argsort(-np.where(known, up, -np.inf), kind="stable")[: min(n_labels, int(known.sum()))]
-    _name(ax, across[order], up[order], [str(names[i]) for i in order])
+    _write_names(ax, across[order], up[order], [str(names[i]) for i in order])
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return finish(ax, save)
 
 
-def _said(column: str) -> str:
+def _axis_label(column: str) -> str:
     """Write a column's name for an axis."""
     return {
         "pearson": "Pearson correlation",
@@ -109,7 +109,7 @@ def _said(column: str) -> str:
     }.get(column, column.replace("_", " "))
 
 
-def _name(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: list[str]) -> None:
+def _write_names(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: list[str]) -> None:
     """Write names of points, highest first, in a column right of the axes, so that none lies on another."""
     if not names:
         return

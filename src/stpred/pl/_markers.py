@@ -126,11 +126,11 @@ def _sets(table: AnnData, table_key: str, markers: Any) -> tuple[dict[str, list[
     brackets = isinstance(markers, Mapping)
     given = markers if brackets else {"": [markers] if isinstance(markers, str) else markers}
     sets = {str(name): list(dict.fromkeys(str(g) for g in genes)) for name, genes in given.items()}
-    asked = [g for genes in sets.values() for g in genes]
+    wanted_genes = [g for genes in sets.values() for g in genes]
     found = {name: [g for g in genes if g in table.var_names] for name, genes in sets.items()}
     if not any(found.values()):
         raise InputError(
-            f"Table {table_key!r} has none of the genes {listing(asked)} (`markers`); its genes are "
+            f"Table {table_key!r} has none of the genes {listing(wanted_genes)} (`markers`); its genes are "
             f"{listing(table.var_names[:5])} ..."
         )
     return {name: genes for name, genes in found.items() if genes}, brackets

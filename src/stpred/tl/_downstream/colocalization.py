@@ -76,7 +76,7 @@ def colocalization(
     min_genes
         Sets with fewer genes in the table are left out.
     in_distribution_only
-        Leave out locations that the table marks as unlike the training tissue.
+        Leave out locations that the table marks as out of distribution.
     seed
         Of the null.
     coordinate_system

@@ -8,7 +8,7 @@ import numpy as np
 
 from stpred import metrics
 from stpred._core import keys
-from stpred._core.checks import InputError, key_in, whole
+from stpred._core.checks import InputError, fraction_of, key_in, whole
 from stpred._core.names import looked_up, named, names_of
 from stpred.comparison.slide_tables import ONE_SLIDE, SlideTable, slide_tables
 
@@ -57,7 +57,7 @@ def differential_rank(
     groups
         Donor of each slide, drawn with all slides; None draws slides, of which sections of one donor are no new ones.
     in_distribution_only
-        Leave out locations that the table marks as unlike the training tissue.
+        Leave out locations that the table marks as out of distribution.
     n_bootstrap
         Draws of slides or donors for the interval.
     level
@@ -98,8 +98,7 @@ def differential_rank(
     import pandas as pd
 
     n_top, n_bootstrap = whole(n_top, name="n_top"), whole(n_bootstrap, name="n_bootstrap")
-    if not 0 < level < 1:
-        raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
+    level = fraction_of(level, name="level")
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     drawn = list(sides)
     if groups is not None:

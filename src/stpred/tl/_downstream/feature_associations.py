@@ -100,7 +100,9 @@ def feature_associations(
     columns = _columns(table, genes, what=what, trusted_only=trusted_only)
     values, scale, filled = compared_values(table, what=what)
     groups = np.full(table.n_obs, "all", dtype=object) if groupby is None else groups_of(table, groupby, what=what)
-    seen, names, ids = _features(sdata, features, regions[0], image_key=image_key, coordinate_system=coordinate_system)
+    features_at, names, ids = _features(
+        sdata, features, regions[0], image_key=image_key, coordinate_system=coordinate_system
+    )
     own = table_instances(table, regions[0])[1]
     place = ids.get_indexer(own)
     if (place < 0).all():
@@ -114,8 +116,8 @@ def feature_associations(
         if len(rows) < MIN_LOCATIONS:
             continue
         frame = associations(
-            values[np.ix_(rows, columns)], seen[place[rows]], genes=list(table.var_names[columns]), features=names,
-            method=method, n_features=n_features,
+            values[np.ix_(rows, columns)], features_at[place[rows]], genes=list(table.var_names[columns]),
+            features=names, method=method, n_features=n_features,
         )  # fmt: skip
         frame["n"] = len(rows)
         if groupby is not None:
@@ -134,7 +136,7 @@ def feature_associations(
 
 
 def associations(
-    values: NDArray[Any], seen: NDArray[Any], *, genes: list[str], features: list[str], method: str = "spearman",
+    values: NDArray[Any], features_at: NDArray[Any], *, genes: list[str], features: list[str], method: str = "spearman",
     n_features: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Correlate every gene of (n, G) values with every feature of (n, F) values at the same locations.
@@ -144,8 +146,8 @@ def associations(
     from scipy.stats import rankdata, t
 
     if method == "spearman":
-        values, seen = rankdata(values, axis=0), rankdata(seen, axis=0)
-    r = (_unit(values).T @ _unit(seen)).clip(-1, 1)
+        values, features_at = rankdata(values, axis=0), rankdata(features_at, axis=0)
+    r = (_unit(values).T @ _unit(features_at)).clip(-1, 1)
     freedom = len(values) - 2
     with np.errstate(divide="ignore"):
         p = 2 * t.sf(np.abs(r) * np.sqrt(freedom / (1 - r**2)), freedom)
@@ -173,7 +175,7 @@ def _unit(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _columns(table: Any, genes: Iterable[str] | None, *, what: str, trusted_only: bool) -> NDArray[np.int64]:
-    """Return the positions of the asked genes."""
+    """Return the positions of the chosen genes."""
     if genes is None:
         return chosen_genes(table, what=what, trusted_only=trusted_only)
     wanted = [genes] if isinstance(genes, str) else [str(g) for g in genes]

@@ -11,7 +11,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.elements import centroids, key_in_frame, need_sdata
 from stpred._core.geometry import placed
-from stpred.comparison.pairing import pair, pair_bins
+from stpred.comparison.pairing import MatchRule, pair, pair_bins
 from stpred.comparison.scoring import Measured, context, scores
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def compare(
         which the locations of both sides fall by their centroids, pooled likewise; only bins with locations of both
         and at least one count are compared. This needs no `match`, so the regions may be anything, such as nuclei and
         2 um bins. Of a raster the pixels count that are not NaN, by their centres, in bins where every gene has one.
-        Bins finer than the prediction's own spacing are only those that hold one of its locations, which is told in
-        the log: they say how well the prediction's points are met, and nothing of what lies between.
+        Bins finer than the prediction's own spacing are only those that hold one of its locations, which is
+        logged: they say how well the prediction fits at its points, and nothing of what lies between.
     trusted_only
         Compare only genes that the model marks as ``trusted``.
     write
@@ -158,14 +158,7 @@ def compare(
     edges = _several(bin_um, lambda b: positive(b, name="bin_um", unit="um"))
     if resolution is not None:
         one_of(resolution, (CELL,), name="resolution")
-    asked: dict[str, Any] = {
-        "resolution": resolution,
-        "neighbours": neighbours,
-        "edges": edges,
-        "how": {"match": match, "min_overlap": min_overlap, "max_distance_um": max_distance_um},
-        "target": target,
-        "coordinate_system": coordinate_system,
-    }
+    rule = MatchRule(match, min_overlap, max_distance_um)
     need_sdata(sdata)
     if write and predicted_key in sdata.images:
         raise InputError(
@@ -173,8 +166,11 @@ def compare(
         )
     parts: dict[str, pd.DataFrame] = {}
     matching: dict[str, dict[str, Any]] = {}
-    for name, both in _levels(sdata, predicted_key, measured_key, **asked):
-        # A level is scored and let go before the next one is made.
+    levels = _levels(
+        sdata, (predicted_key, measured_key), rule, single=resolution is not None, neighbours=neighbours, edges=edges,
+        target=target, coordinate_system=coordinate_system,
+    )  # fmt: skip
+    for name, both in levels:  # lazily, so that only one level is in memory
         parts[name] = _scores(both, sdata.tables[predicted_key].var if predicted_key in sdata.tables else None)
         matching[name] = both.matching
     if write:
@@ -200,26 +196,27 @@ def compare(
 
 def _levels(
     sdata: SpatialData,
-    predicted_key: str,
-    measured_key: str,
+    table_keys: tuple[str, str],
+    rule: MatchRule,
     *,
-    resolution: str | None,
+    single: bool,
     neighbours: list[int],
     edges: list[float],
-    how: dict[str, Any],
     target: str | None,
     coordinate_system: str,
 ) -> Iterator[tuple[str, Pair]]:
-    """Yield the name and the values of each level."""
-    settled: dict[str, Any] = {"target": target, "coordinate_system": coordinate_system, "warned": set()}
-    if resolution is not None or neighbours or not edges:
-        single = pair(sdata, predicted_key, measured_key, **how, **settled)
-        if resolution is not None or not (neighbours or edges):
-            yield CELL, single
+    """Yield the name and the values of each level; `single` locations also where others are compared."""
+    warned: set[str] = set()
+    if single or neighbours or not edges:
+        both = pair(sdata, *table_keys, rule=rule, target=target, coordinate_system=coordinate_system, warned=warned)
+        if single or not (neighbours or edges):
+            yield CELL, both
         for k in neighbours:
-            yield f"k{k}", _neighbourhoods(single, sdata, k, coordinate_system)
+            yield f"k{k}", _neighbourhoods(both, sdata, k, coordinate_system)
     if edges:
-        pooled = pair_bins(sdata, predicted_key, measured_key, sizes_um=edges, **settled)
+        pooled = pair_bins(
+            sdata, *table_keys, sizes_um=edges, target=target, coordinate_system=coordinate_system, warned=warned
+        )
         for edge, both in zip(edges, pooled, strict=True):
             yield _bin_name(edge), both
 

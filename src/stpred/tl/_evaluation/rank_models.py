@@ -8,7 +8,7 @@ import pandas as pd
 
 from stpred import metrics
 from stpred._core import keys
-from stpred._core.checks import InputError, listing, one_of
+from stpred._core.checks import InputError, fraction_of, listing, one_of
 from stpred.metrics import ModelComparison
 from stpred.tl._evaluation.summarise import of_metric
 
@@ -68,8 +68,7 @@ def rank_models(
     """
     one_of(over, ("donor", "slide"), name="over")
     one_of(nan, ("drop", "zero"), name="nan")
-    if not 0 < level < 1:
-        raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
+    level = fraction_of(level, name="level")
     part = of_metric(scores, metric)
     scales = list(part["target"].unique())
     if target is None and len(scales) > 1:

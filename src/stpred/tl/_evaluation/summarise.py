@@ -9,14 +9,14 @@ import pandas as pd
 
 from stpred import metrics
 from stpred._core import keys
-from stpred._core.checks import InputError, listing, one_of, whole
+from stpred._core.checks import InputError, fraction_of, listing, one_of, whole
 from stpred.metrics.summary import mean_of_defined
 
 logger = logging.getLogger("stpred")
 
 MIN_DONORS = 3
 
-_UNTOLD = "consistent is not known"
+_UNKNOWN = "consistent is not known"
 _NEEDED = ("model", "slide", "donor", "gene", "metric", "value", "target")
 
 
@@ -83,8 +83,7 @@ def summarise(
     one_of(groupby, ("model", "gene"), name="groupby")
     one_of(nan, ("drop", "zero"), name="nan")
     n_bootstrap = whole(n_bootstrap, name="n_bootstrap")
-    if not 0 < level < 1:
-        raise InputError(f"`level` must be between 0 and 1, got {level!r}.")
+    level = fraction_of(level, name="level")
     part = of_metric(scores, metric)
     if nan == "zero" and not keys.zero_is_nothing(metric):
         raise InputError(f"`nan='zero'` is of correlations; a missing {metric} is no {metric} of 0, use 'drop'.")
@@ -111,11 +110,11 @@ def summarise(
     result = pd.concat(found).set_index(index)
     if groupby == "model":
         return result.sort_values(["target", "mean"], ascending=[True, less], kind="stable")
-    untold = {r for r in reasons if r.startswith(_UNTOLD)}
-    for name, told in (("p_values", reasons - untold), ("consistent", untold)):
-        if told:
-            result.attrs[name] = "; ".join(sorted(told))
-    for sentence in sorted(untold):
+    unknown = {r for r in reasons if r.startswith(_UNKNOWN)}
+    for name, sentences in (("p_values", reasons - unknown), ("consistent", unknown)):
+        if sentences:
+            result.attrs[name] = "; ".join(sorted(sentences))
+    for sentence in sorted(unknown):
         logger.warning("%s", sentence)
     return result
 
@@ -200,7 +199,7 @@ def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> p
     if 0.5**n_donors * n_genes > alpha:
         consistent[:] = pd.NA
         reasons.add(
-            f"{_UNTOLD}: of {n_genes} genes over {n_donors} donors none could pass the sign test at {alpha:g}, "
+            f"{_UNKNOWN}: of {n_genes} genes over {n_donors} donors none could pass the sign test at {alpha:g}, "
             f"whatever its scores; {math.ceil(math.log2(n_genes / alpha))} donors or more can tell"
         )
     return pd.DataFrame(

@@ -34,7 +34,7 @@ def calibration(
     device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Say how often the intervals of a generative model hold what was measured.
+    """Compute how often the intervals of a generative model contain the measured counts.
 
     For every measured location the model gives draws of the counts that would be measured there, with the noise of the
     measurement and what the model does not know. Of a calibrated model, the central interval at a level of 90 % holds

@@ -216,14 +216,15 @@ def score_withheld(
     for s, region in regions.items():
         key = find_table(region.sdata, region.shapes_key, trial.place.table_key)
         training[s] = withhold(region.sdata, region, fraction, table_key=key, seed=trial.seed)
-        seen = region.instances.isin(table_instances(training[s].tables[key], region.shapes_key)[1])
-        if min(seen.sum(), (~seen).sum()) < MIN_LOCATIONS:
+        trained = region.instances.isin(table_instances(training[s].tables[key], region.shapes_key)[1])
+        if min(trained.sum(), (~trained).sum()) < MIN_LOCATIONS:
             raise InputError(
-                f"Slide {s!r} has {len(seen)} usable spots in {region.shapes_key!r}: {(~seen).sum()} would be withheld "
-                f"and {seen.sum()} trained on (fraction {fraction:g}), and at least {MIN_LOCATIONS} of each are needed."
+                f"Slide {s!r} has {len(trained)} usable spots in {region.shapes_key!r}: {(~trained).sum()} would be "
+                f"withheld and {trained.sum()} trained on (fraction {fraction:g}), and at least {MIN_LOCATIONS} of "
+                "each are needed."
             )
-        kept.append(region.take(np.flatnonzero(seen)))
-        held_out.append(region.take(np.flatnonzero(~seen)))
+        kept.append(region.take(np.flatnonzero(trained)))
+        held_out.append(region.take(np.flatnonzero(~trained)))
     parts = []
     for value, transform in track(transforms.items(), total=len(transforms), describe="trainings"):
         changed = training if transform is None else {s: transform(v, regions[s]) for s, v in training.items()}

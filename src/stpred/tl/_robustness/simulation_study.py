@@ -25,7 +25,7 @@ SUPERVISION = ("spots", "cells")
 INPUTS = ("learned", "one-hot")
 
 COMPONENTS = 50
-HELD_SHARE = 0.2
+HELD_OUT_FRACTION = 0.2
 
 
 def simulation_study(
@@ -118,17 +118,17 @@ def simulation_study(
     cells = _clusters(values, len(profiles.cells), cells_per_type=cells_per_type, seed=seed)
     rows = []
     runs = [(s, i, v) for s in scenarios for i in inputs for v in supervision]
-    for scenario, given, how in track(runs, total=len(runs), describe="simulation"):
+    for scenario, kind, source in track(runs, total=len(runs), describe="simulation"):
         rng = np.random.default_rng(seed)  # the same cells, profiles and spots for all that are compared
         parts = []
         for own in (cells.train, cells.test):
             kinds = cells.kind[own]
-            features = values[own] if given == "learned" else np.eye(len(profiles.cells), dtype=np.float32)[kinds]
+            features = values[own] if kind == "learned" else np.eye(len(profiles.cells), dtype=np.float32)[kinds]
             expression = profiles.draw(kinds, scenario, rng)
             inside = rng.integers(len(own), size=(n_spots, cells_per_spot))
             parts.append((features, expression, inside))
         (features, expression, inside), (new_features, new_expression, new_inside) = parts
-        model = _fit(features, expression, inside, how=how, config=config, seed=seed, device=device)
+        model = _fit(features, expression, inside, supervision=source, config=config, seed=seed, device=device)
         for level, batch in (
             ("spot", _batch(new_features, new_expression, new_inside)),
             ("cell", _batch(new_features, new_expression, np.arange(len(new_features))[:, None])),
@@ -136,7 +136,7 @@ def simulation_study(
             score = metrics.pearson(model.predict(batch)[0], batch.scored)
             rows.append(
                 pd.DataFrame({"gene": profiles.genes, "marker": profiles.marker, "pearson": score}).assign(
-                    scenario=scenario, inputs=given, supervision=how, level=level
+                    scenario=scenario, inputs=kind, supervision=source, level=level
                 )
             )
     columns = ["scenario", "inputs", "supervision", "level", "gene", "marker", "pearson"]
@@ -269,16 +269,16 @@ def _fit(
     expression: NDArray[np.float32],
     inside: NDArray[np.int64],
     *,
-    how: str,
+    supervision: str,
     config: SCellSTConfig,
     seed: int,
     device: str | None,
 ) -> SCellST:
     """Train on spots, or on their cells; a fifth of them, which nothing ties to the rest, ends the training."""
-    held = max(1, int(len(inside) * HELD_SHARE))
+    held = max(1, int(len(inside) * HELD_OUT_FRACTION))
     # Every cell of the training spots once: the spots hold no more cells than that.
-    own = inside if how == "spots" else np.random.default_rng(seed).permutation(len(features))[:, None]
-    held = held if how == "spots" else max(1, int(len(own) * HELD_SHARE))
+    own = inside if supervision == "spots" else np.random.default_rng(seed).permutation(len(features))[:, None]
+    held = held if supervision == "spots" else max(1, int(len(own) * HELD_OUT_FRACTION))
     run = training.Run(device=device, checkpoint=None)
     fitted = training.fit_and_score(
         SCellST,

@@ -145,9 +145,9 @@ def rates(truth: NDArray[Any], guess: NDArray[Any], times: NDArray[Any], *, n: i
     """
     table = np.zeros((n, n))
     np.add.at(table, (truth, guess), times)
-    hit, are, said = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    f1 = (2 * hit)[are + said > 0] / (are + said)[are + said > 0]
-    return float(f1.mean()), float((hit[are > 0] / are[are > 0]).mean())
+    hits, true, guessed = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    f1 = (2 * hits)[true + guessed > 0] / (true + guessed)[true + guessed > 0]
+    return float(f1.mean()), float((hits[true > 0] / true[true > 0]).mean())
 
 
 def _auroc(pairs: Sequence[Pairs | Any], times: NDArray[Any]) -> float:

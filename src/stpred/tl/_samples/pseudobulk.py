@@ -45,7 +45,7 @@ def pseudobulk(
     table_key
         Table of every slide: predictions or raw counts.
     in_distribution_only
-        Leave out locations that the table marks as unlike the training tissue.
+        Leave out locations that the table marks as out of distribution.
     layer
         Layer to average instead of ``X``, on the same scale.
     obs

@@ -202,8 +202,10 @@ def _choose(
         risk = np.empty(len(time))
         for k in np.unique(fold):
             train = fold != k
-            how: dict[str, Any] = {"penalizer": strength, "l1_ratio": l1_ratio, "screened": screened}
-            risk[~train], _ = _fit(X[train], time[train], event[train], X[~train], **how)
+            risk[~train], _ = _fit(
+                X[train], time[train], event[train], X[~train],
+                penalizer=strength, l1_ratio=l1_ratio, screened=screened,
+            )  # fmt: skip
         found[strength] = share_of_pairs(survival_pairs(time, event, risk, fold))
     return max(found, key=lambda s: np.nan_to_num(found[s]))
 

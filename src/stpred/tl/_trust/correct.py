@@ -79,7 +79,7 @@ def correct(
       as a share), NaN where it has none;
     - where the measurement counts its library sizes over other genes than the model was trained on, a warning says so:
       measured genes are then on the scale of the measurement, the others on that of the model;
-    - in ``uns["stpred"]`` the facts, such as ``common_slope``: 0 if predictions say nothing on this slide.
+    - in ``uns["stpred"]`` the provenance, such as ``common_slope``: 0 if predictions say nothing on this slide.
 
     Raises
     ------
@@ -105,15 +105,15 @@ def correct(
     need_sdata(sdata)
     both = pair(sdata, predicted_key, measured_key, target="log1p_cp10k", coordinate_system=coordinate_system)
     table = sdata.tables[predicted_key]
-    facts = tables.read_provenance(table, what=f"table {predicted_key!r}")
-    facts = provenance_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
+    provenance = tables.read_provenance(table, what=f"table {predicted_key!r}")
+    provenance = provenance_in_frame(sdata, predicted_key, provenance, coordinate_system=coordinate_system)
     if both.output_scale != "log1p_cp10k" and both.per is None:
         raise InputError(
             f"Table {predicted_key!r} holds predictions as {both.output_scale!r}; only those on the scale "
             "'log1p_cp10k' can be averaged with measured expression."
         )
     if not allow_training_slide:
-        _refuse_own(facts, predicted_key)
+        _refuse_own(provenance, predicted_key)
     if len(both.instances) < MIN_LOCATIONS:
         raise InputError(
             f"Only {len(both.instances)} locations of {measured_key!r} have counts and a prediction; recalibrating "
@@ -122,17 +122,18 @@ def correct(
     name = f"{both.shapes_key}_corrected" if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, name)
-    result = _corrected(table, both, facts, measured=(measured_key, sdata.tables[measured_key].n_vars))
+    result = _corrected(table, both, provenance, measured=(measured_key, sdata.tables[measured_key].n_vars))
     if not inplace:
         return result
     tables.put_table(sdata, name, result)
     return None
 
 
-def _refuse_own(facts: dict[str, Any], key: str) -> None:
+def _refuse_own(provenance: dict[str, Any], key: str) -> None:
     """Refuse predictions on an image that the model was trained on."""
-    seen = facts.get("training", {}).get("slides", {})
-    own = [s for s, f in seen.items() if isinstance(f, dict) and f.get("image") and f["image"] == facts.get("image")]
+    trained_on = provenance.get("training", {}).get("slides", {})
+    image = provenance.get("image")
+    own = [s for s, f in trained_on.items() if isinstance(f, dict) and f.get("image") and f["image"] == image]
     if own:
         raise InputError(
             f"The model behind {key!r} was trained on this slide (as {listing(own)}), so its prediction repeats the "
@@ -140,7 +141,7 @@ def _refuse_own(facts: dict[str, Any], key: str) -> None:
         )
 
 
-def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: tuple[str, int]) -> AnnData:
+def _corrected(table: AnnData, both: Pair, provenance: dict[str, Any], *, measured: tuple[str, int]) -> AnnData:
     """Return the table of corrected values with both sides beside them."""
     rows, ids = table_instances(table, both.shapes_key)
     predicted = targets.dense(table.X, np.float32)[rows]
@@ -176,18 +177,18 @@ def _corrected(table: AnnData, both: Pair, facts: dict[str, Any], *, measured: t
     ):
         result.var[column] = np.nan
         result.var.iloc[columns, result.var.columns.get_loc(column)] = values
-    provenance = {
+    own = {
         "kind": KIND,
         "output_scale": "log1p_cp10k",
         "measured": measured[0],
-        "model": facts.get("model"),
-        "model_id": facts.get("model_id"),
-        "image": facts.get("image"),
+        "model": provenance.get("model"),
+        "model_id": provenance.get("model_id"),
+        "image": provenance.get("image"),
         "common_slope": line.common,
         "matching": both.matching,
         "n_genes": {"measured_and_predicted": len(columns), "predicted": table.n_vars, "measured": measured[1]},
         "n_filled_locations": int((~result.obs["measured"]).sum()),
         "versions": tables.package_versions(),
     }
-    tables.write_provenance(result, provenance | both.library(facts))
+    tables.write_provenance(result, own | both.library(provenance))
     return result

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def coverage(
     sdata: SpatialData, predicted_key: str, measured_key: str, *, coordinate_system: str = keys.UM
 ) -> pd.DataFrame:
-    """Say how often a prediction's intervals hold the measurement, gene by gene and level by level.
+    """Compute how often a prediction's intervals contain the measurement, by gene and level.
 
     Parameters
     ----------

@@ -128,16 +128,17 @@ def recalibrate(
     # Genes that were not measured stay as they are, which they cannot on another scale.
     kept = np.ones(table.n_vars, dtype=bool) if both.comparable else np.isfinite(slope)
     new = np.where(np.isfinite(slope), np.maximum(values * np.nan_to_num(slope) + np.nan_to_num(offset), 0), values)
-    facts = tables.read_provenance(table, what=f"table {predicted_key!r}")
-    facts.pop("intervals", None)
-    told: dict[str, Any] = {
+    provenance = tables.read_provenance(table, what=f"table {predicted_key!r}")
+    provenance.pop("intervals", None)
+    summary: dict[str, Any] = {
         "of": predicted_key,
         "by": measured_key,
         "n_locations": len(rows),
         "n_genes": int(np.isfinite(slope).sum()),
     }
     if LIBRARY in both.matching:
-        told[LIBRARY] = both.matching[LIBRARY]
+        summary[LIBRARY] = both.matching[LIBRARY]
+    changed = {"output_scale": both.target, "per": None, "recalibrated": summary}
     var = table.var.drop(columns=[LOW, HIGH], errors="ignore").assign(**{SLOPE: slope, OFFSET: offset})
     obs = table.obs.iloc[at]
     result = tables.build_table(
@@ -147,7 +148,7 @@ def recalibrate(
         var=var[kept],
         spatial_um=np.asarray(table.obsm[keys.SPATIAL])[at],
         obs={k: obs[k].to_numpy() for k in (keys.OOD_SCORE, keys.IN_DISTRIBUTION) if k in obs},
-        provenance=facts | {"output_scale": both.target, "per": None, "recalibrated": told} | both.library(facts),
+        provenance=provenance | changed | both.library(provenance),
     )
     if not inplace:
         return result
