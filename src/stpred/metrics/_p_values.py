@@ -17,11 +17,11 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     p
-        (G,) p-values. NaN stays NaN and is no test.
+        p-values of any shape. NaN stays NaN and is no test.
 
     Returns
     -------
-    (G,) corrected p-values; those at most alpha hold with an expected fraction of at most alpha false ones.
+    Corrected p-values of that shape; those at most alpha hold with an expected fraction of at most alpha false ones.
 
     References
     ----------
@@ -99,15 +99,15 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
         found[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
         return found
 
+    if np.ndim(p) != 1:
+        raise InputError(f"`p` must be one row of p-values, got shape {np.shape(p)}.")
     return _corrected(p, step_down)
 
 
 def _corrected(p: ArrayLike, correct: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Apply a correction to the p-values that are not NaN."""
     values = _probabilities(p)
-    if values.ndim != 1:
-        raise InputError(f"`p` must be one row of p-values, got shape {values.shape}.")
-    corrected = np.full(len(values), np.nan)
+    corrected = np.full(values.shape, np.nan)
     if (tested := ~np.isnan(values)).any():
         corrected[tested] = correct(values[tested])
     return corrected
