@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -247,7 +247,7 @@ def _epochs(
             return best, "left-out blocks of the only donor", []
         return *_alone(family, model), []
     try:
-        curves = list(folds) or _fold_curves(
+        curves = list(folds) or fold_curves(
             family, model.config, batches, groups=groups, seed=seed, run=run, relabel=relabel
         )
     except TooSmall:  # no targets without the held-out donors
@@ -330,7 +330,7 @@ def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) ->
     return [batches[i].take(r) for i, r in zip(picked, rows, strict=True)], [groups[i] for i in picked]
 
 
-def _fold_curves(
+def fold_curves(
     family: type[Model],
     config: BaseConfig,
     batches: Sequence[Batch],
@@ -384,71 +384,3 @@ def _curve(
         describe=f"{family.family}: {describe}",
     )
     return found  # type: ignore[return-value]
-
-
-def held_out_scores(
-    family: type[Model],
-    config: BaseConfig,
-    batches: Sequence[Batch],
-    *,
-    groups: Sequence[str],
-    seed: int = 0,
-    run: Run | None = None,
-    relabel: Relabel | None = None,
-    folds: Sequence[Curve] = (),
-) -> HeldOut:
-    """Fit with donors held out and score their slides, gene by gene; of an ensemble, its first member.
-
-    `folds` are the curves of these very fits, where they are known already.
-    """
-    run = Run() if run is None else run
-    if isinstance(config, EnsembleConfig):
-        family, config = config.member.model_class, config.member
-    curves = list(folds) or _fold_curves(family, config, batches, groups=groups, seed=seed, run=run, relabel=relabel)
-    epochs = getattr(config, "epochs", None)
-    return held_out(curves, getattr(family, "criterion", "pearson"), epochs=epochs)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which of several settings scored best on held-out donors of the training slides.
-
-    Attributes
-    ----------
-    best
-        Its number.
-    scores
-        Mean Pearson correlation of each over genes and slides, genes without variance counted as zero.
-    folds
-        Curves of the best one's folds.
-    """
-
-    best: int
-    scores: list[float]
-    folds: list[Curve] = field(default_factory=list)
-
-
-def choose_config(
-    options: Sequence[tuple[type[Model], BaseConfig]],
-    batches: Mapping[int, Sequence[Batch]],
-    *,
-    groups: Sequence[str],
-    seed: int = 0,
-    run: Run | None = None,
-) -> Choice:
-    """Choose between settings; `batches` holds, for each option, the training batches as it needs them."""
-    if len(options) == 1:
-        return Choice(0, [float("nan")])
-    if len(set(groups)) < 2:
-        raise InputError("Choosing between settings needs at least two donors (or slides) among the training slides.")
-    run = Run() if run is None else run
-    scores: list[float] = []
-    folds: list[list[Curve]] = []
-    for i, (family, config) in enumerate(options):
-        single = config.member if isinstance(config, EnsembleConfig) else config
-        curves = _fold_curves(single.model_class, single, batches[i], groups=groups, seed=seed, run=run, relabel=None)
-        held = held_out_scores(family, config, batches[i], groups=groups, folds=curves)
-        scores.append(float(np.nan_to_num(held.pearson).mean()))
-        folds.append(curves)
-    best = int(np.argmax(scores))
-    return Choice(best, scores, folds[best])

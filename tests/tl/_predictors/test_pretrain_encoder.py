@@ -14,6 +14,7 @@ from stpred import encoders
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.places import Place
 from stpred.encoders import Augmentation, MoCo, registry
+from stpred.training.crops import mean_colour, read_crops
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -96,13 +97,12 @@ def test_the_middle_of_what_is_read_is_the_tile(
 ) -> None:
     from stpred import data
     from stpred.tiles import read_tiles
-    from stpred.tl._predictors import pretrain_encoder
 
     region = data.read_region(slides["d0"], Place(shapes_key="cells"))
     rows = np.arange(50)
-    with pretrain_encoder._read([region], [rows], st.TileSpec(0.5, 36)) as crops:
+    with read_crops([region], [rows], st.TileSpec(0.5, 36)) as crops:
         np.testing.assert_array_equal(crops[:, 6:30, 6:30], read_tiles(region.pyramid, region.coords_um[:50], TILE))
-        mean, std = pretrain_encoder._colours(crops, 24)
+        mean, std = mean_colour(crops, 24)
         inner = crops[:, 6:30, 6:30].reshape(-1, 3) / 255
         np.testing.assert_allclose(mean, inner.mean(axis=0), atol=1e-4)
         np.testing.assert_allclose(std, inner.std(axis=0), atol=1e-4)
@@ -112,7 +112,7 @@ def test_many_tiles_go_to_a_file(
     slides: dict[str, SpatialData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     expected = quick(slides).card.revision
-    monkeypatch.setattr("stpred.tl._predictors.pretrain_encoder._free_bytes", lambda: 1000)
+    monkeypatch.setattr("stpred.training.crops._free_bytes", lambda: 1000)
     with pytest.raises(InputError, match=r"80 tiles take 0.0 GB, more than half .* lower `n_tiles`, or set"):
         quick(slides)
     monkeypatch.setattr(st.settings, "cache_dir", tmp_path / "cache")

@@ -120,7 +120,7 @@ class Study:
             if keep:
                 predicted.append(
                     Prediction(
-                        slide=s, rows=rows, genes=genes, mean=raw, std=spread, unlike=model.ood_distance(batch),
+                        slide=s, rows=rows, genes=genes, mean=raw, std=spread, ood_distance=model.ood_distance(batch),
                         slide_limit=chosen.get("slide_limit"), scale=config.output_scale(self.target), per=config.per,
                         family=config.family, config=config.to_dict(), chosen=settings,
                         encoder=_encoder_name(config, self.encoder), fold=fold.name, trained_on=list(fold.train),

@@ -29,7 +29,7 @@ class Prediction:
         Where, at which rows of its region (None: all), and of which genes.
     mean, std
         (n, G) float32; `std` None where the model gives none.
-    unlike, slide_limit
+    ood_distance, slide_limit
         (n,) distances from the training tiles, and the median up to which a slide counts as alike.
     scale, per
         Output scale; of predicted amounts, how many counts they are of.
@@ -42,7 +42,7 @@ class Prediction:
     genes: list[str]
     mean: NDArray[np.float32]
     std: NDArray[np.float32] | None
-    unlike: NDArray[np.float32]
+    ood_distance: NDArray[np.float32]
     slide_limit: float | None
     scale: str
     per: int | None
@@ -106,7 +106,7 @@ def _table(
         values = [getattr(p, name)[:, pd.Index(p.genes).get_indexer(shared)] for p in parts]
         return np.concatenate(values)[order]
 
-    score = np.concatenate([ood_scores(p.unlike, p.slide_limit) for p in parts])[order]
+    score = np.concatenate([ood_scores(p.ood_distance, p.slide_limit) for p in parts])[order]
     part = region.take(rows[order])
     var = known.reindex(shared)
     var["trusted"] = var["trusted"].eq(other=True)
@@ -131,7 +131,7 @@ def _table(
             LIBRARY: library,
             "cross_validated": [{"fold": p.fold, "trained_on": p.trained_on, "chosen": p.chosen} for p in parts],
             "training": {"slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)}},
-            "slide": slide_ood_summary(np.concatenate([p.unlike for p in parts]), _one_limit(parts)),
+            "slide": slide_ood_summary(np.concatenate([p.ood_distance for p in parts]), _one_limit(parts)),
             "image": region.pyramid.fingerprint,
             "image_key": region.image_key,
             "mpp": region.pyramid.mpp,

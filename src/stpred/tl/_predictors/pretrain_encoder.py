@@ -3,11 +3,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +16,12 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, element_name, listing, whole
 from stpred._core.elements import shapes_in
 from stpred._core.places import Place
-from stpred._core.progress import track
-from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 from stpred.encoders import trained
 from stpred.encoders.base import EncoderCard
 from stpred.encoders.modules import digest
 from stpred.encoders.pretraining import MoCo
-from stpred.training import augmentation, feature_scores
+from stpred.training import augmentation, crops, feature_scores
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -40,9 +35,6 @@ CELL_TILE = TileSpec(0.25, 48)
 """A cell and its closest surroundings: 12 um."""
 
 PREFERRED = (keys.NUCLEI, keys.CELLS, keys.SPOTS, keys.GRID)
-
-MEMORY_SHARE = 0.5
-"""Of the memory that is free, which tiles may take; beyond it they go to a file."""
 
 HELD_OUT = (8, 512)
 """Fewest and most tiles that are not trained on but looked at before and after."""
@@ -144,8 +136,6 @@ def pretrain_encoder(
     >>> st.encoders.save(encoder, "my-cells")  # doctest: +SKIP
     >>> st.tl.train(slides, "scellst", encoder=encoder)  # doctest: +SKIP
     """
-    import torch
-
     slides = data.as_slides(slides)
     config = MoCo() if method is None else method
     if not isinstance(config, MoCo):
@@ -166,38 +156,14 @@ def pretrain_encoder(
         )
     kwargs, width = trained.size_for(backbone, tile.size_px, seed=seed)
     module = trained.build(backbone, kwargs, seed=seed, pretrained=pretrained, weights=weights)
-    chosen = _choose(regions, n_tiles, seed=seed)
+    chosen = crops.choose_rows(regions, n_tiles, seed=seed)
     edge = math.ceil(augmentation.MARGIN * tile.size_px)
     larger = TileSpec(tile.mpp, edge + (edge - tile.size_px) % 2)  # so that the tile itself is exactly its middle
-    with training.resumable(run), _read(regions, chosen, larger) as crops:
-        mean, std = _colours(crops, tile.size_px)
-        n = len(crops)
-        held = min(max(n // 10, HELD_OUT[0]), HELD_OUT[1])
-        rows = np.random.default_rng([seed, 1]).permutation(n)
-        held_out = np.ascontiguousarray(crops[np.sort(rows[:held])])
-        learned = _Rows(crops, np.sort(rows[held:]))
-        start = digest(module.state_dict())
-        plain = copy.deepcopy(module).eval()  # with the statistics that training would give its batch norms
-        some = rows[held : held + HELD_OUT[1]]
-        scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
-        trained.adapt_statistics(
-            plain,
-            (augmentation.plain(crops[some[i::4]], size_px=tile.size_px, **scale) for i in range(4)),
+    with training.resumable(run), crops.read_crops(regions, chosen, larger) as tiles:
+        n = len(tiles)
+        facts, check, colours = _train(
+            module, tiles, tile=tile, width=width, config=config, backbone=backbone, seed=seed, run=run
         )
-        before = _check(plain, held_out, config, run, tile=tile, mean=mean, std=std, seed=seed)
-        facts = training.pretrain(
-            module,
-            learned,
-            width=width,
-            size_px=tile.size_px,
-            config=config,
-            mean=mean,
-            std=std,
-            seed=seed,
-            run=run,
-            identity=f"{backbone} {start}",
-        )
-        after = _check(module, held_out, config, run, tile=tile, mean=mean, std=std, seed=seed)
     begun = f"file {Path(weights).name}" if weights is not None else "timm weights" if pretrained else "random weights"
     card = EncoderCard(
         called,
@@ -207,25 +173,15 @@ def pretrain_encoder(
         f"{config.epochs} epochs",
         revision=digest(module.state_dict()),
         licence="your own" if begun == "random weights" else "that of the weights it began with",
-        mean=mean,
-        std=std,
+        **colours,
     )
-    check = {"started": before, "trained": after, "n_tiles": held}
     record = {
         "method": "MoCo v3",
         "backbone": plain_name,
         "start": begun,
         "config": config.to_dict(),
         "seed": seed,
-        "slides": {
-            r.slide: {
-                "shapes_key": r.shapes_key,
-                "n_tiles": len(c),
-                "mpp": round(r.pyramid.mpp, 5),
-                "image": r.pyramid.fingerprint,
-            }
-            for r, c in zip(regions, chosen, strict=True)
-        },
+        "slides": {r.slide: _slide_provenance(r, len(c)) for r, c in zip(regions, chosen, strict=True)},
         "training": facts,
         "check": check,
         "versions": tables.package_versions(),
@@ -235,6 +191,57 @@ def pretrain_encoder(
     ).to(str(run.launched.device))
     _warn(called, check)
     return encoder
+
+
+def _train(
+    module: nn.Module,
+    tiles: NDArray[np.uint8],
+    *,
+    tile: TileSpec,
+    width: int,
+    config: MoCo,
+    backbone: str,
+    seed: int,
+    run: training.Run,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Train a network in place; return what happened, its check on held-out tiles, and the tiles' mean colours."""
+    import torch
+
+    mean, std = crops.mean_colour(tiles, tile.size_px)
+    n = len(tiles)
+    held = min(max(n // 10, HELD_OUT[0]), HELD_OUT[1])
+    rows = np.random.default_rng([seed, 1]).permutation(n)
+    held_out = np.ascontiguousarray(tiles[np.sort(rows[:held])])
+    start = digest(module.state_dict())
+    plain = copy.deepcopy(module).eval()  # with the statistics that training would give its batch norms
+    some = rows[held : held + HELD_OUT[1]]
+    scale = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+    trained.adapt_statistics(
+        plain, (augmentation.plain(tiles[some[i::4]], size_px=tile.size_px, **scale) for i in range(4))
+    )
+    how: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
+    before = _check(plain, held_out, config, run, tile=tile, **how)
+    facts = training.pretrain(
+        module,
+        crops.Rows(tiles, np.sort(rows[held:])),
+        width=width,
+        size_px=tile.size_px,
+        config=config,
+        run=run,
+        identity=f"{backbone} {start}",
+        **how,
+    )
+    after = _check(module, held_out, config, run, tile=tile, **how)
+    return facts, {"started": before, "trained": after, "n_tiles": held}, {"mean": mean, "std": std}
+
+
+def _slide_provenance(region: data.Region, n_tiles: int) -> dict[str, Any]:
+    return {
+        "shapes_key": region.shapes_key,
+        "n_tiles": n_tiles,
+        "mpp": round(region.pyramid.mpp, 5),
+        "image": region.pyramid.fingerprint,
+    }
 
 
 def regions_of(
@@ -270,104 +277,6 @@ def _tile_of(regions: list[data.Region], tile: Any) -> TileSpec:
             "one with `shapes_key`, or give `tile`."
         )
     return CELL_TILE if cells.pop() else TileSpec()
-
-
-def _choose(regions: list[data.Region], n_tiles: int, *, seed: int) -> list[NDArray[np.int64]]:
-    """Return the rows of each region that are learned from."""
-    sizes = [len(r.coords_um) for r in regions]
-    total = sum(sizes)
-    picked = np.arange(total)
-    if n_tiles < total:
-        picked = np.sort(np.random.default_rng([seed, 0]).choice(total, n_tiles, replace=False))
-        logger.info("Learning from %d of %d tiles.", n_tiles, total)
-    ends = np.cumsum(sizes)
-    return [
-        picked[(picked >= end - size) & (picked < end)] - (end - size) for size, end in zip(sizes, ends, strict=True)
-    ]
-
-
-class _Rows:
-    """Some rows of an array, read when they are asked for: a memory map stays on disk."""
-
-    def __init__(self, values: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        self.values, self.rows = values, rows
-        self.shape = (len(rows), *values.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, which: Any) -> NDArray[np.uint8]:
-        return self.values[self.rows[which]]
-
-
-@contextmanager
-def _read(regions: list[data.Region], chosen: list[NDArray[np.int64]], tile: TileSpec) -> Iterator[NDArray[np.uint8]]:
-    """Read all tiles once, in streaming order; into memory, or into a file that goes at the end."""
-    shape = (sum(map(len, chosen)), tile.size_px, tile.size_px, 3)
-    size, free = math.prod(shape), _free_bytes()
-    with (
-        tempfile.TemporaryDirectory(prefix="tiles-", dir=_folder(), ignore_cleanup_errors=True)
-        if (free is not None and size > MEMORY_SHARE * free)
-        else _nothing() as folder
-    ):
-        if folder is None:
-            out = np.empty(shape, dtype=np.uint8)
-        else:
-            if settings.cache_dir is None:
-                raise InputError(
-                    f"{shape[0]} tiles take {size / 2**30:.1f} GB, more than half of the free memory "
-                    f"({free / 2**30:.1f} GB); lower `n_tiles`, or set stpred.settings.cache_dir to a folder to keep "  # type: ignore[operator]
-                    "them in while training."
-                )
-            out = np.memmap(Path(folder) / "tiles.raw", dtype=np.uint8, mode="w+", shape=shape)
-        start = 0
-        for region, rows in zip(regions, chosen, strict=True):
-            batches = region.pyramid.read(region.coords_um[rows], tile)
-            for which, images in track(
-                batches, total=len(rows), describe=f"tiles: {region.slide}", weight=lambda item: len(item[0])
-            ):
-                out[start + which] = images
-            start += len(rows)
-        yield out
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
-
-
-def _folder() -> Path | None:
-    """Return the folder of large files, made if it is not there."""
-    if settings.cache_dir is None:
-        return None
-    folder = Path(settings.cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _free_bytes() -> int | None:
-    """Return the memory that is free, where the system says so."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _colours(crops: NDArray[np.uint8], size_px: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and standard deviation of red, green and blue of the tiles themselves, 0..1."""
-    first = (crops.shape[1] - size_px) // 2
-    inner = slice(first, first + size_px)
-    total, squares, n = np.zeros(3), np.zeros(3), 0
-    for start in range(0, len(crops), 4096):
-        pixels = crops[start : start + 4096, inner, inner].reshape(-1, 3)
-        counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(3)])
-        values = np.arange(256) / 255
-        total, squares, n = total + counts @ values, squares + counts @ values**2, n + len(pixels)
-    mean = total / n
-    std = np.sqrt(np.maximum(squares / n - mean**2, 1e-6))  # glass alone has no colours to speak of
-    r, g, b = (float(v) for v in mean.round(5))
-    s, t, u = (float(v) for v in std.round(5))
-    return (r, g, b), (s, t, u)
 
 
 def _check(
