@@ -2,9 +2,8 @@
 
 from stpred.training._distil import Distillation, out_of_fold, standardised
 from stpred.training._fit import Fitted, Relabel, fit, fit_and_score
-from stpred.training._folds import group_folds, leave_groups_out
 from stpred.training._moco import pretrain
-from stpred.training._plan import announce, fold_groups, plan
+from stpred.training._plan import announce, fold_groups, group_folds, leave_groups_out, plan
 from stpred.training._run import Run, add_to_digest, resumable
 from stpred.training._scores import HeldOut
 from stpred.training._select import Choice, choose_config, held_out_scores

@@ -14,8 +14,7 @@ from stpred.data import TooSmall
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 from stpred.training._fit import fit
-from stpred.training._folds import group_folds
-from stpred.training._plan import INNER_FOLDS
+from stpred.training._plan import INNER_FOLDS, group_folds
 from stpred.training._run import Run
 
 Labels = dict[str, NDArray[np.float32]]

@@ -19,8 +19,7 @@ from stpred.models.ensemble import Ensemble, EnsembleConfig
 from stpred.models.parts.iterative import Iterative
 from stpred.training import _loop
 from stpred.training._checkpoint import Checkpoint
-from stpred.training._folds import group_folds
-from stpred.training._plan import INNER_FOLDS
+from stpred.training._plan import INNER_FOLDS, group_folds
 from stpred.training._run import Run, fingerprint
 from stpred.training._scores import Curve, HeldOut, best_epoch, held_out, mean_pearson
 
