@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, positive
+from stpred._core.checks import InputError, positive, warn
 from stpred._core.geometry import EDGE_PX, MAX_OUTSIDE, distance_outside
 from stpred._core.settings import settings
 
@@ -77,11 +76,9 @@ def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what
         used, sources = sources[0], sources[1:]
     elif placeholders:
         used, placeholders = placeholders[0], placeholders[1:]
-        warnings.warn(
+        warn(
             f"The resolution of {what} is stated by {used.source} alone, as {used.mpp:.6g} um per pixel, which "
-            "programs write where they know none; it is used, so pass mpp= if it is not true.",
-            UserWarning,
-            stacklevel=3,
+            "programs write where they know none; it is used, so pass mpp= if it is not true."
         )
     else:
         raise InputError(f"The resolution of {what} is stated nowhere; pass mpp= (micrometres per pixel).")
@@ -94,11 +91,7 @@ def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what
         said = f"{used.source} says {used.mpp:.4g} um per pixel and {other.source} {other.mpp:.4g}"
         if ratio > GROSS and given is None and not other.secondary:
             raise InputError(f"The resolution of {what} is contradictory: {said}; check the image or pass mpp=.")
-        warnings.warn(
-            f"Two resolutions of {what} differ by {ratio - 1:.0%}: {said}; {used.mpp:.4g} is used.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"Two resolutions of {what} differ by {ratio - 1:.0%}: {said}; {used.mpp:.4g} is used.")
     if not MIN_MPP <= used.mpp <= MAX_MPP:
         raise InputError(
             f"The resolution of {what} is {used.mpp:.4g} um per pixel according to {used.source}, which no image of "
@@ -324,4 +317,4 @@ def check_fullres_size(size: tuple[int, int], *, hires_size: tuple[int, int], hi
             f"{what} is not the full-resolution image: {told}, so it is a copy scaled by {ratio.mean():.4g}{trap}; "
             "pass the image that Space Ranger was run on as fullres_image=."
         )
-    warnings.warn(f"{what} may not be the image that Space Ranger was run on: {told}.", UserWarning, stacklevel=3)
+    warn(f"{what} may not be the image that Space Ranger was run on: {told}.")

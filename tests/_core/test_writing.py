@@ -171,7 +171,7 @@ def test_a_lock_names_its_holder_and_is_taken_over_when_that_has_ended(tmp_path:
     lock.write_text("process 999999999 on this host")
     with locks.held(lock, what="map 'a'"):
         assert locks.holder(lock).startswith(f"process {os.getpid()} on ")
-    code = f"import os, pathlib; from stpred._core import locks; lock = locks.acquire(pathlib.Path({str(lock)!r}))"
+    code = f"import os, pathlib; from stpred._core.disk import locks; lock = locks.acquire(pathlib.Path({str(lock)!r}))"
     code += "; os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert lock.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -108,7 +107,7 @@ def put_table(sdata: SpatialData, key: str, table: AnnData) -> None:
     """Put a table into the object in memory; an existing one is replaced with a warning."""
     check_writable(sdata, key)
     if key in sdata.tables:
-        warnings.warn(f"Table {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=3)
+        warn(f"Table {key!r} existed and is overwritten in memory.")
         del sdata.tables[key]
     sdata.tables[key] = table
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.geometry import EDGE_PX, MAX_OUTSIDE, box_of, geometries_um, placed
 from stpred.tiles import Pyramid
 
@@ -118,10 +117,8 @@ def _without_fill(
     """Return which of the locations that are on the image are not on its fill."""
     if pyramid.fill is None or not (filled := inside & pyramid.fill.covers(coords_um)).any():
         return inside
-    warnings.warn(
+    warn(
         f"{int(filled.sum())} of {len(inside)} {what} lie where {image} is "
-        "only fill (one colour up to its border, from rotation, registration or stitching) and are left out.",
-        UserWarning,
-        stacklevel=5,
+        "only fill (one colour up to its border, from rotation, registration or stitching) and are left out."
     )
     return inside & ~filled

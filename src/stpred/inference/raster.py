@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from stpred import data, rasters
 from stpred._core import keys, tables
-from stpred._core.checks import InputError, positive
+from stpred._core.checks import InputError, positive, warn
 from stpred._core.elements import need_sdata
 from stpred._core.geometry import geometries_um
 from stpred._core.places import Place
@@ -65,7 +64,7 @@ def predict_raster(
         return image
     put_regions(sdata, holder)
     if key in sdata.images:
-        warnings.warn(f"Image {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=3)
+        warn(f"Image {key!r} existed and is overwritten in memory.")
         del sdata.images[key]
     sdata.images[key] = image
     rasters.note(sdata, key, provenance)
@@ -198,11 +197,9 @@ class _Map:
     def _provenance(self, n: int, n_ood: int, context: str | None) -> dict[str, Any]:
         """Return what is kept with the image; warn where most of it is unlike the training tiles."""
         if n_ood > OOD_LIMIT * n:
-            warnings.warn(
+            warn(
                 f"{n_ood / n:.0%} of the map looks unlike the tissue that model {self.predictor.model.record.name!r} "
-                "was trained on; its predictions here are guesses.",
-                UserWarning,
-                stacklevel=5,
+                "was trained on; its predictions here are guesses."
             )
         found = self.predictor.provenance(self.area.region, context)
         found |= {"n_predicted": n, "resolution_um": self.area.frame.size_um}

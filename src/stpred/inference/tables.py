@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred import data
 from stpred._core import keys, tables
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred.inference import intervals
 from stpred.inference.default_regions import put_regions
 from stpred.inference.preserve import preserved
@@ -129,10 +128,8 @@ def warn_out_of_distribution(model: Model, score: NDArray[np.float32]) -> None:
     """Warn where most tiles are out of the distribution of the training tiles."""
     fraction = float((score > 0).mean())
     if fraction > OOD_LIMIT:
-        warnings.warn(
+        warn(
             f"{fraction:.0%} of the tiles look unlike those that model {model.record.name!r} was trained on "
             f"(obs['in_distribution'] is False); "
-            "its predictions here are guesses. Train on slides like this one.",
-            UserWarning,
-            stacklevel=4,
+            "its predictions here are guesses. Train on slides like this one."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, element_name, listing, positive
+from stpred._core.checks import InputError, MissingFileError, element_name, listing, positive, warn
 from stpred._core.files import readable, reason
 from stpred._core.settings import settings
 from stpred.calibration import (
@@ -257,11 +256,7 @@ def _stated(uns: Mapping[str, Any]) -> list[Evidence]:
     sizes = [e.mpp for e in known if np.isfinite(e.mpp) and e.mpp > 0]
     if sizes and ROUNDING < max(sizes) / min(sizes) - 1 <= settings.mpp_tolerance:
         said = ", ".join(f"{e.mpp:.5g} ({e.source})" for e in known)
-        warnings.warn(
-            f"The AnnData states several sizes of a pixel in um: {said}; the first is the most trusted.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"The AnnData states several sizes of a pixel in um: {said}; the first is the most trusted.")
     return known
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.checks import InputError, MissingFileError, listing, positive, warn
 from stpred._core.expression.counts import check_counts
 from stpred._core.files import readable
 from stpred.calibration import (
@@ -104,11 +103,9 @@ def legacy_st(
     if any(left):
         logger.info("%d spots of the counts have no (selected) position and %d positions no counts; left out.", *left)
     if left[1] > max(LOST * len(positions), 3):
-        warnings.warn(
+        warn(
             f"{left[1]} of {len(positions)} spots of the spots table have no counts and are left out, such as "
-            f"{listing(positions.index.difference(matrix.index, sort=False), most=3)}; are both of the same section?",
-            UserWarning,
-            stacklevel=2,
+            f"{listing(positions.index.difference(matrix.index, sort=False), most=3)}; are both of the same section?"
         )
     matrix, positions = matrix.loc[common], positions.loc[common]
     pixels = open_pixels(image, scene=scene)
@@ -184,7 +181,7 @@ def _check_names(genes: pd.Index) -> None:
     said = f"The genes of the counts are named by numbers, {listing(genes, most=4)}; is the line of names missing?"
     if "0" in plain or len(set(plain)) < len(plain):  # no id is 0, or two genes'
         raise InputError(said)
-    warnings.warn(said, UserWarning, stacklevel=4)
+    warn(said)
 
 
 def _spots(source: str | Path | pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.files import readable
 from stpred.calibration import (
     Evidence,
@@ -78,11 +78,9 @@ def place_images(
             whole = implied
         elif (abs(implied / whole - 1) > 0.02 + 1.5 / min(pixels.width, pixels.height)).any():
             sizes = [f"{w:.0f} x {h:.0f} px" for w, h in ((pixels.width, pixels.height), implied, whole)]
-            warnings.warn(
+            warn(
                 f"{path.name} is left out: its {sizes[0]} and tissue_{kind}_scalef of {scalef:g} promise a full image "
-                f"of {sizes[1]}, not {sizes[2]}.",
-                UserWarning,
-                stacklevel=4,
+                f"of {sizes[1]}, not {sizes[2]}."
             )
             continue
         affines = {f"{dataset_id}_downscaled_{kind}": np.eye(3), dataset_id: scaling(1 / scalef)}
@@ -153,9 +151,7 @@ def find_fullres(
     opened = [p for p in (_try_open(c, refused) for c in _candidates(folders)) if p is not None and _fits(p, copy)]
     found = opened if copy is None else _of_this_slide(opened, copy, refused)
     if not found and refused:
-        warnings.warn(
-            f"No full-resolution image was found; not taken: {listing(refused, most=3)}.", UserWarning, stacklevel=3
-        )
+        warn(f"No full-resolution image was found; not taken: {listing(refused, most=3)}.")
     if len(found) > 1:
         raise InputError(
             f"Several images could be the full-resolution one: {listing(p.path for p in found)}; "
@@ -164,11 +160,9 @@ def find_fullres(
     if not found:
         return Fullres(None)
     if copy is None:
-        warnings.warn(
+        warn(
             f"{str(found[0].path)!r} is taken as the full-resolution image since it is the only image in its folder; "
-            "there is no hires or lowres image to compare it with. Name it as fullres_image= if it is the right one.",
-            UserWarning,
-            stacklevel=3,
+            "there is no hires or lowres image to compare it with. Name it as fullres_image= if it is the right one."
         )
     else:
         logger.info("%s is taken as the full-resolution image.", found[0].path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.files import readable
 from stpred.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
@@ -237,11 +236,9 @@ def _cells(segmented: Path) -> tuple[AnnData, GeoDataFrame]:
             f"{listing(counts.obs_names, most=2)} against {listing(polygons.index, most=2)}."
         )
     if not drawn.all():
-        warnings.warn(
+        warn(
             f"{int((~drawn).sum())} of {len(drawn)} cells of {_CELL_COUNTS!r} have no polygon in {_CELLS!r} and are "
-            f"left out: {listing(counts.obs_names[~drawn])}.",
-            UserWarning,
-            stacklevel=4,
+            f"left out: {listing(counts.obs_names[~drawn])}."
         )
         counts = counts[drawn].copy()
     counts.obs["cell_id"] = counts.obs_names.to_numpy()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, listing, positive
+from stpred._core.checks import InputError, MissingFileError, listing, positive, warn
 from stpred._core.elements import apply_affine, mpp_of
 from stpred._core.expression.counts import unique_symbols
 from stpred._core.files import read_json, readable, reason
@@ -212,11 +212,7 @@ def _table(counts: AnnData, cells: GeoDataFrame) -> tuple[AnnData, np.ndarray]:
             f"No cell of the counts ({listing(ids, most=3)}) has a boundary ({listing(cells.index, most=3)})."
         )
     if not known.all():
-        warnings.warn(
-            f"{int((~known).sum())} of {len(known)} cells have counts but no polygon; they are left out.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"{int((~known).sum())} of {len(known)} cells have counts but no polygon; they are left out.")
         counts, ids = counts[known].copy(), ids[known]
     points = cells.geometry.loc[ids].centroid
     centres = np.column_stack([points.x.to_numpy(), points.y.to_numpy()])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.files import readable
 from stpred.io._tables.matrix import check_10x_mtx, read_10x_h5
 from stpred.regions.polygons import from_vertices, largest_of
@@ -167,11 +167,7 @@ def _cell_polygons(path: Path, stated: pd.DataFrame | None) -> GeoDataFrame:
             left_out.append(f"{int(off.sum())} lie up to {distance[off].max():.0f} um from their stated centroid")
             polygons, ids = polygons[~off], ids[~off]
     if left_out:
-        warnings.warn(
-            f"Of {len(vertices.ids)} cells outlined in {path.name!r}, {' and '.join(left_out)}; they are left out.",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn(f"Of {len(vertices.ids)} cells outlined in {path.name!r}, {' and '.join(left_out)}; they are left out.")
     return ShapesModel.parse(gpd.GeoDataFrame(geometry=polygons, index=pd.Index(ids, name="cell_id")))
 
 
@@ -211,11 +207,9 @@ def _nuclei(path: Path, cells: GeoDataFrame | None) -> GeoDataFrame | None:
             left_out.append(f"{int(off.sum())} lie up to {outside.max():.0f} um outside their cell")
             kept = ~off
     if left_out:
-        warnings.warn(
+        warn(
             f"Of {len(vertices.cell_of_piece)} nuclei outlined in {path.name!r}, {' and '.join(left_out)}; they are "
-            "left out.",
-            UserWarning,
-            stacklevel=4,
+            "left out."
         )
     labels = None if vertices.labels is None else vertices.labels[piece]
     columns: dict[str, Any] = {"geometry": polygons[kept]}

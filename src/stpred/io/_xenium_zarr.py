@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.files import readable
 from stpred.regions.vertices import cell_ids
 
@@ -78,11 +77,9 @@ def check_labels(path: Path, centres_px: NDArray[np.float64], label: NDArray[np.
     some = found > 0
     wrong = int((found != label[rows][on])[some].sum())
     if wrong > 0.2 * max(1, some.sum()):
-        warnings.warn(
+        warn(
             f"At the centres of {wrong} of {int(some.sum())} cells looked at, the label image of {path.name!r} carries "
-            "another label than obs['cell_labels'] says; match labels by place instead.",
-            UserWarning,
-            stacklevel=4,
+            "another label than obs['cell_labels'] says; match labels by place instead."
         )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from stpred import regions
 from stpred._core import keys
-from stpred._core.checks import InputError, MissingFileError, element_name, listing, one_of
+from stpred._core.checks import InputError, MissingFileError, element_name, listing, one_of, warn
 from stpred._core.elements import affine_to, apply_affine, find_image, need_sdata, scale0
 from stpred._core.files import readable
 from stpred._core.geometry import MAX_OUTSIDE
@@ -205,10 +204,7 @@ def _polygons(frame: GeoDataFrame, what: str) -> GeoDataFrame:
     parts, row = parts[solid], row[solid]
     dropped = int(len(frame) - len(np.unique(row)))
     if dropped:
-        warnings.warn(
-            f"{dropped} of {len(frame)} cells of {what} have no valid outline with an area and are left out.",
-            stacklevel=3,
-        )
+        warn(f"{dropped} of {len(frame)} cells of {what} have no valid outline with an area and are left out.")
     if not len(parts):
         raise InputError(f"No cell of {what} has a valid outline with an area.")
     index = frame.index[row]
@@ -245,7 +241,7 @@ def _on_image(frame: GeoDataFrame, pyramid: Pyramid, what: str, image_key: str) 
         )
     if fraction > 0:
         count = int((~cut).sum())
-        warnings.warn(f"{count} cells of {what} are off image {image_key!r} and left out.", stacklevel=3)
+        warn(f"{count} cells of {what} are off image {image_key!r} and left out.")
     if cut.any():
         logger.info("%d cells of %s have their centre off image %r and are left out.", int(cut.sum()), what, image_key)
     if not inside.any():
@@ -260,16 +256,12 @@ def _distinct(frame: GeoDataFrame, what: str) -> GeoDataFrame:
     except OverlapError as error:
         raise InputError(f"The cells of {what} lie upon one another: {error}; give one outline per cell.") from error
     if around.any():
-        warnings.warn(
+        warn(
             f"{int(around.sum())} of {len(frame)} cells of {what} are outlines around many others, so they are regions "
-            "and left out.",
-            stacklevel=3,
+            "and left out."
         )
     if drop.any():
-        warnings.warn(
-            f"{int(drop.sum())} of {len(frame)} cells of {what} lie within or upon larger ones and are left out.",
-            stacklevel=3,
-        )
+        warn(f"{int(drop.sum())} of {len(frame)} cells of {what} lie within or upon larger ones and are left out.")
     return frame[~(drop | around)]
 
 

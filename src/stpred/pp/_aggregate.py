@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from stpred import regions
 from stpred._core import keys, tables
-from stpred._core.checks import InputError, key_in, listing, positive, whole
+from stpred._core.checks import InputError, key_in, listing, positive, warn, whole
 from stpred._core.elements import (
     centroids,
     find_table,
@@ -173,7 +172,7 @@ def aggregate(
     if found.bins is not None:
         regions.put_shapes(sdata, shapes_key, found.bins[["geometry"]], coordinate_system=coordinate_system)
     if key in sdata.tables:
-        warnings.warn(f"Table {key!r} existed and is overwritten in memory.", UserWarning, stacklevel=2)
+        warn(f"Table {key!r} existed and is overwritten in memory.")
         del sdata.tables[key]
     sdata.tables[key] = table
     return None

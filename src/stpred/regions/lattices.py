@@ -86,7 +86,7 @@ def lay_grid(
     centers = centers[pyramid.contains(centers)]
     if tissue_key is None:
         found, origin_um = survey_slide(pyramid)
-        warn_doubts(found, image_key, stacklevel=3)
+        warn_doubts(found, image_key)
         centers = centers[TissueMask(found.tissue, origin_um)(centers)]
     else:
         area = union_all(geometries_um(sdata, tissue_key, coordinate_system=coordinate_system)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stpred._core import keys, tables
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.elements import need_sdata, table_regions
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ def check_shapes(sdata: SpatialData, key: str) -> None:
 
 def put_shapes(sdata: SpatialData, key: str, frame: GeoDataFrame, *, coordinate_system: str = keys.UM) -> None:
     """Put shapes whose coordinates are micrometres into the object."""
-    import warnings
-
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
@@ -39,6 +37,6 @@ def put_shapes(sdata: SpatialData, key: str, frame: GeoDataFrame, *, coordinate_
         )
     element = ShapesModel.parse(frame, transformations={coordinate_system: Identity()})
     if key in sdata.shapes:
-        warnings.warn(f"Shapes {key!r} existed and are overwritten in memory.", UserWarning, stacklevel=3)
+        warn(f"Shapes {key!r} existed and are overwritten in memory.")
         del sdata.shapes[key]
     sdata.shapes[key] = element

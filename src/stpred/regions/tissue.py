@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.elements import find_image
 from stpred._image.tissue import Survey, survey
 from stpred.tiles import Pyramid
@@ -71,14 +70,12 @@ def survey_slide(
     return found, origin_um
 
 
-def warn_doubts(found: Survey, image_key: str, *, stacklevel: int = 2) -> None:
+def warn_doubts(found: Survey, image_key: str) -> None:
     """Warn where the outline of the tissue may be wrong."""
     if found.doubts:
-        warnings.warn(
+        warn(
             f"The outline of the tissue on image {image_key!r} is unsure: {'; '.join(found.doubts)}. Look at it; "
-            "`stpred.pp.tissue` takes `method` and `threshold`.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
+            "`stpred.pp.tissue` takes `method` and `threshold`."
         )
 
 
@@ -102,7 +99,7 @@ def outline_tissue(
     mask = found.tissue
     if not mask.any():
         raise InputError(f"No tissue was found on image {image_key!r}; is it an H&E slide, stained and in focus?")
-    warn_doubts(found, image_key, stacklevel=3)
+    warn_doubts(found, image_key)
     rings = []
     for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
         # Padding by one pixel and pixel centres at half: column c of the padded mask is c - 0.5 pixels from the border.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.files import readable
 from stpred.calibration import Evidence
 from stpred.io._images.channels import on_white
@@ -61,9 +60,7 @@ def open_flat(path: Path, *, scene: int | str | None = None) -> Pixels:
     if turn != 1:
         logger.info("%s is turned as its Exif orientation says (%d).", path.name, turn)
     if transparent and not _is_opaque(path):
-        warnings.warn(
-            f"The image {path.name!r} is transparent in parts, which are laid on white.", UserWarning, stacklevel=4
-        )
+        warn(f"The image {path.name!r} is transparent in parts, which are laid on white.")
     return Pixels(path, (level,), evidence)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._image.tissue import tissue_mask
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ def require_copy(pixels: Pixels, copy: np.ndarray, *, name: str, advice: str) ->
     if verdict in ("turned", "different"):
         raise InputError(f"{said}; {advice}.")
     if verdict == "unsure":
-        warnings.warn(f"{said}; {advice}.", UserWarning, stacklevel=3)
+        warn(f"{said}; {advice}.")
 
 
 def describe(match: Match, *, what: str, copy: str) -> str:
@@ -263,9 +262,9 @@ def check_on_tissue(
                 f"{said}, so image and {what} do not belong together as they lie: turn it back, exchange x and "
                 f"y{hint}, or pass the right one."
             )
-        warnings.warn(f"{said}; check that image and {what} belong together.", UserWarning, stacklevel=3)
+        warn(f"{said}; check that image and {what} belong together.")
     elif share < _HALF:
-        warnings.warn(f"Only {said}; check that it is the image of these {what}.", UserWarning, stacklevel=3)
+        warn(f"Only {said}; check that it is the image of these {what}.")
 
 
 def tissue_shares(xy_px: np.ndarray, mask: np.ndarray, *, width: int, height: int) -> dict[str, float]:

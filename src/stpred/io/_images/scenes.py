@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, warn
 from stpred._core.files import readable
 from stpred.io._images.resolution import ome_images
 from stpred.io._images.sizes import check_directory
@@ -254,11 +253,9 @@ def choose(scenes: Sequence[Scene], *, scene: int | str | None, path: Path) -> S
     others = [s for s in scenes if s is not chosen and not _is_copy(chosen, s)]
     alike = [s for s in others if not s.is_ancillary and s.levels[0].area >= MIN_SCENE_SHARE * chosen.levels[0].area]
     if alike:
-        warnings.warn(
+        warn(
             f"The image {path.name!r} holds several scenes: {chosen} is read, not {', '.join(map(str, alike[:6]))}"
-            f"{' and more' if len(alike) > 6 else ''}; scene= chooses another.",
-            UserWarning,
-            stacklevel=5,
+            f"{' and more' if len(alike) > 6 else ''}; scene= chooses another."
         )
     if len(others) > len(alike):
         logger.info("%s: of %s, %s is read.", path.name, listing(scenes), chosen)

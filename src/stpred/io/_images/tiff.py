@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.files import readable, reason
 from stpred._core.forks import renew
 from stpred.io._images.channels import Colours, colours_of, refused_by_name
@@ -114,11 +113,7 @@ def _check_alpha(path: Path, level: Level, colours: Colours) -> None:
         return
     if not known:
         refuse_mode(path, found="of four channels, the last of which is not said to be opacity")
-    warnings.warn(
-        f"The image {path.name!r} {'is' if transparent else 'may be'} transparent in parts, which are laid on white.",
-        UserWarning,
-        stacklevel=5,
-    )
+    warn(f"The image {path.name!r} {'is' if transparent else 'may be'} transparent in parts, which are laid on white.")
 
 
 def _level(path: Path, part: Part, colours: Colours) -> Level:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, warn
 from stpred._core.files import readable
 from stpred._core.forks import renew
 from stpred.io._images.pixels import CHUNK_PX, Pixels, refuse_mode
@@ -66,11 +65,9 @@ def _scenes(reader: Any) -> list[str]:
 def _tell(path: Path, scenes: list[str], number: int | None, *, taken: int) -> None:
     others = [name for k, name in enumerate(scenes) if k != taken]
     if number is None and others:
-        warnings.warn(
+        warn(
             f"The slide {path.name!r} holds {len(scenes)} scenes: {taken} {scenes[taken % len(scenes)]!r} is read, not "
-            f"{listing(others)}; scene= chooses another.",
-            UserWarning,
-            stacklevel=5,
+            f"{listing(others)}; scene= chooses another."
         )
 
 

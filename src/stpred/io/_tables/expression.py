@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core.checks import InputError, key_in, listing
+from stpred._core.checks import InputError, key_in, listing, warn
 from stpred._core.expression.counts import are_counts, check_counts, check_sparse, looks_like_ensembl, stored
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def choose_counts(adata: AnnData, *, layer: str | None, what: str) -> AnnData:
             f"{trouble}; several others hold raw counts, {listing(others)}, so name one as layer= ('raw' is adata.raw)."
         )
     place = ".raw" if others[0] == _RAW and _RAW not in adata.layers else f"the layer {others[0]!r}"
-    warnings.warn(f"{trouble}; the raw counts are taken from {place}.", UserWarning, stacklevel=3)
+    warn(f"{trouble}; the raw counts are taken from {place}.")
     return _with(adata, others[0])
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, warn
 from stpred._core.files import read_json
 from stpred.io._tables.columns import MAX_PX
 
@@ -62,11 +61,9 @@ def read_segments(path: Path) -> GeoDataFrame:
     if not rings or not len(ids):
         raise InputError(f"The segmentation {str(path)!r} holds no polygon with an area in {len(features)} features.")
     if odd:
-        warnings.warn(
+        warn(
             f"{odd} of {len(features)} polygons of {path.name!r} are left out: they have no area, are no polygons, lie "
-            "nowhere, or are of a cell that has one.",
-            UserWarning,
-            stacklevel=5,
+            "nowhere, or are of a cell that has one."
         )
     index = [f"cellid_{n:09d}-1" for n in ids]
     return ShapesModel.parse(gpd.GeoDataFrame({"geometry": polygons}, index=index))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core.checks import InputError, MissingFileError, listing
+from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.files import read_json, readable
 from stpred.calibration import MAX_MPP, MIN_MPP
 from stpred.io._tables.columns import MAX_ARRAY, names, numbers, one_column, truths
@@ -129,4 +128,4 @@ def check_diameter(diameter_px: float, *, mpp: float, expected_um: float, what: 
     if ratio > 10:
         raise InputError(f"{said}; copy the scale factors again from the run, or check mpp=.")
     if ratio > 2:
-        warnings.warn(f"{said}; the stated size is kept.", UserWarning, stacklevel=4)
+        warn(f"{said}; the stated size is kept.")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys, targets
-from stpred._core.checks import InputError, key_in, listing, whole
+from stpred._core.checks import InputError, key_in, listing, warn, whole
 from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_instances, table_regions
 from stpred._core.expression.counts import are_counts, duplicates
 from stpred._core.expression.gene_names import mismatch
@@ -244,11 +243,7 @@ def _known(
             f"{listing(table.var_names[:3])} ...{'; ' + hint if hint else ''}; leave these types out."
         )
     if lost := list(dict.fromkeys(g for genes in missing.values() for g in genes)):
-        warnings.warn(
-            f"{len(lost)} marker genes are not in table {table_key!r} and are left out: {listing(lost, most=40)}.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"{len(lost)} marker genes are not in table {table_key!r} and are left out: {listing(lost, most=40)}.")
     for name, genes in used.items():
         if len(genes) == len(there):
             raise InputError(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from stpred import data, training
 from stpred._core import keys, tables
-from stpred._core.checks import InputError, element_name, listing, whole
+from stpred._core.checks import InputError, element_name, listing, warn, whole
 from stpred._core.elements import shapes_in
 from stpred._core.places import Place
 from stpred._core.specs import TileSpec
@@ -338,7 +337,7 @@ def _warn(name: str, check: Mapping[str, Any]) -> None:
         )
     else:
         return
-    warnings.warn(f"The encoder {name!r} {problem}; {advice}.", UserWarning, stacklevel=3)
+    warn(f"The encoder {name!r} {problem}; {advice}.")
 
 
 def _seed(seed: Any) -> int:

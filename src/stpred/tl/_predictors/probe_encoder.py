@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from stpred import data, encoders, training
 from stpred._core import keys
-from stpred._core.checks import InputError, key_in, listing, positive, whole
+from stpred._core.checks import InputError, key_in, listing, positive, warn, whole
 from stpred._core.elements import table_instances, table_regions
 from stpred._core.specs import TileSpec
 from stpred.encoders.base import Encoder
@@ -151,12 +150,10 @@ def probe_encoder(
         if (worse := parents.get(name)) is not None and not (
             own["knn"] > frame.loc[worse, "knn"] or own["linear"] > frame.loc[worse, "linear"]
         ):
-            warnings.warn(
+            warn(
                 f"The encoder {name!r} knows no more of {labels!r} than the same network with random weights (kNN "
                 f"{own['knn']:.3f}, untrained {frame.loc[worse, 'knn']:.3f}; linear {own['linear']:.3f}, untrained "
-                f"{frame.loc[worse, 'linear']:.3f}).",
-                UserWarning,
-                stacklevel=2,
+                f"{frame.loc[worse, 'linear']:.3f})."
             )
     return frame
 
