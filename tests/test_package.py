@@ -191,7 +191,7 @@ def test_imports_make_no_circles() -> None:
 
     graph = nx.DiGraph([(m, other) for m in MODULES for other in imported_modules(m)])
     circles = [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1]
-    assert len(circles) <= 2, circles
+    assert not circles
 
 
 def test_no_module_imports_a_private_one_of_another_package() -> None:
@@ -214,7 +214,7 @@ def test_folders_are_small() -> None:
 
 def test_modules_are_short() -> None:
     long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 400}
-    assert len(long) <= 8, long
+    assert not long
 
 
 def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
@@ -234,7 +234,7 @@ def test_functions_are_short() -> None:
         for node in ast.walk(PARSED[module]):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (n := lines_of_code(node, lines)) > 60:
                 long[f"{module}.{node.name}"] = n
-    assert len(long) <= 4, long
+    assert not long
 
 
 WIDEST = {"stpred.tl.train": 18, "stpred.tl.distill": 18, "stpred.tl.cross_validate": 18}

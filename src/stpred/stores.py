@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, one_of
+from stpred._core.disk.staging import staged_folder
 from stpred._core.elements import affine_to, find_image
-from stpred._core.files import staged_folder
 from stpred.tiles import Pyramid, thumbnail_element
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from stpred._core.checks import MAX_MESSAGE, InputError, MissingFileError, listing
-from stpred._core.files import parse_json, read_json, readable, staged_folder, writable
+from stpred._core.disk.staging import staged_folder
+from stpred._core.files import parse_json, read_json, readable, writable
 
 RAISED = [
     Exception("bare"), AssertionError("x"), TypeError("x"), IndexError("x"), AttributeError("x"), OverflowError("x"),

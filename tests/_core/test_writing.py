@@ -15,8 +15,8 @@ import torch
 import stpred as st
 from stpred import InputError, _report, stores
 from stpred._core import files
-from stpred._core.disk import locks
-from stpred._core.files import staged_file, staged_folder
+from stpred._core.disk import locks, staging
+from stpred._core.disk.staging import staged_file, staged_folder
 from stpred.training._checkpoint import Checkpoint
 
 
@@ -135,9 +135,9 @@ def test_what_killed_runs_left_goes_with_the_next_on_the_same_target(tmp_path: P
     for folder in (left, live):
         (folder / "old").mkdir(parents=True)
         (folder / "old" / "a").write_text("before")
-        (folder / files._LOCK).write_text("process 999999999 on this host")
-        (folder / files._TARGET).write_text("m")
-    held = locks.acquire(live / files._LOCK)
+        (folder / staging._LOCK).write_text("process 999999999 on this host")
+        (folder / staging._TARGET).write_text("m")
+    held = locks.acquire(live / staging._LOCK)
     with staged_folder(tmp_path / "m", what="model") as new:  # killed between the two renames: the old state is back
         assert (tmp_path / "m" / "a").read_text() == "before"
         (new / "a").write_text("after")

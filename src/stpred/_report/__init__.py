@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, positive, whole
-from stpred._core.files import staged_file
+from stpred._core.disk.staging import staged_file
 from stpred._report import _collect, _page
 from stpred._report._warnings import warnings_of
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, check_parent
-from stpred._core.files import staged_folder
+from stpred._core.disk.staging import staged_folder
 
 TILED: dict[str, Any] = {"tile": (256, 256), "compression": "zlib", "predictor": True}
 GENOME = "TOY"

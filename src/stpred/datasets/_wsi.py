@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, one_of, positive
-from stpred._core.files import staged_file
+from stpred._core.disk.staging import staged_file
 from stpred.datasets import _files
 from stpred.datasets._simulated.tissue import Tissue, TissueKeywords, TissueSettings, get_tissue
 from stpred.datasets._simulated.truth import save_truth, truth_folder

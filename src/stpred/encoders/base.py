@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from stpred._core.specs import TileSpec
 
+TIMM = "timm/"
+"""How names of timm's models begin."""
+
 
 @dataclass(frozen=True)
 class EncoderCard:

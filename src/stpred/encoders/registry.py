@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, element_name, listing
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import Encoder
+from stpred.encoders.base import TIMM, Encoder
 
 if TYPE_CHECKING:
     from torch import nn
 
-TIMM = "timm/"
 
 Factory = Callable[..., Encoder]
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 from stpred.encoders import _timm
-from stpred.encoders.base import EncoderCard
+from stpred.encoders.base import TIMM, EncoderCard
 from stpred.encoders.modules import TorchEncoder, digest
-from stpred.encoders.registry import TIMM
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from stpred._core.checks import InputError, check_parent, listing
-from stpred._core.files import staged_file
+from stpred._core.disk.staging import staged_file
 
 if TYPE_CHECKING:
     import pandas as pd

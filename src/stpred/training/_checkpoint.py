@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred._core.files import parse_json, readable, reason, staged_file
+from stpred._core.disk.staging import staged_file
+from stpred._core.files import parse_json, readable, reason
 
 logger = logging.getLogger("stpred")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, listing
-from stpred._core.files import readable, reason, staged_folder
+from stpred._core.disk.staging import staged_folder
+from stpred._core.files import readable, reason
 
 if TYPE_CHECKING:
     import torch

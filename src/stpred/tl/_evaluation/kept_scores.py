@@ -15,7 +15,8 @@ import pandas as pd
 
 from stpred import data, training
 from stpred._core.checks import InputError
-from stpred._core.files import readable, staged_file
+from stpred._core.disk.staging import staged_file
+from stpred._core.files import readable
 from stpred.models.base import BaseConfig
 
 logger = logging.getLogger("stpred")

@@ -13,8 +13,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing, positive, warn, whole
 from stpred._core.elements import table_instances, table_regions
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import Encoder
-from stpred.encoders.registry import TIMM
+from stpred.encoders.base import TIMM, Encoder
 from stpred.encoders.trained import TrainedEncoder
 from stpred.tiles import read_tiles
 from stpred.tl._predictors.pretrain_encoder import regions_of
