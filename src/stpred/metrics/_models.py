@@ -120,10 +120,11 @@ def compare_models(
     (1.66, (('a', 'b', 'c'),))
     """
     import pandas as pd
+    from scipy.stats import rankdata
 
     scores, labels = _checked(values, names, alpha=alpha)
     n_blocks, k = scores.shape
-    ranked = _ranked(scores if not higher_is_better else -scores)
+    ranked = rankdata(-scores if higher_is_better else scores, axis=1)
     mean_rank = ranked.mean(axis=0)
     statistic, p_value = _friedman(ranked)
     cd = _critical_difference(k, n_blocks=n_blocks, alpha=alpha)
@@ -189,12 +190,6 @@ def _checked(values: ArrayLike, names: Sequence[str], *, alpha: float) -> tuple[
     if not 0 < alpha < 1:
         raise InputError(f"`alpha` must lie between 0 and 1, got {alpha!r}.")
     return scores, labels
-
-
-def _ranked(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    from scipy.stats import rankdata
-
-    return rankdata(scores, axis=1)
 
 
 def _friedman(ranked: NDArray[np.float64]) -> tuple[float, float]:

@@ -41,9 +41,8 @@ def pearson(predicted: Any, observed: Any) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from stpred.metrics import pearson
-    >>> pearson(np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), np.array([[1, 5], [3, 6], [5, 9]]))
+    >>> pearson([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]], [[1, 5], [3, 6], [5, 9]])
     array([ 1., nan])
     """
     return per_gene(correlation, *pair(predicted, observed))
@@ -63,9 +62,8 @@ def spearman(predicted: Any, observed: Any) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from stpred.metrics import spearman
-    >>> spearman(np.array([[0.0], [1.0], [2.0]]), np.array([[1], [10], [100]]))
+    >>> spearman([[0.0], [1.0], [2.0]], [[1], [10], [100]])
     array([1.])
     """
     return per_gene(lambda p, o: correlation(ranks(p), ranks(o)), *pair(predicted, observed))
@@ -87,9 +85,8 @@ def r2(predicted: Any, observed: Any) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from stpred.metrics import r2
-    >>> r2(np.array([[1.0], [1.0]]), np.array([[0.0], [2.0]]))
+    >>> r2([[1.0], [1.0]], [[0.0], [2.0]])
     array([0.])
     """
     return per_gene(_r2, *pair(predicted, observed))
@@ -109,9 +106,8 @@ def rmse(predicted: Any, observed: Any) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from stpred.metrics import rmse
-    >>> rmse(np.array([[0.0], [0.0]]), np.array([[3.0], [3.0]]))
+    >>> rmse([[0.0], [0.0]], [[3.0], [3.0]])
     array([3.])
     """
     return per_gene(lambda p, o: np.sqrt(_squares(_errors(p, o)) / len(o)), *pair(predicted, observed))
@@ -131,10 +127,9 @@ def mae(predicted: Any, observed: Any) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from stpred.metrics import mae
-    >>> mae(np.array([[0.0], [0.0]]), np.array([[1.0], [3.0]]))
-    array([2.])
+    >>> mae([[0.0, 1.0], [0.0, 2.0]], [[1.0, 1.0], [3.0, 2.0]])
+    array([2., 0.])
     """
     return per_gene(lambda p, o: np.mean(np.abs(_errors(p, o)), axis=0), *pair(predicted, observed))
 
