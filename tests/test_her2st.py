@@ -92,7 +92,7 @@ def test_another_section_looks_like_training_and_another_tissue_does_not(
     other = st.io.wsi(tmp_path / "cmu.png", mpp=mpp)
     st.pp.tissue(other)
     st.pp.grid(other, pitch_um=100.0)
-    with pytest.warns(UserWarning, match="look unlike those"):
+    with pytest.warns(UserWarning, match="are out of distribution for"):
         found = st.tl.predict(other, model, shapes_key="grid", inplace=False)
     higher = found.obs["ood_score"].to_numpy()[:, None] > own.obs["ood_score"].to_numpy()
     assert higher.mean() >= 0.9  # the area under the curve

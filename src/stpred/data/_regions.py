@@ -120,7 +120,7 @@ class Region:
         place = Place(shapes_key, self.image_key, coordinate_system=self.coordinate_system)
         return read_region(self.sdata, place, slide=self.slide)
 
-    def known(self, names: list[str]) -> NDArray[np.bool_]:
+    def measures(self, names: list[str]) -> NDArray[np.bool_]:
         """Return (n_genes,) whether the slide measured each gene."""
         if self.var is None:
             return np.zeros(len(names), dtype=bool)

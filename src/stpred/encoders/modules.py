@@ -101,7 +101,7 @@ class TorchEncoder:
             rows, cols, width = (1, 1, self.card.width) if self.card.dense is None else self.card.dense
             return np.empty((0, self.card.width) if ndim == 2 else (0, rows * cols, width), dtype=np.float32)
         parts = []
-        with torch.inference_mode(), _evaluating(self._module):
+        with torch.inference_mode(), evaluating(self._module):
             for start in range(0, len(tiles), settings.batch_size):
                 out = forward(self._prepare(tiles[start : start + settings.batch_size]))
                 if not isinstance(out, torch.Tensor) or out.ndim != ndim:
@@ -264,7 +264,7 @@ def hub_revision(repository: str | None) -> str | None:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, and every part of it back into the mode it had."""
     before = [(m, m.training) for m in module.modules()]
     try:

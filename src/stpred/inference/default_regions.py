@@ -25,7 +25,7 @@ def with_default_regions(sdata: SpatialData, place: Place, *, cells: bool) -> Sp
         grid_key = keys.in_frame(keys.GRID, frame)
         grid = regions.lay_grid(sdata, tissue_key=tissue_key, image_key=place.image_key, coordinate_system=frame)
         regions.put_shapes(sdata, grid_key, grid, coordinate_system=frame)
-        logger.info("The slide has no region: made %r with %d points on %r.", grid_key, len(grid), tissue_key)
+        logger.info("The slide has no region: added %r with %d points on %r.", grid_key, len(grid), tissue_key)
         return sdata
     sdata, key = _copy(sdata), keys.in_frame(keys.NUCLEI, frame)
     found = nuclei.outline(sdata, image_key=place.image_key, coordinate_system=frame)

@@ -1,4 +1,4 @@
-"""Conformal intervals of a model: from the residuals of slides that it has not seen into its record and its tables."""
+"""Conformal intervals of a model: from the residuals of held-out slides into its record and its tables."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def calibrate(
     slides: Sequence[str],
     groups: Sequence[str],
     width_um: float,
-    how: str,
+    calibrated_on: str,
 ) -> None:
     """Write the intervals of all levels into the model's record.
 
@@ -64,9 +64,9 @@ def calibrate(
     model
         Trained; its genes are the columns of the residuals.
     residuals
-        (n_i, G) observed minus predicted of each slide that the predicting model had not seen, see `as_stable`.
-    slides, groups, how
-        Names of these slides, their donors, and in which way they were unseen.
+        (n_i, G) observed minus predicted of each slide that the predicting model was not trained on, see `as_stable`.
+    slides, groups, calibrated_on
+        Names of these slides, their donors, and which slides these are, as text.
     width_um
         Median width of their locations.
     """
@@ -77,7 +77,7 @@ def calibrate(
         "slides": list(slides),
         "n_donors": len(set(groups)),
         "width_um": round(width_um, 3),
-        "how": how,
+        "how": calibrated_on,
         "levels": [
             {
                 "level": level,
@@ -113,14 +113,14 @@ def check_level(model: Model, level: float | None) -> None:
     """Refuse a level that the model was not calibrated for."""
     if level is None:
         return
-    known = [i["level"] for i in model.record.intervals.get("levels", [])]
-    if not known:
+    levels = [i["level"] for i in model.record.intervals.get("levels", [])]
+    if not levels:
         raise InputError(
             f"Model {model.record.name!r} has no calibrated intervals; give it some with stpred.tl.conformal(model, "
             "slides) and slides that it was not trained on, or stpred.tl.train(..., intervals=True)."
         )
-    if level not in known:
-        raise InputError(f"`interval` must be one of the calibrated levels {listing(known)}, got {level!r}.")
+    if level not in levels:
+        raise InputError(f"`interval` must be one of the calibrated levels {listing(levels)}, got {level!r}.")
 
 
 def put_intervals(table: AnnData, model: Model, columns: Sequence[int], level: float | None) -> None:

@@ -48,7 +48,7 @@ class Predictor:
     posterior
         How the posterior of a generative model is read; None of all others.
     stride_um
-        Of models of patches: distance of the overlapping tiles that a patch is seen in; None: see `data`.
+        Of models of patches: distance of the overlapping tiles that hold a patch; None: see `data`.
     """
 
     model: Model
@@ -96,7 +96,7 @@ class Predictor:
 
     @property
     def var(self) -> pd.DataFrame:
-        """What is known of each predicted gene, indexed by symbol."""
+        """Statistics of each predicted gene, indexed by symbol."""
         return _gene_frame(self.model).iloc[self.columns]
 
     @property
@@ -223,21 +223,21 @@ def need_generative(model: Model) -> None:
 
 def gene_columns(model: Model, genes: Iterable[str] | None) -> list[int]:
     """Return positions of the wanted genes; None: of all."""
-    known = model.record.genes
+    names = model.record.genes
     if genes is None:
-        return list(range(len(known)))
+        return list(range(len(names)))
     if not isinstance(genes, Iterable):
         raise InputError(f"`genes` must be a list of symbols or None, got {genes!r}.")
     wanted = [genes] if isinstance(genes, str) else [str(g) for g in genes]
     if not wanted:
         raise InputError(
-            f"`genes` is empty; model {model.record.name!r} knows {len(known)}, such as {listing(known[:5])}."
+            f"`genes` is empty; model {model.record.name!r} knows {len(names)}, such as {listing(names[:5])}."
         )
-    position = {g: i for i, g in enumerate(known)}
+    position = {g: i for i, g in enumerate(names)}
     if missing := [g for g in wanted if g not in position]:
         raise InputError(
-            f"Model {model.record.name!r} does not predict {listing(missing)}; it knows {len(known)} genes, such as "
-            f"{listing(known[:5])}."
+            f"Model {model.record.name!r} does not predict {listing(missing)}; it knows {len(names)} genes, such as "
+            f"{listing(names[:5])}."
         )
     return [position[g] for g in dict.fromkeys(wanted)]
 
@@ -277,7 +277,7 @@ def _encoder_by_name(model: Model, *, device: str | None) -> Encoder:
         raise InputError(
             f"{str(error).rstrip('.')}; model {model.record.name!r} was trained with the encoder {wanted['name']!r} "
             f"({wanted.get('source')}): pass it as `encoder=`, such as encoder=stpred.encoders.load(folder) for one "
-            "that was saved, or make its name known with stpred.encoders.register(name, folder)."
+            "that was saved, or register its name with stpred.encoders.register(name, folder)."
         ) from error
 
 

@@ -52,13 +52,13 @@ class Spots:
             raise InputError(
                 f"`preserve`={shapes_key!r} did not measure {listing(missing)}; name the genes to predict with `genes`."
             )
-        # What was measured to hold nothing is left out above, but here it says that nothing is there.
+        # What was measured to hold nothing is excluded above, but here it says that nothing is there.
         _, ids = table_instances(sdata.tables[find_table(sdata, shapes_key, None)], shapes_key)
         whole = data.read_region(sdata, place)
         whole = whole.take(np.flatnonzero(whole.instances.isin(ids)))
         rows = whole.instances.get_indexer(region.instances)
-        known = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(whole.instances), len(rows)))
-        return cls(whole, csc_array(known @ region.counts[:, columns]))  # type: ignore[index]
+        summing = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(whole.instances), len(rows)))
+        return cls(whole, csc_array(summing @ region.counts[:, columns]))  # type: ignore[index]
 
     def counts_of(self, gene: int) -> NDArray[np.float64]:
         """Return the counts of a predicted gene, by its position."""

@@ -195,11 +195,11 @@ class _Map:
         }
 
     def _provenance(self, n: int, n_ood: int, context: str | None) -> dict[str, Any]:
-        """Return what is kept with the image; warn where most of it is unlike the training tiles."""
+        """Return what is kept with the image; warn where most of it is out of distribution."""
         if n_ood > OOD_LIMIT * n:
             warn(
-                f"{n_ood / n:.0%} of the map looks unlike the tissue that model {self.predictor.model.record.name!r} "
-                "was trained on; its predictions here are guesses."
+                f"{n_ood / n:.0%} of the map is out of distribution for model {self.predictor.model.record.name!r}; "
+                "its predictions here are guesses."
             )
         found = self.predictor.provenance(self.area.region, context)
         found |= {"n_predicted": n, "resolution_um": self.area.frame.size_um}

@@ -114,7 +114,7 @@ def put_result(sdata: SpatialData, key: str, table: AnnData, region: data.Region
 
 
 def ood_columns(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return columns of ``obs``, and provenance, that say how far a slide is from those of training.
+    """Return columns of ``obs``, and provenance, of the out-of-distribution distance of a slide.
 
     `distance` is of all its locations, as shares of the training tiles' limit.
     """
@@ -129,7 +129,6 @@ def warn_out_of_distribution(model: Model, score: NDArray[np.float32]) -> None:
     fraction = float((score > 0).mean())
     if fraction > OOD_LIMIT:
         warn(
-            f"{fraction:.0%} of the tiles look unlike those that model {model.record.name!r} was trained on "
-            f"(obs['in_distribution'] is False); "
-            "its predictions here are guesses. Train on slides like this one."
+            f"{fraction:.0%} of the tiles are out of distribution for model {model.record.name!r} "
+            "(obs['in_distribution'] is False); its predictions here are guesses. Train on slides like this one."
         )

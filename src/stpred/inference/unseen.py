@@ -36,9 +36,9 @@ def provenance_in_frame(
 def trained_on(model: Model, region: data.Region, donor: str) -> bool:
     """Whether a model was trained on this slide's counts, by the image, or by name or donor where that is unknown."""
     slides = model.record.training.get("slides", {})
-    images = [known.get("image") for known in slides.values()]
+    images = [slide.get("image") for slide in slides.values()]
     if region.pyramid.fingerprint in images:
         return True
-    if model.record.training.get("donors_given") and donor in [known.get("donor") for known in slides.values()]:
+    if model.record.training.get("donors_given") and donor in [slide.get("donor") for slide in slides.values()]:
         return True
     return None in images and region.slide in slides

@@ -1,4 +1,4 @@
-"""Fitting a family on batches, and scoring it on slides that it has not seen."""
+"""Fitting a family on batches, and scoring it on held-out slides."""
 
 from stpred.training._distil import Distillation, out_of_fold, standardised
 from stpred.training._fit import Fitted, Relabel, fit, fit_and_score

@@ -37,16 +37,16 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def save(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Replace the state."""
         kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        text = json.dumps(facts)
+        text = json.dumps(values)
         metadata = {"facts": text, "digest": _digest(kept, text)}
         with staged_file(self.path, what="checkpoint") as part:
             save_file(kept, part, metadata=metadata)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return tensors and facts, or None where there is no readable state."""
+        """Return tensors and plain values, or None where there is no readable state."""
         try:
             with readable(self.path, what="checkpoint"):
                 if not self.path.is_file():
@@ -62,22 +62,22 @@ class Checkpoint:
             return None
 
     def damaged(self, error: Exception) -> None:
-        """Say that the state cannot be gone on with."""
+        """Say that the state cannot be resumed."""
         logger.warning("The checkpoint %r is damaged (%s) and training starts anew.", str(self.path), reason(error))
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
-    """Return a fingerprint of the facts and of the tensors' names and bytes."""
-    made = hashlib.blake2b(facts.encode(), digest_size=16)
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return a fingerprint of a text and of the tensors' names and bytes."""
+    found = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
-        made.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        made.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
+        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 @dataclass
 class State:
-    """All that decides how a training goes on: what a checkpoint holds.
+    """State of a training: what a checkpoint holds.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class State:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep it, with torch's random state."""
-        tensors, facts = pack_optimizer(self.plain_optimizer)
+        tensors, packed = pack_optimizer(self.plain_optimizer)
         tensors |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()} | {"random": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -119,8 +119,8 @@ class State:
             tensors["views"] = self.views.get_state()
         for name, part in zip(_SCORES, zip(*self.scored, strict=True), strict=False):
             tensors[f"scored.{name}"] = torch.from_numpy(np.stack(part))
-        facts = {"optimizer": facts, "order": self.order.bit_generator.state, "losses": self.losses}
-        checkpoint.save(tensors, facts)
+        values = {"optimizer": packed, "order": self.order.bit_generator.state, "losses": self.losses}
+        checkpoint.save(tensors, values)
 
     def resume(self, checkpoint: Checkpoint | None) -> None:
         """Take up the state that is kept, if one is; one that does not fit leaves everything as it was."""
@@ -143,17 +143,17 @@ class State:
             return
         logger.info("Training goes on after epoch %d of %s.", len(self.losses), checkpoint.path.name)
 
-    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Put tensors and facts back; the lists change last, when nothing can fail any more."""
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Restore tensors and plain values; the lists change last, when nothing can fail any more."""
         self.model.load_state_dict(_named("model.", tensors))
-        unpack_optimizer(self.plain_optimizer, tensors, facts["optimizer"])
-        self.order.bit_generator.state = facts["order"]
+        unpack_optimizer(self.plain_optimizer, tensors, values["optimizer"])
+        self.order.bit_generator.state = values["order"]
         torch.set_rng_state(tensors["random"])
         if "random_cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random_cuda"])
         if self.views is not None:
             self.views.set_state(tensors["views"])
-        losses = [float(loss) for loss in facts["losses"]]
+        losses = [float(loss) for loss in values["losses"]]
         scored: list[Any] = []
         if "scored.error" in tensors:
             scored = list(zip(*(tensors[f"scored.{n}"].numpy() for n in _SCORES), strict=True))
@@ -182,12 +182,12 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"groups": state["param_groups"], "numbers": numbers}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], packed: dict[str, Any]) -> None:
     """Put the state back that `pack_optimizer` returned."""
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**_named("optimizer.", tensors), **facts["numbers"]}.items():
+    for key, value in {**_named("optimizer.", tensors), **packed["numbers"]}.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    # JSON made lists of the tuples (betas) that a group holds.
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in facts["groups"]]
+    # JSON stores the tuples (betas) of a group as lists.
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in packed["groups"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

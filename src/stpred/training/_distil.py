@@ -1,4 +1,4 @@
-"""Pseudo-labels: what teachers that have not seen a slide's counts predict for its locations."""
+"""Pseudo-labels: what teachers trained without a slide's counts predict for its locations."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def out_of_fold(
     slides = {b.slide: b for b in batches}
     donors = dict(zip(slides, groups, strict=True))
     if len(set(groups)) < 2:
-        raise TooSmall(f"Slides of {len(set(groups))} donor leave no teacher that has not seen them.")
+        raise TooSmall(f"Slides of {len(set(groups))} donor leave no teacher that was trained without them.")
     labels: Labels = {}
     taught: dict[str, list[str]] = {}
     for _, train, test in group_folds(donors, n_folds=INNER_FOLDS):
@@ -98,7 +98,7 @@ def on_scale(labels: Labels, measured: Mapping[str, NDArray[Any]], *, fraction: 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Replaces training targets (see :func:`fit_and_score`) by predictions of teachers that have not seen them.
+    """Replaces training targets (see :func:`fit_and_score`) by out-of-fold predictions of teachers.
 
     Parameters
     ----------

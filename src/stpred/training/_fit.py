@@ -95,9 +95,9 @@ def fit_and_score(
         Donor of each batch.
     validation
         Slides that only end the training: the model is that of the epoch that they score best at. Without any, epochs
-        are chosen by leaving out donors of the training slides.
+        are chosen by holding out donors of the training slides.
     seed
-        For what is random; global random state is left alone.
+        For what is random; global random state is not changed.
     typical
         Also learn what training tiles look like; not needed by a model that is only scored.
     run
@@ -105,16 +105,18 @@ def fit_and_score(
     relabel
         Replaces training targets; None: as measured.
     folds
-        Curves of held-out donors that are known already, of :func:`choose_config`.
+        Curves of held-out donors that were computed before, by :func:`choose_config`.
     """
     run = Run() if run is None else run
     for batch in (*batches, *validation):
         _check_targets(batch, config)
-    how: dict[str, Any] = {"groups": groups, "seed": seed, "run": run, "validation": validation, "folds": folds}
+    options: dict[str, Any] = {
+        "groups": groups, "seed": seed, "run": run, "validation": validation, "folds": folds, "relabel": relabel,
+    }  # fmt: skip
     if isinstance(config, EnsembleConfig):
-        model, chosen, curves, curve = _fit_ensemble(config, batches, relabel=relabel, **how)
+        model, chosen, curves, curve = _fit_ensemble(config, batches, **options)
     else:
-        model, chosen, curves, curve = _fit_one(family, config, batches, relabel=relabel, **how)
+        model, chosen, curves, curve = _fit_one(family, config, batches, **options)
     if typical:
         limit = model.typical.fit(
             [model.ood_features(b) for b in batches], groups, target_distances=lambda i: model.ood_distance(batches[i])
@@ -157,7 +159,7 @@ def _fit_one(
     if not issubclass(family, Iterative):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            chosen = model.fit(_relabelled(batches, groups, relabel), groups=groups)
+            chosen = model.fit(_learned_targets(batches, groups, relabel), groups=groups)
         return model, chosen, [], _score_once(model, validation) if validation else None
     by = "given"
     curves: list[Curve] = []
@@ -167,7 +169,7 @@ def _fit_one(
         epochs, by, curves = _epochs(
             family, model, batches, groups=groups, seed=seed, run=run, relabel=relabel, folds=folds
         )
-    batches = _relabelled(batches, groups, relabel)
+    batches = _learned_targets(batches, groups, relabel)
     curve, chosen = _loop.train(
         model,
         batches,
@@ -188,7 +190,7 @@ def _fit_one(
     return model, {**chosen, "epochs_chosen_by": by}, curves, curve
 
 
-def _relabelled(batches: Sequence[Batch], groups: Sequence[str], relabel: Relabel | None) -> Sequence[Batch]:
+def _learned_targets(batches: Sequence[Batch], groups: Sequence[str], relabel: Relabel | None) -> Sequence[Batch]:
     return batches if relabel is None else relabel(batches, groups)
 
 
@@ -258,7 +260,7 @@ def _alone(family: type[Model], model: Any) -> tuple[int, str]:
     """Return the number of epochs where no donor can be held out."""
     alone = min(EPOCHS_UNCHOSEN, model.config.max_epochs)
     alone = alone if model.config.epochs_alone is None else model.config.epochs_alone
-    logger.info("No donor can be left out: %s is trained for %d epochs.", family.family, alone)
+    logger.info("No donor can be held out: %s is trained for %d epochs.", family.family, alone)
     return alone, "epochs_alone, for there is no other donor to choose by"
 
 
@@ -353,7 +355,7 @@ def fold_curves(
             model, *_ = _fit_one(family, config, training, groups=of, seed=seed, run=run, relabel=relabel)
             curves.append(_score_once(model, held))
             continue
-        learned = _relabelled(training, of, relabel)
+        learned = _learned_targets(training, of, relabel)
         curves.append(_curve(family, config, learned, held, describe=f"without {fold}", seed=seed, run=run))
     return curves
 

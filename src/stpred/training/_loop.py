@@ -53,7 +53,7 @@ def train(
     epochs
         Passes over them.
     seed
-        Of the order of locations, and of dropout; the global random state is left alone.
+        Of the order of locations, and of dropout; the global random state is not changed.
     run
         Device and precision.
     validation
@@ -69,7 +69,7 @@ def train(
 
     Returns
     -------
-    The scores of the held-out slides after each epoch (None without any), and facts: epochs, steps, losses.
+    The scores of the held-out slides after each epoch (None without any), and a summary: epochs, steps, losses.
     """
     fabric = run.launched
     with seeded(fabric, seed + fabric.global_rank):

@@ -28,7 +28,7 @@ MIN_TILES = 16
 
 
 def projector(n_in: int, hidden: int, n_out: int, *, last_norm: bool) -> nn.Sequential:
-    """Return two linear layers, batch norm after the first and, without scale and shift, after the last if asked."""
+    """Return two linear layers, batch norm after the first and, without scale and shift, optionally after the last."""
     layers: list[nn.Module] = [
         nn.Linear(n_in, hidden, bias=False),
         nn.BatchNorm1d(hidden),
@@ -161,7 +161,7 @@ def pretrain(
     mean, std
         Normalisation of colours.
     seed
-        Of order, views, and new layers; the global random state is left alone.
+        Of order, views, and new layers; the global random state is not changed.
     run
         Device, precision, checkpoint.
     identity

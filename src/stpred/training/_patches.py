@@ -30,7 +30,7 @@ class PatchSampler:
     Parameters
     ----------
     batches
-        Slides with a pixel grid; without `y` they are seen as images only.
+        Slides with a pixel grid; without `y` only their images are used.
     model
         Its ``config.batch_size`` patches make a step.
     fabric
@@ -51,7 +51,7 @@ class PatchSampler:
         return math.ceil(frame.height / self.edge) * math.ceil(frame.width / self.edge)
 
     def epoch(self, order: np.random.Generator) -> Iterator[tuple[PatchSample, str]]:
-        """Yield samples and how many patches of which slides they hold."""
+        """Yield samples, and the number of patches of each slide in them."""
         drawn = order.permutation(np.repeat(np.arange(len(self.batches)), list(self.n_patches.values())))
         size = self.model.config.batch_size * self.fabric.world_size
         for start in range(0, len(drawn), size):

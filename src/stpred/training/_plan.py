@@ -103,9 +103,9 @@ def plan(
     validated
         Whether other slides end the training.
     scored
-        Whether genes are scored on left-out donors also where these do not choose the number of epochs.
+        Whether genes are scored on held-out donors also where these do not choose the number of epochs.
     intervals
-        Whether intervals are calibrated, on models that have not seen a donor.
+        Whether intervals are calibrated, by models trained without the donor.
     """
     n, donors = 1, len(set(groups))
     if isinstance(config, EnsembleConfig):

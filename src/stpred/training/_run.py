@@ -1,4 +1,4 @@
-"""Where and how training runs: device, precision, checkpoints."""
+"""Options of training: device, precision, checkpoints."""
 
 from __future__ import annotations
 

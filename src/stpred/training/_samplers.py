@@ -40,7 +40,7 @@ class LocationSampler:
         self.model, self.fabric = model, fabric
 
     def epoch(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
-        """Yield samples and how many locations of which slides they hold."""
+        """Yield samples, and the number of locations of each slide in them."""
         process = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         for picks in _steps(self.batches, self.model, order, self.draws, **process):
             sample = gather(
@@ -84,7 +84,7 @@ def _steps(
         own = shuffled[start : start + size][rank::world]
         own = shuffled[start : start + 1] if len(own) == 0 else own
         if len(own) == 1 and len(row) > 1 and start > 0:
-            continue  # a single left-over location has no statistics of its own (batch norm)
+            continue  # a single remaining location has no statistics of its own (batch norm)
         yield [(int(i), np.sort(row[own[slide[own] == i]])) for i in np.unique(slide[own])]
 
 

@@ -1,4 +1,4 @@
-"""Scores of slides that were left out of training."""
+"""Scores of held-out slides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stpred.metrics.summary import mean_of_defined
 
 TRUSTED = 0.1
-"""Mean Pearson correlation on left-out slides from which a gene counts as predictable."""
+"""Mean Pearson correlation on held-out slides from which a gene counts as predictable."""
 
 CHANCE = 2.33
 """Standard errors (one-sided p of 0.01) by which it has to differ from zero as well: few spots reach 0.1 by luck."""
@@ -19,7 +19,7 @@ CHANCE = 2.33
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Per-gene scores on slides that were left out of training: (n_slides, n_genes), and (n_slides,) locations."""
+    """Per-gene scores on held-out slides: (n_slides, n_genes), and (n_slides,) locations."""
 
     pearson: NDArray[np.float64]
     spearman: NDArray[np.float64]
@@ -37,21 +37,21 @@ class HeldOut:
         }
 
     def _beyond_chance(self) -> NDArray[np.float64]:
-        """Return how many standard errors each gene's correlations (Fisher's z, slides pooled) lie above zero."""
-        known = np.isfinite(self.pearson)
-        weight = np.where(known, np.maximum(self.n_locations - 3, 0)[:, None], 0)
-        z = np.arctanh(np.where(known, self.pearson, 0).clip(-0.999999, 0.999999))
+        """Return the z score of each gene's correlations against zero (Fisher's z, slides pooled)."""
+        finite = np.isfinite(self.pearson)
+        weight = np.where(finite, np.maximum(self.n_locations - 3, 0)[:, None], 0)
+        z = np.arctanh(np.where(finite, self.pearson, 0).clip(-0.999999, 0.999999))
         return (weight * z).sum(axis=0) / np.sqrt(np.maximum(weight.sum(axis=0), 1))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Scores of one fold's left-out slides after each epoch (a single one for closed forms).
+    """Scores of one fold's held-out slides after each epoch (a single one for closed forms).
 
     Attributes
     ----------
     slides, n_locations
-        (S,) left-out slides and their numbers of locations.
+        (S,) held-out slides and their numbers of locations.
     pearson, spearman
         (E, S, n_genes) float32.
     error
@@ -72,7 +72,7 @@ class Curve:
 
 
 def mean_pearson(curves: list[Curve]) -> list[float]:
-    """Return the mean Pearson over genes and left-out slides after each epoch; a fold that stopped keeps its last."""
+    """Return the mean Pearson over genes and held-out slides after each epoch; a fold that stopped keeps its last."""
     longest = max(len(c.pearson) for c in curves)
     rows = [np.pad(q := c.quality("pearson"), (0, longest - len(q)), mode="edge") for c in curves]
     return [float(f"{v:.5g}") for v in np.mean(rows, axis=0)]

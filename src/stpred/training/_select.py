@@ -29,7 +29,7 @@ def held_out_scores(
 ) -> HeldOut:
     """Fit with donors held out and score their slides, gene by gene; of an ensemble, its first member.
 
-    `folds` are the curves of these very fits, where they are known already.
+    `folds` are the curves of these very fits, where they were computed before.
     """
     run = Run() if run is None else run
     if isinstance(config, EnsembleConfig):

@@ -125,7 +125,7 @@ def views(
 
 
 def plain(tiles: NDArray[np.uint8] | Tensor, *, size_px: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Return the middle of tiles, normalised, as it is seen when features are computed."""
+    """Return the middle of tiles, normalised, as it is when features are computed."""
     pixels = torch.as_tensor(tiles)
     first = (pixels.shape[1] - size_px) // 2
     middle = pixels[:, first : first + size_px, first : first + size_px].permute(0, 3, 1, 2).float() / 255

@@ -83,7 +83,7 @@ class Cohort:
             raise InputError("No training slide has counts.")
         chosen = data.choose_genes(learned, rule, partial=partial)
         if not partial:
-            chosen = chosen.loc[np.all([r.known(chosen.index.tolist()) for r in regions], axis=0)]
+            chosen = chosen.loc[np.all([r.measures(chosen.index.tolist()) for r in regions], axis=0)]
         return cls(regions, donors, validation, rule, chosen, data.common_lattice(learned), shared)
 
     @property
@@ -215,17 +215,17 @@ def measured(
     scored = scored_scale(config, target) if scored_on is None else scored_on
     truth = None if scored == scale else region.target(names, scored, sparse=config.sparse_targets)
     y = region.target(names, scale, sparse=config.sparse_targets)
-    return data.Targets(y, truth, scale, region.known(names) if config.takes_images else None)
+    return data.Targets(y, truth, scale, region.measures(names) if config.takes_images else None)
 
 
 def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
-    """Return how wide tokens are, and the locations that were seen through them."""
+    """Return the width of tokens, and the locations that are made up of them."""
     width = float(np.median([data.median_width_um(r) for r in regions]))
     return {"token_um": token_edge_um(encoder, needs.token_um), "width_um": round(width, 3)}
 
 
 def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
-    """Return how many cells the locations were seen through, and how many locations had none."""
+    """Return the numbers of cells in the locations, and of locations without any."""
     if regions[0].cells is None:
         return {}
     cells = {r.slide: int(r.cells.links.indices.size) for r in regions if r.cells is not None}
@@ -257,25 +257,25 @@ def fit_cohort(
     all_batches = cohort.batches(config, encoder, target=target)
     batches = [b for b in all_batches if b.slide not in cohort.validation]
     validation = [b for b in all_batches if b.slide in cohort.validation]
-    how: dict[str, Any] = {"groups": cohort.groups(batches), "seed": seed, "run": run, "relabel": relabel}
-    fitted = training.fit_and_score(config.model_class, config, batches, validation=validation, **how)
+    options: dict[str, Any] = {"groups": cohort.groups(batches), "seed": seed, "run": run, "relabel": relabel}
+    fitted = training.fit_and_score(config.model_class, config, batches, validation=validation, **options)
     scores = fitted.validation
     if scores is None:
-        scores = _held_out_scores(config, batches, folds=fitted.folds, **how)
+        scores = _held_out_scores(config, batches, folds=fitted.folds, **options)
     model = fitted.model
     cohort.describe(model, name=name, encoder=encoder, batches=batches, config=config, target=target, scores=scores)
     model.record.training |= {"donors_given": donors_given, "seed": seed, **fitted.chosen}
     return model, batches
 
 
-def _held_out_scores(config: Any, batches: list[Batch], *, groups: list[str], **how: Any) -> training.HeldOut:
+def _held_out_scores(config: Any, batches: list[Batch], *, groups: list[str], **options: Any) -> training.HeldOut:
     """Return per-gene scores on held-out donors; of no slide where there are too few to hold any out."""
     why = "One donor only"
     if not getattr(config, "score_folds", True):
-        why = "Left-out donors are scored only with score_folds=True"
+        why = "Held-out donors are scored only with score_folds=True"
     elif len(set(groups)) > 1:
         try:
-            return training.held_out_scores(config.model_class, config, batches, groups=groups, **how)
+            return training.held_out_scores(config.model_class, config, batches, groups=groups, **options)
         except data.TooSmall as error:
             why = str(error).rstrip(".")
     logger.warning("%s: no gene can be scored on unseen tissue, so none is marked as trusted.", why)
@@ -287,7 +287,7 @@ def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:
     """Return Ensembl ids of the genes if a slide knows them."""
     for region in regions:
         for column in ("gene_id", "gene_ids"):
-            if region.var is not None and column in region.var and region.known(names).all():
+            if region.var is not None and column in region.var and region.measures(names).all():
                 return region.var.loc[names, column].astype(str).to_numpy()
     return None
 

@@ -86,7 +86,7 @@ def read_crops(regions: list[Region], chosen: list[NDArray[np.int64]], tile: Til
 
 
 def _folder() -> Path | None:
-    """Return the folder of large files, made if it is not there."""
+    """Return the folder of large files; create it if missing."""
     if settings.cache_dir is None:
         return None
     folder = Path(settings.cache_dir)

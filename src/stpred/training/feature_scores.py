@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def recognition(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Return how surely a tile's first view is told to be of the same tile as its second view.
+    """Return the probability that a tile's first view is recognised as of the same tile as its second view.
 
     The share of other tiles whose second view is less like it (correlation of standardised features), averaged over
     tiles: 1 is perfect, 0.5 guessing.
@@ -26,7 +26,7 @@ def recognition(first: NDArray[np.float32], second: NDArray[np.float32]) -> floa
 
 
 def effective_rank(features: NDArray[np.float32]) -> float:
-    """Return how many directions features vary in: exp of the entropy of the singular values (Roy & Vetterli 2007)."""
+    """Return the effective rank of features: exp of the entropy of the singular values (Roy & Vetterli 2007)."""
     values = np.linalg.svd(features - features.mean(axis=0, dtype=np.float64), compute_uv=False)
     if not values.sum() > 0:
         return 0.0

@@ -297,7 +297,7 @@ def test_trained_teachers_label_the_slides_that_they_have_not_seen(
     # Of a fold no teacher is left that knows neither the labelled nor the left-out donor.
     assert all(v is None for v in model.record.var["cv_pearson"])
     assert not any(model.record.var["trusted"])
-    assert "No trained teacher has not seen the counts of slide" in caplog.text
+    assert "No teacher was trained without the counts of slide" in caplog.text
     monkeypatch.undo()
     plain = st.tl.distill(cohort, list(teachers.values()), SMALL, **HOW)
     for slide, values in labels_of(plain).items():
@@ -308,11 +308,11 @@ def test_where_no_teacher_is_left_it_says_for_which_slide(
     cohort: dict[str, SpatialData], teachers: dict[str, Model]
 ) -> None:
     two = {k: cohort[k] for k in ("donor0", "donor1")}
-    with pytest.raises(InputError, match=r"No trained teacher has not seen the counts of slide 'donor[01]'"):
+    with pytest.raises(InputError, match=r"No teacher was trained without the counts of slide 'donor[01]'"):
         st.tl.distill(two, [teachers["donor2"]], SMALL, **HOW)
     # Under another name it is the same slide.
     named = {"x": cohort["donor0"], "y": cohort["donor1"]}
-    with pytest.raises(InputError, match=r"No trained teacher has not seen the counts of slide '[xy]'"):
+    with pytest.raises(InputError, match=r"No teacher was trained without the counts of slide '[xy]'"):
         st.tl.distill(named, teachers["donor2"], SMALL, **HOW)
 
 
@@ -407,7 +407,7 @@ def test_teachers_out_of_fold_need_two_donors() -> None:
     batches = batches_of(random_slides(np.random.default_rng(0)))
     from stpred.models import Ridge
 
-    with pytest.raises(InputError, match="leave no teacher that has not seen them"):
+    with pytest.raises(InputError, match="leave no teacher that was trained without them"):
         training.out_of_fold(Ridge, Ridge.Config(), batches, groups=["A", "A"])
     labels, taught = training.out_of_fold(Ridge, Ridge.Config(), batches, groups=["A", "B"])
     assert taught == {"a": ["b"], "b": ["a"]}

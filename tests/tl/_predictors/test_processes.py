@@ -67,7 +67,7 @@ def predict(slide: SpatialData, model: Model) -> np.ndarray:
     return np.asarray(st.tl.predict(slide, model, shapes_key="spots", inplace=False).X)
 
 
-@pytest.mark.filterwarnings("ignore:.*look unlike|.*out of distribution:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*out of distribution:UserWarning")
 @pytest.mark.parametrize("same", [True, False])
 def test_four_threads_predict_what_one_does(slides: list[SpatialData], model: Model, same: bool) -> None:
     chosen = [slides[0]] * 4 if same else slides

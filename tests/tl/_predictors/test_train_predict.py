@@ -215,7 +215,7 @@ def test_unlike_tiles_are_warned_about_once(ridge: Model, unseen: SpatialData) -
         transformations={"um": Scale([0.5, 0.5], axes=("x", "y"))},
     )
     strange = Object(images={"he": image}, shapes={"spots": unseen.shapes["spots"]})
-    with pytest.warns(UserWarning, match="look unlike those that model 'ridge' was trained on") as caught:
+    with pytest.warns(UserWarning, match="are out of distribution for model 'ridge'") as caught:
         st.tl.predict(strange, ridge)
-    assert len([w for w in caught if "look unlike" in str(w.message)]) == 1
+    assert len([w for w in caught if "out of distribution" in str(w.message)]) == 1
     assert not strange.tables["spots_ridge"].obs["in_distribution"].any()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from stpred._core.checks import InputError
 from stpred._core.specs import Posterior
 from stpred.models.batch import Batch
+from stpred.models.parts.layers import evaluating
 from stpred.models.parts.pixel_grid import Window
 from stpred.models.xfuse.likelihood import EPS, region_sums
 
@@ -103,7 +103,7 @@ def draw_posterior(model: XFuse, batch: Batch, posterior: Posterior) -> Draws:
     if batch.pixel_grid is None:
         raise InputError(f"Slide {batch.slide!r} came without its pixels.")
     generators = [torch.Generator().manual_seed(_mixed(posterior.seed, s)) for s in range(posterior.n_samples)]
-    with _evaluating(model):
+    with evaluating(model):
         profiles = torch.stack([model.draw_profiles(g) for g in generators])
         base, logits = _baselines(model, batch.slide, posterior, generators)
         sums, sizes = _sums(model, batch, posterior)
@@ -225,14 +225,3 @@ def _aligned(window: Window, step: int) -> Window:
 def _mixed(*numbers: int) -> int:
     """Return a seed that depends on all of some whole numbers."""
     return int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was)

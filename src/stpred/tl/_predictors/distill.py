@@ -51,7 +51,7 @@ def distill(
     device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> Model:
-    """Train a model of patches on what other models predict for slides that they have not seen.
+    """Train a model of patches on what other models predict for slides outside their training.
 
     Pseudo-labels of a slide come only from teachers that were trained without its donor. Each teacher's are
     standardised per gene and slide before they are averaged, then brought to the scale of the measurement with the
@@ -65,7 +65,7 @@ def distill(
         Names to SpatialData objects: calibrated image, region and measured raw counts.
     teacher
         A family, its ``Config`` (each trained here, with donors left out), a trained model, or a list of these. Trained
-        models, such as those of a cross-validation, label the slides that they have not seen.
+        models, such as those of a cross-validation, label the slides outside their training.
     student
         ``"student"`` or its ``Config``.
     genes, groups, shapes_key, table_key, layer, image_key
@@ -88,13 +88,14 @@ def distill(
     Model
         The student. ``model.record.var["cv_pearson"]`` and ``trusted`` are scores on measured counts of left-out
         donors, for which teachers *and* student were trained without them (needs three donors);
-        ``model.record.training["distilled"]`` says who taught each slide and how well; ``model.pseudo_labels`` holds
+        ``model.record.training["distilled"]`` lists the teachers of each slide and their agreement;
+        ``model.pseudo_labels`` holds
         the pseudo-labels as tables, slide by slide (in memory; add them to your objects to keep them).
 
     Raises
     ------
     InputError
-        If there are fewer than two donors, a trained teacher has seen all donors but one's slides, lacks a gene, or the
+        If there are fewer than two donors, a trained teacher was trained on all donors but one, lacks a gene, or the
         student is no model of patches.
 
     References
@@ -124,7 +125,7 @@ def distill(
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     if len(set(donors.values())) < 2:
         raise InputError(
-            "Distillation needs two donors or more, so that every slide has a teacher that has not seen its counts; on "
+            "Distillation needs two donors or more, so that every slide has a teacher trained without its counts; on "
             "a single one, train on the counts: stpred.tl.train(slides, 'student')."
         )
     name = model_name(config, name)
@@ -135,20 +136,20 @@ def distill(
     listed = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not listed:
         raise InputError("`teacher` is empty; give a family such as 'ridge', a Config, or trained models.")
-    seen = (encoder, tile) if teacher_encoder is None else (teacher_encoder, None)
+    inputs = (encoder, tile) if teacher_encoder is None else (teacher_encoder, None)
     ready = [t for t in listed if isinstance(t, Model)]
     teachers = [_trained(ready, cohort)] if ready else []
     teachers += [
-        _untrained(t, cohort, *seen, target=target, seed=seed, run=run) for t in listed if not isinstance(t, Model)
+        _untrained(t, cohort, *inputs, target=target, seed=seed, run=run) for t in listed if not isinstance(t, Model)
     ]
     training.announce(_plans(config, listed, cohort.training_groups))
-    labelling = training.Distillation(teachers, float(measured_fraction))
+    distillation = training.Distillation(teachers, float(measured_fraction))
     with training.resumable(run):
         fitted, batches = fit_cohort(
             cohort, config, used, target=target, name=name, donors_given=groups is not None, seed=seed, run=run,
-            relabel=labelling,
+            relabel=distillation,
         )  # fmt: skip
-        labels, taught = labelling.labels([b.slide for b in batches], cohort.training_groups)
+        labels, taught = distillation.labels([b.slide for b in batches], cohort.training_groups)
     final = training.Distillation(teachers).blend(batches, labels)
     agreed = {b.slide: float(np.nan_to_num(metrics.pearson(b.y, b.truth)).mean()) for b in final}
     fitted.record.training["distilled"] = {
@@ -191,59 +192,59 @@ def _untrained(
     seed: int,
     run: training.Run,
 ) -> Teacher:
-    """Return a teacher that is trained anew on whatever slides it is asked about, with donors left out."""
+    """Return a teacher whose labels are out-of-fold predictions of a family."""
     config = registry.resolve(given).at_pitch(cohort.pitch_um)
     family = config.model_class
     if config.needs.cells:
-        raise InputError(f"The teacher {config.family!r} sees cells; teachers see tiles.")
+        raise InputError(f"The teacher {config.family!r} takes cells; teachers take tiles.")
     if config.default_encoder == PIXELS:
         encoder = tile = None
     used = encoder_of(config, encoder, tile=tile, device=run.device)
     batches = {b.slide: b for b in cohort.batches(config, used, target=target)}
-    known: dict[tuple[str, ...], Any] = {}
+    cache: dict[tuple[str, ...], Any] = {}
 
     def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         key = tuple(slides)
-        if key not in known:
-            mine = [batches[s] for s in slides]
-            known[key] = training.out_of_fold(family, config, mine, groups=groups, seed=seed, run=run)
-        return known[key]
+        if key not in cache:
+            own = [batches[s] for s in slides]
+            cache[key] = training.out_of_fold(family, config, own, groups=groups, seed=seed, run=run)
+        return cache[key]
 
     return teach
 
 
 def _trained(models: Sequence[Model], cohort: Cohort) -> Teacher:
-    """Return a teacher made of trained models, each asked only about slides that it has not seen."""
-    columns, seen = [], []
+    """Return a teacher of trained models, each labelling only slides outside its training."""
+    columns, trained_slides = [], []
     for model in models:
         if model.needs.cells:
-            raise InputError(f"The teacher {model.record.name!r} sees cells; teachers see tiles.")
-        known = {g: i for i, g in enumerate(model.record.genes)}
-        if missing := [g for g in cohort.names if g not in known]:
+            raise InputError(f"The teacher {model.record.name!r} takes cells; teachers take tiles.")
+        position = {g: i for i, g in enumerate(model.record.genes)}
+        if missing := [g for g in cohort.names if g not in position]:
             raise InputError(
-                f"The teacher {model.record.name!r} does not know {listing(missing)}; pass genes= that all know."
+                f"The teacher {model.record.name!r} does not predict {listing(missing)}; pass genes= that all predict."
             )
-        columns.append([known[g] for g in cohort.names])
+        columns.append([position[g] for g in cohort.names])
         known_donors = {cohort.donors[r.slide] for r in cohort.regions if trained_on(model, r, cohort.donors[r.slide])}
-        seen.append({s for s, donor in cohort.donors.items() if donor in known_donors})
-    labelled: dict[tuple[int, str], Any] = {}
+        trained_slides.append({s for s, donor in cohort.donors.items() if donor in known_donors})
+    predictions: dict[tuple[int, str], Any] = {}
     regions = {r.slide: r for r in cohort.regions}
 
     def teach(slides: list[str], groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        left_out = regions.keys() - set(slides)
-        labels, told = {}, {}
+        held_out = regions.keys() - set(slides)
+        labels, teachers = {}, {}
         for s in slides:
-            # In a fold, the left-out slides must be as unknown to the teacher as the labelled one.
-            able = [k for k in range(len(models)) if s not in seen[k] and not left_out & seen[k]]
+            # In a fold, neither the held-out slides nor the labelled one may be in the training of the teacher.
+            able = [k for k in range(len(models)) if s not in trained_slides[k] and not held_out & trained_slides[k]]
             if not able:
-                what = f"slide {s!r}" + (f" (or the left-out {listing(sorted(left_out))})" if left_out else "")
-                raise data.TooSmall(f"No trained teacher has not seen the counts of {what}.")
+                what = f"slide {s!r}" + (f" (or the held-out {listing(sorted(held_out))})" if held_out else "")
+                raise data.TooSmall(f"No teacher was trained without the counts of {what}.")
             for k in able:
-                if (k, s) not in labelled:
-                    labelled[k, s] = Predictor.of(models[k]).values(regions[s])[:, columns[k]]
-            labels[s] = np.mean([training.standardised(labelled[k, s]) for k in able], axis=0)
-            told[s] = [models[k].id for k in able]
-        return labels, told
+                if (k, s) not in predictions:
+                    predictions[k, s] = Predictor.of(models[k]).values(regions[s])[:, columns[k]]
+            labels[s] = np.mean([training.standardised(predictions[k, s]) for k in able], axis=0)
+            teachers[s] = [models[k].id for k in able]
+        return labels, teachers
 
     return teach
 

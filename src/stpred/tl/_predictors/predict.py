@@ -58,16 +58,16 @@ def predict(
     cells_key
         Of a model that sees cells: their shapes. On these the prediction is of each cell, on any other region of the
         cells in each location. None: the region itself where its shapes are cells, else the region of cells that the
-        model was trained through, else ``nuclei``, else ``cells``. Locations without cells are left out.
+        model was trained through, else ``nuclei``, else ``cells``. Locations without cells are skipped.
     key_added
         Name of the table; None makes ``{shapes}_{model}``. An existing one is overwritten in memory with a warning.
     genes
         Genes to keep; None keeps all that the model knows.
     encoder
-        The encoder that the model was trained with, when it cannot be made again from its name (a module of your own,
+        The encoder that the model was trained with, when it cannot be loaded by its name (a module of your own,
         local weights); any other is refused. None makes it.
     stride_um
-        Of a model of patches (``"student"``): distance of the overlapping tiles that a patch is seen in and whose
+        Of a model of patches (``"student"``): distance of the overlapping tiles that hold a patch and whose
         predictions are averaged, a multiple of the patch. None: half a tile, or a whole one on regions that are no
         finer than those of training.
     preserve
@@ -78,7 +78,7 @@ def predict(
         Also write the borders between which the measurement of a location lies with this probability, such as 0.9, for
         a model whose intervals are calibrated (:func:`stpred.tl.conformal`) on locations of this size or smaller.
     posterior
-        Of a generative model (``"xfuse"``): how its posterior is read, of which mean and standard deviation are given.
+        Of a generative model (``"xfuse"``): options of its posterior; mean and standard deviation are returned.
         None takes ``Posterior()``.
     device
         Where encoder and model run; None takes a GPU if there is one.
@@ -86,7 +86,7 @@ def predict(
         The slide's micrometre frame: ``"um"``, or of one slide among several in an object, such as ``"um-a"`` after
         ``spatialdata.concatenate({"a": a, "b": b})``.
     inplace
-        With False the table is returned and the object is left alone.
+        With False the table is returned and the object is not changed.
 
     Returns
     -------
@@ -97,10 +97,10 @@ def predict(
     - ``obs``: ``region``, ``instance_id``, ``ood_score`` (float32, 0 = like the training tiles, on a slide that is like
       the training slides), ``in_distribution`` (bool);
     - ``obsm["spatial"]``: float64 (n_instances, 2) centroids in micrometres;
-    - ``var``: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted`` and more, as far as known, and
+    - ``var``: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted`` and more, where measured, and
       ``interval_low`` and ``interval_high``: what to add to ``X`` (to its root, for counts) for the 90 % interval;
-    - ``uns["stpred"]``: one JSON string with model, encoder, tile, gene rule, output scale, ``support_um``, left-out
-      locations, how far the slide as a whole is from those of training, versions.
+    - ``uns["stpred"]``: one JSON string with model, encoder, tile, gene rule, output scale, ``support_um``, skipped
+      locations, out-of-distribution distance of the slide, versions.
 
     Raises
     ------

@@ -51,7 +51,7 @@ def predict_map(
         Store (new, or of SpatialData) to which the map is written block by block, so that it need not fit into memory.
         An interrupted call goes on where it was when it is called again. The object gets the map as a lazy image.
     inplace
-        With False the image is returned and the object is left alone.
+        With False the image is returned and the object is not changed.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def predict_map(
     ------
     InputError
         As in :func:`stpred.tl.predict`; if pixels are smaller than those of the image or too many; if the map is larger
-        than memory or disk (told before anything is done), or another process is writing it.
+        than memory or disk (checked first), or another process is writing it.
 
     Examples
     --------

@@ -41,7 +41,7 @@ HELD_OUT = (8, 512)
 MIN_TILES = 32
 
 _PAIRS, _PART = 8, 64
-"""How often few tiles are looked at, and how many at a time."""
+"""Passes over few tiles, and tiles at a time."""
 
 COLLAPSED_SPREAD, COLLAPSED_RANK = 0.01, 1.5
 """Below either, features are the same for all tiles, or one number repeated."""
@@ -104,7 +104,7 @@ def pretrain_encoder(
     TrainedEncoder
         Use it as ``encoder=`` of :func:`stpred.tl.train` or :func:`stpred.pp.features`, keep it with
         :func:`stpred.encoders.save`. ``record["check"]`` compares it with the untrained network on tiles that were held
-        out: ``recognition`` (how surely two random views are told to be of one tile; 0.5 is guessing, 1 perfect),
+        out: ``recognition`` (probability that two random views of a tile are recognised; 0.5 is guessing, 1 perfect),
         ``effective_rank`` (directions in which features vary) and ``spread`` (0: all tiles look alike to it).
 
     Warns
@@ -122,10 +122,10 @@ def pretrain_encoder(
     -----
     The method's defaults were published for hundreds of thousands of cells and a GPU; its examples show settings for a
     few thousand cells and minutes on a CPU. With ``stpred.settings.checkpoint_dir``, an interrupted training that is
-    called again goes on where it was; ``settings.precision`` and ``settings.fabric`` say how it runs.
+    called again goes on where it was; ``settings.precision`` and ``settings.fabric`` set its precision and devices.
 
     The check says whether the task was learned, :func:`stpred.tl.probe_encoder` what the features are worth wherever
-    some labels are known. With several processes, batch norms see the tiles of all of them on GPUs only.
+    some labels exist. With several processes, batch norms see the tiles of all of them on GPUs only.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def pretrain_encoder(
     larger = TileSpec(tile.mpp, edge + (edge - tile.size_px) % 2)  # so that the tile itself is exactly its middle
     with training.resumable(run), crops.read_crops(regions, chosen, larger) as tiles:
         n = len(tiles)
-        facts, check, colours = _train(
+        summary, check, colours = _train(
             module, tiles, tile=tile, width=width, config=config, backbone=backbone, seed=seed, run=run
         )
     begun = f"file {Path(weights).name}" if weights is not None else "timm weights" if pretrained else "random weights"
@@ -181,7 +181,7 @@ def pretrain_encoder(
         "config": config.to_dict(),
         "seed": seed,
         "slides": {r.slide: _slide_provenance(r, len(c)) for r, c in zip(regions, chosen, strict=True)},
-        "training": facts,
+        "training": summary,
         "check": check,
         "versions": tables.package_versions(),
     }
@@ -203,7 +203,7 @@ def _train(
     seed: int,
     run: training.Run,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Train a network in place; return what happened, its check on held-out tiles, and the tiles' mean colours."""
+    """Train a network in place; return a summary, its check on held-out tiles, and the tiles' mean colours."""
     import torch
 
     mean, std = crops.mean_colour(tiles, tile.size_px)
@@ -218,9 +218,9 @@ def _train(
     trained.adapt_statistics(
         plain, (augmentation.plain(tiles[some[i::4]], size_px=tile.size_px, **scale) for i in range(4))
     )
-    how: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
-    before = _check(plain, held_out, config, run, tile=tile, **how)
-    facts = training.pretrain(
+    scaling: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
+    before = _check(plain, held_out, config, run, tile=tile, **scaling)
+    summary = training.pretrain(
         module,
         crops.Rows(tiles, np.sort(rows[held:])),
         width=width,
@@ -228,10 +228,10 @@ def _train(
         config=config,
         run=run,
         identity=f"{backbone} {start}",
-        **how,
+        **scaling,
     )
-    after = _check(module, held_out, config, run, tile=tile, **how)
-    return facts, {"started": before, "trained": after, "n_tiles": held}, {"mean": mean, "std": std}
+    after = _check(module, held_out, config, run, tile=tile, **scaling)
+    return summary, {"started": before, "trained": after, "n_tiles": held}, {"mean": mean, "std": std}
 
 
 def _slide_provenance(region: data.Region, n_tiles: int) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _check(
     parts = [torch.from_numpy(some).to(device) for some in np.split(crops, range(_PART, len(crops), _PART))]
     stained = config.augmentation.stain > 0
 
-    def seen() -> NDArray[np.float32]:
+    def features_of_views() -> NDArray[np.float32]:
         drawn = augmentation.draw(len(crops), config.augmentation, generator=generator)
         takes = [drawn.take(slice(start, start + _PART)) for start in range(0, len(crops), _PART)]
         batches = (
@@ -309,8 +309,10 @@ def _check(
         return np.concatenate([module(b).float().cpu().numpy() for b in batches])
 
     with torch.inference_mode():
-        # Few tiles are looked at several times, so that luck matters less.
-        pairs = [(seen(), seen()) for _ in range(max(1, min(_PAIRS, HELD_OUT[1] // len(crops))))]
+        # Few tiles are drawn several times, so that luck matters less.
+        pairs = [
+            (features_of_views(), features_of_views()) for _ in range(max(1, min(_PAIRS, HELD_OUT[1] // len(crops))))
+        ]
         still = np.concatenate(
             [module(augmentation.plain(p, size_px=tile.size_px, **scale)).float().cpu().numpy() for p in parts]
         )

@@ -31,7 +31,7 @@ PENALTY = 1e-3
 """Of the linear classifier's squared weights, beside the mean cross-entropy."""
 
 STATISTICS_TILES = 512
-"""From how many tiles an untrained network has the statistics of its batch norms."""
+"""Tiles from which an untrained network gets the statistics of its batch norms."""
 
 
 def probe_encoder(
@@ -52,7 +52,7 @@ def probe_encoder(
     device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Say what encoders' features know of labels, such as cell types, on tissue that was left out.
+    """Score how well encoders' features predict labels, such as cell types, on held-out tissue.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def probe_encoder(
         One SpatialData object, or a mapping of slide names to them.
     labels
         Column of the shapes, or of a table that annotates them, with two or more classes. Locations without a label are
-        left out.
+        held out.
     shapes_key
         Region; None takes ``nuclei``, ``cells``, ``spots`` or ``grid``, whichever comes first.
     table_key
@@ -71,13 +71,13 @@ def probe_encoder(
         H&E image; None takes the one in the micrometre frame.
     groups
         Donor of each slide; None takes each slide for a donor of its own. With two donors or more, whole donors are
-        left out; else blocks of each slide.
+        held out; else blocks of each slide.
     tile
         :class:`~stpred.TileSpec` for encoders that are named; None takes their own.
     n_folds
         Most folds.
     buffer_um
-        With blocks: how far from a left-out block the others must be; None: twice the largest tile's edge.
+        With blocks: distance of the others from a held-out block; None: twice the largest tile's edge.
     n_tiles
         Most locations that are looked at: a random choice over all slides.
     n_neighbors
@@ -93,7 +93,7 @@ def probe_encoder(
     -------
     pandas.DataFrame
         One row per encoder, and before them ``"majority"`` (always the commonest label) and ``"colour"`` (mean red,
-        green and blue of the tile); after each network that can be made with random weights, ``"...-untrained"``.
+        green and blue of the tile); after each network that can be initialised at random, ``"...-untrained"``.
         ``knn`` and ``linear`` are accuracies of the k nearest neighbours and of a logistic regression on standardised
         features, ``knn_balanced`` and ``linear_balanced`` their means over classes: all are means over the folds.
         Further: ``width``, ``n_folds``, ``n_locations``, ``left_out`` (``"donors"`` or ``"blocks"``).
@@ -132,7 +132,7 @@ def probe_encoder(
         for e in used:
             what = f"Image {region.image_key!r} of slide {region.slide!r}"
             region.pyramid.check_resolution(e.card.tile, what=what)
-    regions, codes, classes = _labelled(regions, labels, table_key, n_tiles=n_tiles, seed=seed)
+    regions, codes, classes = _with_labels(regions, labels, table_key, n_tiles=n_tiles, seed=seed)
     every, named, parents = _with_baselines(used, regions, seed=seed, device=device)
     if buffer_um is None:
         buffer_um = 2 * max(e.card.tile.size_um for e in every.values())
@@ -162,21 +162,21 @@ def _encoders(given: Any, *, tile: Any, device: str | None) -> list[Encoder]:
     if not several:
         raise InputError("`encoder` is empty; name an encoder, or give one.")
     spec = None if tile is None else TileSpec.parse(tile)
-    made = [
+    loaded = [
         encoders.get(e, device=device) if isinstance(e, TrainedEncoder) else encoders.get(e, tile=spec, device=device)
         for e in several
     ]
-    names = [e.card.name for e in made]
+    names = [e.card.name for e in loaded]
     if repeated := sorted({n for n in names if names.count(n) > 1 or n in (MAJORITY, COLOUR)}):
         raise InputError(f"The encoders' names {listing(repeated)} are taken or repeated; give each its own `name`.")
-    return made
+    return loaded
 
 
 def _with_baselines(
     used: list[Encoder], regions: list[data.Region], *, seed: int, device: str | None
 ) -> tuple[dict[str, Encoder], list[str], dict[str, str]]:
-    """Return what is embedded, by name; which of it was asked for; and the untrained self of those that have one."""
-    # Colour as the encoder with the smallest tile sees it.
+    """Return what is embedded, by name; which of it was requested; and the untrained self of those that have one."""
+    # Colour in the smallest tile of the encoders.
     smallest = min((e.card.tile for e in used), key=lambda t: t.size_um)
     every: dict[str, Encoder] = {COLOUR: encoders.get("intensity", tile=smallest)}
     parents = {}
@@ -205,10 +205,10 @@ def _some_tiles(regions: list[data.Region], tile: TileSpec, *, seed: int) -> NDA
     return rng.permutation(np.concatenate(parts))
 
 
-def _labelled(
+def _with_labels(
     regions: list[data.Region], column: str, table_key: str | None, *, n_tiles: int, seed: int
 ) -> tuple[list[data.Region], NDArray[np.int64], list[str]]:
-    """Return the regions' labelled locations, at most so many, and their labels as numbers."""
+    """Return the regions' locations that have labels, at most so many, and their labels as numbers."""
     import pandas as pd
 
     values = [_column(r, column, table_key) for r in regions]
@@ -239,11 +239,11 @@ def _column(region: data.Region, column: str, table_key: str | None) -> pd.Serie
         own = [table_key]
     having = [t for t in own if column in tables[t].obs]
     if not having:
-        known = [c for c in shapes.columns if c != "geometry"] if table_key is None else []
-        known += [c for t in own for c in tables[t].obs]
+        available = [c for c in shapes.columns if c != "geometry"] if table_key is None else []
+        available += [c for t in own for c in tables[t].obs]
         raise InputError(
             f"Slide {region.slide!r} has no column {column!r} (`labels`) in {region.shapes_key!r} or its tables; "
-            f"available: {listing(dict.fromkeys(known), most=20)}."
+            f"available: {listing(dict.fromkeys(available), most=20)}."
         )
     if len(having) > 1:
         raise InputError(f"Column {column!r} is in several tables {listing(having)}; name one with `table_key`.")
@@ -255,7 +255,7 @@ def _column(region: data.Region, column: str, table_key: str | None) -> pd.Serie
 def _folds(
     regions: list[data.Region], donors: Mapping[str, str], *, n_folds: int, buffer_um: float
 ) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.int64]]], str]:
-    """Return (training rows, test rows) of each fold over all regions' locations, and what is left out."""
+    """Return (training rows, test rows) of each fold over all regions' locations, and what is held out."""
     slide = np.repeat([r.slide for r in regions], [len(r.coords_um) for r in regions])
     if len(set(donors.values())) > 1:
         parts = training.group_folds(donors, n_folds=n_folds)
@@ -272,7 +272,7 @@ def _folds(
         train = np.flatnonzero(np.concatenate(far))
         if len(train) == 0:
             raise InputError(
-                f"The slides are too small for {n_folds} blocks with {buffer_um:g} um between them: nothing is left to "
+                f"The slides are too small for {n_folds} blocks with {buffer_um:g} um between them: nothing remains to "
                 "learn from; lower `n_folds` or `buffer_um`, or give slides of several donors."
             )
         folds.append((train, np.flatnonzero(np.concatenate(blocks) == b)))

@@ -155,10 +155,10 @@ def train(
 
 
 def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
-    """Whether intervals are calibrated; asked for where there can be none, say why."""
+    """Whether intervals are calibrated; requested where there can be none, say why."""
     reason = refused(model)
     if reason is None and len(set(groups)) < MIN_DONORS:
-        reason = f"slides of {len(set(groups))} donors leave too few models that have not seen them"
+        reason = f"slides of {len(set(groups))} donors leave too few out-of-fold models"
     if intervals and reason is not None:
         raise InputError(f"`intervals`: model {model.record.name!r} can have none: {reason}.")
     cheap = not isinstance(model, (Iterative, Ensemble))
@@ -168,7 +168,7 @@ def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
 def _calibrate(
     model: Model, config: BaseConfig, batches: list[Batch], cohort: Cohort, *, seed: int, run: training.Run
 ) -> None:
-    """Calibrate intervals on predictions of models that have not seen a slide's donor."""
+    """Calibrate intervals on out-of-fold predictions."""
     batches = [b for b in batches if b.y is not None]
     groups, slides = cohort.groups(batches), {b.slide for b in batches}
     width_um = float(np.median([data.median_width_um(r) for r in cohort.regions if r.slide in slides]))
@@ -181,7 +181,7 @@ def _calibrate(
         slides=[b.slide for b in batches],
         groups=groups,
         width_um=width_um,
-        how="models that were trained without their donors",
+        calibrated_on="models that were trained without their donors",
     )
 
 

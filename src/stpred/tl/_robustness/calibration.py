@@ -104,7 +104,7 @@ def calibration(
     )
     predictor = Predictor.of(trained, genes=genes, device=device, posterior=posterior)
     region, wanted = predictor.named(region), predictor.genes
-    names = [g for g, known in zip(wanted, region.known(wanted), strict=True) if known]
+    names = [g for g, there in zip(wanted, region.measures(wanted), strict=True) if there]
     if not names:
         raise InputError(f"The slide measured none of the genes {listing(wanted)}.")
     _, ranks = read_posterior(trained, region, names, posterior=posterior, device=device)

@@ -182,7 +182,7 @@ class Trial:
         self, model: Model, region: data.Region, genes: list[str], *, rows: NDArray[np.int64] | None = None
     ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
         """Return per-gene scores at a region's locations, or at some rows of it, and the rows that were scored."""
-        genes = [g for g, known in zip(genes, region.known(genes), strict=True) if known]
+        genes = [g for g, there in zip(genes, region.measures(genes), strict=True) if there]
         scale = one_of(model.record.training[SCALE], ("counts", "log1p_cp10k"), name=SCALE)
         region = region if rows is None else region.take(rows)
         at, values, ranks = self.predict(model, region, genes)

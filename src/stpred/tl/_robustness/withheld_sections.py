@@ -124,7 +124,7 @@ def _score_fold(
     for s in test:
         frame, rows[s] = trial.score(model, regions[s], genes)
         parts.append(frame)
-    shared = [g for k, g in enumerate(genes) if all(r.known(genes)[k] for r in measured)]
+    shared = [g for k, g in enumerate(genes) if all(r.measures(genes)[k] for r in measured)]
     for baseline in baselines if shared else ():
         options = {k: v for k, v in trial.arguments.items() if k in _SHARED}
         simple = replace(trial, model=baseline, options=options)

@@ -39,7 +39,7 @@ def conformal(
 
     From then on its predicted tables say, gene by gene, between which borders the measurement of a location of a new
     slide lies in 50, 80, 90 and 95 % of cases. Slides are the unit: they weigh the same, and since a new slide brings
-    a shift of its own, intervals are widened until slides that are left out of making them are covered as stated (see
+    a shift of its own, intervals are widened until held-out slides are covered as stated (see
     :func:`stpred.metrics.conformal_intervals`). Models of closed form come calibrated from :func:`stpred.tl.train`
     where there are three donors or more.
 
@@ -53,7 +53,7 @@ def conformal(
     shapes_key, table_key, image_key, cells_key
         As in :func:`stpred.tl.train`.
     groups
-        Donor of each slide: a donor's slides are left out together, and donors that the model was trained on are
+        Donor of each slide: a donor's slides are held out together, and donors that the model was trained on are
         refused. None takes each slide for its own donor and refuses only the very slides; with several slides of a
         donor the intervals are then too narrow for others.
     encoder, device, coordinate_system
@@ -61,7 +61,7 @@ def conformal(
 
     Returns
     -------
-    DataFrame, one row per level: ``level``, ``coverage`` (mean over slides, each covered by intervals that were made
+    DataFrame, one row per level: ``level``, ``coverage`` (mean over slides, each covered by intervals that were built
     without it; NaN with two slides), ``coverage_sd`` between slides, ``factor`` of the widening, ``width`` (median
     over genes, on the output scale of the model or the root of counts), ``n_slides``. ``attrs["library"]`` says for
     each slide how the genes that its library sizes are counted over compare with those of training; where it lacks
@@ -96,8 +96,8 @@ def conformal(
     slides = data.as_slides(slides)
     if len(slides) < 2:
         raise InputError(
-            f"Intervals are calibrated on two slides or more, got {listing(slides)}: how slides differ cannot be known "
-            "from one."
+            f"Intervals are calibrated on two slides or more, got {listing(slides)}: differences of slides cannot "
+            "be estimated from one."
         )
     predictor = Predictor.of(trained, encoder=encoder, device=device)
     place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
@@ -107,10 +107,10 @@ def conformal(
         for s, sdata in slides.items()
     }
     given = {} if groups is None else data.donor_folds(list(slides), groups)
-    if seen := [s for s, r in regions.items() if trained_on(trained, r, given.get(s, ""))]:
+    if training_slides := [s for s, r in regions.items() if trained_on(trained, r, given.get(s, ""))]:
         raise InputError(
-            f"Model {trained.record.name!r} was trained on {listing(seen)} (or on their donors); intervals need slides "
-            "that it has not seen, or stpred.tl.train(..., intervals=True)."
+            f"Model {trained.record.name!r} was trained on {listing(training_slides)} (or on their donors); intervals "
+            "need slides outside its training, or stpred.tl.train(..., intervals=True)."
         )
     libraries: dict[str, Overlap] = {}
     for region in regions.values():
@@ -120,14 +120,14 @@ def conformal(
                 libraries[region.slide] = compared
         if trained.needs.cells:
             region = data.with_cells(region, cells_key=cells_key, prefer=trained.record.cells)
-        known = region.known(names)
-        if not known.any():
+        measured = region.measures(names)
+        if not measured.any():
             raise InputError(f"Slide {region.slide!r} measured none of the model's genes.")
-        mine = [g for g, k in zip(names, known, strict=True) if k]
+        genes = [g for g, k in zip(names, measured, strict=True) if k]
         found = np.full((len(region.coords_um), len(names)), np.nan)
-        guess = predictor.values(region)[:, known]
+        guess = predictor.values(region)[:, measured]
         scale = trained.record.target
-        found[:, known] = as_stable(region.target(mine, scale), scale) - as_stable(guess, scale)
+        found[:, measured] = as_stable(region.target(genes, scale), scale) - as_stable(guess, scale)
         residuals.append(found)
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     calibrate(
@@ -136,7 +136,7 @@ def conformal(
         slides=list(slides),
         groups=list(donors.values()),
         width_um=float(np.median([data.median_width_um(r) for r in regions.values()])),
-        how="slides that the model was not trained on",
+        calibrated_on="slides that the model was not trained on",
     )
     different = _different(trained, libraries)
     levels = trained.record.intervals["levels"]

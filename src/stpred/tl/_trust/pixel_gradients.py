@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
-from stpred.encoders.modules import TorchEncoder
-from stpred.encoders.modules import _evaluating as evaluating
+from stpred.encoders.modules import TorchEncoder, evaluating
 from stpred.models.parts.sample import EXTREME, Sample, Scaling
 
 if TYPE_CHECKING:
