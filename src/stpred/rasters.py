@@ -113,7 +113,7 @@ def check_memory(frame: Frame, n_genes: int) -> None:
 
 
 def check_disk(path: Path, frame: Frame, n_genes: int, *, staging: Path, copies: int = 1) -> None:
-    """Refuse a map that the disk has no room for: itself, its smaller copies, and `copies` of it while it is made.
+    """Refuse a map that the disk has no room for: itself, its smaller copies, and `copies` of it while it is written.
 
     What the folder `staging` holds already is gone on with or goes, so it takes no room from the map.
     """
@@ -124,13 +124,13 @@ def check_disk(path: Path, frame: Frame, n_genes: int, *, staging: Path, copies:
     if needed > free:
         raise InputError(
             f"The map of {n_genes} genes on {frame.shape[1]} x {frame.shape[0]} pixels of {frame.size_um:g} um needs "
-            f"up to {needed / 2**30:.3g} GB while it is written, and {str(above)!r} has {free / 2**30:.3g} GB left; "
+            f"up to {needed / 2**30:.3g} GB while it is written, and {str(above)!r} has {free / 2**30:.3g} GB free; "
             "ask for fewer genes or larger pixels (resolution_um), or write elsewhere."
         )
 
 
 class Blocks:
-    """What is known of a map's finished blocks.
+    """Notes on a map's finished blocks.
 
     Attributes
     ----------
@@ -151,36 +151,36 @@ class Blocks:
 
 
 class Staging(Blocks):
-    """A map on disk that is filled block by block, and taken up again where it was left.
+    """A map on disk that is filled block by block, and resumed after an interruption.
 
     Parameters
     ----------
     folder
         Where it is kept until it is whole.
-    facts
+    inputs
         All that decides its values; one that was begun with others is begun anew.
     frame, n_genes
         Its shape.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], frame: Frame, n_genes: int) -> None:
+    def __init__(self, folder: Path, inputs: dict[str, Any], frame: Frame, n_genes: int) -> None:
         import zarr
 
         super().__init__()
         self.folder, self._done = folder, folder / "done.txt"
-        said = json.dumps(facts, sort_keys=True, default=str)
-        known = folder / "facts.json"
+        text = json.dumps(inputs, sort_keys=True, default=str)
+        stored = folder / "facts.json"
         edge = block_edge(n_genes)
         shape = (n_genes, *frame.shape)
         try:
             with readable(folder, what="unfinished map"):
-                if known.read_text(encoding="utf-8") != said:
+                if stored.read_text(encoding="utf-8") != text:
                     raise InputError("it is of another prediction")
                 self._resume(shape)
         except MissingFileError:
             pass
         except InputError as error:
-            logger.warning("What was left in %s is begun anew: %s.", folder, reason(error.__cause__ or error))
+            logger.warning("The unfinished map in %s is begun again: %s.", folder, reason(error.__cause__ or error))
         if self.finished:
             logger.info("%d finished blocks are taken from %s.", len(self.finished), folder)
             return
@@ -194,7 +194,7 @@ class Staging(Blocks):
                 dtype="float32",
                 fill_value=float("nan"),
             )
-            known.write_text(said, encoding="utf-8")
+            stored.write_text(text, encoding="utf-8")
 
     def _resume(self, shape: tuple[int, ...]) -> None:
         """Take up what is there; whatever is wrong with it raises."""
@@ -299,9 +299,9 @@ def check_out(out: str | Path, key: str) -> Path:
     if not isinstance(attributes := kept.get("attributes"), dict) or _MARK not in attributes:
         raise InputError(f"`out`={str(path)!r} is no SpatialData store; name a new one or an existing store.")
     for kind in ("images", "labels", "points", "shapes", "tables"):
-        # What was left when a map was put there, before the store knew of it, goes when it is put there again.
-        left = kind == "images" and staging_of(path, key).exists()
-        if (path / kind / key).exists() and not left:
+        # Remains of a map that was put there, before the store listed it, go when it is put there again.
+        staged = kind == "images" and staging_of(path, key).exists()
+        if (path / kind / key).exists() and not staged:
             raise InputError(f"`out`={str(path)!r} holds {kind}/{key} already; choose another `key_added`.")
     return path
 
@@ -315,7 +315,7 @@ def staging_of(path: Path, key: str) -> Path:
 def alone(out: str | Path, key: str) -> Iterator[Path]:
     """Let no other process write the same map for a block, and give its store; refuse where one is at it, and name it.
 
-    Folders that are made for the lock go if nothing was written into them. What killed runs left is removed, but for
+    Folders created for the lock go if nothing was written into them. Remains of killed runs are removed, but for
     finished blocks of a map, which :class:`Staging` takes up.
     """
     path = check_out(out, key)
@@ -325,8 +325,8 @@ def alone(out: str | Path, key: str) -> Iterator[Path]:
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with locks.held(lock_of(path, key), what=f"map {key!r} of {str(path)!r}"):
             check_out(out, key)  # another process may have been done meanwhile
-            for left in path.absolute().parent.glob(f"{glob.escape(f'.{path.name}-{key}.')}*writing"):
-                shutil.rmtree(left, ignore_errors=True)
+            for part in path.absolute().parent.glob(f"{glob.escape(f'.{path.name}-{key}.')}*writing"):
+                shutil.rmtree(part, ignore_errors=True)
             yield path
     finally:
         for folder in above:

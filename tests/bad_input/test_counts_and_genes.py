@@ -180,7 +180,7 @@ def test_empty_spots_are_left_out_and_counted(
     with caplog.at_level("INFO", logger="stpred"):
         model = st.tl.train({"a": sdata, "b": cohort["b"]}, "intensity", genes=["EPCAM"], shapes_key="spots")
     assert model.record.training["slides"]["a"]["n_locations"] == n - 2
-    assert "Slide 'a': 2 locations of 'spots' without any count are left out" in caplog.text
+    assert "Slide 'a': 2 locations of 'spots' without any count are skipped" in caplog.text
     scores = st.tl.compare(sdata, "spots_tiny", "spots_counts")
     assert (scores["n_locations"] == n - 2).all()
     assert np.isfinite(scores["pearson"]).all()

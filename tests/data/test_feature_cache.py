@@ -182,7 +182,7 @@ def test_damaged_entry_is_reported_and_made_anew(
     damage(file_of(cache, end))
     with caplog.at_level(logging.WARNING, logger="stpred"):
         assert not entry_of(cache).complete
-    assert "is damaged and is made anew" in caplog.text
+    assert "is damaged and is computed again" in caplog.text
     with pytest.raises(InputError, match="not complete"):
         entry_of(cache).read()
     with entry_of(cache) as entry:

@@ -64,7 +64,7 @@ def test_unknown_names_show_close_ones() -> None:
 def test_what_get_refuses(registered) -> None:
     with pytest.raises(InputError, match="'morphology' has no weights"):
         encoders.get("morphology", weights="x.safetensors")
-    with pytest.raises(InputError, match="'doubler' is made already, for TileSpec"):
+    with pytest.raises(InputError, match="'doubler' was loaded already, for TileSpec"):
         encoders.get(Doubler(), tile=st.TileSpec(0.5, 224))
     with pytest.raises(InputError, match=r"a name, an encoder or a torch.nn.Module, got a class \(Doubler\)"):
         encoders.get(Doubler)  # type: ignore[arg-type]

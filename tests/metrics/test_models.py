@@ -82,7 +82,7 @@ def test_equal_models_and_two_models() -> None:
 @pytest.mark.parametrize(
     ("values", "names", "message"),
     [
-        (np.ones((2, 3)), "abc", "three or more blocks .* got 2: ranks of fewer cannot be told from chance"),
+        (np.ones((2, 3)), "abc", "three or more blocks .* got 2: ranks of fewer cannot differ from chance"),
         (np.ones((5, 1)), "a", "two or more models, got 1"),
         (np.ones((5, 3)), "ab", r"\(blocks, 2\) matrix"),
         (np.ones((5, 3)), "aba", r"repeated are \['a'\]"),

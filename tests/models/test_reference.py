@@ -194,7 +194,7 @@ def test_bad_weights_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="take 12 features, the encoder 'morphology' gives"):
         load_reference("miso", state, encoder=encoders.get("morphology"))
-    with pytest.raises(InputError, match="`encoder` must be made with stpred.encoders.get"):
+    with pytest.raises(InputError, match="`encoder` must come from stpred.encoders.get"):
         load_reference("miso", state, encoder="h0-mini")
     with pytest.raises(InputError, match="no DenseNet-121"):
         load_reference("stnet", state)

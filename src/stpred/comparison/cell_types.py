@@ -17,22 +17,22 @@ CELL_TYPE = "cell_type"
 UNASSIGNED = "unassigned"
 
 FOREIGN_UNS = "stpred_cell_types"
-"""`uns` key of the facts in a table that stpred did not write: one under ``"stpred"`` would claim that it did."""
+"""`uns` key of the provenance in a table that stpred did not write: one under ``"stpred"`` would claim that it did."""
 
 
-def write_facts(table: AnnData, facts: dict[str, Any]) -> None:
-    """Write down what was done, as one string of JSON."""
+def write_provenance(table: AnnData, provenance: dict[str, Any]) -> None:
+    """Write provenance as one string of JSON."""
     if keys.UNS in table.uns:
-        table.uns[keys.UNS] = json.dumps(read_provenance(table) | {"cell_types": facts}, sort_keys=True)
+        table.uns[keys.UNS] = json.dumps(read_provenance(table) | {"cell_types": provenance}, sort_keys=True)
     else:
-        table.uns[FOREIGN_UNS] = json.dumps(facts, sort_keys=True)
+        table.uns[FOREIGN_UNS] = json.dumps(provenance, sort_keys=True)
 
 
 def score_columns(table: AnnData, column: str) -> dict[str, str]:
-    """Return for each type of a column the column of its score; nothing where the column was not made by scores."""
+    """Return for each type of a column the column of its score; empty where the column does not come from scores."""
     if keys.UNS in table.uns:
-        facts = read_provenance(table).get("cell_types", {})
+        provenance = read_provenance(table).get("cell_types", {})
     else:
-        facts = json.loads(table.uns.get(FOREIGN_UNS, "{}"))
-    scores = facts.get("scores", {}) if facts.get("key_added") == column else {}
+        provenance = json.loads(table.uns.get(FOREIGN_UNS, "{}"))
+    scores = provenance.get("scores", {}) if provenance.get("key_added") == column else {}
     return {name: score for name, score in scores.items() if score in table.obs}

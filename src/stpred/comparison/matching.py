@@ -11,7 +11,7 @@ from stpred._core.checks import InputError, positive
 from stpred._core.geometry import _valid
 
 Matches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""Rows of the first side, rows of the second, and how good each pair is."""
+"""Rows of the first side, rows of the second, and the quality of each pair."""
 
 _MAX_PAIRS = 200_000
 """Overlapping pairs whose intersections are computed at once."""
@@ -55,7 +55,7 @@ def match_nearest(ours_um: ArrayLike, theirs_um: ArrayLike, *, max_distance_um: 
 
 
 def n_inside(ours: ArrayLike, theirs: ArrayLike) -> tuple[float, bool]:
-    """Return how many centroids of the finer polygons a coarser one holds, and whether the coarser are `ours`.
+    """Return the number of centroids of the finer polygons in a coarser one, and whether the coarser are `ours`.
 
     The number is the median over the coarser polygons that hold any, 0 if none does.
     """

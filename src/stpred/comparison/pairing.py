@@ -279,15 +279,15 @@ def _same_ids(
                 f"{listing(names[names.duplicated()].unique())}; keep one row of each."
             )
     position = measured_ids.get_indexer(ids)
-    known = np.flatnonzero(position >= 0)
-    if len(known) == 0:
+    matched = np.flatnonzero(position >= 0)
+    if len(matched) == 0:
         first, second = sides
         of = repr(first.region) if first.region == second.region else f"{first.region!r} and {second.region!r}"
         raise InputError(
             f"Tables {first.key!r} and {second.key!r} share no instance of {of}: ids {listing(ids[:3])} "
             f"against {listing(measured_ids[:3])}."
         )
-    return known, position[known]
+    return matched, position[matched]
 
 
 def _same_place(

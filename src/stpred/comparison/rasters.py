@@ -195,10 +195,10 @@ def _add(
     corner: tuple[int, int],
 ) -> None:
     """Add a block of one gene's pixels to the sums and numbers of each grid's squares."""
-    known = ~np.isnan(plane)
-    if not known.any():
+    finite = ~np.isnan(plane)
+    if not finite.any():
         return
-    filled = np.where(known, plane, 0).astype(np.float64)
+    filled = np.where(finite, plane, 0).astype(np.float64)
     for grid, (total, number) in zip(grids, sums, strict=True):
         # The columns of a square lie side by side, so that whole runs of them are added without a number per pixel.
         rows, columns = (
@@ -208,11 +208,11 @@ def _add(
         starts = [np.flatnonzero(np.diff(axis, prepend=-1)) for axis in (rows, columns)]
         square = (rows[starts[0]][:, None] * grid.wide + columns[starts[1]]).ravel()
         total[square] += _runs(filled, starts, dtype=np.float64).ravel()
-        if known.all():
+        if finite.all():
             long = [np.diff(start, append=n).astype(np.int32) for start, n in zip(starts, plane.shape, strict=True)]
             number[square] += np.outer(*long).ravel()
         else:
-            number[square] += _runs(known, starts, dtype=np.int32).ravel()
+            number[square] += _runs(finite, starts, dtype=np.int32).ravel()
 
 
 def _runs(plane: NDArray[Any], starts: Sequence[NDArray[np.int64]], *, dtype: Any) -> NDArray[Any]:

@@ -213,12 +213,12 @@ def _on_one_library(sides: dict[str, SlideTable], table_key: str) -> dict[str, S
 def _warn_of_models(sides: dict[str, SlideTable], table_key: str) -> None:
     """Warn of predictions that are log1p CP10k over different genes."""
     libraries = {s: Library.parse(side.provenance.get(LIBRARY)) for s, side in sides.items()}
-    known = {s: found for s, found in libraries.items() if found is not None and sides[s].scale != "relative"}
-    if len({found.genes for found in known.values()}) < 2:
+    own = {s: found for s, found in libraries.items() if found is not None and sides[s].scale != "relative"}
+    if len({found.genes for found in own.values()}) < 2:
         return
-    first, *others = known
+    first, *others = own
     for other in others:
-        found = overlap(known[first], known[other].genes, known[other].share)
+        found = overlap(own[first], own[other].genes, own[other].share)
         if not found.same:
             warn(
                 f"Tables {table_key!r} of {first!r} and {other!r} are of models whose library sizes are counted over "

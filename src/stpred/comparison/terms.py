@@ -48,11 +48,11 @@ class Pair:
     output_scale
         The scale of `predicted`; where it is another than `target`, only correlations mean something (`comparable`).
     per
-        Of predicted counts: how many counts of a location they are of (``DeepSpot2Cell``), or None.
+        Of predicted counts: total counts of a location that they refer to (``DeepSpot2Cell``), or None.
     coords_um
         (n, 2) centres; None where locations are sets of others that overlap.
     matching
-        How the locations were matched and how many were, JSON-able; and under ``"library"`` how the genes that library
+        Rule and numbers of matched locations, JSON-able; and under ``"library"`` how the genes that library
         sizes are counted over compare with those of the model's training tables.
     """
 

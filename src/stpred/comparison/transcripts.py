@@ -44,7 +44,7 @@ class Transcripts:
     genes
         Sorted names, also of genes that lost all their transcripts to their quality.
     summary
-        What was left out, JSON-able.
+        What was excluded, JSON-able.
     """
 
     xy_um: NDArray[np.float64]
@@ -147,7 +147,7 @@ def read_transcripts(
     }
     if not kept.any():
         raise InputError(
-            f"None of the {len(frame)} transcripts of {points_key!r} is left: {summary['n_controls']} are controls and "
+            f"None of the {len(frame)} transcripts of {points_key!r} remains: {summary['n_controls']} are controls and "
             f"{summary['n_low_quality']} have a quality below {min_qv}."
         )
     # A gene that lost all its transcripts keeps its column, a control does not.

@@ -26,7 +26,7 @@ MAX_CELL_UM2 = 600.0
 
 
 def with_cells(region: Region, *, cells_key: str | None = None, prefer: str | None = None) -> Region:
-    """Return a region with the cells in each location; locations without any are left out, and listed.
+    """Return a region with the cells in each location; locations without any are skipped, and listed.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def with_cells(region: Region, *, cells_key: str | None = None, prefer: str | No
     without = tuple(region.instances[~kept].tolist())
     if without:
         logger.warning(
-            "%d of %d %r in slide %r hold no cell of %r and are left out: %s.",
+            "%d of %d %r in slide %r hold no cell of %r and are skipped: %s.",
             len(without), len(kept), region.shapes_key, region.slide, found, listing(without),
         )  # fmt: skip
     some = replace(region, cells=CellsInside(cells, inside)).take(np.flatnonzero(kept))
@@ -62,7 +62,7 @@ def with_cells(region: Region, *, cells_key: str | None = None, prefer: str | No
 
 
 def cells_region(region: Region, *, cells_key: str | None, prefer: str | None) -> str:
-    """Return the name of the region of cells that a region is seen through."""
+    """Return the name of the region of cells inside a region."""
     there = shapes_in(region.sdata, region.coordinate_system)
     if cells_key is not None:
         return key_in(cells_key, there, what="shapes element", name="cells_key")
@@ -80,7 +80,7 @@ def cells_region(region: Region, *, cells_key: str | None, prefer: str | None) -
 
 
 def looks_like_cells(sdata: SpatialData, shapes_key: str, *, coordinate_system: str = keys.UM) -> bool:
-    """Whether shapes are cells by their geometry: small, and of different sizes, unlike spots, bins and grids."""
+    """Whether shapes are cells by their geometry: small, and of different sizes, other than spots, bins and grids."""
     frame = sdata.shapes[shapes_key]
     area = np.pi * frame["radius"].to_numpy() ** 2 if "radius" in frame else frame.geometry.area.to_numpy()
     affine = affine_to(frame, coordinate_system)

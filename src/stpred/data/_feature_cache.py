@@ -1,4 +1,4 @@
-"""Arrays kept in a folder between sessions, one per set of facts and coordinates; knows nothing of encoders.
+"""Arrays kept in a folder between sessions, one per set of inputs and coordinates; independent of encoders.
 
 An entry's name is a hash of everything its values depend on, so that a stale one is never found. It is filled row by
 row and can be taken up again where it was interrupted.
@@ -43,49 +43,49 @@ class FeatureCache:
     Parameters
     ----------
     folder
-        Where they are kept; made with the first entry.
+        Where they are kept; created with the first entry.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
 
     def entry(
-        self, facts: Mapping[str, Any], coords_um: NDArray[np.float64], *, shape: tuple[int, ...], dtype: DTypeLike
+        self, inputs: Mapping[str, Any], coords_um: NDArray[np.float64], *, shape: tuple[int, ...], dtype: DTypeLike
     ) -> Entry:
-        """Return the entry of these facts and places, whether it is there or not.
+        """Return the entry of these inputs and places, whether it is there or not.
 
         Parameters
         ----------
-        facts
+        inputs
             Everything else that the values depend on, as plain JSON values.
         coords_um
-            (n, 2) finite places of the rows, told apart to 0.001 um.
+            (n, 2) finite places of the rows, rounded to 0.001 um.
         shape
             Shape of one row.
         dtype
             float16, or uint8 for pixels.
         """
         name = one_of(np.dtype(dtype).name, ("float16", "uint8"), name="dtype")
-        record = {"format": _FORMAT, "facts": facts, "n": len(coords_um), "shape": list(shape), "dtype": name}
+        record = {"format": _FORMAT, "facts": inputs, "n": len(coords_um), "shape": list(shape), "dtype": name}
         text = json.dumps(record, sort_keys=True, allow_nan=False)
         digest = hashlib.sha256(text.encode())
         digest.update(np.rint(coords_um * 1e3).astype("<i8").tobytes())
         return Entry(self.folder, digest.hexdigest(), json.loads(text))
 
     def size_bytes(self) -> int:
-        """Return how much the entries take, unfinished ones included."""
+        """Return the size of the entries, unfinished ones included."""
         return sum(stat.st_size for stat in self._files().values())
 
     def clear(self, keep_bytes: int = 0) -> None:
-        """Remove entries, oldest first, until no more than `keep_bytes` are left.
+        """Remove entries, oldest first, until no more than `keep_bytes` remain.
 
         Entries that a process is filling stay, and so does every file that is not the cache's own.
         """
         files = self._files()
-        left = sum(stat.st_size for stat in files.values())
+        total = sum(stat.st_size for stat in files.values())
         newest_first = dict.fromkeys(path.name[:64] for path in sorted(files, key=lambda path: -files[path].st_mtime))
         for key in reversed(newest_first):
-            if left <= keep_bytes:
+            if total <= keep_bytes:
                 break
             lock = self.folder / f"{key}.lock"
             own = [path for path in files if path.name.startswith(key) and path != lock]
@@ -94,7 +94,7 @@ class FeatureCache:
                 for path in own:
                     path.unlink(missing_ok=True)
                 held.release()
-                left -= sum(stat.st_size for path, stat in files.items() if path.name.startswith(key))
+                total -= sum(stat.st_size for path, stat in files.items() if path.name.startswith(key))
 
     def _files(self) -> dict[Path, os.stat_result]:
         files = {}
@@ -211,7 +211,7 @@ class Entry(AbstractContextManager["Entry"]):
             cause = error.__cause__ or error
             if isinstance(cause, NotADirectoryError):
                 return
-            logger.warning("The cache entry %s is damaged and is made anew: %s.", self._npy, reason(cause))
+            logger.warning("The cache entry %s is damaged and is computed again: %s.", self._npy, reason(cause))
             self._warned = True
 
     def _map(self, path: Path, mode: str = "r") -> Any:
@@ -267,8 +267,8 @@ class Entry(AbstractContextManager["Entry"]):
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
                 else:
                     file.seek(array.offset)
-                    for left in range(array.nbytes, 0, -(1 << 24)):
-                        file.write(bytes(min(left, 1 << 24)))
+                    for rest in range(array.nbytes, 0, -(1 << 24)):
+                        file.write(bytes(min(rest, 1 << 24)))
         except OSError:
             path.unlink(missing_ok=True)
             raise

@@ -52,7 +52,7 @@ def embed_parts(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]
 
 
 def embed_wide(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, size_um: float) -> NDArray[Any]:
-    """Return (n, width) features of tiles of another edge than the encoder's own, seen as sub-tiles are."""
+    """Return (n, width) features of tiles of another edge than the encoder's own, embedded as sub-tiles are."""
     return _resized(region, encoder, coords_um, size_um=size_um, what="wide")
 
 
@@ -89,9 +89,9 @@ def _stream(
         return ((rows[which], encode(images)) for which, images in shown)
 
     if settings.cache_dir is not None and len(coords_um):
-        facts = {"image": region.pyramid.fingerprint, "encoder": card.to_dict(), "tile": tile.to_dict(), "what": what}
+        inputs = {"image": region.pyramid.fingerprint, "encoder": card.to_dict(), "tile": tile.to_dict(), "what": what}
         kept = "uint8" if dtype == np.uint8 else "float16"
-        entry = FeatureCache(settings.cache_dir).entry(facts, coords_um, shape=tuple(shape), dtype=kept)
+        entry = FeatureCache(settings.cache_dir).entry(inputs, coords_um, shape=tuple(shape), dtype=kept)
         try:
             with entry:
                 if len(todo := entry.todo()):
@@ -114,15 +114,15 @@ def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | N
         return None
     table = region.sdata.tables[key]
     if keys.UNS not in table.uns:
-        logger.info("Table %r has lost what it was made from; its features are computed anew.", key)
+        logger.info("Table %r has no provenance; its features are computed anew.", key)
         return None
-    facts = read_provenance(table, what=f"table {key!r}")
-    if facts.get("encoder") != encoder.card.to_dict() or facts.get("image") != region.pyramid.fingerprint:
+    provenance = read_provenance(table, what=f"table {key!r}")
+    if provenance.get("encoder") != encoder.card.to_dict() or provenance.get("image") != region.pyramid.fingerprint:
         return None
-    if "digest" not in facts:
+    if "digest" not in provenance:
         logger.info("Table %r does not say what its features were when written; they are computed anew.", key)
         return None
-    if facts["digest"] != digest(table.X):
+    if provenance["digest"] != digest(table.X):
         logger.warning(
             "Table %r was changed since stpred wrote it, so its features are computed anew: values that were scaled "
             "over several slides would carry one into another.",

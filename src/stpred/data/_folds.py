@@ -136,7 +136,7 @@ def far_from(coords_um: NDArray[np.float64], rows: NDArray[np.int64], *, slide: 
     far = np.flatnonzero(cKDTree(coords_um[rows]).query(coords_um)[0] > buffer_um)
     if len(far) == 0:
         raise TooSmall(
-            f"Slide {slide!r} is too small for blocks with a buffer of {buffer_um:g} um: nothing is left to train on."
+            f"Slide {slide!r} is too small for blocks with a buffer of {buffer_um:g} um: nothing remains to train on."
         )
     return far
 

@@ -58,9 +58,9 @@ def library_of(regions: Sequence[Region]) -> Library:
 
 
 def on_library(region: Region, library: Library | None) -> tuple[Region, Overlap | None]:
-    """Return a slide with library sizes over a model's genes where it measured these and others; and how they compare.
+    """Return a slide with library sizes over a model's genes where it measured these and others; and the comparison.
 
-    `library` None: not known, and the slide is returned as it is.
+    `library` None: the slide is returned unchanged.
     """
     if library is None or region.counts is None or region.var is None:
         return region, None

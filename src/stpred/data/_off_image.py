@@ -98,10 +98,10 @@ def _check_inside(
             f"not swapped."
         )
     if len(missed):
-        logger.warning("%d of %s are off the image and left out.", len(missed), what)
+        logger.warning("%d of %s are off the image and skipped.", len(missed), what)
     if cut.any():
         logger.info(
-            "%d of %d %s are cut by the border of the image, with their centre off it, and are left out.",
+            "%d of %d %s are cut by the border of the image, with their centre off it, and are skipped.",
             *(int(cut.sum()), len(coords_um), what),
         )
 
@@ -119,6 +119,6 @@ def _without_fill(
         return inside
     warn(
         f"{int(filled.sum())} of {len(inside)} {what} lie where {image} is "
-        "only fill (one colour up to its border, from rotation, registration or stitching) and are left out."
+        "only fill (one colour up to its border, from rotation, registration or stitching) and are skipped."
     )
     return inside & ~filled

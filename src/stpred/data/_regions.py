@@ -64,13 +64,13 @@ class Region:
     coords_um
         (n, 2) centres.
     n_outside
-        Locations that were left out because their centre is off the image.
+        Locations that were skipped because their centre is off the image.
     cells
         The slide's cells and which of them lie in each location, for models that see cells (`with_cells`).
     without_cells
-        Locations that were left out because no cell lies in them.
+        Locations that were skipped because no cell lies in them.
     counts, totals, var
-        (n, G) raw counts, (n,) library sizes and the genes' frame, where a table was asked for.
+        (n, G) raw counts, (n,) library sizes and the genes' frame, where a table was requested.
     edge_um
         Of locations without shapes, such as the pixels of a map: each is a square of this edge.
     """
@@ -127,7 +127,7 @@ class Region:
         return np.asarray(self.var.index.get_indexer(names) >= 0, dtype=bool)
 
     def over(self, genes: Collection[str]) -> Region:
-        """Return the slide as if it had measured only these genes; locations without any count of them are left out."""
+        """Return the slide as if it had measured only these genes; locations without any count of them are skipped."""
         if self.counts is None or self.var is None:
             raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
         columns = np.flatnonzero(self.var.index.isin(list(genes)))
@@ -141,7 +141,7 @@ class Region:
                 f"Slide {self.slide!r} has no count of the {len(columns)} genes that library sizes are counted over."
             )
         empty = int((sizes == 0).sum())
-        logger.info("Slide %r: %d locations without counts of the shared genes are left out.", self.slide, empty)
+        logger.info("Slide %r: %d locations without counts of the shared genes are skipped.", self.slide, empty)
         return part.take(np.flatnonzero(sizes > 0))
 
     def take(self, rows: NDArray[np.int64]) -> Region:
@@ -225,7 +225,7 @@ def read_region(
     )  # fmt: skip
     keep = inside if totals is None else inside & (totals > 0)
     if totals is not None and (empty := int((totals == 0).sum())):
-        logger.info("Slide %r: %d locations of %r without any count are left out.", slide, empty, shapes_key)
+        logger.info("Slide %r: %d locations of %r without any count are skipped.", slide, empty, shapes_key)
     if not keep.any():
         raise InputError(f"Slide {slide!r} has no usable location in {shapes_key!r} (of {len(keep)}).")
     return Region(
@@ -245,7 +245,7 @@ def read_region(
 
 
 def read_image(sdata: SpatialData, place: Place | None = None, *, slide: str = _ONLY) -> Region:
-    """Return a slide of which only the image is known: points on its tissue stand for locations."""
+    """Return a slide of which there is only the image: points on its tissue stand for locations."""
     place = Place() if place is None else place
     coordinate_system = place.coordinate_system
     with _naming(slide):
@@ -330,8 +330,8 @@ def _counts(
             f"{listing(instances[:3])}."
         )
     if (missing := int((position < 0).sum())) > 0:
-        logger.warning("%d rows of %s have no shape in %r and are left out.", missing, what, shapes_key)
-    known = position >= 0
-    counts = None if values is None else values[table_rows[known]]
+        logger.warning("%d rows of %s have no shape in %r and are skipped.", missing, what, shapes_key)
+    found = position >= 0
+    counts = None if values is None else values[table_rows[found]]
     check_counts(counts, what=f"counts of {what}" if layer is None else f"layer {layer!r} of {what}")
-    return position[known], csr_matrix(counts), table.var
+    return position[found], csr_matrix(counts), table.var

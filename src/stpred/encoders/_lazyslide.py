@@ -115,10 +115,10 @@ def _with_local(name: str, cls: Any, weights: Path, kwargs: dict[str, Any]) -> t
         return type(cls.__name__, (cls, Local), {}), kwargs
     if weights.is_file() and inspect.getsource(cls.__init__).count("model_path") > 1:  # more than its signature
         return cls, {**kwargs, "model_path": str(weights)}
-    how = "as a file; pass the folder of the repository" if issubclass(cls, TimmModel) else "for it"
+    form = "as a file; pass the folder of the repository" if issubclass(cls, TimmModel) else "for it"
     raise InputError(
         f"lazyslide-models reads {name!r} from the Hugging Face cache only, so `weights`={str(weights)!r} cannot be "
-        f"used {how}; fill the cache with `hf download {(getattr(cls, 'hf_url', None) or '').removeprefix(_HUB_URL)}`."
+        f"used {form}; fill the cache with `hf download {(getattr(cls, 'hf_url', None) or '').removeprefix(_HUB_URL)}`."
     )
 
 

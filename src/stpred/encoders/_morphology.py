@@ -16,7 +16,7 @@ from stpred._core.specs import TileSpec
 from stpred.encoders.base import EncoderCard
 
 PATCH_UM = 8.0
-"""About how wide a patch of the dense features is."""
+"""Approximate width of a patch of the dense features."""
 
 SMALLEST_PATCH_UM = 2.0
 """What the coarsest plane that is averaged over patches resolves."""

@@ -92,7 +92,7 @@ def _planes(tile: NDArray[np.uint8], *, mpp: float, n: int) -> Planes:
 
 
 def _painted(labels: NDArray[np.int32], haematoxylin: NDArray[np.float32], *, mpp: float) -> NDArray[Any]:
-    """Return what is known of each nucleus on its pixels: number per pixel, number by kind, shape, direction."""
+    """Return values of each nucleus on its pixels: number per pixel, number by kind, shape, direction."""
     stats = region_stats(labels, haematoxylin)
     area, _, _, major, minor, angle, perimeter, staining, contrast, hollowness = stats.T
     area = np.maximum(area, 1)

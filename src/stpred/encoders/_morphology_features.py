@@ -126,7 +126,7 @@ def describe(tile: NDArray[np.uint8], *, mpp: float) -> Values:
 
 
 def _bands(space: ScaleSpace) -> Values:
-    """Log strength and skewness (signed log) of every band, and log strength of what is left below the last."""
+    """Log strength and skewness (signed log) of every band, and log strength of the residual below the last."""
     out: list[float] = []
     for fine, coarse in zip(space.fine, space.coarse, strict=False):
         rms, skewness = difference_moments(fine, coarse)
@@ -135,7 +135,7 @@ def _bands(space: ScaleSpace) -> Values:
 
 
 def _edges(space: ScaleSpace, mpp: float) -> Values:
-    """Log gradient (optical density per um) of the finer blurs, and how parallel it runs within blocks and the tile."""
+    """Log gradient (optical density per um) of the finer blurs, and its coherence within blocks and the tile."""
     out: list[float] = []
     for k in range(1, 1 + len(_EDGES_UM)):
         tensor = block_tensor(space.fine[k], _BLOCKS) / (space.steps[k] * mpp) ** 2

@@ -40,7 +40,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
     Parameters
     ----------
     encoder
-        What :func:`stpred.tl.pretrain_encoder` returned. Others are made again by their name, or from your own code.
+        What :func:`stpred.tl.pretrain_encoder` returned. Others are loaded by their name, or from your own code.
     path
         Folder to make.
     overwrite
@@ -70,7 +70,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
         card = getattr(encoder, "card", None)
         said = repr(encoder) if isinstance(encoder, str) else repr(card.name) if card else type(encoder).__name__
         raise InputError(
-            f"Only an encoder that stpred.tl.pretrain_encoder made can be saved, got {said}; others are made again by "
+            f"Only an encoder that stpred.tl.pretrain_encoder returned can be saved, got {said}; others are loaded by "
             "stpred.encoders.get."
         )
     check_parent(path)
@@ -78,7 +78,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the encoder.")
     if path.exists() and not (path.is_dir() and _kind(path) == KIND):
         raise InputError(f"{str(path)!r} is not an encoder's folder, so it is not overwritten.")
-    facts = {
+    config = {
         "format_version": FORMAT_VERSION,
         "kind": KIND,
         "backbone": encoder.backbone,
@@ -87,7 +87,7 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
         "card": encoder.card.to_dict(),
         "record": encoder.record,
     }
-    return write_folder(path, facts, encoder.module.state_dict(), what="encoder")
+    return write_folder(path, config, encoder.module.state_dict(), what="encoder")
 
 
 def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
@@ -121,9 +121,9 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
     from stpred.encoders import modules, trained
 
     folder = Path(path)
-    facts = _read(folder)
-    card, weights = _card(facts["card"], folder / CONFIG), folder / WEIGHTS
-    backbone, kwargs, seed = facts["backbone"], facts["kwargs"], facts["seed"]
+    config = _read(folder)
+    card, weights = _card(config["card"], folder / CONFIG), folder / WEIGHTS
+    backbone, kwargs, seed = config["backbone"], config["kwargs"], config["seed"]
     if kwargs.get("img_size", card.tile.size_px) != card.tile.size_px:
         raise InputError(
             f"{str(folder / CONFIG)!r} says that the network takes tiles of {kwargs['img_size']} px, and that they "
@@ -144,7 +144,7 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
     check_values(module.state_dict().items(), weights)
     try:  # embeds an empty tile
         encoder = trained.TrainedEncoder(
-            module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=facts["record"]
+            module, card=card, backbone=backbone, kwargs=kwargs, seed=seed, record=config["record"]
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -176,37 +176,37 @@ def factory(path: str | Path, *, name: str) -> Callable[..., Any]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """Return the facts of an encoder's folder, checked."""
+    """Return the config of an encoder's folder, checked."""
     if not (folder / CONFIG).is_file():
         raise MissingFileError(
             f"No encoder at {str(folder)!r}: a folder with {CONFIG} and {WEIGHTS} is needed, as stpred.encoders.save "
             "writes it."
         )
-    facts = read_json(folder / CONFIG, what="encoder's config")
-    if facts.get("kind") != KIND:
-        model = "family" in facts
+    config = read_json(folder / CONFIG, what="encoder's config")
+    if config.get("kind") != KIND:
+        model = "family" in config
         raise InputError(
             f"{str(folder)!r} holds no encoder"
             f"{'; it is a model, which stpred.models.load reads' if model else f' ({CONFIG} does not say so)'}."
         )
-    version, where = facts.get("format_version"), repr(str(folder / CONFIG))
+    version, where = config.get("format_version"), repr(str(folder / CONFIG))
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise InputError(f"Encoder {str(folder)!r} has format version {version!r}, this stpred reads {FORMAT_VERSION}.")
     kinds = {"backbone": str, "kwargs": dict, "seed": int, "card": dict, "record": dict}
-    if wrong := sorted(k for k, kind in kinds.items() if not isinstance(facts.get(k), kind)):
+    if wrong := sorted(k for k, kind in kinds.items() if not isinstance(config.get(k), kind)):
         raise InputError(f"{where} lacks {wrong}, or they are of the wrong kind.")
-    stored.text(facts["backbone"], f"{where} (backbone)", most=200)
-    if not re.fullmatch(r"(timm/)?\w+(\.\w+)?", facts["backbone"]):  # no path, and nothing to be fetched
-        raise InputError(f"{where} names no network of timm as `backbone`, but {facts['backbone']!r}.")
-    facts["seed"] = stored.whole(facts["seed"], f"{where} (seed)", low=-(2**63), high=2**63 - 1)
-    facts["kwargs"] = stored.mapping(facts["kwargs"], f"{where} (kwargs)", _KWARGS)
-    stored.sane(facts["record"], f"{where} (record)")
-    return facts
+    stored.text(config["backbone"], f"{where} (backbone)", most=200)
+    if not re.fullmatch(r"(timm/)?\w+(\.\w+)?", config["backbone"]):  # no path, and nothing to be fetched
+        raise InputError(f"{where} names no network of timm as `backbone`, but {config['backbone']!r}.")
+    config["seed"] = stored.whole(config["seed"], f"{where} (seed)", low=-(2**63), high=2**63 - 1)
+    config["kwargs"] = stored.mapping(config["kwargs"], f"{where} (kwargs)", _KWARGS)
+    stored.sane(config["record"], f"{where} (record)")
+    return config
 
 
-def _card(facts: Any, path: Path) -> EncoderCard:
+def _card(values: Any, path: Path) -> EncoderCard:
     found = stored.card(
-        facts, f"The card in {str(path)!r}", required=("name", "tile", "width", "revision", "mean", "std")
+        values, f"The card in {str(path)!r}", required=("name", "tile", "width", "revision", "mean", "std")
     )
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     if found["tile"]["size_px"] > MAX_TILE_PX:

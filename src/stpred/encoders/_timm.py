@@ -45,9 +45,9 @@ def make(
         )
     model: Any = create(model_name, kwargs, pretrained=pretrained, weights=weights)
     model.eval()
-    facts = timm.data.resolve_data_config({}, model=model)
+    config = timm.data.resolve_data_config({}, model=model)
     repository = model.pretrained_cfg.get("hf_hub_id") if pretrained and weights is None else None
-    input_px = int(facts["input_size"][-1])
+    input_px = int(config["input_size"][-1])
     card = EncoderCard(
         name,
         TileSpec(DEFAULT_MPP, input_px) if tile is None else tile,
@@ -55,8 +55,8 @@ def make(
         source=_source(repository, weights),
         revision=hub_revision(repository) or digest(model.state_dict()),
         licence=(model.pretrained_cfg.get("license") if repository else None) or "unknown",
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
     )
     return TorchEncoder(model, card=card, dense=patch_tokens(model), input_px=input_px)
 
@@ -84,7 +84,7 @@ def create(
 ) -> nn.Module:
     """Create a model: with fetched weights, with local ones, or with random ones that follow the seed.
 
-    The global random state is left alone.
+    The global random state is not changed.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The encoder protocol: tiles in, features out, with a card of what is known of it."""
+"""The encoder protocol: tiles in, features out, with a card that describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMM = "timm/"
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """What is known of an encoder; travels with every feature table and model.
+    """Description of an encoder; travels with every feature table and model.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Encoder(Protocol):
 
     @property
     def card(self) -> EncoderCard:
-        """What is known of the encoder."""
+        """Description of the encoder."""
         ...
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -31,9 +31,9 @@ class TorchEncoder:
     Parameters
     ----------
     module
-        Holds the parameters; it is moved to the device of the encoder, and its training mode is left as it is found.
+        Holds the parameters; it is moved to the device of the encoder, and its training mode is restored.
     card
-        What is known of the encoder; width and dense grid are measured with one empty tile.
+        Description of the encoder; width and dense grid are measured with one empty tile.
     forward
         Maps prepared tiles to (n, width); None is the module itself.
     dense

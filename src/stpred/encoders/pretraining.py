@@ -109,7 +109,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class MoCo:
-    """Momentum contrast, version 3 (Chen, Xie & He 2021, arXiv:2104.02057): how an encoder is pretrained.
+    """Momentum contrast, version 3 (Chen, Xie & He 2021, arXiv:2104.02057): options of pretraining.
 
     The defaults are those that sCellST published for hundreds of thousands of cells and a GPU.
 
@@ -118,7 +118,7 @@ class MoCo:
     epochs
         Passes over the tiles.
     batch_size
-        Tiles per step and process, each of which has to be told from all others; 4096 as published needs a large GPU.
+        Tiles per step and process, each contrasted with all others; 4096 as published needs a large GPU.
     lr
         Highest learning rate; None: 0.6 ("lars") or 1.5e-4 ("adamw") for each 256 tiles of a step.
     optimizer

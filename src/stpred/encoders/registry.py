@@ -70,7 +70,7 @@ def list_encoders(pattern: str | None = None) -> list[str]:
 
 
 def register(name: str, factory: Factory | str | Path) -> None:
-    """Make an encoder known by a name, for this session.
+    """Register an encoder under a name, for this session.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def register(name: str, factory: Factory | str | Path) -> None:
         The name; it must not be taken.
     factory
         Called with ``tile=`` (a :class:`~stpred.TileSpec` or None) and the further keywords of :func:`get`; returns an
-        encoder. Or the folder of a saved encoder (see :func:`save`), which is then known by this name.
+        encoder. Or the folder of a saved encoder (see :func:`save`), which is then registered under this name.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def get(
     if isinstance(encoder, Encoder) and not isinstance(encoder, type):
         if kwargs or (tile is not None and tile != encoder.card.tile):
             raise InputError(
-                f"The encoder {encoder.card.name!r} is made already, for {encoder.card.tile}; "
+                f"The encoder {encoder.card.name!r} was loaded already, for {encoder.card.tile}; "
                 f"it takes no {'`tile`' if not kwargs else listing(kwargs)}."
             )
         return encoder.to(device)
@@ -215,13 +215,13 @@ def _lazyslide_names() -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    """Return the message for an unknown name, with the nearest known ones."""
+    """Return the message for an unknown name, with the nearest registered ones."""
     from stpred.encoders import _lazyslide
 
-    known = [*_own(), *_lazyslide_names()]
-    near = get_close_matches(name.lower(), known, n=3)
+    names = [*_own(), *_lazyslide_names()]
+    near = get_close_matches(name.lower(), names, n=3)
     said = (
-        f"did you mean {listing(near)}?" if near else f"available: {listing(known, most=40)}, 'timm/<any timm model>'."
+        f"did you mean {listing(near)}?" if near else f"available: {listing(names, most=40)}, 'timm/<any timm model>'."
     )
     missing = "" if _lazyslide.installed() else " Histology models come with `pip install 'stpred[encoders]'`."
     return f"No encoder named {name!r}; {said}{missing}"

@@ -12,7 +12,7 @@ from stpred._core.checks import InputError, positive
 from stpred.encoders.base import Encoder
 
 TOKEN_UM = 8.0
-"""About how wide a sub-tile is, of encoders that have no dense tokens."""
+"""Approximate width of a sub-tile, of encoders that have no dense tokens."""
 
 _WHOLE = 0.01
 
@@ -66,8 +66,8 @@ def token_edge_um(encoder: Encoder, token_um: float | None = None) -> float:
 class SubTiles:
     """An encoder without dense tokens, applied to every sub-tile of a tile.
 
-    A sub-tile is seen in a window of twice its edge (at the border of the tile moved inwards), resampled to what the
-    encoder expects.
+    A sub-tile is embedded in a window of twice its edge (at the border of the tile moved inwards), resampled to what
+    the encoder expects.
     """
 
     def __init__(self, encoder: Encoder, n: int) -> None:

@@ -27,7 +27,7 @@ class TrainedEncoder(TorchEncoder):
     module
         The backbone.
     card
-        What is known of it.
+        Its description.
     backbone, kwargs, seed
         Its name in timm, what else `timm.create_model` took, and the seed of its initial weights.
     record
@@ -80,7 +80,7 @@ class TrainedEncoder(TorchEncoder):
 def build(
     backbone: str, kwargs: Mapping[str, Any], *, seed: int, pretrained: bool = False, weights: str | Path | None = None
 ) -> nn.Module:
-    """Create a backbone of timm; random weights follow the seed, and the global random state is left alone."""
+    """Create a backbone of timm; random weights follow the seed, and the global random state is not changed."""
     _timm.need_timm(f"backbone {backbone!r}")
     name = backbone.removeprefix(TIMM)
     if name.startswith(_timm.HUB):
@@ -122,7 +122,7 @@ def size_for(backbone: str, size_px: int, *, seed: int) -> tuple[dict[str, Any],
     except (AssertionError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"The backbone {backbone!r} cannot be made for tiles of {size_px} px: {error}.") from error
+        raise InputError(f"The backbone {backbone!r} cannot be built for tiles of {size_px} px: {error}.") from error
     try:
         with torch.no_grad():
             out = module.eval()(torch.zeros(1, 3, size_px, size_px))

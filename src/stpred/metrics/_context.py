@@ -41,8 +41,8 @@ def library_size_baseline(
 ) -> NDArray[np.float64]:
     """Pearson correlation of each gene with the spot's total count of all *other* genes.
 
-    This is what knowing nothing but how much RNA a spot caught is worth. On raw counts it beats most image models,
-    which is why raw-count correlations are not to be reported without it.
+    This is the score of the amount of RNA that a spot caught, and nothing else. On raw counts it beats most image
+    models, which is why raw-count correlations are not to be reported without it.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def neighbour_baseline(observed: Any, windows: Any) -> NDArray[np.float64]:
         (n, G) observed values, dense or sparse.
     windows
         (n, n) sparse 0/1 matrix, row i being the window about location i. The location itself never counts, and
-        locations without neighbours are left out.
+        locations without neighbours are excluded.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def reliability(
     counts
         (n, G) raw counts of all measured genes of one slide, dense or sparse.
     target
-        Scale: ``"log1p_cp10k"`` or ``"counts"``. For the former, locations of which a half stays empty are left out.
+        Scale: ``"log1p_cp10k"`` or ``"counts"``. For the former, locations of which a half stays empty are excluded.
     genes
         Column positions of the genes to score; None scores all.
     n_splits
@@ -146,7 +146,7 @@ def reliability(
 
     Returns
     -------
-    (G,) or (len(genes),) float64 in [0, 1]; NaN for genes that no split left in both halves.
+    (G,) or (len(genes),) float64 in [0, 1]; NaN for genes that no split kept in both halves.
 
     Notes
     -----
@@ -243,8 +243,8 @@ def rmax_test(counts: Any) -> RmaxTest:
     found = [np.full(len(total), np.nan) for _ in range(4)]
     there = total > 0
     tested = (rmax_of_pairs(pairs[there], total[there], n=n), *null(pairs[there], total[there], n=n))
-    for into, known in zip(found, tested, strict=True):
-        into[there] = known
+    for into, value in zip(found, tested, strict=True):
+        into[there] = value
     ceiling, p_value, mean, q95 = found
     return RmaxTest(ceiling, null_mean=mean, null_q95=q95, p_value=p_value)
 

@@ -37,7 +37,7 @@ class Intervals:
     factor
         How much the quantiles of the pooled residuals were widened about their median, since slides differ.
     coverage
-        (S,) share of the values of each slide (mean over genes) within intervals made without it, widening included;
+        (S,) share of the values of each slide (mean over genes) within intervals built without it, widening included;
         NaN with fewer than three slides (or donors).
     """
 
@@ -56,7 +56,7 @@ def conformal_intervals(
     The interval of a gene goes from the lower to the upper quantile of the residuals of calibration slides, all slides
     weighing the same (split conformal prediction, Vovk et al. 2005, Lei et al. 2018). Locations of a slide are not
     exchangeable with those of another one, which the pooled quantiles ignore: a new slide brings its own shift. So
-    intervals are widened about the median residual by one factor for all genes: the one with which slides, each left
+    intervals are widened about the median residual by one factor for all genes: the one with which slides, each held
     out in turn (in ten parts where there are more), are covered at the nominal level on average.
 
     Parameters
@@ -76,7 +76,7 @@ def conformal_intervals(
     Raises
     ------
     InputError
-        With fewer than two slides or donors (one tells nothing of how they differ), or other numbers of genes.
+        With fewer than two slides or donors (one has no variation), or other numbers of genes.
 
     References
     ----------
@@ -98,13 +98,15 @@ def conformal_intervals(
     sketches = sketch(residuals)
     if len(sketches) < 2:
         raise InputError(
-            "Intervals need the residuals of at least two slides, got one: how slides differ cannot be known."
+            "Intervals need the residuals of at least two slides, got one: how slides vary cannot be estimated."
         )
     donors = np.arange(len(sketches)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
     if len(donors) != len(sketches):
         raise InputError(f"`groups` has {len(donors)} donors for {len(sketches)} slides.")
     if len(np.unique(donors)) < 2:
-        raise InputError("Intervals need slides of at least two donors, got one: how donors differ cannot be known.")
+        raise InputError(
+            "Intervals need slides of at least two donors, got one: differences between donors cannot be estimated."
+        )
     some = np.unique(np.linspace(0, sketches.shape[1] - 1, min(_GENES, sketches.shape[1])).round().astype(np.int64))
     part = sketches[:, some]
     factor = _factor(part, donors, level)
@@ -143,8 +145,8 @@ def coverage(observed: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np
             f"`observed`, `low` and `high` must be (n, genes) of one shape, got {values.shape}, {below.shape} and "
             f"{above.shape}."
         )
-    known = np.isfinite(values) & np.isfinite(below) & np.isfinite(above)
-    within, number = (known & (values >= below) & (values <= above)).sum(axis=0), known.sum(axis=0)
+    finite = np.isfinite(values) & np.isfinite(below) & np.isfinite(above)
+    within, number = (finite & (values >= below) & (values <= above)).sum(axis=0), finite.sum(axis=0)
     return np.divide(within, number, out=np.full(values.shape[1], np.nan), where=number > 0)
 
 
@@ -157,10 +159,10 @@ def sketch(residuals: Sequence[ArrayLike]) -> NDArray[np.float64]:
         array = np.where(np.isfinite(array), array, np.nan)
         if array.ndim != 2 or (found and array.shape[1] != len(found[0])):
             raise InputError(f"Residuals must be (n, genes) with the same genes on every slide, got {array.shape}.")
-        known = np.isfinite(array).any(axis=0)
+        finite = np.isfinite(array).any(axis=0)
         quantiles = np.full((array.shape[1], _SKETCH), np.nan)
-        if known.any():
-            quantiles[known] = _quantile(np.ascontiguousarray(array[:, known].T), at).T
+        if finite.any():
+            quantiles[finite] = _quantile(np.ascontiguousarray(array[:, finite].T), at).T
         found.append(quantiles)
     return np.stack(found) if found else np.empty((0, 0, _SKETCH))
 
@@ -169,22 +171,22 @@ def _quantiles(sketches: NDArray[np.float64], level: float) -> tuple[NDArray, ND
     """Return the lower border, median and upper border of the pooled residuals of each gene."""
     pooled = np.moveaxis(sketches, 0, 1).reshape(sketches.shape[1], -1)
     low, middle, high = np.full((3, sketches.shape[1]), np.nan)
-    known = np.isfinite(pooled).any(axis=1)
-    if known.any():
+    finite = np.isfinite(pooled).any(axis=1)
+    if finite.any():
         at = [(1 - level) / 2, 0.5, (1 + level) / 2]
-        low[known], middle[known], high[known] = _quantile(pooled[known], at)
+        low[finite], middle[finite], high[finite] = _quantile(pooled[finite], at)
     return low, middle, high
 
 
 def _quantile(values: NDArray[np.float64], at: NDArray[np.float64] | list[float]) -> NDArray[np.float64]:
-    """Return (len(at), G) quantiles of (G, n) values, NaN left out (which is slow, so only where there is any)."""
+    """Return (len(at), G) quantiles of (G, n) values, NaN ignored (which is slow, so only where there is any)."""
     return (np.quantile if np.isfinite(values).all() else np.nanquantile)(values, at, axis=1)
 
 
 def _folds(donors: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return the positions of the slides of each fold; those of a donor share a fold."""
-    known = np.unique(donors)
-    return [np.flatnonzero(np.isin(donors, part)) for part in np.array_split(known, min(len(known), _FOLDS))]
+    names = np.unique(donors)
+    return [np.flatnonzero(np.isin(donors, part)) for part in np.array_split(names, min(len(names), _FOLDS))]
 
 
 def _widened(low: NDArray, middle: NDArray, high: NDArray, factor: float) -> tuple[NDArray, NDArray]:
@@ -193,10 +195,10 @@ def _widened(low: NDArray, middle: NDArray, high: NDArray, factor: float) -> tup
 
 def _inside(values: NDArray[np.float64], low: NDArray, high: NDArray) -> float:
     """Return the share of a slide's values within, over the genes that it and the others have; NaN without any."""
-    known = np.isfinite(values[:, 0]) & np.isfinite(low)
-    if not known.any():
+    finite = np.isfinite(values[:, 0]) & np.isfinite(low)
+    if not finite.any():
         return float("nan")
-    values, low, high = values[known], low[known, None], high[known, None]
+    values, low, high = values[finite], low[finite, None], high[finite, None]
     return float(((values >= low) & (values <= high)).mean())
 
 

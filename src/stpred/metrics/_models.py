@@ -180,7 +180,7 @@ def _checked(values: ArrayLike, names: Sequence[str], *, alpha: float) -> tuple[
     if len(scores) < 3:
         raise InputError(
             f"A comparison of models needs three or more blocks (folds, slides or donors), got {len(scores)}: ranks of "
-            "fewer cannot be told from chance."
+            "fewer cannot differ from chance."
         )
     if (holes := ~np.isfinite(scores)).any():
         raise InputError(

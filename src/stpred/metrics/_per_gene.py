@@ -1,4 +1,4 @@
-"""The loop below every score: genes in blocks that are made dense one after the other, several at a time in threads."""
+"""The loop below every score: genes in blocks, densified one after the other, several at a time in threads."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _threads() -> int:
-    """Return how many threads may compute: what OMP_NUM_THREADS allows, else one for each core."""
+    """Return the number of threads: what OMP_NUM_THREADS allows, else one for each core."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(int(allowed) if allowed.isdigit() and int(allowed) else cores, cores, _MAX_THREADS)

@@ -30,7 +30,7 @@ def null(
     """Compare the shared pairs of genes with those of counts thrown at random.
 
     The distribution is computed exactly where few pairs are expected, for there the index of dispersion takes few
-    values and is far from chi-square; elsewhere from its first three moments, which are known in closed form.
+    values and is far from chi-square; elsewhere from its first three moments, which have closed forms.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def _exact(totals: NDArray[np.int64], *, n: int) -> Iterator[tuple[int, NDArray[
     if not totals.size:
         return
     most = next(k for k in range(1, _PAIRS) if k * (k - 1) // 2 > _PAIRS)
-    known = [np.eye(1, _PAIRS + 1)[0]]  # of totals t - 1, t - 2, ...
+    earlier = [np.eye(1, _PAIRS + 1)[0]]  # of totals t - 1, t - 2, ...
     wanted = set(totals.tolist())
     for t in range(1, int(totals[-1]) + 1):
         chances = np.zeros(_PAIRS + 1)
@@ -82,10 +82,10 @@ def _exact(totals: NDArray[np.int64], *, n: int) -> Iterator[tuple[int, NDArray[
         for k in range(1, min(t, most) + 1):
             weight *= (t - k + 1) / (n * k)
             shift = min(k * (k - 1) // 2, _PAIRS)
-            before = known[k - 1] * (weight * (k * (n + 1) - t) / t)
+            before = earlier[k - 1] * (weight * (k * (n + 1) - t) / t)
             chances[shift:] += before[: _PAIRS + 1 - shift]
             chances[-1] += before[_PAIRS + 1 - shift :].sum()
-        known = [chances, *known[: most - 1]]
+        earlier = [chances, *earlier[: most - 1]]
         if t in wanted:
             yield t, chances
 

@@ -261,7 +261,7 @@ def smooth(values: Any, windows: Any) -> NDArray[np.float64]:
 def partial_pearson(predicted: Any, observed: Any, given: Any) -> NDArray[np.float64]:
     """Pearson correlation of each gene after what a covariate explains linearly is taken out of both sides.
 
-    With the log total count as covariate: what the prediction knows beyond how much RNA a location caught.
+    With the log total count as covariate: the correlation beyond the amount of RNA that a location caught.
 
     Parameters
     ----------
@@ -368,13 +368,13 @@ def _partial(predicted: NDArray[Any], observed: NDArray[Any], given: NDArray[Any
 
 
 def _residual(values: NDArray[Any], given: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the unit residual of values on a unit covariate; NaN where nothing but rounding is left."""
+    """Return the unit residual of values on a unit covariate; NaN where only rounding remains."""
     values = values.astype(np.float64) if values.dtype.kind == "b" else values
     x, norm = centred(values)
     eps = np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps
     rounding = 4 * eps * np.sqrt(len(x)) * np.maximum(values.max(axis=0), -values.min(axis=0)) / norm
     x /= norm
-    for _ in range(2):  # the second time takes out what rounding left
+    for _ in range(2):  # the second time removes the rest of rounding
         x -= given * np.sum(x * given, axis=0)
-    left = np.sqrt(_squares(x))
-    return x / np.where(left > rounding, left, np.nan)
+    norm = np.sqrt(_squares(x))
+    return x / np.where(norm > rounding, norm, np.nan)

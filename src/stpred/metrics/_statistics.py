@@ -69,13 +69,13 @@ def fisher_t_test(correlations: ArrayLike) -> tuple[Any, Any]:
 
     Returns
     -------
-    The t statistic and the p-value, each a float or (G,). Slides where a gene has no correlation (NaN) are left out for
+    The t statistic and the p-value, each a float or (G,). Slides where a gene has no correlation (NaN) are excluded for
     this gene; genes with fewer than three are NaN.
 
     Raises
     ------
     InputError
-        With fewer than three slides, since two leave one degree of freedom: no spread could be told from chance.
+        With fewer than three slides, since two leave one degree of freedom: no mean could differ from chance.
 
     Examples
     --------
@@ -126,13 +126,13 @@ def bootstrap_ci(
 
     Returns
     -------
-    The low and the high end, each a float or (G,). Slides where a gene has no score (NaN) are left out of its means,
+    The low and the high end, each a float or (G,). Slides where a gene has no score (NaN) are excluded from its means,
     and samples without any of its scores out of its quantiles; genes without scores are NaN.
 
     Notes
     -----
     With fewer than about ten slides or donors such intervals are too short, for the sample's own spread is too small by
-    ``sqrt((S - 1) / S)`` and its tails are not seen.
+    ``sqrt((S - 1) / S)`` and its tails are not resolved.
 
     References
     ----------
@@ -158,11 +158,11 @@ def bootstrap_ci(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_samples).astype(np.int32)
     columns = scores.reshape(len(scores), -1)
-    known = ~np.isnan(columns)
+    finite = ~np.isnan(columns)
     # Sums and numbers of scores by unit: a drawn unit brings all of its slides.
     sums, numbers = (np.zeros((n_units, columns.shape[1])) for _ in range(2))
-    np.add.at(sums, labels, np.where(known, columns, 0.0))
-    np.add.at(numbers, labels, known)
+    np.add.at(sums, labels, np.where(finite, columns, 0.0))
+    np.add.at(numbers, labels, finite)
     ends = np.empty((2, columns.shape[1]))
     size = max(1, _CELLS // n_samples)
     for start in range(0, columns.shape[1], size):

@@ -22,7 +22,7 @@ def summarise(scores: ArrayLike, *, nan: Literal["drop", "zero"] = "drop") -> di
 
     Returns
     -------
-    ``mean``, ``median`` (NaN when nothing is left), ``n`` (scores used) and ``n_nan`` (undefined scores met).
+    ``mean``, ``median`` (NaN when none remains), ``n`` (scores used) and ``n_nan`` (undefined scores met).
 
     Examples
     --------
@@ -93,7 +93,7 @@ def average(
 
 def mean_of_defined(values: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
     """Return the mean over an axis of what is not NaN; NaN where all is."""
-    known = ~np.isnan(values)
-    number = known.sum(axis=axis)
+    finite = ~np.isnan(values)
+    number = finite.sum(axis=axis)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(axis=axis) / np.where(number > 0, number, np.nan)
+        return np.where(finite, values, 0.0).sum(axis=axis) / np.where(number > 0, number, np.nan)

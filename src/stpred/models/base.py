@@ -76,9 +76,9 @@ class BaseConfig:
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
         """Return settings from stored values; unknown fields and wrong types raise `InputError`."""
-        known = {f.name for f in fields(cls)}
-        if unknown := set(values) - known:
-            raise InputError(f"{cls.__qualname__} has no fields {listing(sorted(unknown))}; it takes {sorted(known)}.")
+        names = {f.name for f in fields(cls)}
+        if unknown := set(values) - names:
+            raise InputError(f"{cls.__qualname__} has no fields {listing(sorted(unknown))}; it takes {sorted(names)}.")
         try:
             hints = get_type_hints(cls)
         except NameError:  # types that a third party imports for type checkers alone
@@ -145,7 +145,7 @@ class Record:
     reach_um
         Median distance of the furthest context neighbour in training; None without neighbours.
     cells
-        Region whose cells made up the training locations; None: their own tiles.
+        Region whose cells form the training locations; None: their own tiles.
     training
         Slides, donors, numbers of locations, seed, choice of settings.
     library
@@ -226,7 +226,7 @@ class Model(nn.Module, ABC):
     def ood_distance(self, batch: Batch) -> NDArray[np.float32]:
         """Return (n,) out-of-distribution distances in units of the training limit; NaN of published weights.
 
-        That of a location seen through cells or tokens is the mean over these.
+        That of a location of cells or tokens is the mean over these.
         """
         if not self._sees_units:
             return self.typical.relative(self.typical.distance(self.ood_features(batch)))

@@ -33,7 +33,7 @@ class Needs:
     slide_colour
         Whether pixels are normalised by the colour of the slide's tissue.
     cells
-        Whether locations are made up of the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
+        Whether locations consist of the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
         each cell, among the slide's cells.
     patch_um
         With `cells`: edge of the tile around the location that a cell lies in, and around locations within
@@ -41,7 +41,7 @@ class Needs:
     patch_context_um
         Radius between such locations.
     tokens
-        Whether locations are made up of the patch tokens in their footprints.
+        Whether locations consist of the patch tokens in their footprints.
     token_um
         Edge of a token; None: the encoder's own, or about 8 um.
     footprint_um

@@ -1,4 +1,4 @@
-"""DeepSpot2Cell: cells that add up to their spot, seen with their spot and its neighbours (Nonchev et al. 2025)."""
+"""DeepSpot2Cell: cells that add up to their spot, in the context of its neighbours (Nonchev et al. 2025)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class DeepSpot2CellConfig(CellNetworkConfig):
 
 
 class DeepSpot2Cell(CellNetwork):
-    """Amounts in each cell, seen with its spot's tile and the tiles around; a spot is the sum of its cells.
+    """Amounts in each cell, in the context of its spot's tile and the tiles around; a spot is the sum of its cells.
 
     Notes
     -----

@@ -90,7 +90,7 @@ class TrainingDistribution(nn.Module):
         # The covariance is small (features x features) however many tiles there are.
         values, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
         values, vectors = values[::-1].clip(1e-6), vectors[:, ::-1]
-        # eigh leaves the sign open; the largest entry is made positive so that files are reproducible.
+        # eigh leaves the sign open; the largest entry is set positive so that files are reproducible.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
         k = len(self.spread)
         for name, value in {
@@ -155,7 +155,7 @@ def ood_scores(relative: NDArray[np.float32], slide_limit: float | None = None) 
 
 
 def slide_ood_score(relative: NDArray[np.float32], slide_limit: float | None) -> float | None:
-    """Return how far a slide's median distance exceeds those of training: 0 = in distribution, None = not judged."""
+    """Return the excess of a slide's median distance over those of training: 0 = in distribution, None = not judged."""
     if slide_limit is None or len(relative) < MIN_SLIDE_TILES or np.isnan(relative).any():
         return None
     return max(float(np.median(relative)) / slide_limit - 1.0, 0.0)

@@ -59,10 +59,10 @@ def list() -> builtins.list[str]:
 
 def family(name: str) -> type[Model]:
     """Return the class of a family."""
-    known = families()
-    if not isinstance(name, str) or name not in known:
-        raise InputError(f"No model family named {name!r}; available: {listing(sorted(known), most=40)}.")
-    module, _, attribute = known[name].partition(":")
+    available = families()
+    if not isinstance(name, str) or name not in available:
+        raise InputError(f"No model family named {name!r}; available: {listing(sorted(available), most=40)}.")
+    module, _, attribute = available[name].partition(":")
     return getattr(import_module(module), attribute)
 
 

@@ -97,21 +97,21 @@ class Ridge(Model):
         self.set_buffer("std", _safe(sources.std(axis=0)))
         x = [self._design(b) for b in batches]
         y = [np.asarray(b.y, dtype=np.float64) for b in batches]
-        penalty, how = self.config.penalty, "given"
+        penalty, chosen_by = self.config.penalty, "given"
         scores: dict[str, float] = {}
         if penalty is None:
-            penalty, scores, how = self._choose(x, y, list(groups))
+            penalty, scores, chosen_by = self._choose(x, y, list(groups))
         coef, intercept = _solve(
             np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components
         )
         self.set_buffer("coef", coef[0])
         self.set_buffer("intercept", intercept[0])
-        return {"penalty": penalty, "penalty_chosen_by": how, "penalty_scores": scores}
+        return {"penalty": penalty, "penalty_chosen_by": chosen_by, "penalty_scores": scores}
 
     def _choose(
         self, x: list[NDArray[np.float64]], y: list[NDArray[np.float64]], groups: list[str]
     ) -> tuple[float, dict[str, float], str]:
-        """Return the best penalty, the score of each, and how they were compared."""
+        """Return the best penalty, the score of each, and the criterion."""
         penalties, rank = self.config.penalties, self.config.n_components
         names = sorted(set(groups))
         if len(names) < 2:

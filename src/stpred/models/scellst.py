@@ -51,7 +51,7 @@ class SCellSTConfig(CellNetworkConfig):
         ``"softplus"`` (published, with a steepness of 20), ``"relu"`` or ``"linear"``.
     pool
         ``"mean"`` of the cells in a spot (published); ``"sum"``, by which the number of cells counts and a spot's cells
-        add up to it (log1p CP10k hardly depends on how many cells a spot holds: see :class:`DeepSpot2Cell` for amounts
+        add up to it (log1p CP10k hardly depends on the number of its cells: see :class:`DeepSpot2Cell` for amounts
         that add up); ``"attention"``, a mean with learned weights (Ilse et al. 2018).
     context_um
         Radius in micrometres around a cell; the mean features of the other cells within it and their number are added

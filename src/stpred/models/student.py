@@ -35,7 +35,7 @@ class StudentConfig(NetworkConfig):
         none; ``"morphology"`` takes any that divides its tile.
     footprint_um
         Edge of the square around a training location whose patches make it up. None: its shape (a spot's disc, a bin);
-        112 is the whole tile, as published. Locations of other regions are always made up of what lies in their shapes.
+        112 is the whole tile, as published. Locations of other regions always consist of what lies in their shapes.
     hidden
         Widths of the hidden layers.
     activation
@@ -79,8 +79,8 @@ class Student(PerceptronNetwork):
     Notes
     -----
     Trained on spots it predicts any finer region: bins, sub-tiles, cells, or a map
-    (:func:`stpred.tl.predict_map`). A target is the weighted mean of the patches that it covers, each seen in several
-    overlapping tiles. On measured counts (:func:`stpred.tl.train`) it is the publication's naive variant; on the
+    (:func:`stpred.tl.predict_map`). A target is the weighted mean of the patches that it covers, each predicted from
+    several overlapping tiles. On measured counts (:func:`stpred.tl.train`) it is the naive variant of the paper; on the
     predictions of other models (:func:`stpred.tl.distill`) the distilled one. Loss and batch are published;
     there it is twice as wide, has no dropout, ReLU outputs, 5 epochs, and takes features as they are
     (``hidden=(1024, 512), dropout=0, input_dropout=0, output="relu", scale_genes=False, epochs=5, standardize="none",

@@ -49,7 +49,7 @@ class Canvas:
 
     @cached_property
     def limits(self) -> NDArray[np.float32]:
-        """(2, 3) darkest and brightest value of each channel on a small copy of the slide, fill and pen left out."""
+        """(2, 3) darkest and brightest value of each channel on a small copy of the slide, fill and pen excluded."""
         x0, y0, x1, y1 = self.pyramid.bounds_um
         mpp = max(self.mpp, max(x1 - x0, y1 - y0) / _THUMBNAIL_PX)
         pixels, _ = self.pyramid.thumbnail(mpp)

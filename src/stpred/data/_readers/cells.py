@@ -39,14 +39,14 @@ class CellReader(PlainReader):
             return
         rows = _sample_of(cells)
         spread = replace(cells.take(rows), cells=CellsInside(cells, links.Links(np.arange(len(rows) + 1), rows)))
-        known = cell_batch(spread, self.encoder, replace(self.needs, patch_um=None))
-        sample = known.features[known.sources]
+        batch = cell_batch(spread, self.encoder, replace(self.needs, patch_um=None))
+        sample = batch.features[batch.sources]
         strip = np.floor(region.coords_um[:, 1] / max(np.ptp(region.coords_um[:, 1]) / np.sqrt(n_blocks), 1e-9))
         for rows in np.array_split(np.lexsort((region.coords_um[:, 0], strip)), n_blocks):
             yield rows, self.batch(region.take(rows), sample)
 
     def batch(self, region: Region, sample: NDArray[Any] | None = None) -> Batch:
-        """Embed the cells of a region; `sample`: features that describe the slide, if they are known already."""
+        """Embed the cells of a region; `sample`: features that describe the slide, if they were computed before."""
         points = None if self.needs.patch_um is None else patch_points(region, self.needs, self.trained_on)
         return cell_batch(region, self.encoder, self.needs, points=points, sample=sample)
 
@@ -68,7 +68,7 @@ def cell_batch(
     points
         Locations whose tiles go with the cells.
     sample
-        Features of the slide's sample of cells, if they are known already.
+        Features of the slide's sample of cells, if they were computed before.
     """
     if region.cells is None:
         raise InputError(f"{region.shapes_key!r} of slide {region.slide!r} came without cells.")
@@ -129,7 +129,7 @@ def _features(cells: Region, encoder: Encoder, rows: NDArray[np.int64]) -> NDArr
 
 
 def _with_context(features: NDArray[Any], near: links.Links) -> NDArray[np.float32]:
-    """Return the first rows' features beside the mean of those around them and the log of how many these are.
+    """Return the first rows' features beside the mean of those around them and the log of their number.
 
     A cell without others around it is its own surroundings.
     """

@@ -42,7 +42,7 @@ MAX_TARGETS = 2**16
 DESCRIBED = 6 * len(WINDOWS_PX)
 
 _MAX_OVERLAP = 0.5
-"""Fraction of the targets' area in other targets above which their counts cannot be told apart."""
+"""Fraction of the targets' area in other targets above which their counts cannot be separated."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class SlidePixelGrid:
 
     @cached_property
     def _cuts(self) -> NDArray[np.int64]:
-        """(n,) into how many parts along each edge pixels are cut for each target; 0: it is but a part of a pixel.
+        """(n,) number of parts along each edge that pixels are cut into for each target; 0: it is part of one pixel.
 
         The larger a target, the coarser; squares of the lattice itself are not cut. Nothing depends on the others.
         """
@@ -304,7 +304,7 @@ class PixelReader:
         return cls(region, tile, Canvas(region.pyramid, tile.mpp), described)
 
     def whole(self) -> Batch:
-        """Return all locations as one batch; of measured ones, whether their counts can be told apart is checked."""
+        """Return all locations as one batch; of measured ones, whether their counts can be separated is checked."""
         grid = SlidePixelGrid.of(self.region, self.tile, canvas=self.canvas)
         if self.region.counts is not None:
             _check_apart(grid, self.region)
@@ -346,7 +346,7 @@ def _check_apart(grid: SlidePixelGrid, region: Region) -> None:
     if shared > _MAX_OVERLAP:
         raise InputError(
             f"The locations {said} overlap: {shared:.0%} of their area lies in another one as well, so counts cannot "
-            "be told apart; check their radius, or train on bins or spots that lie side by side."
+            "be separated; check their radius, or train on bins or spots that lie side by side."
         )
     if shared > 0.005:
         logger.warning(

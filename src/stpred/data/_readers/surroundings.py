@@ -153,7 +153,7 @@ def link(
 ) -> links.Links:
     """Link covered targets to the training region (rows `at_home`), others to the grid (rows `on_grid`).
 
-    Training never shows a location to itself, so a point on top of the target is left out as well.
+    Training never shows a location to itself, so a point on top of the target is excluded as well.
     """
     owners, sources = [], []
     for mask, rows, places in ((around.covered, at_home, around.home_um), (~around.covered, on_grid, around.grid_um)):
@@ -172,7 +172,7 @@ def link(
 
 
 def reach_um(batch: Batch) -> float | None:
-    """Return how far the context of a training batch goes: the median distance of its targets' farthest neighbours."""
+    """Return the range of the context of a training batch: the median distance of its targets' farthest neighbours."""
     if batch.links is None or batch.links.indices.size == 0:
         return None
     counts = batch.links.counts()
@@ -220,7 +220,7 @@ def _home(region: Region, home: str) -> NDArray[np.float64]:
 
 
 def _reach_um(needs: Needs, lattice: Lattice) -> float:
-    """Return how far a target's context may lie: twice as far for the nearest, which thin out at borders."""
+    """Return the maximum distance of a target's context: twice as far for the nearest, which thin out at borders."""
     if needs.n_neighbors is None:
         return float(needs.context_um)  # type: ignore[arg-type]
     per_um2 = (2 / np.sqrt(3) if lattice.hexagonal else 1.0) / lattice.pitch_um**2

@@ -92,8 +92,8 @@ class TokenReader:
     def sample(self) -> NDArray[np.float32]:
         """(s, width) tokens that describe the slide."""
         some = evenly(len(self.spread.coords_um), MAX_SAMPLE)
-        known = token_batch(self.spread.take(some), self.encoder, self.needs)
-        return known.features[known.sources]
+        batch = token_batch(self.spread.take(some), self.encoder, self.needs)
+        return batch.features[batch.sources]
 
     def whole(self) -> Batch:
         """Return all locations as one batch, described by tokens of their own."""
@@ -154,7 +154,7 @@ def token_batch(
     stride_um
         Between tiles; None: side by side.
     sample
-        (s, width) tokens that describe the slide, where these are known already; None: those of some locations of the
+        (s, width) tokens that describe the slide, where they exist already; None: those of some locations of the
         region itself.
     """
     encoder = with_tokens(encoder, needs.token_um)

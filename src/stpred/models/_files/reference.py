@@ -43,7 +43,7 @@ def load_reference(
     genes
         Symbols in the order of the outputs; None calls them ``gene0``, ``gene1``, ...
     encoder
-        The encoder that the weights were trained on, made by :func:`stpred.encoders.get` with its tile; needed for
+        The encoder that the weights were trained on, from :func:`stpred.encoders.get` with its tile; needed for
         :func:`stpred.tl.predict`, not for ``model.predict`` on features of your own.
     pitch_um, hexagonal
         Lattice of the training locations (Visium: 100 and True), from which context is taken on other regions; None
@@ -61,7 +61,7 @@ def load_reference(
         encoder gives them. Predictions are on the scale that the weights have: MISO's are relative and, like
         DeepSpot's, clipped at zero (``model.outputs`` gives them unclipped); ST-Net's are the log share
         ``log((1 + count) / (n_genes + total))``. What the training tiles looked like is not
-        known: ``ood_score`` is NaN.
+        available: ``ood_score`` is NaN.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def _record(
     if encoder is None:
         return record
     if not hasattr(encoder, "card"):
-        raise InputError(f"`encoder` must be made with stpred.encoders.get, got {encoder!r}.")
+        raise InputError(f"`encoder` must come from stpred.encoders.get, got {encoder!r}.")
     width = encoder.card.width
     if model.needs.tokens:
         if encoder.card.dense is None:
@@ -153,7 +153,7 @@ def _record(
 
 
 def _take(state: State, names: Mapping[str, str], what: str) -> State:
-    """Return tensors under our names; nothing may be missing, and nothing be left over."""
+    """Return tensors under our names; none may be missing, and none may remain."""
     if missing := sorted(set(names) - set(state)):
         raise InputError(f"{what} lack {listing(missing)}.")
     if unknown := sorted(set(state) - set(names)):

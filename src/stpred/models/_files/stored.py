@@ -201,13 +201,13 @@ def record(values: Any, path: Path) -> Record:
     where = f"The record of {str(path)!r}"
     if not isinstance(values, dict):
         raise InputError(f"{str(path)!r} holds no record under 'record' but {values!r}.")
-    known = {f.name: _RECORD.get(f.name, stored.sane) for f in fields(Record)}
-    if unknown := sorted(set(values) - set(known)):
-        raise InputError(f"{where} has unknown fields {listing(unknown)}; known are {sorted(known)}.")
+    parsers = {f.name: _RECORD.get(f.name, stored.sane) for f in fields(Record)}
+    if unknown := sorted(set(values) - set(parsers)):
+        raise InputError(f"{where} has unknown fields {listing(unknown)}; known are {sorted(parsers)}.")
     if lacking := [k for k in ("name", "genes") if not values.get(k)]:
         raise InputError(f"{where} lacks {lacking}.")
     stored.sane(values, where)
-    found = Record(**{k: known[k](v, f"{where} ({k})") for k, v in values.items()})
+    found = Record(**{k: parsers[k](v, f"{where} ({k})") for k, v in values.items()})
     n = len(found.genes)
     columns = dict(found.var)
     for level in found.intervals.get("levels", ()):

@@ -44,7 +44,7 @@ class Iterative(Model):
     """A family that is trained by gradient descent: ``forward(sample)``, ``loss`` and the hooks of the training loop.
 
     Of the hooks, `on_epoch_end` may add or remove parameters: it returns True when it did, and the optimiser is then
-    made anew.
+    created again.
     """
 
     unit: ClassVar[Literal["locations", "slides", "patches"]] = "locations"

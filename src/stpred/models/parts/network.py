@@ -137,7 +137,7 @@ class Network(Iterative):
         return Scaling(self.feature_mean.cpu().numpy(), self.feature_std.cpu().numpy())
 
     def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:
-        """Prepare a slide for training steps; return it and the standardisation that is left to each step."""
+        """Prepare a slide for training steps; return it and the standardisation that remains for each step."""
         return batch, self.scaling(batch)
 
     # Training.

@@ -42,7 +42,7 @@ class XFuseConfig(IterativeConfig):
         Of ``"extra"``: spare metagenes at first, at last, and the epochs in which the number falls from one to the
         other.
     covariates
-        Slide to covariate to level, such as ``{"s1": {"patient": "a"}, "s2": {"patient": None}}`` (None: not known).
+        Slide to covariate to level, such as ``{"s1": {"patient": "a"}, "s2": {"patient": None}}`` (None: missing).
         Each level has an effect on every gene's rate and dispersion. None: each slide is a level of ``section``.
     score_folds
         Also train with each donor held out, to score genes: as many more trainings.
@@ -53,7 +53,7 @@ class XFuseConfig(IterativeConfig):
     amsgrad
         Use AMSGrad, as published; the large gradients of the first steps then slow down thousands of others.
     lr, batch_size, epochs
-        Of Adam on the networks, patches per step, and passes; in a pass each slide is seen in as many patches as cover
+        Of Adam on the networks, patches per step, and passes; in a pass each slide gives as many patches as cover
         it.
     """
 

@@ -18,7 +18,7 @@ class Covariates:
     Parameters
     ----------
     slides
-        Slide to covariate to level; None where a slide's level is not known.
+        Slide to covariate to level; None where a slide's level is missing.
     """
 
     def __init__(self, slides: Mapping[str, Mapping[str, str | None]]) -> None:
@@ -55,7 +55,7 @@ class Covariates:
         own = {s: dict(slides[s]) for s in trained}
         there = cls(own)
         if empty := [n for n in there.names if not there.levels[n]]:
-            raise InputError(f"No training slide has a known level of the covariates {listing(empty)}.")
+            raise InputError(f"No training slide has a level of the covariates {listing(empty)}.")
         return own | {
             slide: dict(levels)
             for slide, levels in slides.items()
@@ -89,8 +89,8 @@ class Covariates:
     def of(self, slide: str, given: Mapping[str, str | None] | None) -> dict[str, tuple[list[int], int | None]]:
         """Return, for each covariate, the rows that a slide's effect may be, and the number of its unknown level.
 
-        There is one row where the level is known, else all of them: as likely as training found for a training slide
-        of unknown level (its number is given), otherwise each alike (None). What is `given` goes before what is known
+        There is one row where the level is given, else all of them: as likely as training found for a training slide
+        of unknown level (its number is given), otherwise each alike (None). What is `given` overrides the level
         of the slide; a level that no training slide has is refused.
         """
         given = {} if given is None else {n: _level(v) for n, v in named(given, what="covariates").items()}
@@ -112,5 +112,5 @@ class Covariates:
 
 
 def _level(given: Any) -> str | None:
-    """Return a level as text; None, or a missing value, for one that is not known."""
+    """Return a level as text; None, or a missing value, where it is missing."""
     return None if given is None or given != given else name_of(given)

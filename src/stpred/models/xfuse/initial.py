@@ -63,7 +63,7 @@ def first_profiles(
 
     Non-negative factors of the counts. With no profile to start from, thousands of steps go by before metagenes that
     began alike have parted. The deviations are what so many counts of their dispersion leave open: of `logits`, and as
-    if each count were known to come from its metagene, beside a prior of one.
+    if each count came from its metagene, beside a prior of one.
     """
     from sklearn.decomposition import NMF
 

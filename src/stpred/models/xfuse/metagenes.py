@@ -62,7 +62,7 @@ def keep_spare(scores: Mapping[int, float], *, spare: int, capacity: int) -> Cha
     scores
         For each metagene, how much better (0 or more) or worse (below 0) the model is without it.
     spare
-        Metagenes that do not contribute to keep: the least superfluous; new ones are made where there are fewer.
+        Metagenes that do not contribute to keep: the least superfluous; new ones are added where there are fewer.
     capacity
         Most metagenes.
     """

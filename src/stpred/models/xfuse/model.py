@@ -32,7 +32,7 @@ logger = logging.getLogger("stpred")
 
 
 _FIT_ROWS = 4000
-"""Locations that the first fit of the gene baselines is made on, at most."""
+"""Maximum number of locations in the first fit of the gene baselines."""
 
 _FIRST_SPREAD = 0.01
 _DRAWS = 3
@@ -47,12 +47,12 @@ class XFuse(Iterative):
 
     Notes
     -----
-    The tile says how a slide is seen: its resolution is the pixels' and its size that of the training patches. Pixels
+    The tile defines the pixels: its resolution is the pixels' and its size that of the training patches. Pixels
     cost: the default of 8 um per pixel is for laptops. Predictions are counts, with ``layers["std"]`` the posterior's
     standard deviation of the expected count. Memory depends on patches and steps, not on slides. Distances to training
     tiles are of colours in windows of 8 to 64 pixels.
 
-    Beside the publication: each channel is scaled to the slide's own range as seen on a small copy; spots are discs of
+    Beside the publication: each channel is scaled to the slide's own range on a small copy; spots are discs of
     their true radius, and pixels off the tissue count as empty only away from the spots, for pale tissue among them is
     no glass; a spot's mean size leaves the empty region out; metagenes start at factors of the counts, rates fall along
     a cosine, and the last review drops one metagene at a time.
@@ -230,9 +230,9 @@ class XFuse(Iterative):
             drawn = self.effect_mean + std * torch.randn_like(std)
             row = plain
             for name in covariates.names:
-                at, known = covariates.place(slide, name)
+                at, given = covariates.place(slide, name)
                 first, last = covariates.span(name)
-                if not known:
+                if not given:
                     logits = self.level_logits[at, : last - first]
                     choice = _straight_through(logits)
                     row = row + torch.einsum("k,ekg->eg", choice, self.effect_mean[:, first:last])
@@ -292,7 +292,7 @@ class XFuse(Iterative):
             if scores[worst] < 0:
                 return
             self._change(bookkeeping.Change([worst]))
-            logger.info("Metagene %d is dropped; %d are left.", worst, n_left)
+            logger.info("Metagene %d is dropped; %d remain.", worst, n_left)
 
     def _slow_down(self, progress: float) -> None:
         """Let the rates fall along half a cosine; the last steps would otherwise leave the noise of a few patches."""
@@ -303,7 +303,7 @@ class XFuse(Iterative):
             group["lr"] = first * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
 
     def leave_one_out(self, samples: Iterable[PatchSample], *, draws: int) -> dict[int, float]:
-        """Return how much better or worse the bound of a pass is without each metagene, all from one decode.
+        """Return the change of the bound of a pass without each metagene, all from one decode.
 
         The image and the latents are the same with and without it; what differs is how the others share its pixels,
         the counts' likelihood and the metagene's own divergence.

@@ -48,7 +48,7 @@ class Draws:
     base, logits
         (s, n_genes) log rates and logits with the effects of covariates.
     posterior
-        How the draws were made.
+        Options of the draws.
     key
         Which regions these are, so that draws of counts of others are others.
     """
@@ -173,11 +173,11 @@ def _sums(model: XFuse, batch: Batch, posterior: Posterior) -> tuple[Tensor, Ten
 def _baselines(
     model: XFuse, slide: str, posterior: Posterior, generators: list[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
-    """Return (s, n_genes) log rates and logits; of a level that is not known, draws go through all of them."""
+    """Return (s, n_genes) log rates and logits; of a missing level, draws go through all of them."""
     plain = torch.stack([model.log_rate, model.logit])
     out = plain.repeat(len(generators), 1, 1)
     covariates = model.covariates
-    rows = covariates.of(slide, posterior.covariates)  # refuses what is not known, normalised or not
+    rows = covariates.of(slide, posterior.covariates)  # refuses unknown levels, normalised or not
     if posterior.normalize_covariates or not covariates.names:
         return out[:, 0], out[:, 1]
     drawn = []
@@ -197,7 +197,7 @@ def _baselines(
 
 
 def _noise(window: Window, channels: list[int], *, seed: int) -> list[Tensor]:
-    """Return the standard normal draws of every level for a window, made block by block: those of a place stay."""
+    """Return standard normal draws of every level for a window, by blocks: the same at a place in any window."""
     levels = len(channels)
     block = max(_NOISE, 2 ** (levels - 1))
     out = [torch.empty(1, c, -(-window.height // 2**i), -(-window.width // 2**i)) for i, c in enumerate(channels)]

@@ -14,7 +14,7 @@ from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, t
 from stpred._core.expression.counts import are_counts, duplicates
 from stpred._core.expression.gene_names import mismatch
 from stpred._core.tables import read_prediction
-from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, write_facts
+from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, write_provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +136,7 @@ def score_cell_types(
         "missing": {name: genes for name, genes in missing.items() if genes},
         "n_unassigned": int((best == UNASSIGNED).sum()),
     }
-    write_facts(result, facts)
+    write_provenance(result, facts)
     return None if inplace else result
 
 
