@@ -45,7 +45,7 @@ def compare(
     slide: a super-resolved map with Xenium transcripts or Visium HD bins, typically in those of 8, 16, 32 and 55 um.
 
     A small piece of tissue is measured with few counts, so scores rise with the size of the tissue that a value stands
-    for: compare at the level at which the values are to be used, and read each score against ``rmax``, which says how
+    for: compare at the level at which the values are to be used, and relate each score to ``rmax``, which says how
     high the noise of the measurement lets it come there.
 
     Parameters
@@ -54,7 +54,7 @@ def compare(
         Object that holds both.
     predicted_key
         Table that :func:`stpred.tl.predict` wrote; or with `bin_um` a predicted raster, an image of floats whose
-        channels are genes, NaN where nothing was predicted, with its facts in ``sdata.attrs["stpred"][predicted_key]``
+        channels are genes, NaN where nothing was predicted, with provenance in ``sdata.attrs["stpred"][predicted_key]``
         (the JSON string that a predicted table has in ``uns["stpred"]``). It is read chunk by chunk, once.
     measured_key
         Table of raw counts; or with `bin_um` Points of transcripts, which are read into memory. Of these, controls and
@@ -105,7 +105,7 @@ def compare(
       noise, NaN for one without counts. Where `target` is ``"log1p_cp10k"`` it is still that of the raw counts, and no
       bound on ``pearson``: normalising takes away the part of the variance that the amount of RNA makes. It is there
       to tell whether scores fall with the size of the squares because the prediction is blurred or because there is
-      less to be known. What squares on the edge of the tissue lack in counts is variance too, and raises it;
+      less to be explained. What squares on the edge of the tissue lack in counts is variance too, and raises it;
     - ``pearson_of_rmax``: ``pearson / rmax``, NaN where that is 0 (and for the same reason it may exceed 1);
     - ``mean_count``, ``n_locations``, and ``cv_pearson`` and ``trusted`` as the model states them;
     - ``mae``, ``auroc`` (of the top against the bottom quarter of the measurement), ``ssim`` (similarity of both maps
@@ -125,9 +125,9 @@ def compare(
 
     Scores over rings are NaN for neighbourhoods (`n_neighbors`), ``ssim`` also where fewer than 10 rings are complete.
 
-    Where several levels are asked for, all are below each other with a column ``level``: ``"cell"``, ``"k10"``,
+    Where several levels are requested, all are below each other with a column ``level``: ``"cell"``, ``"k10"``,
     ``"bins_016um"``. ``attrs["matching"]`` says for each level how many locations (or squares) either side has and how
-    many were matched; of transcripts also how many were left out, of a raster how many squares lack some gene; under
+    many were matched; of transcripts also the number excluded, of a raster that of squares without some gene; under
     ``"library"`` the numbers of genes that library sizes are counted over, and the shares of counts that both have.
 
     Raises
@@ -188,7 +188,7 @@ def compare(
             kind = "Table" if predicted_key in sdata.tables else "Image"
             raise InputError(f"{kind} {predicted_key!r} marks none of the measured genes as trusted.")
         result = result[result["trusted"]]
-    if any(facts.get("library", {}).get("same") is False for facts in matching.values()):
+    if any(summary.get("library", {}).get("same") is False for summary in matching.values()):
         result = result.assign(same_library=False)
     result.attrs["matching"] = matching
     return result

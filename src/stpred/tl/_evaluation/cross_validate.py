@@ -50,7 +50,7 @@ def cross_validate(
     key_added: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Score models on donors that they have not seen.
+    """Score models on held-out donors.
 
     Genes are chosen, features and genes scaled, numbers of epochs, penalties and settings picked inside the training
     slides of every fold anew. With ``stpred.settings.checkpoint_dir``, scores of finished folds are kept there and not
@@ -102,7 +102,7 @@ def cross_validate(
 
     Where the slides measured materially different genes (the shared ones carry less than 95 % of the counts of some),
     library sizes of all are counted over those that they share, so that log1p CP10k is one scale; a warning says so,
-    and ``attrs["library"]`` how many they are and which share of each slide's counts they carry.
+    and ``attrs["library"]`` their number and which share of each slide's counts they carry.
 
     What to read them against is added as further models: ``library_size`` (what a location's total of all other genes
     tells), ``neighbour_average`` (what its neighbours' measurement tells), ``training_mean`` (``r2``, ``rmse``, ``mae``
@@ -175,7 +175,7 @@ def cross_validate(
 
 
 def _announce(grids: dict[str, list[BaseConfig]], folds: Sequence[data.Fold], donors: dict[str, str]) -> int:
-    """Say how many networks are fitted, model by model; return their number."""
+    """Log the number of networks that are fitted, model by model; return their number."""
     total = 0
     for name, options in grids.items():
         n, networks, long = 0, 0, False

@@ -25,13 +25,13 @@ POOLED = "pearson_pooled"
 METRICS = 2
 """Version of what is scored: scores on disk of another one are not taken up."""
 
-Seen = tuple[str, TileSpec | None, Needs]
+InputKey = tuple[str, TileSpec | None, Needs]
 """Encoder, tile and needs: models that agree in them share their batches."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A cross-validation: slides, models, and how they are trained and scored.
+    """A cross-validation: slides, models, and options of training and scoring.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Study:
     unseen: Unseen | None
 
     @cached_property
-    def batches(self) -> dict[Seen, dict[str, Batch]]:
+    def batches(self) -> dict[InputKey, dict[str, Batch]]:
         """Every slide without targets for each (encoder, tile, needs), embedded once per encoder."""
         return _embed(self.regions, self.grids, encoder=self.encoder, tile=self.tile, device=self.run.device)
 
@@ -80,14 +80,14 @@ class Study:
 
     def _scores_of(self, name: str, fold: data.Fold, genes: list[str]) -> pd.DataFrame:
         """Return a model's scores in a fold: from disk, if they are there."""
-        seen = [
+        inputs = [
             getattr(self.encoder, "card", self.encoder),
             self.tile,
             next(iter(self.regions.values())).coordinate_system,
         ]
         decides = [
             METRICS, name, self.grids[name], fold, genes, self.target, self.scales, self.seed, self.rule.to_dict(),
-            identities(self.regions), seen, self.donors,
+            identities(self.regions), inputs, self.donors,
         ]  # fmt: skip
         kept = KeptScores(self.run.checkpoint, decides)
         found = kept.load() if self.unseen is None else None  # scores on disk have no predictions with them
@@ -108,7 +108,7 @@ class Study:
         parts, predicted = [], []
         both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in self.scales}
         for s, rows in fold.test.items():
-            batch = _rows(self.batches[_seen(config)][s], rows)
+            batch = _rows(self.batches[_input_key(config)][s], rows)
             raw, spread = model.predict(batch)
             for scale in self.scales:
                 truth = _measured(_part(self.regions[s], rows), genes, scale)
@@ -141,7 +141,7 @@ class Study:
             inner[i] = [
                 _rows(
                     measured(self.regions[s], genes, config, target=self.target, scored_on=self.scales[0]).put(
-                        self.batches[_seen(config)][s]
+                        self.batches[_input_key(config)][s]
                     ),
                     rows,
                 )
@@ -165,7 +165,7 @@ def _rows(batch: Batch, rows: NDArray[np.int64] | None) -> Batch:
     return batch if rows is None else batch.take(rows)
 
 
-def _seen(config: BaseConfig) -> Seen:
+def _input_key(config: BaseConfig) -> InputKey:
     return config.default_encoder, config.default_tile, config.needs
 
 
@@ -176,12 +176,12 @@ def _embed(
     encoder: Any,
     tile: Any,
     device: Any,
-) -> dict[Seen, dict[str, Batch]]:
+) -> dict[InputKey, dict[str, Batch]]:
     """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
-    wanted = {_seen(o): o for options in grids.values() for o in options}
-    found: dict[Seen, dict[str, Batch]] = {key: {} for key in wanted}
-    for seen in sorted({key[:2] for key in wanted}, key=str):
-        own = {key: config for key, config in wanted.items() if key[:2] == seen}
+    wanted = {_input_key(o): o for options in grids.values() for o in options}
+    found: dict[InputKey, dict[str, Batch]] = {key: {} for key in wanted}
+    for group in sorted({key[:2] for key in wanted}, key=str):
+        own = {key: config for key, config in wanted.items() if key[:2] == group}
         config = next(iter(own.values()))
         # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
         given = encoder if config.default_encoder == BaseConfig.default_encoder else None

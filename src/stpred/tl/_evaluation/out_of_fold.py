@@ -32,7 +32,7 @@ class Prediction:
     ood_distance, slide_limit
         (n,) distances from the training tiles, and the median up to which a slide counts as alike.
     scale, per
-        Output scale; of predicted amounts, how many counts they are of.
+        Output scale; of predicted amounts, the total counts they refer to.
     family, config, chosen, encoder, fold, trained_on
         What predicted it through which encoder, and the slides that it learned from.
     """
@@ -91,7 +91,7 @@ class Unseen:
 def _table(
     region: data.Region,
     parts: list[Prediction],
-    known: pd.DataFrame,
+    statistics: pd.DataFrame,
     *,
     images: dict[str, dict[str, str]],
     library: dict[str, Any],
@@ -108,7 +108,7 @@ def _table(
 
     score = np.concatenate([ood_scores(p.ood_distance, p.slide_limit) for p in parts])[order]
     part = region.take(rows[order])
-    var = known.reindex(shared)
+    var = statistics.reindex(shared)
     var["trusted"] = var["trusted"].eq(other=True)
     var["n_slides"] = var["n_slides"].fillna(0).astype(int)
     var["rmax"] = genes.rmax(part.counts[:, part.var.index.get_indexer(shared)])  # type: ignore[index,union-attr]

@@ -28,7 +28,7 @@ def rank_models(
     Parameters
     ----------
     scores
-        What :func:`stpred.tl.cross_validate` returned for several models at once, so that all saw the same folds.
+        What :func:`stpred.tl.cross_validate` returned for several models at once, so that all have the same folds.
     metric
         Of the frame's metrics; the lowest of ``"rmse"`` and ``"mae"`` ranks first, the highest of others.
     target
@@ -75,10 +75,10 @@ def rank_models(
         raise InputError(f"`scores` has the scales {listing(scales)}; choose one with `target`.")
     target = scales[0] if target is None else one_of(target, scales, name="target")
     part = part[part["target"] == target]
-    known = [str(m) for m in part["model"].unique()]
-    chosen = [m for m in known if m not in keys.CONTEXT] if models is None else [str(m) for m in models]
-    if unknown := [m for m in chosen if m not in known]:
-        raise InputError(f"`scores` has no {metric} of the models {listing(unknown)}; it has {listing(known)}.")
+    available = [str(m) for m in part["model"].unique()]
+    chosen = [m for m in available if m not in keys.CONTEXT] if models is None else [str(m) for m in models]
+    if unknown := [m for m in chosen if m not in available]:
+        raise InputError(f"`scores` has no {metric} of the models {listing(unknown)}; it has {listing(available)}.")
     if nan == "zero" and keys.zero_is_nothing(metric):
         part = part.assign(value=part["value"].fillna(0.0))
     if absent := [m for m in chosen if part.loc[part["model"] == m, "value"].isna().all()]:

@@ -16,7 +16,7 @@ logger = logging.getLogger("stpred")
 
 MIN_DONORS = 3
 
-_UNKNOWN = "consistent is not known"
+_UNKNOWN = "consistent is not determined"
 _NEEDED = ("model", "slide", "donor", "gene", "metric", "value", "target")
 
 
@@ -30,7 +30,7 @@ def summarise(
     n_bootstrap: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Average the scores of a cross-validation, with an explicit rule for missing ones, and say how sure they are.
+    """Average the scores of a cross-validation, with an explicit rule for missing ones, with their uncertainty.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def summarise(
         wide, donors = as_matrix(repeats)
         there = as_matrix([rows.assign(value=1.0)])[0].reindex_like(wide).notna().to_numpy()
         values = wide.to_numpy(dtype=np.float64)
-        missing = there & np.isnan(values)  # a gene that a fold did not choose was not asked for, and is not missing
+        missing = there & np.isnan(values)  # a gene that a fold did not choose was not requested, and is not missing
         wide = pd.DataFrame(np.where(missing, 0.0, values) if nan == "zero" else values, wide.index, wide.columns)
         if groupby == "model":
             frame = pd.DataFrame([_of_model(wide, donors, missing, **draws)])

@@ -36,11 +36,11 @@ def surroundings(
     coordinate_system: str = keys.UM,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure how much of a patch's prediction comes from what is around it.
+    """Measure the part of a patch's prediction that comes from its surroundings.
 
     A patch is described within its tile: by a transformer that attends to all of it, or by windows wider than the
     patch. So a map of 8 um is not a measurement of 8 um of tissue. Here the rest of the tile is painted in the mean
-    colour of the tissue, and what the prediction changes by is told gene by gene.
+    colour of the tissue, and the change of the prediction is returned gene by gene.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ def within_regions(
     """Compare predicted with measured expression inside each kind of tissue, beside what the whole slide gives.
 
     A model that only tells tumour from normal tissue predicts a tumour gene well on a slide that has both, and knows
-    nothing of how the gene varies within the tumour. Such a gene has a high ``pearson_all`` and a ``pearson`` about 0
+    nothing of its variation within the tumour. Such a gene has a high ``pearson_all`` and a ``pearson`` about 0
     in every region.
 
     Parameters

@@ -64,12 +64,12 @@ def distill(
     slides
         Names to SpatialData objects: calibrated image, region and measured raw counts.
     teacher
-        A family, its ``Config`` (each trained here, with donors left out), a trained model, or a list of these. Trained
+        A family, its ``Config`` (each trained here, with donors held out), a trained model, or a list of these. Trained
         models, such as those of a cross-validation, label the slides outside their training.
     student
         ``"student"`` or its ``Config``.
     genes, groups, shapes_key, table_key, layer, image_key
-        As in :func:`stpred.tl.train`. Trained teachers must know the genes.
+        As in :func:`stpred.tl.train`. Trained teachers must predict the genes.
     target
         Scale of the measurement, ``"log1p_cp10k"`` (None) or ``"counts"``.
     measured_fraction
@@ -86,7 +86,7 @@ def distill(
     Returns
     -------
     Model
-        The student. ``model.record.var["cv_pearson"]`` and ``trusted`` are scores on measured counts of left-out
+        The student. ``model.record.var["cv_pearson"]`` and ``trusted`` are scores on measured counts of held-out
         donors, for which teachers *and* student were trained without them (needs three donors);
         ``model.record.training["distilled"]`` lists the teachers of each slide and their agreement;
         ``model.pseudo_labels`` holds

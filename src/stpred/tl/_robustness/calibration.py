@@ -34,7 +34,7 @@ def calibration(
     device: str | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Compute how often the intervals of a generative model contain the measured counts.
+    """Compute the coverage of measured counts by the intervals of a generative model.
 
     For every measured location the model gives draws of the counts that would be measured there, with the noise of the
     measurement and what the model does not know. Of a calibrated model, the central interval at a level of 90 % holds

@@ -44,7 +44,7 @@ Transform = Callable[["SpatialData", data.Region], "SpatialData"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A model that is trained several times, and how it is scored.
+    """A model that is trained several times, and options of scoring.
 
     Attributes
     ----------
@@ -76,10 +76,10 @@ class Trial:
     def __post_init__(self) -> None:
         registry.resolve(self.model)
         own = {"slides", "model", "seed", "device", *Place.__dataclass_fields__}
-        known = set(inspect.signature(train).parameters) - own
-        if unknown := sorted(set(self.arguments) - known):
+        parameters = set(inspect.signature(train).parameters) - own
+        if unknown := sorted(set(self.arguments) - parameters):
             raise InputError(
-                f"`train_options` takes no {listing(unknown)}; it takes {listing(sorted(known), most=40)}."
+                f"`train_options` takes no {listing(unknown)}; it takes {listing(sorted(parameters), most=40)}."
             )
         if not (isinstance(self.seed, (int, np.integer)) and self.seed >= 0):
             raise InputError(f"`seed` must be a whole number of at least 0, got {self.seed!r}.")

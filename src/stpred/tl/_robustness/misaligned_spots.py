@@ -36,7 +36,7 @@ def misaligned_spots(
 ) -> pd.DataFrame:
     """Train on spots that are misplaced on the image, and score the model at withheld spots in their true places.
 
-    It shows how much a poor alignment of spots and image costs. The model is trained once for every distance.
+    It shows the cost of a poor alignment of spots and image. The model is trained once for every distance.
 
     Parameters
     ----------

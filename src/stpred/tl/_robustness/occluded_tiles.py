@@ -37,7 +37,7 @@ def occluded_tiles(
 ) -> pd.DataFrame:
     """Hide parts of the training images, and score the model at withheld spots on the images as they are.
 
-    It shows how much artefacts such as folds, ink and torn tissue cost, and whether a model needs the image at all. The
+    It shows the cost of artefacts such as folds, ink and torn tissue, and whether a model needs the image at all. The
     model is trained once for every fraction.
 
     Parameters

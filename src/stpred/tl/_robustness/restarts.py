@@ -36,9 +36,9 @@ def restarts(
     train_options: Mapping[str, Any] | None = None,
     coordinate_system: str = keys.UM,
 ) -> pd.DataFrame:
-    """Train a model several times from other seeds, and compute how similar the predictions are.
+    """Train a model several times from other seeds, and compute the similarity of the predictions.
 
-    It shows how far results depend on the seed, not whether they are right: all runs may agree on what is wrong.
+    It shows the dependence of results on the seed, not whether they are right: all runs may agree on what is wrong.
     Families with a closed form do not depend on the seed, so that their runs are the same.
 
     Parameters

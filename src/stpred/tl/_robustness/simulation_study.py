@@ -50,7 +50,7 @@ def simulation_study(
 
     Real cell images are given simulated expression: their embeddings are clustered, every cluster stands for a cell
     type of a single-cell reference, and spots are sums of cells. Then what a model learns from spots is compared with
-    what it learns from the cells themselves, where the truth of each cell is known (the study of the sCellST
+    what it learns from the cells themselves, where the truth of each cell is given (the study of the sCellST
     publication).
 
     Parameters
@@ -73,7 +73,7 @@ def simulation_study(
     supervision
         ``"spots"``: trained on spots (multiple-instance learning); ``"cells"``: trained on each cell (the ceiling).
     inputs
-        ``"learned"``: the embeddings; ``"one-hot"``: the number of the cluster, which is all that can be known.
+        ``"learned"``: the embeddings; ``"one-hot"``: the number of the cluster, which is all the information there is.
     n_spots, cells_per_spot
         Of training and of test, each, drawn from different cells, with replacement.
     cells_per_type
@@ -160,8 +160,8 @@ class _Profiles:
             return every[rng.integers(len(every), size=len(kinds))]
         out = np.empty((len(kinds), len(self.genes)), dtype=np.float32)
         for kind, cells in enumerate(self.cells):
-            mine = np.flatnonzero(kinds == kind)
-            out[mine] = cells[rng.integers(len(cells), size=len(mine))]
+            rows = np.flatnonzero(kinds == kind)
+            out[rows] = cells[rng.integers(len(cells), size=len(rows))]
         return out
 
 

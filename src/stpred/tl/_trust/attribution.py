@@ -52,7 +52,7 @@ class Attribution:
     predicted, at_baseline
         (n, G) float32 predictions of the tile and of the baseline.
     error
-        (n, G) how far the sum is off, which more `n_steps` make smaller.
+        (n, G) error of the sum, smaller with more `n_steps`.
     mpp
         Micrometres per pixel of the tiles.
     baseline
@@ -88,7 +88,7 @@ def attribution(
     """Tell which pixels of a tile make a prediction, by integrated gradients.
 
     The gradient of the prediction by the pixels is averaged on the straight line from a baseline to the tile, and
-    multiplied by how the tile differs from the baseline (captum). Neighbouring tiles and the statistics by which a
+    multiplied by the tile's difference from the baseline (captum). Neighbouring tiles and the statistics by which a
     slide is standardised are held as they are.
 
     Parameters
@@ -121,7 +121,7 @@ def attribution(
     Raises
     ------
     InputError
-        If genes or instances are not known, or pixels cannot be followed through the encoder or the model: features of
+        If genes or instances are unknown, or pixels cannot be followed through the encoder or the model: features of
         ``"morphology"`` are counted and measured, for which :func:`stpred.tl.feature_associations` asks instead.
 
     Notes
@@ -139,8 +139,8 @@ def attribution(
     >>> slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
     >>> pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
     >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.ReLU(), pool)
-    >>> seen = st.encoders.get(network, tile=st.TileSpec(4, 24))
-    >>> model = st.tl.train(slides, "ridge", genes=["EPCAM"], encoder=seen, shapes_key="spots")
+    >>> encoder = st.encoders.get(network, tile=st.TileSpec(4, 24))
+    >>> model = st.tl.train(slides, "ridge", genes=["EPCAM"], encoder=encoder, shapes_key="spots")
     >>> found = st.tl.attribution(slides["donor0"], model, ["EPCAM"], n_steps=8)
     >>> found.attributions.shape
     (1, 1, 24, 24)
@@ -196,7 +196,7 @@ def integrated_gradients(
     columns
         (g,) which genes.
     n_steps, batch_size
-        Points on the line, and how many of them go through `function` at a time.
+        Points on the line, and the number of them that go through `function` at a time.
     """
     import torch
 

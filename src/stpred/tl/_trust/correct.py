@@ -43,8 +43,8 @@ def correct(
     their precisions: ``weight`` of the measurement rises with the counts and with what the prediction misses. Rates are
     averaged and not their logarithms, since the logarithm of a zero count has no noise to speak of.
 
-    To see whether it helps on your slides, thin the counts of a good one (binomially) and look at how likely those that
-    were left out are. On a HER2ST section (Ridge trained on three others of the patient, 500 genes, spots of at least
+    To see whether it helps on your slides, thin the counts of a good one (binomially) and compute the likelihood
+    of the removed ones. On a HER2ST section (Ridge trained on three others of the patient, 500 genes, spots of at least
     100 counts) they were likelier than under the recalibrated prediction and under the measurement with 5, 20 and 50 %
     of the counts. Correlations of log1p CP10k are no fair judge: it depends on the library size, which parts share.
 
@@ -53,7 +53,7 @@ def correct(
     sdata
         The slide.
     predicted_key
-        Table from :func:`stpred.tl.predict` on the scale log1p CP10k, of a model that has not seen this slide.
+        Table from :func:`stpred.tl.predict` on the scale log1p CP10k, of a model that was not trained on this slide.
     measured_key
         Table of raw counts, of the same region or of one that matches it by overlap.
     key_added
@@ -75,7 +75,7 @@ def correct(
       prediction as it was; ``layers["weight"]``: share of the measurement, 0 where ``X`` is filled with the prediction;
     - ``obs["measured"]``: whether the location has counts (else it holds the recalibrated prediction);
     - ``var["measured"]``: whether the gene has a count on this slide (else it holds the prediction as it was), and
-      ``var["slope"]``, ``var["intercept"]`` (CP10k) and ``var["excess_cv"]`` (by how much a gene varies about the line,
+      ``var["slope"]``, ``var["intercept"]`` (CP10k) and ``var["excess_cv"]`` (variation of a gene about the line,
       as a share), NaN where it has none;
     - where the measurement counts its library sizes over other genes than the model was trained on, a warning says so:
       measured genes are then on the scale of the measurement, the others on that of the model;

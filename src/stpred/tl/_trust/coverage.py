@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def coverage(
     sdata: SpatialData, predicted_key: str, measured_key: str, *, coordinate_system: str = keys.UM
 ) -> pd.DataFrame:
-    """Compute how often a prediction's intervals contain the measurement, by gene and level.
+    """Compute the coverage of the measurement by a prediction's intervals, by gene and level.
 
     Parameters
     ----------

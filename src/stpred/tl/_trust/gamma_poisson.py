@@ -13,7 +13,7 @@ MIN_RATE = 0.05
 
 @dataclass(frozen=True)
 class Recalibration:
-    """Expected CP10k of G genes given a predicted rate, and by how much the truth varies about it.
+    """Expected CP10k of G genes given a predicted rate, and the variation of the truth about it.
 
     Attributes
     ----------
@@ -67,12 +67,12 @@ def recalibration(
 
 
 def shrink(values: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Shrink (G,) estimates with known sampling variances towards their mean (DerSimonian-Laird), and return both."""
-    known = np.isfinite(variance)
-    # A gene that varies by nothing is known well, but not infinitely well.
-    floor = variance[known & (variance > 0)].min(initial=np.inf)
-    variance = np.where(known, np.maximum(variance, floor if np.isfinite(floor) else 1.0), np.inf)
-    precision = np.where(known, 1.0 / variance, 0.0)
+    """Shrink (G,) estimates with given sampling variances towards their mean (DerSimonian-Laird), and return both."""
+    finite = np.isfinite(variance)
+    # A gene that varies by nothing is precise, but not infinitely.
+    floor = variance[finite & (variance > 0)].min(initial=np.inf)
+    variance = np.where(finite, np.maximum(variance, floor if np.isfinite(floor) else 1.0), np.inf)
+    precision = np.where(finite, 1.0 / variance, 0.0)
     if precision.sum() == 0:
         return values, float(np.mean(values))
     centre = float(precision @ values / precision.sum())
@@ -82,7 +82,7 @@ def shrink(values: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[
         free = (precision > 0).sum() - 1
         between = max(0.0, float((precision @ (values - centre) ** 2 - free) / scale))
     trust = between * precision / (1 + between * precision)
-    if between > 0:  # of genes that differ, the mean is that of genes and not of those that are known best
+    if between > 0:  # of genes that differ, the mean is that of genes and not of the most precise ones
         centre = float(trust @ values / trust.sum())
     return centre + trust * (values - centre), centre
 

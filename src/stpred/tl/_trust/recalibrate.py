@@ -68,12 +68,12 @@ def recalibrate(
     coordinate_system
         The slide's micrometre frame.
     inplace
-        With False the table is returned and the object is left alone.
+        With False the table is returned and the object is not changed.
 
     Returns
     -------
     None, or the table: ``X`` float32 on `target`, never below zero; ``var["recalibrated_slope"]`` and
-    ``["recalibrated_offset"]`` (NaN for genes that were not measured, which stay as they are, or are left out of a
+    ``["recalibrated_offset"]`` (NaN for genes that were not measured, which stay as they are, or are excluded from a
     relative prediction); everything else as in the prediction but for its intervals and ``std``, which were of the old
     scale. Where the measurement counts its library sizes over other genes than the model was trained on, a warning says
     so: recalibrated genes are then on the scale of the measurement, the others on that of the model.
@@ -169,10 +169,10 @@ def shrunken_lines(x: NDArray[np.float64], y: NDArray[np.floating]) -> tuple[NDA
     mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
     dx, dy = x - mean_x, y - mean_y
     square = np.square(dx).sum(axis=0)
-    known = square > 1e-12 * np.maximum(np.square(x).sum(axis=0), 1e-30)
-    raw = np.divide((dx * dy).sum(axis=0), square, out=np.zeros(x.shape[1]), where=known)
+    varies = square > 1e-12 * np.maximum(np.square(x).sum(axis=0), 1e-30)
+    raw = np.divide((dx * dy).sum(axis=0), square, out=np.zeros(x.shape[1]), where=varies)
     noise = _moderated(np.square(dy - raw * dx).sum(axis=0), n - 2)
-    error = np.divide(noise, square, out=np.full(x.shape[1], np.inf), where=known)
+    error = np.divide(noise, square, out=np.full(x.shape[1], np.inf), where=varies)
     slope = shrink(raw, error)[0]
     slope = np.maximum(slope, MIN_SLOPE * max(float(np.median(slope)), 0.0))
     # The shift of a gene is its mean residual about the prediction; shifts of a slide have a common part too.
