@@ -18,7 +18,7 @@ from stpred._core.names import name_of, named
 from stpred._core.tables import changed_values, read_provenance
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import interval_coverage
-from stpred.inference.unseen import provenance_in_frame
+from stpred.inference.provenance import provenance_in_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData

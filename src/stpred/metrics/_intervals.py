@@ -51,7 +51,7 @@ class Intervals:
 def conformal_intervals(
     residuals: Sequence[ArrayLike], *, level: float = 0.9, groups: Sequence[str] | None = None
 ) -> Intervals:
-    """Find, for every gene, the interval around a prediction that holds a share of the values of unseen slides.
+    """Find, for every gene, the interval around a prediction that holds a share of the values of new slides.
 
     The interval of a gene goes from the lower to the upper quantile of the residuals of calibration slides, all slides
     weighing the same (split conformal prediction, Vovk et al. 2005, Lei et al. 2018). Locations of a slide are not

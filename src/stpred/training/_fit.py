@@ -1,4 +1,4 @@
-"""Fitting a family: in closed form, or for as many epochs as unseen donors find best; alone or in number."""
+"""Fitting a family: in closed form, or for as many epochs as are best on held-out donors; alone or in number."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def best_epoch(curves: list[Curve], criterion: str) -> int:
 def held_out(curves: list[Curve], criterion: str, *, epochs: int | None) -> HeldOut:
     """Return the scores of all folds, each after as many epochs as the *other* folds find best.
 
-    A fold's own slides have no say in when its training ends, so that the scores stay those of unseen slides.
+    A fold's own slides have no say in when its training ends, so that the scores stay those of held-out slides.
     """
     pearson, spearman, n = [], [], []
     for i, curve in enumerate(curves):

@@ -152,8 +152,8 @@ class Cohort:
             "validation": sorted(self.validation),
             "n_donors": len(set(self.groups(batches))),
             "hexagonal": bool(lattice is not None and lattice.hexagonal),
-            **_cell_facts(regions),
-            **(_token_facts(regions, encoder, needs) if needs.tokens else {}),
+            **_cell_summary(regions),
+            **(_token_summary(regions, encoder, needs) if needs.tokens else {}),
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
             "target": next(b.scale for b in batches if b.y is not None),
             "scored_on": scored_scale(config, target),
@@ -218,13 +218,13 @@ def measured(
     return data.Targets(y, truth, scale, region.measures(names) if config.takes_images else None)
 
 
-def _token_facts(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
+def _token_summary(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
     """Return the width of tokens, and the locations that are made up of them."""
     width = float(np.median([data.median_width_um(r) for r in regions]))
     return {"token_um": token_edge_um(encoder, needs.token_um), "width_um": round(width, 3)}
 
 
-def _cell_facts(regions: list[data.Region]) -> dict[str, Any]:
+def _cell_summary(regions: list[data.Region]) -> dict[str, Any]:
     """Return the numbers of cells in the locations, and of locations without any."""
     if regions[0].cells is None:
         return {}
@@ -278,7 +278,7 @@ def _held_out_scores(config: Any, batches: list[Batch], *, groups: list[str], **
             return training.held_out_scores(config.model_class, config, batches, groups=groups, **options)
         except data.TooSmall as error:
             why = str(error).rstrip(".")
-    logger.warning("%s: no gene can be scored on unseen tissue, so none is marked as trusted.", why)
+    logger.warning("%s: no gene can be scored on held-out tissue, so none is marked as trusted.", why)
     none = np.empty((0, next(b.y.shape[1] for b in batches if b.y is not None)))
     return training.HeldOut(none, none, np.empty(0, dtype=np.int64))
 

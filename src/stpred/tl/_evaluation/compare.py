@@ -58,7 +58,7 @@ def compare(
         (the JSON string that a predicted table has in ``uns["stpred"]``). It is read chunk by chunk, once.
     measured_key
         Table of raw counts; or with `bin_um` Points of transcripts, which are read into memory. Of these, controls and
-        those of a quality (``qv``) below 20 are left out, as :func:`stpred.pp.aggregate` does by default.
+        those of a quality (``qv``) below 20 are excluded, as :func:`stpred.pp.aggregate` does by default.
     target
         Scale on which the measurement is taken, ``"log1p_cp10k"`` or ``"counts"``; None takes the prediction's own
         (``"log1p_cp10k"`` for a relative prediction).

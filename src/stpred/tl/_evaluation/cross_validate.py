@@ -16,7 +16,7 @@ from stpred._core.targets import TARGETS
 from stpred.models import registry
 from stpred.models.base import BaseConfig
 from stpred.tl._evaluation.fold_scores import Study
-from stpred.tl._evaluation.out_of_fold import Unseen
+from stpred.tl._evaluation.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -91,7 +91,7 @@ def cross_validate(
 
     Returns
     -------
-    Tidy DataFrame, one row per model, fold, slide, gene, scale and metric: ``model``, ``fold`` (the left-out donors),
+    Tidy DataFrame, one row per model, fold, slide, gene, scale and metric: ``model``, ``fold`` (the held-out donors),
     ``slide``, ``gene``, ``metric``, ``value`` (missing where a gene does not vary), ``target`` (the scale scored on),
     ``trained_on``, ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside
     the fold), ``donor``. Metrics are those of :func:`stpred.tl.compare`: ``pearson``, ``spearman``, ``auroc``,
@@ -161,21 +161,21 @@ def cross_validate(
             for name, train, test in training.group_folds(donors, n_folds=n_folds)
         ]
     )
-    unseen = None if key_added is None else Unseen(key_added, regions, grids)
-    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, unseen)
+    out_of_fold = None if key_added is None else OutOfFold(key_added, regions, grids)
+    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold)
     with training.resumable(run, planned=_announce(grids, folds, donors)):
         rows = [row for fold in track(folds, total=len(folds), describe="folds") for row in study.score_fold(fold)]
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
     result = result.assign(donor=result["slide"].map(donors).fillna(result["fold"]))[COLUMNS]
     if shared is not None:
         result.attrs["library"] = shared.to_dict()
-    if unseen is not None:
-        unseen.put(slides, result)
+    if out_of_fold is not None:
+        out_of_fold.put(slides, result)
     return result
 
 
 def _announce(grids: dict[str, list[BaseConfig]], folds: Sequence[data.Fold], donors: dict[str, str]) -> int:
-    """Log the number of networks that are fitted, model by model; return their number."""
+    """Log the number of fitted networks of each model; return the total."""
     total = 0
     for name, options in grids.items():
         n, networks, long = 0, 0, False

@@ -18,7 +18,7 @@ from stpred.comparison.scoring import Measured, context, scores, tidy
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.tl._evaluation.kept_scores import KeptScores, identities
-from stpred.tl._evaluation.out_of_fold import Prediction, Unseen
+from stpred.tl._evaluation.out_of_fold import OutOfFold, Prediction
 from stpred.training.cohort import encoder_of, measured, scored_scale
 
 POOLED = "pearson_pooled"
@@ -45,7 +45,7 @@ class Study:
         As the user gave them.
     seed, run
         As of :func:`stpred.training.fit`.
-    unseen
+    out_of_fold
         Collects predictions; None keeps the scores alone.
     """
 
@@ -59,7 +59,7 @@ class Study:
     tile: Any
     seed: int
     run: training.Run
-    unseen: Unseen | None
+    out_of_fold: OutOfFold | None
 
     @cached_property
     def batches(self) -> dict[InputKey, dict[str, Batch]]:
@@ -90,12 +90,12 @@ class Study:
             identities(self.regions), inputs, self.donors,
         ]  # fmt: skip
         kept = KeptScores(self.run.checkpoint, decides)
-        found = kept.load() if self.unseen is None else None  # scores on disk have no predictions with them
+        found = kept.load() if self.out_of_fold is None else None  # scores on disk have no predictions with them
         if found is None:
             found, predicted = self._score_model(self.grids[name], fold, genes)
             kept.save(found)
-            if self.unseen is not None:
-                self.unseen.add(name, predicted)
+            if self.out_of_fold is not None:
+                self.out_of_fold.add(name, predicted)
         return found
 
     def _score_model(
@@ -104,7 +104,7 @@ class Study:
         """Choose, train and score one model; where predictions are collected, also return them."""
         model, config, chosen = self._fit(options, fold, genes)
         settings = ", ".join(f"{k}={v}" for k, v in _chosen(config, chosen, several=len(options) > 1).items())
-        keep = self.unseen is not None
+        keep = self.out_of_fold is not None
         parts, predicted = [], []
         both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in self.scales}
         for s, rows in fold.test.items():
@@ -151,8 +151,8 @@ class Study:
         pairs = [(c.model_class, c) for c in options]
         choice = training.choose_config(pairs, inner, groups=groups, seed=self.seed, run=self.run)
         model, chosen = training.fit(
-            *pairs[choice.best], inner[choice.best], groups=groups, seed=self.seed, typical=self.unseen is not None,
-            run=self.run, folds=choice.folds,
+            *pairs[choice.best], inner[choice.best], groups=groups, seed=self.seed,
+            typical=self.out_of_fold is not None, run=self.run, folds=choice.folds,
         )  # fmt: skip
         return model, options[choice.best], chosen
 
@@ -227,7 +227,7 @@ def _measured(region: data.Region, names: list[str], target: str) -> Measured:
 def _context(
     fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str
 ) -> pd.DataFrame:
-    """Return what scores on a left-out slide are read against, as rows of further models."""
+    """Return what scores on a held-out slide are compared with, as rows of further models."""
     truth = _measured(_part(regions[slide], fold.test[slide]), names, target)
     found = context(truth)
     parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in keys.CONTEXT[:2]]

@@ -54,7 +54,7 @@ class Prediction:
     trained_on: list[str]
 
 
-class Unseen:
+class OutOfFold:
     """Collects the predictions of all folds and puts them into the slides."""
 
     def __init__(self, key_added: str, regions: Mapping[str, data.Region], names: Iterable[str]) -> None:
@@ -75,7 +75,7 @@ class Unseen:
             self.found.setdefault((p.slide, name), []).append(p)
 
     def put(self, slides: Mapping[str, SpatialData], scores: pd.DataFrame) -> None:
-        """Write one table per slide and model; `scores` are those of all left-out slides, tidy.
+        """Write one table per slide and model; `scores` are those of all held-out slides, tidy.
 
         What a table says of its genes is from the slides of other donors: nothing of its own is in it.
         """
@@ -149,7 +149,7 @@ def _one_limit(parts: list[Prediction]) -> float | None:
 
 
 def _of_genes(scores: pd.DataFrame, regions: Mapping[str, data.Region]) -> pd.DataFrame:
-    """Return what all left-out slides say of each gene, as training does: mean scores, their number, and trust."""
+    """Return what all held-out slides yield for each gene, as training does: mean scores, their number, and trust."""
     if scores.empty:
         columns = {"cv_pearson": float, "cv_spearman": float, "n_slides": int, "trusted": bool}
         return pd.DataFrame({k: pd.Series(dtype=v) for k, v in columns.items()})

@@ -23,7 +23,7 @@ def rank_models(
     nan: Literal["drop", "zero"] = "zero",
     level: float = 0.95,
 ) -> ModelComparison:
-    """Test which models differ, on the same left-out donors: mean ranks with a critical difference, and paired tests.
+    """Test which models differ, on the same held-out donors: mean ranks with a critical difference, and paired tests.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def rank_models(
         What models are compared over: the mean over genes of each ``"donor"`` or of each ``"slide"``. Slides of one
         donor are no independent observations, and p-values over them are too small.
     nan
-        Missing correlations count as ``"zero"``, so that no model gains by predicting a constant, or are left out
+        Missing correlations count as ``"zero"``, so that no model gains by predicting a constant, or are excluded
         (``"drop"``). Other metrics have no such zero: a model without them cannot be compared.
     level
         Confidence level of the critical difference.

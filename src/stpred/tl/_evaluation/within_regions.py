@@ -49,7 +49,7 @@ def within_regions(
         ``(shapes, column)``: polygons, such as a pathologist's annotation, and the column that names them (``"index"``
         for the names of the polygons themselves). A location belongs to the polygon that holds its centroid.
     min_locations
-        Regions with fewer locations are left out.
+        Regions with fewer locations are excluded.
     target
         As in :func:`stpred.tl.compare`.
     coordinate_system
@@ -117,7 +117,7 @@ def within_regions(
         "matching": both.matching,
     }
     if result.attrs["left_out"]:
-        logger.info("Regions with under %d locations are left out: %s.", least, result.attrs["left_out"])
+        logger.info("Regions with under %d locations are excluded: %s.", least, result.attrs["left_out"])
     return result
 
 

@@ -14,7 +14,7 @@ from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.inference.predictor import Predictor
-from stpred.inference.unseen import trained_on
+from stpred.inference.provenance import trained_on
 from stpred.models import Model, registry
 from stpred.models.batch import Batch
 from stpred.training.cohort import PIXELS, Cohort, encoder_of, fit_cohort, model_name, read_cohort

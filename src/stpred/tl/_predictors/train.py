@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stpred.models import BaseConfig
 
 MIN_DONORS = 3
-"""Of which two are left when one is left out."""
+"""Of which two remain when one is held out."""
 
 
 def train(
@@ -79,7 +79,7 @@ def train(
     cells_key
         Of families that see a location through the cells in it (``"scellst"``, ``"deepcell"``,
         ``"deepspot2cell"``): the shapes of the cells, on every slide. None: the region itself where its shapes are
-        cells, else ``nuclei``, else ``cells``. Locations without cells are left out and counted in the record.
+        cells, else ``nuclei``, else ``cells``. Locations without cells are skipped and counted in the record.
     target
         ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former.
     encoder
@@ -92,7 +92,7 @@ def train(
         it chooses the number of epochs, and scores genes, by leaving donors out, and then trains on all slides.
     intervals
         Calibrate conformal intervals on predictions of each slide by models that were trained without its donor, in at
-        most five folds (:func:`stpred.tl.conformal` does so on slides that are left out altogether). None does it for
+        most five folds (:func:`stpred.tl.conformal` does so on slides outside training). None does it for
         families of closed form with three donors or more, where it costs little; True costs a network up to five more
         trainings.
     name
@@ -108,7 +108,7 @@ def train(
     -------
     Model
         Apply it with :func:`stpred.tl.predict`, keep it with :func:`stpred.models.save`. ``model.record.var`` holds
-        per gene ``cv_pearson`` and ``cv_spearman`` (mean over left-out slides; missing with a single slide), ``rmax``,
+        per gene ``cv_pearson`` and ``cv_spearman`` (mean over held-out slides; missing with a single slide), ``rmax``,
         ``mean``, ``n_slides`` and ``trusted`` (``cv_pearson`` above 0.1 and, by its number of locations, beyond
         chance), and where intervals are calibrated ``interval_low`` and ``interval_high``.
 

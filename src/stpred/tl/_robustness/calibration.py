@@ -57,7 +57,7 @@ def calibration(
     shapes_key, table_key, image_key, coordinate_system
         Region, its raw counts and the H&E image; None finds them.
     genes
-        Genes to look at; None takes all of the model's. Those that the slide did not measure are left out.
+        Genes; None takes all of the model's. Those that the slide did not measure are skipped.
     levels
         Levels of the intervals.
     posterior

@@ -106,7 +106,7 @@ class Trial:
         return train(slides, self.model, **arguments)
 
     def regions(self, slides: Mapping[str, SpatialData]) -> dict[str, data.Region]:
-        """Read the measured region of every slide; slides of images alone are left out where the model takes them."""
+        """Read the measured region of every slide; slides of images alone are skipped where the model takes them."""
         found = {
             s: data.read_region(sdata, self.place, slide=s, measured=True)
             for s, sdata in slides.items()

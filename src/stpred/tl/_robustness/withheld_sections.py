@@ -55,7 +55,7 @@ def withheld_sections(
     model
         Family name, class or ``Config`` of the model that is trained.
     groups
-        Slide to donor, all of whose sections are left out together; or ``"slide"``: each section is left out by itself,
+        Slide to donor, all of whose sections are held out together; or ``"slide"``: each section is held out by itself,
         though others of its donor are trained on (``donor_shared`` then says True).
     baselines
         Also score the training mean and a regression on colour alone (families ``"mean"`` and ``"intensity"``) of the
@@ -65,7 +65,7 @@ def withheld_sections(
 
     Returns
     -------
-    As of :func:`stpred.tl.withheld_spots`, with columns ``fold`` (the groups left out) and ``donor_shared``.
+    As of :func:`stpred.tl.withheld_spots`, with columns ``fold`` (the groups held out) and ``donor_shared``.
 
     Raises
     ------

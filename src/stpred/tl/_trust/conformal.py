@@ -14,7 +14,7 @@ from stpred._core.expression.library import Library, Overlap
 from stpred._core.places import Place
 from stpred.inference.intervals import as_stable, calibrate, refused
 from stpred.inference.predictor import Predictor, load_trained
-from stpred.inference.unseen import trained_on
+from stpred.inference.provenance import trained_on
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -9,7 +9,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, table_instances, with_region
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import HIGH, LOW, OFFSETS
-from stpred.inference.unseen import provenance_in_frame
+from stpred.inference.provenance import provenance_in_frame
 from stpred.tl._trust.gamma_poisson import posterior, recalibration
 
 if TYPE_CHECKING:
