@@ -339,7 +339,7 @@ def test_a_trained_teacher_must_know_the_genes(cohort: dict[str, SpatialData]) -
     names = list(cohort["donor0"].tables["spots_counts"].var_names)
     teacher = st.tl.train(cohort["donor0"], "ridge", shapes_key="spots", genes=names[:5])
     rest = {k: cohort[k] for k in ("donor1", "donor2")}
-    with pytest.raises(InputError, match=r"The teacher 'ridge' does not know .*; pass genes= that all know"):
+    with pytest.raises(InputError, match=r"The teacher 'ridge' does not predict .*; pass genes= that all predict"):
         st.tl.distill(rest, teacher, SMALL, **HOW)
     # In any order of the genes it is asked for what it knows.
     model = st.tl.distill(rest, teacher, SMALL, shapes_key="spots", genes=names[:5][::-1])
@@ -369,7 +369,7 @@ def test_a_trained_teacher_labels_as_it_predicts() -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"teacher": "scellst"}, r"The teacher 'scellst' sees cells; teachers see tiles"),
+        ({"teacher": "scellst"}, r"The teacher 'scellst' takes cells; teachers take tiles"),
         ({"student": "ridge"}, r"`student` must be a model of patches, such as 'student', not 'ridge'"),
         ({"student": "deepspot"}, r"`student` must be a model of patches"),
         ({"teacher": []}, r"`teacher` is empty; give a family such as 'ridge'"),
