@@ -78,7 +78,7 @@ def test_nearest_pitch_ignores_isolated_spots() -> None:
 def test_first_evidence_wins_and_small_differences_are_silent() -> None:
     assert settle_mpp([Evidence(0.5, "a"), Evidence(0.51, "b")]) == 0.5
     assert settle_mpp([Evidence(float("nan"), "a"), Evidence(0.4, "b")]) == 0.4
-    assert settle_mpp([], given=0.3) == 0.3
+    assert settle_mpp([], user_mpp=0.3) == 0.3
 
 
 def test_differences_over_five_percent_name_both_values() -> None:
@@ -91,14 +91,14 @@ def test_gross_contradictions_are_refused_unless_a_value_is_given() -> None:
     with pytest.raises(InputError, match=r"contradictory: the pitch says 0\.5 .* the header 1;.*pass mpp="):
         settle_mpp(evidence)
     with pytest.warns(UserWarning, match=r"mpp= says 0\.5 .* the header 1"):
-        assert settle_mpp(evidence, given=0.5) == 0.5
+        assert settle_mpp(evidence, user_mpp=0.5) == 0.5
 
 
 def test_no_evidence_and_bad_values_are_refused() -> None:
     with pytest.raises(InputError, match=r"slide 's1' is stated nowhere; pass mpp="):
         settle_mpp([], what="slide 's1'")
     with pytest.raises(InputError, match="`mpp` must be a positive number"):
-        settle_mpp([], given=0.0)
+        settle_mpp([], user_mpp=0.0)
 
 
 def test_positions_outside_the_image_print_both_boxes_in_pixels_and_um() -> None:

@@ -280,7 +280,7 @@ def test_locations_beyond_what_a_screen_shows_are_averaged(monkeypatch: pytest.M
     from stpred._report import _maps
 
     slides = cohort(1)
-    monkeypatch.setattr(_maps, "MOST", 9)
+    monkeypatch.setattr(_maps, "MAX_DRAWN", 9)
     data = embedded(st.report(tmp_path / "r.html", slides, "predicted"))
     place = data["slides"][0]
     assert place["square"]

@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
 
     A `placeholder` is a value that programs write where they know none, such as exactly 1 um: it is used, with a
     warning, where nothing else tells. A `secondary` source is a lesser field of a file whose main one says something
-    else: the contradiction is told, not refused.
+    else: the contradiction is a warning, not an error.
     """
 
     mpp: float
@@ -47,31 +47,31 @@ class Evidence(NamedTuple):
     secondary: bool = False
 
 
-def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what: str = "the image") -> float:
-    """Return the resolution to use: `given`, else the first (most trusted) evidence; contradictions are reported.
+def settle_mpp(evidence: Sequence[Evidence], *, user_mpp: float | None = None, what: str = "the image") -> float:
+    """Return the resolution to use: `user_mpp`, else the first (most trusted) evidence; contradictions are reported.
 
     Parameters
     ----------
     evidence
         Sources, the most trusted first. Placeholders count only where there is nothing else, with a warning.
-    given
-        What the caller was told; it always wins.
+    user_mpp
+        Resolution that the user passed; it takes precedence.
     what
         What the resolution is of, for messages.
 
     Raises
     ------
     InputError
-        If there is nothing to go by, if two sources are more than 1.5-fold apart and nothing was `given`, or if the
+        If there is no evidence, if two sources are more than 1.5-fold apart and there is no `user_mpp`, or if the
         resolution is not between 0.01 and 100 um per pixel.
     """
     known = [e for e in evidence if np.isfinite(e.mpp) and e.mpp > 0]
     sources = [e for e in known if not e.placeholder]
     placeholders = [e for e in known if e.placeholder]
-    if given is not None:
-        used = Evidence(positive(given, name="mpp", unit="um per pixel"), "mpp=")
+    if user_mpp is not None:
+        used = Evidence(positive(user_mpp, name="mpp", unit="um per pixel"), "mpp=")
         if not MIN_MPP <= used.mpp <= MAX_MPP:
-            raise InputError(f"`mpp` must be {MIN_MPP:g} to {MAX_MPP:g} um per pixel, got {given!r}.")
+            raise InputError(f"`mpp` must be {MIN_MPP:g} to {MAX_MPP:g} um per pixel, got {user_mpp!r}.")
     elif sources:
         used, sources = sources[0], sources[1:]
     elif placeholders:
@@ -88,10 +88,10 @@ def settle_mpp(evidence: Sequence[Evidence], *, given: float | None = None, what
         ratio = max(used.mpp / other.mpp, other.mpp / used.mpp)
         if ratio <= 1 + settings.mpp_tolerance:
             continue
-        said = f"{used.source} says {used.mpp:.4g} um per pixel and {other.source} {other.mpp:.4g}"
-        if ratio > GROSS and given is None and not other.secondary:
-            raise InputError(f"The resolution of {what} is contradictory: {said}; check the image or pass mpp=.")
-        warn(f"Two resolutions of {what} differ by {ratio - 1:.0%}: {said}; {used.mpp:.4g} is used.")
+        sizes = f"{used.source} says {used.mpp:.4g} um per pixel and {other.source} {other.mpp:.4g}"
+        if ratio > GROSS and user_mpp is None and not other.secondary:
+            raise InputError(f"The resolution of {what} is contradictory: {sizes}; check the image or pass mpp=.")
+        warn(f"Two resolutions of {what} differ by {ratio - 1:.0%}: {sizes}; {used.mpp:.4g} is used.")
     if not MIN_MPP <= used.mpp <= MAX_MPP:
         raise InputError(
             f"The resolution of {what} is {used.mpp:.4g} um per pixel according to {used.source}, which no image of "
@@ -310,11 +310,11 @@ def check_fullres_size(size: tuple[int, int], *, hires_size: tuple[int, int], hi
     ratio = np.asarray(size, dtype=np.float64) / expected
     if (abs(ratio - 1) <= slack).all():
         return
-    told = f"it has {size[0]} x {size[1]} px where the scale factors promise {expected[0]:.0f} x {expected[1]:.0f}"
+    mismatch = f"it has {size[0]} x {size[1]} px where the scale factors promise {expected[0]:.0f} x {expected[1]:.0f}"
     if abs(ratio[0] / ratio[1] - 1) <= slack.sum() and not 0.9 < ratio.mean() < 1.1:
         trap = " (this is the hires image)" if abs(ratio.mean() / hires_scalef - 1) < 0.02 else ""
         raise InputError(
-            f"{what} is not the full-resolution image: {told}, so it is a copy scaled by {ratio.mean():.4g}{trap}; "
+            f"{what} is not the full-resolution image: {mismatch}, so it is a copy scaled by {ratio.mean():.4g}{trap}; "
             "pass the image that Space Ranger was run on as fullres_image=."
         )
-    warn(f"{what} may not be the image that Space Ranger was run on: {told}.")
+    warn(f"{what} may not be the image that Space Ranger was run on: {mismatch}.")

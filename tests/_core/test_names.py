@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from stpred import InputError
-from stpred._core.names import looked_up, name_of, named
+from stpred._core.names import look_up, name_of, named
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,6 @@ def test_two_keys_of_one_name_are_refused() -> None:
 
 
 def test_series_are_mappings() -> None:
-    assert looked_up(pd.Series(["x", "y"], index=[10, 2]), ["2", "10"], what="groups") == {"2": "y", "10": "x"}
+    assert look_up(pd.Series(["x", "y"], index=[10, 2]), ["2", "10"], what="groups") == {"2": "y", "10": "x"}
     with pytest.raises(InputError, match=r"`groups` lacks \['3'\]; it has \['10', '2'\]"):
-        looked_up({10: "x", 2: "y"}, ["3"], what="groups")
+        look_up({10: "x", 2: "y"}, ["3"], what="groups")

@@ -121,8 +121,8 @@ def find_image(
     problems = {k: rgb_problem(v) for k, v in images.items()}
     rgb = [k for k, problem in problems.items() if problem is None]
     if not rgb:
-        said = "; ".join(f"{k!r}: {problem}" for k, problem in problems.items())
-        raise InputError(f"The object has no 8-bit RGB image to use as H&E ({said}).")
+        reasons = "; ".join(f"{k!r}: {problem}" for k, problem in problems.items())
+        raise InputError(f"The object has no 8-bit RGB image to use as H&E ({reasons}).")
     placed = [k for k in rgb if affine_to(images[k], coordinate_system) is not None]
     if calibrated:
         if not placed:
@@ -201,7 +201,7 @@ def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None
         annotated = table_regions(sdata.tables[table_key])
         if shapes_key not in annotated:
             raise InputError(
-                f"Table {table_key!r} annotates {regions_told(annotated)}, not {shapes_key!r} (tables: "
+                f"Table {table_key!r} annotates {describe_regions(annotated)}, not {shapes_key!r} (tables: "
                 f"{listing(sdata.tables)})."
             )
         return table_key
@@ -253,7 +253,7 @@ def table_regions(table: AnnData) -> list[str]:
     return [r for r in named if r in there] or named
 
 
-def regions_told(annotated: list[str]) -> str:
+def describe_regions(annotated: list[str]) -> str:
     """Write the regions of a table for a message."""
     return listing(annotated) if annotated else "no element (it lacks uns['spatialdata_attrs'])"
 
@@ -276,7 +276,7 @@ def region_in_frame(sdata: SpatialData, table_key: str, *, coordinate_system: st
     if len(regions) == 1:
         return regions[0]
     if not regions:
-        raise InputError(f"Table {table_key!r} annotates {regions_told(regions)}.")
+        raise InputError(f"Table {table_key!r} annotates {describe_regions(regions)}.")
     placed = in_frame(sdata, regions, coordinate_system)
     if len(placed) != 1:
         raise ambiguous(sdata, table_key, regions, coordinate_system=coordinate_system)

@@ -53,13 +53,13 @@ def readable(path: Path | str, *, what: str) -> Iterator[None]:
 
 
 def _sentence(path: Path | str, what: str, error: Exception) -> str:
-    said = f"The {what} {str(path)!r} cannot be read: {reason(error)}"
+    message = f"The {what} {str(path)!r} cannot be read: {reason(error)}"
     if isinstance(error, MemoryError):
-        return f"{said}; it declares more than fits into memory."
+        return f"{message}; it declares more than fits into memory."
     known = isinstance(error, (EOFError, zipfile.BadZipFile, zlib.error))
     if known or _DAMAGE.search(f"{type(error).__name__} {error}"):
-        return f"{said}; it is damaged or cut off, so copy or download it again."
-    return f"{said}; check that it is what its name says, and complete."
+        return f"{message}; it is damaged or cut off, so copy or download it again."
+    return f"{message}; check that it is what its name says, and complete."
 
 
 def reason(error: BaseException) -> str:

@@ -22,7 +22,7 @@ _MIN_INNER_SHARE, _MIN_RECTANGULARITY = 0.005, 0.92
 _MIN_GLASS, _MAX_GLASS_CHROMA = 165, 40
 _MIN_OTHER_GLASS_SHARE = 0.02
 # Of fill that is replaced where tiles are read, in grey values of any channel.
-_UNLIKE_GLASS, _READ_BAND = 25, 14
+_MIN_GLASS_DIFFERENCE, _READ_BAND = 25, 14
 _MIN_MIXED_SHARE = 0.3
 
 
@@ -227,11 +227,11 @@ class PlacedFill:
             return None
         brightness = rest.sum(axis=1, dtype=np.int64)
         glass = np.median(rest[brightness >= np.quantile(brightness, 0.9)], axis=0)
-        unlike = np.abs(found.colours - glass).max(axis=1) > _UNLIKE_GLASS
-        area = np.bincount(found.labels.ravel(), minlength=len(unlike) + 1)[1:]
+        coloured = np.abs(found.colours - glass).max(axis=1) > _MIN_GLASS_DIFFERENCE
+        area = np.bincount(found.labels.ravel(), minlength=len(coloured) + 1)[1:]
         # Pixels that mix fill with what is beside it are a colour of their own along a straight edge.
-        real = unlike & (area >= _MIN_MIXED_SHARE * area.max(initial=0))
-        mask = np.r_[False, unlike][found.labels]
+        real = coloured & (area >= _MIN_MIXED_SHARE * area.max(initial=0))
+        mask = np.r_[False, coloured][found.labels]
         if not real.any():
             return None
         return cls(mask, found.colours[real].astype(np.int16), mpp, origin_um, np.rint(glass).astype(np.uint8))

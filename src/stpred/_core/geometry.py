@@ -97,8 +97,8 @@ def largest_part(polygon: Any, *, linework: bool = True) -> Any:
     """
     import shapely
 
-    how = {"method": "linework"} if linework else {"method": "structure", "keep_collapsed": False}
-    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon, **how)))
+    options = {"method": "linework"} if linework else {"method": "structure", "keep_collapsed": False}
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon, **options)))
     parts = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
     return parts[np.argmax(shapely.area(parts))] if len(parts) else shapely.Polygon()
 

@@ -10,32 +10,32 @@ import numpy as np
 from stpred._core.checks import InputError, listing
 
 
-def name_of(given: Any, *, what: str = "name") -> str:
+def name_of(value: Any, *, what: str = "name") -> str:
     """Return a name as text: ``1``, ``numpy.int64(1)`` and ``1.0`` (what pandas makes of 1 beside a gap) are ``"1"``.
 
     Text stays as it is (``"007"`` is not 7). A missing value is no name.
     """
-    if isinstance(given, str):
-        return str(given)
-    if isinstance(given, (bool, np.bool_)):
-        return str(given)
-    if isinstance(given, (int, np.integer)):
-        return str(int(given))
-    if isinstance(given, (float, np.floating)) and np.isfinite(given) and float(given).is_integer():
-        return str(int(given))
-    if given is None or type(given).__name__ in ("NAType", "NaTType") or given != given:  # NaN is not equal to itself
-        raise InputError(f"A {what} is missing ({given!r}); give every one a name.")
-    return str(given)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bool, np.bool_)):
+        return str(value)
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)) and np.isfinite(value) and float(value).is_integer():
+        return str(int(value))
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:  # NaN is not equal to itself
+        raise InputError(f"A {what} is missing ({value!r}); give every one a name.")
+    return str(value)
 
 
-def named(given: Any, *, what: str) -> dict[str, Any]:
+def named(mapping: Any, *, what: str) -> dict[str, Any]:
     """Return a mapping (or Series) with its keys as text; two keys of the same text are refused.
 
     `what` is the parameter, for the message.
     """
     found: dict[str, Any] = {}
     keys: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in mapping.items():
         name = name_of(key, what=f"name in `{what}`")
         if name in found:
             raise InputError(
@@ -46,19 +46,19 @@ def named(given: Any, *, what: str) -> dict[str, Any]:
     return found
 
 
-def names_of(given: Iterable[Any], *, what: str = "name") -> list[str]:
+def names_of(names: Iterable[Any], *, what: str = "name") -> list[str]:
     """Return each name as text."""
-    return [name_of(g, what=what) for g in given]
+    return [name_of(g, what=what) for g in names]
 
 
-def looked_up(given: Any, names: Iterable[str], *, what: str) -> dict[str, Any]:
+def look_up(mapping: Any, names: Iterable[str], *, what: str) -> dict[str, Any]:
     """Return what a mapping (or Series) has for each of the names; a name that it lacks is refused."""
-    by_name, names = named(given, what=what), list(names)
+    by_name, names = named(mapping, what=what), list(names)
     if missing := [n for n in names if n not in by_name]:
         raise InputError(f"`{what}` lacks {listing(missing)}; it has {listing(by_name)}.")
     return {n: by_name[n] for n in names}
 
 
-def is_mapping(given: Any) -> bool:
+def is_mapping(value: Any) -> bool:
     """Whether something maps names to values: a mapping or a pandas Series."""
-    return isinstance(given, Mapping) or (hasattr(given, "items") and hasattr(given, "index"))
+    return isinstance(value, Mapping) or (hasattr(value, "items") and hasattr(value, "index"))

@@ -26,7 +26,7 @@ REGION_KEY = "region"
 INSTANCE_KEY = "instance_id"
 
 FINGERPRINT = "fingerprint"
-"""Where a table's facts hold a sample of its values."""
+"""Key of a table's provenance for a sample of its values."""
 
 
 def build_table(
@@ -55,7 +55,7 @@ def build_table(
     obs, layers
         Further columns and layers.
     provenance
-        JSON-able facts; stored as one string in ``uns["stpred"]``, see :func:`write_provenance`.
+        JSON-able; stored as one string in ``uns["stpred"]``, see :func:`write_provenance`.
     """
     import pandas as pd
     from anndata import AnnData
@@ -88,9 +88,9 @@ def check_name(sdata: SpatialData, key: str, *, kind: str) -> None:
         for taken in getattr(sdata, other):
             if taken.lower() != key.lower() or (taken == key and other == kind):
                 continue
-            said = "is the name of" if taken == key else "differs only by case from"
+            relation = "is the name of" if taken == key else "differs only by case from"
             raise InputError(
-                f"`key_added`={key!r} {said} the element {taken!r} in `sdata.{other}`; choose another name."
+                f"`key_added`={key!r} {relation} the element {taken!r} in `sdata.{other}`; choose another name."
             )
 
 
@@ -113,7 +113,7 @@ def put_table(sdata: SpatialData, key: str, table: AnnData) -> None:
 
 
 def read_provenance(table: AnnData, *, what: str = "table") -> dict[str, Any]:
-    """Return the facts that stpred stored with a table."""
+    """Return the provenance that stpred stored with a table."""
     if keys.UNS not in table.uns:
         if lost := lost_provenance(table):
             raise InputError(f"The {what} cannot be read: {lost}.")
@@ -125,39 +125,39 @@ def read_provenance(table: AnnData, *, what: str = "table") -> dict[str, Any]:
             )
         raise InputError(f"The {what} was not written by stpred: it has no uns[{keys.UNS!r}].")
     try:
-        facts = json.loads(table.uns[keys.UNS])
+        provenance = json.loads(table.uns[keys.UNS])
     except (TypeError, ValueError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise InputError(f"The {what} was changed since stpred wrote it: uns[{keys.UNS!r}] is no JSON string of facts.")
-    return facts
+        provenance = None
+    if not isinstance(provenance, dict):
+        raise InputError(f"The {what} was changed since stpred wrote it: uns[{keys.UNS!r}] is no JSON object.")
+    return provenance
 
 
-def write_provenance(table: AnnData, facts: Mapping[str, Any], *, instances: Any = None) -> None:
-    """Store facts with a table, as one string of JSON; of values that have a scale, with a fingerprint of ``X``.
+def write_provenance(table: AnnData, provenance: Mapping[str, Any], *, instances: Any = None) -> None:
+    """Store the provenance of a table as JSON, with a fingerprint of ``X`` where its values have a scale.
 
     Parameters
     ----------
     table
         The table, with its final values.
-    facts
+    provenance
         JSON-able; a fingerprint among them is replaced.
     instances
         (n,) ids of the rows; None takes the table's own, or its names of observations.
     """
-    facts = dict(facts)
-    if "output_scale" in facts:
+    provenance = dict(provenance)
+    if "output_scale" in provenance:
         ids = _ids(table) if instances is None else np.asarray(instances)
-        facts[FINGERPRINT] = fingerprint(table.X, ids, list(table.var_names)) | {"regions": _regions(table)}
-    table.uns[keys.UNS] = json.dumps(facts, sort_keys=True, default=plain)
+        provenance[FINGERPRINT] = fingerprint(table.X, ids, list(table.var_names)) | {"regions": _regions(table)}
+    table.uns[keys.UNS] = json.dumps(provenance, sort_keys=True, default=plain)
 
 
 def read_prediction(table: AnnData, *, what: str = "table") -> dict[str, Any]:
-    """Return the facts that stpred stored with a table, for its values to be used: changed ones are warned of."""
-    facts = read_provenance(table, what=what)
-    if (told := changed_values(table, facts, what=what)) is not None:
-        warn(told)
-    return facts
+    """Return a table's provenance; warn if its values were changed since."""
+    provenance = read_provenance(table, what=what)
+    if (changed := changed_values(table, provenance, what=what)) is not None:
+        warn(changed)
+    return provenance
 
 
 def check_values(table: AnnData, *, what: str, layer: str | None = None) -> None:
@@ -166,19 +166,19 @@ def check_values(table: AnnData, *, what: str, layer: str | None = None) -> None
         read_prediction(table, what=what)
 
 
-def changed_values(table: AnnData, facts: Mapping[str, Any], *, what: str) -> str | None:
+def changed_values(table: AnnData, provenance: Mapping[str, Any], *, what: str) -> str | None:
     """Say in a sentence that the values are not those that stpred wrote; None where they are or it is not known."""
-    kept = facts.get(FINGERPRINT)
+    kept = provenance.get(FINGERPRINT)
     if kept is None or table.X is None:
         return None
     ids, X = _ids(table), table.X
-    if regions := _regions(table):  # of tables that were joined, the rows that the facts are of
+    if regions := _regions(table):  # of tables that were joined, the rows that the provenance is of
         rows = np.isin(_column(table, "region_key", REGION_KEY), kept.get("regions", regions))
         ids, X = (ids, X) if rows.all() else (ids[rows], X[np.flatnonzero(rows)])
     found = difference(kept, X, ids, list(table.var_names)) if len(ids) else None
     if found is None:
         return None
-    scale = facts.get("output_scale")
+    scale = provenance.get("output_scale")
     return (
         f"The {what} was changed since stpred wrote it ({found.n_changed} of {found.n_compared} sampled values differ, "
         f"such as {found.now:.4g} for {found.was:.4g}), so its values are no longer on the scale {scale!r} and what "

@@ -91,13 +91,13 @@ class Staining:
 
 
 def measure_staining(
-    fields: Sequence[NDArray[np.uint8]], seen: Sequence[NDArray[np.bool_] | None] | None = None
+    fields: Sequence[NDArray[np.uint8]], valid: Sequence[NDArray[np.bool_] | None] | None = None
 ) -> Staining:
     """Measure a slide's staining on (h, w, 3) uint8 fields of the working resolution that show tissue.
 
-    `seen`: (h, w) which pixels of each field are tissue or glass, neither fill nor pen; None: all.
+    `valid`: (h, w) which pixels of each field are tissue or glass, neither fill nor pen; None: all.
     """
-    parts = [None] * len(fields) if seen is None else seen
+    parts = [None] * len(fields) if valid is None else valid
 
     def chosen(plane: NDArray, part: NDArray[np.bool_] | None) -> NDArray:
         return plane.reshape(-1, *plane.shape[2:]) if part is None else plane[part]

@@ -58,7 +58,7 @@ class Slide:
     region: str
     rows: NDArray[np.int64]
     instances: pd.Index
-    facts: dict[str, Any]
+    provenance: dict[str, Any]
     both: Pair | None = None
     changed: str | None = None
     covered: pd.DataFrame | None = None
@@ -145,17 +145,17 @@ def read_slides(
             raise InputError(f"Table {predicted_key!r} of slide {str(name)!r} annotates no region, so it has no map.")
         region = region_in_frame(sdata, predicted_key, coordinate_system=coordinate_system)
         rows, instances = table_instances(table, region)
-        facts = read_provenance(table, what=f"table {predicted_key!r} of slide {str(name)!r}")
-        facts = provenance_in_frame(sdata, predicted_key, facts, coordinate_system=coordinate_system)
-        if facts.get("kind") != "prediction":
+        provenance = read_provenance(table, what=f"table {predicted_key!r} of slide {str(name)!r}")
+        provenance = provenance_in_frame(sdata, predicted_key, provenance, coordinate_system=coordinate_system)
+        if provenance.get("kind") != "prediction":
             raise InputError(
-                f"Table {predicted_key!r} of slide {str(name)!r} holds {facts.get('kind')}, not predictions."
+                f"Table {predicted_key!r} of slide {str(name)!r} holds {provenance.get('kind')}, not predictions."
             )
-        slide = Slide(str(name), sdata, table, region, rows, instances, facts)
-        slide.changed = changed_values(table, facts, what=f"table {predicted_key!r} of slide {str(name)!r}")
+        slide = Slide(str(name), sdata, table, region, rows, instances, provenance)
+        slide.changed = changed_values(table, provenance, what=f"table {predicted_key!r} of slide {str(name)!r}")
         if measured_key is not None:
             slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
-            if "intervals" in facts:
+            if "intervals" in provenance:
                 slide.covered = interval_coverage(slide.both, table, predicted_key)
         found.append(slide)
     return found
@@ -170,10 +170,10 @@ def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | No
         tidy, called = _tidy(scores, model, slides)
         held_out = True
     elif any(s.both is not None for s in slides):
-        called = str(slides[0].facts.get("model", "model"))
+        called = str(slides[0].provenance.get("model", "model"))
         tidy, held_out = _measured(slides, called), False
     else:
-        called, tidy, held_out = str(slides[0].facts.get("model", "model")), pd.DataFrame(columns=list(TIDY)), True
+        called, tidy, held_out = str(slides[0].provenance.get("model", "model")), pd.DataFrame(columns=list(TIDY)), True
     lacking = [t for t in _scales(tidy) if t == COUNTS and LIBRARY not in set(tidy.loc[tidy["target"] == t, "model"])]
     if lacking:  # such scores are mostly the library size, and cannot be read without it
         tidy = tidy[tidy["target"] != COUNTS]
@@ -185,10 +185,10 @@ def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | No
     part = tidy[tidy["target"] == target]
     if part.empty:
         genes["score"] = genes.get("cv_pearson", pd.Series(np.nan, index=genes.index))
-        said = "Pearson on left-out slides of training"
+        score = "Pearson on left-out slides of training"
     else:
         genes["score"] = _gene_means(part, called, "pearson", names)
-        said = "Pearson on left-out slides" if held_out else "Pearson on these slides"
+        score = "Pearson on left-out slides" if held_out else "Pearson on these slides"
         for row, column in ((LIBRARY, LIBRARY), (NEIGHBOURS, NEIGHBOURS)):
             genes[column] = _gene_means(part, row, "pearson", names)
         ceilings = [
@@ -197,7 +197,7 @@ def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | No
         genes["ceiling"] = ceilings[0] if len(ceilings) == 1 else ceilings[0].fillna(ceilings[1])
     order = [s.name for s in slides]
     return Content(
-        slides, genes, said, target, called, _per_slide(part, called, order, names), _overview(tidy, called), warned
+        slides, genes, score, target, called, _per_slide(part, called, order, names), _overview(tidy, called), warned
     )
 
 
@@ -221,11 +221,11 @@ def _stated(slides: list[Slide], names: list[str]) -> pd.DataFrame:
 def _tidy(scores: pd.DataFrame, model: str | None, slides: list[Slide]) -> tuple[pd.DataFrame, str]:
     """Return the scores of these slides and the name under which the predictions are scored."""
     if not isinstance(scores, pd.DataFrame) or (missing := [c for c in TIDY if c not in scores]):
-        said = type(scores).__name__ if not isinstance(scores, pd.DataFrame) else f"a frame without {listing(missing)}"
-        raise InputError(f"`scores` must be the tidy frame of stpred.tl.cross_validate, got {said}.")
+        got = type(scores).__name__ if not isinstance(scores, pd.DataFrame) else f"a frame without {listing(missing)}"
+        raise InputError(f"`scores` must be the tidy frame of stpred.tl.cross_validate, got {got}.")
     there = [str(m) for m in scores["model"].unique() if m not in CONTEXT]
     if model is None:
-        stated = {str(s.facts.get(k)) for s in slides for k in ("model", "family")} & set(there)
+        stated = {str(s.provenance.get(k)) for s in slides for k in ("model", "family")} & set(there)
         candidates = there if len(there) == 1 else sorted(stated)
         if len(candidates) != 1:
             raise InputError(
@@ -275,7 +275,7 @@ def _scales(tidy: pd.DataFrame) -> list[str]:
 def _main_scale(tidy: pd.DataFrame, slides: list[Slide]) -> str:
     """Return the scale that genes are ranked on: the prediction's own, else the logarithmic one."""
     there = _scales(tidy)
-    own = str(slides[0].facts.get("output_scale"))
+    own = str(slides[0].provenance.get("output_scale"))
     return own if own in there else (there[0] if there else "")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stpred._report._collect import Slide
 
-MOST = 20_000
+MAX_DRAWN = 20_000
 """Locations of a slide from which on they are averaged in squares: no screen shows more."""
 
 MISSING = 255
@@ -106,8 +106,8 @@ def lay_out(slide: Slide, *, image_key: str | None, max_px: int, coordinate_syst
     size, square = _footprint(slide, coordinate_system)
     member = None
     low, high = xy.min(axis=0) - size, xy.max(axis=0) + size
-    if len(xy) > MOST:
-        edge = float(np.sqrt(np.prod(high - low) / MOST))
+    if len(xy) > MAX_DRAWN:
+        edge = float(np.sqrt(np.prod(high - low) / MAX_DRAWN))
         edge = max(edge, 2 * size)
         at, member = square_bins(xy, edge)
         xy, size, square = np.multiply(at + 0.5, edge, dtype=np.float64), edge / 2, True

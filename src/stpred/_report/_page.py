@@ -136,13 +136,13 @@ def _data(content: Content, layouts: list[Layout], best: list[int], worst: list[
     for key, (label, what) in COLUMNS.items():
         known = key in genes and genes[key].notna().any()
         if key == "cv_pearson" and known:  # out of cross-validation it is the score
-            unseen = any("cross_validated" in s.facts for s in content.slides)
+            unseen = any("cross_validated" in s.provenance for s in content.slides)
             known = not unseen and not np.allclose(genes[key], genes["score"], atol=1e-3, equal_nan=True)
         if key == "rmax" and "ceiling" in genes and genes["ceiling"].notna().any():
             known = False
         if known or key == "score":
-            said = content.score if key == "score" else what
-            columns.append({"key": key, "label": label, "title": said, "values": _numbers(genes[key])})
+            text = content.score if key == "score" else what
+            columns.append({"key": key, "label": label, "title": text, "values": _numbers(genes[key])})
     per_slide = [
         {"label": METRIC_NAMES.get(k, k), "values": [_numbers(row) for row in v]} for k, v in content.per_slide.items()
     ]
@@ -261,10 +261,10 @@ def _histogram(content: Content) -> str:
     key = '<span class="key bar"></span> genes by prediction'
     if len(size):
         key += ' <span class="key line"></span> by library size alone'
-    said = f"Distribution of {len(score)} genes: median {np.median(score):.2f}."
+    text = f"Distribution of {len(score)} genes: median {np.median(score):.2f}."
     return (
         f'<figure><figcaption>{key}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(said)}">{"".join(parts)}</svg></figure>'
+        f'aria-label="{escape(text)}">{"".join(parts)}</svg></figure>'
     )
 
 
@@ -314,7 +314,7 @@ def _slide_table(content: Content) -> str:
         row = [escape(s.name), f"{len(s.rows):,}", "–" if s.usual is None else f"{s.usual:.0%}"]
         row += [_cell(_mean(v[i])) for v in (pearson, size) if v is not None]
         row += ["–" if s.coverage is None else f"{s.coverage:.0%}"] * covered
-        row.append(_cell(s.facts.get("mpp"), ".3g"))
+        row.append(_cell(s.provenance.get("mpp"), ".3g"))
         rows.append(row)
     return _table(header, rows)
 
@@ -326,14 +326,14 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 def _provenance(content: Content) -> str:
     """Return what made the predictions, in words, and all that the tables state, folded."""
-    facts = content.slides[0].facts
-    training = facts.get("training") or {}
-    encoder, tile = facts.get("encoder") or {}, facts.get("tile") or {}
+    provenance = content.slides[0].provenance
+    training = provenance.get("training") or {}
+    encoder, tile = provenance.get("encoder") or {}, provenance.get("tile") or {}
     learned = training.get("slides") or {}
-    versions = facts.get("versions") or {}
-    ids = list(dict.fromkeys(str(s.facts.get("model_id")) for s in content.slides if s.facts.get("model_id")))
+    versions = provenance.get("versions") or {}
+    ids = list(dict.fromkeys(str(s.provenance.get("model_id")) for s in content.slides if s.provenance.get("model_id")))
     rows = {
-        "Model": f"{facts.get('model', 'not stated')} (family {facts.get('family', 'not stated')})",
+        "Model": f"{provenance.get('model', 'not stated')} (family {provenance.get('family', 'not stated')})",
         "Model id": ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else ""),
         "Encoder": " ".join(str(encoder[k]) for k in ("name", "revision") if encoder.get(k)),
         "Licence of the encoder": str(encoder.get("licence") or ""),
@@ -342,15 +342,17 @@ def _provenance(content: Content) -> str:
             if {"size_px", "mpp"} <= set(tile)
             else ""
         ),
-        "A prediction sees": f"{facts['support_um']:g} µm of tissue" if facts.get("support_um") else "",
-        "Output scale": SCALES.get(str(facts.get("output_scale")), str(facts.get("output_scale", "not stated"))),
-        "Trained on": _learned(training, learned, folds=facts.get("cross_validated")),
-        "Intervals": _intervals(facts.get("intervals") or {}),
-        "Genes chosen by": _rule(facts.get("gene_rule") or {}),
+        "A prediction sees": f"{provenance['support_um']:g} µm of tissue" if provenance.get("support_um") else "",
+        "Output scale": SCALES.get(
+            str(provenance.get("output_scale")), str(provenance.get("output_scale", "not stated"))
+        ),
+        "Trained on": _learned(training, learned, folds=provenance.get("cross_validated")),
+        "Intervals": _intervals(provenance.get("intervals") or {}),
+        "Genes chosen by": _rule(provenance.get("gene_rule") or {}),
         "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
     }
     entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows.items() if v)
-    stated = {s.name: s.facts for s in content.slides}
+    stated = {s.name: s.provenance for s in content.slides}
     raw = escape(json.dumps(stated, indent=1, sort_keys=True, default=str))
     return f"<dl>{entries}</dl><details><summary>Everything that the tables state</summary><pre>{raw}</pre></details>"
 
@@ -373,8 +375,8 @@ def _intervals(stated: dict[str, Any]) -> str:
     if level is None:
         return ""
     held = level.get("coverage")
-    said = f": at {LEVEL:.0%} they held {held:.0%} of the measurements of slides left out" if held is not None else ""
-    return f"calibrated on {len(stated.get('slides', []))} slides ({stated.get('how', 'not stated how')}){said}"
+    text = f": at {LEVEL:.0%} they held {held:.0%} of the measurements of slides left out" if held is not None else ""
+    return f"calibrated on {len(stated.get('slides', []))} slides ({stated.get('how', 'not stated how')}){text}"
 
 
 def _rule(rule: dict[str, Any]) -> str:

@@ -22,86 +22,91 @@ def warnings_of(content: Content, scores: pd.DataFrame | None) -> list[str]:
 
 def _warnings_of_training(content: Content, scores: pd.DataFrame | None) -> list[str]:
     """Return what limits the model's own scores: donors, slides that it was trained on, genes never validated."""
-    slides, genes, said = content.slides, content.genes, []
-    training = slides[0].facts.get("training") or {}
+    slides, genes, messages = content.slides, content.genes, []
+    training = slides[0].provenance.get("training") or {}
     if scores is not None and "donor_shared" in scores and scores["donor_shared"].astype(bool).any():
-        said.append(
+        messages.append(
             "Slides of one donor are on both sides of the cross-validation (donor_shared): for new donors these scores "
             "are optimistic."
         )
     learned = set(training.get("slides") or ())
     images = {v.get("image") for v in (training.get("slides") or {}).values()} if learned else set()
-    if scores is None and (own := [s.name for s in slides if s.facts.get("image") in images - {None}]):
-        said.append(
-            f"The model was trained on {_told(own)}: scores and maps there say how well it fits, not how well it "
+    if scores is None and (own := [s.name for s in slides if s.provenance.get("image") in images - {None}]):
+        messages.append(
+            f"The model was trained on {_join(own)}: scores and maps there say how well it fits, not how well it "
             "predicts."
         )
     if training.get("n_donors") == 1:
-        said.append("The model was trained on one donor only, so nothing is known of how it does on another.")
+        messages.append("The model was trained on one donor only, so nothing is known of how it does on another.")
     if training.get("donors_given") is False and len(learned) > 1:
-        said.append("No donors were named in training: each slide was taken for a donor of its own.")
+        messages.append("No donors were named in training: each slide was taken for a donor of its own.")
     if "cv_pearson" not in genes or genes["cv_pearson"].isna().all():
         if content.per_slide.get("pearson") is None:
-            said.append("No gene was validated on left-out slides: nothing says how far to trust these predictions.")
+            messages.append(
+                "No gene was validated on left-out slides: nothing says how far to trust these predictions."
+            )
     elif "trusted" in genes and not genes["trusted"].any():
-        said.append("The model marks no gene as trusted.")
-    return said
+        messages.append("The model marks no gene as trusted.")
+    return messages
 
 
 def _warnings_of_slides(content: Content) -> list[str]:
-    """Return which slides are unlike those of training, too coarse, changed or not comparable."""
-    slides, said = content.slides, []
+    """Return which slides are out of distribution, too coarse, changed or not comparable."""
+    slides, messages = content.slides, []
     fractions = {s.name: 1 - s.usual for s in slides if s.usual is not None and 1 - s.usual > OUTSIDE_LIMIT}
     if fractions:
-        each = _told([f"{fraction:.0%} of {name}" for name, fraction in fractions.items()])
-        said.append(f"Many locations look unlike those of training, so predictions there are guesses: {each}.")
-    if strange := [s.name for s in slides if (s.facts.get("slide") or {}).get("in_distribution") is False]:
-        said.append(f"As a whole, {_told(strange)} look{'s' * (len(strange) == 1)} unlike the slides of training.")
-    if coarse := [s.name for s in slides if s.facts.get("upsampled")]:
-        said.append(f"The image of {_told(coarse)} is coarser than the model's tiles and was upsampled.")
-    if slides[0].facts.get("output_scale") == "relative":
-        said.append(
+        each = _join([f"{fraction:.0%} of {name}" for name, fraction in fractions.items()])
+        messages.append(f"Many locations look unlike those of training, so predictions there are guesses: {each}.")
+    if strange := [s.name for s in slides if (s.provenance.get("slide") or {}).get("in_distribution") is False]:
+        messages.append(f"As a whole, {_join(strange)} look{'s' * (len(strange) == 1)} unlike the slides of training.")
+    if coarse := [s.name for s in slides if s.provenance.get("upsampled")]:
+        messages.append(f"The image of {_join(coarse)} is coarser than the model's tiles and was upsampled.")
+    if slides[0].provenance.get("output_scale") == "relative":
+        messages.append(
             "The predictions are relative: correlations mean something, their size does not, and there is no R2 or "
             "RMSE."
         )
-    said += [s.changed for s in slides if s.changed is not None]
+    messages += [s.changed for s in slides if s.changed is not None]
     if other := [s.name for s in slides if s.both is not None and s.both.same_library is False]:
-        said.append(
-            f"The measurement of {_told(other)} counts library sizes over other genes than the model was trained on: "
+        messages.append(
+            f"The measurement of {_join(other)} counts library sizes over other genes than the model was trained on: "
             "log1p CP10k is not one scale, so errors and intervals say nothing (correlations of a gene change little)."
         )
     for what in ("family", "output_scale", "encoder"):
-        kinds = {str((s.facts.get(what) or {}).get("name") if what == "encoder" else s.facts.get(what)) for s in slides}
+        kinds = {
+            str((s.provenance.get(what) or {}).get("name") if what == "encoder" else s.provenance.get(what))
+            for s in slides
+        }
         if len(kinds) > 1:
-            said.append(
+            messages.append(
                 f"The slides were predicted with different models ({what.replace('_', ' ')}: "
                 f"{', '.join(sorted(kinds))})."
             )
-    return said
+    return messages
 
 
 def _warnings_of_scores(content: Content) -> list[str]:
     """Return where the library size alone does as well, and slides of which little was measured."""
-    said = []
+    messages = []
     overview = content.overview
     for scale in _in(overview):
         if "pearson" in overview and (scale, LIBRARY) in overview.index and (scale, content.model) in overview.index:
             ours, size = (overview.loc[(scale, m), "pearson"] for m in (content.model, LIBRARY))
             if size >= ours:
-                said.append(
+                messages.append(
                     f"On {SCALES.get(scale, scale)} the library size alone correlates with the measurement at least "
                     f"as well as the prediction does ({size:.2f} against {ours:.2f})."
                 )
     if few := [
         s.name for s in content.slides if s.both is not None and s.both.matching.get("share_predicted", 1) < 0.5
     ]:
-        said.append(f"Fewer than half of the predicted locations of {_told(few)} were measured.")
-    return said
+        messages.append(f"Fewer than half of the predicted locations of {_join(few)} were measured.")
+    return messages
 
 
 def _in(overview: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(overview.index.get_level_values(0))) if len(overview) else []
 
 
-def _told(names: list[str], most: int = 5) -> str:
+def _join(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

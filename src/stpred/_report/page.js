@@ -76,7 +76,7 @@
       pen.drawImage(image, 0, 0, canvas.width, canvas.height);
       pen.globalAlpha = 1;
     }
-    const dots = small || slide.size * scale < 2; // too small to be seen as they are
+    const dots = small || slide.size * scale < 2; // too small to be visible at their own size
     const size = Math.max((dots ? slide.filled : slide.size) * scale, 0.7);
     for (let i = 0; i < values.length; i++) {
       if (values[i] === 255) continue;
@@ -240,9 +240,9 @@
     order.sort(compare);
     columns.forEach((_, i) => {
       const cell = head.cells[i];
-      const mine = i === sorted.column;
-      cell.setAttribute("aria-sort", mine ? (sorted.down ? "descending" : "ascending") : "none");
-      cell.querySelector(".direction").textContent = mine ? (sorted.down ? " ▼" : " ▲") : "";
+      const isSorted = i === sorted.column;
+      cell.setAttribute("aria-sort", isSorted ? (sorted.down ? "descending" : "ascending") : "none");
+      cell.querySelector(".direction").textContent = isSorted ? (sorted.down ? " ▼" : " ▲") : "";
     });
     byId("count").textContent = `${order.length.toLocaleString("en")} of ${data.genes.length.toLocaleString("en")} genes`;
     byId("table").setAttribute("aria-rowcount", String(order.length + 1));
@@ -349,13 +349,13 @@
     const shut = make("button", "Close", { type: "button", "aria-label": "Close the gene" });
     shut.addEventListener("click", close);
     top.append(make("h3", data.genes[gene]), shut);
-    const facts = make("dl");
+    const values = make("dl");
     for (const column of columns.slice(1)) {
       const value = column.values[gene];
-      facts.append(make("dt", column.label, { title: column.title }));
-      facts.append(make("dd", column.flag ? (value ? "yes" : "no") : number(value)));
+      values.append(make("dt", column.label, { title: column.title }));
+      values.append(make("dd", column.flag ? (value ? "yes" : "no") : number(value)));
     }
-    detail.append(top, facts, make("p", `Maps on ${slides[current].name}`, { class: "note" }), pairOf(gene, current, false));
+    detail.append(top, values, make("p", `Maps on ${slides[current].name}`, { class: "note" }), pairOf(gene, current, false));
     if (data.perSlide.length) detail.append(make("h4", "On every slide"), slideTable(gene));
     if (moved && detail.getBoundingClientRect().top > window.innerHeight * 0.6) detail.scrollIntoView({ block: "start" });
   };

@@ -20,7 +20,15 @@ from stpred._core.elements import (
 )
 from stpred._core.expression.counts import check_counts
 from stpred._core.expression.gene_names import mismatch
-from stpred._core.expression.library import LIBRARY, MIN_TRAINING_SHARE, Library, gene_sums, overlap, shared_genes, told
+from stpred._core.expression.library import (
+    LIBRARY,
+    MIN_TRAINING_SHARE,
+    Library,
+    describe_shares,
+    gene_sums,
+    overlap,
+    shared_genes,
+)
 from stpred._core.geometry import placed
 from stpred._core.names import named
 from stpred._core.tables import read_prediction
@@ -203,7 +211,7 @@ def _on_one_library(sides: dict[str, SlideTable], table_key: str) -> dict[str, S
     n = {s: side.table.n_vars for s, side in sides.items()}
     warn(
         f"Tables {table_key!r} of the slides measured different genes, so library sizes of all are counted over the "
-        f"{len(genes)} that they share and their values are one scale ({told(share, n)})."
+        f"{len(genes)} that they share and their values are one scale ({describe_shares(share, n)})."
     )
     return {
         s: replace(side, library=first.table.var_names[first.table.var_names.isin(genes)]) for s, side in sides.items()

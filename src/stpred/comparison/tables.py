@@ -11,7 +11,7 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, listing
-from stpred._core.elements import apply_affine, regions_told, table_instances, table_regions
+from stpred._core.elements import apply_affine, describe_regions, table_instances, table_regions
 from stpred._core.expression.counts import check_counts
 from stpred._core.geometry import box_of, placed, square_bins
 from stpred._core.tables import read_provenance
@@ -50,7 +50,7 @@ class TableSide:
     @property
     def description(self) -> str:
         """Description in messages."""
-        return f"{self.key!r} annotates {regions_told(table_regions(self.table))}"
+        return f"{self.key!r} annotates {describe_regions(table_regions(self.table))}"
 
     def provenance(self) -> dict[str, Any]:
         """Return the provenance of a table of predictions."""

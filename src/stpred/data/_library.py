@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stpred._core.checks import warn
-from stpred._core.expression.library import MIN_TRAINING_SHARE, Library, Overlap, gene_sums, overlap, shared_genes, told
+from stpred._core.expression.library import (
+    MIN_TRAINING_SHARE,
+    Library,
+    Overlap,
+    describe_shares,
+    gene_sums,
+    overlap,
+    shared_genes,
+)
 from stpred.data._regions import Region
 
 
@@ -42,12 +50,12 @@ def shared_library(regions: Iterable[Region]) -> SharedLibrary | None:
     if len(genes) < 2:
         warn(
             f"The slides share one measured gene, {genes[0]!r}, so library sizes are counted over different genes and "
-            f"log1p CP10k is another scale on each ({told(share, n)})."
+            f"log1p CP10k is another scale on each ({describe_shares(share, n)})."
         )
         return None
     warn(
         f"The slides measured different genes, so library sizes of all are counted over the {len(genes)} that they "
-        f"share and log1p CP10k is one scale ({told(share, n)})."
+        f"share and log1p CP10k is one scale ({describe_shares(share, n)})."
     )
     return SharedLibrary(genes, share)
 

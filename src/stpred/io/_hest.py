@@ -136,7 +136,7 @@ def hest(
     if swap_xy is None:
         refuse_swapped(xy, pixels, what=shapes_key)
     evidence = [*_stated(uns), *_pitch(counts, xy, pitch_um), *pixels.evidence]
-    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    resolution = settle_mpp(evidence, user_mpp=mpp, what=f"the image {pixels.path.name!r}")
     diameter = diameter_um if diameter_um is not None else _SPOT_UM if shapes_key == keys.SPOTS else _CELL_UM
     radius = positive(diameter, name="diameter_um", unit="um") / 2 / resolution
     check_inside(
@@ -167,8 +167,8 @@ def hest(
 def _embedded(uns: Mapping[str, Any]) -> tuple[str, np.ndarray] | None:
     """Return name and (h, w, 3) uint8 pixels of the small image that an AnnData carries with its positions, if any."""
     spatial = uns.get("spatial")
-    for library, facts in spatial.items() if isinstance(spatial, Mapping) else ():
-        images = facts.get("images") if isinstance(facts, Mapping) else None
+    for library, entry in spatial.items() if isinstance(spatial, Mapping) else ():
+        images = entry.get("images") if isinstance(entry, Mapping) else None
         for kind, image in images.items() if isinstance(images, Mapping) else ():
             pixels = np.asarray(image)
             if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or min(pixels.shape[:2]) < _MIN_EMBEDDED_PX:
@@ -249,14 +249,14 @@ def _floats(values: Any, *, what: str) -> np.ndarray:
 def _stated(uns: Mapping[str, Any]) -> list[Evidence]:
     """Return the pixel sizes that ``uns`` states, at any depth, the field of the best quality first.
 
-    Where several differ by more than rounding, but less than what :func:`settle_mpp` warns of, it is said.
+    Where several differ by more than rounding, but less than what :func:`settle_mpp` warns of, a warning is given.
     """
     found = [(field, path, _number(value)) for path, field, value in _walk(uns) if field in _MPP_FIELDS]
     known = [Evidence(v, f"uns field {path!r}") for field in _MPP_FIELDS for f, path, v in found if f == field and v]
     sizes = [e.mpp for e in known if np.isfinite(e.mpp) and e.mpp > 0]
     if sizes and ROUNDING < max(sizes) / min(sizes) - 1 <= settings.mpp_tolerance:
-        said = ", ".join(f"{e.mpp:.5g} ({e.source})" for e in known)
-        warn(f"The AnnData states several sizes of a pixel in um: {said}; the first is the most trusted.")
+        stated = ", ".join(f"{e.mpp:.5g} ({e.source})" for e in known)
+        warn(f"The AnnData states several sizes of a pixel in um: {stated}; the first is the most trusted.")
     return known
 
 

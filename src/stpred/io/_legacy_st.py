@@ -99,19 +99,21 @@ def legacy_st(
             f"Counts and spots share no spot: counts are of {listing(matrix.index, most=3)}, "
             f"spots of {listing(positions.index, most=3)}."
         )
-    left = len(matrix) - len(common), len(positions) - len(common)
-    if any(left):
-        logger.info("%d spots of the counts have no (selected) position and %d positions no counts; left out.", *left)
-    if left[1] > max(LOST * len(positions), 3):
+    unmatched = len(matrix) - len(common), len(positions) - len(common)
+    if any(unmatched):
+        logger.info(
+            "%d spots of the counts have no (selected) position and %d positions no counts; left out.", *unmatched
+        )
+    if unmatched[1] > max(LOST * len(positions), 3):
         warn(
-            f"{left[1]} of {len(positions)} spots of the spots table have no counts and are left out, such as "
+            f"{unmatched[1]} of {len(positions)} spots of the spots table have no counts and are left out, such as "
             f"{listing(positions.index.difference(matrix.index, sort=False), most=3)}; are both of the same section?"
         )
     matrix, positions = matrix.loc[common], positions.loc[common]
     pixels = open_pixels(image, scene=scene)
     xy = positions[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
     evidence = [*_from_pitch(positions, xy, pitch_um), *pixels.evidence]
-    resolution = settle_mpp(evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    resolution = settle_mpp(evidence, user_mpp=mpp, what=f"the image {pixels.path.name!r}")
     radius = positive(spot_diameter_um, name="spot_diameter_um", unit="um") / 2 / resolution
     check_inside(xy, width=pixels.width, height=pixels.height, mpp=resolution, radius_px=radius)
     check_on_tissue(xy, pixels, mpp=resolution)
@@ -178,10 +180,10 @@ def _check_names(genes: pd.Index) -> None:
     plain = [re.sub(r"[.]\d+$", "", n) for n in genes]  # what pandas appends to repeated names
     if len(plain) < 2 or not all(n.isdigit() for n in plain):
         return
-    said = f"The genes of the counts are named by numbers, {listing(genes, most=4)}; is the line of names missing?"
+    message = f"The genes of the counts are named by numbers, {listing(genes, most=4)}; is the line of names missing?"
     if "0" in plain or len(set(plain)) < len(plain):  # no id is 0, or two genes'
-        raise InputError(said)
-    warn(said)
+        raise InputError(message)
+    warn(message)
 
 
 def _spots(source: str | Path | pd.DataFrame) -> pd.DataFrame:

@@ -141,7 +141,7 @@ def find_fullres(
     """
     copy = _small_copy(copies, scalefactors)
     if given is not None:
-        return Fullres(_given(open_pixels(given, scene=scene), copy), compared=copy is not None)
+        return Fullres(_checked(open_pixels(given, scene=scene), copy), compared=copy is not None)
     if scene is not None:
         raise InputError("`scene` is of the image that is given as fullres_image=; name that, too.")
     folders = list(folders)
@@ -169,7 +169,7 @@ def find_fullres(
     return Fullres(found[0], compared=copy is not None)
 
 
-def _given(pixels: Pixels, copy: _SmallCopy | None) -> Pixels:
+def _checked(pixels: Pixels, copy: _SmallCopy | None) -> Pixels:
     if copy is not None:
         check_fullres_size(
             (pixels.width, pixels.height),
@@ -188,11 +188,11 @@ def _of_this_slide(opened: list[Pixels], copy: _SmallCopy, refused: list[str]) -
     found: list[Pixels] = []
     turned: list[str] = []
     for pixels in opened:
-        verdict, said = compare_with_copy(pixels, copy.pixels, name=copy.path.name)
+        verdict, message = compare_with_copy(pixels, copy.pixels, name=copy.path.name)
         if verdict in ("same", "blank"):
             found.append(pixels)
         else:
-            (turned if verdict == "turned" else refused).append(said)
+            (turned if verdict == "turned" else refused).append(message)
     if turned and not found:
         raise InputError(
             f"{turned[0]}, so every spot would lie on the wrong tissue; turn it back, or name the image that Space "
@@ -252,7 +252,7 @@ def calibrate_run(
     *,
     fullres: Fullres,
     xy_px: np.ndarray,
-    given: float | None,
+    user_mpp: float | None,
     dataset_id: str,
     what: str,
     radius_px: float = 0.0,
@@ -264,7 +264,7 @@ def calibrate_run(
     pixels = fullres.pixels
     if pixels is not None:
         evidence = [*evidence, *pixels.evidence]
-    mpp = settle_mpp(evidence, given=given, what=f"slide {dataset_id!r}")
+    mpp = settle_mpp(evidence, user_mpp=user_mpp, what=f"slide {dataset_id!r}")
     if pixels is not None:
         check_inside(
             xy_px,
@@ -280,7 +280,7 @@ def calibrate_run(
     return mpp
 
 
-def need(path: Path | None, *, what: str, base: Path, looked_for: Iterable[str]) -> Path:
+def require_file(path: Path | None, *, what: str, base: Path, looked_for: Iterable[str]) -> Path:
     """Return a file that must be there, or say where it was looked for."""
     if path is None:
         raise MissingFileError(f"No {what} in {str(base)!r}; looked for {listing(looked_for)}.")

@@ -23,7 +23,7 @@ from stpred.calibration import (
     scaling,
 )
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
-from stpred.io._spaceranger import calibrate_run, find_fullres, need, place_images
+from stpred.io._spaceranger import calibrate_run, find_fullres, place_images, require_file
 from stpred.io._stage import staged
 from stpred.io._tables.matrix import check_10x_mtx, usable_10x_h5
 from stpred.io._tables.spaceranger import check_array, check_diameter, read_positions, read_scalefactors
@@ -95,8 +95,8 @@ def visium(
     >>> sdata = st.io.visium("sample1/outs")  # doctest: +SKIP
     >>> sdata.tables["spots_counts"]  # doctest: +SKIP
     """
-    given = folder(path, what="Visium")
-    outs = _outs(given)
+    root = folder(path, what="Visium")
+    outs = _outs(root)
     counts_path = _counts_path(outs, counts_file)
     dataset_id = clean_name(dataset_id or _dataset_id(outs, counts_path))
     spatial = outs / "spatial" if (outs / "spatial").is_dir() else outs
@@ -110,13 +110,13 @@ def visium(
     counts, spots = _read(counts_path, positions, scalefactors, dataset_id)
     xy = np.column_stack([spots.geometry.x, spots.geometry.y])
     fullres = find_fullres(
-        fullres_image, scene=scene, folders=(outs, given, outs.parent), copies=copies, scalefactors=scalefactors
+        fullres_image, scene=scene, folders=(outs, root, outs.parent), copies=copies, scalefactors=scalefactors
     )
     resolution = calibrate_run(
         _evidence(counts.obs, xy, scalefactors),
         fullres=fullres,
         xy_px=xy,
-        given=mpp,
+        user_mpp=mpp,
         dataset_id=dataset_id,
         what="spots",
         radius_px=float(spots["radius"].max()),
@@ -147,7 +147,7 @@ def _outs(path: Path) -> Path:
 
 
 def _file(base: Path, patterns: tuple[str, ...], *, what: str) -> Path:
-    return need(first_existing(base, patterns), what=what, base=base, looked_for=patterns)
+    return require_file(first_existing(base, patterns), what=what, base=base, looked_for=patterns)
 
 
 def _counts_path(outs: Path, counts_file: str | None) -> Path:
@@ -158,7 +158,7 @@ def _counts_path(outs: Path, counts_file: str | None) -> Path:
     found = first_existing(outs, _COUNTS)
     if found is None and (found := first_existing(outs, _RAW)) is not None:
         logger.info("No filtered matrix: the spots under tissue are taken from %s.", found.name)
-    return need(found, what="counts", base=outs, looked_for=(*_COUNTS, *_RAW))
+    return require_file(found, what="counts", base=outs, looked_for=(*_COUNTS, *_RAW))
 
 
 def _dataset_id(outs: Path, counts: Path) -> str:

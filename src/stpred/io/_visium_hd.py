@@ -93,10 +93,10 @@ def visium_hd(
     >>> import stpred as st
     >>> sdata = st.io.visium_hd("colon/outs", bin_sizes=8)  # doctest: +SKIP
     """
-    given = folder(path, what="Visium HD")
-    outs, present = _outs(given)
+    root = folder(path, what="Visium HD")
+    outs, present = _outs(root)
     sizes = _chosen(bin_sizes, present)
-    segmented = _segmented(outs, wanted=segmentations)
+    segmented = _segmented(outs, segmentations=segmentations)
     dataset_id = clean_name(dataset_id or _dataset_id(outs))
     scalefactors = read_scalefactors(present[sizes[0]] / "spatial" / "scalefactors_json.json")
     copies = {kind: _copy(outs, present[sizes[0]], kind) for kind in ("hires", "lowres")}
@@ -108,12 +108,12 @@ def visium_hd(
     fullres = find_fullres(
         fullres_image,
         scene=scene,
-        folders=(outs, outs / "microscope_image", given, outs.parent),
+        folders=(outs, outs / "microscope_image", root, outs.parent),
         copies=copies,
         scalefactors=scalefactors,
     )
     evidence = _evidence(scalefactors, counts.obs, xy, size_um=max(sizes))
-    resolution = calibrate_run(evidence, fullres=fullres, xy_px=xy, given=mpp, dataset_id=dataset_id, what="bins")
+    resolution = calibrate_run(evidence, fullres=fullres, xy_px=xy, user_mpp=mpp, dataset_id=dataset_id, what="bins")
     shapes, tables = {}, {}
     for size in sizes:
         edge = float(np.sqrt(regions[keys.bins(size)][1].geometry.iloc[0].area))
@@ -158,18 +158,18 @@ def _chosen(bin_sizes: Sequence[int] | int | None, present: dict[int, Path]) -> 
         if not chosen:
             raise InputError(f"No bins of {DEFAULT_BINS_UM} um; present: {sorted(usable)}; name them with bin_sizes=.")
         return chosen
-    asked = sorted({int(size) for size in np.atleast_1d(np.asarray(bin_sizes))})
-    if not asked or set(asked) - usable:
-        raise InputError(f"`bin_sizes`={asked} are not all there; present (um): {sorted(usable)}.")
-    return asked
+    sizes = sorted({int(size) for size in np.atleast_1d(np.asarray(bin_sizes))})
+    if not sizes or set(sizes) - usable:
+        raise InputError(f"`bin_sizes`={sizes} are not all there; present (um): {sorted(usable)}.")
+    return sizes
 
 
-def _segmented(outs: Path, *, wanted: bool | None) -> Path | None:
+def _segmented(outs: Path, *, segmentations: bool | None) -> Path | None:
     base = outs / "segmented_outputs"
     complete = (base / _CELL_COUNTS).exists() and (base / _CELLS).exists()
-    if wanted and not complete:
+    if segmentations and not complete:
         raise MissingFileError(f"`segmentations=True`, but {str(base)!r} lacks {_CELL_COUNTS!r} or {_CELLS!r}.")
-    return base if complete and wanted is not False else None
+    return base if complete and segmentations is not False else None
 
 
 def _dataset_id(outs: Path) -> str:

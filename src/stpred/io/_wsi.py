@@ -52,6 +52,6 @@ def wsi(path: str | Path, *, mpp: float | None = None, scene: int | str | None =
     >>> sdata = st.io.wsi("slides.scn", scene=2)  # doctest: +SKIP
     """
     pixels = open_pixels(path, scene=scene)
-    resolution = settle_mpp(pixels.evidence, given=mpp, what=f"the image {pixels.path.name!r}")
+    resolution = settle_mpp(pixels.evidence, user_mpp=mpp, what=f"the image {pixels.path.name!r}")
     image = to_image(pixels, {"global": np.eye(3), keys.UM: scaling(resolution)})
     return slide(images={keys.IMAGE: image}, shapes={}, tables={})

@@ -120,8 +120,10 @@ def xenium(
     extra = {"labels": labels, "transcripts": transcripts, "morphology": morphology}
     missing = [name for name in _COMPLETE if not (bundle / name).exists()]
     if missing:
-        if asked := [name for name, wanted in extra.items() if wanted]:
-            raise InputError(f"{listing(asked)} can be loaded from complete bundles only; this one lacks {missing}.")
+        if requested := [name for name, wanted in extra.items() if wanted]:
+            raise InputError(
+                f"{listing(requested)} can be loaded from complete bundles only; this one lacks {missing}."
+            )
         logger.info("Incomplete bundle (no %s): cells and counts are read from what is there.", ", ".join(missing))
     counts, shapes = read_cells(bundle)
     archive = bundle / _ZARR
@@ -136,7 +138,7 @@ def xenium(
     table, centres = _table(counts, shapes[keys.CELLS])
     if "cell_labels" in table.obs:
         check_labels(archive, centres / pixel_size, table.obs["cell_labels"].to_numpy())
-    images = _he(bundle, he_image, he_alignment, scene=scene, pixel_size=pixel_size, given=mpp, centres_um=centres)
+    images = _he(bundle, he_image, he_alignment, scene=scene, pixel_size=pixel_size, user_mpp=mpp, centres_um=centres)
     return slide(
         images={**images, **elements.pop("images", {})},
         shapes=shapes,
@@ -145,9 +147,9 @@ def xenium(
     )
 
 
-def _pixel_size(bundle: Path, given: float | None) -> float:
-    if given is not None:
-        return _physical(given, name="pixel_size_um")
+def _pixel_size(bundle: Path, pixel_size_um: float | None) -> float:
+    if pixel_size_um is not None:
+        return _physical(pixel_size_um, name="pixel_size_um")
     specs = bundle / _SPECS
     if not specs.exists():
         logger.info("No %s: morphology pixels are taken as %g um, the instrument's own.", _SPECS, XENIUM_PIXEL_UM)
@@ -226,7 +228,7 @@ def _he(
     *,
     scene: int | str | None,
     pixel_size: float,
-    given: float | None,
+    user_mpp: float | None,
     centres_um: np.ndarray,
 ) -> Mapping[str, Any]:
     """Return the H&E image in micrometres, or nothing where there is none."""
@@ -237,11 +239,11 @@ def _he(
         logger.info("No H&E image in the bundle (names like %s); pass he_image= to add one.", listing(_HE_PATTERNS))
         return {}
     pixels = open_pixels(path, scene=scene)
-    to_um = scaling(pixel_size) @ _to_morphology(bundle, pixels, alignment, pixel_size=pixel_size, given=given)
+    to_um = scaling(pixel_size) @ _to_morphology(bundle, pixels, alignment, pixel_size=pixel_size, user_mpp=user_mpp)
     mpp = mpp_of(to_um, what=f"the H&E image {path.name!r}")
-    if given is not None and abs(given / mpp - 1) > settings.mpp_tolerance:
+    if user_mpp is not None and abs(user_mpp / mpp - 1) > settings.mpp_tolerance:
         raise InputError(
-            f"`mpp`={given:g} contradicts the alignment of {path.name!r}, which makes it {mpp:.4g} um per pixel."
+            f"`mpp`={user_mpp:g} contradicts the alignment of {path.name!r}, which makes it {mpp:.4g} um per pixel."
         )
     _physical(mpp, name=f"um per pixel of {path.name} by its alignment")
     centres_px = apply_affine(np.linalg.inv(to_um), centres_um)
@@ -255,7 +257,9 @@ def _he(
         hint="does the alignment belong to this image at full resolution?",
     )
     check_on_tissue(centres_px, pixels, mpp=mpp, what="cells")
-    settle_mpp([Evidence(mpp, "the alignment"), *pixels.evidence], given=given and mpp, what=f"the image {path.name!r}")
+    settle_mpp(
+        [Evidence(mpp, "the alignment"), *pixels.evidence], user_mpp=user_mpp and mpp, what=f"the image {path.name!r}"
+    )
     affines = {"global": np.diag([1 / pixel_size, 1 / pixel_size, 1.0]) @ to_um, keys.UM: to_um}
     return {keys.IMAGE: to_image(pixels, affines)}
 
@@ -272,13 +276,18 @@ def _find_he(bundle: Path) -> Path | None:
 
 
 def _to_morphology(
-    bundle: Path, pixels: Pixels, alignment: str | Path | np.ndarray | None, *, pixel_size: float, given: float | None
+    bundle: Path,
+    pixels: Pixels,
+    alignment: str | Path | np.ndarray | None,
+    *,
+    pixel_size: float,
+    user_mpp: float | None,
 ) -> np.ndarray:
     """Return the (3, 3) affine from H&E pixels to morphology pixels."""
     source = alignment if alignment is not None else _find_alignment(bundle, pixels.path)
     if source is None:
-        if given is not None:
-            return scaling(_physical(given, name="mpp") / pixel_size)
+        if user_mpp is not None:
+            return scaling(_physical(user_mpp, name="mpp") / pixel_size)
         raise InputError(
             f"The H&E image {pixels.path.name!r} has no alignment file beside it; pass he_alignment= (csv or 3 x 3 "
             "matrix from H&E pixels to morphology pixels), or mpp= if its corner is the origin of the transcripts."

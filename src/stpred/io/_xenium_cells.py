@@ -46,7 +46,7 @@ def read_cells(bundle: Path) -> tuple[AnnData, dict[str, GeoDataFrame]]:
                 f"{listing(counts.obs_names, most=3)}); are both of one bundle?"
             )
         counts.obs = found.reindex(counts.obs_names).assign(cell_id=counts.obs_names.to_numpy())
-    stated = None if cells is None else _stated(*cells)
+    stated = None if cells is None else _table_centres(*cells)
     shapes = {}
     boundaries = _find(bundle, "cell_boundaries")
     if boundaries is not None:
@@ -111,7 +111,7 @@ def _cells(bundle: Path) -> tuple[pd.DataFrame, Path] | None:
     return frame[plain].set_axis(ids[row], axis=0), path
 
 
-def _stated(cells: pd.DataFrame, path: Path) -> pd.DataFrame | None:
+def _table_centres(cells: pd.DataFrame, path: Path) -> pd.DataFrame | None:
     """Return the stated centroids in micrometres by cell id, of the cells that have one."""
     if not set(_CENTROID) <= set(cells):
         logger.info("%r states no centroids, so the place of the polygons is not checked.", path.name)
@@ -225,7 +225,7 @@ def _nuclei(path: Path, cells: GeoDataFrame | None) -> GeoDataFrame | None:
 def _discs(cells: pd.DataFrame, path: Path) -> GeoDataFrame:
     from spatialdata.models import ShapesModel
 
-    xy = _stated(cells, path)
+    xy = _table_centres(cells, path)
     if xy is None or len(xy) == 0:
         raise InputError(f"{path.name!r} states no {_CENTROID[0]!r} and {_CENTROID[1]!r}, and there are no boundaries.")
     area: NDArray[np.float64] = np.full(len(xy), _CELL_AREA_UM2)

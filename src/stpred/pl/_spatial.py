@@ -115,8 +115,8 @@ def spatial(
 def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -> list[str]:
     """Return what to draw, refusing what the table does not have."""
     if genes is None:
-        unlike = keys.IN_DISTRIBUTION in table.obs and table.obs[keys.IN_DISTRIBUTION].mean() < MIN_IN_DISTRIBUTION
-        return best_genes(table) + ([keys.OOD_SCORE] if unlike and keys.OOD_SCORE in table.obs else [])
+        outside = keys.IN_DISTRIBUTION in table.obs and table.obs[keys.IN_DISTRIBUTION].mean() < MIN_IN_DISTRIBUTION
+        return best_genes(table) + ([keys.OOD_SCORE] if outside and keys.OOD_SCORE in table.obs else [])
     wanted = [genes] if isinstance(genes, str) else list(genes)
     if missing := [g for g in wanted if g not in table.var_names and g not in table.obs]:
         some = listing(table.var_names[:5])
@@ -136,9 +136,9 @@ def _values(table: AnnData, name: str, layer: str | None) -> Any:
 def _unit(table: AnnData, layer: str | None) -> str:
     """Return what the values of genes are measured in, as far as that is known."""
     known = table.uns.get(keys.UNS)
-    facts = read_provenance(table) if isinstance(known, str) else {}
-    scale = facts.get("output_scale")
-    if changed_values(table, facts, what="") is not None:
+    provenance = read_provenance(table) if isinstance(known, str) else {}
+    scale = provenance.get("output_scale")
+    if changed_values(table, provenance, what="") is not None:
         return ""
     if layer is not None:
         return f"{layer}, {unit_of(scale)}" if scale and layer in (keys.STD, "lower", "upper") else layer

@@ -12,10 +12,10 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, key_in, listing, positive, warn, whole
 from stpred._core.elements import (
     centroids,
+    describe_regions,
     find_table,
     need_sdata,
     region_in_frame,
-    regions_told,
     table_instances,
     table_regions,
 )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpred")
 
-FACTS_UNS = "stpred_aggregate"
+AGGREGATE_UNS = "stpred_aggregate"
 """`uns` key of what was summed; not ``"stpred"``, which marks what is no measurement."""
 FRACTIONAL = "fractional"
 
@@ -161,11 +161,11 @@ def aggregate(
     table = _table(found, source, kind, shapes_key, fractions=fractions, seed=seed)
     empty = np.asarray(found.X.sum(axis=1)).ravel() == 0
     provenance = {
-        "source": source_key, "kind": kind, "shapes": shapes_key, "size_um": edge, **source.facts,
+        "source": source_key, "kind": kind, "shapes": shapes_key, "size_um": edge, **source.summary,
         "n_summed": int(found.inside.sum()), "n_outside": int((~found.inside).sum()),
         "fractions": fractions, "n_locations": len(found.index), "n_empty": int(empty.sum()),
     }  # fmt: skip
-    table.uns[FACTS_UNS] = json.dumps(provenance, sort_keys=True)
+    table.uns[AGGREGATE_UNS] = json.dumps(provenance, sort_keys=True)
     logger.info("Table %r: %s.", key, ", ".join(f"{k} {v}" for k, v in provenance.items()))
     if not inplace:
         return table
@@ -179,13 +179,13 @@ def aggregate(
 
 
 @dataclass(frozen=True)
-class _Things:
+class _Source:
     """What is summed: (n, 2) points or (n,) polygons in micrometres, and the gene of each or its (n, genes) counts."""
 
     places: NDArray[Any]
     values: pd.Categorical | csr_matrix
     var: pd.DataFrame
-    facts: dict[str, Any]
+    summary: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class _Sums:
 
 
 def _totals(
-    source: _Things, kind: str, source_key: str, shapes: NDArray[Any]
+    source: _Source, kind: str, source_key: str, shapes: NDArray[Any]
 ) -> tuple[csr_matrix, NDArray[Any], NDArray[np.bool_]]:
     """Return sums and numbers of transcripts or cells per shape, and which of the source lie in any."""
     from scipy.sparse import csr_matrix
@@ -220,7 +220,7 @@ def _totals(
     return X, number, inside
 
 
-def _in_new_bins(source: _Things, kind: str, source_key: str, edge_um: int) -> _Sums:
+def _in_new_bins(source: _Source, kind: str, source_key: str, edge_um: int) -> _Sums:
     """Sum into squares of a lattice; a cell's box reaches bins that the cell does not, which are left out."""
     import shapely
 
@@ -230,7 +230,7 @@ def _in_new_bins(source: _Things, kind: str, source_key: str, edge_um: int) -> _
     return _Sums(X, number, inside, shapely.get_coordinates(bins.centroid), bins.index, bins)
 
 
-def _table(found: _Sums, source: _Things, kind: str, shapes_key: str, *, fractions: bool, seed: int) -> AnnData:
+def _table(found: _Sums, source: _Source, kind: str, shapes_key: str, *, fractions: bool, seed: int) -> AnnData:
     """Build the table of raw counts; fractional sums are rounded at random and kept in a layer."""
     obs = {f"n_{kind}": found.number.astype(np.int64)}
     if found.bins is not None:
@@ -268,7 +268,7 @@ def _bins(places: NDArray[Any], edge_um: int) -> GeoDataFrame:
 
 def _check_writable(sdata: SpatialData, key: str) -> None:
     """Refuse a name that is taken, but by a table that this function wrote."""
-    if key in sdata.tables and FACTS_UNS in sdata.tables[key].uns:
+    if key in sdata.tables and AGGREGATE_UNS in sdata.tables[key].uns:
         tables.check_name(sdata, key, kind="tables")
     else:
         tables.check_writable(sdata, key)
@@ -299,12 +299,12 @@ def _source(sdata: SpatialData, source_key: str | None) -> tuple[str, str]:
     )
 
 
-def _transcripts(sdata: SpatialData, source_key: str, **how: Any) -> _Things:
+def _transcripts(sdata: SpatialData, source_key: str, **options: Any) -> _Source:
     import pandas as pd
 
-    found = read_transcripts(sdata, source_key, **how)
+    found = read_transcripts(sdata, source_key, **options)
     var = pd.DataFrame(index=pd.Index(found.genes, dtype=object))
-    return _Things(found.xy_um, pd.Categorical.from_codes(found.codes, found.genes), var, found.summary)
+    return _Source(found.xy_um, pd.Categorical.from_codes(found.codes, found.genes), var, found.summary)
 
 
 def _region(sdata: SpatialData, source_key: str, *, coordinate_system: str) -> str:
@@ -312,12 +312,12 @@ def _region(sdata: SpatialData, source_key: str, *, coordinate_system: str) -> s
     annotated = table_regions(sdata.tables[source_key])
     if not annotated:
         raise InputError(
-            f"Table {source_key!r} annotates {regions_told(annotated)}; one region of cells is needed to sum from."
+            f"Table {source_key!r} annotates {describe_regions(annotated)}; one region of cells is needed to sum from."
         )
     return region_in_frame(sdata, source_key, coordinate_system=coordinate_system)
 
 
-def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_system: str) -> _Things:
+def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_system: str) -> _Source:
     import shapely
     from scipy.sparse import csr_matrix
 
@@ -338,11 +338,11 @@ def _cells(sdata: SpatialData, source_key: str, *, outlines: bool, coordinate_sy
         )
     rows, shapes = rows[positions >= 0], shapes[positions[positions >= 0]]
     columns = [c for c in ("gene_id", "gene_ids", "feature_types") if c in table.var]
-    return _Things(
+    return _Source(
         places=shapes if outlines else shapely.get_coordinates(shapely.centroid(shapes)) + NUDGE_UM,
         values=csr_matrix(table.X[rows]),
         var=table.var[columns].copy(),
-        facts={"n_cells": len(shapes), "n_without_shape": int((positions < 0).sum())},
+        summary={"n_cells": len(shapes), "n_without_shape": int((positions < 0).sum())},
     )
 
 

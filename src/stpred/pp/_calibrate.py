@@ -104,7 +104,7 @@ def calibrate(
     """
     sizes = {"um_between_centers": um_between_centers, "um_diameter": um_diameter, "um_square_edge": um_square_edge}
     need_sdata(sdata)
-    told = _told(sizes, mpp)
+    physical_size = _physical_size(sizes, mpp)
     image_key = _image(sdata, image_key, coordinate_system)
     image = sdata.images[image_key]
     references = _references(sdata, image, shapes_key, coordinate_system)
@@ -121,14 +121,14 @@ def calibrate(
     existing = affine_to(image, coordinate_system)
     if existing is not None:
         evidence.insert(0, Evidence(mpp_of(existing, what=what), f"its place in {coordinate_system!r}"))
-    given = mpp if mpp is not None else _from_size(references, frame, told, unit=unit)
-    if not evidence and given is None:
+    stated = mpp if mpp is not None else _from_size(references, frame, physical_size, unit=unit)
+    if not evidence and stated is None:
         raise InputError(
             f"The resolution of {what} cannot be derived from the shapes that share its frame, {listing(references)}"
             f"{_unsaid(sdata, references)}; pass mpp=, or shapes_key= with um_between_centers=, um_diameter= or "
             "um_square_edge=."
         )
-    resolution = settle_mpp(evidence, given=given, what=what)
+    resolution = settle_mpp(evidence, user_mpp=stated, what=what)
     keep = existing is not None and abs(mpp_of(existing) / resolution - 1) < 1e-6
     to_um = existing @ np.linalg.inv(image_to_frame) if keep and existing is not None else scaling(resolution / unit)
     _check_cover(image, image_to_frame, references, frame, resolution)
@@ -140,15 +140,15 @@ def _unsaid(sdata: SpatialData, references: dict[str, Any]) -> str:
     return f" (that the unit of {listing(named)} is the micrometre cannot be told from the name alone)" if named else ""
 
 
-def _told(sizes: dict[str, float | None], mpp: float | None) -> tuple[str, float] | None:
+def _physical_size(sizes: dict[str, float | None], mpp: float | None) -> tuple[str, float] | None:
     """Return the one physical size that was given, if any."""
-    given = [(name, value) for name, value in sizes.items() if value is not None]
-    if len(given) + (mpp is not None) > 1:
-        names = [name for name, _ in given] + ["mpp"] * (mpp is not None)
+    stated = [(name, value) for name, value in sizes.items() if value is not None]
+    if len(stated) + (mpp is not None) > 1:
+        names = [name for name, _ in stated] + ["mpp"] * (mpp is not None)
         raise InputError(f"Give one of mpp, um_between_centers, um_diameter and um_square_edge, got {names}.")
-    if not given:
+    if not stated:
         return None
-    return given[0][0], positive(given[0][1], name=given[0][0], unit="um")
+    return stated[0][0], positive(stated[0][1], name=stated[0][0], unit="um")
 
 
 def _image(sdata: SpatialData, image_key: str | None, coordinate_system: str) -> str:
@@ -279,11 +279,13 @@ def _array_coordinates(sdata: SpatialData, name: str, element: Any) -> np.ndarra
     return None
 
 
-def _from_size(references: dict[str, Any], frame: str, told: tuple[str, float] | None, *, unit: float) -> float | None:
+def _from_size(
+    references: dict[str, Any], frame: str, physical_size: tuple[str, float] | None, *, unit: float
+) -> float | None:
     """Return the um per image pixel that follows from a given physical size of the shapes."""
-    if told is None:
+    if physical_size is None:
         return None
-    name, size_um = told
+    name, size_um = physical_size
     if len(references) != 1:
         raise InputError(
             f"`{name}` is of one shapes element; name it with shapes_key= (available: {listing(references)})."

@@ -108,8 +108,8 @@ def _of_counts(shapes: NDArray[Any], places: NDArray[Any], X: csr_matrix, *, agg
         dense = X[:, start : start + step].toarray().astype(np.float64)
         genes = [f"g{i}" for i in range(dense.shape[1])]
         frame = gpd.GeoDataFrame(pd.DataFrame(dense, columns=genes).assign(**place))
-        how = {"value_key": genes, "agg_func": agg_func, "fractions": polygons}
-        parts.append(_spatialdata(ShapesModel.parse(frame), shapes, **how))
+        options = {"value_key": genes, "agg_func": agg_func, "fractions": polygons}
+        parts.append(_spatialdata(ShapesModel.parse(frame), shapes, **options))
     return csr_matrix(hstack(parts))
 
 

@@ -40,14 +40,14 @@ _DTYPES = {
 }
 
 
-def write_folder(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any], *, what: str) -> Path:
-    """Write facts and tensors as a folder that appears whole or not at all; an existing one goes only then.
+def write_folder(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], *, what: str) -> Path:
+    """Write a config and tensors as a folder that appears whole or not at all; an existing one goes only then.
 
     Parameters
     ----------
     path
         Folder to make or replace.
-    facts
+    config
         What JSON can hold, numbers of NumPy included.
     tensors
         Names to torch tensors.
@@ -57,9 +57,9 @@ def write_folder(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any
     from safetensors.torch import save_file
 
     try:
-        text = json.dumps(facts, indent=1, allow_nan=False, default=float)
+        text = json.dumps(config, indent=1, allow_nan=False, default=float)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"The {what} {str(path)!r} holds facts that JSON cannot hold: {reason(error)}.") from error
+        raise InputError(f"The {what} {str(path)!r} holds values that JSON cannot hold: {reason(error)}.") from error
     with staged_folder(path, what=what) as new:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new / WEIGHTS)
         (new / WEIGHTS).chmod(0o644)  # safetensors' own file is closed to everybody else

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LIBRARY = "library"
-"""Where a table's facts hold the library that its values are on."""
+"""Key of a table's provenance for the library that its values are on."""
 
 MIN_SHARE = 0.9
 """Share of both libraries that the shared genes carry, from which on log1p CP10k is one scale."""
@@ -208,8 +208,8 @@ def shared_genes(slides: Mapping[str, tuple[Sequence[str], ArrayLike]]) -> tuple
     return [g for g in first if g in common], shares
 
 
-def told(shares: Mapping[str, float], n: Mapping[str, int], *, most: int = 4) -> str:
-    """Say for a message how many genes each of some slides measured, those with the smallest share first."""
+def describe_shares(shares: Mapping[str, float], n: Mapping[str, int], *, most: int = 4) -> str:
+    """Describe for a message how many genes each of some slides measured, those with the smallest share first."""
     order = sorted(shares, key=lambda s: shares[s])
     some = [f"{s[:60]!r} {n[s]} genes, of whose counts these are {shares[s]:.0%}" for s in order[:most]]
     return "; ".join(some) + (f"; and {len(order) - most} more" if len(order) > most else "")

@@ -149,7 +149,7 @@ def refused_by_name(tif: Any, page: Any, sizes: dict[str, int], image: Any) -> s
     if planes and _all_rgb(names):
         return None
     if any(c.get(key) for c in channels for key in _OF_FLUORESCENCE):
-        return f"of fluorescence channels {_said(channels, _OF_FLUORESCENCE)}"
+        return f"of fluorescence channels {_channel_names(channels, _OF_FLUORESCENCE)}"
     if any(
         "fluorescence"
         in f"{c.get('ContrastMethod', '')} {c.get('IlluminationType', '')} {c.get('AcquisitionMode', '')}".lower()
@@ -170,9 +170,9 @@ def refused_by_name(tif: Any, page: Any, sizes: dict[str, int], image: Any) -> s
 
 def _named(names: Sequence[str]) -> str | None:
     """Tell from names whether three channels are something else than red, green and blue."""
-    told = [name for name in names if not _NO_NAME.fullmatch(name.strip())]
-    alike = len(told) == 3 and len(set(told)) == 1 and not _FLUORESCENT.search(told[0])
-    if not told or alike or _all_rgb(names):  # three times the name of the picture
+    meaningful = [name for name in names if not _NO_NAME.fullmatch(name.strip())]
+    alike = len(meaningful) == 3 and len(set(meaningful)) == 1 and not _FLUORESCENT.search(meaningful[0])
+    if not meaningful or alike or _all_rgb(names):  # three times the name of the picture
         return None
     return "of channels " + ", ".join(repr(name if len(name) <= 60 else name[:60] + "...") for name in names[:6])
 
@@ -189,7 +189,7 @@ def _ome_channels(image: Any) -> list[Any]:
     return [e for e in image.iter() if e.tag.rpartition("}")[2] == "Channel"]
 
 
-def _said(channels: Sequence[Any], keys: Sequence[str]) -> str:
+def _channel_names(channels: Sequence[Any], keys: Sequence[str]) -> str:
     return ", ".join(next((repr(c.get(k)) for k in keys if c.get(k)), "?") for c in channels[:6])
 
 
@@ -208,8 +208,10 @@ def _hex(colour: str) -> str:
 def _other_names(tif: Any) -> list[str]:
     """Return channel names of headers that are not OME; none where there are none."""
     if tif.is_qpi:
-        told = [re.search(r"<(Name|Biomarker)>\s*([^<]*?)\s*</\1>", p.description or "") for p in list(tif.pages)[:3]]
-        return [m[2] for m in told if m is not None]
+        matches = [
+            re.search(r"<(Name|Biomarker)>\s*([^<]*?)\s*</\1>", p.description or "") for p in list(tif.pages)[:3]
+        ]
+        return [m[2] for m in matches if m is not None]
     if tif.is_imagej:
         labels = (tif.imagej_metadata or {}).get("Labels")
         return [str(label) for label in labels] if isinstance(labels, list) else []

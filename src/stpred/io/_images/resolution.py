@@ -91,8 +91,8 @@ def tiff_resolution(tif: Any, page: Any, *, image: Any = None) -> tuple[Evidence
     """
     found: list[Evidence] = []
     unequal: list[str] = []
-    for told, source in _stated(tif, page, image):
-        sizes = [e for e in told if e is not None]
+    for evidence, source in _stated(tif, page, image):
+        sizes = [e for e in evidence if e is not None]
         if not sizes:
             logger.debug("nothing usable in %s", source)
             continue

@@ -197,11 +197,11 @@ def compare_with_copy(pixels: Pixels, copy: np.ndarray, *, name: str) -> tuple[s
 
 def require_copy(pixels: Pixels, copy: np.ndarray, *, name: str, advice: str) -> None:
     """Refuse an image that was given for a slide whose small copy shows something else; doubts are warned of."""
-    verdict, said = compare_with_copy(pixels, copy, name=name)
+    verdict, message = compare_with_copy(pixels, copy, name=name)
     if verdict in ("turned", "different"):
-        raise InputError(f"{said}; {advice}.")
+        raise InputError(f"{message}; {advice}.")
     if verdict == "unsure":
-        warn(f"{said}; {advice}.")
+        warn(f"{message}; {advice}.")
 
 
 def describe(match: Match, *, what: str, copy: str) -> str:
@@ -245,26 +245,26 @@ def check_on_tissue(
     """
     if len(xy_px) < _MIN_POSITIONS:
         return
-    seen = overview(pixels, grid=2 * GRID)
-    cell_um = mpp * max(pixels.height / seen.means.shape[0], pixels.width / seen.means.shape[1])
-    mask = tissue_mask(np.rint(seen.means).astype(np.uint8), mpp=cell_um)
+    coarse = overview(pixels, grid=2 * GRID)
+    cell_um = mpp * max(pixels.height / coarse.means.shape[0], pixels.width / coarse.means.shape[1])
+    mask = tissue_mask(np.rint(coarse.means).astype(np.uint8), mpp=cell_um)
     if mask.all() or not mask.any():
-        return  # tissue everywhere, or none that can be told: nothing to go by
+        return  # tissue everywhere, or none that is found
     shares = tissue_shares(xy_px, mask, width=pixels.width, height=pixels.height)
     share = shares.pop("as it is")
     best = max(shares, key=lambda name: shares[name])
-    said = f"{share:.0%} of the {what} lie on the tissue of {pixels.path.name!r}"
+    message = f"{share:.0%} of the {what} lie on the tissue of {pixels.path.name!r}"
     if shares[best] >= _ON_TISSUE and share < shares[best] - _GAP:
-        said = f"Only {said}, and {shares[best]:.0%} if it is taken as an image {best}"
+        message = f"Only {message}, and {shares[best]:.0%} if it is taken as an image {best}"
         if share < _OFF_TISSUE:
             hint = " (swap_xy=True; False keeps them)" if swap_hint else ""
             raise InputError(
-                f"{said}, so image and {what} do not belong together as they lie: turn it back, exchange x and "
+                f"{message}, so image and {what} do not belong together as they lie: turn it back, exchange x and "
                 f"y{hint}, or pass the right one."
             )
-        warn(f"{said}; check that image and {what} belong together.")
+        warn(f"{message}; check that image and {what} belong together.")
     elif share < _HALF:
-        warn(f"Only {said}; check that it is the image of these {what}.")
+        warn(f"Only {message}; check that it is the image of these {what}.")
 
 
 def tissue_shares(xy_px: np.ndarray, mask: np.ndarray, *, width: int, height: int) -> dict[str, float]:

@@ -102,11 +102,11 @@ def scenes_of(tif: Any) -> list[Scene]:
         raise InputError(f"The image {tif.filename!r} is a stack of {len(tif.pages)} pages, not a slide.")
     scenes: list[Scene] = []
     images = ome_images(tif)
-    seen: set[int] = set()
+    offsets: set[int] = set()
     for s, series in enumerate(tif.series):
         if max(len(level.pages) for level in series.levels) > MAX_PAGES:
             raise InputError(f"The image {tif.filename!r} is a stack of {len(series.pages)} pages, not a slide.")
-        seen |= {page.offset for level in series.levels for page in level.pages if page is not None}
+        offsets |= {page.offset for level in series.levels for page in level.pages if page is not None}
         if not math.prod(series.shape):
             continue
         name = _name(series, tif)
@@ -116,7 +116,7 @@ def scenes_of(tif: Any) -> list[Scene]:
                 scene = Scene(len(scenes), name, levels, series.kind)
                 scene.image = _described(images, s, scene)
                 scenes.append(scene)
-    scenes += _beside_series(tif, seen, len(scenes))
+    scenes += _beside_series(tif, offsets, len(scenes))
     return _unite(tif, scenes)
 
 
@@ -154,8 +154,8 @@ def _alike(parts: list[Part], kind: str) -> list[list[Part]]:
         return [parts] if parts else []
     finest, scenes = parts[0], [[parts[0]]]
     for part in parts[1:]:
-        said = part.keyframe.is_reduced or part.keyframe.is_subifd
-        if said or _shows(finest, part):
+        marked = part.keyframe.is_reduced or part.keyframe.is_subifd
+        if marked or _shows(finest, part):
             scenes[0].append(part)
         elif len(scenes) > 1 and is_level(scenes[-1][0], part) and _shows(scenes[-1][0], part):
             scenes[-1].append(part)
@@ -198,14 +198,14 @@ def _described(images: Sequence[Any], series: int, scene: Scene) -> Any:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _beside_series(tif: Any, seen: set[int], count: int) -> list[Scene]:
+def _beside_series(tif: Any, offsets: set[int], count: int) -> list[Scene]:
     """Return the pictures that are in no series, which tifffile leaves out where a vendor's layout is another one."""
     if not (tif.is_qpi or tif.is_philips or tif.is_svs):
         return []
     scenes: list[Scene] = []
     for k in range(len(tif.pages)):
         page = tif.pages[k]
-        if page.offset in seen or not page.shape or not math.prod(page.shape):
+        if page.offset in offsets or not page.shape or not math.prod(page.shape):
             continue
         kind = re.search(r"<ImageType>\s*(\w+)", page.description or "")
         sizes = {a: s for a, s in zip(page.axes, page.shape, strict=True) if s > 1 or a in "YX"}
@@ -247,7 +247,7 @@ def choose(scenes: Sequence[Scene], *, scene: int | str | None, path: Path) -> S
         If there is no such scene.
     """
     if scene is not None:
-        return _asked(scenes, scene, path)
+        return _find_scene(scenes, scene, path)
     slides = [s for s in scenes if not s.is_ancillary] or list(scenes)
     chosen = max(slides, key=lambda s: math.prod(s.levels[0].sizes.values()))  # the first of equals
     others = [s for s in scenes if s is not chosen and not _is_copy(chosen, s)]
@@ -269,7 +269,7 @@ def _is_copy(chosen: Scene, scene: Scene) -> bool:
     return smaller and scene.kind not in _OWN_IMAGES and _shows(finest, first)
 
 
-def _asked(scenes: Sequence[Scene], scene: int | str, path: Path) -> Scene:
+def _find_scene(scenes: Sequence[Scene], scene: int | str, path: Path) -> Scene:
     found: list[Scene] = []
     if isinstance(scene, str):
         found = [s for s in scenes if s.name == scene] or [s for s in scenes if s.name.lower() == scene.lower()]

@@ -42,18 +42,18 @@ def check_directory(path: Path, pages: Iterable[Any]) -> None:
 def _check_page(path: Path, page: Any, size: int) -> None:
     keyframe = page.keyframe
     width, height = int(keyframe.imagewidth), int(keyframe.imagelength)
-    told = f"The directory of {path.name!r} declares {width} x {height} px"
+    claim = f"The directory of {path.name!r} declares {width} x {height} px"
     tile = [int(n) for n in keyframe.chunks[:2]]
     if min(width, height, *tile) < 1 or width * height > MAX_PX:
-        raise InputError(f"{told} in pieces of {tile[1]} x {tile[0]}, which cannot be; the file is damaged.")
+        raise InputError(f"{claim} in pieces of {tile[1]} x {tile[0]}, which cannot be; the file is damaged.")
     if keyframe.is_tiled and math.prod(tile) > TILE_PX and (tile[0] >= 2 * height or tile[1] >= 2 * width):
-        raise InputError(f"{told} in tiles of {tile[1]} x {tile[0]} px, which cannot be; the file is damaged.")
+        raise InputError(f"{claim} in tiles of {tile[1]} x {tile[0]} px, which cannot be; the file is damaged.")
     offsets = np.asarray(page.dataoffsets, dtype=np.float64)
     counts = np.asarray(page.databytecounts, dtype=np.float64)
     needed = math.prod(int(n) for n in keyframe.chunked)
     if min(len(offsets), len(counts)) < needed:
         raise InputError(
-            f"{told}, which takes {needed} tiles or strips, but lists {min(len(offsets), len(counts))}; the file is "
+            f"{claim}, which takes {needed} tiles or strips, but lists {min(len(offsets), len(counts))}; the file is "
             "damaged or cut off, so copy or download it again."
         )
     ends = offsets[: len(counts)] + counts[: len(offsets)]
@@ -70,7 +70,7 @@ def _check_page(path: Path, page: Any, size: int) -> None:
     stored = min(counts[:needed][there].sum(), size)
     if decoded > (stored + 4096) * expansion:
         raise InputError(
-            f"{told}, which is {decoded / 1e9:.3g} GB of pixels, for {stored:.0f} bytes of data; the file is damaged "
+            f"{claim}, which is {decoded / 1e9:.3g} GB of pixels, for {stored:.0f} bytes of data; the file is damaged "
             "or no picture."
         )
 
@@ -97,15 +97,15 @@ def check_memory(path: Path, shape: tuple[int, int, int], *, size: int, samples:
         Stored for each pixel.
     """
     decoded = max(samples, 3) * shape[1] * shape[2]
-    told = f"The image {path.name!r} declares {shape[2]} x {shape[1]} px, which is {decoded / 1e9:.3g} GB of pixels"
+    claim = f"The image {path.name!r} declares {shape[2]} x {shape[1]} px, which is {decoded / 1e9:.3g} GB of pixels"
     if decoded > (WHOLE_RATIO if decoded > WHOLE_BYTES else MAX_RATIO) * (size + 4096):
-        raise InputError(f"{told}, for {size} bytes of data; the file is damaged or no picture of tissue.")
+        raise InputError(f"{claim}, for {size} bytes of data; the file is damaged or no picture of tissue.")
     if decoded <= WHOLE_BYTES:
         return
     free = available_bytes()
     if 2.5 * decoded > free:  # the decoder's own copy, and what is computed from it
         raise InputError(
-            f"{told} that must be decoded at once, and {free / 1e9:.3g} GB of memory are free; convert it to a tiled "
+            f"{claim} that must be decoded at once, and {free / 1e9:.3g} GB of memory are free; convert it to a tiled "
             "tif."
         )
 

@@ -17,10 +17,10 @@ _RATIO_LIMIT = 1.2
 
 
 def refuse_swapped(xy_px: np.ndarray, pixels: Pixels, *, what: str = "spots") -> None:
-    """Raise if positions fit the image clearly better with x and y exchanged.
+    """Raise if positions fit the image clearly better with x and y swapped.
 
-    Two signs are looked for: positions that lie outside as they are and inside when exchanged, and, where both fit,
-    tissue (and nuclei) that is much darker under the exchanged positions than under the given ones.
+    Two signs are looked for: positions that lie outside as they are and inside when swapped, and, where both fit,
+    tissue (and nuclei) that is much darker under the swapped positions than under the unswapped ones.
     """
     width, height = pixels.width, pixels.height
     outside = share_outside(xy_px, width=width, height=height)
@@ -32,32 +32,32 @@ def refuse_swapped(xy_px: np.ndarray, pixels: Pixels, *, what: str = "spots") ->
         )
     if max(outside, turned) > MAX_OUTSIDE:
         return
-    given, exchanged = _darkness(pixels.levels[0], xy_px)
-    t, ratio = swap_evidence(given, exchanged)
+    unswapped, swapped = _darkness(pixels.levels[0], xy_px)
+    t, ratio = swap_evidence(unswapped, swapped)
     if t > _T_LIMIT and ratio > _RATIO_LIMIT:
         raise InputError(
-            f"The {what} lie on tissue only if x and y are exchanged (mean darkness {exchanged.mean():.0f} against "
-            f"{given.mean():.0f} of 255), so they look swapped; pass swap_xy=True (or swap_xy=False to keep them)."
+            f"The {what} lie on tissue only if x and y are exchanged (mean darkness {swapped.mean():.0f} against "
+            f"{unswapped.mean():.0f} of 255), so they look swapped; pass swap_xy=True (or swap_xy=False to keep them)."
         )
 
 
-def swap_evidence(given: np.ndarray, exchanged: np.ndarray) -> tuple[float, float]:
-    """Return the paired t statistic and the ratio of mean darkness of the exchanged against the given positions.
+def swap_evidence(unswapped: np.ndarray, swapped: np.ndarray) -> tuple[float, float]:
+    """Return the paired t statistic and the ratio of mean darkness of the swapped against the unswapped positions.
 
     Parameters
     ----------
-    given, exchanged
+    unswapped, swapped
         (n,) darkness (0 = white) of the image there.
     """
-    difference = np.asarray(exchanged, dtype=np.float64) - np.asarray(given, dtype=np.float64)
+    difference = np.asarray(swapped, dtype=np.float64) - np.asarray(unswapped, dtype=np.float64)
     if len(difference) < 10:
         return 0.0, 1.0
     error = difference.std(ddof=1) / np.sqrt(len(difference))
-    return float(difference.mean() / max(error, 1e-9)), float(np.mean(exchanged) / max(np.mean(given), 1e-9))
+    return float(difference.mean() / max(error, 1e-9)), float(np.mean(swapped) / max(np.mean(unswapped), 1e-9))
 
 
 def _darkness(level: Level, xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the darkness of the image at positions as given and exchanged, where both lie inside; a sample of them."""
+    """Return the darkness of the image at a sample of the positions, unswapped and swapped, where both lie inside."""
     _, height, width = level.shape
     side = min(height, width)
     inside = xy_px[(xy_px >= 0).all(axis=1) & (xy_px < side).all(axis=1)]

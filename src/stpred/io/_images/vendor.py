@@ -30,7 +30,7 @@ def open_vendor(path: Path, *, scene: int | str | None = None) -> Pixels:
     if probe.ndim != 3 or probe.shape[-1] != 3 or probe.dtype != np.uint8:
         refuse_mode(path, found=f"{probe.shape[-1]}-channel {probe.dtype}")
     if len(scenes) > 1:
-        _tell(path, scenes, number, taken=int(getattr(properties, "scene", 0)))
+        _report_scenes(path, scenes, number, taken=int(getattr(properties, "scene", 0)))
     for height, width in shapes:
         if min(height, width) < 1 or height * width > MAX_PX:
             raise InputError(f"The slide {path.name!r} declares {width} x {height} px, which cannot be.")
@@ -62,7 +62,7 @@ def _scenes(reader: Any) -> list[str]:
     return [str(n) for n in names] if names else [str(k) for k in range(int(count))]
 
 
-def _tell(path: Path, scenes: list[str], number: int | None, *, taken: int) -> None:
+def _report_scenes(path: Path, scenes: list[str], number: int | None, *, taken: int) -> None:
     others = [name for k, name in enumerate(scenes) if k != taken]
     if number is None and others:
         warn(

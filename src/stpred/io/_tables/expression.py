@@ -60,20 +60,20 @@ def choose_counts(adata: AnnData, *, layer: str | None, what: str) -> AnnData:
         check_counts(adata.X, what=f"counts of {what!r}")
         if _any(adata.X) or not _others(adata):
             return _with(adata, None)
-        trouble = f"The counts of {what!r} are all zero"
+        problem = f"The counts of {what!r} are all zero"
     except InputError as error:
-        trouble = str(error).rstrip(".")
+        problem = str(error).rstrip(".")
     others = _others(adata)
     if not others:
         held = f"{listing(k for k in adata.layers if k is not None)}"
-        raise InputError(f"{trouble}; neither .raw nor a layer of {held} holds raw counts.")
+        raise InputError(f"{problem}; neither .raw nor a layer of {held} holds raw counts.")
     different = [k for k in others[1:] if not _same(adata, others[0], k)]
     if different:
         raise InputError(
-            f"{trouble}; several others hold raw counts, {listing(others)}, so name one as layer= ('raw' is adata.raw)."
+            f"{problem}; several others hold raw counts, {listing(others)}, so name one as layer= ('raw' is adata.raw)."
         )
     place = ".raw" if others[0] == _RAW and _RAW not in adata.layers else f"the layer {others[0]!r}"
-    warn(f"{trouble}; the raw counts are taken from {place}.")
+    warn(f"{problem}; the raw counts are taken from {place}.")
     return _with(adata, others[0])
 
 

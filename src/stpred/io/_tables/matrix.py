@@ -151,8 +151,8 @@ class _Reader:
         self.file = file
         self.path = path
 
-    def refuse(self, said: str) -> InputError:
-        return InputError(f"The matrix file {str(self.path)!r} cannot be used: {said}; write or download it again.")
+    def refuse(self, reason: str) -> InputError:
+        return InputError(f"The matrix file {str(self.path)!r} cannot be used: {reason}; write or download it again.")
 
     def walk(self, group: Group, *, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
         """Go through all parts; links that leave the file, or run in a circle, and sizes that cannot be are refused."""

@@ -121,11 +121,11 @@ def check_diameter(diameter_px: float, *, mpp: float, expected_um: float, what: 
     """
     found = diameter_px * mpp
     ratio = max(found / expected_um, expected_um / found)
-    said = (
+    message = (
         f"The scale factors state a spot_diameter_fullres of {diameter_px:.4g} px, {found:.4g} um at {mpp:.4g} um per "
         f"pixel, where {what} span {expected_um:g} um"
     )
     if ratio > 10:
-        raise InputError(f"{said}; copy the scale factors again from the run, or check mpp=.")
+        raise InputError(f"{message}; copy the scale factors again from the run, or check mpp=.")
     if ratio > 2:
-        warn(f"{said}; the stated size is kept.")
+        warn(f"{message}; the stated size is kept.")

@@ -9,7 +9,7 @@ import numpy as np
 from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, fraction_of, key_in, whole
-from stpred._core.names import looked_up, named, names_of
+from stpred._core.names import look_up, named, names_of
 from stpred.comparison.slide_tables import ONE_SLIDE, SlideTable, slide_tables
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def differential_rank(
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     drawn = list(sides)
     if groups is not None:
-        drawn = names_of(looked_up(groups, sides, what="groups").values(), what="donor")
+        drawn = names_of(look_up(groups, sides, what="groups").values(), what="donor")
     scores = np.empty((len(sides), len(genes)))
     n_locations = {}
     for k, side in enumerate(sides.values()):
