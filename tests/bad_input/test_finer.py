@@ -68,7 +68,7 @@ def test_a_map_larger_than_the_disk(
 ) -> None:
     sdata = rebuild()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with refused("needs up to", "GB left", sdata=sdata):
+    with refused("needs up to", "GB free", sdata=sdata):
         st.tl.predict_map(sdata, student, shapes_key="spots", out=tmp_path / "o.zarr")
     assert list(tmp_path.iterdir()) == []
 

@@ -93,7 +93,7 @@ def test_nothing_is_overwritten_unasked_or_left_half(
 
 def test_only_what_was_trained_here_is_saved(tmp_path: Path) -> None:
     for other, said in (("morphology", "'morphology'"), (encoders.get("intensity"), "'intensity'")):
-        with pytest.raises(InputError, match=f"pretrain_encoder made can be saved, got {said}"):
+        with pytest.raises(InputError, match=f"pretrain_encoder returned can be saved, got {said}"):
             encoders.save(other, tmp_path / "x")  # type: ignore[arg-type]
 
 
