@@ -441,13 +441,13 @@ def test_larger_than_the_disk(
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
     left(needed - 2)
-    said = f"12 genes on {frame[2]} x {frame[1]} pixels of 8 um needs up to {needed / 2**30:.3g} GB .* has .* GB left"
+    said = f"12 genes on {frame[2]} x {frame[1]} pixels of 8 um needs up to {needed / 2**30:.3g} GB .* has .* GB free"
     with pytest.raises(InputError, match=said):
         st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "m.zarr")
     assert not seen
     assert not list(tmp_path.iterdir())
     left(needed + 2)
-    with pytest.raises(InputError, match="GB left"):  # once more, rescaled
+    with pytest.raises(InputError, match="GB free"):  # once more, rescaled
         st.tl.predict_map(slide, student, shapes_key="part", out=tmp_path / "m.zarr", preserve="spots")
     killed_after(3, slide, student, shapes_key="part", out=tmp_path / "m.zarr")
     left(needed + 2 - sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()))
