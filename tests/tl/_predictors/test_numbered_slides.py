@@ -92,7 +92,7 @@ def test_tables_of_samples_by_number(numbered: dict[int, SpatialData]) -> None:
         sample_values(bulk, {1: 1, 10: 3, 11: 4}, name="time")
     risk = {k: np.arange(s["spots_counts"].n_obs) for k, s in numbered.items()}
     ranked = st.tl.differential_rank(
-        numbered, "spots_counts", risk, n=5, groups={1: 1, 2: 1, 10: 2, 11: 2}, n_bootstrap=50
+        numbered, "spots_counts", risk, n_top=5, groups={1: 1, 2: 1, 10: 2, 11: 2}, n_bootstrap=50
     )
     assert list(ranked.attrs["per_slide"]) == ["1", "2", "10", "11"]
     assert ranked["low"].notna().all()

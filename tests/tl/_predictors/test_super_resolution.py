@@ -87,7 +87,7 @@ def test_a_student_of_spots_is_finer_than_spots(slides: dict[str, SpatialData]) 
 def test_bins_teach_the_same_from_sparse_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     part = st.datasets.toy(size_um=(300, 300), n_genes=12, bin_um=8)
     dense = st.tl.train(part, config(epochs=1), genes="all", shapes_key=BINS)
-    monkeypatch.setattr(_regions, "DENSE", 0)
+    monkeypatch.setattr(_regions, "MAX_DENSE", 0)
     monkeypatch.setattr(_regions, "SPARSE", 1.0)
     region = data.read_region(part, Place(shapes_key=BINS), measured=True)
     assert hasattr(region.target(["EPCAM"], "log1p_cp10k", sparse=True), "toarray")
