@@ -206,9 +206,13 @@ def test_no_module_imports_a_private_one_of_another_package() -> None:
     assert not found
 
 
+LARGEST_FOLDERS = {"models": 24}
+"""Folders of more than sixteen modules, and why: models hold one file per method."""
+
+
 def test_folders_are_small() -> None:
-    folders = {p.parent for p in MODULES.values()}
-    large = {str(f.relative_to(SOURCE)): n for f in folders if (n := len(list(f.glob("*.py")))) > 16}
+    folders = {p.parent: str(p.parent.relative_to(SOURCE)) for p in MODULES.values()}
+    large = {f: n for p, f in folders.items() if (n := len(list(p.glob("*.py")))) > LARGEST_FOLDERS.get(f, 16)}
     assert not large
 
 

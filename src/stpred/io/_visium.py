@@ -24,7 +24,7 @@ from stpred.calibration import (
 )
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
 from stpred.io._spaceranger import calibrate_run, find_fullres, place_images, require_file
-from stpred.io._stage import staged
+from stpred.io._tables.links_folder import staged
 from stpred.io._tables.matrix import check_10x_mtx, usable_10x_h5
 from stpred.io._tables.spaceranger import check_array, check_diameter, read_positions, read_scalefactors
 

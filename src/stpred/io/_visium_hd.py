@@ -17,9 +17,9 @@ from stpred._core.checks import InputError, MissingFileError, listing, warn
 from stpred._core.files import readable
 from stpred.calibration import SQUARE_STEPS, Evidence, lattice_pitch_px, place, scaling
 from stpred.io._assemble import clean_name, counts_table, first_existing, folder, slide
-from stpred.io._damage import check_readable
 from stpred.io._spaceranger import calibrate_run, find_fullres, place_images
-from stpred.io._stage import staged
+from stpred.io._tables.damage import check_readable
+from stpred.io._tables.links_folder import staged
 from stpred.io._tables.matrix import barcodes_10x, read_10x_h5, usable_10x_h5
 from stpred.io._tables.segments import read_segments
 from stpred.io._tables.spaceranger import check_array, check_diameter, read_positions, read_scalefactors

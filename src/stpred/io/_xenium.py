@@ -27,12 +27,12 @@ from stpred.calibration import (
     settle_mpp,
 )
 from stpred.io._assemble import counts_table, first_existing, folder, slide
-from stpred.io._damage import check_readable
 from stpred.io._images.open import TIFF_SUFFIXES, open_pixels
 from stpred.io._images.pixels import Pixels, to_image
 from stpred.io._images.same_image import check_on_tissue
-from stpred.io._xenium_cells import read_cells
-from stpred.io._xenium_zarr import check_labels, describe, label_images
+from stpred.io._tables.damage import check_readable
+from stpred.io._tables.xenium_cells import read_cells
+from stpred.io._tables.xenium_zarr import check_labels, describe, label_images
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -190,7 +190,7 @@ def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None)
     found = encoders.get(used, tile=None if spec is None else TileSpec.parse(spec), device=device)
     if config.default_encoder == PIXELS and found.card.name != PIXELS:
         raise InputError(
-            f"{config.family} sees the world through its own encoder {PIXELS!r}, not {found.card.name!r}; leave "
+            f"{config.family} has its own encoder, {PIXELS!r}, and takes no other, such as {found.card.name!r}; leave "
             f"`encoder` out."
         )
     return found

@@ -199,7 +199,7 @@ def test_bad_input_of_networks(cohort: dict[str, SpatialData], tmp_path: Path) -
     with pytest.raises(InputError, match="`checkpoint_dir` must be a folder"):
         with st.settings.override(checkpoint_dir=tmp_path / "file"):
             st.tl.train(one, small, genes=["EPCAM"], shapes_key="spots")
-    with pytest.raises(InputError, match="stnet sees the world through its own encoder 'pixels'"):
+    with pytest.raises(InputError, match="stnet has its own encoder, 'pixels'"):
         st.tl.train(one, PIXELS, genes=["EPCAM"], shapes_key="spots", encoder="morphology")
     # One donor, one slide: nothing to choose epochs by; the family's own number is taken, and it says so.
     alone = st.models.MLP.Config(hidden=(4,), epochs_alone=3)

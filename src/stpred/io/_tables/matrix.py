@@ -101,7 +101,7 @@ def read_10x_h5(path: Path, *, gex_only: bool = True) -> AnnData:
     """Read a 10x h5 file of counts after :func:`check_10x_h5`."""
     import scanpy as sc
 
-    from stpred.io._stage import staged
+    from stpred.io._tables.links_folder import staged
 
     usable = usable_10x_h5(path)
     with readable(path, what="counts file"), staged({"counts.h5": usable}) as root:
