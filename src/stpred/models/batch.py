@@ -193,6 +193,7 @@ class Batch:
         totals: NDArray[np.float64] | None = None,
         scale: str | None = None,
         n_measured: int | None = None,
+        colour: NDArray[np.float32] | None = None,
     ) -> Self:
         """Make a batch from arrays, every location a target.
 
@@ -214,6 +215,8 @@ class Batch:
             Name of the slide.
         y, truth, totals, scale, n_measured
             What was measured; see the attributes.
+        colour
+            (2, 3) mean and standard deviation of the slide's tissue, for models of pixels.
         """
         features = np.asarray(features)
         cell_links = None if cells is None else _links(cells)
@@ -241,6 +244,7 @@ class Batch:
             totals=totals,
             scale=scale,
             n_measured=n_measured,
+            colour=colour,
         )
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
