@@ -151,7 +151,7 @@ def associations(
     freedom = len(values) - 2
     with np.errstate(divide="ignore"):
         p = 2 * t.sf(np.abs(r) * np.sqrt(freedom / (1 - r**2)), freedom)
-    adjusted, known = benjamini_hochberg(p.ravel()).reshape(p.shape), np.isfinite(p)
+    adjusted, known = benjamini_hochberg(p), np.isfinite(p)
     strength = np.where(known, -np.abs(r), np.inf)
     order = np.argsort(strength, axis=1, kind="stable")[:, :n_features]
     gene = np.repeat(np.arange(len(genes)), order.shape[1])
