@@ -40,6 +40,9 @@ class EncoderCard:
         Channel normalisation on the 0..1 scale, where the encoder uses one.
     dense
         Rows, columns and width of the dense tokens, where the encoder gives them.
+    members
+        Of several encoders side by side: the members' cards as plain values (:meth:`to_dict`), in the order of their
+        features. `tile` is then the largest of theirs.
     """
 
     name: str
@@ -53,11 +56,26 @@ class EncoderCard:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dense: tuple[int, int, int] | None = None
+    members: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Widths of the members' features side by side; ``(width,)`` of a single encoder."""
+        return tuple(int(m["width"]) for m in self.members) or (self.width,)
+
+    @property
+    def dense_blocks(self) -> tuple[int, ...]:
+        """Widths of the members' dense tokens side by side; empty where there are none."""
+        if self.dense is None:
+            return ()
+        return tuple(int(m["dense"][2]) for m in self.members) or (self.dense[2],)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON gives them back (without the feature names, which belong in `var`)."""
         record = asdict(self)
         record.pop("feature_names")
+        if not self.members:  # so that what was written of single encoders is still found
+            record.pop("members")
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 
 

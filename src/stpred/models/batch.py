@@ -143,6 +143,9 @@ class Batch:
         The slide's pixels and which of them lie in each target; or None.
     measured
         (n_genes,) whether each gene was measured on this slide; None: all.
+    blocks
+        Widths of the members' features side by side, of several encoders at once; they add up to n_features. None: one
+        block.
     """
 
     slide: str
@@ -164,6 +167,7 @@ class Batch:
     context: str | None = None
     pixel_grid: PixelGrid | None = None
     measured: NDArray[np.bool_] | None = None
+    blocks: tuple[int, ...] | None = None
 
     @property
     def own(self) -> NDArray[Any]:
@@ -194,6 +198,7 @@ class Batch:
         scale: str | None = None,
         n_measured: int | None = None,
         colour: NDArray[np.float32] | None = None,
+        blocks: tuple[int, ...] | None = None,
     ) -> Self:
         """Make a batch from arrays, every location a target.
 
@@ -217,8 +222,12 @@ class Batch:
             What was measured; see the attributes.
         colour
             (2, 3) mean and standard deviation of the slide's tissue, for models of pixels.
+        blocks
+            Widths of the features of several encoders side by side; None: one block.
         """
         features = np.asarray(features)
+        if blocks is not None and sum(blocks) != features.shape[1]:
+            raise InputError(f"`blocks`={blocks} must add up to the {features.shape[1]} columns of `features`.")
         cell_links = None if cells is None else _links(cells)
         if cell_links is not None and (cell_links.counts() == 0).any():
             raise InputError(f"{int((cell_links.counts() == 0).sum())} locations hold no cell; leave them out.")
@@ -245,6 +254,7 @@ class Batch:
             scale=scale,
             n_measured=n_measured,
             colour=colour,
+            blocks=blocks,
         )
 
     def take(self, rows: NDArray[np.int64]) -> Batch:

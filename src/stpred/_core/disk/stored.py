@@ -13,6 +13,8 @@ MAX_NUMBER = 1e18
 MAX_DEPTH = 32
 MAX_SETTINGS = 1000
 """Values of one setting, such as widths of layers."""
+MAX_MEMBERS = 100
+"""Encoders side by side."""
 MPP = (0.01, 100.0)
 TILE_PX = (1, 16_384)
 
@@ -121,6 +123,11 @@ def card(value: Any, where: str, *, required: Collection[str] = ("name",)) -> di
     def channels(value: Any, where: str, *, low: float) -> list[Any]:
         return items(value, where, lambda v, w: number(v, w, low=low, high=100.0), n=3)
 
+    def member(value: Any, where: str) -> dict[str, Any]:
+        if "members" in (found := card(value, where, required=("name", "tile", "width"))):
+            raise InputError(f"{where} is of several encoders, and itself one of several.")
+        return found
+
     found = mapping(
         value,
         where,
@@ -134,9 +141,12 @@ def card(value: Any, where: str, *, required: Collection[str] = ("name",)) -> di
             "mean": optional(lambda v, w: channels(v, w, low=-100.0)),
             "std": optional(lambda v, w: channels(v, w, low=1e-6)),
             "dense": optional(lambda v, w: items(v, w, whole, n=3)),
+            "members": lambda v, w: items(v, w, member, most=MAX_MEMBERS),
         },
         required=required,
     )
+    if "members" in found and found.get("width") != sum(m["width"] for m in found["members"]):
+        raise InputError(f"{where} has members whose widths do not add up to {found.get('width')}.")
     if (found.get("mean") is None) != (found.get("std") is None):
         raise InputError(f"{where} must have both of mean and std, or neither.")
     return found

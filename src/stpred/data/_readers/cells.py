@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stpred import links
 from stpred._core.checks import InputError
 from stpred.data._features import embed, embed_wide, stored_features
-from stpred.data._readers.reader import PlainReader, evenly
+from stpred.data._readers.reader import PlainReader, blocks_of, evenly
 from stpred.data._readers.surroundings import PatchPoints, patch_points
 from stpred.data._regions import CellsInside, Region
 from stpred.encoders.base import Encoder
@@ -85,11 +85,12 @@ def cell_batch(
     features = _features(cells, encoder, shown)
     place = np.full(len(cells.coords_um), -1, dtype=np.int64)
     place[shown] = np.arange(len(shown))
-    cell_links = None
+    cell_links, blocks = None, blocks_of(encoder)
     if around is not None:
         near = links.Links(around.indptr, place[around.indices])
         if needs.context_um is not None:
             features = _with_context(features, near)
+            blocks = None if blocks is None else (*blocks, *blocks, 1)
         else:
             empty = np.full(len(shown) - len(rows), near.indices.size)
             cell_links = links.Links(np.concatenate([near.indptr, empty]), near.indices)
@@ -108,6 +109,7 @@ def cell_batch(
         totals=region.totals,
         n_measured=region.n_measured,
         context=None if points is None else points.name,
+        blocks=blocks,
     )
     if points is None or needs.patch_um is None:
         return batch

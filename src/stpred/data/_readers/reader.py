@@ -91,6 +91,14 @@ def check_resolution(region: Region, encoder: Encoder) -> None:
     region.pyramid.check_resolution(encoder.card.tile, what=f"Image {region.image_key!r} of slide {region.slide!r}")
 
 
+def blocks_of(encoder: Encoder, *, dense: bool = False) -> tuple[int, ...] | None:
+    """Return the widths of the features (or dense tokens) of several encoders side by side; None of a single one."""
+    card = encoder.card
+    if not card.members:
+        return None
+    return card.dense_blocks if dense else card.blocks
+
+
 def evenly(n: int, most: int) -> NDArray[np.int64]:
     """Return at most `most` of `n` row numbers, spread evenly over them."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stpred import links
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._readers.footprints import median_width_um
-from stpred.data._readers.reader import PlainReader
+from stpred.data._readers.reader import PlainReader, blocks_of
 from stpred.data._readers.surroundings import link, neighbors, surroundings
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
@@ -70,6 +70,7 @@ class TileReader(PlainReader):
             n_measured=region.n_measured,
             colour=self._colour,
             context=around.name,
+            blocks=blocks_of(encoder),
         )
         if lattice is None or len(points) == 0:
             batch = with_needs(batch, needs)

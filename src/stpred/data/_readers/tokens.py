@@ -20,7 +20,7 @@ from stpred._core.checks import InputError
 from stpred._core.geometry import square_bins
 from stpred.data._features import embed_dense
 from stpred.data._readers.footprints import TokenGrid, distinct, footprints, median_width_um
-from stpred.data._readers.reader import Context, check_resolution, evenly
+from stpred.data._readers.reader import Context, blocks_of, check_resolution, evenly
 from stpred.data._readers.surroundings import home_region
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
@@ -194,6 +194,7 @@ def token_batch(
         parts=parts,
         totals=region.totals,
         n_measured=region.n_measured,
+        blocks=blocks_of(encoder, dense=True),
     )
 
 
