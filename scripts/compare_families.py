@@ -19,6 +19,7 @@ import stpred as st
 from stpred.models import MISO, MLP, DeepSpot, Ridge, Transformer
 
 REACH_UM = 520.0
+BASELINES = ("mean", "intensity", "colour")
 SHARED = {"lr": 1e-3, "weight_decay": 1e-2}
 
 
@@ -32,6 +33,8 @@ def families(loss: str) -> dict[str, object]:
     whole = Transformer.Config(width=256, inner=64, n_heads=4, dropout=0.5, max_epochs=60, **heavy)
     return {
         "mean": "mean",
+        "intensity": "intensity",
+        "colour": "colour",
         "ridge, the tile alone": "ridge",
         "ridge with neighbour means": ridge,
         "mlp, the tile alone": MLP.Config(hidden=(256,), input_dropout=0.5, dropout=0.5, batch_size=1024, **heavy),
@@ -72,7 +75,7 @@ def main() -> None:
             start = time.perf_counter()
             scores = st.tl.cross_validate(
                 slides,
-                {name: ensemble(config, given.ensemble) if name != "mean" else config},
+                {name: config if name in BASELINES else ensemble(config, given.ensemble)},
                 groups="slide",
                 genes=st.GeneRule("mean", n=250),
                 target=target,

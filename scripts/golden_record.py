@@ -226,6 +226,7 @@ def scene_family(**settings: Any) -> Family:
 FAMILIES: dict[str, Callable[[], Family]] = {
     "mean": lambda: Family("mean"),
     "intensity": lambda: Family("intensity"),
+    "colour": lambda: Family("colour"),
     "ridge": lambda: Family("ridge"),
     "ridge-context": lambda: Family(st.models.Ridge.Config(context_um=120.0, n_components=8), {"target": "counts"}),
     "mlp": lambda: Family(st.models.MLP.Config(hidden=(16,), input_dropout=0.3, dropout=0.2, epochs=3)),
@@ -683,7 +684,7 @@ def ragged_indices(tools: Tools) -> Record:
 def encoders(tools: Tools) -> Record:
     images = tiles()
     found: Record = {"names": st.encoders.list()}
-    for name in ("morphology", "intensity", "pixels"):
+    for name in ("morphology", "intensity", "colour", "pixels"):
         encoder = st.encoders.get(name)
         found[name] = {"card": encoder.card}
         if name != "pixels":

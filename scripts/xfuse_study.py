@@ -149,7 +149,7 @@ def _unseen(slides: dict[str, SpatialData], left: SpatialData, config: Any, *, g
     """Train on slides, predict another from its image, and print what the baselines give."""
     rows = []
     measured = left.tables["spots_counts"]
-    for model in ("mean", "intensity", config):
+    for model in ("mean", "intensity", "colour", config):
         start = time.time()
         own: dict[str, Any] = {"tile": BASELINE} if isinstance(model, str) else {"tile": tile}
         target = "counts" if isinstance(model, str) else None

@@ -154,7 +154,7 @@ def test_errors_are_one_sentence(folder: Path, tmp_path: Path) -> None:
 
 def test_models_are_listed() -> None:
     said = ok("models")
-    for name in ("default", "ridge", "intensity", "mean"):
+    for name in ("default", "ridge", "intensity", "colour", "mean"):
         assert name in said
 
 
@@ -164,6 +164,7 @@ def test_demo_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_demo, "N_GENES", 100)
     said = ok("demo", "-o", tmp_path / "demo")
     assert "noiseless truth" in said
+    assert "mean and sd of colour" in said
     assert {"slides", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv"} == {
         p.name for p in (tmp_path / "demo").iterdir()
     }

@@ -37,7 +37,7 @@ def test_import_is_light() -> None:
 
 
 def test_built_in_and_registered_names(registered) -> None:
-    assert {"morphology", "intensity", "doubler"} <= set(encoders.list())
+    assert {"colour", "morphology", "intensity", "doubler"} <= set(encoders.list())
     assert encoders.list("doub*") == ["doubler"]
     assert encoders.get("morphology").card.name == "morphology"
     made = encoders.get("doubler", tile=st.TileSpec(0.5, 4), factor=3.0)
@@ -57,7 +57,9 @@ def test_names_cannot_be_taken_twice(registered) -> None:
 def test_unknown_names_show_close_ones() -> None:
     with pytest.raises(InputError, match=r"No encoder named 'morphologie'; did you mean \['morphology'\]\?"):
         encoders.get("morphologie")
-    with pytest.raises(InputError, match=r"available: \['intensity', 'morphology', .*'timm/<any timm model>'"):
+    with pytest.raises(
+        InputError, match=r"available: \['colour', 'intensity', 'morphology', .*'timm/<any timm model>'"
+    ):
         encoders.get("qqqq")
 
 

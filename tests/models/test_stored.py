@@ -20,6 +20,7 @@ GENES = ["A", "B", "C"]
 SMALL: dict[str, dict[str, Any]] = {
     "mean": {},
     "intensity": {"n_bins": 3},
+    "colour": {},
     "ridge": {},
     "mlp": {"hidden": [4]},
     "deepspot": {"width": 4, "n_phi": 2, "n_rho": 2},

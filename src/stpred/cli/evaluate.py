@@ -39,7 +39,7 @@ def evaluate(
     slides: Slides,
     groups: Groups = None,
     models: Annotated[str, typer.Option(help="Families, separated by commas; ridge_best chooses settings.")] = (
-        "mean,intensity,ridge,ridge_best"
+        "mean,intensity,colour,ridge,ridge_best"
     ),
     genes: Genes = None,
     shapes: ShapesKey = None,

@@ -15,11 +15,12 @@ from stpred.encoders.registry import get, register
 from stpred.encoders.registry import list_encoders as list
 
 if TYPE_CHECKING:
-    from stpred.encoders._intensity import IntensityEncoder
+    from stpred.encoders._intensity import ColourEncoder, IntensityEncoder
     from stpred.encoders._morphology import Morphology
 
 __all__ = [
     "Augmentation",
+    "ColourEncoder",
     "Encoder",
     "EncoderCard",
     "IntensityEncoder",
@@ -39,10 +40,10 @@ def __getattr__(name: str) -> Any:
         from stpred.encoders._morphology import Morphology
 
         return Morphology
-    if name == "IntensityEncoder":
-        from stpred.encoders._intensity import IntensityEncoder
+    if name in ("ColourEncoder", "IntensityEncoder"):
+        from stpred.encoders import _intensity
 
-        return IntensityEncoder
+        return getattr(_intensity, name)
     raise AttributeError(f"module 'stpred.encoders' has no attribute {name!r}")
 
 

@@ -31,13 +31,21 @@ def _intensity(**kwargs: Any) -> Encoder:
     return IntensityEncoder(**kwargs)
 
 
+def _colour(**kwargs: Any) -> Encoder:
+    from stpred.encoders._intensity import ColourEncoder
+
+    return ColourEncoder(**kwargs)
+
+
 def _pixels(**kwargs: Any) -> Encoder:
     from stpred.encoders._pixels import Pixels
 
     return Pixels(**kwargs)  # type: ignore[return-value]  # the one encoder whose features are uint8
 
 
-_BUILT_IN: dict[str, Factory] = {"intensity": _intensity, "morphology": _morphology, "pixels": _pixels}
+_BUILT_IN: dict[str, Factory] = {
+    "colour": _colour, "intensity": _intensity, "morphology": _morphology, "pixels": _pixels
+}  # fmt: skip
 _registered: dict[str, Factory] = {}
 
 
@@ -89,8 +97,8 @@ def register(name: str, factory: Factory | str | Path) -> None:
     --------
     >>> import stpred as st
     >>> from stpred.encoders import IntensityEncoder
-    >>> st.encoders.register("colour", IntensityEncoder)
-    >>> st.encoders.get("colour").card.width
+    >>> st.encoders.register("brightness", IntensityEncoder)
+    >>> st.encoders.get("brightness").card.width
     3
     """
     element_name(name, name="name")

@@ -12,7 +12,7 @@ from stpred._core.lazy import attach
 if TYPE_CHECKING:
     from stpred.models._files.reference import load_reference
     from stpred.models.base import BaseConfig, Model, Record
-    from stpred.models.baselines import Intensity, Mean
+    from stpred.models.baselines import Colour, Intensity, Mean
     from stpred.models.batch import Batch, Needs
     from stpred.models.deepspot import DeepCell, DeepSpot
     from stpred.models.deepspot2cell import DeepSpot2Cell
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BaseConfig": "base",
     "Batch": "batch",
+    "Colour": "baselines",
     "DeepCell": "deepspot",
     "DeepSpot": "deepspot",
     "DeepSpot2Cell": "deepspot2cell",
@@ -60,6 +61,7 @@ _HOMES = {
 __all__ = [
     "BaseConfig",
     "Batch",
+    "Colour",
     "DeepCell",
     "DeepSpot",
     "DeepSpot2Cell",

@@ -14,6 +14,7 @@ from torch import Tensor
 from stpred._core.checks import InputError
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
+from stpred.models.ridge import Ridge, RidgeConfig
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,29 @@ class Intensity(Model):
     def _design(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         bins = (x[:, :, None] >= self.edges.cpu().numpy()[None]).sum(axis=2)
         return np.eye(self.config.n_bins)[bins].reshape(len(x), -1)
+
+
+@dataclass(frozen=True)
+class ColourConfig(RidgeConfig):
+    """Settings of :class:`Colour`: those of :class:`~stpred.models.Ridge`."""
+
+    family: ClassVar[str] = "colour"
+    default_encoder: ClassVar[str] = "colour"
+
+
+class Colour(Ridge):
+    """Ridge on the mean and standard deviation of a tile's red, green and blue.
+
+    A stronger colour baseline than :class:`Intensity`: six numbers, standardised on each slide.
+
+    What a method adds to it is what it reads from shape and texture.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
+    >>> model = st.tl.train(slide, "colour", genes=["EPCAM"], shapes_key="spots")
+    """
+
+    Config: ClassVar[type[ColourConfig]] = ColourConfig
+    config: ColourConfig

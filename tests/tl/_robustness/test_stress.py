@@ -207,13 +207,16 @@ def test_sections_score_as_cross_validation_does_and_come_with_what_is_to_be_bea
     how: dict[str, Any] = {"shapes_key": "spots", "train_options": options}
     donors = {"donor0": "A", "donor1": "B"}
     found = withheld_sections(slides, "ridge", groups=donors, **how)
-    folds = st.tl.cross_validate(slides, ["mean", "intensity", "ridge"], groups=donors, shapes_key="spots", **options)
+    folds = st.tl.cross_validate(
+        slides, ["mean", "intensity", "colour", "ridge"], groups=donors, shapes_key="spots", **options
+    )
     index = ["model", "fold", "slide", "gene", "metric", "target"]
-    shared = folds["model"].isin(["mean", "intensity", "ridge"]) & folds["metric"].isin(["pearson", "spearman", "r2"])
+    shared = folds["model"].isin(found["model"].unique()) & folds["metric"].isin(["pearson", "spearman", "r2"])
     folds = folds[shared].set_index(index)["value"].sort_index()
     np.testing.assert_allclose(found.set_index(index)["value"].sort_index().loc[folds.index], folds, atol=2e-4)
     assert len(found) == len(folds)
     assert not found["donor_shared"].any()
+    assert found["model"].unique().tolist() == ["ridge", "mean", "intensity", "colour"]
     alone = withheld_sections(slides, "ridge", baselines=False, **how)
     assert alone["donor_shared"].all()
     assert alone["model"].unique().tolist() == ["ridge"]

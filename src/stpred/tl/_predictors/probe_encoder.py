@@ -92,8 +92,9 @@ def probe_encoder(
     Returns
     -------
     pandas.DataFrame
-        One row per encoder, and before them ``"majority"`` (always the commonest label) and ``"colour"`` (mean red,
-        green and blue of the tile); after each network that can be initialised at random, ``"...-untrained"``.
+        One row per encoder, and before them ``"majority"`` (always the commonest label) and ``"colour"`` (mean and
+        standard deviation of the tile's red, green and blue, the encoder of that name); after each network that can be
+        initialised at random, ``"...-untrained"``.
         ``knn`` and ``linear`` are accuracies of the k nearest neighbours and of a logistic regression on standardised
         features, ``knn_balanced`` and ``linear_balanced`` their means over classes: all are means over the folds.
         Further: ``width``, ``n_folds``, ``n_locations``, ``left_out`` (``"donors"`` or ``"blocks"``).
@@ -178,7 +179,7 @@ def _with_baselines(
     """Return what is embedded, by name; which of it was requested; and the untrained self of those that have one."""
     # Colour in the smallest tile of the encoders.
     smallest = min((e.card.tile for e in used), key=lambda t: t.size_um)
-    every: dict[str, Encoder] = {COLOUR: encoders.get("intensity", tile=smallest)}
+    every: dict[str, Encoder] = {COLOUR: encoders.get(COLOUR, tile=smallest)}
     parents = {}
     for e in used:
         name = e.card.name

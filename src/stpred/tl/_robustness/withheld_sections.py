@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stpred.models import BaseConfig, Model
 
-BASELINES = ("mean", "intensity")
+BASELINES = ("mean", "intensity", "colour")
 
 _SHARED = ("groups", "validation")
 """Options of training that the baselines are trained with, too."""
@@ -58,8 +58,9 @@ def withheld_sections(
         Slide to donor, all of whose sections are held out together; or ``"slide"``: each section is held out by itself,
         though others of its donor are trained on (``donor_shared`` then says True).
     baselines
-        Also score the training mean and a regression on colour alone (families ``"mean"`` and ``"intensity"``) of the
-        same genes, on the same scale, at the same locations: what is to be beaten. The former has no correlation.
+        Also score the training mean and two regressions on colour alone (families ``"mean"``, ``"intensity"`` and
+        ``"colour"``) of the same genes, on the same scale, at the same locations: what is to be beaten. The mean has no
+        correlation.
     n_genes, levels, n_samples, shapes_key, table_key, image_key, seed, device, train_options, coordinate_system
         As in :func:`stpred.tl.withheld_spots`.
 
@@ -82,7 +83,7 @@ def withheld_sections(
     >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
     >>> scores = st.tl.withheld_sections(slides, "ridge", n_genes=5, shapes_key="spots")
     >>> scores["model"].unique().tolist()
-    ['ridge', 'mean', 'intensity']
+    ['ridge', 'mean', 'intensity', 'colour']
     """
     place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
     trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
