@@ -54,14 +54,14 @@ def decode(path: Path) -> None:
 @contextmanager
 def without_resampling() -> Iterator[None]:
     """Replace the resampling kernel by a crop."""
-    from stpred.tiles import _stream
+    from stpred.tiles import _view
 
-    kernel = _stream.resample
-    _stream.resample = lambda region, *_, size_px: region[:size_px, :size_px]  # type: ignore[assignment]
+    kernel = _view.resample
+    _view.resample = lambda region, *_, size_px: region[:size_px, :size_px]  # type: ignore[assignment]
     try:
         yield
     finally:
-        _stream.resample = kernel
+        _view.resample = kernel
 
 
 def opened(path: Path, *, mpp: float) -> Pyramid:

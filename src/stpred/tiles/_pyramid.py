@@ -21,6 +21,7 @@ from stpred._core.specs import TileSpec
 from stpred.tiles._levels import Level, Windows
 from stpred.tiles._resample import LEVEL_TOLERANCE
 from stpred.tiles._stream import TileStream
+from stpred.tiles._view import View
 
 # How much finer than the tile a stored level has to be to stand in for the finest one.
 _FINER = 1.5
@@ -166,10 +167,8 @@ class Pyramid:
         at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
         out = np.empty((rows, edge, columns, edge, 3), dtype=np.uint8)
         centers_um = np.array([x0, y0]) + (at + 0.5) * tile.size_um
-        stream = TileStream(
-            self.level_for(mpp), centers_um, tile, background=lambda: self._windows.brightest, fill=None
-        )
-        for which, tiles in stream.batches(4):
+        view = View(self.level_for(mpp), centers_um, tile, background=lambda: self._windows.brightest)
+        for which, (tiles,) in TileStream([view], fill=None).batches(4):
             for i, image in zip(which, tiles, strict=True):
                 out[at[i, 1], :, at[i, 0]] = image
         height, width = max(1, round((y1 - y0) / mpp)), max(1, round((x1 - x0) / mpp))
@@ -194,14 +193,38 @@ class Pyramid:
         Cubic resampling with anti-aliasing. What lies beyond the image, or is :attr:`fill` of it, is shown in the
         colour of the :attr:`background`. The next batch is read while the caller works on this one.
         """
-        centers_um = np.asarray(centers_um, dtype=np.float64).reshape(-1, 2)
+        batches = self.read_several([(centers_um, tile)], batch_size=batch_size)
+        return ((rows, tiles) for rows, (tiles,) in batches)
+
+    def read_several(
+        self, views: Sequence[tuple[NDArray[np.float64], TileSpec]], *, batch_size: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
+        """Yield ``(rows, [tiles, ...])``: tiles of several sizes and resolutions for each location, in one pass.
+
+        Each chunk of each level is decoded once for all of them, and those of a level that is averaged lazily from
+        another one share what is decoded of that.
+
+        Parameters
+        ----------
+        views
+            (n, 2) tile centres x, y in micrometres and the tiles' size and resolution, of each kind of tile; `n` is
+            the same.
+        batch_size
+            Locations per yield; None takes ``settings.batch_size``.
+        """
         size = settings.batch_size if batch_size is None else int(batch_size)
         if size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {batch_size!r}.")
-        stream = TileStream(
-            self.level_for(tile.mpp), centers_um, tile, background=lambda: self.background, fill=lambda: self.fill
-        )
-        return stream.batches(size)
+        made = [
+            View(
+                self.level_for(tile.mpp),
+                np.asarray(centers_um, dtype=np.float64).reshape(-1, 2),
+                tile,
+                background=lambda: self.background,
+            )
+            for centers_um, tile in views
+        ]
+        return TileStream(made, fill=lambda: self.fill).batches(size)
 
 
 def read_tiles(pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec) -> NDArray[np.uint8]:
