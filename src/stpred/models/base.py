@@ -86,7 +86,8 @@ class BaseConfig:
         found = {k: stored.of_kind(v, hints.get(k, Any), f"`{k}` of {cls.__qualname__}") for k, v in values.items()}
         for name, value in found.items():
             highest = MAX_UM if name.endswith("_um") else _MAX_SETTINGS.get(name)
-            if highest is not None and isinstance(value, (int, float)) and value > highest:
+            numbers = value if isinstance(value, tuple) else (value,)
+            if highest is not None and any(isinstance(v, (int, float)) and v > highest for v in numbers):
                 raise stored.refuse(f"`{name}` of {cls.__qualname__}", f"at most {highest:g}", value)
         return cls(**found)
 

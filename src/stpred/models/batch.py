@@ -21,6 +21,8 @@ class Needs:
     ----------
     context_um
         Radius around a target from which neighbours' features are taken; None: the tile alone.
+    radii_um
+        Several such radii, ascending up to `context_um`, where near neighbours are told apart from far ones; or empty.
     slide_statistics
         Whether features are standardised by the slide they come from, which needs the slide's points at the training
         pitch.
@@ -51,6 +53,7 @@ class Needs:
     """
 
     context_um: float | None = None
+    radii_um: tuple[float, ...] = ()
     slide_statistics: bool = False
     n_neighbors: int | None = None
     whole_slide: bool = False
@@ -116,6 +119,10 @@ class Batch:
         (n, 2) centres of the targets.
     links
         Ragged index from targets to rows of `features`: their neighbours, the target itself not among them; or None.
+    near
+        (n, r) how many of a target's neighbours, which come nearest first, lie within each of `radii_um`; or None.
+    radii_um
+        Radii that `near` is counted in, ascending.
     parts
         Ragged index from targets to rows of `features`: sub-tiles of the target's tile, or tokens in its footprint,
         with their shares of it as weights; or None.
@@ -154,6 +161,8 @@ class Batch:
     sources: NDArray[np.int64]
     coords_um: NDArray[np.float64]
     links: Links | None = None
+    near: NDArray[np.int64] | None = None
+    radii_um: tuple[float, ...] = ()
     parts: Links | None = None
     cells: Links | None = None
     cell_links: Links | None = None
@@ -261,7 +270,7 @@ class Batch:
         """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
         links = ("links", "parts", "cells", "patches", "pixel_grid")
         changed: dict[str, Any] = {}
-        for name in ("targets", "coords_um", "y", "truth", "totals", *links):
+        for name in ("targets", "coords_um", "y", "truth", "totals", "near", *links):
             if (value := getattr(self, name)) is not None:
                 changed[name] = value.take(rows) if name in links else value[rows]
         return replace(self, **changed)

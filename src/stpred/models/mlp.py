@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Needs
-from stpred.models.parts.layers import mean_of_rows, needed
+from stpred.models.parts.context import check_context, context_needs, n_means
+from stpred.models.parts.layers import needed, ring_means_of_rows
 from stpred.models.parts.network import NetworkConfig, PerceptronNetwork, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample
 
@@ -32,7 +33,8 @@ class MLPConfig(NetworkConfig):
     output
         ``"linear"``, ``"relu"``, or ``"softplus"`` (with a steepness of 20).
     context_um
-        Radius in micrometres within which the neighbours' features are averaged and added; None: the tile alone.
+        Radius in micrometres within which the neighbours' features are averaged and added; several radii add the mean
+        of each ring between them; None: the tile alone.
     """
 
     family: ClassVar[str] = "mlp"
@@ -42,19 +44,19 @@ class MLPConfig(NetworkConfig):
     dropout: float = 0.0
     input_dropout: float = 0.0
     output: str = "linear"
-    context_um: float | None = None
+    context_um: float | tuple[float, ...] | None = None
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_perceptron(self)
-        self.check_positive("context_um")
+        check_context(self)
         check_reach(self)
 
     @property
     def needs(self) -> Needs:
         """Neighbours within the radius, if one is given."""
-        return replace(super().needs, context_um=self.context_um)
+        return replace(super().needs, **context_needs(self.context_um))
 
 
 class MLP(PerceptronNetwork):
@@ -72,7 +74,7 @@ class MLP(PerceptronNetwork):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        self.add_layers(n_features * (1 if self.config.context_um is None else 2), *self.config.hidden, n_genes)
+        self.add_layers(n_features * (1 + n_means(self.config.context_um)), *self.config.hidden, n_genes)
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""
@@ -80,5 +82,5 @@ class MLP(PerceptronNetwork):
         if self.config.context_um is not None:
             # A location without neighbours is its own context.
             neighbors = needed(sample.neighbors, "neighbours")
-            x = torch.cat([x, mean_of_rows(sample.features, neighbors, otherwise=x)], dim=1)
+            x = torch.cat([x, *ring_means_of_rows(sample.features, neighbors, sample.near, otherwise=x)], dim=1)
         return self.map(x)

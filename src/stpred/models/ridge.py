@@ -15,6 +15,7 @@ from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
+from stpred.models.parts.context import check_context, context_needs, n_means, ring_means
 from stpred.models.parts.sample import EXTREME
 
 STANDARDIZE = ("train", "slide")
@@ -36,7 +37,7 @@ class RidgeConfig(BaseConfig):
         Principal components that the features are reduced to first; None keeps the features.
     context_um
         Radius in micrometres around each location within which the neighbours' features are averaged and added;
-        None: the tile alone.
+        several radii add the mean of each ring between them; None: the tile alone.
     standardize
         ``"slide"``: features by each slide's own mean and standard deviation, which removes shifts of stain and
         scanner; ``"train"``: by those of the training tiles, which keeps differences between whole slides.
@@ -46,12 +47,13 @@ class RidgeConfig(BaseConfig):
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None
-    context_um: float | None = None
+    context_um: float | tuple[float, ...] | None = None
     standardize: str = "slide"
 
     def __post_init__(self) -> None:
         one_of(self.standardize, STANDARDIZE, name="standardize")
-        self.check_positive("penalty", "context_um")
+        self.check_positive("penalty")
+        check_context(self)
         if not self.penalties:
             raise InputError("`penalties` must name at least one penalty.")
         object.__setattr__(self, "penalties", tuple(positive(p, name="penalties") for p in self.penalties))
@@ -61,7 +63,7 @@ class RidgeConfig(BaseConfig):
     @property
     def needs(self) -> Needs:
         """Neighbours within the radius; slide statistics when each slide is standardised by itself."""
-        return Needs(context_um=self.context_um, slide_statistics=self.standardize == "slide")
+        return Needs(**context_needs(self.context_um), slide_statistics=self.standardize == "slide")
 
 
 class Ridge(Model):
@@ -84,7 +86,7 @@ class Ridge(Model):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        width = n_features * (2 if self.config.context_um is not None else 1)
+        width = n_features * (1 + n_means(self.config.context_um))
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("std", torch.ones(n_features))
         self.register_buffer("coef", torch.zeros(width, n_genes))
@@ -138,7 +140,7 @@ class Ridge(Model):
         return (self._design(batch) @ coef + self.intercept.cpu().numpy()).astype(np.float32), None
 
     def _design(self, batch: Batch) -> NDArray[np.float64]:
-        """Return standardised own features and, with context, the neighbours' mean beside them."""
+        """Return standardised own features and, with context, the neighbours' means beside them."""
         mean, std = self.mean.cpu().numpy(), self.std.cpu().numpy()
         if self.config.standardize == "slide":
             sources = batch.features[batch.sources].astype(np.float64)
@@ -146,13 +148,8 @@ class Ridge(Model):
         own = ((batch.own - mean) / std).clip(-EXTREME, EXTREME)
         if self.config.context_um is None:
             return own
-        if batch.links is None:
-            raise InputError(f"Slide {batch.slide!r} came without neighbours, which this model needs.")
-        # A location without neighbours is its own context, not an average tile.
-        around = batch.links.mean(batch.features.astype(np.float64))
-        alone = batch.links.counts() == 0
-        around[alone] = batch.own[alone]
-        return np.concatenate([own, ((around - mean) / std).clip(-EXTREME, EXTREME)], axis=1)
+        around = [((ring - mean) / std).clip(-EXTREME, EXTREME) for ring in ring_means(batch)]
+        return np.concatenate([own, *around], axis=1)
 
 
 def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:

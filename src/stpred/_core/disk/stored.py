@@ -161,7 +161,10 @@ def of_kind(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
+        several = isinstance(value, (list, tuple))
         kinds = [a for a in arguments if a is not type(None)]
+        if len(kinds) > 1:
+            kinds = [k for k in kinds if (get_origin(k) is tuple) == several]
         return of_kind(value, kinds[0], where) if len(kinds) == 1 else value
     if hint is bool:
         return flag(value, where)

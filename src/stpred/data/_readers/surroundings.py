@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,16 @@ def neighbors(
     return links.radius(targets_um, sources_um, radius_um=needs.context_um, beyond_um=beyond_um)  # type: ignore[arg-type]
 
 
+def near(
+    needs: Needs, targets_um: NDArray[np.float64], sources_um: NDArray[np.float64], *, beyond_um: float = 0.0
+) -> NDArray[np.int64] | None:
+    """Return (n, r) how many of the neighbours, nearest first, lie within each of several radii; None without these."""
+    if not needs.radii_um:
+        return None
+    found = [links.radius(targets_um, sources_um, radius_um=r, beyond_um=beyond_um).counts() for r in needs.radii_um]
+    return np.stack(found, axis=1)
+
+
 def link(
     batch: Batch,
     needs: Needs,
@@ -150,25 +160,29 @@ def link(
     on_grid: NDArray[np.int64],
     *,
     beyond_um: float,
-) -> links.Links:
+) -> Batch:
     """Link covered targets to the training region (rows `at_home`), others to the grid (rows `on_grid`).
 
     Training never shows a location to itself, so a point on top of the target is excluded as well.
     """
     owners, sources = [], []
+    within = np.zeros((len(batch.targets), len(needs.radii_um)), dtype=np.int64)
     for mask, rows, places in ((around.covered, at_home, around.home_um), (~around.covered, on_grid, around.grid_um)):
         targets = np.flatnonzero(mask)
         if len(targets) == 0 or len(places) == 0:
             continue
         found = neighbors(needs, batch.coords_um[targets], places, beyond_um=beyond_um)
         owners.append(np.repeat(targets, found.counts()))
+        if (counts := near(needs, batch.coords_um[targets], places, beyond_um=beyond_um)) is not None:
+            within[targets] = counts
         sources.append(rows[found.indices])
     owner = np.concatenate([np.empty(0, dtype=np.int64), *owners])
     order = np.argsort(owner, kind="stable")
-    counts = np.bincount(owner, minlength=len(batch.targets))
-    return links.Links(
-        np.concatenate([[0], np.cumsum(counts)]), np.concatenate([np.empty(0, dtype=np.int64), *sources])[order]
+    number = np.bincount(owner, minlength=len(batch.targets))
+    found = links.Links(
+        np.concatenate([[0], np.cumsum(number)]), np.concatenate([np.empty(0, dtype=np.int64), *sources])[order]
     )
+    return replace(batch, links=found, near=within if needs.radii_um else None, radii_um=needs.radii_um)
 
 
 def reach_um(batch: Batch) -> float | None:

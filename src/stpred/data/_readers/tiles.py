@@ -13,7 +13,7 @@ from stpred import links
 from stpred.data._features import embed, embed_parts, embed_wide, stored_features
 from stpred.data._readers.footprints import median_width_um
 from stpred.data._readers.reader import PlainReader, blocks_of
-from stpred.data._readers.surroundings import link, neighbors, surroundings
+from stpred.data._readers.surroundings import link, near, neighbors, surroundings
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch, Needs
@@ -75,7 +75,7 @@ class TileReader(PlainReader):
         if lattice is None or len(points) == 0:
             batch = with_needs(batch, needs)
         elif needs.linked:
-            batch = replace(batch, links=link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2))
+            batch = link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2)
         if needs.parts is None:
             return batch
         centre = lattice is not None and median_width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
@@ -85,9 +85,14 @@ class TileReader(PlainReader):
 def with_needs(batch: Batch, needs: Needs) -> Batch:
     """Return the batch with links among its targets, for a region that is its own context."""
     if not needs.linked:
-        return replace(batch, links=None)
+        return replace(batch, links=None, near=None, radii_um=())
     around = neighbors(needs, batch.coords_um, batch.coords_um)
-    return replace(batch, links=links.Links(around.indptr, batch.targets[around.indices]))
+    return replace(
+        batch,
+        links=links.Links(around.indptr, batch.targets[around.indices]),
+        near=near(needs, batch.coords_um, batch.coords_um),
+        radii_um=needs.radii_um,
+    )
 
 
 def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False) -> Batch:

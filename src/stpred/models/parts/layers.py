@@ -150,6 +150,25 @@ def mean_of_rows(values: Tensor, rows: Tensor, *, otherwise: Tensor) -> Tensor:
     return torch.where(number > 0, rows_or_zero(values, rows).sum(dim=1) / number.clamp(min=1), otherwise)
 
 
+def ring_means_of_rows(values: Tensor, rows: Tensor, near: Tensor | None, *, otherwise: Tensor) -> list[Tensor]:
+    """Average (n, k) rows of (m, f) values, nearest first, in rings that end after (n, r) `near` of them.
+
+    None: one mean of all. Where a ring is empty, the next inner one stands for it, and for the first the (n, f)
+    `otherwise`.
+    """
+    if near is None:
+        return [mean_of_rows(values, rows, otherwise=otherwise)]
+    found = []
+    place = torch.arange(rows.shape[1], device=rows.device)
+    inner = torch.zeros_like(near[:, :1])
+    for outer in near.split(1, dim=1):
+        ring = torch.where((place >= inner) & (place < outer), rows, -1)
+        otherwise = mean_of_rows(values, ring, otherwise=otherwise)
+        found.append(otherwise)
+        inner = outer
+    return found
+
+
 def rows_or_zero(values: Tensor, rows: Tensor) -> Tensor:
     """Gather (n, k) rows of (m, f) values as (n, k, f); -1 gives zeros."""
     return torch.cat([values, values.new_zeros(1, values.shape[1])])[rows]

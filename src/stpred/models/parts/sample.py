@@ -35,6 +35,8 @@ class Sample:
         (n,) number of the slide that each target is from, counted from 0.
     neighbors, parts
         (n, k) rows of `features`, -1 where there is none; or None.
+    near
+        (n, r) how many of the neighbours, which come nearest first, lie within each of several radii; or None.
     part_weights
         (n, k) weights of the parts, 0 where there is none; None: all alike.
     sources
@@ -53,6 +55,7 @@ class Sample:
     targets: Tensor
     slides: Tensor
     neighbors: Tensor | None = None
+    near: Tensor | None = None
     parts: Tensor | None = None
     part_weights: Tensor | None = None
     sources: Tensor | None = None
@@ -146,6 +149,7 @@ def gather(
             "targets": place(batch.targets),
             "slides": np.full(len(batch.targets), number),
             "neighbors": None if own is None else place(padded(own)),
+            "near": batch.near,
             "parts": None if batch.parts is None else place(padded(batch.parts)),
             "part_weights": _weights(batch.parts),
             "sources": place(batch.sources) if whole_slide else None,

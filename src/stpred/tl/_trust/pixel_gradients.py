@@ -114,6 +114,19 @@ def _around(batch: Batch, row: int) -> NDArray[Any]:
     return np.asarray(batch.features[links.indices[links.indptr[row] : links.indptr[row + 1]]])
 
 
+def _rings(batch: Batch, row: int) -> list[NDArray[Any] | None]:
+    """Return the neighbours' mean within the radius or in each ring; None where the location's own tile is it."""
+    around = _around(batch, row).astype(np.float64)
+    bounds = [len(around)] if batch.near is None else batch.near[row].tolist()
+    found: list[NDArray[Any] | None] = []
+    mean, inner = None, 0
+    for outer in bounds:
+        mean = around[inner:outer].mean(axis=0) if outer > inner else mean
+        found.append(mean)
+        inner = outer
+    return found
+
+
 def _ridge(model: Any, batch: Batch, row: int) -> Function:
     import torch
 
@@ -121,16 +134,17 @@ def _ridge(model: Any, batch: Batch, row: int) -> Function:
     scaling = Scaling.of(batch.features[batch.sources])
     mean, std = (model.mean, model.std) if model.config.standardize == "train" else (scaling.mean, scaling.std)
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
-    near = _around(batch, row)
-    context = None if len(near) == 0 else torch.as_tensor(near.mean(axis=0), dtype=torch.float32, device=device)
+    context = [
+        None if c is None else torch.as_tensor(c, dtype=torch.float32, device=device) for c in _rings(batch, row)
+    ]
 
     def function(x: Tensor) -> Tensor:
         own = ((x - mean) / std).clamp(-EXTREME, EXTREME)
         if model.config.context_um is None:
             return own @ model.coef + model.intercept
         # A location without neighbours is its own context.
-        other = own if context is None else ((context - mean) / std).clamp(-EXTREME, EXTREME).expand_as(own)
-        return torch.cat([own, other], dim=1) @ model.coef + model.intercept
+        others = [own if c is None else ((c - mean) / std).clamp(-EXTREME, EXTREME).expand_as(own) for c in context]
+        return torch.cat([own, *others], dim=1) @ model.coef + model.intercept
 
     return function
 
@@ -148,10 +162,12 @@ def _network(model: Any, batch: Batch, row: int) -> Function:
             mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (scaling.mean, scaling.std))
             x = ((x - mean) / std).clamp(-EXTREME, EXTREME)
         rows = torch.arange(len(x), device=device)
-        linked = None
+        linked, counts = None, None
         if model.config.context_um is not None:
             linked = (len(x) + torch.arange(len(fixed), device=device)).expand(len(x), -1)
-        sample = Sample(torch.cat([x, fixed]), rows, torch.zeros_like(rows), neighbors=linked)
+            if batch.near is not None:
+                counts = torch.as_tensor(batch.near[row], device=device).expand(len(x), -1)
+        sample = Sample(torch.cat([x, fixed]), rows, torch.zeros_like(rows), neighbors=linked, near=counts)
         return model.finish(model(sample))
 
     return function
