@@ -80,6 +80,7 @@ def test_train_predict_evaluate(folder: Path, tmp_path: Path) -> None:
     assert "exists; choose another name" in refused("evaluate", folder / "slides.csv", *how)
     said = ok("evaluate", folder / "slides.csv", *how, "--overwrite")
     assert "library_size" in said
+    assert "given library size" in said
     assert "donor_shared" not in said
     frame = pd.read_csv(scores)
     assert set(frame["target"]) == {"log1p_cp10k", "counts"}

@@ -154,24 +154,22 @@ def _encoders(chosen: dict[str, Any], encoder: str | None) -> set[str]:
 
 
 def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:
-    """Print mean Pearson: a row per scale and model, a column per slide while they are few, and the mean."""
+    """Print mean Pearson: a row per scale and model, a column per slide while they are few, and the means."""
     from rich.table import Table
 
-    pearson = scores[scores.metric == "pearson"]
-    wide = pearson.assign(value=pearson.value.fillna(0.0)).pivot_table(
-        index=["target", "model"], columns="slide", values="value", aggfunc="mean", observed=True
-    )
-    n_genes = pearson.groupby("slide").gene.nunique().max()
+    wide, given = (_by_slide(scores, metric) for metric in ("pearson", "pearson_given_library_size"))
+    n_genes = scores[scores.metric == "pearson"].groupby("slide").gene.nunique().max()
     table = Table(title=f"Mean Pearson over {n_genes} genes, slides left out in turn", title_justify="left")
     table.add_column("scale")
     table.add_column("model")
     slides = list(wide.columns) if len(wide.columns) <= 8 else []
-    for column in [*map(str, slides), "mean"]:
+    for column in [*map(str, slides), "mean", "given library size"]:
         table.add_column(column, justify="right")
     for target, short in (("log1p_cp10k", "log1p CP10k"), ("counts", "raw counts")):
         for model in [*models, "library_size"]:
             row = wide.loc[(target, model)]
-            table.add_row(short, model, *(f"{row[s]:.3f}" for s in slides), f"{row.mean():.3f}")
+            held = f"{given.loc[(target, model)].mean():.3f}" if (target, model) in given.index else ""
+            table.add_row(short, model, *(f"{row[s]:.3f}" for s in slides), f"{row.mean():.3f}", held)
         table.add_section()
     console.print(table)
     if scores.donor_shared.any():
@@ -182,6 +180,17 @@ def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:
         if model.endswith("_best"):
             console.print(f"  {fold}: {model} chose {part.chosen.iloc[0]}")
     console.print("library_size: a spot's total of all other genes alone; never read raw-count scores without it.")
+    console.print(
+        "given library size: the mean once a spot's total is taken out; scores of other donors are read by it."
+    )
+
+
+def _by_slide(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return a metric's means over genes, scale and model by slide; a gene without a score counts as 0."""
+    rows = scores[scores.metric == metric]
+    return rows.assign(value=rows.value.fillna(0.0)).pivot_table(
+        index=["target", "model"], columns="slide", values="value", aggfunc="mean", observed=True
+    )
 
 
 def _best(scores: pd.DataFrame, models: list[str]) -> str:

@@ -37,6 +37,27 @@ def test_means_in_both_orders_with_missing_scores() -> None:
     assert (row["n_genes"], row["n_slides"], row["n_donors"]) == (3, 2, 2)
 
 
+def test_pearson_stands_beside_itself_given_the_library_size() -> None:
+    rng = np.random.default_rng(0)
+    plain, given = (rng.normal(0.3, 0.1, (3, 4)) for _ in range(2))
+    given[1] = np.nan
+    donors = ["x", "y", "z"]
+    tidy = pd.concat(
+        [
+            frame({"a": plain, "library_size": plain}, donors),
+            frame({"a": given}, donors).assign(metric="pearson_given_library_size"),
+        ]
+    )
+    found = st.tl.summarise(tidy).loc["log1p_cp10k"]
+    assert found.loc["a", "given_library_size"] == pytest.approx(given[[0, 2]].mean())
+    assert np.isnan(found.loc["library_size", "given_library_size"])
+    found = st.tl.summarise(tidy, nan="zero").loc["log1p_cp10k"]
+    assert found.loc["a", "given_library_size"] == pytest.approx(given[[0, 2]].mean() * 2 / 3)
+    alone = st.tl.summarise(tidy, metric="pearson_given_library_size")
+    assert "given_library_size" not in alone
+    assert alone.iloc[0]["mean"] == pytest.approx(given[[0, 2]].mean())
+
+
 def test_intervals_draw_donors_with_all_their_slides() -> None:
     rng = np.random.default_rng(0)
     donors = [d for d in "abcdef" for _ in range(4)]

@@ -16,6 +16,7 @@ logger = logging.getLogger("stpred")
 
 MIN_DONORS = 3
 
+_GIVEN = "pearson_given_library_size"
 _UNKNOWN = "consistent is not determined"
 _NEEDED = ("model", "slide", "donor", "gene", "metric", "value", "target")
 
@@ -53,7 +54,9 @@ def summarise(
     DataFrame. By model, indexed by ``target`` and ``model``: ``mean`` (first over genes, then over slides), ``low`` and
     ``high`` (95 % bootstrap interval of it, drawing donors with all their slides; missing with a single donor),
     ``mean_over_slides_first`` (first over slides, then over genes: what it differs by is missing scores alone),
-    ``sd_genes``, ``sd_slides``, ``median_gene``, ``n_genes``, ``n_slides``, ``n_donors``, ``n_missing``.
+    ``sd_genes``, ``sd_slides``, ``median_gene``, ``n_genes``, ``n_slides``, ``n_donors``, ``n_missing``; and, where
+    `metric` is ``"pearson"``, ``given_library_size``: ``mean`` of what is left when the log of a location's total is
+    taken out (missing for what has no such score), by which models are best compared on other donors.
 
     By gene, indexed by ``target``, ``model`` and ``gene``, best first: ``mean`` over slides, ``low``, ``high``,
     ``n_slides``, ``n_missing``, and for correlations ``p_t`` (one-tailed t-test of Fisher's z over donors, each by the
@@ -93,13 +96,11 @@ def summarise(
     reasons: set[str] = set()
     for (target, model), rows in part.groupby(["target", "model"], sort=False, observed=True):
         repeats = [r for _, r in rows.groupby("repeat", sort=False, dropna=False)] if "repeat" in rows else [rows]
-        wide, donors = as_matrix(repeats)
-        there = as_matrix([rows.assign(value=1.0)])[0].reindex_like(wide).notna().to_numpy()
-        values = wide.to_numpy(dtype=np.float64)
-        missing = there & np.isnan(values)  # a gene that a fold did not choose was not requested, and is not missing
-        wide = pd.DataFrame(np.where(missing, 0.0, values) if nan == "zero" else values, wide.index, wide.columns)
+        wide, donors, missing = _values(repeats, nan=nan)
         if groupby == "model":
             frame = pd.DataFrame([_of_model(wide, donors, missing, **draws)])
+            if metric == "pearson":
+                frame["given_library_size"] = _given_library_size(scores, target, model, nan=nan)
         else:
             frame = _of_genes(wide, donors, missing, **draws)
             if metric.startswith(("pearson", "spearman")):
@@ -140,6 +141,22 @@ def as_matrix(repeats: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.Series]:
     )
     donors = pd.Series(rows["donor"].to_numpy(), index=rows["slide"].to_numpy()).groupby(level=0).first()
     return wide, donors.reindex(wide.index)
+
+
+def _values(repeats: list[pd.DataFrame], *, nan: str) -> tuple[pd.DataFrame, pd.Series, np.ndarray]:
+    """Return scores as slides x genes, the donor of each slide, and where a score is missing."""
+    wide, donors = as_matrix(repeats)
+    there = as_matrix([pd.concat(repeats).assign(value=1.0)])[0].reindex_like(wide).notna().to_numpy()
+    values = wide.to_numpy(dtype=np.float64)
+    missing = there & np.isnan(values)  # a gene that a fold did not choose was not requested, and is not missing
+    wide = pd.DataFrame(np.where(missing, 0.0, values) if nan == "zero" else values, wide.index, wide.columns)
+    return wide, donors, missing
+
+
+def _given_library_size(scores: pd.DataFrame, target: Any, model: Any, *, nan: str) -> float:
+    """Return a model's mean Pearson given the library size, first over genes; NaN where there is none."""
+    rows = scores[(scores["metric"] == _GIVEN) & (scores["target"] == target) & (scores["model"] == model)]
+    return float("nan") if rows.empty else metrics.average(_values([rows], nan=nan)[0])["mean"]
 
 
 def _of_model(wide: pd.DataFrame, donors: pd.Series, missing: np.ndarray, *, n: int, seed: int) -> dict[str, float]:
