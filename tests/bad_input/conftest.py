@@ -31,8 +31,8 @@ SIZE_UM = (320.0, 480.0)
 @pytest.fixture(autouse=True)
 def _short_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the import of all histology and timm encoders where a name is looked for among theirs."""
-    monkeypatch.setattr("stpred.encoders._lazyslide.names", lambda: ["uni", "virchow2"])
-    monkeypatch.setattr("stpred.encoders._timm.names", lambda: ["resnet18"])
+    monkeypatch.setattr("stpred.encoders._networks.lazyslide.names", lambda: ["uni", "virchow2"])
+    monkeypatch.setattr("stpred.encoders._networks.timm_models.names", lambda: ["resnet18"])
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,9 @@ from stpred._core.specs import TileSpec
 TIMM = "timm/"
 """How names of timm's models begin."""
 
+RANDOM = "random weights"
+"""Source of a network that was not trained; its weights follow a seed."""
+
 
 @dataclass(frozen=True)
 class EncoderCard:
@@ -40,6 +43,9 @@ class EncoderCard:
         Channel normalisation on the 0..1 scale, where the encoder uses one.
     dense
         Rows, columns and width of the dense tokens, where the encoder gives them.
+    layers, pool
+        Numbers of the network's layers that the features are of, counted from the first, and how each was pooled over
+        the tile; None: the network's own output.
     members
         Of several encoders side by side: the members' cards as plain values (:meth:`to_dict`), in the order of their
         features. `tile` is then the largest of theirs.
@@ -56,6 +62,8 @@ class EncoderCard:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dense: tuple[int, int, int] | None = None
+    layers: tuple[int, ...] | None = None
+    pool: str | None = None
     members: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -74,8 +82,8 @@ class EncoderCard:
         """Return plain values, as JSON gives them back (without the feature names, which belong in `var`)."""
         record = asdict(self)
         record.pop("feature_names")
-        if not self.members:  # so that what was written of single encoders is still found
-            record.pop("members")
+        for unset in [k for k in ("layers", "pool", "members") if not record[k]]:
+            record.pop(unset)  # so that what was written before these fields is still found
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,6 +145,8 @@ def from_module(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     licence: str = "unknown",
+    layers: Any = None,
+    pool: str | None = None,
 ) -> TorchEncoder:
     """Wrap a user's module, see :func:`stpred.encoders.get`."""
     kind = type(module).__name__
@@ -163,7 +166,13 @@ def from_module(
         mean=None if mean is None else _three(mean),
         std=None if std is None else _three(std),
     )
-    return TorchEncoder(module, card=card, transform=transform)
+    if layers is None:
+        return TorchEncoder(module, card=card, transform=transform)
+    from stpred.encoders._networks.layers import Layers, checked
+
+    numbers, pool = checked(module, layers, pool, name=card.name)
+    read = Layers(copy.deepcopy(module), numbers, pool)  # later layers are removed from it
+    return TorchEncoder(read, card=replace(card, layers=numbers, pool=pool), dense=read.tokens, transform=transform)
 
 
 def pick_device(device: str | None) -> torch.device:

