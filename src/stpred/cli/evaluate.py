@@ -9,6 +9,7 @@ import typer
 
 from stpred._core.checks import InputError
 from stpred._core.places import Place
+from stpred.cli.encoders import load_encoder
 from stpred.cli.options import (
     Checkpoint,
     Device,
@@ -23,7 +24,7 @@ from stpred.cli.options import (
     reads_slides,
 )
 from stpred.cli.session import console, plain_messages
-from stpred.cli.slides import ensure_cells, load_encoder, needs_cells, parse_genes, parse_groups, read_slides
+from stpred.cli.slides import ensure_cells, needs_cells, parse_genes, parse_groups, read_slides
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,9 +79,7 @@ def evaluate(
                 ensure_cells(sdata)
         for name, sdata in read.items():  # once for both scales
             region = data.read_region(sdata, Place(shapes_key=shapes), slide=name, measured=True).shapes_key
-            if not isinstance(encoder_used, (str, type(None))):
-                continue
-            for used in _encoders(chosen, encoder_used) - {"pixels"}:
+            for used in _encoders(chosen, encoder_used):
                 st.pp.features(sdata, used, shapes_key=region, device=device)
         with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
             parts = [
@@ -144,13 +143,14 @@ def _ensembles(chosen: dict[str, Any], n_members: int) -> dict[str, Any]:
     return {name: ensemble(model) for name, model in chosen.items()}
 
 
-def _encoders(chosen: dict[str, Any], encoder: str | None) -> set[str]:
-    """Return the encoders that the models see through."""
+def _encoders(chosen: dict[str, Any], encoder: Any) -> list[Any]:
+    """Return the encoders that the models see through, without raw pixels."""
     from stpred.models.base import BaseConfig
     from stpred.models.registry import resolve
 
     own = {resolve(o).default_encoder for m in chosen.values() for o in (m if isinstance(m, list) else [m])}
-    return {encoder if encoder is not None and name == BaseConfig.default_encoder else name for name in own}
+    used = [encoder if encoder is not None and name == BaseConfig.default_encoder else name for name in sorted(own)]
+    return [e for e in used if e != "pixels"]
 
 
 def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:

@@ -86,8 +86,14 @@ Genes = Annotated[
 ]
 
 Encoder = Annotated[
-    str | None,
-    typer.Option(help="Encoder, or the folder of a saved one; default: the model family's own (mostly morphology)."),
+    list[str] | None,
+    typer.Option(
+        metavar="ENCODER",
+        help="Name (see stpred models) or the folder of a saved one; default: the model family's own (mostly "
+        "morphology). Behind @ come um per pixel and pixels of its tile (morphology@0.5x224), behind a colon the "
+        "layers of a network and how they are pooled (:layers=1-4 or :layers=1+3,pool=max). Repeat the option to put "
+        "the features of several encoders side by side.",
+    ),
 ]
 
 

@@ -22,10 +22,12 @@ def demo(
 
 
 def list_models() -> None:
-    """List the models that come with stpred, and the families that can be trained."""
+    """List the models that come with stpred, the families that can be trained, and encoders."""
+    from rich.markup import escape
     from rich.table import Table
 
     import stpred as st
+    from stpred.encoders.registry import summaries
     from stpred.models.registry import bundled, families, family, resolve
 
     table = Table(title="Models", title_justify="left")
@@ -46,4 +48,17 @@ def list_models() -> None:
             name, f"to train: {(found.__doc__ or '').strip().splitlines()[0]}", "", "", resolve(name).default_encoder
         )
     console.print(table)
-    console.print("stpred predict SLIDE -o OUT.zarr --model NAME, or stpred train SLIDES... -o MODEL --model FAMILY")
+    encoders = Table(title="Encoders", title_justify="left")
+    for column in ("name", "what"):
+        encoders.add_column(column)
+    alike: dict[str, list[str]] = {}
+    for name, what in summaries().items():
+        alike.setdefault(what, []).append(name)
+    for what, names in alike.items():
+        encoders.add_row(", ".join(sorted(names)), escape(what))
+    encoders.add_row("timm/...", "Any vision model of timm; its weights are downloaded.")
+    console.print(encoders)
+    console.print(
+        "stpred predict SLIDE -o OUT.zarr --model NAME, or "
+        "stpred train SLIDES... -o MODEL --model FAMILY --encoder ENCODER"
+    )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stpred._core.checks import InputError, listing
+from stpred.cli.encoders import load_encoder
 from stpred.cli.options import Device, ShapesKey, Upsampling, reads_slides
 from stpred.cli.session import console, plain_messages
-from stpred.cli.slides import default_region, ensure_cells, find_samples, load_encoder
+from stpred.cli.slides import default_region, ensure_cells, find_samples
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +38,13 @@ def predict(
     with_image: Annotated[bool, typer.Option("--with-image", help="Copy the slide's pixels into the store.")] = False,
     with_map: Annotated[bool, typer.Option("--map", help="Add a map of the tissue, of a model of patches.")] = False,
     allow_upsampling: Upsampling = False,
-    encoder: Annotated[str | None, typer.Option(help="The model's encoder or its folder, if it is not found.")] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="The model's encoder or its folder, if it is not found; as in stpred train.",
+        ),
+    ] = None,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     *,

@@ -1,8 +1,7 @@
-"""Slides, donors, genes and encoders from the text of arguments."""
+"""Slides, donors and genes from the text of arguments."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError
@@ -32,13 +31,6 @@ def read_slides(slides: list[str], reading: dict[str, Any]) -> tuple[dict[str, S
     samples = find_samples(slides, reading)
     read = {sample.slide: read_sample(sample) for sample in samples}
     return read, {sample.slide: sample.donor for sample in samples if sample.donor is not None}
-
-
-def load_encoder(given: str | None) -> Any:
-    """Return an encoder's name, or the encoder saved in a folder."""
-    from stpred import encoders
-
-    return encoders.load(given) if given is not None and Path(given).is_dir() else given
 
 
 def needs_cells(models: list[Any]) -> bool:

