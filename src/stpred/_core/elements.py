@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -96,8 +97,9 @@ def find_image(
 ) -> str:
     """Return the key of the H&E image: the named one, or the only RGB image in the coordinate system.
 
-    With ``calibrated=False`` an image that is not yet placed in micrometres is accepted, and of several the finest
-    (most pixels) is taken; two of the same size are refused.
+    Of an image and its normalised copy (:func:`stpred.pp.stain_normalize`) the copy is meant. With ``calibrated=False``
+    an image that is not yet placed in micrometres is accepted, and of several the finest (most pixels) is taken; two of
+    the same size are refused.
     """
     need_sdata(sdata)
     images = sdata.images
@@ -130,6 +132,7 @@ def find_image(
                 f"No H&E image is placed in the coordinate system {coordinate_system!r} (RGB images: {listing(rgb)}); "
                 "run stpred.pp.calibrate(sdata) first."
             )
+        placed = _without_sources(sdata, placed)
         if len(placed) > 1:
             raise InputError(
                 f"{len(placed)} H&E images are placed in {coordinate_system!r}: {listing(placed)}; name one with "
@@ -143,6 +146,28 @@ def find_image(
             f"{len(largest)} images could be the H&E slide: {listing(largest)}; name one with `image_key`."
         )
     return largest[0]
+
+
+def normalised_from(sdata: SpatialData, image_key: str) -> str | None:
+    """Return the image that a normalised one was made from, where `pp.stain_normalize` says so; else None."""
+    kept = sdata.attrs.get(keys.UNS)
+    try:
+        provenance = json.loads(kept[image_key]) if isinstance(kept, Mapping) and image_key in kept else None
+    except (TypeError, ValueError):
+        return None
+    if not isinstance(provenance, dict) or provenance.get("kind") != keys.NORMALISED:
+        return None
+    source = provenance.get("source")
+    return source if isinstance(source, str) and source in sdata.images and source != image_key else None
+
+
+def _without_sources(sdata: SpatialData, images: list[str]) -> list[str]:
+    """Leave out images that others among them were made from, such as the H&E image beside its normalised copy."""
+    sources = {normalised_from(sdata, k) for k in images}
+    left = [k for k in images if k not in sources]
+    if left and len(left) < len(images):
+        logger.info("Image %s is used, which was normalised; name another with `image_key`.", listing(left))
+    return left or images
 
 
 def shapes_in(sdata: SpatialData, coordinate_system: str = keys.UM) -> list[str]:

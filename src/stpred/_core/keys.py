@@ -19,6 +19,9 @@ SPATIAL = "spatial"
 UNS = "stpred"
 """`uns` key of the one JSON string that explains a table."""
 
+NORMALISED = "normalised_image"
+"""Kind, in its provenance, of an H&E image whose colours were mapped to those of another slide."""
+
 OOD_SCORE = "ood_score"
 IN_DISTRIBUTION = "in_distribution"
 STD = "std"

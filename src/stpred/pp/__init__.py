@@ -1,4 +1,4 @@
-"""Preprocessing: calibrate, find tissue and nuclei, lay grids, subdivide regions, compute features, choose genes."""
+"""Preprocessing: calibrate, normalise stains, find tissue and nuclei, lay grids, compute features, choose genes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,26 @@ if TYPE_CHECKING:
     from stpred.pp._grid import grid
     from stpred.pp._nuclei import nuclei
     from stpred.pp._select_genes import select_genes
+    from stpred.pp._stain_normalize import stain_normalize
+    from stpred.pp._stain_reference import StainReference, stain_reference
     from stpred.pp._subdivide import subdivide
     from stpred.pp._tissue import tissue
 
-__all__ = ["add_cells", "aggregate", "calibrate", "features", "grid", "nuclei", "select_genes", "subdivide", "tissue"]
+__all__ = [
+    "StainReference",
+    "add_cells",
+    "aggregate",
+    "calibrate",
+    "features",
+    "grid",
+    "nuclei",
+    "select_genes",
+    "stain_normalize",
+    "stain_reference",
+    "subdivide",
+    "tissue",
+]
 
-__getattr__, __dir__ = attach(__name__, {name: f"_{name}" for name in __all__})
+__getattr__, __dir__ = attach(
+    __name__, {name: f"_{name.replace('StainReference', 'stain_reference')}" for name in __all__}
+)
