@@ -68,7 +68,9 @@ def test_what_get_refuses(registered) -> None:
         encoders.get("morphology", weights="x.safetensors")
     with pytest.raises(InputError, match="'doubler' was loaded already, for TileSpec"):
         encoders.get(Doubler(), tile=st.TileSpec(0.5, 224))
-    with pytest.raises(InputError, match=r"a name, an encoder or a torch.nn.Module, got a class \(Doubler\)"):
+    with pytest.raises(
+        InputError, match=r"a name, an encoder, a torch.nn.Module or a list of these, got a class \(Doubler\)"
+    ):
         encoders.get(Doubler)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="go with the name of an encoder, not with a Doubler"):
         encoders.get(Doubler(), pretrained=False)

@@ -1,7 +1,16 @@
 """From SpatialData objects to what models are trained on and predict from."""
 
 from stpred.data._cells_inside import cells_region, inside_of, looks_like_cells, with_cells
-from stpred.data._features import digest, embed, embed_dense, embed_parts, embed_wide, stored_features
+from stpred.data._features import (
+    check_resolution,
+    digest,
+    embed,
+    embed_dense,
+    embed_parts,
+    embed_region,
+    embed_wide,
+    stored_features,
+)
 from stpred.data._folds import (
     BLOCK_FOLDS,
     Fold,
@@ -39,6 +48,7 @@ __all__ = [
     "block_folds",
     "blocks_of",
     "cells_region",
+    "check_resolution",
     "choose_genes",
     "common_lattice",
     "digest",
@@ -46,6 +56,7 @@ __all__ = [
     "embed",
     "embed_dense",
     "embed_parts",
+    "embed_region",
     "embed_wide",
     "far_from",
     "has_counts",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +17,10 @@ from stpred._core.progress import track
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 from stpred._core.tables import read_provenance
-from stpred.data._feature_cache import Busy, FeatureCache
+from stpred.data._feature_cache import Busy, Entry, FeatureCache
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
+from stpred.encoders.composite import members_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,87 +28,200 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What one encoder contributes: features of its tiles at as many places as every other one's."""
+
+    encoder: Any
+    coords_um: NDArray[np.float64]
+    tile: TileSpec
+    what: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features of a tile."""
+        card = self.encoder.card
+        return tuple(card.dense) if self.what == "patches" else (card.width,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(getattr(self.encoder, "dtype", np.float32))
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[Any]:
+        return self.encoder.encode_dense(tiles) if self.what == "patches" else self.encoder.encode(tiles)  # type: ignore[no-any-return]
+
+    def entry(self, region: Region) -> Entry | None:
+        """Return where the features are kept on disk, if they are."""
+        if settings.cache_dir is None or len(self.coords_um) == 0:
+            return None
+        card, tile = self.encoder.card.to_dict(), self.tile.to_dict()
+        inputs = {"image": region.pyramid.fingerprint, "encoder": card, "tile": tile, "what": self.what}
+        kept = "uint8" if self.dtype == np.uint8 else "float16"
+        return FeatureCache(settings.cache_dir).entry(inputs, self.coords_um, shape=self.shape, dtype=kept)
+
+
 def embed(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]) -> NDArray[Any]:
     """Return (n, width) features of the tiles at `coords_um`, read in one streaming pass.
 
     float32 (uint8 of the encoder ``"pixels"``); with ``stpred.settings.cache_dir`` they are kept on disk as float16,
-    and read from there where these very tiles of this image were embedded by this encoder before.
+    and read from there where these very tiles of this image were embedded by this encoder before. Of several encoders
+    each is kept by itself.
     """
-    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="tiles")
+    return _embed(region, members_of(encoder), coords_um)
+
+
+def _embed(region: Region, members: Sequence[Encoder], coords_um: NDArray[np.float64]) -> NDArray[Any]:
+    return _stream(region, [_Share(m, coords_um, m.card.tile, "tiles") for m in members])
 
 
 def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) -> NDArray[Any]:
     """Return (n, rows, columns, width) features of the patches of each tile, of encoders that have dense tokens."""
-    return _stream(region, encoder, coords_um, tile=encoder.card.tile, what="patches")
+    return _stream(region, [_Share(m, coords_um, m.card.tile, "patches") for m in members_of(encoder)])
 
 
 def embed_parts(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int) -> NDArray[Any]:
     """Return (n * parts ** 2, width) features of the sub-tiles of each tile, row by row of a tile.
 
     An encoder whose scales are in micrometres sees a smaller tile at its own resolution; any other sees the sub-tile
-    resampled to the size that it expects.
+    resampled to the size that it expects. Of several encoders each sees the sub-tiles of its own tile.
     """
-    size_um = encoder.card.tile.size_um
-    offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * size_um
-    grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
-    places = (coords_um[:, None] + grid).reshape(-1, 2)
-    return _resized(region, encoder, places, size_um=size_um / parts, what="parts")
+    shares = []
+    for member in members_of(encoder):
+        size_um = member.card.tile.size_um
+        offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * size_um
+        grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
+        places = (coords_um[:, None] + grid).reshape(-1, 2)
+        shares.append(_resized(member, places, size_um=size_um / parts, what="parts"))
+    return _stream(region, shares)
+
+
+def embed_centre(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int) -> NDArray[Any]:
+    """Return (n, width) features of a sub-tile about the centre of each tile, of the size that `embed_parts` takes."""
+    members = members_of(encoder)
+    return _stream(region, [_resized(m, coords_um, size_um=m.card.tile.size_um / parts, what="wide") for m in members])
 
 
 def embed_wide(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, size_um: float) -> NDArray[Any]:
     """Return (n, width) features of tiles of another edge than the encoder's own, embedded as sub-tiles are."""
-    return _resized(region, encoder, coords_um, size_um=size_um, what="wide")
+    return _stream(region, [_resized(m, coords_um, size_um=size_um, what="wide") for m in members_of(encoder)])
 
 
-def _resized(
-    region: Region,
-    encoder: Encoder,
-    coords_um: NDArray[np.float64],
-    *,
-    size_um: float,
-    what: str,
-) -> NDArray[Any]:
+def _resized(encoder: Any, coords_um: NDArray[np.float64], *, size_um: float, what: str) -> _Share:
     other = encoder.resized(size_um) if hasattr(encoder, "resized") else encoder
     size_px = encoder.card.tile.size_px
     tile = TileSpec(size_um / size_px, size_px) if other is encoder else other.card.tile
-    return _stream(region, other, coords_um, tile=tile, what=what)
+    return _Share(other, coords_um, tile, what)
 
 
-def _stream(
+def _stream(region: Region, shares: Sequence[_Share]) -> NDArray[Any]:
+    """Return the shares' features side by side; what the cache has is read, all others are computed in one pass."""
+    n = len(shares[0].coords_um)
+    with ExitStack() as stack:
+        entries, todo = [], []
+        for share in shares:
+            entry, rows = _opened(share.entry(region), stack)
+            entries.append(entry)
+            todo.append(np.ones(n, dtype=bool) if rows is None else np.isin(np.arange(n), rows))
+        widths = [share.shape[-1] if e is None else 0 for share, e in zip(shares, entries, strict=True)]
+        memory = np.empty((n, *shares[0].shape[:-1], sum(widths)), dtype=shares[0].dtype)
+        parts: list[NDArray[Any]] = np.split(memory, np.cumsum(widths)[:-1], axis=-1)
+        for k, rows, values in _encoded(region, shares, todo):
+            if (entry := entries[k]) is None:
+                parts[k][rows] = values
+            else:
+                entry.write(rows, values)
+        if all(entry is None for entry in entries):
+            return memory
+        for k, entry in enumerate(entries):
+            if entry is not None:
+                parts[k] = entry.finish() if todo[k].any() else entry.read()
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _opened(entry: Entry | None, stack: ExitStack) -> tuple[Entry | None, NDArray[np.int64] | None]:
+    """Return an entry and its missing rows; None where nothing is kept, or another process is filling it."""
+    if entry is None:
+        return None, None
+    try:
+        stack.enter_context(entry)
+        return entry, entry.todo()
+    except Busy:  # compute beside it
+        return None, None
+
+
+def _encoded(
+    region: Region, shares: Sequence[_Share], todo: Sequence[NDArray[np.bool_]]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[Any]]]:
+    """Yield the position of a share, rows and their features, all from one pass over the image."""
+    missing = [k for k, needed in enumerate(todo) if needed.any()]
+    if not missing:
+        return
+    rows = np.flatnonzero(np.any([todo[k] for k in missing], axis=0))
+    kinds = {(shares[k].tile, id(shares[k].coords_um)): k for k in missing}
+    views = [(shares[k].coords_um[rows], shares[k].tile) for k in kinds.values()]
+    which_view = {k: list(kinds).index((shares[k].tile, id(shares[k].coords_um))) for k in missing}
+    names = " + ".join(shares[k].encoder.card.name for k in missing)
+    read = region.pyramid.read_several(views)
+    for which, tiles in track(
+        read, total=len(rows), describe=f"{names}: {region.slide}", weight=lambda item: len(item[0])
+    ):
+        for k in missing:
+            needed, own = todo[k][rows[which]], tiles[which_view[k]]
+            if needed.all():
+                yield k, rows[which], shares[k].encode(own)
+            elif needed.any():
+                yield k, rows[which][needed], shares[k].encode(own[needed])
+
+
+def embed_region(
     region: Region,
-    encoder: Any,
-    coords_um: NDArray[np.float64],
+    encoder: Encoder,
     *,
-    tile: TileSpec,
-    what: str,
+    rows: NDArray[np.int64] | None = None,
+    points_um: NDArray[np.float64] | None = None,
 ) -> NDArray[Any]:
-    card = encoder.card
-    dtype = np.dtype(getattr(encoder, "dtype", np.float32))
-    shape = card.dense if what == "patches" else (card.width,)
-    encode = encoder.encode_dense if what == "patches" else encoder.encode
+    """Return features of a region's locations, or some `rows` of them, and behind them those of further points.
 
-    def values(rows: NDArray[np.int64]) -> Any:
-        tiles = region.pyramid.read(coords_um[rows], tile)
-        shown = track(tiles, total=len(rows), describe=f"{card.name}: {region.slide}", weight=lambda item: len(item[0]))
-        return ((rows[which], encode(images)) for which, images in shown)
+    What `pp.features` wrote of the region for the encoder is taken from there, and of several encoders also what it
+    wrote for each of them.
+    """
+    coords = region.coords_um if rows is None else region.coords_um[rows]
+    points = np.empty((0, 2)) if points_um is None else points_um
+    members = members_of(encoder)
+    whole = stored_features(region, encoder)
+    stored = [stored_features(region, m) for m in members] if whole is None and len(members) > 1 else [whole]
+    if all(table is None for table in stored):
+        return embed(region, encoder, np.concatenate([coords, points]))
+    found = [None if table is None else table if rows is None else table[rows] for table in stored]
+    if whole is not None:
+        members = (encoder,)
+    absent = [m for m, table in zip(members, found, strict=True) if table is None]
+    present = [m for m, table in zip(members, found, strict=True) if table is not None]
+    computed = _each(absent, lambda some: _embed(region, some, np.concatenate([coords, points])))
+    beyond = _each(present, lambda some: _embed(region, some, points)) if len(points) else []
+    parts = []
+    for table in found:
+        if table is None:
+            parts.append(computed.pop(0))
+        else:
+            parts.append(np.concatenate([table, beyond.pop(0)]) if beyond else table)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    if settings.cache_dir is not None and len(coords_um):
-        inputs = {"image": region.pyramid.fingerprint, "encoder": card.to_dict(), "tile": tile.to_dict(), "what": what}
-        kept = "uint8" if dtype == np.uint8 else "float16"
-        entry = FeatureCache(settings.cache_dir).entry(inputs, coords_um, shape=tuple(shape), dtype=kept)
-        try:
-            with entry:
-                if len(todo := entry.todo()):
-                    for rows, part in values(todo):
-                        entry.write(rows, part)
-                    return entry.finish()
-                return entry.read()
-        except Busy:  # another process is at it: compute beside it
-            pass
-    out = np.empty((len(coords_um), *shape), dtype=dtype)
-    for rows, part in values(np.arange(len(coords_um))):
-        out[rows] = part
-    return out
+
+def _each(members: Sequence[Encoder], embed: Callable[[Sequence[Encoder]], NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return the features of each of some encoders that are embedded in one pass."""
+    if not members:
+        return []
+    joint = embed([m for member in members for m in members_of(member)])
+    return np.split(joint, np.cumsum([m.card.width for m in members])[:-1], axis=1)
+
+
+def check_resolution(region: Region, encoder: Encoder, *, what: str | None = None) -> None:
+    """Refuse an image that is too coarse for an encoder, or for one of several; `what`: the image, in the message."""
+    what = f"Image {region.image_key!r} of slide {region.slide!r}" if what is None else what
+    for member in (members := members_of(encoder)):
+        who = "the encoder" if len(members) == 1 else f"the encoder {member.card.name!r}"
+        region.pyramid.check_resolution(member.card.tile, what=what, who=who)
 
 
 def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred.encoders._saved import load, save
 from stpred.encoders.base import Encoder, EncoderCard
+from stpred.encoders.composite import Composite
 from stpred.encoders.pretraining import Augmentation, MoCo
 from stpred.encoders.registry import get, register
 from stpred.encoders.registry import list_encoders as list
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augmentation",
+    "Composite",
     "ColourEncoder",
     "Encoder",
     "EncoderCard",

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from stpred._core.checks import InputError, element_name, listing
 from stpred._core.disk.wheels import EXTRA, WHEELS
 from stpred._core.specs import TileSpec
 from stpred.encoders.base import RANDOM, TIMM, Encoder
+from stpred.encoders.composite import side_by_side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,7 +133,7 @@ def register(name: str, factory: Factory | str | Path) -> None:
 
 
 def get(
-    encoder: str | Encoder | nn.Module,
+    encoder: str | Encoder | nn.Module | Sequence[Any],
     *,
     tile: TileSpec | None = None,
     weights: str | Path | None = None,
@@ -151,10 +152,11 @@ def get(
     ----------
     encoder
         ``"morphology"`` or another name of :func:`list`; any model name of timm, with or without ``timm/``; an encoder,
-        which is returned; or a ``torch.nn.Module`` that maps (n, 3, size_px, size_px) to (n, width).
+        which is returned; or a ``torch.nn.Module`` that maps (n, 3, size_px, size_px) to (n, width). Or a list of
+        these, each with its own tile: their features side by side are an encoder, too (:class:`Composite`).
     tile
         What the encoder sees; None takes its own (0.5 um per pixel and its input size, where it does not say).
-        Required for a module.
+        Required for a module. Of a list: of its members that are no encoders yet.
     weights
         Local weights instead of a download: a ``.safetensors`` or torch file (read without unpickling code), or the
         folder of a downloaded hub repository.
@@ -203,15 +205,25 @@ def get(
     >>> import stpred as st
     >>> st.encoders.get("morphology").card.tile
     TileSpec(mpp=0.5, size_px=224)
+
+    Two scales at once:
+
+    >>> st.encoders.get(["morphology", st.encoders.get("morphology", tile=st.TileSpec(1.0, 224))]).card.name
+    'morphology-112um+morphology-224um'
     """
     kwargs |= {k: v for k, v in (("layers", layers), ("pool", pool)) if v is not None}
+    if isinstance(encoder, (list, tuple)):
+        if weights is not None or not pretrained or kwargs:
+            given = [*(["weights"] if weights is not None else []), *([] if pretrained else ["pretrained"]), *kwargs]
+            raise InputError(f"{listing(given)} go with a single encoder; make each of the list by itself.")
+        return side_by_side([get(e, tile=None if _is_encoder(e) else tile, device=device) for e in encoder])
     if pool is not None and layers is None:
         raise InputError(f"`pool`={pool!r} says how `layers` are pooled; name them as well, such as layers=(-1,).")
     if isinstance(encoder, str):
         return _by_name(encoder, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
     if weights is not None or not pretrained:
         raise InputError(f"`weights` and `pretrained` go with the name of an encoder, not with a {_kind(encoder)}.")
-    if isinstance(encoder, Encoder) and not isinstance(encoder, type):
+    if _is_encoder(encoder):
         if kwargs or (tile is not None and tile != encoder.card.tile):
             raise InputError(
                 f"The encoder {encoder.card.name!r} was loaded already, for {encoder.card.tile}; "
@@ -221,7 +233,9 @@ def get(
     from torch import nn
 
     if not isinstance(encoder, nn.Module):
-        raise InputError(f"`encoder` must be a name, an encoder or a torch.nn.Module, got a {_kind(encoder)}.")
+        raise InputError(
+            f"`encoder` must be a name, an encoder, a torch.nn.Module or a list of these, got a {_kind(encoder)}."
+        )
     from stpred.encoders import modules
 
     return modules.from_module(encoder, tile=tile, **kwargs).to(device)
@@ -250,6 +264,8 @@ def from_card(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
 
 def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
     """Return what :func:`from_card` does, without a look at its revision and width."""
+    if "members" in card:
+        return side_by_side([rebuild(member, device=device) for member in card["members"]])
     random = card.get("source") == RANDOM and card["name"] not in _own()
     return get(
         card["name"],
@@ -264,8 +280,16 @@ def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
 def different(encoder: Encoder, card: Mapping[str, Any]) -> str:
     """Say in what an encoder's features differ from those of a recorded card; empty if they are the same."""
     found = encoder.card.to_dict()
-    fields = [k for k in ("name", "width", "revision", "tile", "layers", "pool") if found.get(k) != card.get(k)]
-    return "; ".join(f"{k}: trained with {card.get(k)}, found {found.get(k)}" for k in fields)
+    several = found.get("members", []), card.get("members", [])
+    pairs = [("", found, card)]
+    if len(several[0]) == len(several[1]):  # else the names differ
+        pairs += [(f"{theirs.get('name')}, ", mine, theirs) for mine, theirs in zip(*several, strict=True)]
+    return "; ".join(
+        f"{whose}{k}: trained with {theirs.get(k)}, found {mine.get(k)}"
+        for whose, mine, theirs in pairs
+        for k in ("name", "width", "revision", "tile", "layers", "pool")
+        if mine.get(k) != theirs.get(k)
+    )
 
 
 def _by_name(
@@ -330,6 +354,10 @@ def _unknown(name: str) -> str:
     )
     missing = "" if lazyslide.installed() else " Histology models come with `pip install 'stpred[encoders]'`."
     return f"No encoder named {name!r}; {said}{missing}"
+
+
+def _is_encoder(value: Any) -> TypeGuard[Encoder]:
+    return isinstance(value, Encoder) and not isinstance(value, type)
 
 
 def _kind(value: Any) -> str:

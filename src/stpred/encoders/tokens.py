@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, positive
 from stpred.encoders.base import Encoder
+from stpred.encoders.composite import Composite, same_extent
 
 TOKEN_UM = 8.0
 """Approximate width of a sub-tile, of encoders that have no dense tokens."""
@@ -23,13 +24,16 @@ def with_tokens(encoder: Encoder, token_um: float | None = None) -> Any:
     Parameters
     ----------
     encoder
-        Any encoder of tiles.
+        Any encoder of tiles. Of several side by side, the tiles must have the same edge in micrometres, and the tokens
+        lie on one grid: that of the members whose tokens are what they are, otherwise as `token_um` says.
     token_um
         Edge of a token in micrometres; None: the encoder's own, or about 8 um. It must divide the tile. Tokens of a
         network are what they are; any other value than theirs is refused.
     """
     card = encoder.card
     edge = card.tile.size_um
+    if isinstance(encoder, Composite):
+        return _side_by_side(encoder, token_um)
     if token_um is not None:
         token_um = positive(token_um, name="token_um", unit="micrometres")
         if token_um < card.tile.mpp:
@@ -55,6 +59,33 @@ def with_tokens(encoder: Encoder, token_um: float | None = None) -> Any:
     if getattr(encoder, "dtype", np.float32) == np.uint8:
         raise InputError(f"The encoder {card.name!r} gives pixels; a model of tokens needs one that describes them.")
     return SubTiles(encoder, max(1, round(edge / TOKEN_UM)) if token_um is None else n)
+
+
+def _side_by_side(encoder: Composite, token_um: float | None) -> Composite:
+    """Return the members with tokens on one grid; those of incompatible tiles or grids are refused."""
+    cards = [m.card for m in encoder.members]
+    if not same_extent(cards):
+        said = ", ".join(f"{c.name!r} {c.tile.size_um:g} um" for c in cards)
+        raise InputError(
+            f"The members of {encoder.card.name!r} have incompatible tiles for a model of patch tokens: their edges "
+            f"differ ({said}); give all of them tiles of the same edge in micrometres."
+        )
+    fixed = {c.name: c.dense[0] for m, c in zip(encoder.members, cards, strict=True) if c.dense and _is_fixed(m)}
+    if len(set(fixed.values())) > 1:
+        said = ", ".join(f"{name!r} {n} x {n}" for name, n in fixed.items())
+        raise InputError(
+            f"The members of {encoder.card.name!r} have incompatible tiles for a model of patch tokens: their grids of "
+            f"tokens differ ({said}); choose tiles or encoders with the same number of tokens along an edge."
+        )
+    if token_um is None:
+        edge = min(c.tile.size_um for c in cards)
+        token_um = edge / next(iter(fixed.values()), max(1, round(edge / TOKEN_UM)))
+    return Composite([with_tokens(m, token_um) for m in encoder.members])
+
+
+def _is_fixed(encoder: Any) -> bool:
+    """Return whether an encoder has tokens of its own that cannot be of another size."""
+    return not hasattr(encoder, "patched") and hasattr(encoder, "encode_dense")
 
 
 def token_edge_um(encoder: Encoder, token_um: float | None = None) -> float:

@@ -15,6 +15,7 @@ from stpred._core.checks import InputError, listing
 from stpred._core.elements import need_sdata, shapes_in
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.specs import Posterior, TileSpec
+from stpred.encoders.composite import members_of
 from stpred.encoders.modules import pick_device
 from stpred.encoders.registry import different, rebuild
 from stpred.inference.default_regions import with_default_regions
@@ -181,7 +182,7 @@ class Predictor:
             "image": region.pyramid.fingerprint,
             "image_key": region.image_key,
             "mpp": region.pyramid.mpp,
-            "upsampled": region.pyramid.mpp > self.encoder.card.tile.mpp * 1.01,
+            "upsampled": region.pyramid.mpp > 1.01 * min(m.card.tile.mpp for m in members_of(self.encoder)),
             "n_predicted": len(region.coords_um),
             "left_out": left_out,
             "versions": tables.package_versions(),
@@ -262,11 +263,24 @@ def _encoder_of(model: Model, given: Any, *, device: str | None) -> Encoder:
     if "name" not in wanted or not {"mpp", "size_px"} <= set(model.record.tile):
         raise InputError(f"Model {model.record.name!r} does not say which encoder and tile it was trained with.")
     named = given is None or (isinstance(given, str) and given == wanted["name"])
-    own = getattr(model, "encoder", None) if named else encoders.get(given, tile=TileSpec(**model.record.tile))
+    own = getattr(model, "encoder", None) if named else _loaded(given, model)
     encoder = own.to(device) if own is not None else _encoder_by_name(model, device=device)
     if said := different(encoder, wanted):
         raise InputError(f"The encoder is not the one that model {model.record.name!r} was trained with ({said}).")
     return encoder
+
+
+def _loaded(given: Any, model: Model) -> Encoder:
+    """Return the encoder that a user gave, at the tile that the model was trained on; several at each one's own."""
+    if not isinstance(given, (list, tuple)):
+        return encoders.get(given, tile=TileSpec(**model.record.tile))
+    members = model.record.encoder.get("members", [])
+    if len(members) != len(given):
+        return encoders.get(given)
+    tiles = [TileSpec(**member["tile"]) for member in members]
+    return encoders.get(
+        [e if hasattr(e, "card") else encoders.get(e, tile=t) for e, t in zip(given, tiles, strict=True)]
+    )
 
 
 def _encoder_by_name(model: Model, *, device: str | None) -> Encoder:
@@ -274,10 +288,11 @@ def _encoder_by_name(model: Model, *, device: str | None) -> Encoder:
     try:
         return rebuild({**wanted, "tile": model.record.tile}, device=device)
     except InputError as error:
+        several = ", a list of its members," if "members" in wanted else ""
         raise InputError(
             f"{str(error).rstrip('.')}; model {model.record.name!r} was trained with the encoder {wanted['name']!r} "
-            f"({wanted.get('source')}): pass it as `encoder=`, such as encoder=stpred.encoders.load(folder) for one "
-            "that was saved, or register its name with stpred.encoders.register(name, folder)."
+            f"({wanted.get('source')}): pass it{several} as `encoder=`, such as encoder=stpred.encoders.load(folder) "
+            "for one that was saved, or register its name with stpred.encoders.register(name, folder)."
         ) from error
 
 

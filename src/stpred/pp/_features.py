@@ -36,7 +36,8 @@ def features(
     sdata
         Object with a calibrated H&E image.
     encoder
-        Name (see :func:`stpred.encoders.list`), encoder, or ``torch.nn.Module``.
+        Name (see :func:`stpred.encoders.list`), encoder, or ``torch.nn.Module``; or a list of these, whose features are
+        written side by side.
     shapes_key
         Region; None takes the only one.
     image_key
@@ -77,8 +78,7 @@ def features(
     key = keys.features(region.shapes_key, used.card.name) if key_added is None else key_added
     if inplace:
         tables.check_writable(sdata, key)
-    what = f"Image {region.image_key!r}"
-    region.pyramid.check_resolution(used.card.tile, what=what)
+    data.check_resolution(region, used, what=f"Image {region.image_key!r}")
     values = data.embed(region, used, region.coords_um)
     names = used.card.feature_names or [f"{keys.slug(used.card.name)}_{i}" for i in range(used.card.width)]
     values = values.astype(np.dtype(dtype))

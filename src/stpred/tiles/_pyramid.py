@@ -107,13 +107,13 @@ class Pyramid:
         fine = [level for level in self.levels if level.mpp * _FINER <= mpp * (1 + LEVEL_TOLERANCE)]
         return fine[-1] if fine else self.levels[0]
 
-    def check_resolution(self, tile: TileSpec, *, what: str = "The image") -> None:
+    def check_resolution(self, tile: TileSpec, *, what: str = "The image", who: str = "the encoder") -> None:
         """Refuse an image that is too coarse for a tile spec by more than ``settings.max_upsampling``."""
         factor = self.mpp / tile.mpp
         if factor > settings.max_upsampling * (1 + LEVEL_TOLERANCE):
             raise UnsafeResolutionError(
                 f"{what} has {self.mpp:.4g} um per pixel, {factor:.3g}x coarser than the {tile.mpp:g} um per pixel "
-                "that the encoder expects; use the full-resolution slide, or set stpred.settings.max_upsampling to "
+                f"that {who} expects; use the full-resolution slide, or set stpred.settings.max_upsampling to "
                 f"{math.ceil(factor)} to go on with blurred tiles."
             )
 

@@ -36,10 +36,8 @@ def test_several_models_share_features_and_say_what_they_saw(
     from stpred.data._readers import tiles
 
     calls: list[int] = []
-    original = tiles.embed
-    monkeypatch.setattr(
-        "stpred.data._readers.tiles.embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1]
-    )
+    original = tiles.embed_region
+    monkeypatch.setattr(tiles, "embed_region", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     both = ("log1p_cp10k", "counts")
     scores = st.tl.cross_validate(cohort, {**SMALL, "ridge": "ridge"}, groups=donors, scored_on=both, **HOW)
     assert len(calls) == 3  # once per slide, whatever the models

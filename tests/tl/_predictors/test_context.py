@@ -70,16 +70,14 @@ def test_a_value_does_not_depend_on_which_others_are_asked_for(trained: Model, u
 def test_without_spots_context_is_one_grid_embedded_once(
     trained: Model, unseen: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stpred.data._readers import tiles
+    from stpred.data import _features
 
     put(unseen, "some", unseen.shapes["cells"].geometry.centroid.to_list()[::8])
     del unseen.tables["spots_counts"], unseen.shapes["spots"]
     cells = len(unseen.shapes["some"])
     calls: list[int] = []
-    original = tiles.embed
-    monkeypatch.setattr(
-        "stpred.data._readers.tiles.embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1]
-    )
+    original = _features._embed
+    monkeypatch.setattr(_features, "_embed", lambda *a: (calls.append(len(a[2])), original(*a))[1])
     table = st.tl.predict(unseen, trained, shapes_key="some", inplace=False)
     facts = json.loads(table.uns["stpred"])
     assert facts["context"] == "grid"

@@ -157,13 +157,13 @@ def test_locations_off_the_image_are_left_out_and_counted(ridge: Model, unseen: 
 def test_stored_features_are_reused_and_never_when_stale(
     ridge: Model, unseen: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stpred.data._readers import tiles as data
+    from stpred.data import _features
 
     st.pp.features(unseen, "morphology", shapes_key="spots")
     want = st.tl.predict(unseen, ridge, inplace=False)
     calls: list[int] = []
-    original = data.embed
-    monkeypatch.setattr(data, "embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
+    original = _features._embed
+    monkeypatch.setattr(_features, "_embed", lambda *a: (calls.append(len(a[2])), original(*a))[1])
     assert np.array_equal(st.tl.predict(unseen, ridge, inplace=False).X, want.X)
     assert calls == []
     with xr.set_options(keep_attrs=True):  # where the image is placed stands in its attributes

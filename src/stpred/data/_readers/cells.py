@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stpred import links
 from stpred._core.checks import InputError
-from stpred.data._features import embed, embed_wide, stored_features
+from stpred.data._features import embed_region, embed_wide
 from stpred.data._readers.reader import PlainReader, blocks_of, evenly
 from stpred.data._readers.surroundings import PatchPoints, patch_points
 from stpred.data._regions import CellsInside, Region
@@ -82,7 +82,7 @@ def cell_batch(
     elif needs.n_neighbors is not None:
         around = links.knn(cells.coords_um[rows], cells.coords_um, n_neighbors=needs.n_neighbors)
     shown = rows if around is None else _in_order(np.concatenate([rows, around.indices]))
-    features = _features(cells, encoder, shown)
+    features = embed_region(cells, encoder, rows=shown)
     place = np.full(len(cells.coords_um), -1, dtype=np.int64)
     place[shown] = np.arange(len(shown))
     cell_links, blocks = None, blocks_of(encoder)
@@ -120,14 +120,6 @@ def cell_batch(
 def _sample_of(cells: Region) -> NDArray[np.int64]:
     """Return rows of at most `MAX_SAMPLE` cells, spread evenly over all of them in their order."""
     return evenly(len(cells.coords_um), MAX_SAMPLE)
-
-
-def _features(cells: Region, encoder: Encoder, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return (len(rows), width) features of some of the cells, stored ones where they are of the same tiles."""
-    stored = stored_features(cells, encoder)
-    if stored is not None:
-        return stored[rows]
-    return embed(cells, encoder, cells.coords_um[rows])
 
 
 def _with_context(features: NDArray[Any], near: links.Links) -> NDArray[np.float32]:

@@ -16,9 +16,9 @@ from scipy.spatial import cKDTree
 
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
+from stpred.data._features import check_resolution
 from stpred.data._readers.canvas import EDGE, Canvas
 from stpred.data._readers.footprints import of_rows, outlines
-from stpred.data._readers.reader import check_resolution
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred.data._features import check_resolution
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch, Needs
@@ -84,11 +85,6 @@ class PlainReader:
     def batch(self, region: Region) -> Batch:
         """Embed a region."""
         raise NotImplementedError
-
-
-def check_resolution(region: Region, encoder: Encoder) -> None:
-    """Refuse an image that is too coarse for the encoder."""
-    region.pyramid.check_resolution(encoder.card.tile, what=f"Image {region.image_key!r} of slide {region.slide!r}")
 
 
 def blocks_of(encoder: Encoder, *, dense: bool = False) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred import links
-from stpred.data._features import embed, embed_parts, embed_wide, stored_features
+from stpred.data._features import embed_centre, embed_parts, embed_region
 from stpred.data._readers.footprints import median_width_um
 from stpred.data._readers.reader import PlainReader, blocks_of
 from stpred.data._readers.surroundings import link, near, neighbors, surroundings
@@ -52,11 +52,7 @@ class TileReader(PlainReader):
         n = len(region.coords_um)
         around = surroundings(region, needs, self.trained_on)
         points = around.points_um
-        features = stored_features(region, encoder)
-        if features is None:
-            features = embed(region, encoder, np.concatenate([region.coords_um, points]))
-        elif len(points):
-            features = np.concatenate([features, embed(region, encoder, points)])
+        features = embed_region(region, encoder, points_um=points)
         rows, n_home = np.arange(n), len(around.home_um)
         at_home, on_grid = n + np.arange(n_home), n + n_home + np.arange(len(around.grid_um))
         batch = Batch(
@@ -101,8 +97,7 @@ def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, ce
     `centre`: of each tile only a sub-tile about its centre, which is what is near a target that is smaller than that.
     """
     if centre:
-        size_um = encoder.card.tile.size_um / parts
-        found, each = embed_wide(region, encoder, region.coords_um, size_um=size_um), 1
+        found, each = embed_centre(region, encoder, region.coords_um, parts=parts), 1
     else:
         found, each = embed_parts(region, encoder, region.coords_um, parts=parts), parts**2
     n, first = len(region.coords_um), len(batch.features)

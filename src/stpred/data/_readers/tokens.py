@@ -18,12 +18,13 @@ from scipy.sparse import csr_array
 from stpred import links
 from stpred._core.checks import InputError
 from stpred._core.geometry import square_bins
-from stpred.data._features import embed_dense
+from stpred.data._features import check_resolution, embed_dense
 from stpred.data._readers.footprints import TokenGrid, distinct, footprints, median_width_um
-from stpred.data._readers.reader import Context, blocks_of, check_resolution, evenly
+from stpred.data._readers.reader import Context, blocks_of, evenly
 from stpred.data._readers.surroundings import home_region
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
+from stpred.encoders.composite import members_of
 from stpred.encoders.tokens import with_tokens
 from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice, tissue_points
@@ -229,18 +230,36 @@ def masked_tokens(
     places = rng.integers(grid.n, size=(n, 2))
     tokens = np.floor(region.coords_um[chosen] / grid.token_um).astype(np.int64)
     centres = np.asarray((tokens - places + grid.n / 2) * grid.token_um, dtype=np.float64)
-    spec = encoder.card.tile
-    token_px = spec.size_px / grid.n
-    half = (token_px if keep_um is None else max(keep_um / spec.mpp, token_px)) / 2
-    low = np.floor((places + 0.5) * token_px - half + 1e-6).astype(int).clip(0)
-    high = np.ceil((places + 0.5) * token_px + half - 1e-6).astype(int).clip(max=spec.size_px)
+    members: tuple[Any, ...] = members_of(encoder)
+    windows = []
+    for spec in (m.card.tile for m in members):
+        token_px = spec.size_px / grid.n
+        half = (token_px if keep_um is None else max(keep_um / spec.mpp, token_px)) / 2
+        low = np.floor((places + 0.5) * token_px - half + 1e-6).astype(int).clip(0)
+        high = np.ceil((places + 0.5) * token_px + half - 1e-6).astype(int).clip(max=spec.size_px)
+        windows.append((low, high))
+    views = [(centres, m.card.tile) for m in members]
     plain, alone = (np.empty((n, encoder.card.dense[2]), np.float32) for _ in range(2))
-    for rows, tiles in region.pyramid.read(centres, spec):
-        painted = np.broadcast_to(fill, tiles.shape).astype(np.uint8)
+    for rows, tiles in region.pyramid.read_several(views):
+        at = (np.arange(len(rows)), places[rows, 1], places[rows, 0])
+        for out, seen in ((plain, tiles), (alone, _painted(tiles, windows, rows, fill))):
+            each = zip(members, seen, strict=True)
+            out[rows] = np.concatenate([m.encode_dense(own)[at] for m, own in each], axis=1)
+    return np.asarray((tokens + 0.5) * grid.token_um, dtype=np.float64), plain, alone
+
+
+def _painted(
+    tiles: list[NDArray[np.uint8]],
+    windows: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    rows: NDArray[np.int64],
+    fill: NDArray[np.uint8],
+) -> list[NDArray[np.uint8]]:
+    """Return each encoder's tiles with everything outside the windows of these rows in one colour."""
+    out = []
+    for own, (low, high) in zip(tiles, windows, strict=True):
+        painted = np.broadcast_to(fill, own.shape).astype(np.uint8)
         for k, row in enumerate(rows):
             window = slice(low[row, 1], high[row, 1]), slice(low[row, 0], high[row, 0])
-            painted[(k, *window)] = tiles[(k, *window)]
-        at = (np.arange(len(rows)), places[rows, 1], places[rows, 0])
-        plain[rows] = encoder.encode_dense(tiles)[at]
-        alone[rows] = encoder.encode_dense(painted)[at]
-    return np.asarray((tokens + 0.5) * grid.token_um, dtype=np.float64), plain, alone
+            painted[(k, *window)] = own[(k, *window)]
+        out.append(painted)
+    return out

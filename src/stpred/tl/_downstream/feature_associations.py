@@ -211,8 +211,7 @@ def _features(
         ) from error
     place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     region = data.read_region(sdata, place)
-    region.pyramid.check_resolution(used.card.tile, what=f"Image {region.image_key!r}")
-    stored = data.stored_features(region, used)
-    found = data.embed(region, used, region.coords_um) if stored is None else stored
+    data.check_resolution(region, used, what=f"Image {region.image_key!r}")
+    found = data.embed_region(region, used)
     names = used.card.feature_names or [f"{keys.slug(used.card.name)}_{i}" for i in range(used.card.width)]
     return np.asarray(found, dtype=np.float64), list(names), region.instances

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stpred import data, training
+from stpred import data, encoders, training
 from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.places import Place
@@ -162,6 +162,9 @@ def cross_validate(
         ]
     )
     out_of_fold = None if key_added is None else OutOfFold(key_added, regions, grids)
+    if isinstance(encoder, (list, tuple)):
+        encoder = encoders.get(encoder, tile=None if tile is None else TileSpec.parse(tile), device=device)
+        tile = None
     study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold)
     with training.resumable(run, planned=_announce(grids, folds, donors)):
         rows = [row for fold in track(folds, total=len(folds), describe="folds") for row in study.score_fold(fold)]

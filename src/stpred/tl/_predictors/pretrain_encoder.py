@@ -141,6 +141,8 @@ def pretrain_encoder(
         raise InputError(f"`method` must be stpred.encoders.MoCo(...) or None, got {method!r}.")
     n_tiles = whole(n_tiles, name="n_tiles")
     seed = _seed(seed)
+    if not isinstance(backbone, str):
+        raise InputError(f"`backbone` must be the name of one network of timm, got {backbone!r}.")
     plain_name = str(backbone).removeprefix("timm/")
     called = element_name(f"moco-{keys.slug(plain_name)}" if name is None else name, name="name")
     run = training.Run(device=device)

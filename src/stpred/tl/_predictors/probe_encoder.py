@@ -57,7 +57,8 @@ def probe_encoder(
     Parameters
     ----------
     encoder
-        One encoder or a list of them: whatever :func:`stpred.encoders.get` takes.
+        One encoder or a list of them: whatever :func:`stpred.encoders.get` takes. Encoders in a list of their own,
+        ``["morphology", ["morphology", "intensity"]]``, are scored side by side.
     slides
         One SpatialData object, or a mapping of slide names to them.
     labels
@@ -131,8 +132,7 @@ def probe_encoder(
     regions = regions_of(slides, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     for region in regions:
         for e in used:
-            what = f"Image {region.image_key!r} of slide {region.slide!r}"
-            region.pyramid.check_resolution(e.card.tile, what=what)
+            data.check_resolution(region, e)
     regions, codes, classes = _with_labels(regions, labels, table_key, n_tiles=n_tiles, seed=seed)
     every, named, parents = _with_baselines(used, regions, seed=seed, device=device)
     if buffer_um is None:

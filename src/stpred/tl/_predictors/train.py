@@ -83,7 +83,8 @@ def train(
     target
         ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former.
     encoder
-        An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``.
+        An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``;
+        or a list of these, whose features are put side by side.
     tile
         :class:`~stpred.TileSpec` to read tiles at; None takes the family's or the encoder's own.
     validation

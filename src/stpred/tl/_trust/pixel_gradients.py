@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
+from stpred.encoders.composite import Composite
 from stpred.encoders.modules import TorchEncoder, evaluating
 from stpred.models.parts.sample import EXTREME, Sample, Scaling
 
@@ -38,6 +39,11 @@ def check_family(model: Model) -> None:
 def check_encoder(encoder: Encoder) -> None:
     if encoder.card.name == "pixels":
         return
+    if isinstance(encoder, Composite):
+        raise InputError(
+            f"The model sees several tiles of each location ({encoder.card.name!r}), so a prediction is no function of "
+            "the pixels of one; train it with a single encoder for attributions."
+        )
     if not isinstance(encoder, TorchEncoder):
         raise InputError(
             f"Features of the encoder {encoder.card.name!r} are counted and measured, so they have no gradient by the "
