@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError
 from stpred._core.settings import settings
-from stpred._core.specs import GeneRule, Posterior, TileSpec
+from stpred._core.specs import FineTuning, GeneRule, Posterior, TileSpec
 
 if TYPE_CHECKING:
     from stpred import datasets, encoders, io, metrics, models, pl, pp, tl
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "tl")
 
 __all__ = [
+    "FineTuning",
     "GeneRule",
     "InputError",
     "Posterior",

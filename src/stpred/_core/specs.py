@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from typing import Any, ClassVar
 
-from stpred._core.checks import InputError, one_of, positive, whole
+from stpred._core.checks import InputError, fraction_of, one_of, positive, whole
 
 
 @dataclass(frozen=True)
@@ -188,3 +188,64 @@ class Posterior:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What moves when a model goes on from its weights on own slides (:func:`stpred.tl.finetune`), and how far.
+
+    Parameters
+    ----------
+    trains
+        Of networks: ``"all"`` layers, or the ``"head"`` alone, which turns the last features into genes.
+    epochs
+        Of networks: passes over the own slides; 0 corrects each gene's mean alone. None: as many as score best on
+        held-out donors, or blocks of the only donor's slides, up to the family's ``max_epochs``; where none of them
+        beats the old model there, 0.
+    lr
+        Of networks: learning rate of the head; None takes the family's own.
+    input_rate
+        Of networks: learning rate of the layer nearest to the input as a share of the head's, 0 (excluded) to 1; the
+        layers between have rates in geometric sequence.
+    strength
+        Of models of closed form (``"ridge"``): penalty, per location, on the distance from the old weights; infinite
+        corrects each gene's mean alone. None: chosen like the epochs, together with the share of the old weights that
+        is shrunk towards, between the old model (infinite) and the ridge of the own slides alone (share 0).
+
+    Raises
+    ------
+    InputError
+        If a value is not of its kind.
+
+    References
+    ----------
+    Discriminative learning rates: Howard and Ruder, ULMFiT, ACL 2018. Shrinkage towards given weights: van Wieringen
+    and Binder, Sequential learning of regression models by penalized estimation, J. Comput. Graph. Stat. 31 (2022).
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.FineTuning(trains="head", epochs=5).input_rate
+    0.1
+    """
+
+    trains: str = "all"
+    epochs: int | None = None
+    lr: float | None = None
+    input_rate: float = 0.1
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.trains, ("all", "head"), name="FineTuning.trains")
+        if self.epochs is not None and not (self.epochs == 0 and not isinstance(self.epochs, bool)):
+            object.__setattr__(self, "epochs", whole(self.epochs, name="FineTuning.epochs", unset=True))
+        if self.lr is not None:
+            object.__setattr__(self, "lr", positive(self.lr, name="FineTuning.lr"))
+        if self.input_rate != 1:
+            object.__setattr__(self, "input_rate", fraction_of(self.input_rate, name="FineTuning.input_rate"))
+        if self.strength is not None and self.strength != float("inf"):
+            object.__setattr__(self, "strength", positive(self.strength, name="FineTuning.strength"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {k: "inf" if v == float("inf") else v for k, v in asdict(self).items()}

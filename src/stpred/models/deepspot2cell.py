@@ -159,6 +159,20 @@ class DeepSpot2Cell(CellNetwork):
         start = float(np.log(2.0))  # softplus of zero
         self.set_buffer("amount", np.maximum(mean, 1e-3) / typical_cells(batches) / start)
 
+    def recentre(self, batches: Sequence[Batch]) -> None:
+        """Let the amounts of the training spots have the mean that was measured."""
+        wanted = np.concatenate([np.expm1(np.asarray(b.y, dtype=np.float64)) for b in batches]).mean(axis=0)
+        own = np.concatenate([self.outputs(b) for b in batches]).mean(axis=0, dtype=np.float64)
+        self.set_buffer("amount", self.amount.cpu().numpy() * np.maximum(wanted, 1e-3) / np.maximum(own, 1e-6))
+
+    def own_targets(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the amounts on the log scale."""
+        return np.log1p(self.outputs(batch))
+
+    def output_layers(self) -> list[nn.Module]:
+        """Return rho."""
+        return [self.rho]
+
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return no centre and each gene's standard deviation on the log scale, so that genes count alike."""
         _, std = super().gene_scaling(batches)

@@ -82,13 +82,60 @@ class TrainingDistribution(nn.Module):
             return None
         return _slide_limit(np.exp([np.mean(np.log(m)) for m in medians.values()]) / float(self.limit))
 
+    def extend(self, slides: Sequence[NDArray[np.float32]], *, share: float) -> None:
+        """Take the (n, n_features) features of more slides in, with this share of the new distribution's moments.
+
+        The old covariance is that of the leading components, and beside them of each feature by itself. Tiles at the
+        old limit are, in the median, at the new one, unless the own tiles (99 % of them) reach further.
+        """
+        features = np.concatenate(slides).astype(np.float64)
+        border = self._border()
+        own, mean, std, components, spread, rest = (
+            features.mean(axis=0),
+            *(
+                getattr(self, n).cpu().numpy().astype(np.float64)
+                for n in ("mean", "std", "components", "spread", "rest")
+            ),
+        )
+        old = (components.T * spread**2) @ components + np.diag(self._beside(components, spread, rest))
+        apart = own - mean
+        covariance = (1 - share) * (old * std * std[:, None]) + share * np.cov(features.T, ddof=0).reshape(old.shape)
+        self._set_space(mean + share * apart, covariance + share * (1 - share) * np.outer(apart, apart))
+        reach = float(np.quantile(self.distance(features), 0.99))
+        self.limit.fill_(max(float(np.median(self.distance(border))), reach))
+
+    def _border(self, n: int = 1024) -> NDArray[np.float64]:
+        """Return (n, n_features) features that all lie at the limit, in the directions that training tiles vary in."""
+        arrays = {k: v.cpu().numpy().astype(np.float64) for k, v in self.named_buffers()}
+        components, spread = arrays["components"], arrays["spread"]
+        rng = np.random.default_rng(0)
+        beside = np.sqrt(self._beside(components, spread, arrays["rest"]))
+        scaled = (rng.standard_normal((n, len(spread))) * spread) @ components
+        scaled += rng.standard_normal((n, len(beside))) * beside
+        far = self.distance(arrays["mean"] + arrays["std"] * scaled)  # in proportion to `scaled`
+        return np.asarray(arrays["mean"] + arrays["std"] * scaled * (arrays["limit"] / far)[:, None])
+
+    @staticmethod
+    def _beside(components: Any, spread: Any, rest: Any) -> NDArray[np.float64]:
+        """Return each standardised feature's variance beside the components; their sum is known."""
+        found = (1 - (spread[:, None] ** 2 * components**2).sum(axis=0)).clip(0)
+        return np.asarray(found * max(float(rest) ** 2 - 1e-3, 0.0) / max(found.sum(), 1e-12))
+
     def _fit_space(self, features: NDArray[np.float32]) -> None:
         features = features.astype(np.float64)
         mean, std = features.mean(axis=0), features.std(axis=0)
         std[std < 1e-8] = 1.0
         scaled = (features - mean) / std
         # The covariance is small (features x features) however many tiles there are.
-        values, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+        self._set_components(mean, std, scaled.T @ scaled / len(scaled))
+
+    def _set_space(self, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
+        std = np.sqrt(np.diag(covariance))
+        std[std < 1e-8] = 1.0
+        self._set_components(mean, std, covariance / std / std[:, None])
+
+    def _set_components(self, mean: Any, std: Any, correlation: NDArray[np.float64]) -> None:
+        values, vectors = np.linalg.eigh(correlation)
         values, vectors = values[::-1].clip(1e-6), vectors[:, ::-1]
         # eigh leaves the sign open; the largest entry is set positive so that files are reproducible.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
@@ -107,7 +154,7 @@ class TrainingDistribution(nn.Module):
         """Whether it was fitted; published weights come without."""
         return bool(self.components.any())
 
-    def distance(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    def distance(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Return the (n,) distances of (n, n_features) features from the training mean."""
         arrays = {k: v.cpu().numpy().astype(np.float64) for k, v in self.named_buffers()}
         scaled = (features.astype(np.float64) - arrays["mean"]) / arrays["std"]

@@ -97,7 +97,7 @@ class Ridge(Model):
         sources = np.concatenate([b.features[b.sources] for b in batches]).astype(np.float64)
         self.set_buffer("mean", sources.mean(axis=0))
         self.set_buffer("std", _safe(sources.std(axis=0)))
-        x = [self._design(b) for b in batches]
+        x = [self.design(b) for b in batches]
         y = [np.asarray(b.y, dtype=np.float64) for b in batches]
         penalty, chosen_by = self.config.penalty, "given"
         scores: dict[str, float] = {}
@@ -137,10 +137,10 @@ class Ridge(Model):
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
         """Apply the linear map."""
         coef = self.coef.cpu().numpy().astype(np.float64)
-        return (self._design(batch) @ coef + self.intercept.cpu().numpy()).astype(np.float32), None
+        return (self.design(batch) @ coef + self.intercept.cpu().numpy()).astype(np.float32), None
 
-    def _design(self, batch: Batch) -> NDArray[np.float64]:
-        """Return standardised own features and, with context, the neighbours' means beside them."""
+    def design(self, batch: Batch) -> NDArray[np.float64]:
+        """Return the (n, width) columns that `coef` weighs: own features and, with context, the neighbours' means."""
         mean, std = self.mean.cpu().numpy(), self.std.cpu().numpy()
         if self.config.standardize == "slide":
             sources = batch.features[batch.sources].astype(np.float64)

@@ -184,6 +184,10 @@ class SCellST(CellNetwork):
         """The last layer, where no function follows it."""
         return self.layers[-1] if self.config.loss == "nb" or self.config.output == "linear" else None
 
+    def output_layers(self) -> list[Any]:
+        """Return the last layer, whatever function follows it."""
+        return [self.layers[-1]]
+
 
 def _range(batch: Batch) -> NDArray[np.float64]:
     """Return (n_genes,) the range of a slide's targets up to the upper quantile; 1 where that is nothing."""

@@ -123,6 +123,7 @@ class STNet(Network):
     """
 
     criterion = "mse"
+    layer_names = 3
     Config: ClassVar[type[STNetConfig]] = STNetConfig  # type: ignore[assignment]
     config: STNetConfig
     pixel_mean: Tensor

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stpred.tl._generative.differential_expression import differential_expression
     from stpred.tl._generative.metagenes import metagenes
     from stpred.tl._predictors.distill import distill
+    from stpred.tl._predictors.finetune import finetune
     from stpred.tl._predictors.predict import predict
     from stpred.tl._predictors.predict_map import predict_map
     from stpred.tl._predictors.pretrain_encoder import pretrain_encoder
@@ -61,6 +62,7 @@ _HOMES = {
     "distill": "_predictors.distill",
     "enrichment": "_downstream.enrichment",
     "feature_associations": "_downstream.feature_associations",
+    "finetune": "_predictors.finetune",
     "markers": "_downstream.markers",
     "metagenes": "_generative.metagenes",
     "misaligned_spots": "_robustness.misaligned_spots",
@@ -101,6 +103,7 @@ __all__ = [
     "distill",
     "enrichment",
     "feature_associations",
+    "finetune",
     "markers",
     "metagenes",
     "misaligned_spots",

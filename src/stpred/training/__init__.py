@@ -7,6 +7,8 @@ from stpred.training._plan import announce, fold_groups, group_folds, leave_grou
 from stpred.training._run import Run, add_to_digest, resumable
 from stpred.training._scores import HeldOut
 from stpred.training._select import Choice, choose_config, held_out_scores
+from stpred.training._tuning.networks import copied
+from stpred.training._tuning.tune import Tuned, can_tune, tune
 
 __all__ = [
     "Choice",
@@ -15,9 +17,12 @@ __all__ = [
     "HeldOut",
     "Relabel",
     "Run",
+    "Tuned",
     "add_to_digest",
     "announce",
+    "can_tune",
     "choose_config",
+    "copied",
     "fit",
     "fit_and_score",
     "fold_groups",
@@ -29,4 +34,5 @@ __all__ = [
     "pretrain",
     "resumable",
     "standardised",
+    "tune",
 ]

@@ -160,7 +160,7 @@ def _fit_one(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             chosen = model.fit(_learned_targets(batches, groups, relabel), groups=groups)
-        return model, chosen, [], _score_once(model, validation) if validation else None
+        return model, chosen, [], _loop.score_once(model, validation) if validation else None
     by = "given"
     curves: list[Curve] = []
     if epochs is None and validation and model.config.epochs is None:
@@ -201,13 +201,6 @@ def _checkpoint(
     if run.checkpoint is None:
         return None
     return run.file(fingerprint(config.family, config, train, test, precision=run.precision, **options))
-
-
-def _score_once(model: Model, batches: Sequence[Batch]) -> Curve:
-    """Return the scores of slides as a curve of one epoch."""
-    scores = [_loop.score_slide(model, b) for b in batches]
-    pearson, spearman, error = (np.stack([np.asarray(s[i]) for s in scores])[None] for i in range(3))
-    return Curve([b.slide for b in batches], np.array([len(b.targets) for b in batches]), pearson, spearman, error)
 
 
 def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, seed: int) -> Model:
@@ -300,7 +293,7 @@ def _fit_ensemble(
     for k in range(config.n_members):
         drawn, donors = list(batches), list(groups)
         if not config.member.seeded and k > 0:
-            drawn, donors = _bootstrap(batches, groups, seed=seed + k)
+            drawn, donors = bootstrap(batches, groups, seed=seed + k)
         # Without slides that validate each member, the number of epochs is chosen once.
         epochs = None if validation else first.get("epochs")
         member, chosen, found, _ = _fit_one(
@@ -318,11 +311,11 @@ def _fit_ensemble(
         first, curves = first or chosen, curves or found
         members.append(member.to("cpu").eval())
     model.set_members(members, batches, relative=config.output_scale(batches[0].scale) == "relative")
-    curve = _score_once(model, validation) if validation else None
+    curve = _loop.score_once(model, validation) if validation else None
     return model, {**first, "n_ensemble": config.n_members}, curves, curve
 
 
-def _bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
+def bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
     """Draw donors with replacement, and locations within each slide: few donors alone would repeat themselves."""
     rng = np.random.default_rng(seed)
     drawn = rng.choice(sorted(set(groups)), len(set(groups)))
@@ -353,7 +346,7 @@ def fold_curves(
         of = [donors[s] for s in train]
         if not network:
             model, *_ = _fit_one(family, config, training, groups=of, seed=seed, run=run, relabel=relabel)
-            curves.append(_score_once(model, held))
+            curves.append(_loop.score_once(model, held))
             continue
         learned = _learned_targets(training, of, relabel)
         curves.append(_curve(family, config, learned, held, describe=f"without {fold}", seed=seed, run=run))

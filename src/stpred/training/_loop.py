@@ -40,6 +40,7 @@ def train(
     patience: int | None = None,
     keep_best: bool = False,
     checkpoint: Checkpoint | None = None,
+    warm: Callable[[torch.optim.Optimizer], None] | None = None,
     describe: str = "",
 ) -> tuple[Curve | None, dict[str, Any]]:
     """Train a network in place.
@@ -64,6 +65,9 @@ def train(
         Leave the model as it was after the epoch that the held-out slides scored best at.
     checkpoint
         Where the state is kept after each epoch, and taken up again from.
+    warm
+        Go on from the model's weights instead of new ones, with the learning rates that this gives to the optimiser;
+        held-out slides are then scored before the first epoch as well.
     describe
         What the progress bar is called.
 
@@ -73,9 +77,13 @@ def train(
     """
     fabric = run.launched
     with seeded(fabric, seed + fabric.global_rank):
-        model.begin(batches)
+        if warm is None:
+            model.begin(batches)
         sampler = sampler_of(model, batches, seed=seed, fabric=fabric)
-        wrapped, optimizer = fabric.setup(model, _optimizer(model, fabric.device))
+        built = _optimizer(model, fabric.device)
+        if warm is not None:
+            warm(built)
+        wrapped, optimizer = fabric.setup(model, built)
         state = State(model, optimizer, np.random.default_rng(seed))
 
         def one_epoch(epoch: int) -> float:
@@ -97,6 +105,8 @@ def train(
             return _stale(state.scored, validation, model, patience)
 
         state.resume(checkpoint)
+        if warm is not None and validation and not state.scored:
+            state.scored.append(_score(model, validation))
         last = len(state.losses) if _stale(state.scored, validation, model, patience) else epochs
         run_epochs(state, one_epoch, after, epochs=last, fabric=fabric, checkpoint=checkpoint, describe=describe)
     if state.best:
@@ -199,10 +209,15 @@ def _check_finite(quantity: str, value: float, what: str, epoch: int) -> None:
         )
 
 
-def _score(model: Iterative, validation: Sequence[Batch]) -> tuple[NDArray, NDArray, NDArray]:
+def _score(model: Any, validation: Sequence[Batch]) -> tuple[NDArray, NDArray, NDArray]:
     """Return (S, G) Pearson and Spearman and the (S,) squared error of held-out slides."""
     found = [score_slide(model, b) for b in validation]
     return np.stack([f[0] for f in found]), np.stack([f[1] for f in found]), np.array([f[2] for f in found], np.float32)
+
+
+def score_once(model: Any, batches: Sequence[Batch]) -> Curve:
+    """Return the scores of slides as a curve of one epoch."""
+    return _curve([_score(model, batches)], batches)
 
 
 def score_slide(model: Any, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:

@@ -130,7 +130,7 @@ class Cohort:
         if (ids := _gene_ids(regions, self.names)) is not None:
             var["gene_id"] = ids
         record.name, record.genes = name, self.names
-        record.var = {k: _plain(v) for k, v in var.items()}
+        record.var = {k: json_list(v) for k, v in var.items()}
         record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
         record.gene_rule, record.target = self.rule.to_dict(), config.output_scale(target)
         if not config.takes_images:  # those take each slide's counts as they are, of whatever genes
@@ -292,7 +292,7 @@ def _gene_ids(regions: list[data.Region], names: list[str]) -> Any:
     return None
 
 
-def _plain(values: Any) -> list[Any]:
+def json_list(values: Any) -> list[Any]:
     """Return a JSON list; NaN becomes None, numbers keep six digits."""
     array = np.asarray(values)
     if array.dtype.kind != "f":

@@ -162,6 +162,39 @@ class Network(Iterative):
             self.initialise(np.log(part / (1 - part)))
             self.set_buffer("library_median", np.median(totals))
 
+    def recentre(self, batches: Sequence[Batch]) -> None:
+        """Shift the intercept of each gene to the mean of the training targets; relative outputs have none."""
+        if self.config.loss in losses.RELATIVE:
+            return
+        ready = [self.ready(b)[0].y for b in batches]
+        own = moments([self.own_targets(b) for b in batches])[0]
+        wanted = moments(ready)[0]
+        head = self.head
+        if self.config.loss == "nb":
+            # Of small shares the logit is the log.
+            shift = np.log((wanted + 1e-6) / (own + 1e-6))
+        else:
+            shift = wanted - own
+            if head is None:
+                self.set_buffer("gene_mean", self.gene_mean.cpu().numpy() + shift)
+            shift = shift / self.gene_std.cpu().numpy()
+        if head is not None:
+            with torch.no_grad():
+                head.bias.add_(torch.as_tensor(shift, dtype=head.bias.dtype, device=head.bias.device))
+
+    def own_targets(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the targets that the outputs are of: values, counts at the measured library sizes, or as they are."""
+        outputs = self.outputs(batch)
+        if self.config.loss == "mse":
+            return outputs * self.gene_std.cpu().numpy() + self.gene_mean.cpu().numpy()
+        if self.config.loss == "nb":
+            return (_totals(batch)[:, None] / (1 + np.exp(-outputs.astype(np.float64)))).astype(np.float32)
+        return outputs
+
+    def output_layers(self) -> list[nn.Module]:
+        """Return the head."""
+        return [] if self.head is None else [self.head]
+
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the (n_genes,) centre and scale of training targets."""
         return moments([b.y for b in batches])
@@ -281,6 +314,10 @@ class PerceptronNetwork(Network):
     def head(self) -> nn.Linear | None:
         """The last layer, where no function follows it."""
         return self.layers[-1] if self.config.output == "linear" else None  # type: ignore[return-value]
+
+    def output_layers(self) -> list[nn.Module]:
+        """Return the last layer, whatever function follows it."""
+        return [self.layers[-1]]
 
     @property
     def dropouts(self) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Families that are linear in known columns, and the ridge path from old weights to those of new data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stpred.models.batch import Batch
+
+Array = NDArray[np.float64]
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """A model that predicts ``design(batch) @ coef + intercept``, all columns under one penalty."""
+
+    coef: Tensor
+    intercept: Tensor
+
+    def design(self, batch: Batch) -> Array:
+        """Return the (n, width) columns that `coef` weighs."""
+        ...
+
+    def set_buffer(self, name: str, value: Any) -> None:
+        """Replace a buffer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far new data move old weights.
+
+    Attributes
+    ----------
+    penalty
+        On the distance from the kept weights, per training location; infinite leaves them.
+    kept
+        Share of the old weights that is shrunk towards: 1 all, 0 none (the ridge of the new data alone).
+    """
+
+    penalty: float
+    kept: float
+
+
+class PathFromWeights:
+    """Ridge solutions that are shrunk towards a share of given weights instead of towards zero.
+
+    Of ``||y - x w||^2 + n * penalty * ||w - kept * old||^2`` with an intercept that is not penalised. All steps come
+    from one decomposition of the centred columns.
+
+    Parameters
+    ----------
+    x, y
+        (m, width) columns and (m, n_genes) measurement.
+    old
+        (width, n_genes) given weights.
+    n
+        Locations that the penalty counts for; None: m. A part of the data takes the number of all of them, for how far
+        weights are from others does not depend on how many locations are at hand.
+    """
+
+    def __init__(self, x: Array, y: Array, old: Array, *, n: int | None = None) -> None:
+        self.old, self.n = old, len(x) if n is None else n
+        self.center_x, self.center_y = x.mean(axis=0), y.mean(axis=0)
+        x, y = x - self.center_x, y - self.center_y
+        u, s, self._vt = _thin(x)
+        self._s = s
+        # What the columns explain of the measurement, and of the old prediction.
+        self._measured, self._old = u.T @ y, s[:, None] * (self._vt @ old)
+
+    def coef(self, step: Step) -> Array:
+        """Return the (width, n_genes) weights of a step."""
+        if np.isinf(step.penalty):
+            return step.kept * self.old
+        shrunk = self._shrink(step.penalty)[:, None]
+        return step.kept * self.old + self._vt.T @ (shrunk * (self._measured - step.kept * self._old))
+
+    def intercept(self, coef: Array) -> Array:
+        """Return the (n_genes,) intercept that goes with weights."""
+        return self.center_y - self.center_x @ coef
+
+    def predictions(self, x: Array, steps: Sequence[Step]) -> Iterator[Array]:
+        """Yield the (m, n_genes) predictions of (m, width) columns by each step."""
+        z = x - self.center_x
+        at, old = z @ self._vt.T, z @ self.old
+        for step in steps:
+            value = step.kept * old + self.center_y
+            if np.isfinite(step.penalty):
+                value = value + (at * self._shrink(step.penalty)) @ (self._measured - step.kept * self._old)
+            yield value
+
+    def _shrink(self, penalty: float) -> Array:
+        return self._s / (self._s**2 + penalty * self.n)
+
+
+def _thin(x: Array) -> tuple[Array, Array, Array]:
+    """Return u, s, vt of a matrix by the smaller of its cross-products, without directions of no length."""
+    wide = x.shape[0] < x.shape[1]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    s, vectors = np.sqrt(values[keep][::-1]), vectors[:, keep][:, ::-1]
+    return (vectors, s, (x.T @ vectors / s).T) if wide else (x @ vectors / s, s, vectors.T)

@@ -1,0 +1,136 @@
+"""Held-out parts of own slides, and the choice among candidates by their scores on these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stpred.data import TooSmall, blocks_of, far_from
+from stpred.models.batch import Batch
+from stpred.training._plan import INNER_FOLDS, group_folds
+
+N_BLOCKS = (4, 8, 16)
+"""Into how many blocks the slides of an only donor are cut: the first of which enough remains to learn from."""
+
+MIN_KEPT = 0.5
+"""Share of the locations that is to remain, on average, when a block and what is near it are left out."""
+
+MIN_LOCATIONS = 10
+"""Locations without which nothing can be learned."""
+
+ERRORS = 2.0
+"""Standard errors, between held-out parts, by which a candidate has to gain on the old model."""
+
+DONORS, BLOCKS = "held-out donors", "held-out blocks of the only donor"
+NOTHING = "nothing, for the slides are too small for blocks"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is held out together, and what is learned from meanwhile."""
+
+    name: str
+    train: list[Batch]
+    test: list[Batch]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Scores of every candidate on a held-out part; the first candidate is the old model.
+
+    Attributes
+    ----------
+    part
+        What was held out.
+    pearson
+        (C, S, n_genes) correlations of the part's slides.
+    quality
+        (C,) values of which more is better.
+    predict
+        Returns what a candidate predicts for each slide of the part.
+    spearman
+        Returns the (S, n_genes) rank correlations of a candidate.
+    """
+
+    part: Part
+    pearson: NDArray[np.float32]
+    quality: NDArray[np.float64]
+    predict: Callable[[int], list[NDArray[Any]]]
+    spearman: Callable[[int], NDArray[Any]]
+
+
+def parts_of(batches: Sequence[Batch], groups: Sequence[str], *, most: int | None) -> tuple[list[Part], str]:
+    """Return what is held out in turn, donors or blocks of the only one's slides, and which of them these are."""
+    slides = {b.slide: b for b in batches}
+    donors = dict(zip(slides, groups, strict=True))
+    if len(set(groups)) < 2:
+        return _blocks(batches, most=most), BLOCKS
+    return [
+        Part(name, [slides[s] for s in train], [slides[s] for s in test])
+        for name, train, test in group_folds(donors, n_folds=INNER_FOLDS if most is not None else None)
+    ], DONORS
+
+
+def _blocks(batches: Sequence[Batch], *, most: int | None) -> list[Part]:
+    """Return compact blocks of every slide, without what is near them; `most`: so many, spread evenly."""
+    total = sum(len(b.targets) for b in batches)
+    parts: list[Part] = []
+    for n in N_BLOCKS:
+        found = [p for k in range(n) if (p := _block(batches, k, n)) is not None]
+        kept = sum(len(b.targets) for p in found for b in p.train) / n / total
+        if len(found) >= 2:
+            parts = found
+        if kept >= MIN_KEPT:
+            break
+    if len(parts) < 2:
+        raise TooSmall(f"{total} locations are too few, or too close together, to hold blocks of them out.")
+    if most is not None and len(parts) > most:
+        parts = [parts[i] for i in np.linspace(0, len(parts) - 1, most).astype(int)]
+    return parts
+
+
+def _block(batches: Sequence[Batch], k: int, n: int) -> Part | None:
+    """Return one of n blocks; None where too little remains to learn from."""
+    train, test = [], []
+    for batch in batches:
+        try:
+            rows = np.flatnonzero(blocks_of(batch.coords_um, n, slide=batch.slide) == k)
+            far = far_from(batch.coords_um, rows, slide=batch.slide)
+        except TooSmall:
+            continue
+        if len(rows) >= 3:
+            train.append(batch.take(far))
+            test.append(batch.take(rows))
+    return Part(f"block {k + 1} of {n}", train, test) if sum(len(b.targets) for b in train) >= MIN_LOCATIONS else None
+
+
+def choose(trials: Sequence[Trial]) -> int:
+    """Return the candidate that gains most over the first (the old model) beyond two standard errors of its gain.
+
+    Errors are between held-out parts. A candidate must also correlate with what was measured beyond two of them: where
+    nothing can be predicted, the old model is as likely below zero as above, and any other would gain on it. Where no
+    candidate does, or nothing was held out, the old model stays.
+    """
+    if not trials:
+        return 0
+    quality = padded([t.quality for t in trials])
+    gain = _surely(quality - quality[:, :1])
+    skill = _surely(padded([np.nan_to_num(t.pearson).mean(axis=(1, 2), dtype=np.float64) for t in trials]))
+    gain[skill <= 0] = -np.inf
+    return int(np.argmax(np.concatenate([[0.0], gain[1:]])))
+
+
+def _surely(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over (parts, C) minus two standard errors; of a single part, its values."""
+    n = len(values)
+    error = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else 0.0
+    return np.asarray(values.mean(axis=0) - ERRORS * error)
+
+
+def padded(qualities: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    longest = max(map(len, qualities))
+    return np.stack([np.pad(q, (0, longest - len(q)), mode="edge") for q in qualities])
