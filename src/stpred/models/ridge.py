@@ -16,9 +16,11 @@ from stpred._core.checks import InputError, one_of, positive
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.context import check_context, context_needs, n_means, ring_means
+from stpred.models.parts.locations import Rows, check_weights, location_weights, scale_of_blocks
 from stpred.models.parts.sample import EXTREME
 
 STANDARDIZE = ("train", "slide")
+RANKS = (3, 5, 8, 12, 20, 40, None)
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
 
 
@@ -41,6 +43,17 @@ class RidgeConfig(BaseConfig):
     standardize
         ``"slide"``: features by each slide's own mean and standard deviation, which removes shifts of stain and
         scanner; ``"train"``: by those of the training tiles, which keeps differences between whole slides.
+    block_weights
+        How blocks of features weigh, those of several encoders and those of the tile and of each ring around it:
+        ``"chosen"`` by leaving donors out, ``"equal"``, or by their ``"width"``, which is all features side by side.
+        None: ``"chosen"`` with several encoders or radii, otherwise ``"width"``. Weighted features have variances that
+        add up to 100, which is what `penalty` refers to then.
+    location_weights
+        ``"depth"``: training locations weigh by the square root of their library size, since few counts are noise;
+        None: all alike.
+    rank
+        Number of combinations of genes that are predicted, those which vary most in what the features explain; genes
+        that go together then share their noise. ``"auto"`` chooses it, with the penalty; None: each gene by itself.
     """
 
     family: ClassVar[str] = "ridge"
@@ -49,16 +62,22 @@ class RidgeConfig(BaseConfig):
     n_components: int | None = None
     context_um: float | tuple[float, ...] | None = None
     standardize: str = "slide"
+    block_weights: str | None = None
+    location_weights: str | None = None
+    rank: int | str | None = None
 
     def __post_init__(self) -> None:
         one_of(self.standardize, STANDARDIZE, name="standardize")
         self.check_positive("penalty")
         check_context(self)
+        check_weights(self)
         if not self.penalties:
             raise InputError("`penalties` must name at least one penalty.")
         object.__setattr__(self, "penalties", tuple(positive(p, name="penalties") for p in self.penalties))
         if self.n_components is not None and (int(self.n_components) != self.n_components or self.n_components < 1):
             raise InputError(f"`n_components` must be a positive whole number or None, got {self.n_components!r}.")
+        if self.rank != "auto":
+            self.check_whole("rank")
 
     @property
     def needs(self) -> Needs:
@@ -97,42 +116,77 @@ class Ridge(Model):
         sources = np.concatenate([b.features[b.sources] for b in batches]).astype(np.float64)
         self.set_buffer("mean", sources.mean(axis=0))
         self.set_buffer("std", _safe(sources.std(axis=0)))
-        x = [self.design(b) for b in batches]
         y = [np.asarray(b.y, dtype=np.float64) for b in batches]
-        penalty, chosen_by = self.config.penalty, "given"
-        scores: dict[str, float] = {}
-        if penalty is None:
-            penalty, scores, chosen_by = self._choose(x, y, list(groups))
+        weights = location_weights(batches, self.config.location_weights)
+        rows = Rows([self.design(b) for b in batches], y, weights, list(groups))
+        scale, weighed = scale_of_blocks(self.config, rows, batches[0].blocks, n_features=self.n_features)
+        rows = rows.scaled(scale)
+        chosen = self._choose(rows)
         coef, intercept = _solve(
-            np.concatenate(x), np.concatenate(y), penalties=(penalty,), rank=self.config.n_components
+            *rows.joined()[:2],
+            penalties=(chosen["penalty"],),
+            rank=self.config.n_components,
+            weights=rows.joined()[2],
+            n_directions=chosen.get("rank"),
         )
-        self.set_buffer("coef", coef[0])
+        self.set_buffer("coef", coef[0] if scale is None else coef[0] * scale[:, None])
         self.set_buffer("intercept", intercept[0])
-        return {"penalty": penalty, "penalty_chosen_by": chosen_by, "penalty_scores": scores}
+        return chosen | weighed
 
-    def _choose(
-        self, x: list[NDArray[np.float64]], y: list[NDArray[np.float64]], groups: list[str]
-    ) -> tuple[float, dict[str, float], str]:
-        """Return the best penalty, the score of each, and the criterion."""
-        penalties, rank = self.config.penalties, self.config.n_components
-        names = sorted(set(groups))
-        if len(names) < 2:
-            errors = _gcv(np.concatenate(x), np.concatenate(y), penalties=penalties, rank=rank)
+    def _choose(self, rows: Rows) -> dict[str, Any]:
+        """Return the penalty and, where asked for, the rank, how they were chosen, and the score of each."""
+        config = self.config
+        ranks = RANKS if config.rank == "auto" else (config.rank,)
+        penalties = config.penalties if config.penalty is None else (config.penalty,)
+        with_rank: dict[str, Any] = {} if config.rank is None else {"rank": ranks[0]}
+        if config.penalty is not None and len(ranks) == 1:
+            return {"penalty": config.penalty, "penalty_chosen_by": "given", "penalty_scores": {}, **with_rank}
+        if len(set(rows.groups)) < 2:
+            x, y, weights = rows.joined()
+            errors = _gcv(x, y, penalties=penalties, rank=config.n_components, weights=weights)
             scores = dict(zip(map(str, penalties), (-errors).tolist(), strict=True))
-            return penalties[int(np.argmin(errors))], scores, "generalised cross-validation"
-        total = np.zeros((len(names), len(penalties)))
-        for f, name in enumerate(names):
-            train = [i for i, g in enumerate(groups) if g != name]
-            rows, truth = np.concatenate([x[i] for i in train]), np.concatenate([y[i] for i in train])
-            s, vt, projected, center_x, center_y = _decompose(rows, truth, rank)
-            for i in (i for i, g in enumerate(groups) if g == name):
-                z = (x[i] - center_x) @ vt.T
-                for p, penalty in enumerate(penalties):
-                    guess = (z * _shrink(s, penalty, len(rows))) @ projected + center_y
-                    total[f, p] += np.nan_to_num(metrics.pearson(guess, y[i])).mean() / groups.count(name)
-        mean = total.mean(axis=0)
-        scores = dict(zip(map(str, penalties), mean.round(5).tolist(), strict=True))
-        return penalties[int(np.argmax(mean))], scores, "leaving groups out"
+            if config.rank == "auto":
+                with_rank = {"rank": None, "rank_chosen_by": "nothing, for there is one donor only"}
+            return {
+                "penalty": penalties[int(np.argmin(errors))],
+                "penalty_chosen_by": "generalised cross-validation",
+                "penalty_scores": scores,
+                **with_rank,
+            }
+        total = np.mean([self._fold_scores(rows, *fold, penalties, ranks) for fold in rows.folds()], axis=0)
+        r, p = np.unravel_index(int(np.argmax(total)), total.shape)
+        if config.rank is not None:
+            with_rank = {"rank": ranks[r]}
+        if len(ranks) > 1:
+            names = ["all" if k is None else str(k) for k in ranks]
+            with_rank["rank_scores"] = dict(zip(names, total.max(axis=1).round(5).tolist(), strict=True))
+        scores = dict(zip(map(str, penalties), total[r].round(5).tolist(), strict=True))
+        by = "leaving groups out"
+        return {"penalty": penalties[p], "penalty_chosen_by": by, "penalty_scores": scores, **with_rank}
+
+    def _fold_scores(
+        self,
+        rows: Rows,
+        train: list[int],
+        test: list[int],
+        penalties: tuple[float, ...],
+        ranks: Sequence[Any],
+    ) -> NDArray[np.float64]:
+        """Return the (ranks, penalties) mean correlation on the slides of a donor, with models of the others."""
+        total = np.zeros((len(ranks), len(penalties)))
+        x, y, weights = rows.of(train).joined()
+        s, vt, projected, center_x, center_y = _decompose(x, y, self.config.n_components, weights)
+        for p, penalty in enumerate(penalties):
+            shrink = _shrink(s, penalty, len(x))
+            directions = None if ranks == (None,) else _directions((s * shrink)[:, None] * projected)
+            for i in test:
+                z = (rows.x[i] - center_x) @ vt.T
+                guess = (z * shrink) @ projected
+                for r, rank in enumerate(ranks):
+                    kept = guess if directions is None or rank is None else _onto(guess, directions[:, :rank])
+                    found = metrics.pearson(kept + center_y, rows.y[i])
+                    total[r, p] += np.nan_to_num(found).mean() / len(test)
+        return total
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
         """Apply the linear map."""
@@ -158,11 +212,16 @@ def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _decompose(
-    x: NDArray[np.float64], y: NDArray[np.float64], rank: int | None
+    x: NDArray[np.float64], y: NDArray[np.float64], rank: int | None, weights: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return s and vt of the centred x, cut to `rank`, u' y of the centred y, and the centres of x and y."""
-    center_x, center_y = x.mean(axis=0), y.mean(axis=0)
-    x, y = x - center_x, y - center_y
+    if weights is None:
+        center_x, center_y = x.mean(axis=0), y.mean(axis=0)
+        x, y = x - center_x, y - center_y
+    else:
+        center_x, center_y = weights @ x / weights.sum(), weights @ y / weights.sum()
+        root = np.sqrt(weights)[:, None]
+        x, y = root * (x - center_x), root * (y - center_y)
     # The smaller of the two cross-products decides: many features (deep encoders) or many locations.
     wide = x.shape[0] < x.shape[1]
     values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -181,22 +240,53 @@ def _shrink(s: NDArray[np.float64], penalty: float, n: int) -> NDArray[np.float6
     return s / (s**2 + penalty * n)
 
 
+def _directions(fitted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (n_genes, r) orthonormal combinations of genes that vary in (k, n_genes) fitted values, most first."""
+    wide = fitted.shape[0] < fitted.shape[1]
+    values, vectors = np.linalg.eigh(fitted @ fitted.T if wide else fitted.T @ fitted)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    if not wide:
+        return vectors
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    return fitted.T @ vectors[:, keep] / np.sqrt(values[keep])
+
+
+def _onto(values: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Project (n, n_genes) values onto combinations of genes."""
+    return (values @ directions) @ directions.T
+
+
 def _solve(
-    x: NDArray[np.float64], y: NDArray[np.float64], *, penalties: Sequence[float], rank: int | None
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    *,
+    penalties: Sequence[float],
+    rank: int | None,
+    weights: NDArray[np.float64] | None = None,
+    n_directions: int | None = None,
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Ridge with an unpenalised intercept for every penalty, from one decomposition."""
-    s, vt, projected, center_x, center_y = _decompose(x, y, rank)
+    """Ridge with an unpenalised intercept for every penalty, from one decomposition; reduced to some directions."""
+    s, vt, projected, center_x, center_y = _decompose(x, y, rank, weights)
     coefs = [vt.T @ (_shrink(s, p, len(x))[:, None] * projected) for p in penalties]
+    if n_directions is not None:
+        fitted = [(s * _shrink(s, p, len(x)))[:, None] * projected for p in penalties]
+        coefs = [_onto(c, _directions(f)[:, :n_directions]) for c, f in zip(coefs, fitted, strict=True)]
     return coefs, [center_y - center_x @ coef for coef in coefs]
 
 
 def _gcv(
-    x: NDArray[np.float64], y: NDArray[np.float64], *, penalties: Sequence[float], rank: int | None
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    *,
+    penalties: Sequence[float],
+    rank: int | None,
+    weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Generalised cross-validation error, mean over genes scaled to unit variance, of every penalty."""
     y = (y - y.mean(axis=0)) / _safe(y.std(axis=0))
-    s, _, projected, _, _ = _decompose(x, y, rank)
-    outside = np.square(y).sum() - np.square(projected).sum()
+    s, _, projected, _, center = _decompose(x, y, rank, weights)
+    whole = np.square(y).sum() if weights is None else (weights[:, None] * np.square(y - center)).sum()
+    outside = whole - np.square(projected).sum()
     errors = []
     for p in penalties:
         shrink = s * _shrink(s, p, len(x))
