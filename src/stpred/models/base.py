@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ class BaseConfig:
     """Whether predictions are summaries of posterior samples."""
     seeded: ClassVar[bool] = False
     """Whether two fits on the same data differ by their seed."""
+    differentiable: ClassVar[Literal["pixels", "linear", "network"] | None] = None
+    """What of a location's own tile its prediction is a differentiable function of, for attributions: a network of the
+    tile's pixels, or a linear map or a network of its features; None: of none alone."""
     per: ClassVar[int | None] = None
     """Library size that predicted counts refer to; None: the measured one."""
 

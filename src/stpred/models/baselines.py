@@ -128,6 +128,7 @@ class ColourConfig(RidgeConfig):
     """Settings of :class:`Colour`: those of :class:`~stpred.models.Ridge`."""
 
     family: ClassVar[str] = "colour"
+    differentiable = None  # its encoder measures tiles
     default_encoder: ClassVar[str] = "colour"
 
 

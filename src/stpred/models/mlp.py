@@ -38,6 +38,7 @@ class MLPConfig(NetworkConfig):
     """
 
     family: ClassVar[str] = "mlp"
+    differentiable = "network"
     sparse_targets: ClassVar[bool] = True
     hidden: tuple[int, ...] = (2048, 1024)
     activation: str = "relu"

@@ -57,6 +57,7 @@ class RidgeConfig(BaseConfig):
     """
 
     family: ClassVar[str] = "ridge"
+    differentiable = "linear"
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None

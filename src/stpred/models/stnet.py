@@ -59,6 +59,7 @@ class STNetConfig(NetworkConfig):
     """
 
     family: ClassVar[str] = "stnet"
+    differentiable = "pixels"
     default_encoder: ClassVar[str] = "pixels"
     default_tile: ClassVar[TileSpec | None] = TileSpec(mpp=150 / 224, size_px=224)
     backbone: str = "densenet121"

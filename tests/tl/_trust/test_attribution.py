@@ -137,7 +137,7 @@ def test_bad_input(cohort: dict[str, SpatialData], unseen: SpatialData, ridge: A
         with pytest.raises(InputError, match=said):
             st.tl.attribution(unseen, model, genes, **options)
     mean = _trained(cohort, "mean", Corner())
-    with pytest.raises(InputError, match="through a 'mean' model.*'stnet', 'ridge', 'mlp'"):
+    with pytest.raises(InputError, match="through a 'mean' model.*'mlp', 'ridge', 'stnet'"):
         st.tl.attribution(unseen, mean, ["EPCAM"])
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stpred._core.checks import InputError, listing
 from stpred.encoders.composite import Composite
 from stpred.encoders.modules import TorchEncoder, evaluating
+from stpred.models import registry
 from stpred.models.parts.sample import EXTREME, Sample, Scaling
 
 if TYPE_CHECKING:
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
 
     Function = Callable[[Tensor], Tensor]
 
-FAMILIES = ("stnet", "ridge", "mlp")
-
 _OFF = 0.01
 """Relative difference between features with and without gradients up to which they are taken to be the same."""
 
 
 def check_family(model: Model) -> None:
-    if model.family not in FAMILIES:
+    if model.config.differentiable is None:
+        having = [name for name in registry.FAMILIES if registry.family(name).Config.differentiable is not None]
         raise InputError(
             f"Pixels cannot be followed through a {model.family!r} model: it sees more than one tile for each "
-            f"location, or predicts in several steps; attributions are there for {listing(FAMILIES)}."
+            f"location, or predicts in several steps; attributions are there for {listing(having)}."
         )
 
 
@@ -61,9 +61,10 @@ def prediction_of(model: Model, encoder: Encoder, batch: Batch, row: int, *, til
     import torch
 
     model.eval()
-    if model.family == "stnet":
+    kind = model.config.differentiable
+    if kind == "pixels":
         return _pixels(model, batch)
-    head = _ridge(model, batch, row) if model.family == "ridge" else _network(model, batch, row)
+    head = _linear(model, batch, row) if kind == "linear" else _network(model, batch, row)
     device = next(iter(model.state_dict().values())).device
 
     def features(x: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ def _rings(batch: Batch, row: int) -> list[NDArray[Any] | None]:
     return found
 
 
-def _ridge(model: Any, batch: Batch, row: int) -> Function:
+def _linear(model: Any, batch: Batch, row: int) -> Function:
     import torch
 
     device = model.coef.device
