@@ -264,6 +264,52 @@ class ColourMap:
         return out.reshape(pixels.shape)
 
 
+class StainShift:
+    """Multiplies the amounts of stain in a tile, and tints its light.
+
+    Parameters
+    ----------
+    factors
+        (3,) of haematoxylin, eosin and residual.
+    tint
+        (3,) of the light that red, green and blue are shown with.
+    """
+
+    def __init__(self, factors: NDArray[np.float64], tint: NDArray[np.float64]) -> None:
+        matrix = stain_matrix()
+        self._linear = (np.linalg.inv(matrix) @ np.diag(factors) @ matrix).T.astype(np.float32)
+        grey = np.log10(255.0 / np.maximum(np.arange(256), 1)).astype(np.float32)
+        self._density = np.ascontiguousarray(np.broadcast_to(grey, (3, 256)))
+        self._grey = _grey_values(255.0 * np.asarray(tint))
+
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map (n, h, w, 3) uint8 tiles."""
+        flat = np.ascontiguousarray(tiles.reshape(-1, 3).T)
+        return np.ascontiguousarray(_turn(flat, self._density, self._grey, self._linear).T).reshape(tiles.shape)
+
+
+def jitter(n: int, *, strength: float, seed: int) -> list[StainShift]:
+    """Return `n` variations of the stain: none, then pairs of a variation and its inverse.
+
+    The logarithms of the factors of haematoxylin and eosin are uniform up to that of 1 + `strength`, those of the tint
+    of the channels up to a tenth of that.
+    """
+    rng = np.random.default_rng(seed)
+    most = np.log1p(strength)
+    shifts = [StainShift(np.ones(3), np.ones(3))]
+    while len(shifts) < n:
+        factors = np.append(rng.uniform(-most, most, 2), 0.0)
+        tint = rng.uniform(-most / 10, most / 10, 3)
+        shifts += [StainShift(np.exp(factors), np.exp(tint)), StainShift(np.exp(-factors), np.exp(-tint))]
+    return shifts[:n]
+
+
+def _grey_values(glass: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the (3, n) table of grey values by optical density."""
+    density = np.arange(_LOWEST, _HIGHEST, 1 / _STEPS)
+    return np.clip(np.rint(glass[:, None] * 10.0 ** -density[None]), 0, 255).astype(np.uint8)
+
+
 def _transport(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the symmetric matrix A with A S A = T, which moves Gaussians at least cost (Pitié & Kokaram 2007)."""
 

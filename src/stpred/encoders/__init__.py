@@ -18,6 +18,7 @@ from stpred.encoders.registry import list_encoders as list
 if TYPE_CHECKING:
     from stpred.encoders._intensity import ColourEncoder, IntensityEncoder
     from stpred.encoders._morphology import Morphology
+    from stpred.encoders.jittered import Jittered
 
 __all__ = [
     "Augmentation",
@@ -26,6 +27,7 @@ __all__ = [
     "Encoder",
     "EncoderCard",
     "IntensityEncoder",
+    "Jittered",
     "MoCo",
     "Morphology",
     "get",
@@ -42,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from stpred.encoders._morphology import Morphology
 
         return Morphology
+    if name == "Jittered":
+        from stpred.encoders.jittered import Jittered
+
+        return Jittered
     if name in ("ColourEncoder", "IntensityEncoder"):
         from stpred.encoders import _intensity
 

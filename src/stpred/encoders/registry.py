@@ -140,6 +140,7 @@ def get(
     pretrained: bool = True,
     layers: Sequence[int] | None = None,
     pool: str | None = None,
+    views: int | Mapping[str, float] | None = None,
     device: str | None = None,
     **kwargs: Any,
 ) -> Encoder:
@@ -170,6 +171,10 @@ def get(
     pool
         How a layer is pooled over the tile: ``"mean"`` (None), ``"mean+std"`` (all means of a layer, then all standard
         deviations) or ``"max"``. Layers follow each other from the finest.
+    views
+        Average the features over this many views of a tile with other amounts of the stains, at as many times the cost
+        (:class:`Jittered`, each of a list by itself); a mapping says `n`, `strength` and `seed`. None: the tile as it
+        is.
     device
         Such as ``"cpu"`` or ``"cuda:0"``; None takes the GPU if there is one.
     **kwargs
@@ -212,6 +217,11 @@ def get(
     'morphology-112um+morphology-224um'
     """
     kwargs |= {k: v for k, v in (("layers", layers), ("pool", pool)) if v is not None}
+    if views is not None:
+        from stpred.encoders.jittered import with_views
+
+        single = get(encoder, tile=tile, weights=weights, pretrained=pretrained, device=device, **kwargs)
+        return with_views(single, views)
     if isinstance(encoder, (list, tuple)):
         if weights is not None or not pretrained or kwargs:
             given = [*(["weights"] if weights is not None else []), *([] if pretrained else ["pretrained"]), *kwargs]
@@ -266,6 +276,11 @@ def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
     """Return what :func:`from_card` does, without a look at its revision and width."""
     if "members" in card:
         return side_by_side([rebuild(member, device=device) for member in card["members"]])
+    if (views := card.get("views")) is not None:
+        from stpred.encoders.jittered import SUFFIX, with_views
+
+        single = rebuild({**card, "name": card["name"].removesuffix(SUFFIX), "views": None}, device=device)
+        return with_views(single, views)
     random = card.get("source") == RANDOM and card["name"] not in _own()
     return get(
         card["name"],
@@ -287,7 +302,7 @@ def different(encoder: Encoder, card: Mapping[str, Any]) -> str:
     return "; ".join(
         f"{whose}{k}: trained with {theirs.get(k)}, found {mine.get(k)}"
         for whose, mine, theirs in pairs
-        for k in ("name", "width", "revision", "tile", "layers", "pool")
+        for k in ("name", "width", "revision", "tile", "layers", "pool", "views")
         if mine.get(k) != theirs.get(k)
     )
 

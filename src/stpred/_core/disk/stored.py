@@ -144,6 +144,7 @@ def card(value: Any, where: str, *, required: Collection[str] = ("name",)) -> di
             "layers": optional(lambda v, w: items(v, w, lambda i, at: whole(i, at, low=0), most=MAX_SETTINGS)),
             "pool": optional(text),
             "members": lambda v, w: items(v, w, member, most=MAX_MEMBERS),
+            "views": optional(_views),
         },
         required=required,
     )
@@ -152,6 +153,16 @@ def card(value: Any, where: str, *, required: Collection[str] = ("name",)) -> di
     if (found.get("mean") is None) != (found.get("std") is None):
         raise InputError(f"{where} must have both of mean and std, or neither.")
     return found
+
+
+def _views(value: Any, where: str) -> dict[str, Any]:
+    """Return the stain variations over which an encoder's features are averaged."""
+    checks: dict[str, Check] = {
+        "n": lambda v, w: whole(v, w, high=256),
+        "strength": lambda v, w: number(v, w, low=1e-9, high=1.0),
+        "seed": lambda v, w: whole(v, w, low=0),
+    }
+    return mapping(value, where, checks, required=tuple(checks))
 
 
 def of_kind(value: Any, hint: Any, where: str) -> Any:
