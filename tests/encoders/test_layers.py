@@ -193,3 +193,20 @@ def test_a_model_on_layers_finds_its_encoder_again(tmp_path) -> None:
         other = get("test_resnet", tile=st.TileSpec(1.0, 96), layers=(1,), pool="mean+std")
         with pytest.raises(InputError, match=r"layers: trained with \[1, 2\], found \[1\]"):
             st.tl.predict(one, loaded, shapes_key="spots", encoder=other)
+
+
+def test_maps_are_made_of_tokens_of_a_convolutional_network() -> None:
+    """A student learns on the positions of two stages, 8 um apart, and a map is as fine as they are."""
+    slides = st.datasets.toy_cohort(2, size_um=(400, 400), n_genes=6)
+    encoder = get("test_efficientnet", tile=st.TileSpec(1.0, 160), layers=(1, 2))
+    assert encoder.card.dense[:2] == (20, 20)
+    config = st.models.Student.Config(hidden=(16,), epochs=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = st.tl.train(slides, config, shapes_key="spots", encoder=encoder, genes=st.GeneRule("all"))
+        one = next(iter(slides.values()))
+        image = st.tl.predict_map(one, model, inplace=False, device="cpu")
+    assert model.record.training["token_um"] == 8.0
+    finest = image["scale0"]["image"] if "scale0" in image else image
+    assert finest.sizes["c"] == 6
+    assert 40 <= finest.sizes["x"] <= 50

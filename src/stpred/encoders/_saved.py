@@ -165,12 +165,19 @@ def factory(path: str | Path, *, name: str) -> Callable[..., Any]:
     folder = Path(path).absolute()
     _read(folder)
 
-    def make(*, tile: TileSpec | None = None, pretrained: bool = True) -> Any:
+    def make(
+        *, tile: TileSpec | None = None, pretrained: bool = True, layers: Any = None, pool: str | None = None
+    ) -> Any:
         found = load(folder, device="cpu")
         found.card = replace(found.card, name=name)
         if tile is not None and tile != found.card.tile:
             raise InputError(f"The encoder {name!r} was trained on {found.card.tile}; it takes no other `tile`.")
-        return found if pretrained else found.untrained()
+        found = found if pretrained else found.untrained()
+        if layers is None:
+            return found
+        from stpred.encoders._networks.layers import read_layers
+
+        return read_layers(found.module, layers, pool, card=found.card)
 
     return make
 

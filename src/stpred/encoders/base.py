@@ -16,6 +16,9 @@ TIMM = "timm/"
 RANDOM = "random weights"
 """Source of a network that was not trained; its weights follow a seed."""
 
+LOCAL = "file "
+"""How the source of weights begins that a user gave as a file or folder."""
+
 
 @dataclass(frozen=True)
 class EncoderCard:

@@ -168,11 +168,9 @@ def from_module(
     )
     if layers is None:
         return TorchEncoder(module, card=card, transform=transform)
-    from stpred.encoders._networks.layers import Layers, checked
+    from stpred.encoders._networks.layers import read_layers
 
-    numbers, pool = checked(module, layers, pool, name=card.name)
-    read = Layers(copy.deepcopy(module), numbers, pool)  # later layers are removed from it
-    return TorchEncoder(read, card=replace(card, layers=numbers, pool=pool), dense=read.tokens, transform=transform)
+    return read_layers(copy.deepcopy(module), layers, pool, card=card, transform=transform)  # the user's stays whole
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from stpred._core.checks import InputError, element_name, listing
 from stpred._core.disk.wheels import EXTRA, WHEELS
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import RANDOM, TIMM, Encoder
+from stpred.encoders.base import LOCAL, RANDOM, TIMM, Encoder
 from stpred.encoders.composite import side_by_side
 
 if TYPE_CHECKING:
@@ -281,7 +281,10 @@ def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
 
         single = rebuild({**card, "name": card["name"].removesuffix(SUFFIX), "views": None}, device=device)
         return with_views(single, views)
-    random = card.get("source") == RANDOM and card["name"] not in _own()
+    source, own = str(card.get("source", "")), card["name"] in _own()
+    if source.startswith(LOCAL) and not own and card["name"] not in WHEELS:  # its name would fetch others
+        raise InputError(f"The encoder {card['name']!r} had weights of its own ({source}).")
+    random = source == RANDOM and not own
     return get(
         card["name"],
         tile=TileSpec.parse(card["tile"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of
+from stpred.encoders.base import EncoderCard
+from stpred.encoders.modules import TorchEncoder
 
 POOLS = ("mean", "mean+std", "max")
 
@@ -59,6 +62,25 @@ class Layers(nn.Module):
         size = (min(m.shape[-2] for m in maps), min(m.shape[-1] for m in maps))
         grid = [m if m.shape[-2:] == size else nn.functional.adaptive_avg_pool2d(m, size) for m in maps]
         return torch.cat(grid, dim=1).flatten(2).transpose(1, 2)
+
+
+def read_layers(network: Any, layers: Any, pool: str | None, *, card: EncoderCard, **options: Any) -> TorchEncoder:
+    """Return an encoder of some layers of a network, which loses its later ones.
+
+    Parameters
+    ----------
+    network
+        A network of timm.
+    layers, pool
+        See :func:`stpred.encoders.get`.
+    card
+        That of the whole network.
+    options
+        Of :class:`TorchEncoder`.
+    """
+    numbers, pool = checked(network, layers, pool, name=card.name)
+    read = Layers(network, numbers, pool).eval()
+    return TorchEncoder(read, card=replace(card, layers=numbers, pool=pool), dense=read.tokens, **options)
 
 
 def pooled(values: Tensor, pool: str) -> list[Tensor]:

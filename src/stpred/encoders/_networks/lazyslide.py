@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import EncoderCard
+from stpred.encoders.base import LOCAL, EncoderCard
 from stpred.encoders.modules import TorchEncoder, digest, hub_revision
 
 DEFAULT_MPP = 0.5
@@ -62,7 +61,7 @@ def make(
         width=0,  # measured
         source=(getattr(cls, "hf_url", None) or getattr(cls, "github_url", None) or "lazyslide-models")
         if weights is None
-        else f"local {Path(weights).name}",
+        else f"{LOCAL}{Path(weights).name}",
         revision=(hub_revision(repository) if weights is None else None) or digest(model.model.state_dict()),
         licence=" and ".join(_several(getattr(cls, "license", None))) or "unknown",
         gated=bool(getattr(cls, "is_gated", False)),
@@ -70,11 +69,9 @@ def make(
         std=std,
     )
     if layers is not None:
-        from stpred.encoders._networks.layers import Layers, checked
+        from stpred.encoders._networks.layers import read_layers
 
-        numbers, pool = checked(model.model, layers, pool, name=name)
-        card, read = replace(card, layers=numbers, pool=pool), Layers(model.model, numbers, pool).eval()
-        return TorchEncoder(read, card=card, dense=read.tokens, transform=transform)
+        return read_layers(model.model, layers, pool, card=card, transform=transform)
     dense = (
         (lambda batch: model.encode_image_dense(batch).patch_tokens) if hasattr(model, "encode_image_dense") else None
     )

