@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.settings import settings
-from stpred._core.specs import TileSpec
 from stpred.encoders.base import EncoderCard
 
 if TYPE_CHECKING:
@@ -136,43 +133,6 @@ class TorchEncoder:
         return batch.contiguous()
 
 
-def from_module(
-    module: nn.Module,
-    *,
-    tile: TileSpec | None,
-    name: str | None = None,
-    transform: Callable[[Any], Any] | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
-    licence: str = "unknown",
-    layers: Any = None,
-    pool: str | None = None,
-) -> TorchEncoder:
-    """Wrap a user's module, see :func:`stpred.encoders.get`."""
-    kind = type(module).__name__
-    if tile is None:
-        raise InputError(
-            f"A module needs `tile=` to say what it sees, such as tile=stpred.TileSpec(0.5, 224) ({kind})."
-        )
-    if (mean is None) != (std is None) or (transform is not None and mean is not None):
-        raise InputError("Give `mean` and `std` together, or a `transform` that normalises by itself, or neither.")
-    card = EncoderCard(
-        keys.slug(kind) if name is None else name,
-        tile,
-        width=0,  # measured
-        source=f"torch.nn.Module {type(module).__module__}.{kind}",
-        revision=digest(module.state_dict()),
-        licence=licence,
-        mean=None if mean is None else _three(mean),
-        std=None if std is None else _three(std),
-    )
-    if layers is None:
-        return TorchEncoder(module, card=card, transform=transform)
-    from stpred.encoders._networks.layers import read_layers
-
-    return read_layers(copy.deepcopy(module), layers, pool, card=card, transform=transform)  # the user's stays whole
-
-
 def pick_device(device: str | None) -> torch.device:
     """Return a device that is there; None is the GPU if there is one."""
     import torch
@@ -284,8 +244,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
-
-
-def _three(values: tuple[float, float, float]) -> tuple[float, float, float]:
-    r, g, b = (float(v) for v in values)
-    return r, g, b
