@@ -246,9 +246,9 @@ def get(
         raise InputError(
             f"`encoder` must be a name, an encoder, a torch.nn.Module or a list of these, got a {_kind(encoder)}."
         )
-    from stpred.encoders._networks import given
+    from stpred.encoders._networks.given import from_module
 
-    return given.from_module(encoder, tile=tile, **kwargs).to(device)
+    return from_module(encoder, tile=tile, **kwargs).to(device)
 
 
 def from_card(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
