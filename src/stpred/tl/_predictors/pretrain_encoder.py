@@ -144,8 +144,7 @@ def pretrain_encoder(
     seed = _seed(seed)
     if not isinstance(backbone, str):
         raise InputError(f"`backbone` must be the name of one network of timm, got {backbone!r}.")
-    plain_name = str(backbone).removeprefix("timm/")
-    plain_name = WHEELS[plain_name].architecture if plain_name in WHEELS else plain_name
+    plain_name, begun = _start(backbone, pretrained=pretrained, weights=weights)
     called = element_name(f"moco-{keys.slug(plain_name)}" if name is None else name, name="name")
     run = training.Run(device=device)
     regions = regions_of(slides, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
@@ -167,15 +166,6 @@ def pretrain_encoder(
         summary, check, colours = _train(
             module, tiles, tile=tile, width=width, config=config, backbone=backbone, seed=seed, run=run
         )
-    begun = (
-        f"file {Path(weights).name}"
-        if weights is not None
-        else "ImageNet weights"
-        if pretrained and backbone in WHEELS
-        else "timm weights"
-        if pretrained
-        else "random weights"
-    )
     card = EncoderCard(
         called,
         tile,
@@ -202,6 +192,18 @@ def pretrain_encoder(
     ).to(str(run.launched.device))
     _warn(called, check)
     return encoder
+
+
+def _start(backbone: str, *, pretrained: bool, weights: Any) -> tuple[str, str]:
+    """Return the backbone's name in timm, and which weights it begins with."""
+    plain = str(backbone).removeprefix("timm/")
+    wheel = WHEELS.get(plain)
+    name = plain if wheel is None else wheel.architecture
+    if weights is not None:
+        return name, f"file {Path(weights).name}"
+    if not pretrained:
+        return name, "random weights"
+    return name, "timm weights" if wheel is None else f"those of {wheel.distribution}"
 
 
 def _train(
