@@ -1,6 +1,7 @@
 """Compare all families on a folder of slides of one donor, leaving one slide out at a time: the README's table.
 
-    python scripts/compare_families.py ../shared/data/her2st --checkpoint scores
+    python scripts/compare_families.py ../shared/data/her2st --checkpoint scores --cache features
+    python scripts/compare_families.py ../shared/data/her2st --encoders morphology-2 imagenet --cache features
 
 Every family is trained for the scale that it is scored on; numbers of epochs, penalties and the choice between families
 (`best`) are made inside the training slides.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,18 @@ from stpred.models import MISO, MLP, DeepSpot, Ridge, Transformer
 
 REACH_UM = 520.0
 BASELINES = ("mean", "intensity", "colour")
+NARROW = st.TileSpec(0.5, 224)
+MIDDLE = {"layers": (1, 2, 3, 4), "pool": "mean+std"}
+ENCODERS: dict[str, Callable[[], Any]] = {
+    "morphology": lambda: None,
+    "morphology-2": lambda: [st.encoders.get("morphology", tile=tile) for tile in (NARROW, st.TileSpec(1.0, 224))],
+    "imagenet": lambda: [
+        "morphology",
+        *(st.encoders.get("efficientnet-lite0", tile=tile, **MIDDLE) for tile in (NARROW, st.TileSpec(0.9, 224))),
+    ],
+}
+"""What models see: tiles of 112 um as measured by hand; those and of 224 um; and middle layers of a network beside."""
+
 SHARED = {"lr": 1e-3, "weight_decay": 1e-2}
 
 
@@ -55,43 +69,59 @@ def ensemble(config: Any, n_members: int | None) -> Any:
     return st.models.Ensemble.Config(config, n_members)
 
 
+def scored(slides: dict[str, Any], name: str, config: Any, *, target: str, encoder: Any) -> pd.DataFrame:
+    """Return the cross-validated scores of a model."""
+    return st.tl.cross_validate(
+        slides,
+        {name: config},
+        groups="slide",
+        genes=st.GeneRule("mean", n=250),
+        target=target,
+        encoder=encoder,
+        device="cpu",
+    )
+
+
+def means(scores: pd.DataFrame, model: str, metric: str = "pearson") -> pd.Series:
+    """Return a model's mean over genes on each slide; a gene without a score counts as 0."""
+    rows = scores[(scores.model == model) & (scores.metric == metric)]
+    return rows.assign(value=rows.value.fillna(0.0)).groupby("slide").value.mean()
+
+
 def main() -> None:
-    """Run it and print mean Pearson per scale, model and slide."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run it and print mean Pearson per scale, encoder, model and slide."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slides", type=Path)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--encoders", nargs="*", choices=list(ENCODERS), default=["morphology"])
+    parser.add_argument("--only", nargs="*", help="of the models")
     parser.add_argument("--ensemble", type=int)
     parser.add_argument("--targets", nargs="*", default=["log1p_cp10k", "counts"])
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--cache", type=Path, help="folder of features, shared by all models and later runs")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    st.settings.checkpoint_dir = given.checkpoint
+    st.settings.checkpoint_dir, st.settings.cache_dir = given.checkpoint, given.cache
     slides, _ = st.io.read_cohort([given.slides])
     parts = []
     for target in given.targets:
-        for name, config in families("pearson").items():
-            if given.only and name not in given.only:
-                continue
-            start = time.perf_counter()
-            scores = st.tl.cross_validate(
-                slides,
-                {name: config if name in BASELINES else ensemble(config, given.ensemble)},
-                groups="slide",
-                genes=st.GeneRule("mean", n=250),
-                target=target,
-                device="cpu",
-            )
-            pearson = scores[scores.metric == "pearson"].assign(value=lambda d: d.value.fillna(0.0))
-            table = pearson.groupby(["target", "model", "slide"]).value.mean().unstack()
-            row = table.loc[(target, name)]
-            slides_row = " ".join(f"{v:.3f}" for v in row)
-            seconds = time.perf_counter() - start
-            print(f"{target:12s} {name:28s} {slides_row} mean {row.mean():.4f} {seconds:.0f} s", flush=True)
-            if name == "best":
-                print("   ", *sorted(set(scores[scores.model == name].chosen)), sep="\n    ")
-            parts.append(scores)
-        row = table.loc[(target, "library_size")]
-        print(f"{target:12s} {'library size alone':28s}", " ".join(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}")
+        done: set[str] = set()
+        for encoder in given.encoders:
+            used = ENCODERS[encoder]()
+            for name, config in families("pearson").items():
+                if (given.only and name not in given.only) or name in done:
+                    continue
+                start = time.perf_counter()
+                model = config if name in BASELINES else ensemble(config, given.ensemble)
+                scores = scored(slides, name, model, target=target, encoder=used)
+                row, rest = means(scores, name), means(scores, name, "pearson_given_library_size").mean()
+                print(f"{target:12s} {encoder:13s} {name:28s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f} "
+                      f"given library size {rest:.4f} {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+                if name == "best":
+                    print("   ", *sorted(set(scores[scores.model == name].chosen)), sep="\n    ")
+                parts.append(scores.assign(encoder=encoder))
+            done |= set(BASELINES)  # they have encoders of their own
+        row = means(parts[-1], "library_size")
+        print(f"{target:12s} {'library size alone':42s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}")
     if given.out is not None:
         pd.concat(parts).to_csv(given.out, index=False)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
 from typer.testing import CliRunner
@@ -71,16 +73,31 @@ def test_what_is_loaded(tmp_path: Path) -> None:
         load_encoder([f"{tmp_path}@0.5x224"])
 
 
-def test_a_tile_on_the_command_line(tmp_path: Path) -> None:
+def test_encoders_side_by_side(tmp_path: Path) -> None:
+    given = ["colour@1x64", "intensity@0.5x64", "colour@2x64"]
     outs = st.datasets.toy_visium(tmp_path / "a" / "outs", size_um=(600, 600), n_genes=20)
-    how = ["--genes", "mean:4", "--shapes", "spots"]
-    train = ["train", str(outs), "-o", str(tmp_path / "m"), "--encoder", "colour@1x64", *how]
+    options = [o for e in given for o in ("--encoder", e)]
+    train = ["train", str(outs), "-o", str(tmp_path / "m"), "--genes", "mean:4", *options]
     assert run.invoke(app, train).exit_code == 0
     model = st.models.load(tmp_path / "m")
-    assert (model.record.encoder["name"], model.record.tile) == ("colour", {"mpp": 1.0, "size_px": 64})
+    assert model.record.tile == {"mpp": 2.0, "size_px": 64}
+    assert model.n_features == 6 + 3 + 6
     predict = ["predict", str(outs), "-o", str(tmp_path / "o.zarr"), "--model", str(tmp_path / "m")]
-    assert run.invoke(app, [*predict]).exit_code == 0
-    assert sd.read_zarr(tmp_path / "o.zarr").tables["spots_m"].n_vars == 4
+    assert run.invoke(app, predict).exit_code == 0
+    found = sd.read_zarr(tmp_path / "o.zarr").tables["spots_m"].X
+    assert run.invoke(app, [*predict, *options, "--overwrite"]).exit_code == 0
+    np.testing.assert_array_equal(sd.read_zarr(tmp_path / "o.zarr").tables["spots_m"].X, found)
     wrong = run.invoke(app, [*predict, "--overwrite", "--encoder", "colour@1x"])
     assert wrong.exit_code == 2
     assert "such as @0.5x224, got '1x'" in " ".join(wrong.output.split())
+
+
+def test_evaluation_of_encoders_side_by_side(tmp_path: Path) -> None:
+    how_big = {"size_um": (600, 600), "n_genes": 20}
+    slides = [str(st.datasets.toy_visium(tmp_path / f"{s}" / "outs", seed=s, **how_big)) for s in (0, 1)]
+    how = ["--groups", "slide", "--models", "colour,ridge", "--genes", "mean:4", "-o", str(tmp_path / "s.csv")]
+    both = ["--encoder", "intensity@0.5x64", "--encoder", "colour@1x64"]
+    said = run.invoke(app, ["evaluate", *[f"{s}={p}" for s, p in zip("ab", slides, strict=True)], *how, *both])
+    assert said.exit_code == 0, said.output
+    scores = pd.read_csv(tmp_path / "s.csv")
+    assert {"colour", "ridge", "library_size"} <= set(scores["model"])

@@ -74,7 +74,7 @@ def load_encoder(given: Sequence[str] | None) -> Any:
     from stpred import encoders
 
     found = [EncoderOption.parse(text).load() for text in given or ()]
-    return encoders.get(found) if len(found) > 1 else next(iter(found), None)  # type: ignore[arg-type]
+    return encoders.get(found) if len(found) > 1 else next(iter(found), None)
 
 
 def _tile(text: str, whole: str) -> TileSpec:

@@ -22,6 +22,8 @@ from stpred.models.ood import TrainingDistribution
 
 FORMAT_VERSION = 1
 
+Differentiable = Literal["pixels", "linear", "network"]
+
 
 MAX_UM = 1e5
 """Largest distance that stored settings may have, in micrometres: the width of a slide."""
@@ -49,7 +51,7 @@ class BaseConfig:
     """Whether predictions are summaries of posterior samples."""
     seeded: ClassVar[bool] = False
     """Whether two fits on the same data differ by their seed."""
-    differentiable: ClassVar[Literal["pixels", "linear", "network"] | None] = None
+    differentiable: ClassVar[Differentiable | None] = None
     """What of a location's own tile its prediction is a differentiable function of, for attributions: a network of the
     tile's pixels, or a linear map or a network of its features; None: of none alone."""
     per: ClassVar[int | None] = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred._core.checks import InputError
-from stpred.models.base import BaseConfig, Model
+from stpred.models.base import BaseConfig, Differentiable, Model
 from stpred.models.batch import Batch
 from stpred.models.ridge import Ridge, RidgeConfig
 
@@ -128,7 +128,7 @@ class ColourConfig(RidgeConfig):
     """Settings of :class:`Colour`: those of :class:`~stpred.models.Ridge`."""
 
     family: ClassVar[str] = "colour"
-    differentiable = None  # its encoder measures tiles
+    differentiable: ClassVar[Differentiable | None] = None  # its encoder measures tiles
     default_encoder: ClassVar[str] = "colour"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
-from stpred.models.base import BaseConfig, Model
+from stpred.models.base import BaseConfig, Differentiable, Model
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.context import check_context, context_needs, n_means, ring_means
 from stpred.models.parts.locations import Rows, check_weights, location_weights, scale_of_blocks
@@ -57,7 +57,7 @@ class RidgeConfig(BaseConfig):
     """
 
     family: ClassVar[str] = "ridge"
-    differentiable = "linear"
+    differentiable: ClassVar[Differentiable | None] = "linear"
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None
