@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from stpred import InputError, training
 from stpred.models import Batch, Ridge
-from stpred.models.parts.locations import columns_of, kernel_ridge
+from stpred.models.parts.closed_form import columns_of, kernel_ridge
 from stpred.models.ridge import _solve
 
 N_GENES = 12

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stpred.models.deepspot2cell import DeepSpot2Cell
     from stpred.models.ensemble import Ensemble
     from stpred.models.files import load, save
+    from stpred.models.kernel_ridge import KernelRidge
     from stpred.models.miso import MISO, Transformer
     from stpred.models.mlp import MLP
     from stpred.models.parts.network import Network, NetworkConfig
@@ -38,6 +39,7 @@ _HOMES = {
     "DeepSpot2Cell": "deepspot2cell",
     "Ensemble": "ensemble",
     "Intensity": "baselines",
+    "KernelRidge": "kernel_ridge",
     "MISO": "miso",
     "MLP": "mlp",
     "Mean": "baselines",
@@ -67,6 +69,7 @@ __all__ = [
     "DeepSpot2Cell",
     "Ensemble",
     "Intensity",
+    "KernelRidge",
     "MISO",
     "MLP",
     "Mean",

@@ -20,6 +20,7 @@ FAMILIES = {
     "deepspot2cell": "stpred.models.deepspot2cell:DeepSpot2Cell",
     "ensemble": "stpred.models.ensemble:Ensemble",
     "intensity": "stpred.models.baselines:Intensity",
+    "kernel_ridge": "stpred.models.kernel_ridge:KernelRidge",
     "mean": "stpred.models.baselines:Mean",
     "miso": "stpred.models.miso:MISO",
     "mlp": "stpred.models.mlp:MLP",

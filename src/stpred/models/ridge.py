@@ -13,14 +13,20 @@ from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
-from stpred.models.base import BaseConfig, Differentiable, Model
+from stpred.models.base import BaseConfig, Differentiable
 from stpred.models.batch import Batch, Needs
-from stpred.models.parts.context import check_context, context_needs, n_means, ring_means
-from stpred.models.parts.locations import Rows, check_weights, location_weights, scale_of_blocks
-from stpred.models.parts.sample import EXTREME
+from stpred.models.parts.closed_form import (
+    RANKS,
+    Rows,
+    check_weights,
+    directions_of,
+    location_weights,
+    onto,
+    scale_of_blocks,
+)
+from stpred.models.parts.context import check_context, context_needs
+from stpred.models.parts.standardised import STANDARDIZE, StandardisedModel, safe
 
-STANDARDIZE = ("train", "slide")
-RANKS = (3, 5, 8, 12, 20, 40, None)
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
 
 
@@ -77,8 +83,6 @@ class RidgeConfig(BaseConfig):
         object.__setattr__(self, "penalties", tuple(positive(p, name="penalties") for p in self.penalties))
         if self.n_components is not None and (int(self.n_components) != self.n_components or self.n_components < 1):
             raise InputError(f"`n_components` must be a positive whole number or None, got {self.n_components!r}.")
-        if self.rank != "auto":
-            self.check_whole("rank")
 
     @property
     def needs(self) -> Needs:
@@ -86,7 +90,7 @@ class RidgeConfig(BaseConfig):
         return Needs(**context_needs(self.context_um), slide_statistics=self.standardize == "slide")
 
 
-class Ridge(Model):
+class Ridge(StandardisedModel):
     """Standardise, optionally reduce by PCA, then ridge with intercept; all genes share one penalty.
 
     Examples
@@ -97,8 +101,6 @@ class Ridge(Model):
     >>> model = st.tl.train(slides, config, genes=st.GeneRule("mean", n=20), shapes_key="spots")
     """
 
-    mean: Tensor
-    std: Tensor
     coef: Tensor
     intercept: Tensor
     Config: ClassVar[type[RidgeConfig]] = RidgeConfig
@@ -106,28 +108,25 @@ class Ridge(Model):
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        width = n_features * (1 + n_means(self.config.context_um))
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("std", torch.ones(n_features))
-        self.register_buffer("coef", torch.zeros(width, n_genes))
+        self.register_buffer("coef", torch.zeros(self.width, n_genes))
         self.register_buffer("intercept", torch.zeros(n_genes))
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the penalty and solve in closed form."""
-        sources = np.concatenate([b.features[b.sources] for b in batches]).astype(np.float64)
-        self.set_buffer("mean", sources.mean(axis=0))
-        self.set_buffer("std", _safe(sources.std(axis=0)))
-        y = [np.asarray(b.y, dtype=np.float64) for b in batches]
+        self.set_scaling(batches)
+        targets = [np.asarray(b.y, dtype=np.float64) for b in batches]
         weights = location_weights(batches, self.config.location_weights)
-        rows = Rows([self.design(b) for b in batches], y, weights, list(groups))
+        rows = Rows([self.design(b) for b in batches], targets, weights, list(groups))
         scale, weighed = scale_of_blocks(self.config, rows, batches[0].blocks, n_features=self.n_features)
         rows = rows.scaled(scale)
         chosen = self._choose(rows)
+        x, y, q = rows.joined()
         coef, intercept = _solve(
-            *rows.joined()[:2],
+            x,
+            y,
             penalties=(chosen["penalty"],),
             rank=self.config.n_components,
-            weights=rows.joined()[2],
+            weights=q,
             n_directions=chosen.get("rank"),
         )
         self.set_buffer("coef", coef[0] if scale is None else coef[0] * scale[:, None])
@@ -179,12 +178,12 @@ class Ridge(Model):
         s, vt, projected, center_x, center_y = _decompose(x, y, self.config.n_components, weights)
         for p, penalty in enumerate(penalties):
             shrink = _shrink(s, penalty, len(x))
-            directions = None if ranks == (None,) else _directions((s * shrink)[:, None] * projected)
+            directions = None if ranks == (None,) else directions_of((s * shrink)[:, None] * projected)
             for i in test:
                 z = (rows.x[i] - center_x) @ vt.T
                 guess = (z * shrink) @ projected
                 for r, rank in enumerate(ranks):
-                    kept = guess if directions is None or rank is None else _onto(guess, directions[:, :rank])
+                    kept = guess if directions is None or rank is None else onto(guess, directions[:, :rank])
                     found = metrics.pearson(kept + center_y, rows.y[i])
                     total[r, p] += np.nan_to_num(found).mean() / len(test)
         return total
@@ -193,23 +192,6 @@ class Ridge(Model):
         """Apply the linear map."""
         coef = self.coef.cpu().numpy().astype(np.float64)
         return (self.design(batch) @ coef + self.intercept.cpu().numpy()).astype(np.float32), None
-
-    def design(self, batch: Batch) -> NDArray[np.float64]:
-        """Return the (n, width) columns that `coef` weighs: own features and, with context, the neighbours' means."""
-        mean, std = self.mean.cpu().numpy(), self.std.cpu().numpy()
-        if self.config.standardize == "slide":
-            sources = batch.features[batch.sources].astype(np.float64)
-            mean, std = sources.mean(axis=0), _safe(sources.std(axis=0))
-        own = ((batch.own - mean) / std).clip(-EXTREME, EXTREME)
-        if self.config.context_um is None:
-            return own
-        around = [((ring - mean) / std).clip(-EXTREME, EXTREME) for ring in ring_means(batch)]
-        return np.concatenate([own, *around], axis=1)
-
-
-def _safe(std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return standard deviations with 1 for constant features."""
-    return np.where(std < 1e-8, 1.0, std)
 
 
 def _decompose(
@@ -241,22 +223,6 @@ def _shrink(s: NDArray[np.float64], penalty: float, n: int) -> NDArray[np.float6
     return s / (s**2 + penalty * n)
 
 
-def _directions(fitted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (n_genes, r) orthonormal combinations of genes that vary in (k, n_genes) fitted values, most first."""
-    wide = fitted.shape[0] < fitted.shape[1]
-    values, vectors = np.linalg.eigh(fitted @ fitted.T if wide else fitted.T @ fitted)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    if not wide:
-        return vectors
-    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
-    return fitted.T @ vectors[:, keep] / np.sqrt(values[keep])
-
-
-def _onto(values: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Project (n, n_genes) values onto combinations of genes."""
-    return (values @ directions) @ directions.T
-
-
 def _solve(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
@@ -271,7 +237,7 @@ def _solve(
     coefs = [vt.T @ (_shrink(s, p, len(x))[:, None] * projected) for p in penalties]
     if n_directions is not None:
         fitted = [(s * _shrink(s, p, len(x)))[:, None] * projected for p in penalties]
-        coefs = [_onto(c, _directions(f)[:, :n_directions]) for c, f in zip(coefs, fitted, strict=True)]
+        coefs = [onto(c, directions_of(f)[:, :n_directions]) for c, f in zip(coefs, fitted, strict=True)]
     return coefs, [center_y - center_x @ coef for coef in coefs]
 
 
@@ -284,7 +250,7 @@ def _gcv(
     weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Generalised cross-validation error, mean over genes scaled to unit variance, of every penalty."""
-    y = (y - y.mean(axis=0)) / _safe(y.std(axis=0))
+    y = (y - y.mean(axis=0)) / safe(y.std(axis=0))
     s, _, projected, _, center = _decompose(x, y, rank, weights)
     whole = np.square(y).sum() if weights is None else (weights[:, None] * np.square(y - center)).sum()
     outside = whole - np.square(projected).sum()

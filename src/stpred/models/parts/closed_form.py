@@ -1,4 +1,4 @@
-"""How training locations and blocks of features weigh in models of closed form."""
+"""What models of closed form share: weights of locations and blocks of features, reduced rank, kernels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from stpred.models.parts.context import n_means
 
 LOCATION_WEIGHTS = ("depth",)
 BLOCK_WEIGHTS = ("equal", "chosen", "width")
+
+RANKS = (3, 5, 8, 12, 20, 40, None)
+"""Numbers of combinations of genes that ``rank="auto"`` chooses from; None: each gene by itself."""
 
 TOTAL_VARIANCE = 100.0
 """What the variances of weighted features add up to, so that penalties do not depend on the number of features."""
@@ -88,10 +91,12 @@ class Rows:
 
 
 def check_weights(config: Any) -> None:
-    """Check ``block_weights`` and ``location_weights`` of settings."""
+    """Check ``block_weights``, ``location_weights`` and ``rank`` of settings."""
     for name, known in (("block_weights", BLOCK_WEIGHTS), ("location_weights", LOCATION_WEIGHTS)):
         if (value := getattr(config, name)) is not None:
             one_of(value, known, name=name)
+    if config.rank != "auto":
+        config.check_whole("rank")
 
 
 def scale_of_blocks(
@@ -224,22 +229,54 @@ def _scorer(
 
 
 def kernel_ridge(
-    kernel: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], penalty: float
+    kernel: NDArray[np.float64],
+    y: NDArray[np.float64],
+    weights: NDArray[np.float64] | None,
+    penalty: float,
+    *,
+    rank: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (n, G) coefficients of an (n, n) kernel and the (G,) unpenalised intercept; the penalty is per location.
 
-    The kernel is centred in feature space by the weighted mean, which is absorbed into both results.
+    The kernel is centred in feature space by the weighted mean, which is absorbed into both results, and overwritten.
     """
     from scipy.linalg import cho_factor, cho_solve
 
     n = len(kernel)
+    weights = np.ones(n) if weights is None else weights
     q = weights / weights.sum()
     root = np.sqrt(weights)
     middle = kernel @ q
-    centred = kernel - middle - middle[:, None] + q @ middle
-    system = root[:, None] * centred * root
-    system[np.diag_indices(n)] += penalty * n
+    whole = float(q @ middle)
     center = q @ y
-    alpha = root[:, None] * cho_solve(cho_factor(system, lower=True, overwrite_a=True), root[:, None] * (y - center))
+    kernel -= middle
+    kernel -= middle[:, None]
+    kernel += whole
+    kernel *= root
+    kernel *= root[:, None]
+    kernel[np.diag_indices(n)] += penalty * n
+    target = root[:, None] * (y - center)
+    alpha = cho_solve(cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False), target)
+    intercept = center
+    if rank is not None:
+        directions = directions_of(target - penalty * n * alpha)[:, :rank]  # of the fitted values
+        alpha = onto(alpha, directions)
+    alpha *= root[:, None]
     total = alpha.sum(axis=0)
-    return alpha - q[:, None] * total, center - middle @ alpha + (q @ middle) * total
+    return alpha - q[:, None] * total, intercept - middle @ alpha + whole * total
+
+
+def directions_of(fitted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (n_genes, r) orthonormal combinations of genes that vary in (k, n_genes) fitted values, most first."""
+    wide = fitted.shape[0] < fitted.shape[1]
+    values, vectors = np.linalg.eigh(fitted @ fitted.T if wide else fitted.T @ fitted)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    if not wide:
+        return vectors
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    return fitted.T @ vectors[:, keep] / np.sqrt(values[keep])
+
+
+def onto(values: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Project (n, n_genes) values onto combinations of genes."""
+    return (values @ directions) @ directions.T
