@@ -56,40 +56,47 @@ class TrainingDistribution(nn.Module):
         slides: Sequence[NDArray[np.float32]],
         groups: Sequence[str] | None = None,
         *,
+        blocks: Sequence[int] | None = None,
         target_distances: Callable[[int], NDArray[np.float32]] | None = None,
     ) -> float | None:
         """Fit to the (n, n_features) features of each training slide, of the donors `groups` (None: one each).
 
         Returns the median distance up to which a whole slide is in distribution; None with fewer than three donors (of
-        one donor: slides). `target_distances` gives those of a slide's targets as in prediction; None: of its features.
+        one donor: slides). `blocks`: widths of the features of several encoders side by side, which then count the
+        same. `target_distances` gives those of a slide's targets as in prediction; None: of its features.
         """
         self.limit.fill_(1.0)
+        weights = None if blocks is None else _block_weights(blocks)
         donors = [str(i) for i in range(len(slides))] if groups is None else list(groups)
         if len(set(donors)) == 1:  # sections of one donor are held out one by one
             donors = [str(i) for i in range(len(slides))]
         distances: list[NDArray[np.float64]] = []
         medians: dict[str, list[float]] = {}
         for held_out in dict.fromkeys(donors) if len(slides) > 1 else ():
-            self._fit_space(np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != held_out]))
+            others = np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != held_out])
+            self._fit_space(others, weights)
             for i in [i for i, d in enumerate(donors) if d == held_out]:
                 distances.append(self.distance(slides[i]))
                 judged = distances[-1] if target_distances is None else target_distances(i)
                 medians.setdefault(held_out, []).append(float(np.median(judged)))
-        self._fit_space(np.concatenate(slides))
+        self._fit_space(np.concatenate(slides), weights)
         found = distances or [self.distance(slides[0])]
         self.limit.fill_(max(float(np.quantile(np.concatenate(found), 0.99)), 1e-6))
         if len(medians) < MIN_DONORS:
             return None
         return _slide_limit(np.exp([np.mean(np.log(m)) for m in medians.values()]) / float(self.limit))
 
-    def extend(self, slides: Sequence[NDArray[np.float32]], *, share: float) -> None:
+    def extend(
+        self, slides: Sequence[NDArray[np.float32]], *, share: float, blocks: Sequence[int] | None = None
+    ) -> None:
         """Take the (n, n_features) features of more slides in, with this share of the new distribution's moments.
 
         The old covariance is that of the leading components, and beside them of each feature by itself. Tiles at the
         old limit are, in the median, at the new one, unless the own tiles (99 % of them) reach further.
         """
         features = np.concatenate(slides).astype(np.float64)
-        border = self._border()
+        weights = np.ones(features.shape[1]) if blocks is None else _block_weights(blocks)
+        border = self._border(weights)
         own, mean, std, components, spread, rest = (
             features.mean(axis=0),
             *(
@@ -97,41 +104,46 @@ class TrainingDistribution(nn.Module):
                 for n in ("mean", "std", "components", "spread", "rest")
             ),
         )
-        old = (components.T * spread**2) @ components + np.diag(self._beside(components, spread, rest))
+        old = (components.T * spread**2) @ components + np.diag(self._beside(components, spread, rest, weights))
         apart = own - mean
         covariance = (1 - share) * (old * std * std[:, None]) + share * np.cov(features.T, ddof=0).reshape(old.shape)
-        self._set_space(mean + share * apart, covariance + share * (1 - share) * np.outer(apart, apart))
+        self._set_space(mean + share * apart, covariance + share * (1 - share) * np.outer(apart, apart), weights)
         reach = float(np.quantile(self.distance(features), 0.99))
         self.limit.fill_(max(float(np.median(self.distance(border))), reach))
 
-    def _border(self, n: int = 1024) -> NDArray[np.float64]:
+    def _border(self, weights: NDArray[np.float64], n: int = 1024) -> NDArray[np.float64]:
         """Return (n, n_features) features that all lie at the limit, in the directions that training tiles vary in."""
         arrays = {k: v.cpu().numpy().astype(np.float64) for k, v in self.named_buffers()}
         components, spread = arrays["components"], arrays["spread"]
         rng = np.random.default_rng(0)
-        beside = np.sqrt(self._beside(components, spread, arrays["rest"]))
+        beside = np.sqrt(self._beside(components, spread, arrays["rest"], weights))
         scaled = (rng.standard_normal((n, len(spread))) * spread) @ components
         scaled += rng.standard_normal((n, len(beside))) * beside
         far = self.distance(arrays["mean"] + arrays["std"] * scaled)  # in proportion to `scaled`
         return np.asarray(arrays["mean"] + arrays["std"] * scaled * (arrays["limit"] / far)[:, None])
 
     @staticmethod
-    def _beside(components: Any, spread: Any, rest: Any) -> NDArray[np.float64]:
-        """Return each standardised feature's variance beside the components; their sum is known."""
-        found = (1 - (spread[:, None] ** 2 * components**2).sum(axis=0)).clip(0)
+    def _beside(components: Any, spread: Any, rest: Any, weights: Any) -> NDArray[np.float64]:
+        """Return each standardised and weighted feature's variance beside the components; their sum is known."""
+        found = (weights**2 - (spread[:, None] ** 2 * components**2).sum(axis=0)).clip(0)
         return np.asarray(found * max(float(rest) ** 2 - 1e-3, 0.0) / max(found.sum(), 1e-12))
 
-    def _fit_space(self, features: NDArray[np.float32]) -> None:
+    def _fit_space(self, features: NDArray[np.float32], weights: NDArray[np.float64] | None) -> None:
         features = features.astype(np.float64)
         mean, std = features.mean(axis=0), features.std(axis=0)
         std[std < 1e-8] = 1.0
+        if weights is not None:
+            std /= weights
         scaled = (features - mean) / std
         # The covariance is small (features x features) however many tiles there are.
         self._set_components(mean, std, scaled.T @ scaled / len(scaled))
 
-    def _set_space(self, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> None:
+    def _set_space(
+        self, mean: NDArray[np.float64], covariance: NDArray[np.float64], weights: NDArray[np.float64]
+    ) -> None:
         std = np.sqrt(np.diag(covariance))
         std[std < 1e-8] = 1.0
+        std /= weights
         self._set_components(mean, std, covariance / std / std[:, None])
 
     def _set_components(self, mean: Any, std: Any, correlation: NDArray[np.float64]) -> None:
@@ -175,6 +187,15 @@ class TrainingDistribution(nn.Module):
         if not self.fitted:
             return np.full(len(distance), np.nan, dtype=np.float32)
         return (distance / float(self.limit)).astype(np.float32)
+
+
+def _block_weights(blocks: Sequence[int]) -> NDArray[np.float64]:
+    """Return the (n_features,) weights with which standardised features of several encoders have the same variance.
+
+    A feature by itself beside them (a number of cells) keeps its own.
+    """
+    widths = np.repeat(blocks, blocks).astype(np.float64)
+    return np.asarray(np.where(widths > 1, np.sqrt(sum(blocks) / (len(blocks) * widths)), 1.0))
 
 
 def _slide_limit(medians: NDArray[np.float64]) -> float:

@@ -119,7 +119,10 @@ def fit_and_score(
         model, chosen, curves, curve = _fit_one(family, config, batches, **options)
     if typical:
         limit = model.typical.fit(
-            [model.ood_features(b) for b in batches], groups, target_distances=lambda i: model.ood_distance(batches[i])
+            [model.ood_features(b) for b in batches],
+            groups,
+            blocks=batches[0].blocks,
+            target_distances=lambda i: model.ood_distance(batches[i]),
         )
         chosen = {**chosen, "slide_limit": None if limit is None else round(limit, 4)}
     held = None if curve is None else held_out([curve], getattr(model, "criterion", "pearson"), epochs=None)
