@@ -225,7 +225,8 @@ def get(
     if isinstance(encoder, (list, tuple)):
         if weights is not None or not pretrained or kwargs:
             given = [*(["weights"] if weights is not None else []), *([] if pretrained else ["pretrained"]), *kwargs]
-            raise InputError(f"{listing(given)} go with a single encoder; make each of the list by itself.")
+            said = ", ".join(f"`{name}`" for name in given)
+            raise InputError(f"{said} go with a single encoder, not with a list; make each of the list by itself.")
         return side_by_side([get(e, tile=None if _is_encoder(e) else tile, device=device) for e in encoder])
     if pool is not None and layers is None:
         raise InputError(f"`pool`={pool!r} says how `layers` are pooled; name them as well, such as layers=(-1,).")
