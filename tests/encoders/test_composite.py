@@ -66,9 +66,7 @@ def test_licences_are_joined_and_revisions_tell_members_apart() -> None:
 @pytest.mark.parametrize("n", [2, 3, 6, 12])
 def test_names_are_readable_short_and_distinct(n: int) -> None:
     sizes = [64 + 16 * k for k in range(n)]
-    names = [
-        encoders.get([MeanColour(st.TileSpec(mpp, s)) for s in sizes]).card.name for mpp in (0.5, 0.75, 1.0)
-    ]
+    names = [encoders.get([MeanColour(st.TileSpec(mpp, s)) for s in sizes]).card.name for mpp in (0.5, 0.75, 1.0)]
     assert len(set(names)) == 3
     assert all(len(name) <= 80 and name.startswith("mean-colour-") for name in names)
     assert len(keys.features("bins_008um", names[0])) < 120

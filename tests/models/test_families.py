@@ -150,6 +150,24 @@ def test_typical_tiles_know_the_strange_from_the_usual() -> None:
     np.testing.assert_array_equal(score(typical, across[:1]), score(typical, across)[:1])
 
 
+def test_a_narrow_encoder_beside_a_wide_one_is_not_drowned() -> None:
+    def slide(seed: int, shift: float = 0.0) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        common = rng.normal(size=(200, 8)) @ np.random.default_rng(90).normal(size=(8, 250))
+        wide = common / 4 + rng.normal(size=(200, 250))
+        return np.concatenate([wide, rng.normal(size=(200, 5)) + shift], axis=1).astype(np.float32)
+
+    joint, weighted, plain = (TrainingDistribution(255) for _ in range(3))
+    joint.fit([slide(s) for s in range(4)])
+    weighted.fit([slide(s) for s in range(4)], blocks=(250, 5))
+    plain.fit([slide(s) for s in range(4)], blocks=(255,))
+    for typical in (joint, weighted):
+        assert (score(typical, slide(9)) == 0).mean() > 0.9
+    assert (score(joint, slide(9, shift=2.5)) > 0).mean() < 0.5
+    assert (score(weighted, slide(9, shift=2.5)) > 0).mean() > 0.9
+    assert all(np.array_equal(a, b) for a, b in zip(joint.buffers(), plain.buffers(), strict=True))
+
+
 def test_held_out_scores_leave_the_whole_group_out() -> None:
     batches = [batch(s, seed=i) for i, s in enumerate("abcd")]
     held = training.held_out_scores(Ridge, Ridge.Config(penalty=0.1), batches, groups=["p", "p", "q", "q"])
