@@ -166,6 +166,9 @@ def test_a_narrow_encoder_beside_a_wide_one_is_not_drowned() -> None:
     assert (score(joint, slide(9, shift=2.5)) > 0).mean() < 0.5
     assert (score(weighted, slide(9, shift=2.5)) > 0).mean() > 0.9
     assert all(np.array_equal(a, b) for a, b in zip(joint.buffers(), plain.buffers(), strict=True))
+    weighted.extend([slide(5)], share=0.2, blocks=(250, 5))
+    assert (score(weighted, slide(9)) == 0).mean() > 0.9
+    assert (score(weighted, slide(9, shift=2.5)) > 0).mean() > 0.8
 
 
 def test_held_out_scores_leave_the_whole_group_out() -> None:

@@ -297,12 +297,12 @@ def _describe(
 
 def _widen(new: Model, batches: list[Batch], donors: set[str]) -> None:
     """Take the own tiles into what out-of-distribution distances are measured from, donors weighing alike."""
-    features = [new.ood_features(b) for b in batches]
+    features, blocks = [new.ood_features(b) for b in batches], batches[0].blocks
     trained = new.record.training
     if not new.typical.fitted:
-        new.typical.fit(features)
+        new.typical.fit(features, blocks=blocks)
         return
-    new.typical.extend(features, share=len(donors) / trained["n_donors"])
+    new.typical.extend(features, share=len(donors) / trained["n_donors"], blocks=blocks)
     if trained.get("slide_limit") is not None:
         medians = [float(np.median(new.ood_distance(b))) for b in batches]
         trained["slide_limit"] = round(max(trained["slide_limit"], *medians) + 5e-5, 4)
