@@ -27,6 +27,7 @@ logger = logging.getLogger("stpred")
 VIEWS = (1, 8)
 REDUCTIONS = ("sum", "mean")
 OPTIMISERS = ("sgd", "adamw")
+CRITERIA = ("mse", "pearson")
 
 _BLOCK = 32
 """Tiles per forward pass in prediction, eight views of each."""
@@ -56,6 +57,9 @@ class STNetConfig(NetworkConfig):
         ``"sum"``: squared errors are summed over the locations of a step and divided by the number of genes, as
         published; ``"mean"``: they are averaged over both. A step of n locations with ``lr`` and ``"sum"`` is one of
         ``n * lr`` with ``"mean"`` (1e-6 is 3.2e-5 at 32 locations).
+    criterion
+        What held-out donors choose the number of epochs by: ``"mse"``, as published, or ``"pearson"``, which leaves the
+        scale of each gene open.
     """
 
     family: ClassVar[str] = "stnet"
@@ -69,6 +73,7 @@ class STNetConfig(NetworkConfig):
     optimiser: str = "sgd"
     momentum: float = 0.9
     reduction: str = "sum"
+    criterion: str = "mse"
     standardize: str = "none"
     scale_genes: bool = False
     lr: float = 1e-6
@@ -83,6 +88,7 @@ class STNetConfig(NetworkConfig):
         one_of(self.n_views, VIEWS, name="n_views")
         one_of(self.optimiser, OPTIMISERS, name="optimiser")
         one_of(self.reduction, REDUCTIONS, name="reduction")
+        one_of(self.criterion, CRITERIA, name="criterion")
         self.check_fraction("momentum")
         if self.standardize != "none":
             raise InputError("STNet sees pixels: set `normalize`, not `standardize`.")
@@ -110,9 +116,9 @@ class STNet(Network):
     The target is ``log((1 + count) / (n_genes + total))`` over all measured genes; predictions are turned into
     log1p CP10k at the training locations' median library size. The last layer starts with weights of zero and the
     training mean as bias, training tiles are turned and mirrored at random, and the number of epochs is the one of
-    least squared error on held-out donors of the training slides. The tile is 150 um wide, as in the publication.
-    Training holds the pixels of all tiles in memory (150 kB per location), or on disk with ``settings.cache_dir``;
-    prediction streams them.
+    least squared error on held-out donors of the training slides (or of best `criterion`). The tile is 150 um wide, as
+    in the publication. Training holds the pixels of all tiles in memory (150 kB per location), or on disk with
+    ``settings.cache_dir``; prediction streams them.
 
     Examples
     --------

@@ -21,7 +21,7 @@ from stpred.training import _loop
 from stpred.training._checkpoint import Checkpoint
 from stpred.training._plan import INNER_FOLDS, group_folds
 from stpred.training._run import Run, fingerprint
-from stpred.training._scores import Curve, HeldOut, best_epoch, held_out, mean_pearson
+from stpred.training._scores import Curve, HeldOut, best_epoch, criterion_of, held_out, mean_pearson
 
 logger = logging.getLogger("stpred")
 
@@ -125,7 +125,7 @@ def fit_and_score(
             target_distances=lambda i: model.ood_distance(batches[i]),
         )
         chosen = {**chosen, "slide_limit": None if limit is None else round(limit, 4)}
-    held = None if curve is None else held_out([curve], getattr(model, "criterion", "pearson"), epochs=None)
+    held = None if curve is None else held_out([curve], criterion_of(type(model), model.config), epochs=None)
     return Fitted(model.to("cpu").eval(), chosen, curves, held)
 
 
@@ -249,7 +249,7 @@ def _epochs(
         )
     except TooSmall:  # no targets without the held-out donors
         return *_alone(family, model), []
-    return best_epoch(curves, model.criterion), "left-out donors", curves
+    return best_epoch(curves, criterion_of(family, model.config)), "left-out donors", curves
 
 
 def _alone(family: type[Model], model: Any) -> tuple[int, str]:
@@ -272,7 +272,7 @@ def _epochs_by_blocks(family: type[Model], config: Any, batches: Sequence[Batch]
             train.append(batch.take(far))
             held.append(batch.take(test))
         curves.append(_curve(family, config, train, held, describe=f"without block {k}", seed=seed, run=run))
-    return best_epoch(curves, getattr(family, "criterion", "pearson"))
+    return best_epoch(curves, criterion_of(family, config))
 
 
 def _fit_ensemble(

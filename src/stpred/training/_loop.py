@@ -20,7 +20,7 @@ from stpred.models.parts.iterative import Iterative
 from stpred.training._checkpoint import Checkpoint, State
 from stpred.training._run import Run, numbered
 from stpred.training._samplers import sampler_of
-from stpred.training._scores import Curve
+from stpred.training._scores import Curve, criterion_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -246,4 +246,4 @@ def _stale(scored: list[Any], validation: Sequence[Batch], model: Iterative, pat
 
 def _best(scored: list[Any], validation: Sequence[Batch], model: Iterative) -> int:
     """Return the epoch, from 0, after which the held-out slides scored best."""
-    return int(np.argmax(_curve(scored, validation).quality(model.criterion)))
+    return int(np.argmax(_curve(scored, validation).quality(criterion_of(type(model), model.config))))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred.metrics.summary import mean_of_defined
+from stpred.models.base import Model
 
 TRUSTED = 0.1
 """Mean Pearson correlation on held-out slides from which a gene counts as predictable."""
@@ -69,6 +70,11 @@ class Curve:
         if criterion == "mse":
             return -self.error.mean(axis=1, dtype=np.float64)
         return np.nan_to_num(self.pearson).mean(axis=(1, 2), dtype=np.float64)
+
+
+def criterion_of(family: type[Model], config: Any) -> str:
+    """Return what epochs of a family are chosen by: the settings' own word, or the family's."""
+    return str(getattr(config, "criterion", None) or getattr(family, "criterion", "pearson"))
 
 
 def mean_pearson(curves: list[Curve]) -> list[float]:

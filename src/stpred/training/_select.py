@@ -13,7 +13,7 @@ from stpred.models.batch import Batch
 from stpred.models.ensemble import EnsembleConfig
 from stpred.training._fit import Relabel, fold_curves
 from stpred.training._run import Run
-from stpred.training._scores import Curve, HeldOut, held_out
+from stpred.training._scores import Curve, HeldOut, criterion_of, held_out
 
 
 def held_out_scores(
@@ -36,7 +36,7 @@ def held_out_scores(
         family, config = config.member.model_class, config.member
     curves = list(folds) or fold_curves(family, config, batches, groups=groups, seed=seed, run=run, relabel=relabel)
     epochs = getattr(config, "epochs", None)
-    return held_out(curves, getattr(family, "criterion", "pearson"), epochs=epochs)
+    return held_out(curves, criterion_of(family, config), epochs=epochs)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from stpred.models.base import Model
 from stpred.models.batch import Batch
 from stpred.training import _loop
 from stpred.training._run import Run, fingerprint
+from stpred.training._scores import criterion_of
 from stpred.training._tuning.parts import Part, Trial
 
 
@@ -75,7 +76,13 @@ class NetworkMethod:
                 self._train(again, model, part.train, c, seed=self.seed, name=f"{part.name}, again")
             return [again.predict(b)[0] for b in part.test]
 
-        return Trial(part, curve.pearson, curve.quality(model.criterion), predict, lambda c: curve.spearman[c])
+        return Trial(
+            part,
+            curve.pearson,
+            curve.quality(criterion_of(type(model), model.config)),
+            predict,
+            lambda c: curve.spearman[c],
+        )
 
     def final(self, model: Any, batches: Sequence[Batch], chosen: int, *, seed: int) -> tuple[Any, dict[str, Any]]:
         """Return a copy after the chosen number of epochs on all slides."""
