@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_a_truncated_file_is_refused(folder, tensors) -> None:
         encoders.get(NAME)
 
 
-def test_stnet_starts_from_a_package(folder, tensors) -> None:
+def test_stnet_starts_from_a_package(folder, tensors, tmp_path, monkeypatch) -> None:
     write_package(folder, tensors)
     slides = st.datasets.toy_cohort(2, size_um=(300, 300), n_genes=8)
     config = st.models.STNet.Config(backbone=NAME, epochs=1, n_views=1, lr=1e-30)
@@ -127,8 +128,36 @@ def test_stnet_starts_from_a_package(folder, tensors) -> None:
     for (_, value), name in zip(tensors.items(), timm.create_model("test_efficientnet").state_dict(), strict=True):
         if not name.startswith("classifier") and "running" not in name and "tracked" not in name:
             torch.testing.assert_close(own[name].cpu(), value)
+    monkeypatch.setattr(Wheel, "folder", lambda self: None)  # not needed again
+    loaded = st.models.load(st.models.save(model, tmp_path / "model"))
+    assert loaded.config.backbone == NAME
+    one = next(iter(slides.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = (
+            st.tl.predict(one, m, shapes_key="spots", inplace=False, device="cpu").X for m in (model, loaded)
+        )
+    np.testing.assert_array_equal(first, second)
     with pytest.raises(InputError, match=r"`backbone` must be a model of timm or one of .*'efficientnet-lite0'"):
         st.models.STNet(st.models.STNet.Config(backbone="efficientnet-lite9"), n_features=3072, n_genes=2)
+
+
+def test_own_training_starts_from_a_package(folder, tensors, tmp_path) -> None:
+    write_package(folder, tensors)
+    slides = st.datasets.toy_cohort(2, size_um=(400, 400), mpp=0.25, n_genes=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoder = st.tl.pretrain_encoder(
+            slides,
+            backbone=NAME,
+            pretrained=True,
+            method=encoders.MoCo(epochs=1, batch_size=36, hidden=32),
+            tile=st.TileSpec(1.0, 32),
+            n_tiles=72,
+            device="cpu",
+        )
+    assert (encoder.backbone, encoder.record["start"]) == ("test_efficientnet", "those of tiny-net-pytorch-model")
+    assert encoders.load(encoders.save(encoder, tmp_path / "own"), device="cpu").card == encoder.card
 
 
 @needs_weights

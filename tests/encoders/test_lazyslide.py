@@ -91,6 +91,18 @@ def test_adapter_uses_the_models_own_transform_and_tokens(fake_models, tiles) ->
     assert encoders.get("Fake-Free", device="cpu").card.name == "fake-free"
 
 
+def test_layers_of_a_registered_model(fake_models, tiles) -> None:
+    torch.manual_seed(0)
+    whole = encoders.get("fake-free", device="cpu")
+    torch.manual_seed(0)  # the model's own weights are random
+    encoder = encoders.get("fake-free", layers=(-1,), pool="mean", device="cpu")
+    assert (encoder.card.layers, encoder.card.pool, encoder.card.dense) == ((5,), "mean", (14, 14, 64))
+    assert encoder.card.revision == whole.card.revision
+    np.testing.assert_allclose(encoder.encode(tiles), whole.encode_dense(tiles).mean(axis=(1, 2)), atol=1e-4)
+    with pytest.raises(InputError, match="the network of 'fake-processor' does not give its middle layers"):
+        encoders.get("fake-processor", layers=(1,), device="cpu")
+
+
 def test_models_that_prepare_images_themselves(fake_models, tiles) -> None:
     encoder = encoders.get("fake-processor", device="cpu")
     with torch.no_grad():

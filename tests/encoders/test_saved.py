@@ -172,3 +172,13 @@ def test_the_end_of_a_residual_branch_begins_at_zero() -> None:
     assert float(module.layer1[0].bn2.weight.detach().abs().max()) == 0
     assert float(module.layer1[0].bn1.weight.detach().min()) == 1
     assert _saved.FORMAT_VERSION == 1
+
+
+def test_layers_of_a_saved_encoder(tmp_path: Path, tiles: np.ndarray, no_names: None) -> None:
+    first = made("test_vit")
+    encoders.register("mine", encoders.save(first, tmp_path / "cells"))
+    last = encoders.get("mine", layers=(-1,), device="cpu")
+    assert (last.card.name, last.card.layers, last.card.revision) == ("mine", (5,), first.card.revision)
+    np.testing.assert_allclose(last.encode(tiles), first.encode_dense(tiles).mean(axis=(1, 2)), atol=1e-5)
+    again = registry.from_card(last.card.to_dict(), device="cpu")
+    np.testing.assert_array_equal(again.encode(tiles), last.encode(tiles))

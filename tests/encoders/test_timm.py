@@ -5,6 +5,7 @@ import pytest
 
 import stpred as st
 from stpred import InputError, encoders
+from stpred.encoders import registry
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -96,6 +97,16 @@ def test_local_weights_round_trip(tmp_path, tiles, kind) -> None:
     with torch.no_grad():
         np.testing.assert_allclose(encoder.encode(tiles), model(batch).numpy(), atol=1e-4)
     assert encoder.card.source.startswith("file ")
+
+
+def test_a_record_of_local_weights_fetches_no_others(tmp_path, monkeypatch) -> None:
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "own.safetensors")
+    card = encoders.get(NAME, weights=tmp_path / "own.safetensors", device="cpu").card
+    monkeypatch.setattr("timm.create_model", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(InputError, match=r"'timm/test_vit' had weights of its own \(file own.safetensors\)"):
+        registry.from_card(card.to_dict())
 
 
 def test_weights_of_another_model_are_refused(tmp_path) -> None:
