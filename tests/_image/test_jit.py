@@ -3,7 +3,7 @@ from __future__ import annotations
 import numba
 import pytest
 
-from stpred._image._jit import kernel
+from stpred._core.compute.jit import kernel
 
 
 def twice(x: float) -> float:

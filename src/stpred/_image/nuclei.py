@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._image._jit import kernel
+from stpred._core.compute.jit import kernel
 from stpred._image.texture import Plane, gaussian, histogram
 
 STAT_NAMES = (

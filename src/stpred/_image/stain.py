@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, positive
-from stpred._image._jit import kernel
+from stpred._core.compute.jit import kernel
 
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)

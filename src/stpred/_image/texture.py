@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._image._jit import kernel
+from stpred._core.compute.jit import kernel
 
 Plane = NDArray[np.float32]
 

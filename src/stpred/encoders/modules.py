@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
 from stpred._core.settings import settings
+from stpred._image.scale import scale_into
 from stpred.encoders.base import EncoderCard
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Forward = Callable[[Any], Any]
+
+AT_ONCE_PX = 8 * 224 * 224
+"""Pixels per thread that go through a network together on the CPU: layers of larger batches leave the caches."""
 
 
 class TorchEncoder:
@@ -43,6 +47,10 @@ class TorchEncoder:
         `transform` only).
     images
         Give `forward` a list of PIL images, for modules that prepare them themselves.
+    fold
+        Compute features with a copy of the module whose batch norms are folded into the convolutions before them, where
+        these are the same up to rounding; the copy follows changes of the weights. Only a `forward` and `dense` that
+        are the module or its methods are computed so.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class TorchEncoder:
         transform: Callable[[Any], Any] | None = None,
         input_px: int | None = None,
         images: bool = False,
+        fold: bool = False,
     ) -> None:
         self._module = module
         self._forward: Forward = module if forward is None else forward
@@ -62,10 +71,17 @@ class TorchEncoder:
         self._transform = transform
         self._input_px = card.tile.size_px if input_px is None else input_px
         self._images = images
+        self._folding = _folding(module) if fold and not images and transform is None else None
+        self._channels_last = True  # as tiles are
         self.card = card
         blank = np.full((1, card.tile.size_px, card.tile.size_px, 3), 255, dtype=np.uint8)
+        try:
+            width = self.encode(blank).shape[1]
+        except RuntimeError:  # as of `view`, which takes one order only
+            self._channels_last = False
+            width = self.encode(blank).shape[1]
         shape = None if dense is None else self.encode_dense(blank).shape[1:]
-        self.card = replace(card, width=self.encode(blank).shape[1], dense=shape)
+        self.card = replace(card, width=width, dense=shape)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (n, size_px, size_px, 3) uint8 tiles to (n, width) float32 features, each row from its tile alone."""
@@ -81,10 +97,28 @@ class TorchEncoder:
             raise InputError(f"The {tokens.shape[1]} dense tokens of {self.card.name!r} do not form a square grid.")
         return tokens.reshape(len(tokens), side, side, -1)
 
+    def differentiable(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return (n, width) features of (n, size_px, size_px, 3) tiles of 0 to 255, with gradients by their pixels."""
+        batch = self._normalized(tiles.to(self._device).permute(0, 3, 1, 2))
+        with evaluating(self._module):
+            features: torch.Tensor = self._forward(batch.contiguous())
+        return features.float()
+
+    @property
+    def prepares_images(self) -> bool:
+        """Whether the module takes PIL images and prepares them itself."""
+        return self._images
+
     def to(self, device: str | None) -> TorchEncoder:
         """Move the encoder to a device (None: the GPU if there is one) and return it."""
         self._module.to(pick_device(device))
         return self
+
+    @property
+    def _device(self) -> torch.device:
+        import torch
+
+        return next((p.device for p in self._module.parameters()), torch.device("cpu"))
 
     def _run(self, tiles: NDArray[np.uint8], forward: Forward, *, ndim: int) -> NDArray[np.float32]:
         import torch
@@ -99,38 +133,71 @@ class TorchEncoder:
             rows, cols, width = (1, 1, self.card.width) if self.card.dense is None else self.card.dense
             return np.empty((0, self.card.width) if ndim == 2 else (0, rows * cols, width), dtype=np.float32)
         parts = []
-        with torch.inference_mode(), evaluating(self._module):
-            for start in range(0, len(tiles), settings.batch_size):
-                out = forward(self._prepare(tiles[start : start + settings.batch_size]))
-                if not isinstance(out, torch.Tensor) or out.ndim != ndim:
-                    raise InputError(
-                        f"Encoder {self.card.name!r} must return a tensor of {ndim} dimensions (n, ..., width), got "
-                        f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__}."
-                    )
-                parts.append(out.float().cpu().numpy())
+        with evaluating(self._module):
+            if self._folding is not None:
+                forward = self._folding(forward, lambda: self._prepare(_example(size)))
+            with torch.inference_mode():
+                for start in range(0, len(tiles), n := self._at_once()):
+                    out = forward(self._prepare(tiles[start : start + n]))
+                    if not isinstance(out, torch.Tensor) or out.ndim != ndim:
+                        raise InputError(
+                            f"Encoder {self.card.name!r} must return a tensor of {ndim} dimensions (n, ..., width), "
+                            f"got {tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__}."
+                        )
+                    parts.append(out.float().cpu().numpy())
         return np.concatenate(parts)
+
+    def _at_once(self) -> int:
+        """Return how many tiles go through the module together."""
+        import torch
+
+        if self._device.type != "cpu":
+            return settings.batch_size
+        return max(1, min(settings.batch_size, AT_ONCE_PX * torch.get_num_threads() // self._input_px**2))
 
     def _prepare(self, tiles: NDArray[np.uint8]) -> Any:
         """Return the module's input for a batch."""
         import torch
 
-        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
         if self._images or self._transform is not None:
             from PIL import Image
 
             pictures = [Image.fromarray(t) for t in tiles]
             if self._transform is None:
                 return pictures
-            return torch.stack([torch.as_tensor(self._transform(p)) for p in pictures]).to(device)
-        batch = torch.from_numpy(np.array(tiles, order="C")).to(device).permute(0, 3, 1, 2).float() / 255
-        if self._input_px != batch.shape[-1]:
-            batch = torch.nn.functional.interpolate(
-                batch, size=(self._input_px, self._input_px), mode="bicubic", align_corners=False, antialias=True
-            ).clamp(0, 1)
+            return torch.stack([torch.as_tensor(self._transform(p)) for p in pictures]).to(self._device)
+        device = self._device
+        if device.type == "cpu" and self._input_px == tiles.shape[1]:
+            values = np.empty(tiles.shape, dtype=np.float32)
+            scale_into(values, tiles, *self._scaling)
+            batch = torch.from_numpy(values).permute(0, 3, 1, 2)
+        else:
+            pixels = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
+            if device.type == "cuda":
+                pixels = pixels.pin_memory()
+            batch = self._normalized(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float())
+        last = self._channels_last and device.type == "cpu"
+        return batch.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    @property
+    def _scaling(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What pixels are multiplied by, and what is added, for each channel."""
+        mean, std = np.zeros(3), np.ones(3)
         if self.card.mean is not None and self.card.std is not None:
-            mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.card.mean, self.card.std))
-            batch = (batch - mean) / std
-        return batch.contiguous()
+            mean, std = np.array(self.card.mean), np.array(self.card.std)
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def _normalized(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the module's input for (n, 3, h, w) pixels of 0 to 255."""
+        import torch
+
+        scale, shift = (torch.as_tensor(v, device=batch.device)[:, None, None] for v in self._scaling)
+        if (size := self._input_px) != batch.shape[-1]:
+            batch = torch.nn.functional.interpolate(
+                batch / 255, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 1)
+            scale = scale * 255
+        return torch.addcmul(shift, batch, scale)
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -244,3 +311,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+def _folding(module: nn.Module) -> Any:
+    from stpred.encoders.folding import Folding
+
+    return Folding(module)
+
+
+def _example(size_px: int) -> NDArray[np.uint8]:
+    """Return two tiles of noise and two of coloured squares."""
+    rng = np.random.default_rng(0)
+    squares = rng.integers(0, 256, (2, -(-size_px // 16), -(-size_px // 16), 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (2, size_px, size_px, 3), dtype=np.uint8)
+    return np.concatenate([noise, squares.repeat(16, axis=1).repeat(16, axis=2)[:, :size_px, :size_px]])

@@ -44,7 +44,7 @@ class TrainedEncoder(TorchEncoder):
         seed: int,
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(module, card=card, dense=timm_models.patch_tokens(module))
+        super().__init__(module, card=card, dense=timm_models.patch_tokens(module), fold=True)
         self.backbone, self.kwargs, self.seed = backbone, dict(kwargs), seed
         self.record: dict[str, Any] = dict(record or {})
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred._core.compute.ahead import ahead
 from stpred._core.fill import PlacedFill, glass_like, stain_like
 from stpred.tiles._chunks import Block, Chunks
 from stpred.tiles._levels import Level
@@ -42,12 +43,7 @@ class TileStream:
 
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         """Yield row numbers and the tiles of each view, the next ones being read while the caller works on these."""
-        with ThreadPoolExecutor(1) as pool:
-            items = self._batches(batch_size)
-            upcoming = pool.submit(next, items, None)
-            while (item := upcoming.result()) is not None:
-                upcoming = pool.submit(next, items, None)
-                yield item
+        return ahead(self._batches(batch_size))
 
     def _order(self) -> NDArray[np.int64]:
         """Return the rows by row of chunks, left to right: two or three rows of chunks are in memory at a time.

@@ -80,7 +80,8 @@ def read_layers(network: Any, layers: Any, pool: str | None, *, card: EncoderCar
     """
     numbers, pool = checked(network, layers, pool, name=card.name)
     read = Layers(network, numbers, pool).eval()
-    return TorchEncoder(read, card=replace(card, layers=numbers, pool=pool), dense=read.tokens, **options)
+    card = replace(card, layers=numbers, pool=pool)
+    return TorchEncoder(read, card=card, dense=read.tokens, fold=True, **options)
 
 
 def pooled(values: Tensor, pool: str) -> list[Tensor]:

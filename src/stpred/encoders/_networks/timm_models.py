@@ -97,7 +97,7 @@ def _encoder(model: Any, card: EncoderCard, *, layers: Any, pool: str | None) ->
     config, input_px = need_timm("encoder").data.resolve_data_config({}, model=model), _input_px(model)
     card = replace(card, mean=tuple(config["mean"]), std=tuple(config["std"]))
     if layers is None:
-        return TorchEncoder(model.eval(), card=card, dense=patch_tokens(model), input_px=input_px)
+        return TorchEncoder(model.eval(), card=card, dense=patch_tokens(model), input_px=input_px, fold=True)
     from stpred.encoders._networks.layers import read_layers
 
     return read_layers(model, layers, pool, card=card, input_px=input_px)

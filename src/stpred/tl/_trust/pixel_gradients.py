@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
 from stpred.encoders.composite import Composite
-from stpred.encoders.modules import TorchEncoder, evaluating
+from stpred.encoders.modules import TorchEncoder
 from stpred.models import registry
 from stpred.models.parts.sample import EXTREME, Sample, Scaling
 
@@ -49,7 +49,7 @@ def check_encoder(encoder: Encoder) -> None:
             f"Features of the encoder {encoder.card.name!r} are counted and measured, so they have no gradient by the "
             "pixels; stpred.tl.feature_associations says which of them go along with a gene."
         )
-    if encoder._images:
+    if encoder.prepares_images:
         raise InputError(f"Encoder {encoder.card.name!r} prepares images itself, so gradients cannot be followed.")
 
 
@@ -68,7 +68,7 @@ def prediction_of(model: Model, encoder: Encoder, batch: Batch, row: int, *, til
     device = next(iter(model.state_dict().values())).device
 
     def features(x: Tensor) -> Tensor:
-        return _encoded(encoder, x).to(device)
+        return cast(TorchEncoder, encoder).differentiable(x).to(device)
 
     own = np.asarray(batch.features[batch.targets[row]], np.float64)
     with torch.no_grad():
@@ -95,22 +95,6 @@ def _pixels(model: Any, batch: Batch) -> Function:
         return model.finish(model(Sample(values, rows, torch.zeros_like(rows))))
 
     return function
-
-
-def _encoded(encoder: Any, x: Tensor) -> Tensor:
-    """Return the features of (b, H, W, 3) tiles of 0 to 255, differentiably."""
-    import torch
-
-    module, card = encoder._module, encoder.card
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    batch = x.to(device).permute(0, 3, 1, 2) / 255
-    if (size := encoder._input_px) != batch.shape[-1]:
-        batch = torch.nn.functional.interpolate(batch, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    if card.mean is not None and card.std is not None:
-        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (card.mean, card.std))
-        batch = (batch - mean) / std
-    with evaluating(module):
-        return encoder._forward(batch.contiguous()).float()
 
 
 def _around(batch: Batch, row: int) -> NDArray[Any]:

@@ -1,0 +1,1 @@
+"""How work is run: compiled kernels, and items made ahead of their use."""
