@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, check_parent, one_of
+from stpred._core.compute.jit import kernel
 from stpred._core.files import read_json, writable
-from stpred._image._jit import kernel
 from stpred._image.stain import optical_density, stain_matrix
 
 METHODS = ("macenko", "reinhard", "moments")

@@ -314,7 +314,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _folding(module: nn.Module) -> Any:
-    from stpred.encoders.folding import Folding
+    from stpred.encoders._networks.folding import Folding
 
     return Folding(module)
 
