@@ -63,7 +63,8 @@ def cross_validate(
     models
         One model, a list, or a mapping of names to models; each a family name or a ``Config``. A *list of configs*
         (of one or several families) under one name is a grid: the best one is chosen inside the training slides of
-        every fold, by leaving out their donors in turn. Features are computed once for all of them.
+        every fold, by leaving out their donors in turn. Features are computed once for all of them. ``"colour"`` beside
+        them tells what six numbers of each tile's colour can do.
     groups
         Slide to donor, required: folds never share a donor. Two explicit exceptions, for which every row of the result
         says ``donor_shared=True``: ``"slide"`` leaves out sections of one donor; ``"blocks"`` leaves out parts of each

@@ -169,7 +169,10 @@ def _encoders(given: Any, *, tile: Any, device: str | None) -> list[Encoder]:
     ]
     names = [e.card.name for e in loaded]
     if repeated := sorted({n for n in names if names.count(n) > 1 or n in (MAJORITY, COLOUR)}):
-        raise InputError(f"The encoders' names {listing(repeated)} are taken or repeated; give each its own `name`.")
+        raise InputError(
+            f"The encoders' names {listing(repeated)} are taken or repeated; give each its own `name` (every result has "
+            f"{MAJORITY!r} and {COLOUR!r})."
+        )
     return loaded
 
 
