@@ -11,7 +11,7 @@ import spatialdata as sd
 from typer.testing import CliRunner
 
 import stpred as st
-from stpred import InputError
+from stpred import InputError, data
 from stpred.cli import app
 from stpred.cli.encoders import EncoderOption, load_encoder
 
@@ -92,12 +92,17 @@ def test_encoders_side_by_side(tmp_path: Path) -> None:
     assert "such as @0.5x224, got '1x'" in " ".join(wrong.output.split())
 
 
-def test_evaluation_of_encoders_side_by_side(tmp_path: Path) -> None:
+def test_evaluation_of_encoders_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    original = data._features._stream
+    monkeypatch.setattr(data._features, "_stream", lambda r, shares: (passes.append(r.slide), original(r, shares))[1])
     how_big = {"size_um": (600, 600), "n_genes": 20}
     slides = [str(st.datasets.toy_visium(tmp_path / f"{s}" / "outs", seed=s, **how_big)) for s in (0, 1)]
-    how = ["--groups", "slide", "--models", "colour,ridge", "--genes", "mean:4", "-o", str(tmp_path / "s.csv")]
+    how = ["--groups", "slide", "--genes", "mean:4", "-o", str(tmp_path / "s.csv")]
+    models = ["--models", "mean,intensity,colour,ridge"]
     both = ["--encoder", "intensity@0.5x64", "--encoder", "colour@1x64"]
-    said = run.invoke(app, ["evaluate", *[f"{s}={p}" for s, p in zip("ab", slides, strict=True)], *how, *both])
+    said = run.invoke(app, ["evaluate", *[f"{s}={p}" for s, p in zip("ab", slides, strict=True)], *how, *models, *both])
     assert said.exit_code == 0, said.output
     scores = pd.read_csv(tmp_path / "s.csv")
     assert {"colour", "ridge", "library_size"} <= set(scores["model"])
+    assert len(passes) == 2  # one pass over each image for all encoders and both scales

@@ -240,6 +240,25 @@ def test_tables_of_the_whole_and_of_members_are_used(slide: SpatialData, monkeyp
     assert np.array_equal(data.embed_region(region, encoder, rows=rows), expected[rows])
 
 
+def test_a_table_of_several_serves_each_of_them(slide: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = copy_slide(slide)
+    encoder = three()
+    st.pp.features(own, encoder, shapes_key="spots")
+    region = data.read_region(own, Place(shapes_key="spots"))
+    expected = [data.embed(region, m, region.coords_um) for m in encoder.members]
+    monkeypatch.setattr(data._features, "_embed", None)  # nothing is embedded
+    for member, values in zip(encoder.members, expected, strict=True):
+        assert np.array_equal(data.embed_region(region, member), values)
+    some = encoders.get([encoder.members[2], encoder.members[0]])
+    assert np.array_equal(data.embed_region(region, some), np.concatenate([expected[2], expected[0]], axis=1))
+    monkeypatch.undo()
+    other = encoders.get("colour", tile=COARSE)
+    assert np.array_equal(data.embed_region(region, other), data.embed(region, other, region.coords_um))
+    (key,) = (k for k in own.tables if "_feat_" in k)
+    own.tables[key].X[:, 0] += 1  # changed by hand: no longer what it says
+    assert np.array_equal(data.embed_region(region, encoder.members[0]), expected[0])
+
+
 def test_too_coarse_an_image_names_the_member(slide: SpatialData) -> None:
     from dataclasses import replace
 

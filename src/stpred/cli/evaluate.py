@@ -77,9 +77,10 @@ def evaluate(
         if needs_cells([m for grid in chosen.values() for m in (grid if isinstance(grid, list) else [grid])]):
             for sdata in read.values():
                 ensure_cells(sdata)
-        for name, sdata in read.items():  # once for both scales
+        used = _encoders(chosen, encoder_used)
+        for name, sdata in read.items():  # once for both scales, and all encoders in one pass over the image
             region = data.read_region(sdata, Place(shapes_key=shapes), slide=name, measured=True).shapes_key
-            for used in _encoders(chosen, encoder_used):
+            if used is not None:
                 st.pp.features(sdata, used, shapes_key=region, device=device)
         with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
             parts = [
@@ -143,14 +144,18 @@ def _ensembles(chosen: dict[str, Any], n_members: int) -> dict[str, Any]:
     return {name: ensemble(model) for name, model in chosen.items()}
 
 
-def _encoders(chosen: dict[str, Any], encoder: Any) -> list[Any]:
-    """Return the encoders that the models see through, without raw pixels."""
+def _encoders(chosen: dict[str, Any], encoder: Any) -> Any:
+    """Return the encoders that the models see through side by side, each once; None without, as for raw pixels."""
+    from stpred import encoders
+    from stpred.encoders.composite import members_of
     from stpred.models.base import BaseConfig
     from stpred.models.registry import resolve
 
     own = {resolve(o).default_encoder for m in chosen.values() for o in (m if isinstance(m, list) else [m])}
     used = [encoder if encoder is not None and name == BaseConfig.default_encoder else name for name in sorted(own)]
-    return [e for e in used if e != "pixels"]
+    members = [m for e in used if e != "pixels" for m in members_of(encoders.get(e))]
+    each = {repr(m.card.to_dict()): m for m in members}
+    return encoders.get(list(each.values())) if len(each) > 1 else next(iter(each.values()), None)
 
 
 def _print_scores(scores: pd.DataFrame, models: list[str]) -> None:

@@ -225,16 +225,32 @@ def check_resolution(region: Region, encoder: Encoder, *, what: str | None = Non
 
 
 def stored_features(region: Region, encoder: Encoder) -> NDArray[np.float32] | None:
-    """Return features that `pp.features` wrote for exactly these locations, image and encoder, or None."""
-    key = keys.features(region.shapes_key, encoder.card.name)
-    if key not in region.sdata.tables:
-        return None
+    """Return features that `pp.features` wrote for exactly these locations, image and encoder, or None.
+
+    They may be in a table of several encoders of which this is one.
+    """
+    own, card = keys.features(region.shapes_key, encoder.card.name), encoder.card.to_dict()
+    if own in region.sdata.tables and (found := _read_stored(region, own, card)) is not None:
+        return found
+    for key in region.sdata.tables:
+        if not key.startswith(keys.features(region.shapes_key, "")) or keys.UNS not in region.sdata.tables[key].uns:
+            continue
+        together = read_provenance(region.sdata.tables[key], what=f"table {key!r}").get("encoder") or {}
+        members = together.get("members") or []
+        if card in members and (found := _read_stored(region, key, together)) is not None:
+            first = sum(m["width"] for m in members[: members.index(card)])
+            return found[:, first : first + encoder.card.width]
+    return None
+
+
+def _read_stored(region: Region, key: str, card: dict[str, Any]) -> NDArray[np.float32] | None:
+    """Return the features in a table if it is of exactly these locations, this image and the encoder of this card."""
     table = region.sdata.tables[key]
     if keys.UNS not in table.uns:
         logger.info("Table %r has no provenance; its features are computed anew.", key)
         return None
     provenance = read_provenance(table, what=f"table {key!r}")
-    if provenance.get("encoder") != encoder.card.to_dict() or provenance.get("image") != region.pyramid.fingerprint:
+    if provenance.get("encoder") != card or provenance.get("image") != region.pyramid.fingerprint:
         return None
     if "digest" not in provenance:
         logger.info("Table %r does not say what its features were when written; they are computed anew.", key)

@@ -170,8 +170,8 @@ def _encoders(given: Any, *, tile: Any, device: str | None) -> list[Encoder]:
     names = [e.card.name for e in loaded]
     if repeated := sorted({n for n in names if names.count(n) > 1 or n in (MAJORITY, COLOUR)}):
         raise InputError(
-            f"The encoders' names {listing(repeated)} are taken or repeated; give each its own `name` (every result has "
-            f"{MAJORITY!r} and {COLOUR!r})."
+            f"The encoders' names {listing(repeated)} are taken or repeated; give each its own `name` "
+            f"({MAJORITY!r} and {COLOUR!r} are in every result)."
         )
     return loaded
 
