@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 import stpred as st
-from stpred.models import MISO, MLP, DeepSpot, Ridge, STNet, Transformer
+from stpred.models import MISO, MLP, DeepSpot, KernelRidge, Ridge, STNet, Transformer
 
 REACH_UM = 520.0
 BASELINES = ("mean", "intensity", "colour")
@@ -69,6 +69,8 @@ def families(loss: str) -> dict[str, object]:
         "colour": "colour",
         "ridge, the tile alone": "ridge",
         "ridge with neighbour means": ridge,
+        "ridge of shared noise": Ridge.Config(context_um=REACH_UM, location_weights="depth", rank="auto"),
+        "kernel ridge": KernelRidge.Config(context_um=REACH_UM),
         "mlp, the tile alone": MLP.Config(hidden=(256,), input_dropout=0.5, dropout=0.5, batch_size=1024, **heavy),
         "mlp with neighbour means": mlp,
         "miso": miso,
