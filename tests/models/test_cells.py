@@ -247,5 +247,5 @@ def test_bad_input_of_cell_models() -> None:
     model = DeepSpot2Cell(DeepSpot2Cell.Config(width=4), n_features=6, n_genes=4)
     with pytest.raises(InputError, match="without the tiles of the spots"):
         model.predict(batch_at_random())
-    with pytest.raises(InputError, match="not on raw counts"):
+    with pytest.raises(InputError, match="not on .counts."):
         model.config.training_target("counts")

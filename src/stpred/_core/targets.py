@@ -16,6 +16,12 @@ TARGETS: tuple[str, ...] = get_args(Target)
 
 CP10K = 1e4
 
+GIVEN_LIBRARY = "log1p_cp10k_given_library"
+"""log1p CP10k without what a slide's library sizes explain: what models are trained on, not a scale of its own."""
+
+TRAINED_ON = (*TARGETS, GIVEN_LIBRARY)
+"""What a user may train a model on."""
+
 LOG_SHARE = "log_share"
 """What ST-Net is trained on; not a scale that anything is reported on."""
 
@@ -83,8 +89,9 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
         (n,) library sizes over *all* measured genes, not only the chosen ones: otherwise a value would depend on which
         other genes were chosen.
     target
-        ``"log1p_cp10k"`` (natural log of one plus counts per ten thousand), ``"counts"``, or ``"log_share"``:
-        ``log((1 + count) / (n_measured + total))``.
+        ``"log1p_cp10k"`` (natural log of one plus counts per ten thousand), ``"counts"``, ``"log_share"``:
+        ``log((1 + count) / (n_measured + total))``, or ``"log1p_cp10k_given_library"`` (see :func:`given_library`; the
+        rows are those of one slide).
     n_measured
         Number of all measured genes, for ``"log_share"``.
 
@@ -93,19 +100,47 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
     (n, g) float32, dense. A row with an empty library becomes 0.
     """
     if target != LOG_SHARE:
-        one_of(target, TARGETS, name="target")
+        one_of(target, TRAINED_ON, name="target")
     values = dense(counts)
     library = np.asarray(totals, dtype=np.float64)
     if values.ndim != 2 or library.shape != values.shape[:1]:
         raise InputError(f"`totals` must have one value per row of `counts`: got {library.shape} for {values.shape}.")
-    if target == "log1p_cp10k":
+    if target in ("log1p_cp10k", GIVEN_LIBRARY):
         scale = np.divide(CP10K, library, out=np.zeros_like(library), where=library > 0)
         values = np.log1p(values * scale[:, None])
+        values = given_library(values, library) if target == GIVEN_LIBRARY else values
     elif target == LOG_SHARE:
         if n_measured is None:
             raise InputError("The target 'log_share' needs `n_measured`, the number of all measured genes.")
         values = np.log((1 + values) / (n_measured + library)[:, None])
     return values.astype(np.float32)
+
+
+def given_library(values: NDArray[np.float64], totals: ArrayLike) -> NDArray[np.float64]:
+    """Return the values of one slide without the part that the log library size explains linearly.
+
+    Parameters
+    ----------
+    values
+        (n, g) values, such as log1p CP10k.
+    totals
+        (n,) library sizes.
+
+    Returns
+    -------
+    (n, g) residuals of each gene's regression on the log library size, about the gene's mean.
+    """
+    library = np.log(np.maximum(np.asarray(totals, dtype=np.float64), 1.0))
+    library -= library.mean() if len(library) else 0.0
+    square = library @ library
+    if square < 1e-12:
+        return values
+    return np.asarray(values - np.outer(library, library @ (values - values.mean(axis=0)) / square))
+
+
+def scale_of(target: str) -> str:
+    """Return the scale of what a model predicts that was trained on `target`."""
+    return "log1p_cp10k" if target == GIVEN_LIBRARY else target
 
 
 def standardised(values: Any) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from stpred._core.checks import InputError, listing, positive, whole
 from stpred._core.disk import stored
 from stpred._core.forks import guard
 from stpred._core.specs import TileSpec
+from stpred._core.targets import scale_of
 from stpred.models.batch import Batch, Needs
 from stpred.models.ood import TrainingDistribution
 
@@ -68,7 +69,7 @@ class BaseConfig:
 
     def output_scale(self, target: str | None) -> str:
         """Return the scale of predictions: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
-        return self.training_target(target)
+        return scale_of(self.training_target(target))
 
     def build(self, *, n_features: int, n_genes: int) -> Model:
         """Return an untrained model of these settings."""

@@ -86,8 +86,10 @@ class DeepSpot2CellConfig(CellNetworkConfig):
 
     def training_target(self, target: str | None) -> str:
         """Return log1p CP10k; the library size of a spot is no property of its image."""
-        if target == "counts":
-            raise InputError("deepspot2cell is trained on counts per 10 000 (target='log1p_cp10k'), not on raw counts.")
+        if target not in (None, "log1p_cp10k"):
+            raise InputError(
+                f"deepspot2cell is trained on counts per 10 000 (target='log1p_cp10k'), not on {target!r}."
+            )
         return "log1p_cp10k"
 
 

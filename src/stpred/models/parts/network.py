@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, whole
-from stpred._core.targets import CP10K, moments
+from stpred._core.targets import CP10K, moments, scale_of
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts import losses
@@ -84,7 +84,7 @@ class NetworkConfig(IterativeConfig):
         """Return ``"relative"`` for losses that leave a gene's scale open."""
         if self.loss in losses.RELATIVE:
             return "relative"
-        return "log1p_cp10k" if self.loss == "nb" else self.training_target(target)
+        return "log1p_cp10k" if self.loss == "nb" else scale_of(self.training_target(target))
 
 
 def check_perceptron(config: Any) -> None:

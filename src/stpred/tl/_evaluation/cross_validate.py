@@ -12,7 +12,7 @@ from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
-from stpred._core.targets import TARGETS
+from stpred._core.targets import TARGETS, TRAINED_ON, scale_of
 from stpred.models import registry
 from stpred.models.base import BaseConfig
 from stpred.tl._evaluation.fold_scores import Study
@@ -82,7 +82,7 @@ def cross_validate(
         What models are trained on, as in :func:`stpred.tl.train`; None: each family's own.
     scored_on
         Scale or scales of the measurement that predictions are compared with, ``"log1p_cp10k"`` or ``"counts"``; None:
-        `target` if it is given, else log1p CP10k.
+        that of `target` if it is given, else log1p CP10k.
     encoder, tile, seed, device
         As in :func:`stpred.tl.train`.
     key_added
@@ -129,7 +129,7 @@ def cross_validate(
     grids = _grids(models)
     rule = GeneRule.parse(genes)
     if target is not None:
-        one_of(target, TARGETS, name="target")
+        one_of(target, TRAINED_ON, name="target")
     scales = _scales(scored_on, target)
     if n_folds is not None:
         n_folds = whole(n_folds, name="n_folds", unset=True)
@@ -211,7 +211,7 @@ def _check_donors(donors: dict[str, str], split: str, n_folds: int | None) -> No
 def _scales(scored_on: str | Sequence[str] | None, target: str | None) -> list[str]:
     """Return the scales that are scored on."""
     if scored_on is None:
-        return [TARGETS[0] if target is None else target]
+        return [TARGETS[0] if target is None else scale_of(target)]
     scales = [scored_on] if isinstance(scored_on, str) else list(scored_on)
     if not scales:
         raise InputError(f"`scored_on` is empty; give one or more of {listing(TARGETS)}.")
