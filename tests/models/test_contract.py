@@ -10,6 +10,7 @@ from stpred.models import registry
 from stpred.testing import check_model
 
 SMALL: dict[str, dict[str, Any]] = {
+    "auto": {"candidates": ("ridge", "ridge")},
     "deepcell": {"width": 8, "n_phi": 1, "n_rho": 1, "epochs": 1},
     "deepspot": {"width": 8, "n_phi": 1, "n_rho": 1, "epochs": 1},
     "deepspot2cell": {"width": 8, "epochs": 1},

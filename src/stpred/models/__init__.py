@@ -11,6 +11,7 @@ from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
     from stpred.models._files.reference import load_reference
+    from stpred.models.auto import Auto
     from stpred.models.base import BaseConfig, Model, Record
     from stpred.models.baselines import Colour, Intensity, Mean
     from stpred.models.batch import Batch, Needs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
 _HOMES = {
+    "Auto": "auto",
     "BaseConfig": "base",
     "Batch": "batch",
     "Colour": "baselines",
@@ -61,6 +63,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Auto",
     "BaseConfig",
     "Batch",
     "Colour",

@@ -39,6 +39,8 @@ class EnsembleConfig(BaseConfig):
         member = registry.resolve(self.member)
         if isinstance(member, EnsembleConfig):
             raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings.")
+        if member.family == "auto":
+            raise InputError("'auto' weighs several models already: list ensembles among its `candidates` instead.")
         self.check_whole("n_members")
         object.__setattr__(self, "member", member)
 

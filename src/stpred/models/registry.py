@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stpred.models.base import BaseConfig, Model
 
 FAMILIES = {
+    "auto": "stpred.models.auto:Auto",
     "colour": "stpred.models.baselines:Colour",
     "deepcell": "stpred.models.deepspot:DeepCell",
     "deepspot": "stpred.models.deepspot:DeepSpot",

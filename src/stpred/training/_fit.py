@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from stpred._core.checks import InputError
 from stpred._core.targets import dense, stored
 from stpred.data import BLOCK_FOLDS, TooSmall, blocks_of, far_from
+from stpred.models.auto import AutoConfig
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble, EnsembleConfig
@@ -22,6 +24,7 @@ from stpred.training._checkpoint import Checkpoint
 from stpred.training._plan import INNER_FOLDS, group_folds
 from stpred.training._run import Run, fingerprint
 from stpred.training._scores import Curve, HeldOut, best_epoch, criterion_of, held_out, mean_pearson
+from stpred.training._stacking.fit import fit_auto
 
 logger = logging.getLogger("stpred")
 
@@ -158,6 +161,10 @@ def _fit_one(
     folds: Sequence[Curve] = (),
 ) -> tuple[Model, dict[str, Any], list[Curve], Curve | None]:
     """Return a fitted model, what was chosen, the curves that chose the epochs, and that of the validation slides."""
+    if isinstance(config, AutoConfig):
+        options: dict[str, Any] = {"seed": seed, "run": run, "relabel": relabel}
+        auto, tried, scored = fit_auto(config, batches, groups=groups, fit=partial(_fit_candidate, options))
+        return auto, tried, scored, _loop.score_once(auto, validation) if validation else None
     model: Any = _new(family, config, batches, seed=seed)
     if not issubclass(family, Iterative):
         with torch.random.fork_rng(devices=[]):
@@ -191,6 +198,15 @@ def _fit_one(
         at = min(chosen["epochs"], len(curve.pearson)) - 1
         curve = replace(curve, **{k: getattr(curve, k)[at : at + 1] for k in ("pearson", "spearman", "error")})
     return model, {**chosen, "epochs_chosen_by": by}, curves, curve
+
+
+def _fit_candidate(
+    options: dict[str, Any], config: BaseConfig, batches: Sequence[Batch], groups: Sequence[str]
+) -> tuple[Model, dict[str, Any]]:
+    """Fit one of several candidates, each of which may be an ensemble."""
+    if isinstance(config, EnsembleConfig):
+        return _fit_ensemble(config, batches, groups=groups, validation=(), folds=(), **options)[:2]
+    return _fit_one(config.model_class, config, batches, groups=groups, **options)[:2]
 
 
 def _learned_targets(batches: Sequence[Batch], groups: Sequence[str], relabel: Relabel | None) -> Sequence[Batch]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stpred.data import BLOCK_FOLDS
+from stpred.models.auto import AutoConfig
 from stpred.models.base import BaseConfig, Model
 from stpred.models.ensemble import EnsembleConfig
 from stpred.models.parts.iterative import Iterative
@@ -107,7 +108,10 @@ def plan(
     intervals
         Whether intervals are calibrated, by models trained without the donor.
     """
-    n, donors = 1, len(set(groups))
+    donors = len(set(groups))
+    if isinstance(config, AutoConfig):
+        return _plan_auto(config, groups, donors, intervals=intervals)
+    n = 1
     if isinstance(config, EnsembleConfig):
         n, family, config = config.n_members, config.member.model_class, config.member
     network = issubclass(family, Iterative)
@@ -145,6 +149,26 @@ def plan(
         total if network else 0,
         network or n > 1,
     )
+
+
+def _plan_auto(config: AutoConfig, groups: Sequence[str], donors: int, *, intervals: bool) -> Plan:
+    """Count the fits of every candidate in every fold, and at most all of them again."""
+    k = len(config.members)
+    members = [m.n_members if isinstance(m, EnsembleConfig) else 1 for m in config.members]
+    networks = [
+        n * issubclass((m.member if isinstance(m, EnsembleConfig) else m).model_class, Iterative)
+        for n, m in zip(members, config.members, strict=True)
+    ]
+    folds = 0 if k == 1 else min(INNER_FOLDS, donors) if donors > 1 else BLOCK_FOLDS
+    what = "without some donors each" if donors > 1 else "without a block of the slides each"
+    parts = [f"{count(k, 'candidate')} in {count(folds, 'fold')} {what}, to choose and weigh them"] if folds else []
+    parts.append(f"those that are kept on {'the only slide' if len(groups) == 1 else f'all {len(groups)} slides'}")
+    total = (folds + 1) * sum(members)
+    if intervals and donors > 1:
+        inner = sum(plan(config.model_class, config, train).n for train in fold_groups(groups))
+        parts.append(f"{inner} to calibrate intervals, on models without a donor each")
+        total += inner
+    return Plan(config.family, total, _joined(parts), (folds + 1) * sum(networks), long=True)
 
 
 def fold_groups(groups: Sequence[str]) -> list[list[str]]:

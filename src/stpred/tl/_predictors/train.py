@@ -14,6 +14,7 @@ from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TRAINED_ON, dense
 from stpred.inference.intervals import as_stable, calibrate, refused
 from stpred.models import Model, registry
+from stpred.models.auto import Auto
 from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
@@ -165,7 +166,7 @@ def _wanted(model: Model, groups: list[str], *, intervals: bool | None) -> bool:
         reason = f"slides of {len(set(groups))} donors leave too few out-of-fold models"
     if intervals and reason is not None:
         raise InputError(f"`intervals`: model {model.record.name!r} can have none: {reason}.")
-    cheap = not isinstance(model, (Iterative, Ensemble))
+    cheap = not isinstance(model, (Iterative, Ensemble, Auto))
     return reason is None and (cheap if intervals is None else intervals)
 
 

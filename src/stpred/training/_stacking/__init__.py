@@ -1,0 +1,1 @@
+"""The family ``"auto"``: candidates, their weights, and the model of those that are kept."""
