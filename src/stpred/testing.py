@@ -22,6 +22,7 @@ from stpred._core.elements import affine_to, apply_affine, centroids, mpp_of
 from stpred._core.specs import TileSpec
 from stpred._core.tables import build_table
 from stpred.encoders import Encoder, EncoderCard
+from stpred.encoders.composite import members_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -316,14 +317,20 @@ def check_encoder(encoder: Encoder) -> None:
     >>> check_encoder(st.encoders.get("intensity"))
     """
     assert isinstance(encoder, Encoder)
-    size = encoder.card.tile.size_px
-    tiles = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    features = np.asarray(encoder.encode(tiles))
+    rng = np.random.default_rng(0)
+    sizes = [member.card.tile.size_px for member in members_of(encoder)]
+    each = [rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8) for size in sizes]
+
+    def encoded(rows: Any) -> NDArray[np.float32]:
+        own: Any = [tiles[rows] for tiles in each]
+        return np.asarray(encoder.encode(own if len(own) > 1 else own[0]))
+
+    features = encoded(slice(None))
     assert features.shape == (3, encoder.card.width), features.shape
     assert features.dtype == np.float32, features.dtype
     assert np.isfinite(features).all()
     for k in range(3):
-        np.testing.assert_allclose(encoder.encode(tiles[[k]])[0], features[k], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(encoded([k])[0], features[k], rtol=1e-4, atol=1e-5)
 
 
 def check_model(config: Any) -> Model:

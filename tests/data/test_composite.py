@@ -62,6 +62,14 @@ def test_features_are_those_of_the_members(region: data.Region, batch_size: int)
     assert np.array_equal(turned, np.concatenate([parts[k] for k in order], axis=1))
 
 
+def test_members_of_one_tile_share_it(region: data.Region, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[int] = []
+    original = Pyramid.read_several
+    monkeypatch.setattr(Pyramid, "read_several", lambda p, v, **k: (kinds.append(len(v)), original(p, v, **k))[1])
+    data.embed(region, encoders.get(["colour", "intensity", MeanColour(SMALL)]), region.coords_um)
+    assert kinds == [2]
+
+
 def test_parts_and_other_extents_are_those_of_the_members(region: data.Region) -> None:
     encoder, at = three(), region.coords_um[:5]
     for embed, how in (

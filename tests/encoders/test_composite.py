@@ -85,7 +85,9 @@ def test_features_are_those_of_the_members_side_by_side() -> None:
     expected = np.concatenate([m.encode(x) for m, x in zip(made.members, own, strict=True)], axis=1)
     assert np.array_equal(made.encode(own), expected)
     assert made.encode(own).dtype == np.float32
-    check_encoder(encoders.get(["intensity", "colour"]))  # members of one tile take a single array
+    check_encoder(encoders.get(["colour", encoders.get("intensity", tile=WIDE)]))
+    one_tile = encoders.get(["intensity", "colour"])
+    assert np.array_equal(one_tile.encode(own[0]), one_tile.encode([own[0], own[0]]))
 
 
 def test_arrays_of_other_members_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Encoders: what turns H&E tiles into features.
 
-``list`` gives their names, ``get`` one from a name, an encoder or a ``torch.nn.Module``, ``register`` adds a name;
+``list`` gives their names, ``get`` one from a name, an encoder, a ``torch.nn.Module`` or a list of these
+(:class:`Composite`: several side by side, each with its own tile), ``register`` adds a name;
 ``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`, which :class:`MoCo` is the method of.
 """
 

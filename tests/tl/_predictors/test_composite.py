@@ -95,6 +95,15 @@ def test_cells_and_a_grid_take_their_context_at_the_training_pitch(ridge: Any, c
         np.testing.assert_allclose(part.X, found[part.obs_names].X, rtol=1e-5, atol=1e-6)
 
 
+def test_a_finetuned_model_keeps_its_encoders(ridge: Any, cohort: dict[str, SpatialData]) -> None:
+    own = {"own": copy_slide(cohort["donor2"])}
+    tuned = st.tl.finetune(ridge, own, shapes_key="spots")
+    assert tuned.record.encoder == ridge.record.encoder
+    found = st.tl.predict(cohort["donor2"], tuned, shapes_key="spots", inplace=False)
+    assert np.isfinite(found.X).all()
+    assert np.isfinite(found.obs["ood_score"]).all()
+
+
 def test_cross_validation_takes_a_list_and_names_it(cohort: dict[str, SpatialData], tmp_path: Path) -> None:
     def scores(encoder: Any, **how: Any) -> pd.DataFrame:
         how = {"groups": "slide", "genes": GENES, "shapes_key": "spots"} | how
