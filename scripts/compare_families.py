@@ -8,7 +8,7 @@ ST-Net from the ImageNet weights of the extra `imagenet`, a quarter of an hour o
     python scripts/compare_families.py ../shared/data/her2st --only stnet --targets log1p_cp10k
 
 Every family is trained for the scale that it is scored on; numbers of epochs, penalties and the choice between families
-(`best`) are made inside the training slides.
+(`best`, `auto`) are made inside the training slides.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def families(loss: str) -> dict[str, object]:
         "transformer": whole,
         "deepspot": deepspot,
         "best": [ridge, mlp, miso, deepspot],
+        "auto": "auto",
         STNET: stnet,
     }
 
@@ -134,7 +135,7 @@ def main() -> None:
                 if name not in (given.only or everything) or name in done:
                     continue
                 start = time.perf_counter()
-                model = config if name in BASELINES else ensemble(config, given.ensemble)
+                model = config if name in (*BASELINES, "auto") else ensemble(config, given.ensemble)
                 scores = scored(slides, name, model, target=target, encoder=None if name == STNET else used)
                 row, rest = means(scores, name), means(scores, name, "pearson_given_library_size").mean()
                 print(f"{target:12s} {encoder:13s} {name:28s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f} "
