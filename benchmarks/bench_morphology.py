@@ -38,7 +38,7 @@ class Morphology:
     """224-px tiles at 0.5 um per pixel."""
 
     def setup(self) -> None:
-        from stpred.encoders._morphology import Morphology as Encoder
+        from stpred.encoders._built_in.morphology import Morphology as Encoder
 
         self.tiles = tissue_like_tiles()
         self.one, self.all = Encoder(threads=1), Encoder()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stpred.datasets import make_tissue
 from stpred.datasets._spots import visium_spots
-from stpred.encoders._morphology import Morphology
+from stpred.encoders._built_in.morphology import Morphology
 
 TILE_PX = 224
 

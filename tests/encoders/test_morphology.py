@@ -7,7 +7,7 @@ from skimage.draw import ellipse
 
 from stpred import InputError, TileSpec
 from stpred._image.stain import stain_matrix
-from stpred.encoders._morphology import Morphology
+from stpred.encoders._built_in.morphology import Morphology
 from stpred.encoders.base import Encoder
 
 UM = 112.0

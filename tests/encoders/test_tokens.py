@@ -14,7 +14,7 @@ from stpred import InputError
 from stpred._image.nuclei import segment
 from stpred._image.stain import optical_density, stain_matrix, unmix
 from stpred.encoders import EncoderCard, Morphology
-from stpred.encoders._morphology_dense import dense_names
+from stpred.encoders._built_in.morphology_dense import dense_names
 from stpred.encoders.tokens import SubTiles, token_edge_um, with_tokens
 
 PX, N, STEP = 224, 14, 16

@@ -148,11 +148,11 @@ def _encoders(chosen: dict[str, Any], encoder: Any) -> Any:
     """Return the encoders that the models see through side by side, each once; None without, as for raw pixels."""
     from stpred import encoders
     from stpred.encoders.composite import members_of
-    from stpred.models.base import BaseConfig
     from stpred.models.registry import resolve
 
-    own = {resolve(o).default_encoder for m in chosen.values() for o in (m if isinstance(m, list) else [m])}
-    used = [encoder if encoder is not None and name == BaseConfig.default_encoder else name for name in sorted(own)]
+    configs = [resolve(o) for m in chosen.values() for o in (m if isinstance(m, list) else [m])]
+    own = {c.default_encoder: encoder if encoder is not None and c.encoder_is_free else None for c in configs}
+    used = [name if given is None else given for name, given in sorted(own.items())]
     members = [m for e in used if e != "pixels" for m in members_of(encoders.get(e))]
     each = {repr(m.card.to_dict()): m for m in members}
     return encoders.get(list(each.values())) if len(each) > 1 else next(iter(each.values()), None)

@@ -17,8 +17,8 @@ from stpred.encoders.registry import get, register
 from stpred.encoders.registry import list_encoders as list
 
 if TYPE_CHECKING:
-    from stpred.encoders._intensity import ColourEncoder, IntensityEncoder
-    from stpred.encoders._morphology import Morphology
+    from stpred.encoders._built_in.colour import ColourEncoder, IntensityEncoder
+    from stpred.encoders._built_in.morphology import Morphology
     from stpred.encoders.jittered import Jittered
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded on first use, so that `import stpred.encoders` stays light.
     if name == "Morphology":
-        from stpred.encoders._morphology import Morphology
+        from stpred.encoders._built_in.morphology import Morphology
 
         return Morphology
     if name == "Jittered":
@@ -50,9 +50,9 @@ def __getattr__(name: str) -> Any:
 
         return Jittered
     if name in ("ColourEncoder", "IntensityEncoder"):
-        from stpred.encoders import _intensity
+        from stpred.encoders._built_in import colour
 
-        return getattr(_intensity, name)
+        return getattr(colour, name)
     raise AttributeError(f"module 'stpred.encoders' has no attribute {name!r}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from stpred._core.checks import InputError, element_name, listing
 from stpred._core.disk.wheels import EXTRA, WHEELS
 from stpred._core.specs import TileSpec
+from stpred.encoders._built_in.factories import BUILT_IN as _BUILT_IN
+from stpred.encoders._built_in.factories import Factory
 from stpred.encoders.base import LOCAL, RANDOM, TIMM, Encoder
 from stpred.encoders.composite import side_by_side
 
@@ -19,40 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-Factory = Callable[..., Encoder]
-
-
-def _morphology(**kwargs: Any) -> Encoder:
-    """Stain, nuclei and texture of a tile, measured without a network; the default."""
-    from stpred.encoders._morphology import Morphology
-
-    return Morphology(**kwargs)
-
-
-def _intensity(**kwargs: Any) -> Encoder:
-    """Mean red, green and blue of a tile."""
-    from stpred.encoders._intensity import IntensityEncoder
-
-    return IntensityEncoder(**kwargs)
-
-
-def _colour(**kwargs: Any) -> Encoder:
-    """Mean and standard deviation of a tile's red, green and blue."""
-    from stpred.encoders._intensity import ColourEncoder
-
-    return ColourEncoder(**kwargs)
-
-
-def _pixels(**kwargs: Any) -> Encoder:
-    """The pixels themselves, for families that are networks of images."""
-    from stpred.encoders._pixels import Pixels
-
-    return Pixels(**kwargs)  # type: ignore[return-value]  # the one encoder whose features are uint8
-
-
-_BUILT_IN: dict[str, Factory] = {
-    "colour": _colour, "intensity": _intensity, "morphology": _morphology, "pixels": _pixels
-}  # fmt: skip
 _registered: dict[str, Factory] = {}
 
 
@@ -74,7 +42,7 @@ def list_encoders(pattern: str | None = None) -> list[str]:
     --------
     >>> import stpred as st
     >>> st.encoders.list("morph*")
-    ['morphology']
+    ['morphology', 'morphology-multiscale']
     """
     if pattern is not None and pattern.startswith(TIMM):
         from stpred.encoders._networks import timm_models

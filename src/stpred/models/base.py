@@ -25,6 +25,9 @@ FORMAT_VERSION = 1
 
 Differentiable = Literal["pixels", "linear", "network"]
 
+MULTISCALE = "morphology-multiscale"
+"""Default encoder of families that see nothing of a location but the features of its tile."""
+
 
 MAX_UM = 1e5
 """Largest distance that stored settings may have, in micrometres: the width of a slide."""
@@ -57,6 +60,11 @@ class BaseConfig:
     tile's pixels, or a linear map or a network of its features; None: of none alone."""
     per: ClassVar[int | None] = None
     """Library size that predicted counts refer to; None: the measured one."""
+
+    @property
+    def encoder_is_free(self) -> bool:
+        """Whether the encoder of a comparison takes the place of the family's own, which is not part of the method."""
+        return self.default_encoder in (BaseConfig.default_encoder, MULTISCALE)
 
     @property
     def needs(self) -> Needs:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
-from stpred.models.base import BaseConfig
+from stpred.models.base import MULTISCALE, BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.closed_form import (
     RANKS,
@@ -73,6 +73,7 @@ class KernelRidgeConfig(BaseConfig):
     """
 
     family: ClassVar[str] = "kernel_ridge"
+    default_encoder: ClassVar[str] = MULTISCALE
     seeded: ClassVar[bool] = False
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES

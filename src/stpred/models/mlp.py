@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stpred.models.base import BaseConfig
+from stpred.models.base import MULTISCALE, BaseConfig
 from stpred.models.batch import Needs
 from stpred.models.parts.context import check_context, context_needs, n_means
 from stpred.models.parts.layers import needed, ring_means_of_rows
@@ -38,6 +38,7 @@ class MLPConfig(NetworkConfig):
     """
 
     family: ClassVar[str] = "mlp"
+    default_encoder: ClassVar[str] = MULTISCALE
     differentiable = "network"
     sparse_targets: ClassVar[bool] = True
     hidden: tuple[int, ...] = (2048, 1024)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of, positive
-from stpred.models.base import BaseConfig, Differentiable
+from stpred.models.base import MULTISCALE, BaseConfig, Differentiable
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.closed_form import (
     RANKS,
@@ -63,7 +63,8 @@ class RidgeConfig(BaseConfig):
     """
 
     family: ClassVar[str] = "ridge"
-    differentiable: ClassVar[Differentiable | None] = "linear"
+    default_encoder: ClassVar[str] = MULTISCALE
+from stpred.models.base import MULTISCALE, BaseConfig, Differentiable
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None

@@ -25,7 +25,7 @@ POOLED = "pearson_pooled"
 METRICS = 2
 """Version of what is scored: scores on disk of another one are not taken up."""
 
-InputKey = tuple[str, TileSpec | None, Needs]
+InputKey = tuple[str | None, TileSpec | None, Needs]
 """Encoder, tile and needs: models that agree in them share their batches."""
 
 
@@ -108,7 +108,7 @@ class Study:
         parts, predicted = [], []
         both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in self.scales}
         for s, rows in fold.test.items():
-            batch = _rows(self.batches[_input_key(config)][s], rows)
+            batch = _rows(self.batches[_input_key(config, self.encoder)][s], rows)
             raw, spread = model.predict(batch)
             for scale in self.scales:
                 truth = _measured(_part(self.regions[s], rows), genes, scale)
@@ -141,7 +141,7 @@ class Study:
             inner[i] = [
                 _rows(
                     measured(self.regions[s], genes, config, target=self.target, scored_on=self.scales[0]).put(
-                        self.batches[_input_key(config)][s]
+                        self.batches[_input_key(config, self.encoder)][s]
                     ),
                     rows,
                 )
@@ -165,8 +165,10 @@ def _rows(batch: Batch, rows: NDArray[np.int64] | None) -> Batch:
     return batch if rows is None else batch.take(rows)
 
 
-def _input_key(config: BaseConfig) -> InputKey:
-    return config.default_encoder, config.default_tile, config.needs
+def _input_key(config: BaseConfig, given: Any) -> InputKey:
+    """Return what a family's batches depend on: its own encoder (None: the given one), its tile and its needs."""
+    own = None if given is not None and config.encoder_is_free else config.default_encoder
+    return own, config.default_tile, config.needs
 
 
 def _embed(
@@ -178,13 +180,13 @@ def _embed(
     device: Any,
 ) -> dict[InputKey, dict[str, Batch]]:
     """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
-    wanted = {_input_key(o): o for options in grids.values() for o in options}
+    wanted = {_input_key(o, encoder): o for options in grids.values() for o in options}
     found: dict[InputKey, dict[str, Batch]] = {key: {} for key in wanted}
     for group in sorted({key[:2] for key in wanted}, key=str):
         own = {key: config for key, config in wanted.items() if key[:2] == group}
         config = next(iter(own.values()))
         # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
-        given = encoder if config.default_encoder == BaseConfig.default_encoder else None
+        given = encoder if config.encoder_is_free else None
         used = encoder_of(config, given, tile=tile, device=device)
         for s, region in regions.items():
             for key in [k for k in own if k[2].cells or k[2].tokens]:
@@ -214,7 +216,7 @@ def _chosen(config: BaseConfig, chosen: dict[str, Any], *, several: bool) -> dic
 
 def _encoder_name(config: BaseConfig, given: Any) -> str:
     """Return the name of the encoder that a model sees tiles through."""
-    if given is None or config.default_encoder != BaseConfig.default_encoder:
+    if given is None or not config.encoder_is_free:
         return config.default_encoder
     return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
 

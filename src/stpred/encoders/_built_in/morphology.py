@@ -74,8 +74,8 @@ class Morphology:
     """
 
     def __init__(self, *, tile: TileSpec | None = None, threads: int | None = None, patches: int | None = None) -> None:
-        from stpred.encoders._morphology_dense import dense_names
-        from stpred.encoders._morphology_features import feature_names  # compiles nothing, but imports numba
+        from stpred.encoders._built_in.morphology_dense import dense_names
+        from stpred.encoders._built_in.morphology_features import feature_names  # compiles nothing, but imports numba
 
         tile = TileSpec() if tile is None else tile
         if tile.size_px < _SMALLEST_PX:
@@ -96,7 +96,7 @@ class Morphology:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (n, size_px, size_px, 3) uint8 RGB tiles to (n, width) float32 features."""
-        from stpred.encoders._morphology_features import describe
+        from stpred.encoders._built_in.morphology_features import describe
 
         return self._each(tiles, (self.card.width,), partial(describe, mpp=self.card.tile.mpp))
 
@@ -106,7 +106,7 @@ class Morphology:
         Each patch is described alone and within Gaussian windows around it (see `dense_names`), which end at the border
         of the tile.
         """
-        from stpred.encoders._morphology_dense import describe_patches
+        from stpred.encoders._built_in.morphology_dense import describe_patches
 
         shape = self.card.dense
         describe = partial(describe_patches, mpp=self.card.tile.mpp, n=shape[0])  # type: ignore[index]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stpred._image.nuclei import region_stats, segment
 from stpred._image.stain import optical_density, unmix
 from stpred._image.texture import block_tensor, gaussian, scale_space
-from stpred.encoders._morphology_features import (
+from stpred.encoders._built_in.morphology_features import (
     _AREAS_UM2,
     _CHROMATIN_UM,
     _EMPTY_DENSITY,

@@ -1,0 +1,82 @@
+"""Factories of the built-in encoders: light, so that listing names loads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stpred._core.checks import InputError
+from stpred._core.specs import TileSpec
+from stpred.encoders.base import Encoder
+from stpred.encoders.composite import Composite
+
+Factory = Callable[..., Encoder]
+
+TILES = (TileSpec(0.5, 224), TileSpec(2.0, 224))
+"""Tiles of the multiscale encoders: 112 um, about a spot, and 448 um, what is around it."""
+
+MIDDLE = {"layers": (2, 3), "pool": "mean+std"}
+"""Stages of a network of ImageNet that describe tissue; the last ones describe objects of photographs."""
+
+
+def _morphology(**kwargs: Any) -> Encoder:
+    """Stain, nuclei and texture of a tile, measured without a network; the default."""
+    from stpred.encoders._built_in.morphology import Morphology
+
+    return Morphology(**kwargs)
+
+
+def _intensity(**kwargs: Any) -> Encoder:
+    """Mean red, green and blue of a tile."""
+    from stpred.encoders._built_in.colour import IntensityEncoder
+
+    return IntensityEncoder(**kwargs)
+
+
+def _colour(**kwargs: Any) -> Encoder:
+    """Mean and standard deviation of a tile's red, green and blue."""
+    from stpred.encoders._built_in.colour import ColourEncoder
+
+    return ColourEncoder(**kwargs)
+
+
+def _pixels(**kwargs: Any) -> Encoder:
+    """The pixels themselves, for families that are networks of images."""
+    from stpred.encoders._built_in.pixels import Pixels
+
+    return Pixels(**kwargs)  # type: ignore[return-value]  # the one encoder whose features are uint8
+
+
+def _morphology_multiscale(*, tile: TileSpec | None = None) -> Encoder:
+    """Give "morphology" on tiles of 112 and 448 um side by side; the default of families of tile features."""
+    _no_tile(tile, "morphology-multiscale")
+    return Composite([_morphology(tile=t) for t in TILES])  # type: ignore[return-value]
+
+
+def _imagenet_multiscale(*, tile: TileSpec | None = None) -> Encoder:
+    """Give "morphology" and middle layers of "efficientnet-lite0" on tiles of 112 and 448 um (``stpred[imagenet]``)."""
+    from stpred.encoders._networks import timm_models
+
+    _no_tile(tile, "imagenet-multiscale")
+    networks = [
+        timm_models.installed("efficientnet-lite0", tile=t, weights=None, pretrained=True, **MIDDLE) for t in TILES
+    ]
+    return Composite([*(_morphology(tile=t) for t in TILES), *networks])  # type: ignore[return-value]
+
+
+def _no_tile(tile: TileSpec | None, name: str) -> None:
+    if tile is not None:
+        raise InputError(
+            f"The encoder {name!r} has tiles of its own; leave `tile` out, or give a list of encoders, each with its "
+            f"tile: [stpred.encoders.get('morphology', tile=...), ...]."
+        )
+
+
+BUILT_IN: dict[str, Factory] = {
+    "colour": _colour,
+    "imagenet-multiscale": _imagenet_multiscale,
+    "intensity": _intensity,
+    "morphology": _morphology,
+    "morphology-multiscale": _morphology_multiscale,
+    "pixels": _pixels,
+}
