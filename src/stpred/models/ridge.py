@@ -64,7 +64,7 @@ class RidgeConfig(BaseConfig):
 
     family: ClassVar[str] = "ridge"
     default_encoder: ClassVar[str] = MULTISCALE
-from stpred.models.base import MULTISCALE, BaseConfig, Differentiable
+    differentiable: ClassVar[Differentiable | None] = "linear"
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
     n_components: int | None = None
