@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,7 +59,8 @@ class RidgeConfig(BaseConfig):
         None: all alike.
     rank
         Number of combinations of genes that are predicted, those which vary most in what the features explain; genes
-        that go together then share their noise. ``"auto"`` chooses it, with the penalty; None: each gene by itself.
+        that go together then share their noise, and the stored model is small. ``"auto"`` chooses it, with the penalty
+        (the trained model's settings hold the number); None: each gene by itself.
     """
 
     family: ClassVar[str] = "ridge"
@@ -103,14 +104,41 @@ class Ridge(StandardisedModel):
     """
 
     coef: Tensor
+    directions: Tensor | None
     intercept: Tensor
     Config: ClassVar[type[RidgeConfig]] = RidgeConfig
     config: RidgeConfig
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
-        self.register_buffer("coef", torch.zeros(self.width, n_genes))
+        rank = self.config.rank if isinstance(self.config.rank, int) else None
+        self.register_buffer("coef", torch.zeros(self.width, n_genes if rank is None else rank))
+        self.register_buffer("directions", None if rank is None else torch.zeros(rank, n_genes))
         self.register_buffer("intercept", torch.zeros(n_genes))
+
+    @property
+    def weights(self) -> Tensor:
+        """(width, n_genes) weights of the standardised columns."""
+        return self.coef if self.directions is None else self.coef @ self.directions
+
+    def set_weights(self, weights: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:
+        """Set (width, n_genes) weights; those of another rank than the settings say become each gene's own."""
+        rank = self.config.rank
+        directions = None
+        if isinstance(rank, int):
+            u, s, vt = np.linalg.svd(weights, full_matrices=False)
+            kept = min(rank, len(s))
+            if (s[kept:] > 1e-6 * s[0]).any():
+                self.config = replace(self.config, rank=None)
+            else:
+                weights, directions = np.zeros((len(weights), rank)), np.zeros((rank, weights.shape[1]))
+                weights[:, :kept], directions[:kept] = u[:, :kept] * s[:kept], vt[:kept]
+        self.set_buffer("coef", weights)
+        if directions is None:
+            self.directions = None
+        else:
+            self.set_buffer("directions", directions)
+        self.set_buffer("intercept", intercept)
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the penalty and solve in closed form."""
@@ -130,8 +158,9 @@ class Ridge(StandardisedModel):
             weights=q,
             n_directions=chosen.get("rank"),
         )
-        self.set_buffer("coef", coef[0] if scale is None else coef[0] * scale[:, None])
-        self.set_buffer("intercept", intercept[0])
+        if self.config.rank is not None:
+            self.config = replace(self.config, rank=chosen["rank"])
+        self.set_weights(coef[0] if scale is None else coef[0] * scale[:, None], intercept[0])
         return chosen | weighed
 
     def _choose(self, rows: Rows) -> dict[str, Any]:
@@ -191,8 +220,10 @@ class Ridge(StandardisedModel):
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
         """Apply the linear map."""
-        coef = self.coef.cpu().numpy().astype(np.float64)
-        return (self.design(batch) @ coef + self.intercept.cpu().numpy()).astype(np.float32), None
+        values = self.design(batch) @ self.coef.cpu().numpy().astype(np.float64)
+        if self.directions is not None:
+            values = values @ self.directions.cpu().numpy().astype(np.float64)
+        return (values + self.intercept.cpu().numpy()).astype(np.float32), None
 
 
 def _decompose(

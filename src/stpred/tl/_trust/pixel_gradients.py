@@ -132,10 +132,10 @@ def _linear(model: Any, batch: Batch, row: int) -> Function:
     def function(x: Tensor) -> Tensor:
         own = ((x - mean) / std).clamp(-EXTREME, EXTREME)
         if model.config.context_um is None:
-            return own @ model.coef + model.intercept
+            return own @ model.weights + model.intercept
         # A location without neighbours is its own context.
         others = [own if c is None else ((c - mean) / std).clamp(-EXTREME, EXTREME).expand_as(own) for c in context]
-        return torch.cat([own, *others], dim=1) @ model.coef + model.intercept
+        return torch.cat([own, *others], dim=1) @ model.weights + model.intercept
 
     return function
 

@@ -77,10 +77,9 @@ class LinearMethod:
         new: Any = copied(model)
         path, step = self._path(model, batches), self.steps[chosen]
         coef = path.coef(step)
-        for name, value in (("coef", coef), ("intercept", path.intercept(coef))):
-            whole = getattr(model, name).cpu().numpy().astype(np.float64)
-            whole[..., self.genes] = value
-            new.set_buffer(name, whole)
+        weights, intercept = (t.cpu().numpy().astype(np.float64) for t in (model.weights, model.intercept))
+        weights[:, self.genes], intercept[self.genes] = coef, path.intercept(coef)
+        new.set_weights(weights, intercept)
         strength = None if np.isinf(step.penalty) else step.penalty
         return new, {
             "moved": "weights" if strength is not None else "intercept",
@@ -91,4 +90,4 @@ class LinearMethod:
     def _path(self, model: Any, batches: Sequence[Batch], *, n: int | None = None) -> PathFromWeights:
         x = np.concatenate([model.design(b) for b in batches])
         y = np.concatenate([dense(b.y)[:, self.genes] for b in batches])
-        return PathFromWeights(x, y, model.coef.cpu().numpy().astype(np.float64)[:, self.genes], n=n)
+        return PathFromWeights(x, y, model.weights.cpu().numpy().astype(np.float64)[:, self.genes], n=n)
