@@ -16,7 +16,7 @@ from stpred._core.disk import stored
 from stpred._core.specs import TileSpec
 from stpred._core.targets import TARGETS
 from stpred.models import registry
-from stpred.models.base import BaseConfig, Model
+from stpred.models.base import MULTISCALE, BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.models.ensemble import EnsembleConfig
 from stpred.models.kernel_ridge import KernelRidgeConfig
@@ -46,6 +46,7 @@ class AutoConfig(BaseConfig):
     """
 
     family: ClassVar[str] = "auto"
+    default_encoder: ClassVar[str] = MULTISCALE
     seeded: ClassVar[bool] = True
     candidates: tuple[Any, ...] | None = None
     stacked: bool = True
