@@ -35,7 +35,11 @@ def measure(cls: type) -> Iterator[tuple[str, float, str]]:
     for values in itertools.product(*params):
         instance = cls()
         if hasattr(instance, "setup"):
-            instance.setup(*given, *values)
+            try:
+                instance.setup(*given, *values)
+            except NotImplementedError as reason:  # asv's word for what cannot be run here
+                print(f"  {cls.__name__}({', '.join(map(str, values))}) is skipped: {reason}")
+                continue
         for name in methods:
             method = getattr(instance, name)
             start = time.perf_counter()

@@ -102,16 +102,14 @@ class TileStream:
 
 def _may_be_fill(pixels: NDArray[np.uint8]) -> bool:
     """Return whether any run of (h, w, 3) pixels is of one colour, neither that of glass nor a stain's."""
-    few = pixels[::_FILL_STEP_PX, ::_FILL_STEP_PX].astype(np.int16)
+    from stpred.tiles._kernels import runs_of_a_colour
+
+    few = pixels[::_FILL_STEP_PX, ::_FILL_STEP_PX]
     for line in (few, few.swapaxes(0, 1)):
         n = min(_RUN, len(line) - 1)
         if n < 1:
             continue
-        first = line[:-n]
-        run = (np.abs(line[n:] - first) <= 2).all(axis=-1)
-        for step in range(1, n):
-            run &= (np.abs(line[step : len(first) + step] - first) <= 2).all(axis=-1)
-        colours = first[run].astype(np.uint8)
+        colours = line[: len(line) - n][runs_of_a_colour(line, n)]
         if (~glass_like(colours) & ~stain_like(colours)).any():
             return True
     return False
