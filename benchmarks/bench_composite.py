@@ -8,6 +8,7 @@ beside it. From a shell: ``python -m benchmarks.bench_composite``.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
@@ -98,9 +99,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(f"{embed(Path(sys.argv[1]), sys.argv[2]):.1f} s to embed", file=sys.stderr)
     else:
-        for size in SIZES_PX:
-            for layout in LAYOUTS:
-                for how in MEMBERS:
-                    used = measure(size, layout, how)
-                    print(f"{size:6d} px  {layout:8s} {how:6s} peak {used.rss_gb:.2f} GB, anonymous "
-                          f"{used.anonymous_gb:.2f} GB, {used.cpu_s:.1f} s CPU, {used.wall_s:.1f} s")  # fmt: skip
+        for how, size, layout in itertools.product(MEMBERS, SIZES_PX, LAYOUTS):
+            used = measure(size, layout, how)
+            memory = f"peak {used.rss_gb:.2f} GB, anonymous {used.anonymous_gb:.2f} GB"
+            print(f"{size:6d} px  {layout:8s} {how:6s} {memory}, {used.cpu_s:.1f} s CPU, {used.wall_s:.1f} s")
