@@ -1,13 +1,13 @@
 """Compare what helps on an unseen donor, whose stain and scanner are others.
 
 ``python scripts/donor_study.py her2st FOLDER FOLDER_A`` reads sections C2-C5 of one patient and A1 of another
-(Andersson et al. 2021; A1 at 3.19 um per pixel with spots in pixels of a 6954 px wide picture) and reduces C2-C5 to the
-resolution of A1. Ridge regression is scored three ways: on each of C2-C5 by a model of the other three ("same"), on A1 by
-a model of C2-C5, and on each of C2-C5 by a model of A1. Values are means over the 250 genes most counted on C2-C5: the
-Pearson correlation over spots on log1p CP10k, and the same given the log library size.
+(Andersson et al. 2021; A1 at 3.19 um per pixel with spots in pixels of a 6954 px wide picture) and reduces C2-C5 to
+the resolution of A1. Models are scored three ways: on each of C2-C5 by a model of the other three ("same"), on A1 by
+a model of C2-C5, and on each of C2-C5 by a model of A1. Values are means over the 250 genes most counted on C2-C5:
+the Pearson correlation over spots on log1p CP10k, and the same given the log library size.
 
-``python scripts/donor_study.py toy`` trains on four synthetic donors and scores two others against noiseless expression,
-as they are and with the stain and the light of their images changed further.
+``python scripts/donor_study.py toy`` trains on four synthetic donors and scores two others against noiseless
+expression, as they are and with the stain and the light of their images changed further.
 
 ``--encoders`` and ``--treatments`` restrict what is compared.
 """
@@ -27,7 +27,7 @@ import pandas as pd
 import stpred as st
 from stpred import metrics
 from stpred._image.appearance import jitter
-from stpred.models import Ridge
+from stpred.models import KernelRidge, Ridge
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ C = ("C2", "C3", "C4", "C5")
 A_WIDTH_PX = (2000, 6954)
 """Width of the picture of A1, and of the one that its spots are in pixels of."""
 
-GIVEN = "log1p_cp10k_given_library"
+GIVEN, HALF = "log1p_cp10k_given_library", "log1p_cp10k_half_library"
+STRONG = {"penalty": 4.0, "rank": 8}
 TREATMENTS: dict[str, dict[str, Any]] = {
     "as is, features standardised per slide": {},
     "standardised over the training slides": {"config": {"standardize": "train"}},
@@ -53,6 +54,12 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "rank 4": {"config": {"rank": 4}},
     "trained given the library size": {"target": GIVEN},
     "given the library size, rank 4": {"target": GIVEN, "config": {"rank": 4}},
+    "kernel ridge": {"family": KernelRidge},
+    "kernel ridge, half the library": {"family": KernelRidge, "target": HALF},
+    "kernel ridge, given the library size": {"family": KernelRidge, "target": GIVEN},
+    "strong kernel ridge": {"family": KernelRidge, "config": STRONG},
+    "strong kernel ridge, half the library": {"family": KernelRidge, "target": HALF, "config": STRONG},
+    "strong kernel ridge, given the library size": {"family": KernelRidge, "target": GIVEN, "config": STRONG},
 }
 
 
@@ -66,6 +73,11 @@ def encoders(names: Iterable[str], mpp: float) -> dict[str, Callable[[Any], Any]
             "efficientnet-lite0", tile=wide, layers=(2, 3), pool="mean+std", views=views
         ),
     }
+    scales = [st.TileSpec(mpp, max(32, round(um / mpp))) for um in (112, 448)]
+    made["scales"] = lambda views: st.encoders.get(
+        [made["colour"](views), made["morphology"](views)]
+        + [st.encoders.get("morphology", tile=t, views=views) for t in scales]
+    )
     made["colour+morphology"] = lambda views: st.encoders.get([made[n](views) for n in ("colour", "morphology")])
     made["all"] = lambda views: st.encoders.get([made[n](views) for n in ("colour", "morphology", "network")])
     return {name: made[name] for name in names}
@@ -125,12 +137,13 @@ def read(
     genes: list[str],
     encoder: Any,
     target: str | None = None,
+    family: Any = Ridge,
     config: Mapping[str, Any] | None = None,
     truth: Callable[[SpatialData, Any], NDArray[Any]] | None = None,
 ) -> NDArray[np.float64]:
     """Train on some slides and return the mean scores (Pearson, given the library size) on others."""
     model = st.tl.train(
-        {s: slides[s] for s in train}, Ridge.Config(**(config or {})), genes=genes, encoder=encoder,
+        {s: slides[s] for s in train}, family.Config(**(config or {})), genes=genes, encoder=encoder,
         shapes_key="spots", target=target, groups={s: s for s in train}, intervals=False,
     )  # fmt: skip
     scores = []

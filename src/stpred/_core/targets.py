@@ -16,10 +16,11 @@ TARGETS: tuple[str, ...] = get_args(Target)
 
 CP10K = 1e4
 
-GIVEN_LIBRARY = "log1p_cp10k_given_library"
-"""log1p CP10k without what a slide's library sizes explain: what models are trained on, not a scale of its own."""
+WITHOUT_LIBRARY = {"log1p_cp10k_given_library": 1.0, "log1p_cp10k_half_library": 0.5}
+"""log1p CP10k less a share of what a slide's library sizes explain: what models are trained on, no scales of their own.
+"""
 
-TRAINED_ON = (*TARGETS, GIVEN_LIBRARY)
+TRAINED_ON = (*TARGETS, *WITHOUT_LIBRARY)
 """What a user may train a model on."""
 
 LOG_SHARE = "log_share"
@@ -90,8 +91,8 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
         other genes were chosen.
     target
         ``"log1p_cp10k"`` (natural log of one plus counts per ten thousand), ``"counts"``, ``"log_share"``:
-        ``log((1 + count) / (n_measured + total))``, or ``"log1p_cp10k_given_library"`` (see :func:`given_library`; the
-        rows are those of one slide).
+        ``log((1 + count) / (n_measured + total))``, or one of `WITHOUT_LIBRARY` (see :func:`without_library`; the rows
+        are those of one slide).
     n_measured
         Number of all measured genes, for ``"log_share"``.
 
@@ -105,10 +106,10 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
     library = np.asarray(totals, dtype=np.float64)
     if values.ndim != 2 or library.shape != values.shape[:1]:
         raise InputError(f"`totals` must have one value per row of `counts`: got {library.shape} for {values.shape}.")
-    if target in ("log1p_cp10k", GIVEN_LIBRARY):
+    if target == "log1p_cp10k" or target in WITHOUT_LIBRARY:
         scale = np.divide(CP10K, library, out=np.zeros_like(library), where=library > 0)
         values = np.log1p(values * scale[:, None])
-        values = given_library(values, library) if target == GIVEN_LIBRARY else values
+        values = without_library(values, library, share=WITHOUT_LIBRARY.get(target, 0.0))
     elif target == LOG_SHARE:
         if n_measured is None:
             raise InputError("The target 'log_share' needs `n_measured`, the number of all measured genes.")
@@ -116,8 +117,8 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
     return values.astype(np.float32)
 
 
-def given_library(values: NDArray[np.float64], totals: ArrayLike) -> NDArray[np.float64]:
-    """Return the values of one slide without the part that the log library size explains linearly.
+def without_library(values: NDArray[np.float64], totals: ArrayLike, *, share: float) -> NDArray[np.float64]:
+    """Return the values of one slide less a share of the part that the log library size explains linearly.
 
     Parameters
     ----------
@@ -125,22 +126,20 @@ def given_library(values: NDArray[np.float64], totals: ArrayLike) -> NDArray[np.
         (n, g) values, such as log1p CP10k.
     totals
         (n,) library sizes.
-
-    Returns
-    -------
-    (n, g) residuals of each gene's regression on the log library size, about the gene's mean.
+    share
+        1: the residuals of each gene's regression on the log library size, about the gene's mean; 0: the values.
     """
     library = np.log(np.maximum(np.asarray(totals, dtype=np.float64), 1.0))
     library -= library.mean() if len(library) else 0.0
     square = library @ library
-    if square < 1e-12:
+    if share == 0 or square < 1e-12:
         return values
-    return np.asarray(values - np.outer(library, library @ (values - values.mean(axis=0)) / square))
+    return np.asarray(values - share * np.outer(library, library @ (values - values.mean(axis=0)) / square))
 
 
 def scale_of(target: str) -> str:
     """Return the scale of what a model predicts that was trained on `target`."""
-    return "log1p_cp10k" if target == GIVEN_LIBRARY else target
+    return "log1p_cp10k" if target in WITHOUT_LIBRARY else target
 
 
 def standardised(values: Any) -> NDArray[np.float64]:

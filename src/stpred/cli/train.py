@@ -35,7 +35,10 @@ def train(
     shapes: ShapesKey = None,
     encoder: Encoder = None,
     target: Annotated[
-        str | None, typer.Option(help="log1p_cp10k, counts or log1p_cp10k_given_library; default: the family's own.")
+        str | None,
+        typer.Option(
+            help="log1p_cp10k, counts, or log1p_cp10k_given_library (or _half_library); default: the family's own."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; default: the output folder's.")] = None,
     validation: Annotated[str | None, typer.Option(help="Slides, with commas, that only end the training.")] = None,

@@ -9,7 +9,7 @@ import pytest
 
 import stpred as st
 from stpred import InputError
-from stpred._core.targets import given_library, transform
+from stpred._core.targets import transform, without_library
 from stpred.metrics import partial_pearson, pearson
 from stpred.models import registry
 
@@ -27,7 +27,9 @@ def test_residuals_of_a_regression_about_the_mean() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.mean(axis=0), plain.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(pearson(found, np.repeat(np.log(totals)[:, None], 7, axis=1)), 0, atol=1e-4)
-    same = given_library(plain, np.full(60, 500.0))
+    half = transform(counts, totals, target="log1p_cp10k_half_library")
+    np.testing.assert_allclose(half, (plain + expected) / 2, rtol=1e-4, atol=1e-4)
+    same = without_library(plain, np.full(60, 500.0), share=1.0)
     np.testing.assert_array_equal(same, plain)  # a library size that does not vary explains nothing
 
 

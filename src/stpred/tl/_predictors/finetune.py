@@ -13,7 +13,7 @@ from stpred._core.expression.gene_names import mismatch
 from stpred._core.expression.library import Library
 from stpred._core.places import Place
 from stpred._core.specs import FineTuning
-from stpred._core.targets import GIVEN_LIBRARY, LOG_SHARE
+from stpred._core.targets import LOG_SHARE, WITHOUT_LIBRARY
 from stpred.inference.intervals import HIGH, LOW, as_stable, calibrate, refused
 from stpred.inference.predictor import Predictor, gene_columns, load_trained
 from stpred.inference.provenance import trained_on
@@ -215,7 +215,7 @@ def _learned(model: Model, regions: list[data.Region], genes: Iterable[str] | No
 def _on_one_library(model: Model, regions: list[data.Region]) -> tuple[list[data.Region], Library | None]:
     """Return the slides with library sizes over the model's genes; or over their own, then that library, and warn."""
     library = Library.parse(model.record.library)
-    if library is None or model.record.training["target"] not in ("log1p_cp10k", GIVEN_LIBRARY, LOG_SHARE):
+    if library is None or model.record.training["target"] not in (*WITHOUT_LIBRARY, "log1p_cp10k", LOG_SHARE):
         return regions, None
     found = [data.on_library(r, library) for r in regions]
     different = [r.slide for r, o in found if o is not None and not (o.same or o.wider)]

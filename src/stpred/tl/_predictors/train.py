@@ -83,9 +83,10 @@ def train(
         cells, else ``nuclei``, else ``cells``. Locations without cells are skipped and counted in the record.
     target
         ``"log1p_cp10k"`` or ``"counts"``; None takes the family's own, mostly the former. Or
-        ``"log1p_cp10k_given_library"``: log1p CP10k without what the log library size explains on each slide. How much
-        RNA a location caught is learned with the former and rarely holds on other donors; with this, predictions are of
-        what is left, on the same scale and about the same means. Scores stay those on log1p CP10k.
+        ``"log1p_cp10k_given_library"``: log1p CP10k without what the log library size explains on each slide, or
+        ``"log1p_cp10k_half_library"``, without half of it. How much RNA a location caught is learned along with log1p
+        CP10k and rarely holds on other donors; with these, predictions are of what is left, on the same scale and
+        about the same means. Scores stay those on log1p CP10k.
     encoder
         An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``;
         or a list of these, whose features are put side by side.
