@@ -16,7 +16,7 @@ Forward = Callable[[Any], Any]
 logger = logging.getLogger("stpred")
 
 AGREEMENT = 1e-5
-"""Largest difference between features of a network and of its folded copy, over the largest feature (at least 1)."""
+"""Largest difference between features of a network and of its folded copy, over the largest feature."""
 
 _CONVOLUTIONS = {"Conv2d", "Conv2dSame"}  # of torch and timm; others compute their weights at every call
 _NORMS = {"BatchNorm2d", "BatchNormAct2d"}
@@ -70,7 +70,7 @@ class Folding:
         except Exception as problem:  # noqa: BLE001 - whatever a network does when copied, watched or deprived of its norms
             logger.debug("Batch norms of %s are not folded: %s", type(self._module).__name__, problem)
             return None
-        return folded if error <= AGREEMENT * max(1.0, float(expected.abs().max())) else None  # not if it is NaN
+        return folded if error <= AGREEMENT * float(expected.abs().max()) else None  # not if it is NaN
 
 
 def _state(module: nn.Module) -> list[tuple[int, int, int]]:
