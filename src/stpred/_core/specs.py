@@ -203,14 +203,14 @@ class FineTuning:
         held-out donors, or blocks of the only donor's slides, up to the family's ``max_epochs``; where none of them
         beats the old model there, 0.
     lr
-        Of networks: learning rate of the head; None takes the family's own.
+        Of networks: learning rate of the head; None takes 0.3 of the one that the family was trained at.
     input_rate
         Of networks: learning rate of the layer nearest to the input as a share of the head's, 0 (excluded) to 1; the
         layers between have rates in geometric sequence.
     strength
         Of models of closed form (``"ridge"``): penalty, per location, on the distance from the old weights; infinite
-        corrects each gene's mean alone. None: chosen like the epochs, together with the share of the old weights that
-        is shrunk towards, between the old model (infinite) and the ridge of the own slides alone (share 0).
+        corrects each gene's mean alone. None: chosen like the epochs, together with the share of the way that the
+        weights go, among candidates from the old model (share 0) to the ridge of the own slides alone.
 
     Raises
     ------

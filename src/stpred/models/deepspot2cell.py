@@ -165,7 +165,9 @@ class DeepSpot2Cell(CellNetwork):
         """Let the amounts of the training spots have the mean that was measured."""
         wanted = np.concatenate([np.expm1(np.asarray(b.y, dtype=np.float64)) for b in batches]).mean(axis=0)
         own = np.concatenate([self.outputs(b) for b in batches]).mean(axis=0, dtype=np.float64)
-        self.set_buffer("amount", self.amount.cpu().numpy() * np.maximum(wanted, 1e-3) / np.maximum(own, 1e-6))
+        ratio = np.maximum(wanted, 1e-3) / np.maximum(own, 1e-6)
+        ratio = ratio if self.kept_genes is None else np.where(self.kept_genes, 1.0, ratio)
+        self.set_buffer("amount", self.amount.cpu().numpy() * ratio)
 
     def own_targets(self, batch: Batch) -> NDArray[np.float32]:
         """Return the amounts on the log scale."""

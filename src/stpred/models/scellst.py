@@ -161,8 +161,10 @@ class SCellST(CellNetwork):
         """Standardise the cells once, and bring the slide's genes to the range that they have on the others."""
         batch, scaling = super().ready(batch)
         if self.config.loss == "mse" and self.config.scale_genes and batch.y is not None:
-            common = self.gene_std.cpu().numpy()
-            batch = replace(batch, y=(batch.y * (common / _range(batch))).astype(np.float32))
+            ratio = self.gene_std.cpu().numpy() / _range(batch)
+            if self.kept_genes is not None:
+                ratio[self.kept_genes] = 1.0
+            batch = replace(batch, y=(batch.y * ratio).astype(np.float32))
         return batch, scaling
 
     def begin(self, batches: Sequence[Batch]) -> None:

@@ -26,7 +26,7 @@ SPOTS = "spots"
 @pytest.fixture(scope="module")
 def tissue() -> dict[str, SpatialData]:
     """Three donors to train on and a fourth that is the own one, large enough for blocks."""
-    return st.datasets.toy_cohort(4, size_um=(900, 900), n_genes=60, seed=3)
+    return st.datasets.toy_cohort(4, size_um=(1000, 1000), n_genes=60, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,31 @@ def accuracy(slide: SpatialData, model: Model, *, rows: Any = slice(None)) -> fl
     return float(np.nan_to_num(st.metrics.pearson(table.X[rows], wanted[rows])).mean())
 
 
+def left_half(slide: SpatialData) -> tuple[SpatialData, np.ndarray]:
+    """The slide with counts of its left half alone, and which spots are far enough right of it to be new."""
+    x = slide.tables["spots_counts"].obsm["spatial"][:, 0]
+    half = copy_slide(slide)
+    half.tables["spots_counts"] = half.tables["spots_counts"][x < np.median(x)].copy()
+    return half, x > np.median(x) + 150
+
+
 def shuffled(slide: SpatialData, *, seed: int) -> SpatialData:
     """The slide with the counts of its spots exchanged."""
     slide = copy_slide(slide)
     table = slide.tables["spots_counts"]
     table.X = table.X[np.random.default_rng(seed).permutation(table.n_obs)]
     return slide
+
+
+def test_it_beats_the_old_model_and_the_own_slide_alone(old: Model, own: SpatialData) -> None:
+    half, rest = left_half(own)
+    new = st.tl.finetune(old, half, shapes_key=SPOTS)
+    alone = st.tl.train(half, "ridge", genes=old.record.genes, shapes_key=SPOTS)
+    found = {k: accuracy(own, m, rows=rest) for k, m in {"new": new, "old": old, "alone": alone}.items()}
+    assert found["new"] > max(found["old"], found["alone"])
+    said = new.record.training["finetuned"]
+    assert said["moved"] == "weights"
+    assert said["quality"]["tuned"] > said["quality"]["base"]
 
 
 def test_on_shuffled_counts_the_old_model_stays(old: Model, own: SpatialData) -> None:

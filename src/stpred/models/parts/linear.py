@@ -37,21 +37,29 @@ class Step:
 
     Attributes
     ----------
+    share
+        Of the way from the kept weights to what the new data ask for: 0 none, 1 all of it. As old weights that were
+        learned from m locations like the n new ones do: ``n / (n + m)``.
     penalty
-        On the distance from the kept weights, per training location; infinite leaves them.
+        On what the new data ask for beyond the kept weights, per location.
     kept
-        Share of the old weights that is shrunk towards: 1 all, 0 none (the ridge of the new data alone).
+        Share of the old weights that is gone on from: 1 all, 0 none (with a share of 1: the ridge of the new data).
     """
 
+    share: float
     penalty: float
-    kept: float
+    kept: float = 1.0
 
 
 class PathFromWeights:
-    """Ridge solutions that are shrunk towards a share of given weights instead of towards zero.
+    """Weights between given ones and those that new data ask for.
 
-    Of ``||y - x w||^2 + n * penalty * ||w - kept * old||^2`` with an intercept that is not penalised. All steps come
-    from one decomposition of the centred columns.
+    ``kept * old + share * d``, where d is the ridge solution for what the kept weights leave:
+    ``argmin ||y - x (kept * old + d)||^2 + n * penalty * ||d||^2``, with an intercept that is not penalised. With a
+    share of 1, weights are shrunk towards the kept ones in all directions alike. A share of ``1 / (1 + c)`` is the
+    solution with ``c * (||x d||^2 + n * penalty * ||d||^2)`` added: old weights that were learned from c times as many
+    locations, which resist most in the directions in which locations differ most. All steps come from one decomposition
+    of the centred columns.
 
     Parameters
     ----------
@@ -75,10 +83,9 @@ class PathFromWeights:
 
     def coef(self, step: Step) -> Array:
         """Return the (width, n_genes) weights of a step."""
-        if np.isinf(step.penalty):
+        if step.share == 0:
             return step.kept * self.old
-        shrunk = self._shrink(step.penalty)[:, None]
-        return step.kept * self.old + self._vt.T @ (shrunk * (self._measured - step.kept * self._old))
+        return step.kept * self.old + self._vt.T @ (self._shrink(step)[:, None] * self._left(step))
 
     def intercept(self, coef: Array) -> Array:
         """Return the (n_genes,) intercept that goes with weights."""
@@ -90,12 +97,13 @@ class PathFromWeights:
         at, old = z @ self._vt.T, z @ self.old
         for step in steps:
             value = step.kept * old + self.center_y
-            if np.isfinite(step.penalty):
-                value = value + (at * self._shrink(step.penalty)) @ (self._measured - step.kept * self._old)
-            yield value
+            yield value + (at * self._shrink(step)) @ self._left(step) if step.share else value
 
-    def _shrink(self, penalty: float) -> Array:
-        return self._s / (self._s**2 + penalty * self.n)
+    def _left(self, step: Step) -> Array:
+        return self._measured - step.kept * self._old
+
+    def _shrink(self, step: Step) -> Array:
+        return step.share * self._s / (self._s**2 + step.penalty * self.n)
 
 
 def _thin(x: Array) -> tuple[Array, Array, Array]:

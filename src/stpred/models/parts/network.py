@@ -115,6 +115,8 @@ class Network(Iterative):
     gene_mean: Tensor
     gene_std: Tensor
     library_median: Tensor
+    kept_genes: NDArray[np.bool_] | None = None
+    """(n_genes,) genes whose targets are the network's own predictions, in fine-tuning; None: none."""
     _folded: Any = None
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
@@ -166,9 +168,9 @@ class Network(Iterative):
         """Shift the intercept of each gene to the mean of the training targets; relative outputs have none."""
         if self.config.loss in losses.RELATIVE:
             return
-        ready = [self.ready(b)[0].y for b in batches]
         own = moments([self.own_targets(b) for b in batches])[0]
-        wanted = moments(ready)[0]
+        wanted = moments([self.ready(b)[0].y for b in batches])[0]
+        wanted = wanted if self.kept_genes is None else np.where(self.kept_genes, own, wanted)
         head = self.head
         if self.config.loss == "nb":
             # Of small shares the logit is the log.

@@ -60,8 +60,8 @@ def finetune(
     donor. Ridge is solved again with its weights shrunk towards the old ones instead of towards zero; networks go on
     for a few epochs, layers near the input slower than the head. How far the weights move is chosen by holding out own
     donors, or blocks of the only donor's slides with a gap around them, and the old weights are a candidate: they stay
-    unless others score better by more than two standard errors between held-out parts. Each gene's mean is always
-    corrected to that of the own slides. With ``stpred.settings.checkpoint_dir``, an interrupted call goes on where it
+    unless others score better by more than the standard error of the difference. Each gene's mean is always corrected
+    to that of the own slides. With ``stpred.settings.checkpoint_dir``, an interrupted call goes on where it
     was.
 
     Parameters
@@ -183,7 +183,17 @@ def _options(model: Model, options: Any) -> FineTuning:
             f"Model {model.record.name!r} does not say what it was trained on (published weights do not), so it cannot "
             "go on from there; use it as a teacher: stpred.tl.distill."
         )
-    return FineTuning() if options is None else options
+    options = FineTuning() if options is None else options
+    network = _is_network(model)
+    others = ("strength",) if network else ("trains", "epochs", "lr", "input_rate")
+    if given := [o for o in others if getattr(options, o) != getattr(FineTuning, o)]:
+        kind, other = ("a network", "models of closed form") if network else ("solved in closed form", "networks")
+        raise InputError(f"Model {model.record.name!r} is {kind}; {listing(given)} of `options` are for {other}.")
+    return options
+
+
+def _is_network(model: Model) -> bool:
+    return isinstance(model.first if isinstance(model, Ensemble) else model, Iterative)
 
 
 def _learned(model: Model, regions: list[data.Region], genes: Iterable[str] | None) -> NDArray[np.bool_]:
@@ -316,8 +326,7 @@ def _wanted(model: Model, tuned: training.Tuned, *, intervals: bool | None) -> b
         reason = f"{len(tuned.units)} held-out donors or blocks are too few"
     if intervals and reason is not None:
         raise InputError(f"`intervals`: model {model.record.name!r} can have none: {reason}.")
-    cheap = not isinstance(model.first if isinstance(model, Ensemble) else model, Iterative)
-    return reason is None and (cheap if intervals is None else intervals)
+    return reason is None and (not _is_network(model) if intervals is None else intervals)
 
 
 def _calibrate(

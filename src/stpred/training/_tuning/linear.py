@@ -11,18 +11,21 @@ from numpy.typing import NDArray
 
 from stpred import metrics
 from stpred._core.specs import FineTuning
-from stpred._core.targets import dense
+from stpred._core.targets import dense, standardised
 from stpred.models.base import Model
 from stpred.models.batch import Batch
 from stpred.models.parts.linear import PathFromWeights, Step
 from stpred.training._tuning.networks import copied
 from stpred.training._tuning.parts import Part, Trial
 
+OLD = Step(share=0.0, penalty=1.0)
+PENALTIES = tuple(float(p) for p in np.round(np.logspace(3, -3, 13), 6))
 STEPS = (
-    Step(np.inf, 1.0),
-    *(Step(float(p), k) for k in (1.0, 0.75, 0.5, 0.25, 0.0) for p in np.round(np.logspace(4, -3, 15), 6)),
+    OLD,
+    *(Step(share, p) for share in (0.1, 0.25, 0.5, 1.0) for p in PENALTIES),
+    *(Step(1.0, p, kept=kept) for kept in (0.5, 0.0) for p in PENALTIES),
 )
-"""Candidates of a linear model: the old weights first, the ridge of the own slides alone among the last."""
+"""Candidates of a linear model: the old weights first, the ridge of the own slides alone last."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,16 @@ class LinearMethod:
     @property
     def steps(self) -> tuple[Step, ...]:
         """The candidates."""
-        return STEPS if self.options.strength is None else (Step(self.options.strength, 1.0),)
+        return STEPS if self.options.strength is None else (_step(self.options.strength),)
 
     @property
     def given(self) -> int | None:
         """The candidate, where the user gave it."""
         return None if self.options.strength is None else 0
 
-    def trial(self, model: Any, part: Part, genes: NDArray[np.bool_]) -> Trial:
+    def trial(self, model: Any, part: Part) -> Trial:
         """Score every candidate on a held-out part."""
+        genes = self.genes
         path, x = self._path(model, part.train, n=self.n), [model.design(b) for b in part.test]
 
         def predict(c: int) -> list[NDArray[Any]]:
@@ -55,10 +59,12 @@ class LinearMethod:
                 out.append(values)
             return out
 
-        scores = [
-            [metrics.pearson(mean, dense(b.scored)[:, genes]) for mean in path.predictions(columns, self.steps)]
-            for b, columns in zip(part.test, x, strict=True)
-        ]
+        scores, agreement = [], []
+        for b, columns in zip(part.test, x, strict=True):
+            truth = dense(b.scored)[:, genes]
+            found = [(metrics.pearson(v, truth), _agreement(v, truth)) for v in path.predictions(columns, self.steps)]
+            scores.append([f[0] for f in found])
+            agreement.append(np.stack([f[1] for f in found]))
         pearson = np.asarray(scores, dtype=np.float32).swapaxes(0, 1)
 
         def spearman(c: int) -> NDArray[Any]:
@@ -70,7 +76,8 @@ class LinearMethod:
             )
 
         quality = np.nan_to_num(pearson).mean(axis=(1, 2), dtype=np.float64)
-        return Trial(part, pearson, quality, predict, spearman)
+        each = np.concatenate(agreement, axis=1) if part.block else None
+        return Trial(part, pearson, quality, predict, spearman, each)
 
     def final(self, model: Any, batches: Sequence[Batch], chosen: int, *, seed: int) -> tuple[Model, dict[str, Any]]:
         """Return a copy with the weights of a candidate on all slides."""
@@ -80,10 +87,10 @@ class LinearMethod:
         weights, intercept = (t.cpu().numpy().astype(np.float64) for t in (model.weights, model.intercept))
         weights[:, self.genes], intercept[self.genes] = coef, path.intercept(coef)
         new.set_weights(weights, intercept)
-        strength = None if np.isinf(step.penalty) else step.penalty
+        moved = "weights" if step.share else "intercept"
         return new, {
-            "moved": "weights" if strength is not None else "intercept",
-            "strength": strength,
+            "moved": moved,
+            **({"share": step.share, "penalty": step.penalty} if step.share else {"share": 0.0}),
             "kept": step.kept,
         }
 
@@ -91,3 +98,13 @@ class LinearMethod:
         x = np.concatenate([model.design(b) for b in batches])
         y = np.concatenate([dense(b.y)[:, self.genes] for b in batches])
         return PathFromWeights(x, y, model.weights.cpu().numpy().astype(np.float64)[:, self.genes], n=n)
+
+
+def _step(strength: float) -> Step:
+    """Return the step that shrinks towards the old weights by a given penalty."""
+    return OLD if np.isinf(strength) else Step(1.0, strength)
+
+
+def _agreement(values: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (n,) products of standardised values, mean over genes; their mean is the mean correlation."""
+    return (standardised(values) * standardised(truth)).mean(axis=1)

@@ -21,6 +21,10 @@ from stpred.training._scores import criterion_of
 from stpred.training._tuning.parts import Part, Trial
 
 
+SLOWER = 0.3
+"""Of the family's learning rate, where none is given: small steps from weights that are good already."""
+
+
 def copied(model: Model) -> Any:
     """Return a model of the same weights and a record of its own, with the same encoder."""
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
@@ -51,6 +55,7 @@ class NetworkMethod:
     """A few epochs from the old weights; the candidates are their numbers, from 0."""
 
     options: FineTuning
+    genes: NDArray[np.bool_]
     seed: int
     run: Run
 
@@ -59,7 +64,7 @@ class NetworkMethod:
         """The number of epochs, where the user gave it."""
         return self.options.epochs
 
-    def trial(self, model: Any, part: Part, genes: NDArray[np.bool_]) -> Trial:
+    def trial(self, model: Any, part: Part) -> Trial:
         """Score the network on a held-out part before the first epoch and after each."""
         net = self._start(model, part.train)
         epochs = model.config.max_epochs if self.given is None else self.given
@@ -68,7 +73,7 @@ class NetworkMethod:
             curve, _ = self._train(net, model, part.train, epochs, seed=self.seed, held=part.test, name=part.name)
         else:
             curve = _loop.score_once(net, part.test)
-        curve = replace(curve, pearson=curve.pearson[..., genes], spearman=curve.spearman[..., genes])
+        curve = replace(curve, pearson=curve.pearson[..., self.genes], spearman=curve.spearman[..., self.genes])
 
         def predict(c: int) -> list[NDArray[Any]]:
             again = self._start(model, part.train)
@@ -91,6 +96,7 @@ class NetworkMethod:
         if chosen:
             _, found = self._train(new, model, batches, chosen, seed=seed, name=f"{chosen} epochs")
             summary = {"moved": self.options.trains, **found}
+        new.kept_genes = None
         for p in new.parameters():
             p.requires_grad_(requires_grad=True)
         return new, summary
@@ -98,6 +104,7 @@ class NetworkMethod:
     def _start(self, model: Any, batches: Sequence[Batch]) -> Any:
         """Return a copy whose mean prediction is the mean of the own slides; only what is to move needs gradients."""
         new = copied(model)
+        new.kept_genes = None if self.genes.all() else ~self.genes
         new.recentre(batches)
         moving = set(new.layers_by_depth()[-1])
         for name, p in new.named_parameters():
@@ -127,7 +134,7 @@ class NetworkMethod:
 
         def rate(optimizer: torch.optim.Optimizer) -> None:
             plain = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-            highest = plain["lr"] if self.options.lr is None else self.options.lr
+            highest = plain["lr"] * SLOWER if self.options.lr is None else self.options.lr
             optimizer.param_groups.clear()
             for depth, names in enumerate(reversed(layers)):
                 some = [p for n in names if (p := parameters[n]).requires_grad]

@@ -22,8 +22,8 @@ MIN_KEPT = 0.5
 MIN_LOCATIONS = 10
 """Locations without which nothing can be learned."""
 
-ERRORS = 2.0
-"""Standard errors, between held-out parts, by which a candidate has to gain on the old model."""
+GAIN_ERRORS, SKILL_ERRORS = 1.0, 3.0
+"""Standard errors by which a candidate has to gain on the old model, and to correlate with what was measured."""
 
 DONORS, BLOCKS = "held-out donors", "held-out blocks of the only donor"
 NOTHING = "nothing, for the slides are too small for blocks"
@@ -31,11 +31,12 @@ NOTHING = "nothing, for the slides are too small for blocks"
 
 @dataclass(frozen=True)
 class Part:
-    """What is held out together, and what is learned from meanwhile."""
+    """What is held out together, a donor or a block of each slide, and what is learned from meanwhile."""
 
     name: str
     train: list[Batch]
     test: list[Batch]
+    block: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Trial:
         Returns what a candidate predicts for each slide of the part.
     spearman
         Returns the (S, n_genes) rank correlations of a candidate.
+    agreement
+        (C, n) what each location of a block adds to the mean correlation; None: only whole parts tell how uncertain
+        that is.
     """
 
     part: Part
@@ -61,6 +65,7 @@ class Trial:
     quality: NDArray[np.float64]
     predict: Callable[[int], list[NDArray[Any]]]
     spearman: Callable[[int], NDArray[Any]]
+    agreement: NDArray[np.float64] | None = None
 
 
 def parts_of(batches: Sequence[Batch], groups: Sequence[str], *, most: int | None) -> tuple[list[Part], str]:
@@ -105,30 +110,40 @@ def _block(batches: Sequence[Batch], k: int, n: int) -> Part | None:
         if len(rows) >= 3:
             train.append(batch.take(far))
             test.append(batch.take(rows))
-    return Part(f"block {k + 1} of {n}", train, test) if sum(len(b.targets) for b in train) >= MIN_LOCATIONS else None
+    return (
+        Part(f"block {k + 1} of {n}", train, test, block=True)
+        if sum(len(b.targets) for b in train) >= MIN_LOCATIONS
+        else None
+    )
 
 
 def choose(trials: Sequence[Trial]) -> int:
-    """Return the candidate that gains most over the first (the old model) beyond two standard errors of its gain.
+    """Return the candidate that gains most over the first (the old model) beyond the standard error of its gain.
 
-    Errors are between held-out parts. A candidate must also correlate with what was measured beyond two of them: where
-    nothing can be predicted, the old model is as likely below zero as above, and any other would gain on it. Where no
-    candidate does, or nothing was held out, the old model stays.
+    A candidate must also correlate with what was measured, beyond three standard errors: where nothing can be
+    predicted, the old model is as likely below zero as above, and any other would gain on it. Where no candidate does,
+    or nothing was held out, the old model stays.
     """
     if not trials:
         return 0
     quality = padded([t.quality for t in trials])
-    gain = _surely(quality - quality[:, :1])
-    skill = _surely(padded([np.nan_to_num(t.pearson).mean(axis=(1, 2), dtype=np.float64) for t in trials]))
-    gain[skill <= 0] = -np.inf
-    return int(np.argmax(np.concatenate([[0.0], gain[1:]])))
+    gain = quality - quality[:, :1]
+    skill = padded([np.nan_to_num(t.pearson).mean(axis=(1, 2), dtype=np.float64) for t in trials])
+    of_gain, of_skill = _errors(gain), _errors(skill)
+    if agreement := [t.agreement for t in trials if t.agreement is not None]:
+        each = np.concatenate(agreement, axis=1)
+        of_gain, of_skill = _errors((each - each[:1]).T), _errors(each.T)
+    surely = gain.mean(axis=0) - GAIN_ERRORS * of_gain
+    n = sum(len(b.targets) for t in trials for b in t.part.test)
+    by_chance = np.maximum(SKILL_ERRORS * of_skill, 1 / np.sqrt(n))  # errors between few parts may happen to be small
+    surely[skill.mean(axis=0) <= by_chance] = -np.inf
+    return int(np.argmax(np.concatenate([[0.0], surely[1:]])))
 
 
-def _surely(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over (parts, C) minus two standard errors; of a single part, its values."""
+def _errors(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard errors of the means of (n, C) values; 0 of a single row."""
     n = len(values)
-    error = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else 0.0
-    return np.asarray(values.mean(axis=0) - ERRORS * error)
+    return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(n)) if n > 1 else np.zeros(values.shape[1])
 
 
 def padded(qualities: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

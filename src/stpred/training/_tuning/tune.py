@@ -90,13 +90,13 @@ def tune(
     first = model.first if isinstance(model, Ensemble) else model
     if isinstance(first, Iterative):
         batches = [networks.with_own_targets(first, b, genes) for b in batches]
-        method: Any = networks.NetworkMethod(options, seed, run)
+        method: Any = networks.NetworkMethod(options, genes, seed, run)
     else:
         method = LinearMethod(options, genes, sum(len(b.targets) for b in batches))
     trials, by = [], "given"
     try:
         parts, by = parts_of(batches, groups, most=NETWORK_PARTS if isinstance(first, Iterative) else None)
-        trials = [method.trial(first, part, genes) for part in parts]
+        trials = [method.trial(first, part) for part in parts]
     except TooSmall:
         by = NOTHING
     chosen = method.given if method.given is not None else choose(trials)
