@@ -210,7 +210,8 @@ class FineTuning:
     strength
         Of models of closed form (``"ridge"``): penalty, per location, on the distance from the old weights; infinite
         corrects each gene's mean alone. None: chosen like the epochs, together with the share of the way that the
-        weights go, among candidates from the old model (share 0) to the ridge of the own slides alone.
+        weights go, among candidates from the old model (share 0) to the ridge of the own slides alone; where nothing
+        scores better, the share of the own locations among all, as if the own slides had been among the old ones.
 
     Raises
     ------

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stpred.cli.evaluate import evaluate
+from stpred.cli.finetune import finetune
 from stpred.cli.others import demo, list_models
 from stpred.cli.predict import predict
 from stpred.cli.session import console, session
@@ -45,6 +46,6 @@ def common(
     session.quiet, session.verbose, session.options = quiet, verbose, frozenset(names)
 
 
-for command in (demo, predict, train, evaluate):
+for command in (demo, predict, train, finetune, evaluate):
     app.command()(command)
 app.command("models")(list_models)

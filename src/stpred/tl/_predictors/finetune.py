@@ -59,8 +59,10 @@ def finetune(
     A model of other donors knows which tissue expresses what; an own slide knows its stain, its protocol and its
     donor. Ridge is solved again with its weights shrunk towards the old ones instead of towards zero; networks go on
     for a few epochs, layers near the input slower than the head. How far the weights move is chosen by holding out own
-    donors, or blocks of the only donor's slides with a gap around them, and the old weights are a candidate: they stay
-    unless others score better by more than the standard error of the difference. Each gene's mean is always corrected
+    donors, or blocks of the only donor's slides with a gap around them, and the old weights are a candidate. A network
+    keeps them unless others score better by more than the standard error of the difference; ridge goes on as if the own
+    slides had been among the old ones, unless others (or the old weights) are better by that much. Where own counts do
+    not correlate with any prediction, the old weights stay. Each gene's mean is always corrected
     to that of the own slides. With ``stpred.settings.checkpoint_dir``, an interrupted call goes on where it
     was.
 

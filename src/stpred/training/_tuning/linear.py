@@ -30,16 +30,35 @@ STEPS = (
 
 @dataclass(frozen=True)
 class LinearMethod:
-    """Ridge that shrinks towards the old weights."""
+    """Ridge that shrinks towards the old weights.
+
+    Attributes
+    ----------
+    options, genes
+        What is asked for, and which genes are learned.
+    n, n_before
+        Locations of the own slides, and those that the old weights were learned from.
+    penalty
+        That the old weights were learned with.
+    """
 
     options: FineTuning
     genes: NDArray[np.bool_]
     n: int
+    n_before: int
+    penalty: float
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The candidates."""
-        return STEPS if self.options.strength is None else (_step(self.options.strength),)
+        """The candidates; as if the own slides had been among the old ones is the last."""
+        if self.options.strength is not None:
+            return (_step(self.options.strength),)
+        return (*STEPS, Step(self.n / (self.n + self.n_before), self.penalty))
+
+    @property
+    def usual(self) -> int:
+        """The candidate that others are compared with."""
+        return len(self.steps) - 1
 
     @property
     def given(self) -> int | None:

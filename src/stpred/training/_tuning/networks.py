@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class NetworkMethod:
     genes: NDArray[np.bool_]
     seed: int
     run: Run
+
+    usual: ClassVar[int] = 0
 
     @property
     def given(self) -> int | None:

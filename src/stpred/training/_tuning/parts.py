@@ -117,27 +117,32 @@ def _block(batches: Sequence[Batch], k: int, n: int) -> Part | None:
     )
 
 
-def choose(trials: Sequence[Trial]) -> int:
-    """Return the candidate that gains most over the first (the old model) beyond the standard error of its gain.
+def choose(trials: Sequence[Trial], *, usual: int = 0) -> int:
+    """Return the candidate that gains most over the usual one, beyond the standard error of its gain.
 
-    A candidate must also correlate with what was measured, beyond three standard errors: where nothing can be
-    predicted, the old model is as likely below zero as above, and any other would gain on it. Where no candidate does,
-    or nothing was held out, the old model stays.
+    The usual one is the old model itself (0) or another candidate that is known to be good where the own slides are
+    like the old ones; the old model replaces it as any other does. A candidate must also correlate with what was
+    measured, beyond three standard errors and what a single gene reaches by chance: where nothing can be predicted, the
+    old model is as likely below zero as above, and any other would gain on it. Then, or where nothing was held out,
+    the old model stays.
     """
     if not trials:
         return 0
     quality = padded([t.quality for t in trials])
-    gain = quality - quality[:, :1]
+    gain = quality - quality[:, usual : usual + 1]
     skill = padded([np.nan_to_num(t.pearson).mean(axis=(1, 2), dtype=np.float64) for t in trials])
     of_gain, of_skill = _errors(gain), _errors(skill)
     if agreement := [t.agreement for t in trials if t.agreement is not None]:
         each = np.concatenate(agreement, axis=1)
-        of_gain, of_skill = _errors((each - each[:1]).T), _errors(each.T)
-    surely = gain.mean(axis=0) - GAIN_ERRORS * of_gain
+        of_gain, of_skill = _errors((each - each[usual]).T), _errors(each.T)
     n = sum(len(b.targets) for t in trials for b in t.part.test)
     by_chance = np.maximum(SKILL_ERRORS * of_skill, 1 / np.sqrt(n))  # errors between few parts may happen to be small
-    surely[skill.mean(axis=0) <= by_chance] = -np.inf
-    return int(np.argmax(np.concatenate([[0.0], surely[1:]])))
+    unskilled = skill.mean(axis=0) <= by_chance
+    if unskilled[usual] and usual > 0:
+        return 0
+    surely = gain.mean(axis=0) - GAIN_ERRORS * of_gain
+    surely[unskilled], surely[usual] = -np.inf, 0.0
+    return int(np.argmax(surely))
 
 
 def _errors(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -92,14 +92,17 @@ def tune(
         batches = [networks.with_own_targets(first, b, genes) for b in batches]
         method: Any = networks.NetworkMethod(options, genes, seed, run)
     else:
-        method = LinearMethod(options, genes, sum(len(b.targets) for b in batches))
+        old, n = model.record.training, sum(len(b.targets) for b in batches)
+        penalty = old.get("penalty")
+        before = sum(s.get("n_locations", 0) for s in old.get("slides", {}).values())
+        method = LinearMethod(options, genes, n, before or n, penalty if isinstance(penalty, float) else 1.0)
     trials, by = [], "given"
     try:
         parts, by = parts_of(batches, groups, most=NETWORK_PARTS if isinstance(first, Iterative) else None)
         trials = [method.trial(first, part) for part in parts]
     except TooSmall:
         by = NOTHING
-    chosen = method.given if method.given is not None else choose(trials)
+    chosen = method.given if method.given is not None else choose(trials, usual=method.usual)
     if isinstance(model, Ensemble):
         new, summary = _members(model, method, batches, groups, chosen, seed=seed)
     else:
@@ -109,7 +112,10 @@ def tune(
         mean = np.mean(padded([t.quality for t in trials]), axis=0)
         at = min(chosen, len(mean) - 1)
         summary |= {"quality": {"base": float(f"{mean[0]:.5g}"), "tuned": float(f"{mean[at]:.5g}")}}
-    used = [_chosen_by_others(trials, i) if method.given is None else len(t.quality) - 1 for i, t in enumerate(trials)]
+    used = [
+        _chosen_by_others(trials, i, method.usual) if method.given is None else len(t.quality) - 1
+        for i, t in enumerate(trials)
+    ]
     units = [f"{b.slide}: {t.part.name}" if by == BLOCKS else b.slide for t in trials for b in t.part.test]
 
     def residuals(stable: Callable[[Any], NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -129,9 +135,9 @@ def tune(
     )
 
 
-def _chosen_by_others(trials: Sequence[Trial], i: int) -> int:
+def _chosen_by_others(trials: Sequence[Trial], i: int, usual: int) -> int:
     """Return the candidate that the other parts choose: a part's own score has no say in it."""
-    return min(choose([t for j, t in enumerate(trials) if j != i]), len(trials[i].quality) - 1)
+    return min(choose([t for j, t in enumerate(trials) if j != i], usual=usual), len(trials[i].quality) - 1)
 
 
 def _held_out(trials: Sequence[Trial], used: Sequence[int], genes: NDArray[np.bool_]) -> HeldOut:
