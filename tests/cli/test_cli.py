@@ -51,8 +51,20 @@ def refused(*arguments: object) -> str:
 
 def test_help_of_every_command() -> None:
     assert "Predict spatial gene expression" in ok("--help")
-    for command in ("demo", "predict", "train", "evaluate", "models"):
+    for command in ("demo", "predict", "train", "finetune", "evaluate", "models"):
         assert "--help" in ok(command, "--help")
+
+
+def test_finetune(folder: Path, model: Path, tmp_path: Path) -> None:
+    own = folder / "a" / "outs"
+    said = ok("finetune", "default", own, "-o", tmp_path / "own")
+    assert "Fine-tuned default on 1 slides" in said
+    assert "Next: stpred predict" in said
+    new = st.models.load(tmp_path / "own")
+    assert new.record.name == "own"
+    assert new.record.training["finetuned"]["base"] == st.models.load("default").id
+    assert "exists" in refused("finetune", "default", own, "-o", tmp_path / "own")
+    assert "no weights to go on from" in refused("finetune", model, own, "-o", tmp_path / "other")
 
 
 def test_train_predict_evaluate(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stpred.cli.encoders import load_encoder
 from stpred.cli.options import (
     Checkpoint,
     Device,
@@ -19,7 +20,7 @@ from stpred.cli.options import (
     reads_slides,
 )
 from stpred.cli.session import console, plain_messages
-from stpred.cli.slides import ensure_cells, load_encoder, parse_groups, read_slides
+from stpred.cli.slides import ensure_cells, parse_groups, read_slides
 
 
 @reads_slides

@@ -149,10 +149,6 @@ def test_own_and_old_tiles_are_in_distribution(old: Model, own: SpatialData, coh
     new = st.tl.finetune(old, own, shapes_key=SPOTS)
     for slide in (own, cohort["donor0"]):
         assert st.tl.predict(slide, new, shapes_key=SPOTS, inplace=False).obs["in_distribution"].mean() > 0.95
-    noise = copy_slide(own)
-    image = noise.images["he"]["scale0"].image
-    image.data = 255 - image.data
-    assert st.tl.predict(noise, new, shapes_key=SPOTS, inplace=False).obs["in_distribution"].mean() < 0.05
 
 
 def _renamed(slide: SpatialData, names: Any) -> SpatialData:

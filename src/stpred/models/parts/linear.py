@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,21 @@ Array = NDArray[np.float64]
 
 @runtime_checkable
 class Linear(Protocol):
-    """A model that predicts ``design(batch) @ coef + intercept``, all columns under one penalty."""
+    """A model that predicts ``design(batch) @ weights + intercept``."""
 
-    coef: Tensor
     intercept: Tensor
 
-    def design(self, batch: Batch) -> Array:
-        """Return the (n, width) columns that `coef` weighs."""
+    @property
+    def weights(self) -> Tensor:
+        """(width, n_genes) weights of the columns."""
         ...
 
-    def set_buffer(self, name: str, value: Any) -> None:
-        """Replace a buffer."""
+    def design(self, batch: Batch) -> Array:
+        """Return the (n, width) columns."""
+        ...
+
+    def set_weights(self, weights: Array, intercept: Array) -> None:
+        """Set (width, n_genes) weights and (n_genes,) intercepts."""
         ...
 
 

@@ -20,7 +20,6 @@ from stpred.training._run import Run, fingerprint
 from stpred.training._scores import criterion_of
 from stpred.training._tuning.parts import Part, Trial
 
-
 SLOWER = 0.3
 """Of the family's learning rate, where none is given: small steps from weights that are good already."""
 
