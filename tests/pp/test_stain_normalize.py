@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from spatialdata.transformations import Identity, Scale, get_transformation
 import stpred as st
 from stpred import InputError
 from stpred._core.elements import find_image, scale0
+from stpred._core.tables import read_provenance
 
 METHODS = ("macenko", "reinhard", "moments")
 
@@ -168,7 +170,20 @@ def test_verbs_use_the_normalised_image_without_being_told(pair: tuple[Any, Any]
         assert find_image(s, "he") == "he"
     model = st.tl.train({"a": slide, "b": other}, "ridge", encoder="intensity", shapes_key="spots")
     st.tl.predict(slide, model, shapes_key="spots", key_added="new")
-    st.tl.predict(slide, model, shapes_key="spots", image_key="he", key_added="old")
+    with pytest.warns(UserWarning, match="trained on images normalised by 'macenko', and image 'he' was not"):
+        st.tl.predict(slide, model, shapes_key="spots", image_key="he", key_added="old")
+    bare = SpatialData(images=dict(slide.images), attrs=dict(slide.attrs))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*normalised by.*")
+        st.tl.predict(bare, model)  # regions of its own are found on the same image
+    assert read_provenance(bare.tables["grid_ridge"])["image_key"] == "he_macenko"
+    third = toy(5)
+    st.models.save(model, tmp_path / "model")
+    wanted = st.models.load(tmp_path / "model").record.training["normalised"]
+    st.pp.stain_normalize(third, method=wanted["method"], reference=wanted["reference"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*normalised by.*")
+        st.tl.predict(third, st.models.load(tmp_path / "model"), shapes_key="spots")
     assert not np.allclose(slide.tables["new"].X, slide.tables["old"].X)
     slide.write(tmp_path / "slide.zarr")
     again = read_zarr(tmp_path / "slide.zarr")

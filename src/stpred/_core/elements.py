@@ -148,16 +148,20 @@ def find_image(
     return largest[0]
 
 
-def normalised_from(sdata: SpatialData, image_key: str) -> str | None:
-    """Return the image that a normalised one was made from, where `pp.stain_normalize` says so; else None."""
+def normalisation(sdata: SpatialData, image_key: str) -> dict[str, Any] | None:
+    """Return the provenance of an image that `pp.stain_normalize` made; None of any other."""
     kept = sdata.attrs.get(keys.UNS)
     try:
         provenance = json.loads(kept[image_key]) if isinstance(kept, Mapping) and image_key in kept else None
     except (TypeError, ValueError):
         return None
-    if not isinstance(provenance, dict) or provenance.get("kind") != keys.NORMALISED:
-        return None
-    source = provenance.get("source")
+    ours = isinstance(provenance, dict) and provenance.get("kind") == keys.NORMALISED
+    return provenance if ours else None
+
+
+def normalised_from(sdata: SpatialData, image_key: str) -> str | None:
+    """Return the image that a normalised one was made from, where `pp.stain_normalize` says so; else None."""
+    source = (normalisation(sdata, image_key) or {}).get("source")
     return source if isinstance(source, str) and source in sdata.images and source != image_key else None
 
 

@@ -54,4 +54,4 @@ def put_regions(sdata: SpatialData, created: SpatialData) -> None:
 def _copy(sdata: SpatialData) -> SpatialData:
     from spatialdata import SpatialData as Object
 
-    return Object(images=dict(sdata.images), shapes=dict(sdata.shapes))
+    return Object(images=dict(sdata.images), shapes=dict(sdata.shapes), attrs=dict(sdata.attrs))

@@ -11,8 +11,8 @@ import numpy as np
 
 from stpred import data, encoders, models, regions
 from stpred._core import tables
-from stpred._core.checks import InputError, listing
-from stpred._core.elements import need_sdata, shapes_in
+from stpred._core.checks import InputError, listing, warn
+from stpred._core.elements import need_sdata, normalisation, shapes_in
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.specs import Posterior, TileSpec
 from stpred.encoders.composite import members_of
@@ -128,6 +128,14 @@ class Predictor:
         """Return the region under the name that its slide had in training, if it was among those slides."""
         slides: dict[str, Any] = self.model.record.training.get("slides", {})
         image = region.pyramid.fingerprint
+        wanted = self.model.record.training.get("normalised")
+        ours = normalisation(region.sdata, region.image_key)
+        if wanted and any((ours or {}).get(k) != wanted.get(k) for k in ("method", "reference")):
+            warn(
+                f"Model {self.name!r} was trained on images normalised by {wanted.get('method')!r}, and image "
+                f"{region.image_key!r} was not normalised so: stpred.pp.stain_normalize(sdata, "
+                f"method={wanted.get('method')!r}, reference=model.record.training['normalised']['reference'])."
+            )
         return replace(region, slide=next((s for s, v in slides.items() if v.get("image") == image), region.slide))
 
     def reader(self, region: data.Region) -> data.Reader:

@@ -37,7 +37,8 @@ def stain_normalize(
     Colours are measured on a sample of the tissue; the pixels themselves are mapped when they are read. Where verbs
     look for the H&E image by themselves they take the normalised one instead of the image that it was made from; name
     the latter with `image_key` where it is wanted. Normalise every slide of a study, training and new ones, to one
-    `reference`.
+    `reference`: a model remembers that of its training slides (``model.record.training["normalised"]``), and warns of
+    an image that was not normalised so.
 
     Parameters
     ----------

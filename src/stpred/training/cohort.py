@@ -12,6 +12,7 @@ import numpy as np
 from stpred import data, encoders, training
 from stpred._core import keys
 from stpred._core.checks import InputError
+from stpred._core.elements import normalisation
 from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
@@ -157,6 +158,7 @@ class Cohort:
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
             "target": next(b.scale for b in batches if b.y is not None),
             "scored_on": scored_scale(config, target),
+            **_normalisation(regions),
             **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
         }
         fitted.encoder = encoder  # type: ignore[assignment]
@@ -224,6 +226,13 @@ def _token_summary(regions: list[data.Region], encoder: Encoder, needs: Needs) -
     """Return the width of tokens, and the locations that are made up of them."""
     width = float(np.median([data.median_width_um(r) for r in regions]))
     return {"token_um": token_edge_um(encoder, needs.token_um), "width_um": round(width, 3)}
+
+
+def _normalisation(regions: list[data.Region]) -> dict[str, Any]:
+    """Return how the images were normalised, and to what reference, where all were normalised alike."""
+    found = [normalisation(r.sdata, r.image_key) or {} for r in regions]
+    alike = [{k: f.get(k) for k in ("method", "reference")} for f in found]
+    return {"normalised": alike[0]} if found[0] and all(a == alike[0] for a in alike) else {}
 
 
 def _cell_summary(regions: list[data.Region]) -> dict[str, Any]:

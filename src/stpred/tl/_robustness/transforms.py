@@ -40,6 +40,7 @@ def with_elements(
         images=dict(sdata.images) | dict(images or {}),
         shapes=dict(sdata.shapes) | dict(shapes or {}),
         tables=dict(tables),
+        attrs=dict(sdata.attrs),  # which image was normalised, and from which
     )
 
 
