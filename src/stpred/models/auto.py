@@ -148,7 +148,7 @@ def _check_candidate(config: BaseConfig, first: BaseConfig) -> None:
         raise InputError("An 'auto' model of 'auto' models is a longer list of `candidates`: give these.")
     needs = config.needs
     plain = replace(Needs(), **{k: getattr(needs, k) for k in ("context_um", "radii_um", "slide_statistics", "parts")})
-    if needs != plain or config.takes_images or config.default_encoder != BaseConfig.default_encoder:
+    if needs != plain or config.takes_images or not config.encoder_is_free:
         raise InputError(
             f"`candidates` must predict from features of tiles with neighbours within radii, which {inner.family!r} "
             f"does not."
