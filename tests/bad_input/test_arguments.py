@@ -66,7 +66,7 @@ def test_the_slide_in_question_is_named(cohort: Cohort, rebuild: Any, refused: A
         ({"model": "rigde"}, ("No model family named 'rigde'", "'intensity', 'kernel_ridge', 'mean', 'miso'")),
         ({"model": 5}, ("`model` must be a family", "'ridge'", "got 5")),
         ({"model": dict}, ("`model` must be a family", "'ridge'", "dict")),
-        ({"target": "log"}, ("`target` must be one of ['log1p_cp10k', 'counts']", "'log'")),
+        ({"target": "log"}, ("`target` must be one of ['log1p_cp10k', 'counts'", "'log'")),
         ({"tile": {"mpx": 1}}, ("`tile` has unknown fields ['mpx']", "mpp and size_px")),
         ({"tile": 5}, ("`tile` must be a stpred.TileSpec", "got 5")),
         ({"tile": {"mpp": 0}}, ("`TileSpec.mpp` must be a positive number", "got 0")),
