@@ -1,4 +1,4 @@
-"""Several encoders at once on slides of growing size: memory stays flat, and one pass is faster than one for each.
+"""Several encoders at once on slides of growing size: memory stays flat.
 
 A tile of 112 um at 0.5 um per pixel, and one of 358 um at 1.6 um per pixel that another level is read for: one that the
 file holds, or one that is averaged from the finest as it is decoded. Every run is a process of its own; pages of the
@@ -64,7 +64,7 @@ class Composite:
     """Two encoders on slides of 5 000, 10 000 and 20 000 px along each edge."""
 
     params = (SIZES_PX, tuple(LAYOUTS), MEMBERS)
-    param_names = ("size_px", "layout", "pass")
+    param_names = ("size_px", "layout", "how")
     timeout = 1200
 
     def setup_cache(self) -> dict[tuple[int, str, str], Usage]:
