@@ -209,7 +209,9 @@ def _embed(
 def _chosen(config: BaseConfig, chosen: dict[str, Any], *, several: bool) -> dict[str, Any]:
     """Return settings that differ from the defaults, and what the fit chose."""
     default = type(config)()
-    changed = {k: v for k, v in config.to_dict().items() if v != default.to_dict()[k]}
+    # The candidates of "auto" are paragraphs; how many of them are used is a number.
+    own = {k: v for k, v in config.to_dict().items() if k != "candidates"}
+    changed = {k: v for k, v in own.items() if v != default.to_dict()[k]}
     first = {"family": config.family} if several else {}
     return first | changed | {k: v for k, v in chosen.items() if isinstance(v, (int, float)) and k != "slide_limit"}
 
