@@ -1,8 +1,9 @@
 """Networks fed from a slide, in tiles per second over those of the bare network on tensors that are ready.
 
-The slide is an svs of 2220 x 2967 px in JPEG tiles at 0.499 um per pixel (`CMU-1-Small-Region.svs`), the tiles overlap
-and are 224 px at 0.5 um per pixel; networks have random weights, float32, on the CPU with torch's own threads. All
-parties take turns in one process. LazySlide is measured too where it is installed (``pip install lazyslide``).
+The slide is an svs of 2220 x 2967 px in JPEG tiles at 0.499 um per pixel (`CMU-1-Small-Region.svs`). Tiles overlap and
+are 224 px at 0.5 um per pixel; networks have random weights, float32, on the CPU. With torch's own threads times are
+those of the clock, which other programs disturb; with one thread they are CPU times. All parties take turns in one
+process. LazySlide is measured too where it is installed (``pip install lazyslide``).
 """
 
 from __future__ import annotations
@@ -90,10 +91,11 @@ class Party:
         return slide
 
 
-def seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def seconds(call: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return how long a call takes by a clock."""
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def has_lazyslide() -> bool:
@@ -107,14 +109,18 @@ def has_lazyslide() -> bool:
 class Extraction:
     """Ratios of tiles per second, medians over rounds in which all take turns."""
 
-    params = (["mobilenetv3_small_100", "resnet18", "vit_small_patch16_224"],)
-    param_names = ("network",)
+    params = (["mobilenetv3_small_100", "resnet18", "vit_small_patch16_224"], ["all threads", "one thread"])
+    param_names = ("network", "threads")
     timeout = 1200
 
-    def setup(self, network: str) -> None:
+    def setup(self, network: str, threads: str) -> None:
+        import torch
+
         if not SLIDE.exists():
             raise NotImplementedError(f"The slide {SLIDE} is not there; set STPRED_DATA to the folder of wsi/.")
         warnings.simplefilter("ignore")
+        self.threads, alone = torch.get_num_threads(), threads == "one thread"
+        torch.set_num_threads(1 if alone else self.threads)
         party = Party(network)
         calls = {"bare": party.bare, "ours": party.ours}
         if has_lazyslide():
@@ -124,16 +130,21 @@ class Extraction:
         taken: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(ROUNDS):
             for name, call in calls.items():
-                taken[name].append(seconds(call))
+                taken[name].append(seconds(call, time.process_time if alone else time.perf_counter))
         self.rate = {name: len(party.places) / float(np.median(times)) for name, times in taken.items()}
 
-    def track_bare_tiles_per_second(self, network: str) -> float:
+    def teardown(self, network: str, threads: str) -> None:
+        import torch
+
+        torch.set_num_threads(self.threads)
+
+    def track_bare_tiles_per_second(self, network: str, threads: str) -> float:
         return self.rate["bare"]
 
-    def track_stpred_over_bare(self, network: str) -> float:
+    def track_stpred_over_bare(self, network: str, threads: str) -> float:
         return self.rate["ours"] / self.rate["bare"]
 
-    def track_lazyslide_over_bare(self, network: str) -> float:
+    def track_lazyslide_over_bare(self, network: str, threads: str) -> float:
         """Not a number where LazySlide is not installed."""
         return self.rate.get("lazyslide", float("nan")) / self.rate["bare"]
 
