@@ -114,7 +114,8 @@ def finetune(
     ------
     InputError
         If the slides share no gene with the model, lack an image or counts, or counts are not raw, if the encoder is
-        another one, or the family has no weights to go on from (``"mean"``, ``"intensity"``, ``"xfuse"``).
+        another one, or the family has no weights that this goes on from (``"mean"``, ``"intensity"``, ``"xfuse"``,
+        ``"kernel_ridge"``, ``"auto"``).
 
     References
     ----------
