@@ -1,7 +1,7 @@
 """Compare all families on a folder of slides of one donor, leaving one slide out at a time: the README's table.
 
     python scripts/compare_families.py ../shared/data/her2st --checkpoint scores --cache features
-    python scripts/compare_families.py ../shared/data/her2st --encoders morphology-2 imagenet --cache features
+    python scripts/compare_families.py ../shared/data/her2st --encoders morphology imagenet-multiscale --cache features
 
 ST-Net from the ImageNet weights of the extra `imagenet`, minutes of one core per slide, runs only when asked for:
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,8 @@ from stpred.models import MISO, MLP, DeepSpot, KernelRidge, Ridge, STNet, Transf
 
 REACH_UM = 520.0
 BASELINES = ("mean", "intensity", "colour")
-NARROW = st.TileSpec(0.5, 224)
-MIDDLE = {"layers": (1, 2, 3, 4), "pool": "mean+std"}
-ENCODERS: dict[str, Callable[[], Any]] = {
-    "morphology": lambda: None,
-    "morphology-2": lambda: [st.encoders.get("morphology", tile=tile) for tile in (NARROW, st.TileSpec(1.0, 224))],
-    "imagenet": lambda: [
-        "morphology",
-        *(st.encoders.get("efficientnet-lite0", tile=tile, **MIDDLE) for tile in (NARROW, st.TileSpec(0.9, 224))),
-    ],
-}
-"""What models see: tiles of 112 um as measured by hand; those and of 224 um; and middle layers of a network beside."""
+ENCODERS = ("morphology", "morphology-multiscale", "imagenet-multiscale")
+"""Tiles of 112 um; those and of 448 um; and middle layers of a network beside, on both."""
 
 SHARED = {"lr": 1e-3, "weight_decay": 1e-2}
 STNET = "stnet"
@@ -113,7 +103,7 @@ def main() -> None:
     """Run it and print mean Pearson per scale, encoder, model and slide."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slides", type=Path)
-    parser.add_argument("--encoders", nargs="*", choices=list(ENCODERS), default=["morphology"])
+    parser.add_argument("--encoders", nargs="*", choices=ENCODERS, default=["morphology-multiscale"])
     parser.add_argument("--only", nargs="*", help="of the models")
     parser.add_argument("--ensemble", type=int)
     parser.add_argument("--targets", nargs="*", default=["log1p_cp10k", "counts"])
@@ -128,22 +118,21 @@ def main() -> None:
     for target in given.targets:
         done: set[str] = set()
         for encoder in given.encoders:
-            used = ENCODERS[encoder]()
             for name, config in families("pearson").items():
                 if name not in (given.only or everything) or name in done:
                     continue
                 start = time.perf_counter()
                 model = config if name in (*BASELINES, "auto") else ensemble(config, given.ensemble)
-                scores = scored(slides, name, model, target=target, encoder=None if name == STNET else used)
+                scores = scored(slides, name, model, target=target, encoder=None if name == STNET else encoder)
                 row, rest = means(scores, name), means(scores, name, "pearson_given_library_size").mean()
-                print(f"{target:12s} {encoder:13s} {name:28s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f} "
+                print(f"{target:12s} {encoder:21s} {name:28s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f} "
                       f"given library size {rest:.4f} {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
                 if name == "best":
                     print("   ", *sorted(set(scores[scores.model == name].chosen)), sep="\n    ")
                 parts.append(scores.assign(encoder=encoder))
             done |= {*BASELINES, STNET}  # they have encoders of their own
         row = means(parts[-1], "library_size")
-        print(f"{target:12s} {'library size alone':42s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}")
+        print(f"{target:12s} {'library size alone':50s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}")
     if given.out is not None:
         pd.concat(parts).to_csv(given.out, index=False)
 
