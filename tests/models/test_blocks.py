@@ -90,7 +90,7 @@ def test_weighted_ridge_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 8)), rng.normal(size=(50, 3))
     w = rng.uniform(0.2, 3, 50)
-    (coef,), (intercept,) = _solve(x, y, penalties=(0.3,), rank=None, weights=w)
+    coef, _, intercept = _solve(x, y, penalty=0.3, rank=None, weights=w)
     want = SklearnRidge(alpha=0.3 * 50).fit(x, y, sample_weight=w)
     np.testing.assert_allclose(x @ coef + intercept, want.predict(x), rtol=1e-6)
 
@@ -99,7 +99,7 @@ def test_kernel_form_equals_ridge_and_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     x, y, w = rng.normal(size=(50, 8)), rng.normal(size=(50, 3)), rng.uniform(0.2, 3, 50)
     alpha, intercept = kernel_ridge(x @ x.T, y, w, 0.3)
-    (coef,), (at,) = _solve(x, y, penalties=(0.3,), rank=None, weights=w)
+    coef, _, at = _solve(x, y, penalty=0.3, rank=None, weights=w)
     new = rng.normal(size=(5, 8))
     np.testing.assert_allclose(new @ x.T @ alpha + intercept, new @ coef + at, rtol=1e-6)
     ones = np.ones(50)
@@ -112,17 +112,17 @@ def test_kernel_form_equals_ridge_and_scikit_learn() -> None:
 def test_reduced_rank_equals_projecting_on_the_fitted_values() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 9))
-    (full,), (at,) = _solve(x, y, penalties=(0.2,), rank=None)
+    full, _, at = _solve(x, y, penalty=0.2, rank=None)
     fitted = x @ full + at - y.mean(0)
     _, _, vt = np.linalg.svd(fitted, full_matrices=False)
     want = fitted @ vt[:2].T @ vt[:2] + y.mean(0)
-    (coef,), (at,) = _solve(x, y, penalties=(0.2,), rank=None, n_directions=2)
-    np.testing.assert_allclose(x @ coef + at, want, atol=1e-8)
+    coef, directions, at = _solve(x, y, penalty=0.2, rank=None, n_directions=2)
+    np.testing.assert_allclose(x @ coef @ directions + at, want, atol=1e-8)
     for n_genes in (3, 30):  # more and fewer genes than features
         z = rng.normal(size=(40, n_genes))
-        (full,), _ = _solve(x, z, penalties=(0.2,), rank=None)
-        (all_of_them,), _ = _solve(x, z, penalties=(0.2,), rank=None, n_directions=n_genes)
-        np.testing.assert_allclose(all_of_them, full, atol=1e-8)
+        full, _, _ = _solve(x, z, penalty=0.2, rank=None)
+        coef, directions, _ = _solve(x, z, penalty=0.2, rank=None, n_directions=n_genes)
+        np.testing.assert_allclose(coef @ directions, full, atol=1e-8)
 
 
 def test_reduced_rank_shares_noise_between_genes_that_go_together() -> None:

@@ -124,21 +124,14 @@ class Ridge(StandardisedModel):
     def set_weights(self, weights: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:
         """Set (width, n_genes) weights; those of another rank than the settings say become each gene's own."""
         rank = self.config.rank
-        directions = None
-        if isinstance(rank, int):
-            u, s, vt = np.linalg.svd(weights, full_matrices=False)
-            kept = min(rank, len(s))
-            if (s[kept:] > 1e-6 * s[0]).any():
-                self.config = replace(self.config, rank=None)
-            else:
-                weights, directions = np.zeros((len(weights), rank)), np.zeros((rank, weights.shape[1]))
-                weights[:, :kept], directions[:kept] = u[:, :kept] * s[:kept], vt[:kept]
-        self.set_buffer("coef", weights)
-        if directions is None:
-            self.directions = None
-        else:
-            self.set_buffer("directions", directions)
-        self.set_buffer("intercept", intercept)
+        if not isinstance(rank, int):
+            return self._set(weights, None, intercept)
+        u, s, vt = np.linalg.svd(weights, full_matrices=False)
+        kept = min(rank, len(s))
+        if (s[kept:] > 1e-6 * s[0]).any():
+            self.config = replace(self.config, rank=None)
+            return self._set(weights, None, intercept)
+        return self._set(u[:, :kept] * s[:kept], vt[:kept], intercept)
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the penalty and solve in closed form."""
@@ -150,18 +143,32 @@ class Ridge(StandardisedModel):
         rows = rows.scaled(scale)
         chosen = self._choose(rows)
         x, y, q = rows.joined()
-        coef, intercept = _solve(
+        coef, directions, intercept = _solve(
             x,
             y,
-            penalties=(chosen["penalty"],),
+            penalty=chosen["penalty"],
             rank=self.config.n_components,
             weights=q,
             n_directions=chosen.get("rank"),
         )
         if self.config.rank is not None:
             self.config = replace(self.config, rank=chosen["rank"])
-        self.set_weights(coef[0] if scale is None else coef[0] * scale[:, None], intercept[0])
+        self._set(coef if scale is None else coef * scale[:, None], directions, intercept)
         return chosen | weighed
+
+    def _set(
+        self, coef: NDArray[np.float64], directions: NDArray[np.float64] | None, intercept: NDArray[np.float64]
+    ) -> None:
+        """Set the weights, or with (r, n_genes) directions their factors, filled up to the rank of the settings."""
+        if directions is not None:
+            missing = int(self.config.rank) - len(directions)
+            coef, directions = np.pad(coef, ((0, 0), (0, missing))), np.pad(directions, ((0, missing), (0, 0)))
+        self.set_buffer("coef", coef)
+        if directions is None:
+            self.directions = None
+        else:
+            self.set_buffer("directions", directions)
+        self.set_buffer("intercept", intercept)
 
     def _choose(self, rows: Rows) -> dict[str, Any]:
         """Return the penalty and, where asked for, the rank, how they were chosen, and the score of each."""
@@ -259,18 +266,20 @@ def _solve(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     *,
-    penalties: Sequence[float],
+    penalty: float,
     rank: int | None,
     weights: NDArray[np.float64] | None = None,
     n_directions: int | None = None,
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Ridge with an unpenalised intercept for every penalty, from one decomposition; reduced to some directions."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Ridge with an unpenalised intercept: weights, or those of some directions and the directions; and intercept."""
     s, vt, projected, center_x, center_y = _decompose(x, y, rank, weights)
-    coefs = [vt.T @ (_shrink(s, p, len(x))[:, None] * projected) for p in penalties]
-    if n_directions is not None:
-        fitted = [(s * _shrink(s, p, len(x)))[:, None] * projected for p in penalties]
-        coefs = [onto(c, directions_of(f)[:, :n_directions]) for c, f in zip(coefs, fitted, strict=True)]
-    return coefs, [center_y - center_x @ coef for coef in coefs]
+    shrink = _shrink(s, penalty, len(x))
+    if n_directions is None:
+        coef = vt.T @ (shrink[:, None] * projected)
+        return coef, None, center_y - center_x @ coef
+    directions = directions_of((s * shrink)[:, None] * projected)[:, :n_directions]
+    coef = vt.T @ (shrink[:, None] * (projected @ directions))
+    return coef, directions.T, center_y - (center_x @ coef) @ directions.T
 
 
 def _gcv(

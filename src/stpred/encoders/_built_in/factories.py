@@ -15,7 +15,7 @@ Factory = Callable[..., Encoder]
 TILES = (TileSpec(0.5, 224), TileSpec(2.0, 224))
 """Tiles of the multiscale encoders: 112 um, about a spot, and 448 um, what is around it."""
 
-MIDDLE = {"layers": (2, 3), "pool": "mean+std"}
+MIDDLE = (2, 3)
 """Stages of a network of ImageNet that describe tissue; the last ones describe objects of photographs."""
 
 
@@ -59,7 +59,10 @@ def _imagenet_multiscale(*, tile: TileSpec | None = None) -> Encoder:
 
     _no_tile(tile, "imagenet-multiscale")
     networks = [
-        timm_models.installed("efficientnet-lite0", tile=t, weights=None, pretrained=True, **MIDDLE) for t in TILES
+        timm_models.installed(
+            "efficientnet-lite0", tile=t, weights=None, pretrained=True, layers=MIDDLE, pool="mean+std"
+        )
+        for t in TILES
     ]
     return Composite([*(_morphology(tile=t) for t in TILES), *networks])  # type: ignore[return-value]
 

@@ -23,11 +23,14 @@ RANKS = (3, 5, 8, 12, 20, 40, None)
 TOTAL_VARIANCE = 100.0
 """What the variances of weighted features add up to, so that penalties do not depend on the number of features."""
 
-MAX_ROWS = 1500
+MAX_ROWS = 750
 """Training locations that block weights are chosen on, evenly spread over the slides: kernels are as large as their
 square."""
 
-MAX_FOLDS = 5
+MAX_GENES = 250
+"""Genes that block weights are chosen by, those that vary most: of thousands it would take most of the training."""
+
+MAX_FOLDS = 3
 """Folds of donors that block weights are chosen on."""
 
 _FACTORS = (0.0, 1 / 3, 3.0)
@@ -158,7 +161,7 @@ def choose_block_weights(
 
     A block's weight is that of its encoder times that of its part (the tile, each ring around it). Each of these in
     turn is set to nothing, to a third and to three times of what it is, and keeps the value that scores best; two
-    rounds at most. Scores are mean Pearson correlations over genes and held-out slides.
+    rounds at most. Scores are mean Pearson correlations over held-out slides and the genes, up to `MAX_GENES` of them.
 
     Returns
     -------
@@ -207,6 +210,8 @@ def _scorer(
 ) -> Callable[[NDArray[np.float64], Sequence[float]], tuple[float, float]]:
     """Return a function of weights and penalties that gives the best mean correlation and its penalty."""
     y = np.concatenate(rows.y)
+    if y.shape[1] > MAX_GENES:
+        y = y[:, np.sort(np.argsort(-y.var(axis=0), kind="stable")[:MAX_GENES])]
     slide = np.repeat(np.arange(len(rows.x)), [len(x) for x in rows.x])
     q = np.ones(len(y)) if rows.weights is None else np.concatenate(rows.weights)
 
