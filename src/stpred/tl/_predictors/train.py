@@ -88,7 +88,8 @@ def train(
         CP10k and rarely holds on other donors; with these, predictions are of what is left, on the same scale and
         about the same means. Scores stay those on log1p CP10k.
     encoder
-        An encoder's name (None: the family's own, mostly ``"morphology"``), an encoder, or a ``torch.nn.Module``;
+        An encoder's name (None: the family's own, mostly ``"morphology-multiscale"`` or ``"morphology"``; with `tile`
+        alone the latter), an encoder, or a ``torch.nn.Module``;
         or a list of these, whose features are put side by side.
     tile
         :class:`~stpred.TileSpec` to read tiles at; None takes the family's or the encoder's own.
