@@ -89,8 +89,10 @@ def train(slides: dict[str, Any], name: str) -> None:
     options = {"encoder": encoder, "name": name, "target": TARGET}
     candidates = st.tl.train(slides, config, genes=st.GeneRule("mean", n=4000, min_total=100), **options)
     cv = np.array([np.nan if v is None else v for v in candidates.record.var["cv_pearson"]])
-    kept = [g for g, trusted in zip(candidates.record.genes, candidates.record.var["trusted"], strict=True) if trusted]
-    model = st.tl.train(slides, config, genes=kept, **options)
+    model = candidates
+    while not all(model.record.var["trusted"]):  # combinations of genes depend on which genes there are
+        kept = [g for g, trusted in zip(model.record.genes, model.record.var["trusted"], strict=True) if trusted]
+        model = st.tl.train(slides, config, genes=kept, **options)
     model.record.gene_rule = {"method": "mean", "n": 4000, "min_total": 100, "then": "cross-section Pearson > 0.1"}
     model.record.training["summary"] = SUMMARY
     path = st.models.save(model, BUNDLED / name, overwrite=(BUNDLED / name).exists())

@@ -25,7 +25,7 @@ def test_log1p_cp10k_matches_scanpy_and_uses_the_whole_library() -> None:
 
 
 def test_bad_targets_are_refused() -> None:
-    with pytest.raises(InputError, match=r"`target` must be one of \['log1p_cp10k', 'counts'\], got 'cpm'"):
+    with pytest.raises(InputError, match=r"`target` must be one of \['log1p_cp10k', 'counts', .*\], got 'cpm'"):
         transform(np.zeros((2, 2)), np.zeros(2), target="cpm")
     with pytest.raises(InputError, match=r"one value per row of `counts`: got \(3,\) for \(2, 2\)"):
         transform(np.zeros((2, 2)), np.zeros(3), target="counts")

@@ -66,7 +66,7 @@ def test_predict_on_odd_files(stpred: Any, model: Path, slide: Path, tmp_path: P
     ):
         stpred("predict", *given, "-o", out, "--model", model, says=says)
     for name in ("nope", tmp_path):
-        stpred("predict", slide, "--mpp", 0.5, "-o", out, "--model", name, says=(repr(str(name)), "['default']"))
+        stpred("predict", slide, "--mpp", 0.5, "-o", out, "--model", name, says=(repr(str(name)), "'default'"))
 
 
 def test_text_in_brackets_is_not_taken_for_markup(stpred: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ DAMAGED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "empty tensors": (write("model.safetensors", b""), ("model.safetensors' cannot be read",)),
     "junk config": (write("config.json", b"{"), ("config.json' is not valid JSON",)),
     "list config": (write("config.json", b"[]"), ("holds no JSON object but list",)),
-    "no config": (lambda folder: (folder / "config.json").unlink(), ("No model at", "config.json", "['default']")),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ("No model at", "config.json", "'default'")),
 }
 
 
@@ -93,14 +93,14 @@ def test_damaged_model_folders(kind: str, trained: Model, rebuild: Any, refused:
 @pytest.mark.parametrize("name", ["nowhere", "ridge", "", "defaul"])
 def test_names_that_are_no_model(name: str, rebuild: Any, refused: Any) -> None:
     sdata = rebuild()
-    with refused(f"No model at {name!r}", "config.json", "bundled: ['default']", sdata=sdata, error=MissingFileError):
+    with refused(f"No model at {name!r}", "config.json", "bundled: ['default', ", sdata=sdata, error=MissingFileError):
         st.tl.predict(sdata, name, shapes_key="spots")
 
 
 def test_folders_that_are_no_model(rebuild: Any, refused: Any, tmp_path: Path) -> None:
     sdata = rebuild()
     for folder in (tmp_path, tmp_path / "none"):
-        with refused(repr(str(folder)), "config.json", "['default']", sdata=sdata, error=MissingFileError):
+        with refused(repr(str(folder)), "config.json", "'default'", sdata=sdata, error=MissingFileError):
             st.tl.predict(sdata, folder, shapes_key="spots")
 
 

@@ -83,6 +83,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "tl.differential_rank": lambda s, f: st.tl.differential_rank(s, COUNTS, "risk", n_top=5, coordinate_system=f),
     "tl.train": lambda s, f: _ridge(s, f).coef.numpy(),
+    "tl.finetune": lambda s, f: st.tl.finetune(_elsewhere(), s, coordinate_system=f, **WHERE).weights.numpy(),
     "tl.conformal": lambda s, f: _conformal(s, f),
     "tl.cross_validate": lambda s, f: st.tl.cross_validate(
         s, ["mean"], groups="blocks", genes=["EPCAM"], n_folds=2, coordinate_system=f, **WHERE
@@ -124,11 +125,16 @@ def _ridge(sdata: SpatialData, frame: str) -> Any:
     )
 
 
-def _conformal(sdata: SpatialData, frame: str) -> pd.DataFrame:
+def _elsewhere() -> Any:
+    """Return a model of another slide."""
     small: dict[str, Any] = {"size_um": (400.0, 400.0), "n_genes": 20, "mpp": 1.0}
-    model = st.tl.train(
+    return st.tl.train(
         st.datasets.toy(seed=9, donor=8, **small), encoder="intensity", genes=["EPCAM", "COL1A2"], shapes_key="spots"
     )
+
+
+def _conformal(sdata: SpatialData, frame: str) -> pd.DataFrame:
+    model = _elsewhere()
     return st.tl.conformal(model, {"x": sdata, "y": sdata}, coordinate_system=frame, **WHERE)
 
 

@@ -18,6 +18,9 @@ MIN_SLIDE_TILES = 20
 MIN_DONORS = 3
 """Donors, or sections of a single one, from which on slides are judged as a whole."""
 
+MIN_ROWS = 3
+"""Training tiles for each component: of fewer, held-out tiles lie so far out that nothing else would."""
+
 MIN_SLIDE_SD = 0.05
 """Lower bound of the standard deviation between slides of the log median distance: few slides may happen to agree."""
 
@@ -70,16 +73,19 @@ class TrainingDistribution(nn.Module):
         donors = [str(i) for i in range(len(slides))] if groups is None else list(groups)
         if len(set(donors)) == 1:  # sections of one donor are held out one by one
             donors = [str(i) for i in range(len(slides))]
+        sizes = {d: sum(len(s) for s, e in zip(slides, donors, strict=True) if e == d) for d in donors}
+        fewest = sum(sizes.values()) - (max(sizes.values()) if len(sizes) > 1 else 0)
+        k = min(max(fewest // MIN_ROWS, 1), len(self.spread))
         distances: list[NDArray[np.float64]] = []
         medians: dict[str, list[float]] = {}
         for held_out in dict.fromkeys(donors) if len(slides) > 1 else ():
             others = np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != held_out])
-            self._fit_space(others, weights)
+            self._fit_space(others, weights, k)
             for i in [i for i, d in enumerate(donors) if d == held_out]:
                 distances.append(self.distance(slides[i]))
                 judged = distances[-1] if target_distances is None else target_distances(i)
                 medians.setdefault(held_out, []).append(float(np.median(judged)))
-        self._fit_space(np.concatenate(slides), weights)
+        self._fit_space(np.concatenate(slides), weights, k)
         found = distances or [self.distance(slides[0])]
         self.limit.fill_(max(float(np.quantile(np.concatenate(found), 0.99)), 1e-6))
         if len(medians) < MIN_DONORS:
@@ -128,7 +134,8 @@ class TrainingDistribution(nn.Module):
         found = (weights**2 - (spread[:, None] ** 2 * components**2).sum(axis=0)).clip(0)
         return np.asarray(found * max(float(rest) ** 2 - 1e-3, 0.0) / max(found.sum(), 1e-12))
 
-    def _fit_space(self, features: NDArray[np.float32], weights: NDArray[np.float64] | None) -> None:
+    def _fit_space(self, features: NDArray[np.float32], weights: NDArray[np.float64] | None, k: int) -> None:
+        """Set the `k` leading components; the others of the buffers count nothing."""
         features = features.astype(np.float64)
         mean, std = features.mean(axis=0), features.std(axis=0)
         std[std < 1e-8] = 1.0
@@ -136,7 +143,7 @@ class TrainingDistribution(nn.Module):
             std /= weights
         scaled = (features - mean) / std
         # The covariance is small (features x features) however many tiles there are.
-        self._set_components(mean, std, scaled.T @ scaled / len(scaled))
+        self._set_components(mean, std, scaled.T @ scaled / len(scaled), k)
 
     def _set_space(
         self, mean: NDArray[np.float64], covariance: NDArray[np.float64], weights: NDArray[np.float64]
@@ -144,19 +151,20 @@ class TrainingDistribution(nn.Module):
         std = np.sqrt(np.diag(covariance))
         std[std < 1e-8] = 1.0
         std /= weights
-        self._set_components(mean, std, covariance / std / std[:, None])
+        used = int(self.components.any(dim=1).sum())  # as in training
+        self._set_components(mean, std, covariance / std / std[:, None], max(used, 1))
 
-    def _set_components(self, mean: Any, std: Any, correlation: NDArray[np.float64]) -> None:
+    def _set_components(self, mean: Any, std: Any, correlation: NDArray[np.float64], k: int) -> None:
         values, vectors = np.linalg.eigh(correlation)
         values, vectors = values[::-1].clip(1e-6), vectors[:, ::-1]
         # eigh leaves the sign open; the largest entry is set positive so that files are reproducible.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
-        k = len(self.spread)
+        missing = len(self.spread) - k
         for name, value in {
             "mean": mean,
             "std": std,
-            "components": vectors[:, :k].T,
-            "spread": np.sqrt(values[:k]),
+            "components": np.pad(vectors[:, :k].T, ((0, missing), (0, 0))),
+            "spread": np.pad(np.sqrt(values[:k]), (0, missing), constant_values=1.0),
             "rest": np.sqrt(values[k:].sum() + 1e-3),
         }.items():
             getattr(self, name).copy_(torch.from_numpy(np.asarray(value)))

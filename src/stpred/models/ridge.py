@@ -160,8 +160,8 @@ class Ridge(StandardisedModel):
         self, coef: NDArray[np.float64], directions: NDArray[np.float64] | None, intercept: NDArray[np.float64]
     ) -> None:
         """Set the weights, or with (r, n_genes) directions their factors, filled up to the rank of the settings."""
-        if directions is not None:
-            missing = int(self.config.rank) - len(directions)
+        if directions is not None and isinstance(self.config.rank, int):
+            missing = self.config.rank - len(directions)
             coef, directions = np.pad(coef, ((0, 0), (0, missing))), np.pad(directions, ((0, missing), (0, 0)))
         self.set_buffer("coef", coef)
         if directions is None:

@@ -39,7 +39,8 @@ def test_several_models_share_features_and_say_what_they_saw(
     original = tiles.embed_region
     monkeypatch.setattr(tiles, "embed_region", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     both = ("log1p_cp10k", "counts")
-    scores = st.tl.cross_validate(cohort, {**SMALL, "ridge": "ridge"}, groups=donors, scored_on=both, **HOW)
+    how = HOW | {"encoder": "morphology"}
+    scores = st.tl.cross_validate(cohort, {**SMALL, "ridge": "ridge"}, groups=donors, scored_on=both, **how)
     assert len(calls) == 3  # once per slide, whatever the models
     trained_on = scores.groupby("model")["trained_on"].unique()
     assert trained_on["miso"].tolist() == ["counts"]

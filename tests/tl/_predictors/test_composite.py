@@ -164,7 +164,7 @@ def test_cells_and_parts_of_several_encoders(cohort: dict[str, SpatialData]) -> 
 
 
 def test_pixels_of_several_tiles_are_not_attributed(ridge: Any, cohort: dict[str, SpatialData]) -> None:
-    with pytest.raises(InputError, match="sees several tiles of each location"):
+    with pytest.raises(InputError, match="are counted and measured"):
         st.tl.attribution(cohort["donor1"], ridge, genes=GENES[:1], instances=[0], shapes_key="spots")
 
 

@@ -91,7 +91,7 @@ def test_support_is_the_tile_and_the_reach_of_the_context(cohort: dict[str, Spat
     model = st.tl.train(cohort, config, genes=["EPCAM"], shapes_key="spots")
     assert model.support_um == pytest.approx(112 + 2 * 100, rel=0.1)
     spot = st.tl.train(cohort, st.models.MLP.Config(hidden=(8,), epochs=1), genes=["EPCAM"], shapes_key="spots")
-    assert spot.support_um == 112
+    assert spot.support_um == 448  # the larger of its two tiles
 
 
 @pytest.mark.parametrize("hexagonal", [True, False])

@@ -67,7 +67,7 @@ def test_training_on_cells_teaches_cell_types(learned: TrainedEncoder, slides: d
     own, untrained = found.loc["moco-test_resnet"], found.loc["moco-test_resnet-untrained"]
     assert own["knn"] > untrained["knn"] + 0.03
     assert own["linear"] > untrained["linear"]
-    assert own["knn"] > max(found.loc["majority", "knn"], found.loc["colour", "knn"]) + 0.1
+    assert own["knn"] > max(found.loc["majority", "knn"] + 0.1, found.loc["colour", "knn"] + 0.03)
 
 
 def test_card_and_record_say_what_was_done(slides: dict[str, SpatialData]) -> None:

@@ -108,7 +108,9 @@ def test_weights_that_cannot_be_fetched_are_explained(
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(InputError, match=r"ImageNet weights of 'densenet121' cannot be fetched .*pretrained=False"):
         st.tl.train(cohort, "stnet", genes=["EPCAM"], shapes_key="spots", tile=TILE)
-    with pytest.raises(InputError, match=r"`backbone` must be a model of timm, got 'densnet121'"):
+    with pytest.raises(
+        InputError, match=r"`backbone` must be a model of timm or one of .*, got 'densnet121'; close: .'densenet121'"
+    ):
         st.tl.train(cohort, st.models.STNet.Config(backbone="densnet121"), genes=["EPCAM"], shapes_key="spots")
 
 
@@ -149,10 +151,10 @@ def test_ensembles_say_how_sure_they_are(cohort: dict[str, SpatialData], unseen:
 
 
 def model_batch(sdata: SpatialData, model: Any) -> Any:
-    from stpred import data, encoders
+    from stpred import data
 
     region = data.read_region(sdata, Place(shapes_key="spots"))
-    return data.reader_for(region, encoders.get("morphology"), model.needs).whole()
+    return data.reader_for(region, model.encoder, model.needs).whole()
 
 
 @pytest.mark.parametrize("n_members", [None, 2])

@@ -66,8 +66,8 @@ def test_predicted_table_keeps_the_contract(ridge: Model, unseen: SpatialData) -
     facts = json.loads(table.uns["stpred"])
     assert facts["model_id"] == ridge.id
     assert facts["output_scale"] == "log1p_cp10k"
-    assert facts["support_um"] == 112 + 2 * 120
-    assert facts["encoder"]["name"] == "morphology"
+    assert facts["support_um"] == 448 + 2 * 120
+    assert [m["name"] for m in facts["encoder"]["members"]] == ["morphology", "morphology"]
     assert facts["left_out"] == {"off_image": 0}
 
 
@@ -159,7 +159,7 @@ def test_stored_features_are_reused_and_never_when_stale(
 ) -> None:
     from stpred.data import _features
 
-    st.pp.features(unseen, "morphology", shapes_key="spots")
+    st.pp.features(unseen, "morphology-multiscale", shapes_key="spots")
     want = st.tl.predict(unseen, ridge, inplace=False)
     calls: list[int] = []
     original = _features._embed

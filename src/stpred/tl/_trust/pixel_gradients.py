@@ -40,6 +40,8 @@ def check_encoder(encoder: Encoder) -> None:
     if encoder.card.name == "pixels":
         return
     if isinstance(encoder, Composite):
+        for member in encoder.members:
+            check_encoder(member)
         raise InputError(
             f"The model sees several tiles of each location ({encoder.card.name!r}), so a prediction is no function of "
             "the pixels of one; train it with a single encoder for attributions."
