@@ -9,25 +9,29 @@ import stpred as st
 from stpred.models.parts.linear import Linear, PathFromWeights, Step
 
 
-def naive(x: np.ndarray, y: np.ndarray, old: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
+def naive(
+    x: np.ndarray, y: np.ndarray, old: np.ndarray, step: Step, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercept by the normal equations of augmented rows."""
     n, p = x.shape
     centred_x, centred_y = x - x.mean(axis=0), y - y.mean(axis=0)
-    rows = np.concatenate([centred_x, np.sqrt(n * step.penalty) * np.eye(p)])
+    rows = np.concatenate([centred_x * scale, np.sqrt(n * step.penalty) * np.eye(p)])
     left = np.concatenate([centred_y - centred_x @ (step.kept * old), np.zeros_like(old)])
-    w = step.kept * old + step.share * np.linalg.lstsq(rows, left, rcond=None)[0]
+    w = step.kept * old + step.share * scale[:, None] * np.linalg.lstsq(rows, left, rcond=None)[0]
     return w, y.mean(axis=0) - x.mean(axis=0) @ w
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("n", "width"), [(40, 7), (12, 30)])
 @pytest.mark.parametrize(
     "step", [Step(1.0, 0.3), Step(0.25, 2.0), Step(1.0, 0.5, 0.5), Step(1.0, 0.01, 0.0), Step(0, 1)]
 )
-def test_a_step_is_the_solution_of_the_normal_equations(n: int, width: int, step: Step) -> None:
+def test_a_step_is_the_solution_of_the_normal_equations(n: int, width: int, step: Step, scaled: bool) -> None:
     rng = np.random.default_rng(0)
     x, y, old = rng.normal(2, 1, (n, width)), rng.normal(1, 1, (n, 4)), rng.normal(0, 1, (width, 4))
-    path = PathFromWeights(x, y, old)
-    coef, intercept = naive(x, y, old, step)
+    scale = rng.choice([0.0, 0.3, 2.0], width) if scaled else np.ones(width)
+    path = PathFromWeights(x, y, old, scale=scale if scaled else None)
+    coef, intercept = naive(x, y, old, step, scale)
     np.testing.assert_allclose(path.coef(step), coef, atol=1e-8)
     np.testing.assert_allclose(path.intercept(coef), intercept, atol=1e-8)
     fresh = rng.normal(2, 1, (9, width))

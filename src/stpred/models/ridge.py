@@ -18,13 +18,15 @@ from stpred.models.batch import Batch, Needs
 from stpred.models.parts.closed_form import (
     RANKS,
     Rows,
+    block_scale,
     check_weights,
+    columns_of,
     directions_of,
     location_weights,
     onto,
     scale_of_blocks,
 )
-from stpred.models.parts.context import check_context, context_needs
+from stpred.models.parts.context import check_context, context_needs, n_means
 from stpred.models.parts.standardised import STANDARDIZE, StandardisedModel, safe
 
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
@@ -120,6 +122,14 @@ class Ridge(StandardisedModel):
     def weights(self) -> Tensor:
         """(width, n_genes) weights of the standardised columns."""
         return self.coef if self.directions is None else self.coef @ self.directions
+
+    def column_scale(self, blocks: Sequence[int] | None) -> NDArray[np.float64] | None:
+        """Return what the columns were multiplied by in training, of encoders that are `blocks` wide; None: 1."""
+        weights = self.record.training.get("block_weights")
+        if weights is None:
+            return None
+        columns = columns_of(blocks, self.n_features, 1 + n_means(self.config.context_um))
+        return block_scale(columns, np.asarray(weights, dtype=np.float64))
 
     def set_weights(self, weights: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:
         """Set (width, n_genes) weights; those of another rank than the settings say become each gene's own."""

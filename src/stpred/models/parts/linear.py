@@ -34,6 +34,10 @@ class Linear(Protocol):
         """Set (width, n_genes) weights and (n_genes,) intercepts."""
         ...
 
+    def column_scale(self, blocks: Sequence[int] | None) -> Array | None:
+        """Return what the (width,) columns were multiplied by when the weights were penalised; None: 1."""
+        ...
+
 
 @dataclass(frozen=True)
 class Step:
@@ -74,22 +78,26 @@ class PathFromWeights:
     n
         Locations that the penalty counts for; None: m. A part of the data takes the number of all of them, for how far
         weights are from others does not depend on how many locations are at hand.
+    scale
+        (width,) what columns were multiplied by when the old weights were penalised; None: 1. What is added to the
+        weights is penalised alike.
     """
 
-    def __init__(self, x: Array, y: Array, old: Array, *, n: int | None = None) -> None:
+    def __init__(self, x: Array, y: Array, old: Array, *, n: int | None = None, scale: Array | None = None) -> None:
         self.old, self.n = old, len(x) if n is None else n
+        self._scale = np.ones(x.shape[1]) if scale is None else scale
         self.center_x, self.center_y = x.mean(axis=0), y.mean(axis=0)
         x, y = x - self.center_x, y - self.center_y
-        u, s, self._vt = _thin(x)
-        self._s = s
+        u, self._s, self._vt = _thin(x * self._scale)
         # What the columns explain of the measurement, and of the old prediction.
-        self._measured, self._old = u.T @ y, s[:, None] * (self._vt @ old)
+        self._measured, self._old = u.T @ y, u.T @ (x @ old)
 
     def coef(self, step: Step) -> Array:
         """Return the (width, n_genes) weights of a step."""
         if step.share == 0:
             return step.kept * self.old
-        return step.kept * self.old + self._vt.T @ (self._shrink(step)[:, None] * self._left(step))
+        added = self._vt.T @ (self._shrink(step)[:, None] * self._left(step))
+        return step.kept * self.old + self._scale[:, None] * added
 
     def intercept(self, coef: Array) -> Array:
         """Return the (n_genes,) intercept that goes with weights."""
@@ -98,7 +106,7 @@ class PathFromWeights:
     def predictions(self, x: Array, steps: Sequence[Step]) -> Iterator[Array]:
         """Yield the (m, n_genes) predictions of (m, width) columns by each step."""
         z = x - self.center_x
-        at, old = z @ self._vt.T, z @ self.old
+        at, old = (z * self._scale) @ self._vt.T, z @ self.old
         for step in steps:
             value = step.kept * old + self.center_y
             yield value + (at * self._shrink(step)) @ self._left(step) if step.share else value

@@ -116,7 +116,8 @@ class LinearMethod:
     def _path(self, model: Any, batches: Sequence[Batch], *, n: int | None = None) -> PathFromWeights:
         x = np.concatenate([model.design(b) for b in batches])
         y = np.concatenate([dense(b.y)[:, self.genes] for b in batches])
-        return PathFromWeights(x, y, model.weights.cpu().numpy().astype(np.float64)[:, self.genes], n=n)
+        old = model.weights.cpu().numpy().astype(np.float64)[:, self.genes]
+        return PathFromWeights(x, y, old, n=n, scale=model.column_scale(batches[0].blocks))
 
 
 def _step(strength: float) -> Step:
