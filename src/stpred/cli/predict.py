@@ -119,15 +119,15 @@ def _predict_slide(sample: Sample, model: Model, out: Path, picture: Path, optio
         shapes = cells if shapes is None else shapes
     if shapes is None:
         shapes = default_region(sdata, model.record.region)
-    how = {"genes": options.genes, "device": options.device, "encoder": options.encoder}
+    genes, device, encoder = options.genes, options.device, options.encoder
     tables = set(sdata.tables)
-    st.tl.predict(sdata, model, shapes_key=shapes, **how)
+    st.tl.predict(sdata, model, shapes_key=shapes, genes=genes, device=device, encoder=encoder)
     (key,) = set(sdata.tables) - tables
     write_result(sdata, out, with_image=options.with_image, overwrite=options.overwrite)
     raster_key = None
     if options.with_map:
         images = set(sdata.images)
-        st.tl.predict_map(sdata, model, out=out, **how)
+        st.tl.predict_map(sdata, model, out=out, genes=genes, device=device, encoder=encoder)
         (raster_key,) = set(sdata.images) - images
     panels = _draw(sdata, key, raster_key)
     with writable(picture, what="picture"):

@@ -23,9 +23,9 @@ from stpred.models.parts.closed_form import (
     check_weights,
     directions_of,
     kernel_ridge,
-    location_weights,
     onto,
-    scale_of_blocks,
+    prepared_rows,
+    thin_svd,
 )
 from stpred.models.parts.context import check_context, context_needs
 from stpred.models.parts.standardised import STANDARDIZE, StandardisedModel
@@ -150,11 +150,7 @@ class KernelRidge(StandardisedModel):
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose weights of blocks, penalty, length scale and rank, and solve in closed form."""
-        self.set_scaling(batches)
-        targets = [np.asarray(b.y, dtype=np.float64) for b in batches]
-        weights = location_weights(batches, self.config.location_weights)
-        rows = Rows([self.design(b) for b in batches], targets, weights, list(groups))
-        scale, weighed = scale_of_blocks(self.config, rows, batches[0].blocks, n_features=self.n_features)
+        rows, scale, weighed = prepared_rows(self, batches, groups)
         if scale is None:
             scale = block_scale([slice(0, self.width)], np.ones(1))
         rows = rows.scaled(scale)
@@ -260,12 +256,7 @@ def _scores(values: Sequence[Any], found: NDArray[np.float64]) -> dict[str, floa
 
 def _loadings(x: NDArray[np.float64], n_components: int) -> NDArray[np.float64]:
     """Return the (width, k) loadings of the principal components of rows."""
-    x = x - x.mean(axis=0)
-    wide = x.shape[0] < x.shape[1]
-    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    keep = np.flatnonzero(values > 1e-10 * max(values.max(initial=0.0), 1e-300))[:n_components]
-    return x.T @ vectors[:, keep] / np.sqrt(values[keep]) if wide else vectors[:, keep]
+    return thin_svd(x - x.mean(axis=0))[2][:n_components].T
 
 
 def _median_distance(x: NDArray[np.float64]) -> float:

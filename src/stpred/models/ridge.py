@@ -22,9 +22,8 @@ from stpred.models.parts.closed_form import (
     check_weights,
     columns_of,
     directions_of,
-    location_weights,
     onto,
-    scale_of_blocks,
+    prepared_rows,
 )
 from stpred.models.parts.context import check_context, context_needs, n_means
 from stpred.models.parts.standardised import STANDARDIZE, StandardisedModel, safe
@@ -145,11 +144,7 @@ class Ridge(StandardisedModel):
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the penalty and solve in closed form."""
-        self.set_scaling(batches)
-        targets = [np.asarray(b.y, dtype=np.float64) for b in batches]
-        weights = location_weights(batches, self.config.location_weights)
-        rows = Rows([self.design(b) for b in batches], targets, weights, list(groups))
-        scale, weighed = scale_of_blocks(self.config, rows, batches[0].blocks, n_features=self.n_features)
+        rows, scale, weighed = prepared_rows(self, batches, groups)
         rows = rows.scaled(scale)
         chosen = self._choose(rows)
         x, y, q = rows.joined()

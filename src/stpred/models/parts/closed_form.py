@@ -102,6 +102,17 @@ def check_weights(config: Any) -> None:
         config.check_whole("rank")
 
 
+def prepared_rows(
+    model: Any, batches: Sequence[Batch], groups: Sequence[str]
+) -> tuple[Rows, NDArray[np.float64] | None, dict[str, Any]]:
+    """Set a model's scaling; return its rows, what each column is to be multiplied by, and what is recorded of it."""
+    model.set_scaling(batches)
+    targets = [np.asarray(b.y, dtype=np.float64) for b in batches]
+    weights = location_weights(batches, model.config.location_weights)
+    rows = Rows([model.design(b) for b in batches], targets, weights, list(groups))
+    return rows, *scale_of_blocks(model.config, rows, batches[0].blocks, n_features=model.n_features)
+
+
 def scale_of_blocks(
     config: Any, rows: Rows, blocks: Sequence[int] | None, *, n_features: int
 ) -> tuple[NDArray[np.float64] | None, dict[str, Any]]:
@@ -269,6 +280,17 @@ def kernel_ridge(
     alpha *= root[:, None]
     total = alpha.sum(axis=0)
     return alpha - q[:, None] * total, intercept - middle @ alpha + whole * total
+
+
+def thin_svd(
+    x: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return u, s, vt of a matrix by the smaller of its cross-products, without directions of no length."""
+    wide = x.shape[0] < x.shape[1]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    s, vectors = np.sqrt(values[keep][::-1]), vectors[:, keep][:, ::-1]
+    return (vectors, s, (x.T @ vectors / s).T) if wide else (x @ vectors / s, s, vectors.T)
 
 
 def directions_of(fitted: NDArray[np.float64]) -> NDArray[np.float64]:

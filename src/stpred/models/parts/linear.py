@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred.models.batch import Batch
+from stpred.models.parts.closed_form import thin_svd
 
 Array = NDArray[np.float64]
 
@@ -88,7 +89,7 @@ class PathFromWeights:
         self._scale = np.ones(x.shape[1]) if scale is None else scale
         self.center_x, self.center_y = x.mean(axis=0), y.mean(axis=0)
         x, y = x - self.center_x, y - self.center_y
-        u, self._s, self._vt = _thin(x * self._scale)
+        u, self._s, self._vt = thin_svd(x * self._scale)
         # What the columns explain of the measurement, and of the old prediction.
         self._measured, self._old = u.T @ y, u.T @ (x @ old)
 
@@ -116,12 +117,3 @@ class PathFromWeights:
 
     def _shrink(self, step: Step) -> Array:
         return step.share * self._s / (self._s**2 + step.penalty * self.n)
-
-
-def _thin(x: Array) -> tuple[Array, Array, Array]:
-    """Return u, s, vt of a matrix by the smaller of its cross-products, without directions of no length."""
-    wide = x.shape[0] < x.shape[1]
-    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
-    s, vectors = np.sqrt(values[keep][::-1]), vectors[:, keep][:, ::-1]
-    return (vectors, s, (x.T @ vectors / s).T) if wide else (x @ vectors / s, s, vectors.T)
