@@ -48,13 +48,13 @@ def _pixels(**kwargs: Any) -> Encoder:
 
 
 def _morphology_multiscale(*, tile: TileSpec | None = None) -> Encoder:
-    """Give "morphology" on tiles of 112 and 448 um side by side; the default of families of tile features."""
+    """Tiles of 112 and 448 um side by side, each as "morphology" describes it; the default of ridge, mlp and auto."""
     _no_tile(tile, "morphology-multiscale")
     return Composite([_morphology(tile=t) for t in TILES])  # type: ignore[return-value]
 
 
 def _imagenet_multiscale(*, tile: TileSpec | None = None) -> Encoder:
-    """Give "morphology" and middle layers of "efficientnet-lite0" on tiles of 112 and 448 um (``stpred[imagenet]``)."""
+    """Tiles of 112 and 448 um by "morphology" and by middle layers of "efficientnet-lite0" (stpred[imagenet])."""
     from stpred.encoders._networks import timm_models
 
     _no_tile(tile, "imagenet-multiscale")
