@@ -2,8 +2,8 @@
 
     python scripts/finetune_study.py ridge mlp miso --seeds 20 21 22
 
-Prints, for each unseen slide, the mean Pearson correlation with the noiseless log1p CP10k of the old model, of a model of
-the own slide alone, and of the fine-tuned one.
+Prints, for each unseen slide, the mean Pearson correlation with the noiseless log1p CP10k of the old model, of a model
+of the own slide alone, and of the fine-tuned one.
 """
 
 from __future__ import annotations
