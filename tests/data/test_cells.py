@@ -150,3 +150,67 @@ def test_many_cells_are_predicted_in_blocks_to_the_same_values(
         assert len(seen) > 3
         assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(len(region.instances)))
         monkeypatch.undo()
+
+
+def two_scales() -> encoders.Encoder:
+    """The tile comes first in the list, so that features change their order."""
+    return encoders.get(
+        [encoders.get("colour", tile=st.TileSpec(2.0, 56)), encoders.get("intensity", tile=st.TileSpec(0.5, 32))]
+    )
+
+
+def test_a_spot_has_one_tile_for_all_of_its_cells(slide: SpatialData) -> None:
+    tile, crop = two_scales().members
+    region = data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="cells")
+    batch = data.reader_for(region, two_scales(), Needs(cells=True, slide_statistics=True, tile_um=100.0)).whole()
+    assert batch.blocks == (3, 6)
+    assert batch.n_tile == 6
+    around = data.embed(region, tile, region.coords_um)
+    crops = data.embed(region.cells.region, crop, region.cells.region.coords_um)
+    for i in range(len(region.coords_um)):
+        some = slice(region.cells.links.indptr[i], region.cells.links.indptr[i + 1])
+        own, rows = region.cells.links.indices[some], batch.cells.indices[some]
+        np.testing.assert_allclose(batch.features[rows, :3], crops[own], atol=1e-6)
+        np.testing.assert_allclose(batch.features[rows, 3:], np.tile(around[i], (len(own), 1)), atol=1e-6)
+    plain = data.reader_for(region, two_scales(), Needs(cells=True, slide_statistics=True)).whole()
+    assert plain.n_tile is None
+    assert plain.blocks == (6, 3)
+    with_means = data.reader_for(region, two_scales(), Needs(cells=True, context_um=25.0, tile_um=100.0)).whole()
+    assert with_means.blocks == (3, 3, 1, 6)
+    np.testing.assert_allclose(
+        with_means.features[with_means.cells.indices][:, [0, 1, 2, 7, 8]], batch.features[batch.cells.indices][:, :5]
+    )
+
+
+def test_a_cell_has_the_tile_around_it(slide: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read on a lattice of a quarter of the tile, whatever else is predicted; cells of large annotations alike."""
+    tile, _ = two_scales().members
+    needs = Needs(cells=True, slide_statistics=True, tile_um=100.0)
+    region = data.with_cells(data.read_region(slide, Place(shapes_key="cells")))
+    batch = data.reader_for(region, two_scales(), needs).whole()
+    places = np.round(region.coords_um / 28.0) * 28.0
+    near = data.embed(region, tile, np.unique(places, axis=0))
+    want = near[np.unique(places, axis=0, return_inverse=True)[1].ravel()]
+    np.testing.assert_allclose(batch.features[batch.cells.indices, 3:], want, atol=1e-6)
+    some = np.random.default_rng(0).permutation(len(region.coords_um))[:20]
+    part = data.reader_for(region.take(some), two_scales(), needs).whole()
+    np.testing.assert_array_equal(part.features[part.cells.indices], batch.features[batch.cells.indices][some])
+    np.testing.assert_array_equal(part.features[part.sources], batch.features[batch.sources])
+    whole = put(slide, "annotation", gpd.GeoDataFrame(geometry=[box(0, 0, 400, 400)]))
+    large = data.with_cells(data.read_region(whole, Place(shapes_key="annotation")), cells_key="cells")
+    one = data.reader_for(large, two_scales(), needs).whole()
+    np.testing.assert_array_equal(
+        one.features[one.cells.indices], batch.features[batch.cells.indices][large.cells.links.indices]
+    )
+    monkeypatch.setattr("stpred.data._readers.cells.CELL_BYTES", 50 * 9 * 4)
+    for rows, block in data.reader_for(region, two_scales(), needs).blocks():
+        np.testing.assert_array_equal(block.features[block.cells.indices], batch.features[batch.cells.indices][rows])
+        np.testing.assert_array_equal(block.features[block.sources], batch.features[batch.sources])
+
+
+def test_encoders_of_one_kind_are_all_read_at_cells(slide: SpatialData) -> None:
+    region = data.with_cells(data.read_region(slide, Place(shapes_key="spots")), cells_key="cells").take(np.arange(3))
+    for tile_um in (10.0, 500.0):
+        batch = data.reader_for(region, two_scales(), Needs(cells=True, tile_um=tile_um)).whole()
+        assert batch.n_tile is None
+        assert batch.blocks == (6, 3)

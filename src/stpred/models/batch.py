@@ -37,6 +37,9 @@ class Needs:
     cells
         Whether locations consist of the cells in them. Neighbours (`context_um`, `n_neighbors`) are then those of
         each cell, among the slide's cells.
+    tile_um
+        With `cells`: encoders (of several) whose tiles are at least so wide are read once for each location, around its
+        centre, instead of around each of its cells; None: around each cell.
     patch_um
         With `cells`: edge of the tile around the location that a cell lies in, and around locations within
         `patch_context_um` of it; or None.
@@ -60,6 +63,7 @@ class Needs:
     parts: int | None = None
     slide_colour: bool = False
     cells: bool = False
+    tile_um: float | None = None
     patch_um: float | None = None
     patch_context_um: float | None = None
     tokens: bool = False
@@ -176,6 +180,7 @@ class Batch:
     context: str | None = None
     pixel_grid: PixelGrid | None = None
     measured: NDArray[np.bool_] | None = None
+    n_tile: int | None = None
     blocks: tuple[int, ...] | None = None
 
     @property
