@@ -109,6 +109,35 @@ def test_features_do_not_depend_on_the_batch(tiles) -> None:
     assert encoder.encode(tiles[:0]).shape == (0, encoder.card.width)
 
 
+def test_tiles_go_through_a_network_at_another_size_than_its_own() -> None:
+    """A tile of that size is not resampled; the card says so, and an encoder made from it is the same."""
+    small = np.random.default_rng(1).integers(0, 256, size=(3, 48, 48, 3), dtype=np.uint8)
+    options = {"layers": (1, 2), "pool": "mean+std", "tile": st.TileSpec(0.5, 48)}
+    enlarged, as_it_is = get("test_resnet", **options), get("test_resnet", input_px=48, **options)
+    assert (enlarged.card.input_px, as_it_is.card.input_px) == (None, 48)
+    assert "input_px" not in enlarged.card.to_dict()
+    assert np.abs(enlarged.encode(small) - as_it_is.encode(small)).max() > 1e-3
+    whole = get("test_resnet", layers=(1, 2), tile=st.TileSpec(0.5, 160))  # its own size is 160
+    assert whole.card.dense[:2] == (20, 20)
+    assert as_it_is.card.dense[:2] == (6, 6)
+    again = registry.from_card(as_it_is.card.to_dict(), device="cpu")
+    np.testing.assert_array_equal(again.encode(small), as_it_is.encode(small))
+    assert registry.different(enlarged, as_it_is.card.to_dict()) == "input_px: trained with 48, found None"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("timm/vit_tiny_patch16_224", {"pretrained": False, "input_px": 96}, r"does not take `input_px`=96, but 224"),
+        ("timm/test_resnet", {"pretrained": False, "input_px": 0}, r"`input_px` must be a positive whole number"),
+        ("morphology", {"input_px": 48}, r"'morphology' takes its tile as it is; leave `input_px` out"),
+    ],
+)
+def test_input_sizes_that_a_network_does_not_take(name: str, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        encoders.get(name, device="cpu", **options)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -52,6 +52,8 @@ class EncoderCard:
     members
         Of several encoders side by side: the members' cards as plain values (:meth:`to_dict`), in the order of their
         features. `tile` is then the largest of theirs.
+    input_px
+        Height and width that tiles are resampled to for a network of another input size than its own; None: that.
     views
         Number, strength and seed of the stain variations that features are averaged over (:class:`Jittered`); None: of
         the tile as it is.
@@ -72,6 +74,7 @@ class EncoderCard:
     pool: str | None = None
     members: tuple[dict[str, Any], ...] = ()
     views: dict[str, float] | None = None
+    input_px: int | None = None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -89,7 +92,7 @@ class EncoderCard:
         """Return plain values, as JSON gives them back (without the feature names, which belong in `var`)."""
         record = asdict(self)
         record.pop("feature_names")
-        for unset in [k for k in ("layers", "pool", "members", "views") if not record[k]]:
+        for unset in [k for k in ("layers", "pool", "members", "views", "input_px") if not record[k]]:
             record.pop(unset)  # so that what was written before these fields is still found
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 

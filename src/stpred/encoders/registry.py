@@ -108,6 +108,7 @@ def get(
     pretrained: bool = True,
     layers: Sequence[int] | None = None,
     pool: str | None = None,
+    input_px: int | None = None,
     views: int | Mapping[str, float] | None = None,
     device: str | None = None,
     **kwargs: Any,
@@ -139,6 +140,9 @@ def get(
     pool
         How a layer is pooled over the tile: ``"mean"`` (None), ``"mean+std"`` (all means of a layer, then all standard
         deviations) or ``"max"``. Layers follow each other from the finest.
+    input_px
+        Resample the tile to this height and width for a network of timm that takes any, such as convolutional ones,
+        instead of to its own input size: a tile of a cell that is enlarged to 224 px costs twenty times one of 48 px.
     views
         Average the features over this many views of a tile with other amounts of the stains, at as many times the cost
         (:class:`Jittered`, each of a list by itself); a mapping says `n`, `strength` and `seed`. None: the tile as it
@@ -184,7 +188,7 @@ def get(
     >>> st.encoders.get(["morphology", st.encoders.get("morphology", tile=st.TileSpec(1.0, 224))]).card.name
     'morphology-112um+morphology-224um'
     """
-    kwargs |= {k: v for k, v in (("layers", layers), ("pool", pool)) if v is not None}
+    kwargs |= {k: v for k, v in (("layers", layers), ("pool", pool), ("input_px", input_px)) if v is not None}
     if views is not None:
         from stpred.encoders.jittered import with_views
 
@@ -260,6 +264,7 @@ def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
         pretrained=not random,
         layers=card.get("layers"),
         pool=card.get("pool"),
+        input_px=card.get("input_px"),
         device=device,
     )
 
@@ -274,7 +279,7 @@ def different(encoder: Encoder, card: Mapping[str, Any]) -> str:
     return "; ".join(
         f"{whose}{k}: trained with {theirs.get(k)}, found {mine.get(k)}"
         for whose, mine, theirs in pairs
-        for k in ("name", "width", "revision", "tile", "layers", "pool", "views")
+        for k in ("name", "width", "revision", "tile", "layers", "pool", "views", "input_px")
         if mine.get(k) != theirs.get(k)
     )
 
@@ -290,6 +295,8 @@ def _by_name(
             )
         if "layers" in kwargs and not _takes(factory, "layers"):
             raise InputError(f"The encoder {name!r} has no layers to choose from; leave `layers` out.")
+        if "input_px" in kwargs and not _takes(factory, "input_px"):
+            raise InputError(f"The encoder {name!r} takes its tile as it is; leave `input_px` out.")
         return factory(tile=tile, **given, **({} if pretrained else {"pretrained": False}), **kwargs).to(device)
     if name in WHEELS:
         from stpred.encoders._networks import timm_models

@@ -42,8 +42,7 @@ class BaseConfig:
 
     family: ClassVar[str]
     """Name of the family, as stored with its models."""
-    model_class: ClassVar[type[Model]]
-    """What `build` makes; a `Model` sets it where it names its `Config`."""
+    _model_class: ClassVar[type[Model]]
     default_encoder: ClassVar[str] = "morphology"
     default_tile: ClassVar[TileSpec | None] = None
     """Tile that the family uses by default; None: the encoder's own."""
@@ -60,6 +59,11 @@ class BaseConfig:
     tile's pixels, or a linear map or a network of its features; None: of none alone."""
     per: ClassVar[int | None] = None
     """Library size that predicted counts refer to; None: the measured one."""
+
+    @property
+    def model_class(self) -> type[Model]:
+        """What `build` makes: the class that names these settings as its `Config`, or what a family says instead."""
+        return self._model_class
 
     @property
     def encoder_is_free(self) -> bool:
@@ -209,7 +213,7 @@ class Model(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Config" in vars(cls) and hasattr(cls.Config, "family"):
-            cls.family, cls.Config.model_class = cls.Config.family, cls
+            cls.family, cls.Config._model_class = cls.Config.family, cls
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred._core.checks import InputError, one_of
+from stpred._core.checks import InputError, listing, one_of
 from stpred._core.specs import TileSpec
-from stpred.models.base import BaseConfig
+from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
+from stpred.models.parts.cell_ridge import CellRidge
 from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
+from stpred.models.parts.closed_form import check_weights
 from stpred.models.parts.layers import (
     SOFTPLUS_BETA,
     activation,
@@ -28,11 +30,15 @@ from stpred.models.parts.network import check_perceptron
 from stpred.models.parts.sample import Sample, Scaling
 
 POOLS = ("mean", "sum", "attention")
+REGRESSORS = ("ridge", "perceptron")
 
 UPPER = 0.95
 """Quantile of a gene over a slide's spots that is scaled to 1."""
 
 _SMALLEST_SHARE = 1e-9
+
+_OF_RIDGE_ALONE = ("penalty", "block_weights", "location_weights")
+_OF_RIDGE = ("regressor", "tile_um", "context_um", "standardize", *_OF_RIDGE_ALONE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,17 @@ class SCellSTConfig(CellNetworkConfig):
 
     Parameters
     ----------
+    regressor
+        ``"ridge"``: a linear map of each cell's crop added to one of the tile around, in closed form, whose penalties
+        are chosen on held-out donors (:class:`stpred.models.parts.cell_ridge.CellRidge`); of the settings below it has
+        `tile_um`, `context_um`, `standardize`, `penalty`, `block_weights` and `location_weights`. ``"perceptron"``: the
+        published network. None: ``"perceptron"`` where a setting of it differs from its default, else ``"ridge"``.
+    tile_um
+        Encoders (of a list) whose tiles are at least so wide see the tile around the location, once for all of its
+        cells, and the others the crop of each cell; a cell that is predicted by itself has the tile around it. None:
+        all see crops around each cell.
+    penalty, block_weights, location_weights
+        Of ``"ridge"``, as of :class:`Ridge`; blocks are the encoders and the means of `context_um`.
     hidden
         Widths of the hidden layers.
     activation
@@ -63,6 +80,11 @@ class SCellSTConfig(CellNetworkConfig):
 
     family: ClassVar[str] = "scellst"
     default_tile: ClassVar[TileSpec | None] = TileSpec(0.5, 48)
+    regressor: str | None = None
+    tile_um: float | None = 100.0
+    penalty: float | None = None
+    block_weights: str | None = None
+    location_weights: str | None = None
     hidden: tuple[int, ...] = (256, 256, 256)
     activation: str = "leaky_relu"
     dropout: float = 0.1
@@ -80,14 +102,51 @@ class SCellSTConfig(CellNetworkConfig):
         super().__post_init__()
         check_perceptron(self)
         one_of(self.pool, POOLS, name="pool")
-        self.check_positive("context_um")
+        self.check_positive("context_um", "tile_um", "penalty")
+        check_weights(self)
+        self._choose_regressor()
         if self.loss == "nb" and self.pool == "sum":
             raise InputError("`loss`='nb' has the library size as offset, so shares are averaged: pass pool='mean'.")
 
+    def _choose_regressor(self) -> None:
+        """Settle which regressor is meant, and refuse settings of the other one."""
+        if self.regressor is not None:
+            one_of(self.regressor, REGRESSORS, name="regressor")
+        own = {f.name: f.default for f in fields(self) if f.name not in _OF_RIDGE}
+        network = [k for k, default in own.items() if getattr(self, k) != default]
+        ridge = [k for k in _OF_RIDGE_ALONE if getattr(self, k) is not None]
+        chosen = self.regressor or ("perceptron" if network else "ridge")
+        if wrong := (network if chosen == "ridge" else ridge):
+            other = "perceptron" if chosen == "ridge" else "ridge"
+            raise InputError(
+                f"{listing(wrong)} are settings of regressor={other!r}, but it is {chosen!r}; leave one out."
+            )
+        object.__setattr__(self, "regressor", chosen)
+
+    @classmethod
+    def published(cls, **changes: Any) -> SCellSTConfig:
+        """Return the published settings: the perceptron on each cell's crop alone, which is 12 um wide."""
+        return cls(**({"regressor": "perceptron", "tile_um": None} | changes))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Return settings from stored values; what was stored before there was a choice is the perceptron."""
+        return super().parse(({} if "regressor" in values else {"regressor": "perceptron", "tile_um": None}) | values)
+
+    @property
+    def model_class(self) -> type[Model]:
+        """The network, or a model in closed form."""
+        return SCellSTRidge if self.regressor == "ridge" else SCellST
+
+    @property
+    def seeded(self) -> bool:  # type: ignore[override]
+        """Whether two fits differ by their seed: those of the network do."""
+        return self.regressor != "ridge"
+
     @property
     def needs(self) -> Needs:
-        """The cells in each location, and those around each cell if a radius is given."""
-        return replace(super().needs, context_um=self.context_um)
+        """The cells in each location and its tile, and the cells around each cell if a radius is given."""
+        return replace(super().needs, context_um=self.context_um, tile_um=self.tile_um)
 
 
 class SCellST(CellNetwork):
@@ -189,6 +248,13 @@ class SCellST(CellNetwork):
     def output_layers(self) -> list[Any]:
         """Return the last layer, whatever function follows it."""
         return [self.layers[-1]]
+
+
+class SCellSTRidge(CellRidge):
+    """sCellST in closed form: what ``SCellST.Config(regressor="ridge")`` trains."""
+
+    family = SCellST.family
+    config: SCellSTConfig
 
 
 def _range(batch: Batch) -> NDArray[np.float64]:

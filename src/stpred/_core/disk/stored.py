@@ -143,6 +143,7 @@ def card(value: Any, where: str, *, required: Collection[str] = ("name",)) -> di
             "dense": optional(lambda v, w: items(v, w, whole, n=3)),
             "layers": optional(lambda v, w: items(v, w, lambda i, at: whole(i, at, low=0), most=MAX_SETTINGS)),
             "pool": optional(text),
+            "input_px": optional(lambda v, w: whole(v, w, high=4096)),
             "members": lambda v, w: items(v, w, member, most=MAX_MEMBERS),
             "views": optional(_views),
         },

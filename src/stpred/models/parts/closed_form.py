@@ -94,11 +94,11 @@ class Rows:
 
 
 def check_weights(config: Any) -> None:
-    """Check ``block_weights``, ``location_weights`` and ``rank`` of settings."""
+    """Check ``block_weights``, ``location_weights`` and, where there is one, ``rank`` of settings."""
     for name, known in (("block_weights", BLOCK_WEIGHTS), ("location_weights", LOCATION_WEIGHTS)):
         if (value := getattr(config, name)) is not None:
             one_of(value, known, name=name)
-    if config.rank != "auto":
+    if getattr(config, "rank", "auto") != "auto":
         config.check_whole("rank")
 
 
