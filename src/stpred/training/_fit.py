@@ -111,8 +111,7 @@ def fit_and_score(
         Curves of held-out donors that were computed before, by :func:`choose_config`.
     """
     run = Run() if run is None else run
-    if family is config._model_class:
-        family = config.model_class  # some settings of a family are another class of it
+    family = config.model_class if family is config._model_class else family  # a family may have several classes
     for batch in (*batches, *validation):
         _check_targets(batch, config)
     options: dict[str, Any] = {
