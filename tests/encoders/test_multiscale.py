@@ -9,7 +9,8 @@ import pytest
 
 import stpred as st
 from stpred import encoders
-from stpred.models import Auto, DeepSpot, KernelRidge, Ridge, STNet
+from stpred.models import Auto, DeepSpot, KernelRidge, Ridge, SCellST, STNet
+from stpred.training.cohort import encoder_of
 
 TILES = (st.TileSpec(0.5, 224), st.TileSpec(2.0, 224))
 needs_imagenet = pytest.mark.skipif(
@@ -46,7 +47,27 @@ def test_imagenet_multiscale_has_middle_layers_beside() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["morphology-multiscale", "imagenet-multiscale"])
+def test_cells_have_crops_and_tiles() -> None:
+    named = encoders.get("cells-multiscale")
+    assert named.card.blocks == (212,) * 4
+    assert [m.card.tile.size_um for m in named.members] == [24.0, 48.0, 112.0, 448.0]
+    ridge, perceptron = SCellST.Config(), SCellST.Config.published()
+    assert (ridge.default_encoder, perceptron.default_encoder) == ("cells-multiscale", "morphology")
+    assert ridge.encoder_is_free
+    assert encoder_of(ridge, None, tile=None, device="cpu").card == named.card
+    for config, given, tile in ((ridge, "morphology", None), (ridge, None, (0.5, 48)), (perceptron, None, None)):
+        found = encoder_of(config, given, tile=tile and st.TileSpec(*tile), device="cpu")
+        assert (found.card.name, found.card.tile.size_um) == ("morphology", 24.0)
+
+
+@needs_imagenet
+def test_cells_have_crops_and_tiles_through_a_network_as_well() -> None:
+    members = encoders.get("cells-imagenet").members
+    assert [m.card.tile.size_um for m in members] == [24.0, 48.0, 24.0, 48.0, 112.0, 448.0, 112.0, 448.0]
+    assert [m.card.input_px for m in members] == [None, None, 96, 96, None, None, None, None]
+
+
+@pytest.mark.parametrize("name", ["morphology-multiscale", "imagenet-multiscale", "cells-multiscale", "cells-imagenet"])
 def test_its_tiles_are_its_own(name: str) -> None:
     with pytest.raises(st.InputError, match="tiles of its own"):
         encoders.get(name, tile=TILES[0])

@@ -28,6 +28,9 @@ Differentiable = Literal["pixels", "linear", "network"]
 MULTISCALE = "morphology-multiscale"
 """Default encoder of families that see nothing of a location but the features of its tile."""
 
+CELLS = "cells-multiscale"
+"""Default encoder of families that see the crops of a location's cells beside its tile."""
+
 
 MAX_UM = 1e5
 """Largest distance that stored settings may have, in micrometres: the width of a slide."""
@@ -45,7 +48,7 @@ class BaseConfig:
     _model_class: ClassVar[type[Model]]
     default_encoder: ClassVar[str] = "morphology"
     default_tile: ClassVar[TileSpec | None] = None
-    """Tile that the family uses by default; None: the encoder's own."""
+    """Tile that the family uses its default encoder (``"morphology"``, where that is several) with; None: its own."""
     sparse_targets: ClassVar[bool] = False
     """Whether training targets of very many locations may stay sparse (scipy csr)."""
     takes_images: ClassVar[bool] = False
@@ -68,7 +71,7 @@ class BaseConfig:
     @property
     def encoder_is_free(self) -> bool:
         """Whether the encoder of a comparison takes the place of the family's own, which is not part of the method."""
-        return self.default_encoder in (BaseConfig.default_encoder, MULTISCALE)
+        return self.default_encoder in (BaseConfig.default_encoder, MULTISCALE, CELLS)
 
     @property
     def needs(self) -> Needs:

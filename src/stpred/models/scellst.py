@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.specs import TileSpec
-from stpred.models.base import BaseConfig, Model
+from stpred.models.base import CELLS, BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.cell_ridge import CellRidge
 from stpred.models.parts.cells import CellNetwork, CellNetworkConfig, cells_of, typical_cells
@@ -137,6 +137,11 @@ class SCellSTConfig(CellNetworkConfig):
     def model_class(self) -> type[Model]:
         """The network, or a model in closed form."""
         return SCellSTRidge if self.regressor == "ridge" else SCellST
+
+    @property
+    def default_encoder(self) -> str:  # type: ignore[override]
+        """Crops of two sizes and tiles of two for ``"ridge"``, one crop for the perceptron."""
+        return CELLS if self.regressor == "ridge" else BaseConfig.default_encoder
 
     @property
     def seeded(self) -> bool:  # type: ignore[override]

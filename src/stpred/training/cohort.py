@@ -18,7 +18,7 @@ from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
 from stpred.encoders.tokens import token_edge_um
 from stpred.models import Model
-from stpred.models.base import MULTISCALE, BaseConfig
+from stpred.models.base import CELLS, MULTISCALE, BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.ensemble import EnsembleConfig
 from stpred.regions import Lattice
@@ -188,9 +188,10 @@ def read_cohort(
 def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None) -> Encoder:
     """Return the encoder that a family is trained through: the one given, or its own."""
     used = config.default_encoder if given is None else given
-    if given is None and tile is not None and used == MULTISCALE:
-        used = BaseConfig.default_encoder  # one tile is given
-    spec = config.default_tile if tile is None and used == config.default_encoder else tile
+    single = BaseConfig.default_encoder if config.default_encoder in (MULTISCALE, CELLS) else config.default_encoder
+    if given is None and tile is not None:
+        used = single  # one tile is given
+    spec = config.default_tile if tile is None and used == single else tile
     found = encoders.get(used, tile=None if spec is None else TileSpec.parse(spec), device=device)
     if config.default_encoder == PIXELS and found.card.name != PIXELS:
         raise InputError(

@@ -93,6 +93,43 @@ def test_a_saved_model_predicts_the_same_cells(
     assert np.array_equal(want.X, found.X)
 
 
+def crops_beside_tiles() -> list[Any]:
+    return [st.encoders.get("morphology", tile=TILE), st.encoders.get("colour", tile=st.TileSpec(2.0, 56))]
+
+
+@pytest.fixture(scope="module")
+def in_closed_form(cohort: dict[str, SpatialData]) -> st.models.Model:
+    slides = {k: cohort[k] for k in ("donor0", "donor1")}
+    given = crops_beside_tiles()
+    return st.tl.train(slides, "scellst", shapes_key="spots", cells_key="cells", genes=GENES, encoder=given)
+
+
+def test_cells_in_closed_form_are_at_least_as_true(
+    cohort: dict[str, SpatialData], trained: st.models.Model, in_closed_form: st.models.Model, tmp_path: Path
+) -> None:
+    slide = cohort["donor2"]
+    assert in_closed_form.config.regressor == "ridge"
+    found = st.tl.predict(slide, in_closed_form, shapes_key="cells", encoder=crops_beside_tiles(), inplace=False)
+    TableModel().validate(found)
+    truth = cell_truth(slide, list(found.var_names))
+    network = st.tl.predict(slide, trained, shapes_key="cells", inplace=False)
+    scores = [np.nanmedian(st.metrics.pearson(t.X.astype(float), truth)) for t in (found, network)]
+    assert scores[0] > max(scores[1] - 0.02, 0.55)
+    assert found.obs["in_distribution"].mean() > 0.7
+    st.models.save(in_closed_form, tmp_path / "m")
+    again = st.tl.predict(slide, st.models.load(tmp_path / "m"), shapes_key="cells", inplace=False)
+    assert np.array_equal(found.X, again.X)
+
+
+def test_spots_in_closed_form_without_expression_say_nothing(cohort: dict[str, SpatialData]) -> None:
+    slides = st.datasets.toy_cohort(2, size_um=(700, 700), n_genes=24, shuffled=True)
+    given = crops_beside_tiles()
+    model = st.tl.train(slides, "scellst", shapes_key="spots", cells_key="cells", genes=GENES, encoder=given)
+    table = st.tl.predict(cohort["donor2"], model, shapes_key="cells", inplace=False)
+    score = st.metrics.pearson(table.X.astype(float), cell_truth(cohort["donor2"], list(table.var_names)))
+    assert abs(np.nanmedian(score)) < 0.15
+
+
 def test_cells_of_the_additive_variant_add_up_to_their_spot(cohort: dict[str, SpatialData]) -> None:
     slides = {k: cohort[k] for k in ("donor0", "donor1")}
     config = st.models.DeepSpot2Cell.Config(width=16, n_phi=2, n_rho=2, epochs=10)

@@ -15,6 +15,9 @@ Factory = Callable[..., Encoder]
 TILES = (TileSpec(0.5, 224), TileSpec(2.0, 224))
 """Tiles of the multiscale encoders: 112 um, about a spot, and 448 um, what is around it."""
 
+CROPS = (TileSpec(0.5, 48), TileSpec(0.5, 96))
+"""Crops of the encoders of cells: 24 um, a nucleus and what is close, and 48 um, its neighbours as well."""
+
 MIDDLE = (2, 3)
 """Stages of a network of ImageNet that describe tissue; the last ones describe objects of photographs."""
 
@@ -67,6 +70,32 @@ def _imagenet_multiscale(*, tile: TileSpec | None = None) -> Encoder:
     return Composite([*(_morphology(tile=t) for t in TILES), *networks])  # type: ignore[return-value]
 
 
+def _cells_multiscale(*, tile: TileSpec | None = None) -> Encoder:
+    """Crops of 24 and 48 um and tiles of 112 and 448 um, each as "morphology" describes it; the default of scellst."""
+    _no_tile(tile, "cells-multiscale")
+    return Composite([_morphology(tile=t) for t in (*CROPS, *TILES)])  # type: ignore[return-value]
+
+
+def _cells_imagenet(*, tile: TileSpec | None = None) -> Encoder:
+    """Crops of 24 and 48 um by "morphology" and "efficientnet-lite0", and "imagenet-multiscale" (stpred[imagenet])."""
+    from stpred.encoders._networks import timm_models
+
+    _no_tile(tile, "cells-imagenet")
+    networks = [
+        timm_models.installed(
+            "efficientnet-lite0",
+            tile=t,
+            weights=None,
+            pretrained=True,
+            layers=(1, *MIDDLE),
+            pool="mean+std",
+            input_px=96,
+        )
+        for t in CROPS
+    ]
+    return Composite([*(_morphology(tile=t) for t in CROPS), *networks, _imagenet_multiscale()])  # type: ignore[return-value]
+
+
 def _no_tile(tile: TileSpec | None, name: str) -> None:
     if tile is not None:
         raise InputError(
@@ -76,6 +105,8 @@ def _no_tile(tile: TileSpec | None, name: str) -> None:
 
 
 BUILT_IN: dict[str, Factory] = {
+    "cells-imagenet": _cells_imagenet,
+    "cells-multiscale": _cells_multiscale,
     "colour": _colour,
     "imagenet-multiscale": _imagenet_multiscale,
     "intensity": _intensity,
