@@ -360,7 +360,7 @@ def check_model(config: Any) -> Model:
     """
     slides = small_cohort(3)
     unseen = slides.pop("donor2")
-    encoder = None if config.default_encoder == "pixels" else "intensity"
+    encoder = None if config.default_encoder.startswith("pixels") else "intensity"
     model = tl.train(slides, config, genes="all", shapes_key=keys.SPOTS, encoder=encoder, device="cpu")
     table: Any = tl.predict(unseen, model, shapes_key=keys.SPOTS, device="cpu", inplace=False)
     assert np.isfinite(table.X).all()

@@ -15,6 +15,7 @@ from stpred._core.specs import TileSpec
 from stpred.encoders._built_in.factories import BUILT_IN as _BUILT_IN
 from stpred.encoders._built_in.factories import Factory
 from stpred.encoders.base import LOCAL, RANDOM, TIMM, Encoder
+from stpred.encoders.beside import PIXELS, PixelsBeside
 from stpred.encoders.composite import side_by_side
 
 if TYPE_CHECKING:
@@ -248,7 +249,10 @@ def from_card(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
 def rebuild(card: Mapping[str, Any], *, device: str | None = None) -> Encoder:
     """Return what :func:`from_card` does, without a look at its revision and width."""
     if "members" in card:
-        return side_by_side([rebuild(member, device=device) for member in card["members"]])
+        members = [rebuild(member, device=device) for member in card["members"]]
+        if card["members"][0]["name"] == PIXELS:
+            return PixelsBeside(members[0], members[1:])
+        return side_by_side(members)
     if (views := card.get("views")) is not None:
         from stpred.encoders.jittered import SUFFIX, with_views
 

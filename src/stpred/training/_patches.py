@@ -38,7 +38,8 @@ class PatchSampler:
     """
 
     def __init__(self, batches: Sequence[Batch], model: Any, *, fabric: Any) -> None:
-        self.batches, self.model, self.fabric = list(batches), model, fabric
+        self.model, self.fabric = model, fabric
+        self.batches = [model.on_grid(b) for b in batches] if hasattr(model, "on_grid") else list(batches)
         self.counts = [None if b.y is None else dense(b.y, np.float32) for b in batches]
         grids: list[Any] = [b.pixel_grid for b in batches]
         self.edge = int(grids[0].patch_px)
@@ -118,6 +119,8 @@ class PatchSampler:
             "counts": np.concatenate([np.empty((0, n_genes), dtype=np.float32), *counts]),
             "measured": np.stack(measured),
         }
+        if views[0].features is not None:
+            arrays["features"] = np.stack([v.features for v in views])  # type: ignore[misc]
         tensors = {k: torch.from_numpy(v).to(self.fabric.device) for k, v in arrays.items()}
         return PatchSample(**tensors, slides=tuple(self.batches[i].slide for i in slides), n_patches=self.n_patches)
 

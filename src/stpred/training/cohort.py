@@ -16,6 +16,7 @@ from stpred._core.elements import normalisation
 from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TARGETS
+from stpred.encoders.beside import PIXELS, PixelsBeside
 from stpred.encoders.tokens import token_edge_um
 from stpred.models import Model
 from stpred.models.base import CELLS, MULTISCALE, BaseConfig
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from stpred.encoders.base import Encoder
 
 logger = logging.getLogger("stpred")
-
-PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
@@ -187,6 +186,8 @@ def read_cohort(
 
 def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None) -> Encoder:
     """Return the encoder that a family is trained through: the one given, or its own."""
+    if config.needs.pixel_grid:
+        return _of_pixels(config, given, tile=tile, device=device)
     used = config.default_encoder if given is None else given
     single = BaseConfig.default_encoder if config.default_encoder in (MULTISCALE, CELLS) else config.default_encoder
     if given is None and tile is not None:
@@ -199,6 +200,21 @@ def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None)
             f"`encoder` out."
         )
     return found
+
+
+def _of_pixels(config: BaseConfig, given: Any, *, tile: Any, device: str | None) -> Encoder:
+    """Return the encoder of a model of pixel grids: the pixels, and features beside them where its settings say so."""
+    found = encoders.get(PIXELS, tile=config.default_tile if tile is None else TileSpec.parse(tile), device=device)
+    name = getattr(getattr(given, "card", None), "name", given)
+    beside = getattr(config, "features", False)
+    if name not in (None, PIXELS) and not beside:
+        raise InputError(
+            f"{config.family} has its own encoder, {PIXELS!r}, and takes others beside it only with features=True in "
+            f"its settings; got {given!r}. Leave `encoder` out."
+        )
+    if not beside:
+        return found
+    return PixelsBeside(found, [encoders.get(MULTISCALE if name in (None, PIXELS) else given, device=device)])
 
 
 def scored_scale(config: BaseConfig, target: str | None) -> str:

@@ -19,10 +19,12 @@ from stpred._core.specs import TileSpec
 from stpred.data._features import check_resolution
 from stpred.data._readers.canvas import EDGE, Canvas
 from stpred.data._readers.footprints import of_rows, outlines
+from stpred.data._readers.planes import FeaturePlanes
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
+from stpred.encoders.beside import PixelsBeside
 from stpred.models.batch import Batch
-from stpred.models.parts.pixel_grid import Coverage, View, Window
+from stpred.models.parts.pixel_grid import DESCRIBED, Coverage, View, Window
 from stpred.regions.squares import Inside, centres_inside
 
 logger = logging.getLogger("stpred")
@@ -38,8 +40,6 @@ WINDOWS_PX = (8, 16, 32, 64)
 
 MAX_TARGETS = 2**16
 """Targets that are read out at a time."""
-
-DESCRIBED = 6 * len(WINDOWS_PX)
 
 _MAX_OVERLAP = 0.5
 """Fraction of the targets' area in other targets above which their counts cannot be separated."""
@@ -61,6 +61,8 @@ class SlidePixelGrid:
         What is looked at.
     patch_px
         Edge of a training patch.
+    planes
+        Features of encoders beside the pixels; or None.
     """
 
     canvas: Canvas = field(repr=False)
@@ -70,13 +72,16 @@ class SlidePixelGrid:
     contains: Inside = field(repr=False)
     frame: Window
     patch_px: int
+    planes: FeaturePlanes | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, region: Region, tile: TileSpec, *, canvas: Canvas | None = None) -> SlidePixelGrid:
+    def of(
+        cls, region: Region, tile: TileSpec, *, canvas: Canvas | None = None, planes: FeaturePlanes | None = None
+    ) -> SlidePixelGrid:
         """Return it for the locations of a region; the tile gives the resolution and the size of patches."""
         canvas = Canvas(region.pyramid, tile.mpp) if canvas is None else canvas
         low, high, contains = outlines(region)
-        return cls(canvas, low, high, region.coords_um, contains, _frame(low, high, canvas), tile.size_px)
+        return cls(canvas, low, high, region.coords_um, contains, _frame(low, high, canvas), tile.size_px, planes)
 
     @property
     def mpp(self) -> float:
@@ -93,6 +98,8 @@ class SlidePixelGrid:
         """Hash of the image's fingerprint, its resolution and the targets' boxes."""
         digest = hashlib.sha256(f"{self.canvas.pyramid.fingerprint} {self.mpp} {self.frame}".encode())
         digest.update(np.concatenate([self.low, self.high]).tobytes())
+        for plane in () if self.planes is None else self.planes.planes:
+            digest.update(repr(plane.encoder.card.to_dict()).encode())
         return digest.hexdigest()[:16]
 
     def take(self, rows: NDArray[np.int64]) -> SlidePixelGrid:
@@ -123,10 +130,27 @@ class SlidePixelGrid:
     def fetch(self, windows: list[Window]) -> None:
         """Read what these windows show."""
         self.canvas.fetch(windows)
+        if self.planes is not None:
+            self.planes.fetch(windows)
 
     def image(self, window: Window) -> NDArray[np.float32]:
         """Return the (3, h, w) scaled pixels of a window."""
         return np.ascontiguousarray(self.canvas.scaled(self.canvas.pixels(window)).transpose(2, 0, 1))
+
+    @property
+    def n_features(self) -> int:
+        """Number of features beside the pixels."""
+        return 0 if self.planes is None else self.planes.width
+
+    def reduced(self, centre: NDArray[np.float32], axes: NDArray[np.float32]) -> SlidePixelGrid:
+        """Return it with linear combinations of the features: (width,) `centre` off, times (width, k) `axes`."""
+        return self if self.planes is None else replace(self, planes=self.planes.reduced(centre, axes))
+
+    def features(self, window: Window) -> NDArray[np.float32]:
+        """Return the (k, h, w) features of a window's pixels."""
+        if self.planes is None:
+            return np.empty((0, window.height, window.width), dtype=np.float32)
+        return self.planes.window(window)
 
     def inside(self, window: Window) -> Coverage:
         """Return which pixels of a window lie in which targets, in full or in part.
@@ -212,6 +236,7 @@ class SlidePixelGrid:
             target=target[order],
             pixel=pixel[order],
             taken=taken.reshape(shape),
+            features=None if self.planes is None else np.ascontiguousarray(self.planes.at(um).T).reshape(-1, *shape),
         )
 
     def _amid(self, um: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -262,7 +287,7 @@ class SlidePixelGrid:
         margin = max(WINDOWS_PX) // 2
         piece, member = np.unique(at // EDGE, axis=0, return_inverse=True)
         windows = [Window(int(r) * EDGE, int(c) * EDGE, EDGE, EDGE).wider(margin) for r, c in piece]
-        self.fetch(windows)
+        self.canvas.fetch(windows)
         for k, window in enumerate(windows):
             rows = np.flatnonzero(member.ravel() == k)
             pixels = self.canvas.scaled(self.canvas.pixels(window))
@@ -294,6 +319,7 @@ class PixelReader:
     tile: TileSpec
     canvas: Canvas
     described: bool = True
+    planes: FeaturePlanes | None = None
     context: str | None = None
 
     @classmethod
@@ -301,11 +327,13 @@ class PixelReader:
         """Read a slide at the resolution of the encoder's tile."""
         check_resolution(region, encoder)
         tile = encoder.card.tile
-        return cls(region, tile, Canvas(region.pyramid, tile.mpp), described)
+        beside = encoder.features if isinstance(encoder, PixelsBeside) else ()
+        planes = FeaturePlanes.of(region.pyramid, beside, tile.mpp) if beside else None
+        return cls(region, tile, Canvas(region.pyramid, tile.mpp), described, planes)
 
     def whole(self) -> Batch:
         """Return all locations as one batch; of measured ones, whether their counts can be separated is checked."""
-        grid = SlidePixelGrid.of(self.region, self.tile, canvas=self.canvas)
+        grid = self._grid(self.region)
         if self.region.counts is not None:
             _check_apart(grid, self.region)
         return self._batch(self.region, grid)
@@ -317,7 +345,10 @@ class PixelReader:
         order = np.lexsort((x, y))
         for rows in np.array_split(order, -(-len(order) // MAX_TARGETS)):
             some = region.take(rows)
-            yield rows, self._batch(some, SlidePixelGrid.of(some, self.tile, canvas=self.canvas))
+            yield rows, self._batch(some, self._grid(some))
+
+    def _grid(self, region: Region) -> SlidePixelGrid:
+        return SlidePixelGrid.of(region, self.tile, canvas=self.canvas, planes=self.planes)
 
     def _batch(self, region: Region, grid: SlidePixelGrid) -> Batch:
         rows = np.arange(len(region.coords_um))

@@ -8,6 +8,9 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+DESCRIBED = 24
+"""Numbers that a location is described by, for its distance from those of training: colours in windows around it."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -66,6 +69,8 @@ class View:
         (p,) complete targets, ascending, and the pixels that lie in them; each pixel in one target at most.
     taken
         (h, w) whether the pixel lies in any target, complete or not.
+    features
+        (k, h, w) features of encoders beside the pixels; or None.
     """
 
     image: NDArray[np.float32]
@@ -74,6 +79,7 @@ class View:
     target: NDArray[np.int64]
     pixel: NDArray[np.int64]
     taken: NDArray[np.bool_]
+    features: NDArray[np.float32] | None = None
 
 
 class PixelGrid(Protocol):
@@ -98,6 +104,16 @@ class PixelGrid(Protocol):
     @property
     def identity(self) -> str:
         """Fingerprint of image and targets."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of encoders beside the pixels; 0: none."""
+
+    def reduced(self, centre: NDArray[np.float32], axes: NDArray[np.float32]) -> Self:
+        """Return it with linear combinations of these: (width,) `centre` taken off, times (width, k) `axes`."""
+
+    def features(self, window: Window) -> NDArray[np.float32]:
+        """Return the (k, h, w) features of a window's pixels, standardised on the slide's tissue."""
 
     def take(self, rows: NDArray[np.int64]) -> Self:
         """Return it with some of the targets."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
+from stpred.models.base import MULTISCALE
 from stpred.models.batch import Needs
 from stpred.models.parts.iterative import IterativeConfig
 from stpred.models.xfuse.covariates import Covariates
+
+PIXELS = "pixels"
 
 DEFAULT_TILE = TileSpec(mpp=8.0, size_px=96)
 
@@ -52,6 +55,12 @@ class XFuseConfig(IterativeConfig):
         Let all rates fall along half a cosine.
     amsgrad
         Use AMSGrad, as published; the large gradients of the first steps then slow down thousands of others.
+    features
+        Give guide and decoder the features of an encoder beside the pixels: the ``encoder=`` of training, by default
+        ``"morphology-multiscale"``. Metagenes and scale then start as linear functions of them, fitted to the spots of
+        all sections. False: the image alone, as published.
+    feature_channels
+        Principal components of the features that the networks see.
     lr, batch_size, epochs
         Of Adam on the networks, patches per step, and passes; in a pass each slide gives as many patches as cover
         it.
@@ -60,8 +69,6 @@ class XFuseConfig(IterativeConfig):
     family: ClassVar[str] = "xfuse"
     takes_images: ClassVar[bool] = True
     generative: ClassVar[bool] = True
-    default_encoder: ClassVar[str] = "pixels"
-    default_tile: ClassVar[TileSpec | None] = DEFAULT_TILE
     depth: int = 4
     width: int = 16
     metagenes: int = 8
@@ -76,6 +83,8 @@ class XFuseConfig(IterativeConfig):
     lr_global: float = 1e-3
     decay: bool = True
     amsgrad: bool = False
+    features: bool = True
+    feature_channels: int = 24
     epochs: int | None = 100
     lr: float = 1e-3
     batch_size: int = 4
@@ -84,6 +93,7 @@ class XFuseConfig(IterativeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_whole("depth", "width", "metagenes", "max_metagenes", "spare_epochs", "purge_interval")
+        self.check_whole("feature_channels")
         self.check_whole("spare", "spare_last", zero=True)
         one_of(self.strategy, STRATEGIES, name="strategy")
         if self.epochs is None:
@@ -97,8 +107,23 @@ class XFuseConfig(IterativeConfig):
     def published(cls, **changes: Any) -> XFuseConfig:
         """Return the published settings: six levels, one metagene at first, reviews every 1 000 of 20 000 epochs."""
         values = {"depth": 6, "metagenes": 1, "purge_interval": 1000, "epochs": 20_000, "lr": 3e-4, "lr_global": 3e-4}
-        values |= {"decay": False, "amsgrad": True}
+        values |= {"decay": False, "amsgrad": True, "features": False}
         return cls(**{**values, **changes})
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Return settings from stored values; those stored before there were features have none."""
+        return super().parse({"features": False, **values})
+
+    @property
+    def default_encoder(self) -> str:  # type: ignore[override]
+        """The pixels, and what is beside them."""
+        return f"{PIXELS}+{MULTISCALE}" if self.features else PIXELS
+
+    @property
+    def default_tile(self) -> TileSpec:  # type: ignore[override]
+        """Patches of 96 pixels up to four levels; of 24 at the coarsest level where there are more, as published."""
+        return DEFAULT_TILE if self.depth <= 4 else TileSpec(DEFAULT_TILE.mpp, 24 * 2 ** (self.depth - 1))
 
     @property
     def needs(self) -> Needs:

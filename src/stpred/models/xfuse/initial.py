@@ -82,9 +82,37 @@ def first_profiles(
     return ((of_part + eps) / (mean + eps)).log().clamp(-max_log, max_log), deviation
 
 
+def evenly_picked_rows(batch: Batch, max_rows: int) -> NDArray[np.int64]:
+    """Return rows of evenly picked locations, at most so many."""
+    n = len(batch.targets)
+    return np.unique(np.linspace(0, n - 1, min(max(max_rows, 1), n)).astype(np.int64))
+
+
+def features_of_targets(
+    batch: Batch, *, edge: int = 256
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Return the (p, width) features of the pixels in targets, their (n, width) means, and the targets' (n,) sizes."""
+    grid: Any = batch.pixel_grid
+    n, frame = len(batch.targets), grid.frame
+    sums, sizes, pixels = np.zeros((n, grid.n_features)), np.zeros(n), []
+    for row in range(frame.row, frame.row + frame.height, edge):
+        for column in range(frame.column, frame.column + frame.width, edge):
+            height, width = min(edge, frame.row + frame.height - row), min(edge, frame.column + frame.width - column)
+            window = Window(row, column, height, width)
+            inside = grid.inside(window)
+            if len(inside.target) == 0:
+                continue
+            values = grid.features(window).reshape(grid.n_features, -1).T[inside.pixel]
+            pixels.append(values[inside.share > 0.5])
+            np.add.at(sums, inside.target, values * inside.share[:, None])
+            np.add.at(sizes, inside.target, inside.share)
+    means = sums / np.maximum(sizes, 1e-9)[:, None]
+    return np.concatenate(pixels or [means.astype(np.float32)]), means.astype(np.float32), sizes
+
+
 def evenly_picked_counts(batch: Batch, n_genes: int, max_rows: int) -> tuple[Tensor, Tensor]:
     """Return (n, n_genes) counts of evenly picked locations, and whether each gene was measured there."""
-    rows = np.unique(np.linspace(0, len(batch.targets) - 1, min(max(max_rows, 1), len(batch.targets))).astype(int))
+    rows = evenly_picked_rows(batch, max_rows)
     counts = torch.from_numpy(dense(batch.y[rows], np.float32))  # type: ignore[index]
     measured = torch.ones(n_genes, dtype=torch.bool) if batch.measured is None else torch.from_numpy(batch.measured)
     return counts, measured.expand(len(rows), n_genes)

@@ -7,7 +7,7 @@ variables with one success probability add up in `total_count`: what pixels have
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +169,8 @@ class Elbo:
         Divergence of the latents, summed.
     metagenes, effects, levels
         Divergences of the metagenes, the covariates' effects and the unknown levels: this step's share of them.
+    features
+        Penalty of the weights of features beside the pixels: this step's share of it.
     """
 
     image: Tensor
@@ -177,7 +179,8 @@ class Elbo:
     metagenes: Tensor
     effects: Tensor
     levels: Tensor
+    features: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def total(self) -> Tensor:
         """Return the bound."""
-        return self.image + self.expression - self.latents - self.metagenes - self.effects - self.levels
+        return self.image + self.expression - self.latents - self.metagenes - self.effects - self.levels - self.features

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,28 +17,34 @@ from stpred._core.checks import InputError, listing
 from stpred._core.specs import Posterior
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch
-from stpred.models.parts.iterative import Iterative
+from stpred.models.parts.pixel_grid import DESCRIBED
 from stpred.models.xfuse import likelihood as terms
-from stpred.models.xfuse import metagenes as bookkeeping
 from stpred.models.xfuse.config import DEFAULT_TILE, XFuseConfig
 from stpred.models.xfuse.covariates import Covariates
-from stpred.models.xfuse.initial import evenly_picked_counts, evenly_picked_pixels, first_profiles, fit_baselines
+from stpred.models.xfuse.features import FeatureTerm
+from stpred.models.xfuse.initial import (
+    evenly_picked_counts,
+    evenly_picked_pixels,
+    evenly_picked_rows,
+    features_of_targets,
+    first_profiles,
+    fit_baselines,
+)
 from stpred.models.xfuse.likelihood import Elbo
 from stpred.models.xfuse.networks import Decoder, Encoder, head, last
 from stpred.models.xfuse.posterior import draw_posterior
+from stpred.models.xfuse.reviews import FIRST_SPREAD, Reviewed
 from stpred.models.xfuse.sample import PatchSample
-
-logger = logging.getLogger("stpred")
-
+from stpred.models.xfuse.start import Spots, fit_start
 
 _FIT_ROWS = 4000
 """Maximum number of locations in the first fit of the gene baselines."""
 
-_FIRST_SPREAD = 0.01
-_DRAWS = 3
+_LEAST_COARSE_PX = 4
+"""Smallest edge of a training patch at the coarsest level."""
 
 
-class XFuse(Iterative):
+class XFuse(Reviewed):
     """Counts of spots as sums over the pixels in them, image and expression from one latent state of the tissue.
 
     Every pixel has a scale and a mixture of metagenes, decoded from latents at several resolutions that an encoder
@@ -83,15 +89,17 @@ class XFuse(Iterative):
     shared: nn.Sequential
     scale: nn.Sequential
     metagene: Any
-    active: Tensor
-    forest: Tensor
+    beside: FeatureTerm | None
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         super().__init__(config, n_features=n_features, n_genes=n_genes)
         c = self.config
         most = c.max_metagenes
         self.covariates = Covariates(c.covariates or {})
-        self.guide, self.decoder = Encoder(c.depth, c.width), Decoder(c.depth, c.width)
+        width = n_features - DESCRIBED if c.features else 0
+        self.beside = FeatureTerm(width, c.feature_channels, most) if width > 0 else None
+        extra = 0 if self.beside is None else self.beside.channels
+        self.guide, self.decoder = Encoder(c.depth, c.width, extra), Decoder(c.depth, c.width)
         self.image_mean, self.image_spread = head(c.width, 3), head(c.width, 3)
         self.shared = head(c.width, c.width)[:2]
         self.metagene = nn.Conv2d(c.width, most, 1)
@@ -103,19 +111,24 @@ class XFuse(Iterative):
             if not (weight := last(self.scale).weight).is_meta:  # a blank model's tensors hold nothing
                 weight.normal_(0, 1e-5)
         self.profile_mean = nn.Parameter(torch.zeros(most, n_genes))
-        self.profile_log_std = nn.Parameter(torch.full((most, n_genes), math.log(_FIRST_SPREAD)))
+        self.profile_log_std = nn.Parameter(torch.full((most, n_genes), math.log(FIRST_SPREAD)))
         self.profile_log_prior = nn.Parameter(torch.zeros(n_genes))
         self.log_rate = nn.Parameter(torch.zeros(n_genes))
         self.logit = nn.Parameter(torch.zeros(n_genes))
         # Rows: levels of all covariates, one after the other. First axis: effect on the log rate, on the logit.
         n_levels = self.covariates.n_levels
         self.effect_mean = nn.Parameter(torch.zeros(2, n_levels, n_genes))
-        self.effect_log_std = nn.Parameter(torch.full((2, n_levels, n_genes), math.log(_FIRST_SPREAD)))
+        self.effect_log_std = nn.Parameter(torch.full((2, n_levels, n_genes), math.log(FIRST_SPREAD)))
         self.effect_log_prior = nn.Parameter(torch.zeros(2, n_genes))
         self.level_logits = nn.Parameter(torch.zeros(len(self.covariates.unknown), self.covariates.widest))
         self.register_buffer("active", torch.arange(most) < c.metagenes)
         self.register_buffer("forest", torch.full((2 * most,), -2, dtype=torch.long))
         self._optimizer: Any = None
+
+    @property
+    def n_ood_features(self) -> int:
+        """Colours of the windows around a location."""
+        return min(self.n_features, DESCRIBED)
 
     @property
     def support_um(self) -> float:
@@ -125,7 +138,14 @@ class XFuse(Iterative):
     # Training.
 
     def begin(self, batches: Sequence[Batch]) -> None:
-        """Fit the gene baselines, and let image and scale start at the slides' means."""
+        """Fit the gene baselines, let image and scale start at the slides' means, and features at what they explain."""
+        coarsest = int(batches[0].pixel_grid.patch_px) // 2 ** (self.config.depth - 1)  # type: ignore[union-attr]
+        if coarsest < _LEAST_COARSE_PX:
+            raise InputError(
+                f"Patches of {batches[0].pixel_grid.patch_px} px are {coarsest} px wide at the coarsest of "  # type: ignore[union-attr]
+                f"{self.config.depth} levels; give a tile of at least {_LEAST_COARSE_PX * 2 ** (self.config.depth - 1)} px, such as "
+                f"tile=stpred.TileSpec(mpp={batches[0].pixel_grid.mpp:g}, size_px={self.config.default_tile.size_px}), or a smaller `depth`."  # type: ignore[union-attr]
+            )
         measured = [b for b in batches if b.y is not None]
         rows, there = zip(
             *(evenly_picked_counts(b, self.n_genes, _FIT_ROWS // len(measured)) for b in measured), strict=True
@@ -150,6 +170,52 @@ class XFuse(Iterative):
                 (last(self.scale), np.log(np.expm1(np.array([1 / max(size, 1.0)])))),
             ):
                 layer.bias.copy_(torch.as_tensor(value))  # type: ignore[union-attr]
+            if self.beside is not None:
+                self._begin_features(self.beside, measured)
+
+    def _begin_features(self, term: FeatureTerm, measured: Sequence[Batch]) -> None:
+        """Let metagenes and scale start as functions of the features, fitted to the spots of all sections."""
+        rows = [evenly_picked_rows(b, _FIT_ROWS // len(measured)) for b in measured]
+        found = [features_of_targets(b.take(r)) for b, r in zip(measured, rows, strict=True)]
+        term.fit_axes(np.concatenate([pixels for pixels, _, _ in found]))
+        counts, there = zip(*(evenly_picked_counts(b, self.n_genes, len(r)) for b, r in zip(measured, rows, strict=True)), strict=True)
+        n = [len(r) for r in rows]
+        group = torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n))
+        where = np.concatenate([b.coords_um[r] > np.median(b.coords_um, axis=0) for b, r in zip(measured, rows, strict=True)])
+        quarter = torch.from_numpy(where @ np.array([1, 2]))
+        means = torch.from_numpy(np.concatenate([m for _, m, _ in found]))
+        spots = Spots(
+            (means - term.centre) @ term.axes,
+            torch.from_numpy(np.concatenate([s for _, _, s in found])).float(),
+            torch.cat(counts),
+            torch.cat(there),
+            group,
+            group if len(n) > 1 else quarter,
+        )
+        active = self.active
+        start, precision = fit_start(
+            spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit
+        )
+        term.precision.fill_(precision)
+        term.to_metagenes[active] = start.to_metagenes
+        term.to_scale.copy_(start.to_scale)
+        self.metagene.weight[active] *= 0.01  # so that the latents change little of it at first
+        self.metagene.bias[active] = start.bias
+        last(self.scale).bias.fill_(float(start.scale))
+        self.profile_mean[active] = start.profiles
+        self.logit.copy_(start.logit)
+        self.log_rate.copy_(start.rate + self._begin_effects(start.effects, [b.slide for b in measured]))
+
+    def _begin_effects(self, effects: Tensor, slides: Sequence[str]) -> Tensor:
+        """Set the sections' effects where each slide is a level; return what remains of their mean."""
+        mean = effects.mean(dim=0)
+        if len(self.covariates.names) != 1 or self.covariates.unknown:
+            return mean
+        name = self.covariates.names[0]
+        places = [self.covariates.place(slide, name)[0] for slide in slides]
+        if len(set(places)) == len(places):
+            self.effect_mean[0, places] = effects - mean
+        return mean
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return baselines at five times, posteriors of metagenes and effects at twice the rate of the networks."""
@@ -167,7 +233,7 @@ class XFuse(Iterative):
 
     def forward(self, sample: PatchSample) -> Elbo:
         """Return the terms of the bound, with one draw of everything that is latent."""
-        posterior = self.guide(sample.image)
+        posterior = self.latents(sample.image, sample.features)
         latents = [mean + std * torch.randn_like(mean) for mean, std in posterior]
         h = self.decoder(latents)
         with torch.autocast(h.device.type, enabled=False):
@@ -176,8 +242,19 @@ class XFuse(Iterative):
             image = (found * sample.on_image).sum()
             kl = sum((terms.normal_kl(mean, std).sum() for mean, std in posterior), start=image.new_zeros(()))
             expression, effects, levels = self._expression(h, sample)
-            n = sum(sample.n_patches.values())
-            return Elbo(image, expression, kl, self._profile_kl().sum() * len(sample.slides) / n, effects, levels)
+            share = len(sample.slides) / sum(sample.n_patches.values())
+            found = Elbo(image, expression, kl, self._profile_kl().sum() * share, effects, levels)
+            return found if self.beside is None else replace(found, features=self.beside.penalty(self.active) * share)
+
+    def latents(self, image: Tensor, features: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Return means and standard deviations of the latents, from the image and the features beside it."""
+        return self.guide(image if features is None else torch.cat([image, features], dim=1))  # type: ignore[no-any-return]
+
+    def on_grid(self, batch: Batch) -> Batch:
+        """Return a batch with the features of its pixels reduced to what the networks take."""
+        if self.beside is None or batch.pixel_grid is None:
+            return batch
+        return replace(batch, pixel_grid=self.beside.reduced(batch.pixel_grid))
 
     def picture(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every pixel's channels, (b, 3, h, w) each."""
@@ -187,6 +264,14 @@ class XFuse(Iterative):
         """Return (p, m) logits of the active metagenes and (p,) scales of all pixels of (b, c, h, w) features."""
         logits = F.conv2d(self.shared(h), self.metagene.weight[self.active], self.metagene.bias[self.active])
         return logits.permute(0, 2, 3, 1).flatten(0, 2), F.softplus(self.scale(h)).flatten()
+
+    def mixed(self, h: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what `mixture` does, with the term of the features."""
+        logits, scale = self.mixture(h)
+        if self.beside is None or features is None:
+            return logits, scale
+        more, stronger = self.beside(features, self.active)
+        return logits + more, _rescaled(scale, stronger)
 
     def draw_profiles(self, generator: torch.Generator | None = None) -> Tensor:
         """Return a draw of the (m, n_genes) log profiles of the active metagenes."""
@@ -207,7 +292,7 @@ class XFuse(Iterative):
         """Return the log likelihood of the counts, and the divergences of effects and unknown levels."""
         profiles = self.draw_profiles()
         base, success, effects, levels = self._effects(sample)
-        logits, scale = self.mixture(h)
+        logits, scale = self.mixed(h, sample.features)
         share = torch.softmax(logits[sample.pixel], dim=1) * scale[sample.pixel, None]
         sums = terms.region_sums(share, sample.region, len(sample.owner))
         total = terms.total_counts(sums, profiles, base[sample.owner])
@@ -255,115 +340,6 @@ class XFuse(Iterative):
                 )
         return -output.total()
 
-    # Metagenes.
-
-    def review(self, epoch: int, samples: Callable[[], Iterable[PatchSample]]) -> bool:
-        """Drop and add metagenes where it is due; the optimiser's state of those that stay is kept."""
-        c, total = self.config, self.config.epochs or 0
-        self._slow_down(epoch / total)
-        if epoch == total:
-            self._purge(samples)
-            return False
-        if c.purge_interval is None or epoch % c.purge_interval or epoch + c.purge_interval > total:
-            return False
-        scores = self.leave_one_out(samples(), draws=_DRAWS)
-        if c.strategy == "extra":
-            change = bookkeeping.keep_spare(scores, spare=self._spare(epoch), capacity=c.max_metagenes)
-        else:
-            forest = bookkeeping.unflattened(v for v in self.forest.tolist() if v >= -1)
-            contributes = {m: value < 0 or len(scores) == 1 for m, value in scores.items()}
-            forest, change = bookkeeping.drop_and_split(forest, contributes, capacity=c.max_metagenes)
-            flat = bookkeeping.flattened(forest)
-            self.forest.fill_(-2)
-            self.forest[: len(flat)] = torch.tensor(flat)
-        self._change(change)
-        logger.info("Epoch %d: %d metagenes (%d dropped, %d new).", epoch, int(self.active.sum()),
-                    len(change.dropped), len(change.added))  # fmt: skip
-        return False  # the parameters' shapes stay
-
-    def _purge(self, samples: Callable[[], Iterable[PatchSample]]) -> None:
-        """Drop metagenes that do not contribute, the most superfluous first, until all do.
-
-        Two that stand for the same thing are both superfluous, until one of them is gone.
-        """
-        for n_left in range(int(self.active.sum()) - 1, 0, -1):
-            scores = self.leave_one_out(samples(), draws=_DRAWS)
-            worst = max(scores, key=lambda m: scores[m])
-            if scores[worst] < 0:
-                return
-            self._change(bookkeeping.Change([worst]))
-            logger.info("Metagene %d is dropped; %d remain.", worst, n_left)
-
-    def _slow_down(self, progress: float) -> None:
-        """Let the rates fall along half a cosine; the last steps would otherwise leave the noise of a few patches."""
-        if self._optimizer is None or not self.config.decay:
-            return
-        for group in self._optimizer.param_groups:
-            first = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = first * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
-
-    def leave_one_out(self, samples: Iterable[PatchSample], *, draws: int) -> dict[int, float]:
-        """Return the change of the bound of a pass without each metagene, all from one decode.
-
-        The image and the latents are the same with and without it; what differs is how the others share its pixels,
-        the counts' likelihood and the metagene's own divergence.
-        """
-        names = torch.nonzero(self.active)[:, 0].tolist()
-        was = self.training
-        self.eval()
-        total = torch.zeros(len(names), device=self.active.device)
-        kl = self._profile_kl().detach()
-        try:
-            with torch.no_grad():
-                for sample in samples:
-                    posterior = self.guide(sample.image)
-                    for _ in range(draws):
-                        h = self.decoder([mean + std * torch.randn_like(mean) for mean, std in posterior])
-                        total += self._without_each(h.float(), sample) / draws
-                    total += kl * len(sample.slides) / sum(sample.n_patches.values())
-        finally:
-            self.train(was)
-        return dict(zip(names, total.tolist(), strict=True))
-
-    def _without_each(self, h: Tensor, sample: PatchSample) -> Tensor:
-        logits, scale = self.mixture(h)
-        base, success, _, _ = self._effects(sample)
-        return terms.leave_one_out(
-            logits[sample.pixel],
-            scale[sample.pixel],
-            sample.region,
-            len(sample.owner),
-            profiles=self.draw_profiles(),
-            base=base[sample.owner],
-            success=success[sample.owner],
-            counts=sample.counts,
-            measured=sample.measured[sample.owner],
-        )
-
-    def _spare(self, epoch: int) -> int:
-        c = self.config
-        return round(c.spare + (c.spare_last - c.spare) * min(epoch / c.spare_epochs, 1.0))
-
-    def _change(self, change: bookkeeping.Change) -> None:
-        """Switch metagenes off and on; a copy takes over everything of its parent, the optimiser's state included."""
-        parameters = [self.profile_mean, self.profile_log_std, self.metagene.weight, self.metagene.bias]
-        states = [] if self._optimizer is None else [self._optimizer.state.get(p, {}) for p in parameters]
-        moments = [v for s in states for k, v in s.items() if k != "step" and isinstance(v, Tensor)]
-        with torch.no_grad():
-            self.active[change.dropped] = False
-            for new, parent in change.added:
-                self.active[new] = True
-                for tensor in (*parameters, *moments):
-                    if parent is not None:
-                        tensor[new] = tensor[parent]
-                    elif any(tensor is m for m in moments):
-                        tensor[new] = 0
-                if parent is None:
-                    self.profile_mean[new] = 0
-                    self.profile_log_std[new] = math.log(_FIRST_SPREAD)
-                    nn.init.kaiming_uniform_(self.metagene.weight[new][None], a=math.sqrt(5))
-                    self.metagene.bias[new] = 0
-
     # Prediction.
 
     def predict(
@@ -375,6 +351,12 @@ class XFuse(Iterative):
         for rows, genes, values in draw_posterior(self, batch, posterior or Posterior()).expected():
             mean[rows, genes], std[rows, genes] = values.mean(axis=0), values.std(axis=0)
         return mean, std
+
+
+def _rescaled(scale: Tensor, term: Tensor) -> Tensor:
+    """Return softplus(x + term) of scale = softplus(x), without x."""
+    # log(1 + e^(x + t)) with e^x = e^scale - 1
+    return torch.log1p(torch.expm1(scale.clamp(max=30.0)) * term.clamp(-15, 15).exp()) + (scale - 30.0).clamp(min=0)
 
 
 def _straight_through(logits: Tensor) -> Tensor:

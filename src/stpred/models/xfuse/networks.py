@@ -49,12 +49,14 @@ class Encoder(nn.Module):
         Number of levels; level i has ``width * 2**i`` channels at ``1 / 2**i`` of the resolution.
     width
         Channels of the finest level.
+    extra
+        Channels of features beside those of the image.
     """
 
-    def __init__(self, depth: int, width: int) -> None:
+    def __init__(self, depth: int, width: int, extra: int = 0) -> None:
         super().__init__()
         channels = [width * 2**i for i in range(depth)]
-        self.first = conv(3, width, 3)
+        self.first = conv(3 + extra, width, 3)
         self.levels = nn.ModuleList(double(c) for c in channels)
         self.down = nn.ModuleList(conv(c, 2 * c, 5, stride=2) for c in channels[:-1])
         self.mean = nn.ModuleList(head(c, c) for c in channels)

@@ -137,18 +137,21 @@ def decoded(model: XFuse, grid: Any, tile: Window, *, n_samples: int, seed: int)
     device = model.active.device
     image = torch.from_numpy(grid.image(around))[None].to(device)
     top, left = tile.row - around.row, tile.column - around.column
-    posterior = model.guide(image)
+    features = None if model.beside is None else torch.from_numpy(grid.features(around))[None].to(device)
+    posterior = model.latents(image, features)
+    if features is not None:
+        features = features[:, :, top : top + tile.height, left : left + tile.width]
     for s in range(n_samples):
         noise = _noise(around, [m.shape[1] for m, _ in posterior], seed=_mixed(seed, s))
         h = model.decoder([m + sd * e.to(device) for (m, sd), e in zip(posterior, noise, strict=True)])
         h = h[:, :, top : top + tile.height, left : left + tile.width].float()
-        logits, scale = model.mixture(h)
+        logits, scale = model.mixed(h, features)
         yield torch.softmax(logits, dim=1), scale
 
 
 def _sums(model: XFuse, batch: Batch, posterior: Posterior) -> tuple[Tensor, Tensor]:
     """Return (s, n, m) sums over regions and (n,) pixels in them, tile by tile."""
-    grid: Any = batch.pixel_grid
+    grid: Any = model.on_grid(batch).pixel_grid
     device = model.active.device
     n, s = len(batch.targets), posterior.n_samples
     # In double precision from tile to tile: a region may be as large as the slide.

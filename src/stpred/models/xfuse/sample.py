@@ -29,6 +29,8 @@ class PatchSample:
         Name of each patch's slide.
     n_patches
         Patches per epoch of every training slide.
+    features
+        (b, k, h, w) features of encoders beside the pixels; or None.
     """
 
     image: Tensor
@@ -40,3 +42,4 @@ class PatchSample:
     measured: Tensor
     slides: tuple[str, ...]
     n_patches: dict[str, int] = field(default_factory=dict)
+    features: Tensor | None = None

@@ -229,6 +229,14 @@ class MergedGrid:
         """Return the (3, h, w) scaled pixels of a window."""
         return self.grid.image(window)
 
+    def reduced(self, centre: NDArray[np.float32], axes: NDArray[np.float32]) -> MergedGrid:
+        """Return it with linear combinations of the features beside the pixels."""
+        return MergedGrid(self.grid.reduced(centre, axes), self.code)
+
+    def features(self, window: Window) -> NDArray[np.float32]:
+        """Return the (k, h, w) features of a window's pixels."""
+        return self.grid.features(window)
+
     def inside(self, window: Window) -> Coverage:
         """Return which pixels of a window lie in which regions, once for every target that they lie in."""
         found = self.grid.inside(window)

@@ -197,7 +197,7 @@ def _untrained(
     family = config.model_class
     if config.needs.cells:
         raise InputError(f"The teacher {config.family!r} takes cells; teachers take tiles.")
-    if config.default_encoder == PIXELS:
+    if config.default_encoder.startswith(PIXELS):
         encoder = tile = None
     used = encoder_of(config, encoder, tile=tile, device=run.device)
     batches = {b.slide: b for b in cohort.batches(config, used, target=target)}

@@ -1,0 +1,147 @@
+"""A start from all sections: metagenes and scale as linear functions of features, fitted to the spots' counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stpred.models.xfuse.likelihood import EPS, negative_binomial
+
+PRECISIONS = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0)
+"""Precisions of the prior that are tried, the strongest first."""
+
+STEPS = 120
+RATE = 0.03
+EFFECT_SD = 0.3
+"""Standard deviation of the sections' effects on the log rate."""
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Spots of all sections, each at the mean of its features.
+
+    Attributes
+    ----------
+    features
+        (n, k) means of the reduced features of the pixels in each spot.
+    sizes
+        (n,) pixels in each.
+    counts, measured
+        (n, g) counts, and whether the gene was measured there.
+    group
+        (n,) section of each, from 0.
+    fold
+        (n,) part that is held out together: sections, or quarters of a single one.
+    """
+
+    features: Tensor
+    sizes: Tensor
+    counts: Tensor
+    measured: Tensor
+    group: Tensor
+    fold: Tensor
+
+    def take(self, rows: Tensor) -> Spots:
+        """Return some of the spots."""
+        return Spots(*(v[rows] for v in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights of the features and all that goes with them; shapes as in `XFuse`.
+
+    Attributes
+    ----------
+    to_metagenes, bias
+        (m, k) weights and (m,) constants of the logits of metagenes.
+    to_scale, scale
+        (k,) weights and constant of a pixel's scale before its rectifier.
+    profiles, rate, logit
+        (m, g) log profiles, (g,) log rates and (g,) logits.
+    effects
+        (sections, g) effects on the log rate.
+    """
+
+    to_metagenes: Tensor
+    bias: Tensor
+    to_scale: Tensor
+    scale: Tensor
+    profiles: Tensor
+    rate: Tensor
+    logit: Tensor
+    effects: Tensor
+
+    def total_counts(self, spots: Spots, *, effects: bool = True) -> Tensor:
+        """Return the (n, g) total counts of spots, with the effects of their sections or of the average one."""
+        share = torch.softmax(spots.features @ self.to_metagenes.T + self.bias, dim=1)
+        scale = F.softplus(spots.features @ self.to_scale + self.scale) * spots.sizes
+        effect = self.effects[spots.group] if effects else self.effects.mean(dim=0)
+        return EPS + (share * scale[:, None]) @ self.profiles.exp() * (self.rate + effect).exp()
+
+    def log_likelihood(self, spots: Spots, *, effects: bool = True) -> Tensor:
+        """Return the log likelihood of the counts."""
+        found = negative_binomial(spots.counts, self.total_counts(spots, effects=effects), self.logit)
+        return (found * spots.measured).sum()
+
+    def penalty(self, precision: float, spread: Tensor) -> Tensor:
+        """Return minus the log density of the priors, up to constants; `spread`: that of the log profiles."""
+        weights = self.to_metagenes.square().sum() + self.to_scale.square().sum()
+        effects = (self.effects / EFFECT_SD).square().sum()
+        return (precision * weights + (self.profiles / spread).square().sum() + effects) / 2
+
+
+def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) -> tuple[Start, float]:
+    """Return the start and the precision of the weights' prior, chosen on spots that are held out.
+
+    The strongest precision stands for no weights at all: if no other predicts held-out spots better, they are zero.
+
+    Parameters
+    ----------
+    spots
+        Spots of the training sections.
+    profiles, rate, logit
+        (m, g), (g,) and (g,) initial log profiles, log rates and logits.
+    """
+    first = _blank(spots, profiles, rate, logit)
+    scores = torch.zeros(len(PRECISIONS) + 1, dtype=torch.float64)
+    for fold in spots.fold.unique().tolist():
+        inside, outside = spots.take(spots.fold != fold), spots.take(spots.fold == fold)
+        found = _fit(first, inside, math.inf)
+        scores[0] += float(found.log_likelihood(outside, effects=False))
+        for k, precision in enumerate(PRECISIONS, 1):
+            found = _fit(found, inside, precision)
+            scores[k] += float(found.log_likelihood(outside, effects=False))
+    best = int(scores.argmax())
+    found = _fit(first, spots, math.inf)
+    for precision in PRECISIONS[:best]:
+        found = _fit(found, spots, precision)
+    return found, PRECISIONS[max(best - 1, 0)]
+
+
+def _blank(spots: Spots, profiles: Tensor, rate: Tensor, logit: Tensor) -> Start:
+    n, k = len(profiles), spots.features.shape[1]
+    effects = torch.zeros(int(spots.group.max()) + 1, profiles.shape[1])
+    one = torch.tensor(math.log(math.expm1(1 / max(float(spots.sizes.median()), 1.0))))
+    return Start(torch.zeros(n, k), torch.zeros(n), torch.zeros(k), one, profiles, rate, logit, effects)
+
+
+def _fit(first: Start, spots: Spots, precision: float) -> Start:
+    """Return the most likely start, by Adam along a cosine; at infinite precision weights stay as they are."""
+    values = {name: v.detach().clone() for name, v in vars(first).items()}
+    fixed = {"to_metagenes", "to_scale", "bias"} if math.isinf(precision) else set()
+    free = [v.requires_grad_() for name, v in values.items() if name not in fixed]
+    optimizer = torch.optim.Adam(free, lr=RATE)
+    found, spread = replace(first, **values), torch.ones(())
+    with torch.enable_grad():
+        for step in range(STEPS):
+            optimizer.param_groups[0]["lr"] = RATE * (0.02 + 0.98 * (1 + math.cos(math.pi * step / STEPS)) / 2)
+            optimizer.zero_grad()
+            penalty = found.penalty(0.0 if math.isinf(precision) else precision, spread)
+            (penalty - found.log_likelihood(spots)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return Start(**{name: v.detach() for name, v in values.items()})
