@@ -25,11 +25,14 @@ class PixelsBeside(Composite):
         The encoder ``"pixels"``; its tile is the card's.
     features
         Encoders of features; of several side by side their members, each on a lattice of tokens of its own.
+    optional
+        Whether slides that are too coarse for the features are learned from without them.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, pixels: Encoder, features: Sequence[Encoder]) -> None:
+    def __init__(self, pixels: Encoder, features: Sequence[Encoder], *, optional: bool = False) -> None:
+        self.optional = optional
         beside = [m for e in features for m in members_of(e)]
         for member in beside:
             if getattr(member, "dtype", np.float32) == np.uint8:

@@ -189,6 +189,11 @@ class Batch:
         return self.features[self.targets]
 
     @property
+    def width(self) -> int:
+        """Number of features of a location, and of a pixel beside it."""
+        return int(self.features.shape[1]) + (0 if self.pixel_grid is None else self.pixel_grid.n_features)
+
+    @property
     def scored(self) -> NDArray[np.float32]:
         """(n, n_genes) values that predictions are scored against."""
         values = self.y if self.truth is None else self.truth

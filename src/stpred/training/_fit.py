@@ -229,9 +229,7 @@ def _new(family: type[Model], config: BaseConfig, batches: Sequence[Batch], *, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = config.for_slides([b.slide for b in batches])
-        grid = batches[0].pixel_grid
-        n_features = batches[0].features.shape[1] + (0 if grid is None else getattr(grid, "n_features", 0))
-        return family(config, n_features=n_features, n_genes=n_genes)
+        return family(config, n_features=batches[0].width, n_genes=n_genes)
 
 
 def _epochs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from stpred import data, encoders, training
 from stpred._core import keys
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.elements import normalisation
 from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
@@ -207,14 +207,31 @@ def _of_pixels(config: BaseConfig, given: Any, *, tile: Any, device: str | None)
     found = encoders.get(PIXELS, tile=config.default_tile if tile is None else TileSpec.parse(tile), device=device)
     name = getattr(getattr(given, "card", None), "name", given)
     beside = getattr(config, "features", False)
-    if name not in (None, PIXELS) and not beside:
+    if name not in (None, PIXELS) and beside is False:
         raise InputError(
             f"{config.family} has its own encoder, {PIXELS!r}, and takes others beside it only with features=True in "
             f"its settings; got {given!r}. Leave `encoder` out."
         )
-    if not beside:
+    if beside is False:
         return found
-    return PixelsBeside(found, [encoders.get(MULTISCALE if name in (None, PIXELS) else given, device=device)])
+    own = name in (None, PIXELS)
+    return PixelsBeside(
+        found, [encoders.get(MULTISCALE if own else given, device=device)], optional=own and beside is None
+    )
+
+
+def suited(encoder: Encoder, regions: Iterable[data.Region]) -> Encoder:
+    """Return the encoder for slides, of which any may be too coarse for features that are optional: then the pixels."""
+    if not (isinstance(encoder, PixelsBeside) and encoder.optional):
+        return encoder
+    for region in regions:
+        try:
+            for member in encoder.features:
+                data.check_resolution(region, member)
+        except UnsafeResolutionError as error:
+            logger.info("No features beside the pixels: %s", error)
+            return encoder.members[0]
+    return encoder
 
 
 def scored_scale(config: BaseConfig, target: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 
-from stpred._core.checks import InputError
 from stpred._core.specs import TileSpec
 from stpred.data._features import check_resolution
 from stpred.data._readers.canvas import EDGE, Canvas
 from stpred.data._readers.footprints import of_rows, outlines
+from stpred.data._readers.overlap import check_apart
 from stpred.data._readers.planes import FeaturePlanes
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
@@ -26,8 +25,6 @@ from stpred.encoders.beside import PixelsBeside
 from stpred.models.batch import Batch
 from stpred.models.parts.pixel_grid import DESCRIBED, Coverage, View, Window
 from stpred.regions.squares import Inside, centres_inside
-
-logger = logging.getLogger("stpred")
 
 MARGIN = 0.12
 """How much wider than its locations the part of a slide is that is modelled."""
@@ -40,9 +37,6 @@ WINDOWS_PX = (8, 16, 32, 64)
 
 MAX_TARGETS = 2**16
 """Targets that are read out at a time."""
-
-_MAX_OVERLAP = 0.5
-"""Fraction of the targets' area in other targets above which their counts cannot be separated."""
 
 
 @dataclass(frozen=True)
@@ -335,7 +329,7 @@ class PixelReader:
         """Return all locations as one batch; of measured ones, whether their counts can be separated is checked."""
         grid = self._grid(self.region)
         if self.region.counts is not None:
-            _check_apart(grid, self.region)
+            check_apart(grid, self.region)
         return self._batch(self.region, grid)
 
     def blocks(self, part: Region | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -362,45 +356,6 @@ class PixelReader:
             n_measured=region.n_measured,
             pixel_grid=grid,
         )
-
-
-def _check_apart(grid: SlidePixelGrid, region: Region) -> None:
-    """Refuse locations that were measured but hold no pixel, or that mostly lie in each other."""
-    sizes = grid.sizes()
-    said = f"{region.shapes_key!r} of slide {region.slide!r}"
-    if np.median(sizes) < 1:
-        raise InputError(
-            f"The locations {said} are {np.sqrt(np.median(sizes)) * grid.mpp:.3g} um wide, less than a pixel of "
-            f"{grid.mpp:g} um; train on larger ones, or with a finer tile=TileSpec(mpp=..., size_px=...)."
-        )
-    shared = _shared(grid)
-    if shared > _MAX_OVERLAP:
-        raise InputError(
-            f"The locations {said} overlap: {shared:.0%} of their area lies in another one as well, so counts cannot "
-            "be separated; check their radius, or train on bins or spots that lie side by side."
-        )
-    if shared > 0.005:
-        logger.warning(
-            "The locations %s overlap (%.1f %% of their area); a pixel counts for the nearest centre.",
-            said, 100 * shared,
-        )  # fmt: skip
-
-
-def _shared(grid: SlidePixelGrid, *, max_targets: int = 500) -> float:
-    """Return the share of targets' area that lies in another target, too, by points in some of the targets."""
-    rng = np.random.default_rng(0)
-    rows = np.sort(rng.choice(len(grid.low), min(max_targets, len(grid.low)), replace=False))
-    overlap, total = 0, 0
-    for row in rows.tolist():
-        points = grid.low[row] + rng.random((64, 2)) * (grid.high[row] - grid.low[row])
-        points = points[grid.contains(np.full(len(points), row), points)]
-        near = np.flatnonzero(((grid.high > grid.low[row]) & (grid.low < grid.high[row])).all(axis=1))
-        others = near[near != row]
-        hit = np.zeros(len(points), dtype=bool)
-        for other in others.tolist():
-            hit |= grid.contains(np.full(len(points), other), points)
-        overlap, total = overlap + int(hit.sum()), total + len(points)
-    return overlap / max(total, 1)
 
 
 def _frame(low: NDArray[np.float64], high: NDArray[np.float64], canvas: Canvas) -> Window:

@@ -58,7 +58,7 @@ class XFuseConfig(IterativeConfig):
     features
         Give guide and decoder the features of an encoder beside the pixels: the ``encoder=`` of training, by default
         ``"morphology-multiscale"``. Metagenes and scale then start as linear functions of them, fitted to the spots of
-        all sections. False: the image alone, as published.
+        all sections. False: the image alone, as published. None: where the training images are fine enough for it.
     feature_channels
         Principal components of the features that the networks see.
     lr, batch_size, epochs
@@ -83,7 +83,7 @@ class XFuseConfig(IterativeConfig):
     lr_global: float = 1e-3
     decay: bool = True
     amsgrad: bool = False
-    features: bool = True
+    features: bool | None = None
     feature_channels: int = 24
     epochs: int | None = 100
     lr: float = 1e-3
@@ -118,7 +118,7 @@ class XFuseConfig(IterativeConfig):
     @property
     def default_encoder(self) -> str:  # type: ignore[override]
         """The pixels, and what is beside them."""
-        return f"{PIXELS}+{MULTISCALE}" if self.features else PIXELS
+        return PIXELS if self.features is False else f"{PIXELS}+{MULTISCALE}"
 
     @property
     def default_tile(self) -> TileSpec:  # type: ignore[override]

@@ -96,7 +96,7 @@ class XFuse(Reviewed):
         c = self.config
         most = c.max_metagenes
         self.covariates = Covariates(c.covariates or {})
-        width = n_features - DESCRIBED if c.features else 0
+        width = n_features - DESCRIBED if c.features is not False else 0
         self.beside = FeatureTerm(width, c.feature_channels, most) if width > 0 else None
         extra = 0 if self.beside is None else self.beside.channels
         self.guide, self.decoder = Encoder(c.depth, c.width, extra), Decoder(c.depth, c.width)
@@ -139,13 +139,7 @@ class XFuse(Reviewed):
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """Fit the gene baselines, let image and scale start at the slides' means, and features at what they explain."""
-        coarsest = int(batches[0].pixel_grid.patch_px) // 2 ** (self.config.depth - 1)  # type: ignore[union-attr]
-        if coarsest < _LEAST_COARSE_PX:
-            raise InputError(
-                f"Patches of {batches[0].pixel_grid.patch_px} px are {coarsest} px wide at the coarsest of "  # type: ignore[union-attr]
-                f"{self.config.depth} levels; give a tile of at least {_LEAST_COARSE_PX * 2 ** (self.config.depth - 1)} px, such as "
-                f"tile=stpred.TileSpec(mpp={batches[0].pixel_grid.mpp:g}, size_px={self.config.default_tile.size_px}), or a smaller `depth`."  # type: ignore[union-attr]
-            )
+        self._check_patches(batches[0].pixel_grid)
         measured = [b for b in batches if b.y is not None]
         rows, there = zip(
             *(evenly_picked_counts(b, self.n_genes, _FIT_ROWS // len(measured)) for b in measured), strict=True
@@ -173,15 +167,29 @@ class XFuse(Reviewed):
             if self.beside is not None:
                 self._begin_features(self.beside, measured)
 
+    def _check_patches(self, grid: Any) -> None:
+        """Refuse patches of which the coarsest level sees next to nothing."""
+        c, step = self.config, 2 ** (self.config.depth - 1)
+        if grid.patch_px // step < _LEAST_COARSE_PX:
+            raise InputError(
+                f"Patches of {grid.patch_px} px are {grid.patch_px // step} px wide at the coarsest of {c.depth} "
+                f"levels, which need {_LEAST_COARSE_PX * step} px at least; give "
+                f"tile=stpred.TileSpec(mpp={grid.mpp:g}, size_px={c.default_tile.size_px}), or a smaller `depth`."
+            )
+
     def _begin_features(self, term: FeatureTerm, measured: Sequence[Batch]) -> None:
         """Let metagenes and scale start as functions of the features, fitted to the spots of all sections."""
         rows = [evenly_picked_rows(b, _FIT_ROWS // len(measured)) for b in measured]
         found = [features_of_targets(b.take(r)) for b, r in zip(measured, rows, strict=True)]
         term.fit_axes(np.concatenate([pixels for pixels, _, _ in found]))
-        counts, there = zip(*(evenly_picked_counts(b, self.n_genes, len(r)) for b, r in zip(measured, rows, strict=True)), strict=True)
+        counts, there = zip(
+            *(evenly_picked_counts(b, self.n_genes, len(r)) for b, r in zip(measured, rows, strict=True)), strict=True
+        )
         n = [len(r) for r in rows]
         group = torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n))
-        where = np.concatenate([b.coords_um[r] > np.median(b.coords_um, axis=0) for b, r in zip(measured, rows, strict=True)])
+        where = np.concatenate(
+            [b.coords_um[r] > np.median(b.coords_um, axis=0) for b, r in zip(measured, rows, strict=True)]
+        )
         quarter = torch.from_numpy(where @ np.array([1, 2]))
         means = torch.from_numpy(np.concatenate([m for _, m, _ in found]))
         spots = Spots(
@@ -193,15 +201,13 @@ class XFuse(Reviewed):
             group if len(n) > 1 else quarter,
         )
         active = self.active
-        start, precision = fit_start(
-            spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit
-        )
+        start, precision = fit_start(spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit)
         term.precision.fill_(precision)
         term.to_metagenes[active] = start.to_metagenes
         term.to_scale.copy_(start.to_scale)
         self.metagene.weight[active] *= 0.01  # so that the latents change little of it at first
         self.metagene.bias[active] = start.bias
-        last(self.scale).bias.fill_(float(start.scale))
+        last(self.scale).bias.copy_(start.scale.expand(1))  # type: ignore[union-attr]
         self.profile_mean[active] = start.profiles
         self.logit.copy_(start.logit)
         self.log_rate.copy_(start.rate + self._begin_effects(start.effects, [b.slide for b in measured]))
@@ -243,8 +249,8 @@ class XFuse(Reviewed):
             kl = sum((terms.normal_kl(mean, std).sum() for mean, std in posterior), start=image.new_zeros(()))
             expression, effects, levels = self._expression(h, sample)
             share = len(sample.slides) / sum(sample.n_patches.values())
-            found = Elbo(image, expression, kl, self._profile_kl().sum() * share, effects, levels)
-            return found if self.beside is None else replace(found, features=self.beside.penalty(self.active) * share)
+            bound = Elbo(image, expression, kl, self._profile_kl().sum() * share, effects, levels)
+            return bound if self.beside is None else replace(bound, features=self.beside.penalty(self.active) * share)
 
     def latents(self, image: Tensor, features: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return means and standard deviations of the latents, from the image and the features beside it."""

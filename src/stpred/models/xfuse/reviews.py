@@ -32,6 +32,13 @@ class Reviewed(Iterative):
     profile_mean: nn.Parameter
     profile_log_std: nn.Parameter
     beside: Any
+    guide: Any
+    decoder: Any
+    latents: Any
+    mixed: Any
+    draw_profiles: Any
+    _effects: Any
+    _profile_kl: Any
     _optimizer: Any
 
     def review(self, epoch: int, samples: Callable[[], Iterable[PatchSample]]) -> bool:

@@ -19,7 +19,7 @@ from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.tl._evaluation.kept_scores import KeptScores, identities
 from stpred.tl._evaluation.out_of_fold import OutOfFold, Prediction
-from stpred.training.cohort import encoder_of, measured, scored_scale
+from stpred.training.cohort import encoder_of, measured, scored_scale, suited
 
 POOLED = "pearson_pooled"
 METRICS = 2
@@ -187,7 +187,7 @@ def _embed(
         config = next(iter(own.values()))
         # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
         given = encoder if config.encoder_is_free else None
-        used = encoder_of(config, given, tile=tile, device=device)
+        used = suited(encoder_of(config, given, tile=tile, device=device), regions.values())
         for s, region in regions.items():
             for key in [k for k in own if k[2].cells or k[2].tokens]:
                 found[key][s] = data.reader_for(region, used, key[2]).whole()

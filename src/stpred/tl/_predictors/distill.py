@@ -17,7 +17,7 @@ from stpred.inference.predictor import Predictor
 from stpred.inference.provenance import trained_on
 from stpred.models import Model, registry
 from stpred.models.batch import Batch
-from stpred.training.cohort import PIXELS, Cohort, encoder_of, fit_cohort, model_name, read_cohort
+from stpred.training.cohort import PIXELS, Cohort, encoder_of, fit_cohort, model_name, read_cohort, suited
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -199,7 +199,7 @@ def _untrained(
         raise InputError(f"The teacher {config.family!r} takes cells; teachers take tiles.")
     if config.default_encoder.startswith(PIXELS):
         encoder = tile = None
-    used = encoder_of(config, encoder, tile=tile, device=run.device)
+    used = suited(encoder_of(config, encoder, tile=tile, device=run.device), cohort.regions)
     batches = {b.slide: b for b in cohort.batches(config, used, target=target)}
     cache: dict[tuple[str, ...], Any] = {}
 

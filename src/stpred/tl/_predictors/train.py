@@ -18,7 +18,7 @@ from stpred.models.auto import Auto
 from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
-from stpred.training.cohort import Cohort, encoder_of, fit_cohort, model_name, read_cohort
+from stpred.training.cohort import Cohort, encoder_of, fit_cohort, model_name, read_cohort, suited
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -143,6 +143,7 @@ def train(
     encoder = encoder_of(config, encoder, tile=tile, device=device)
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = read_cohort(slides, config, place, cells_key=cells_key)
+    encoder = suited(encoder, regions)
     held_out = _validation(validation, donors)
     rule = GeneRule.parse(genes)
     cohort = Cohort.of(regions, donors, rule=rule, validation=held_out, partial=config.takes_images)
