@@ -1,6 +1,7 @@
 """See the spots of a folder of slides through their nuclei: how well cells predict spots, and which cells are picked.
 
     python scripts/her2st_cells.py ../shared/data/her2st --out cells
+    python scripts/her2st_cells.py ../shared/data/her2st --out cells --steps ablation --near-um 50
     python scripts/her2st_cells.py --toy docs/images/gallery_toy.png
 
 Nuclei are found on each slide, an encoder is pretrained on their crops (without expression, so on all slides), and one
@@ -72,7 +73,9 @@ def both(epochs: int | None) -> dict[str, Any]:
     return {"deepspot2cell": config}
 
 
-def add_nuclei(slides: Mapping[str, SpatialData], folder: Path, *, near_um: float | None) -> None:
+def add_nuclei(
+    slides: Mapping[str, SpatialData], folder: Path, *, near_um: float | None, method: str | None = None
+) -> None:
     """Find the nuclei of each slide, or take those of an earlier run, print what they are like, and keep those near."""
     import geopandas as gpd
     from spatialdata.models import ShapesModel
@@ -86,7 +89,7 @@ def add_nuclei(slides: Mapping[str, SpatialData], folder: Path, *, near_um: floa
             frame = gpd.read_parquet(kept)
             sdata.shapes["nuclei"] = ShapesModel.parse(frame, transformations={"um": Identity()})
         else:
-            st.pp.nuclei(sdata)
+            st.pp.nuclei(sdata, **({} if method is None else {"method": method}))
             frame = sdata.shapes["nuclei"].copy()
             frame.attrs = {}  # their place, which GeoParquet would write and cannot
             frame.to_parquet(kept)
@@ -187,13 +190,28 @@ def print_row(encoder: str, model: str, row: pd.Series, seconds: float) -> None:
     print(f"{encoder:11s} {model:30s} {values} mean {row.mean():.4f} {seconds:.0f} s", flush=True)
 
 
-def show(slides: Mapping[str, SpatialData], encoder: Any, folder: Path, given: argparse.Namespace) -> None:
+def ablation(slides: Mapping[str, SpatialData], given: argparse.Namespace) -> None:
+    """Print the table of settings, once for each nuclei finder, and keep it."""
+    from cell_ablation import ablate
+
+    parts = []
+    for finder in given.finders:
+        where = given.out / ("nuclei" if finder == "builtin" else f"nuclei_{finder}")
+        add_nuclei(slides, where, near_um=given.near_um, method=finder)
+        networks = not given.without_networks
+        parts.append(ablate(slides, finder, networks=networks, epochs=given.spot_epochs or 40))
+        pd.concat(parts).to_csv(given.out / "ablation.csv")
+
+
+def show(
+    slides: Mapping[str, SpatialData], called: str, config: Any, encoder: Any, folder: Path, given: argparse.Namespace
+) -> None:
     """Predict the nuclei of a slide from the others, draw those of the highest values, and print their shape."""
-    called, left_out = "morphology" if encoder is None else "pretrained", given.left_out
+    left_out = given.left_out
     learned = {name: sdata for name, sdata in slides.items() if name != left_out}
     genes = expressed(learned)
     model = st.tl.train(
-        learned, small(epochs=given.spot_epochs), genes=genes, shapes_key="spots", cells_key="nuclei",
+        learned, config, genes=genes, shapes_key="spots", cells_key="nuclei",
         encoder=encoder, device="cpu",
     )  # fmt: skip
     sdata = slides[left_out]
@@ -256,6 +274,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("her2st_cells"))
     parser.add_argument("--steps", nargs="*", default=["encoder", "compare", "gallery"])
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--finders", nargs="*", default=["builtin"], help="of nuclei, for the step ablation")
+    parser.add_argument("--without-networks", action="store_true", help="ablation without stpred[imagenet]")
     parser.add_argument("--near-um", type=float, help="keep nuclei within this distance of a spot's centre")
     parser.add_argument("--left-out", default="C4")
     parser.add_argument(
@@ -274,6 +294,10 @@ def main() -> None:
         parser.error("name a folder of slides, or --toy FILE")
     st.settings.cache_dir = given.out / "features"
     slides, _ = st.io.read_cohort([given.slides])
+    if "ablation" in given.steps:
+        ablation(slides, given)
+    if given.steps == ["ablation"]:
+        return
     add_nuclei(slides, given.out / "nuclei", near_um=given.near_um)
     encoder = pretrained(slides, given.out, given) if "encoder" in given.steps else None
     start = time.perf_counter()
@@ -286,9 +310,10 @@ def main() -> None:
     if "compare" in given.steps:
         compare(slides, encoder, given.out, given)
     if "gallery" in given.steps:
-        show(slides, None, given.out, given)
+        show(slides, "crops_and_tiles", SCellST.Config(), None, given.out, given)
+        show(slides, "morphology", small(epochs=given.spot_epochs), None, given.out, given)
         if encoder is not None:
-            show(slides, encoder, given.out, given)
+            show(slides, "pretrained", small(epochs=given.spot_epochs), encoder, given.out, given)
 
 
 if __name__ == "__main__":
