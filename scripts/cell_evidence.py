@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("slides", type=Path)
     parser.add_argument("--nuclei", type=Path, default=Path("cells/nuclei"), help="found before, or written there")
     parser.add_argument("--out", type=Path, default=Path("evidence"))
-    parser.add_argument("--near-um", type=float, default=70.0, help="nuclei within this distance of a spot's centre")
+    parser.add_argument("--near-um", type=float, default=60.0, help="nuclei within this distance of a spot's centre")
     parser.add_argument("--networks", action="store_true", help="with the encoder 'cells-imagenet'")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
