@@ -72,6 +72,11 @@ def predicted_map(shapes_key: str, model: str) -> str:
     return f"{predicted(shapes_key, model)}_map"
 
 
+def map_std(key: str) -> str:
+    """Name of the map of the standard deviations that belong to a map."""
+    return f"{key}_std"
+
+
 def in_frame(name: str, coordinate_system: str) -> str:
     """Name of an element of the slide in `coordinate_system`: as it is in ``"um"``, else with the frame's suffix.
 

@@ -44,30 +44,34 @@ def predict_raster(
     preserve: str | None = None,
     out: str | Path | None = None,
     inplace: bool = True,
+    with_std: bool = False,
 ) -> Any:
-    """Predict every pixel of an area; see :func:`stpred.tl.predict_map`."""
+    """Predict every pixel of an area; see :func:`stpred.tl.predict_map`; `with_std`: a second image has the std."""
     need_sdata(sdata)
     size_um = _pixel_um(predictor.model, resolution_um)
     holder, area_key = sdata, place.shapes_key or keys.in_frame(keys.TISSUE, place.coordinate_system)
     if place.shapes_key is None and area_key not in sdata.shapes:
         holder, area_key = with_tissue(sdata, place)
     key = keys.predicted_map(area_key, predictor.name) if key_added is None else key_added
-    for elements in (sdata, holder):
-        tables.check_name(elements, key, kind="images")
-    if inplace and key in sdata.images and key not in sdata.attrs.get(keys.UNS, {}):
-        raise InputError(f"`key_added`={key!r} is an image that stpred did not write; choose another name.")
+    written = [key, keys.map_std(key)] if with_std else [key]
+    for name in written:
+        for elements in (sdata, holder):
+            tables.check_name(elements, name, kind="images")
+        if inplace and name in sdata.images and name not in sdata.attrs.get(keys.UNS, {}):
+            raise InputError(f"{name!r} is an image that stpred did not write; choose another `key_added`.")
     with nullcontext() if out is None else rasters.alone(out, key) as path:
         spots = None if preserve is None else Spots.of(sdata, preserve, predictor, place)
         region = predictor.named(data.read_region(holder, replace(place, shapes_key=area_key)))
-        image, provenance = _Map(predictor, _Area.of(region, size_um), spots).write(path, key)
+        images, provenance = _Map(predictor, _Area.of(region, size_um), spots, with_std).write(path, written)
     if not inplace:
-        return image
+        return images[key]
     put_regions(sdata, holder)
-    if key in sdata.images:
-        warn(f"Image {key!r} existed and is overwritten in memory.")
-        del sdata.images[key]
-    sdata.images[key] = image
-    rasters.note(sdata, key, provenance)
+    for name, image in images.items():
+        if name in sdata.images:
+            warn(f"Image {name!r} existed and is overwritten in memory.")
+            del sdata.images[name]
+        sdata.images[name] = image
+        rasters.note(sdata, name, provenance[name])
     return None
 
 
@@ -141,15 +145,24 @@ class _Area:
 
 @dataclass(frozen=True)
 class _Map:
-    """What is predicted of an area, and what its amounts add up to, if that is wanted."""
+    """What is predicted of an area, and what its amounts add up to, if that is wanted.
+
+    With `with_std` the planes of the means are followed by those of the standard deviations.
+    """
 
     predictor: Predictor
     area: _Area
     spots: Spots | None
+    with_std: bool = False
 
-    def write(self, path: Path | None, key: str) -> tuple[Any, str]:
-        """Return the image, in memory or as it is in the store at `path`, and its provenance."""
-        kept = self._store(path, key)
+    @property
+    def n_planes(self) -> int:
+        """Number of planes that are kept."""
+        return len(self.predictor.genes) * (2 if self.with_std else 1)
+
+    def write(self, path: Path | None, names: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return images of these names, in memory or as they are in the store at `path`, and their provenance."""
+        kept = self._store(path, names[0])
         try:
             n, n_ood, context = self._fill(kept)
         except InputError:
@@ -163,17 +176,21 @@ class _Map:
                 f"No pixel of {size_um:g} um lies both in {region.shapes_key!r} and on image {region.image_key!r}."
             )
         values = kept.lazy() if self.spots is None else self._preserved(kept)
-        provenance = json.dumps(self._provenance(n, n_ood, context), sort_keys=True, default=tables.plain)
-        frame, frame_name = self.area.frame, self.area.region.coordinate_system
-        image = rasters.element(values, self.predictor.genes, frame, coordinate_system=frame_name)
+        frame, genes, found = self.area.frame, self.predictor.genes, self._provenance(n, n_ood, context)
+        images, provenance = {}, {}
+        for k, name in reversed(list(enumerate(names))):  # the map itself comes last: with it all of them are there
+            planes = values if len(names) == 1 else values[k * len(genes) : (k + 1) * len(genes)]
+            said = found if k == 0 else found | {"summary": "std", "of": names[0]}
+            provenance[name] = json.dumps(said, sort_keys=True, default=tables.plain)
+            image = rasters.element(planes, genes, frame, coordinate_system=self.area.region.coordinate_system)
+            images[name] = image if path is None else rasters.commit(path, name, image, provenance[name])
         if path is not None:
-            image = rasters.commit(path, key, image, provenance)
             kept.discard()
-        return image, provenance
+        return images, provenance
 
     def _store(self, path: Path | None, key: str) -> Any:
         """Return where blocks are kept, which must have room for the map."""
-        frame, n_genes = self.area.frame, len(self.predictor.genes)
+        frame, n_genes = self.area.frame, self.n_planes
         if path is None:
             rasters.check_memory(frame, n_genes)
             return _Memory(n_genes, frame)
@@ -187,6 +204,7 @@ class _Map:
         return {
             "model": predictor.model.id,
             "genes": predictor.genes,
+            **({"with_std": True} if self.with_std else {}),
             "image": region.pyramid.fingerprint,
             "frame": [frame.size_um, frame.first, frame.shape],
             "area": [region.shapes_key, float(np.abs(region.coords_um).sum()), len(region.coords_um)],
@@ -211,7 +229,7 @@ class _Map:
     def _fill(self, kept: Any) -> tuple[int, int, str | None]:
         """Predict all blocks that are not there yet; return pixels, those out of distribution, and the context."""
         predictor, area = self.predictor, self.area
-        blocks = list(area.frame.blocks(len(predictor.genes)))
+        blocks = list(area.frame.blocks(self.n_planes))
         if not (predictor.model.needs.tokens or predictor.model.needs.pixel_grid):
             return self._fill_at_once(kept, blocks)
         n = 0
@@ -225,13 +243,18 @@ class _Map:
                 kept.put(rows, columns, None)
                 continue
             reader = predictor.reader(pixels) if reader is None else reader
-            found = np.full((wanted.size, len(predictor.genes)), np.nan, dtype=np.float32)
+            found = np.full((wanted.size, self.n_planes), np.nan, dtype=np.float32)
             places, n_ood = np.flatnonzero(wanted), 0
             for chosen, batch in reader.blocks(pixels):
-                found[places[chosen]] = predictor.predict(batch)[0]
+                found[places[chosen]] = self._predicted(batch)
                 n_ood += int((predictor.model.ood_distance(batch) > 1).sum())
             kept.put(rows, columns, _block(found, rows, columns), n_ood=n_ood, context=reader.context)
         return n, sum(kept.noted("n_ood")), next(iter(kept.noted("context")), None)
+
+    def _predicted(self, batch: Any) -> NDArray[np.float32]:
+        """Return the (n, n_planes) means and, where they are wanted, standard deviations."""
+        mean, std = self.predictor.predict(batch)
+        return np.concatenate([mean, std], axis=1) if self.with_std and std is not None else mean
 
     def _fill_at_once(self, kept: Any, blocks: list[Any]) -> tuple[int, int, str | None]:
         """Predict the pixels of all blocks as one region, for models that see tiles."""

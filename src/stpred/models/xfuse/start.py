@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stpred.models.xfuse.likelihood import EPS, negative_binomial
 
-PRECISIONS = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0)
+PRECISIONS = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)
 """Precisions of the prior that are tried, the strongest first."""
 
 STEPS = 120

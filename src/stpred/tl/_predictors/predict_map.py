@@ -39,10 +39,13 @@ def predict_map(
 
     Parameters
     ----------
-    sdata, model, image_key, genes, encoder, stride_um, preserve, posterior, device, coordinate_system
+    sdata, model, image_key, genes, encoder, stride_um, preserve, device, coordinate_system
         As in :func:`stpred.tl.predict`. A model that sees cells has no map.
     shapes_key
         Shapes that are covered: pixels are those with their centre in them. None: ``tissue``, found if need be.
+    posterior
+        Options of a generative model's posterior. Where they are given, and not with `preserve`, a second image,
+        ``{key_added}_std``, holds the standard deviation of its draws.
     key_added
         Name of the image; None makes ``{shapes}_{model}_map``. An existing one is overwritten in memory with a warning.
     resolution_um
@@ -55,9 +58,9 @@ def predict_map(
 
     Returns
     -------
-    None, or with ``inplace=False`` the image element: multiscale, dims c, y, x with genes as channels, float32 on the
-    model's output scale, NaN where nothing is predicted. ``sdata.attrs["stpred"]`` holds its provenance, a JSON string
-    as in the tables of :func:`stpred.tl.predict`.
+    None, or with ``inplace=False`` the image element (of the means alone): multiscale, dims c, y, x with genes as
+    channels, float32 on the model's output scale, NaN where nothing is predicted.
+    ``sdata.attrs["stpred"]`` holds its provenance, a JSON string as in the tables of :func:`stpred.tl.predict`.
 
     Raises
     ------
@@ -89,4 +92,10 @@ def predict_map(
         preserve=preserve,
         out=out,
         inplace=inplace,
+        with_std=_has_std(posterior) and preserve is None and (inplace or out is not None),
     )
+
+
+def _has_std(posterior: Posterior | None) -> bool:
+    """Return whether the standard deviation of draws is wanted: their options are given, and there are several."""
+    return posterior is not None and posterior.n_samples > 1
