@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 import stpred as st
+from stpred._image import labels as label_images
 from stpred._image import segment as s
 from stpred._image import segment_kernels as kernels
 
@@ -154,7 +155,7 @@ def test_outlines_have_the_area_and_place_of_their_labels() -> None:
     labels = np.zeros((60, 70), np.int32)
     labels[(y - 20) ** 2 + (x - 25) ** 2 < 100] = 1
     labels[((y - 45) / 6) ** 2 + ((x - 50) / 15) ** 2 < 1] = 3
-    xy, begin = s.outlines(labels)
+    xy, begin = label_images.outlines(labels)
     assert begin.tolist()[1:3] == [begin[1], begin[1]]  # label 2 has no pixels
     for label in (1, 3):
         ring = shapely.Polygon(xy[begin[label - 1] : begin[label]])
@@ -164,13 +165,13 @@ def test_outlines_have_the_area_and_place_of_their_labels() -> None:
         assert ring.centroid.distance(shapely.Point(cx + 0.5, cy + 0.5)) < 0.1
     single = np.zeros((3, 3), np.int32)
     single[1, 1] = 1
-    assert shapely.Polygon(s.outlines(single)[0]).centroid.coords[0] == pytest.approx((1.5, 1.5))
+    assert shapely.Polygon(label_images.outlines(single)[0]).centroid.coords[0] == pytest.approx((1.5, 1.5))
 
 
 def test_outlines_move_inwards_by_what_is_asked() -> None:
     y, x = np.mgrid[:40, :40] + 0.5
     labels = ((y - 20) ** 2 + (x - 20) ** 2 < 144).astype(np.int32)
-    outer, inner = (shapely.Polygon(s.outlines(labels, inset_px=d)[0]) for d in (0.0, 1.5))
+    outer, inner = (shapely.Polygon(label_images.outlines(labels, inset_px=d)[0]) for d in (0.0, 1.5))
     assert np.sqrt(outer.area / np.pi) - np.sqrt(inner.area / np.pi) == pytest.approx(1.5, abs=0.1)
     assert inner.within(outer)
 
@@ -214,8 +215,8 @@ def test_sums_of_labels_are_those_of_the_tree() -> None:
 
 def test_pieces_keep_the_largest_and_share_edges() -> None:
     labels = np.array([[1, 0, 2, 2], [0, 1, 0, 2], [0, 1, 4, 0], [4, 0, 4, 4]])
-    assert s.whole_pieces(labels).tolist() == [[0, 0, 2, 2], [0, 1, 0, 2], [0, 1, 3, 0], [0, 0, 3, 3]]
-    assert s.whole_pieces(np.zeros((2, 2), int)).max() == 0
+    assert label_images.whole_pieces(labels).tolist() == [[0, 0, 2, 2], [0, 1, 0, 2], [0, 1, 3, 0], [0, 0, 3, 3]]
+    assert label_images.whole_pieces(np.zeros((2, 2), int)).max() == 0
 
 
 def plain(rgb: NDArray) -> NDArray:

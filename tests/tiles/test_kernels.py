@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from stpred.tiles import resample
-from stpred.tiles._kernels import runs_of_a_colour
 from stpred.tiles._resample import _straight
-from stpred.tiles._stream import _RUN
+from stpred.tiles._stream import _RUN, _runs_of_a_colour
 
 
 def by_pillow(region: np.ndarray, lower: np.ndarray, upper: np.ndarray, size: int) -> np.ndarray:
@@ -64,7 +63,7 @@ def test_runs_of_a_colour_are_found_as_by_comparing_one_by_one() -> None:
             [(np.abs(wide[r + 1 : r + 1 + _RUN, c] - wide[r, c]) <= 2).all() for c in range(view.shape[1])]
             for r in range(n)
         ]
-        found = runs_of_a_colour(view, _RUN)
+        found = _runs_of_a_colour(view, _RUN)
         np.testing.assert_array_equal(found, expected)
         assert found.any()
         assert not found.all()

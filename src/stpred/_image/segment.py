@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._image.nuclei import Labels, climb, otsu
+from stpred._image.labels import Labels, kept, sized
+from stpred._image.nuclei import climb, otsu
 from stpred._image.segment_kernels import (
     component_tree,
     depth,
@@ -29,10 +30,10 @@ from stpred._image.segment_kernels import (
     saddles,
     select,
     summits,
-    trace,
     unite,
 )
 from stpred._image.texture import Plane, gaussian
+from stpred._image.tissue import white_level
 
 WORK_MPP = 0.5
 """Micrometres per pixel of the fields."""
@@ -100,11 +101,10 @@ def measure_staining(
     parts = [None] * len(fields) if valid is None else valid
 
     def chosen(plane: NDArray, part: NDArray[np.bool_] | None) -> NDArray:
-        return plane.reshape(-1, *plane.shape[2:]) if part is None else plane[part]
+        return plane.reshape(-1) if part is None else plane[part]
 
-    sample = np.concatenate([chosen(field, part) for field, part in zip(fields, parts, strict=True)])
-    white = np.clip(np.quantile(sample, 0.995, axis=0), 170, 255)
-    planes = [_densities(field, white) for field in fields]
+    white = white_level(fields, valid)
+    planes = [_densities(field, np.array(white)) for field in fields]
     red = [chosen(gaussian(p[0], _SMOOTH_UM / WORK_MPP), part) for p, part in zip(planes, parts, strict=True)]
     green = np.concatenate([chosen(p[1], part) for p, part in zip(planes, parts, strict=True)])
     density = np.concatenate(red)
@@ -112,7 +112,7 @@ def measure_staining(
     dark = density > threshold
     means = [float(density[which].mean()) if which.any() else threshold for which in (dark, ~dark)]
     hue = float(np.median(density[dark] / np.maximum(green[dark], 0.02))) if dark.any() else 0.0
-    return Staining((float(white[0]), float(white[1]), float(white[2])), threshold, means[0], means[1], hue)
+    return Staining(white, threshold, means[0], means[1], hue)
 
 
 def segment(
@@ -151,23 +151,6 @@ def segment(
         labels = _better_of(labels, parts, red, staining.gap, area_px)
     labels = _grown(_added(labels, pale, red, area_px), 1)
     return _plausible(labels, densities, staining, area_px)
-
-
-def outlines(labels: Labels, *, inset_px: float = 0.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Trace every label 1..n, smoothed over about a pixel and, if asked, moved inwards by some part of one.
-
-    Returns
-    -------
-    (m, 2) x, y in pixels (pixel borders are whole numbers), and (n + 1,) where each outline begins; the last entry is
-    m. A label without pixels has an empty outline. Of a label in several pieces the first is traced, and holes are not.
-    """
-    n = int(labels.max(initial=0))
-    return trace(np.ascontiguousarray(labels, dtype=np.int32), n, float(inset_px))
-
-
-def whole_pieces(labels: NDArray[np.integer]) -> Labels:
-    """Label the largest piece (of pixels that share edges) of every label 1..n, in order; empty labels are skipped."""
-    return _sized(np.ascontiguousarray(labels, dtype=np.int32), (1, np.inf))
 
 
 def _densities(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -236,8 +219,8 @@ def _better_of(labels: Labels, others: Labels, red: Plane, gap: float, area_px: 
     worth = [np.where(k[:, 0] > 0, np.maximum(_worth(np.maximum(k, [1.0] + [0.0] * 7), gap), 0), 0) for k in sums]
     lost = np.bincount(theirs, worth[1], count) > np.bincount(ours, worth[0], count)
     lost &= np.bincount(ours, minlength=count) > 0
-    kept, taken = _kept(labels, ~lost[ours]), _kept(others, lost[theirs])
-    return _joined(kept, _sized(np.where(kept > 0, 0, taken), area_px))
+    ours_kept, taken = kept(labels, ~lost[ours]), kept(others, lost[theirs])
+    return _joined(ours_kept, sized(np.where(ours_kept > 0, 0, taken), area_px))
 
 
 def _joined(labels: Labels, others: Labels) -> Labels:
@@ -299,7 +282,7 @@ def _part(found: NDArray[np.bool_] | Labels, area_px: tuple[float, float]) -> La
     inner = binary_opening(inner)  # by a cross of one pixel, 0.5 um; beyond the field there is nothing
     depth_px = depth(inner, round(_MAX_DEPTH_UM / WORK_MPP))
     height = gaussian(depth_px * np.float32(WORK_MPP), _SEED_UM / WORK_MPP)
-    return _sized(_merged(climb(height, inner), height), area_px)
+    return sized(_merged(climb(height, inner), height), area_px)
 
 
 def _merged(labels: Labels, height: Plane) -> Labels:
@@ -334,28 +317,6 @@ def _better(sums: NDArray[np.float64], whole: NDArray[np.int64], parts: NDArray[
     return np.asarray(good[whole])
 
 
-def _sized(labels: Labels, area_px: tuple[float, float]) -> Labels:
-    """Keep the largest piece of every label if its area is within bounds, and number them 1..n."""
-    from skimage.measure import label
-
-    pieces = label(labels, background=0, connectivity=1)
-    size = np.bincount(pieces.reshape(-1), minlength=1)
-    origin = np.zeros(size.size, np.int64)
-    origin[pieces.reshape(-1)] = labels.reshape(-1)
-    order = np.lexsort((-size, origin))  # of equal ones the first
-    best = order[np.unique(origin[order], return_index=True)[1]][1:]  # but that of the ground
-    best = best[(size[best] >= area_px[0]) & (size[best] <= area_px[1])]
-    number = np.zeros(size.size, np.int32)
-    number[best] = np.arange(1, best.size + 1)
-    return number[pieces]
-
-
-def _kept(labels: Labels, keep: NDArray[np.bool_]) -> Labels:
-    keep = keep.copy()
-    keep[0] = False
-    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
-
-
 def _mean(labels: Labels, plane: Plane) -> NDArray[np.float64]:
     flat = labels.reshape(-1)
     count = np.bincount(flat)
@@ -368,7 +329,7 @@ def _with_contrast(labels: Labels, red: Plane, gap: Plane) -> Labels:
     inside, outside = _mean(labels, red), _mean(ring, red)
     count = np.bincount(ring.reshape(-1), minlength=inside.size)
     outside = np.pad(outside, (0, inside.size - outside.size))
-    return _kept(labels, (inside - outside > _MIN_CONTRAST * _mean(labels, gap)) | (count < 4))
+    return kept(labels, (inside - outside > _MIN_CONTRAST * _mean(labels, gap)) | (count < 4))
 
 
 def _added(labels: Labels, others: Labels, red: Plane, area_px: tuple[float, float]) -> Labels:
@@ -379,18 +340,18 @@ def _added(labels: Labels, others: Labels, red: Plane, area_px: tuple[float, flo
     whole = np.bincount(others.reshape(-1))
     rest = np.where(free, others, 0)
     left = np.bincount(rest.reshape(-1), minlength=whole.size)
-    rest = _sized(_kept(rest, left > 0.4 * whole), area_px)
+    rest = sized(kept(rest, left > 0.4 * whole), area_px)
     fill = np.r_[0.0, _fill(label_sums(rest, red, int(rest.max(initial=0))))]
-    return _joined(labels, _kept(rest, fill > 0.85))
+    return _joined(labels, kept(rest, fill > 0.85))
 
 
 def _plausible(
     labels: Labels, densities: NDArray[np.float32], staining: Staining, area_px: tuple[float, float]
 ) -> Labels:
     """Drop what is pink rather than blue, as red cells and debris are."""
-    labels = _sized(labels, area_px)
+    labels = sized(labels, area_px)
     hue = _mean(labels, densities[0]) / np.maximum(_mean(labels, densities[1]), 0.02)
-    return _kept(labels, hue > 0.5 * staining.hue)
+    return kept(labels, hue > 0.5 * staining.hue)
 
 
 def _grown(labels: Labels, steps: int) -> Labels:

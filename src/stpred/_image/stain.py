@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, positive
-from stpred._core.compute.jit import kernel
 
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
@@ -67,8 +66,10 @@ def optical_density(rgb: NDArray[np.uint8], *, background: float = 255.0) -> NDA
         raise InputError(f"Pixels must be a uint8 array, got {getattr(rgb, 'dtype', type(rgb).__name__)}.")
     if rgb.ndim < 2 or rgb.shape[-1] != 3:
         raise InputError(f"Pixels must have 3 colour channels in the last axis, got an array of shape {rgb.shape}.")
+    from stpred._image.stain_kernels import look_up
+
     table = (-np.log10(np.maximum(np.arange(256), 1) / positive(background, name="background"))).astype(np.float32)
-    return _look_up(np.ascontiguousarray(rgb).reshape(-1, 3), table).reshape(3, *rgb.shape[:-1])
+    return look_up(np.ascontiguousarray(rgb).reshape(-1, 3), table).reshape(3, *rgb.shape[:-1])
 
 
 def unmix(density: NDArray[np.float32], *, matrix: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
@@ -85,9 +86,11 @@ def unmix(density: NDArray[np.float32], *, matrix: NDArray[np.float64] | None = 
     -------
     (3, ...) float32 amounts, in optical density along the unit vectors, one contiguous plane per stain.
     """
-    inverse = _he_inverse() if matrix is None else np.linalg.inv(matrix).astype(np.float32)
+    from stpred._image.stain_kernels import combine
+
+    inverse = he_inverse() if matrix is None else np.linalg.inv(matrix).astype(np.float32)
     planes = np.ascontiguousarray(density, dtype=np.float32).reshape(3, -1)
-    return _combine(planes, inverse).reshape(density.shape)
+    return combine(planes, inverse).reshape(density.shape)
 
 
 def separate(rgb: NDArray[np.uint8], *, matrix: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
@@ -96,28 +99,6 @@ def separate(rgb: NDArray[np.uint8], *, matrix: NDArray[np.float64] | None = Non
 
 
 @cache
-def _he_inverse() -> NDArray[np.float32]:
+def he_inverse() -> NDArray[np.float32]:
+    """Return what densities are multiplied by for haematoxylin, eosin and residual, (3, 3)."""
     return np.linalg.inv(stain_matrix()).astype(np.float32)
-
-
-@kernel
-def _look_up(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    n = pixels.shape[0]
-    out = np.empty((3, n), np.float32)
-    for i in range(n):
-        out[0, i] = table[pixels[i, 0]]
-        out[1, i] = table[pixels[i, 1]]
-        out[2, i] = table[pixels[i, 2]]
-    return out
-
-
-@kernel
-def _combine(planes: NDArray[np.float32], inverse: NDArray[np.float32]) -> NDArray[np.float32]:
-    n = planes.shape[1]
-    red, green, blue = planes[0], planes[1], planes[2]
-    out = np.empty((3, n), np.float32)
-    for s in range(3):
-        r, g, b, target = inverse[0, s], inverse[1, s], inverse[2, s], out[s]
-        for i in range(n):
-            target[i] = red[i] * r + green[i] * g + blue[i] * b
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -141,6 +142,19 @@ def survey(
     if away.any():
         mask &= ~(fill.mask | pen)
     return replace(found, tissue=mask)
+
+
+def white_level(
+    fields: Sequence[NDArray[np.uint8]], valid: Sequence[NDArray[np.bool_] | None] | None = None
+) -> tuple[float, float, float]:
+    """Return the grey values of red, green and blue that light without tissue has on (h, w, 3) uint8 fields.
+
+    `valid`: (h, w) which pixels of each field are tissue or glass, neither fill nor pen; None: all.
+    """
+    parts = [None] * len(fields) if valid is None else valid
+    pixels = [f.reshape(-1, 3) if part is None else f[part] for f, part in zip(fields, parts, strict=True)]
+    red, green, blue = np.clip(np.quantile(np.concatenate(pixels), 0.995, axis=0), 170, 255).tolist()
+    return red, green, blue
 
 
 def tissue_mask(

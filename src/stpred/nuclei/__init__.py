@@ -1,7 +1,18 @@
 """Finding nuclei on a whole slide, with the built-in kernel or any model that labels fields."""
 
 from stpred.nuclei._detect import MAX_MPP, check, detect, eccentricity
-from stpred.nuclei._methods import BUILTIN, Segmenter, names
+from stpred.nuclei._methods import BUILTIN, DEFAULT, NETWORK, Segmenter, names
 from stpred.nuclei._outline import outline
 
-__all__ = ["BUILTIN", "MAX_MPP", "Segmenter", "check", "detect", "eccentricity", "names", "outline"]
+__all__ = [
+    "BUILTIN",
+    "DEFAULT",
+    "MAX_MPP",
+    "NETWORK",
+    "Segmenter",
+    "check",
+    "detect",
+    "eccentricity",
+    "names",
+    "outline",
+]

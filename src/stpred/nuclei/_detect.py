@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +14,10 @@ from stpred._core.checks import InputError, UnsafeResolutionError, positive
 from stpred._core.geometry import largest_part
 from stpred._core.progress import track
 from stpred._core.specs import TileSpec
-from stpred._image.nuclei import region_stats
-from stpred._image.segment import WORK_MPP, Staining, measure_staining, outlines
+from stpred._image.labels import means, outlines
 from stpred._image.tissue import Survey, survey
 from stpred.nuclei import _methods
-from stpred.nuclei._methods import BUILTIN, Method, Segmenter
+from stpred.nuclei._methods import DEFAULT, Method, Segmenter, Slide
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -28,10 +27,8 @@ MAX_MPP = 1.0
 """Coarser images show nuclei of only a few pixels."""
 
 _THUMBNAIL_MPP = 8.0
-_SAMPLE_UM, _SAMPLES = 128.0, 48
+_SAMPLE_UM, _SAMPLE_MPP, _SAMPLES = 128.0, 0.5, 48
 _MIN_TISSUE_UM2 = 100.0
-# The working resolution's coarsest grid: fields begin on it, so that another chunk size sees the same pixels.
-_GRID_UM = 2.0
 _MAX_THREADS = 8
 
 COLUMNS = ("area_um2", "eccentricity", "haematoxylin", "eosin")
@@ -49,7 +46,7 @@ def check(pyramid: Pyramid, *, image: str = "The image") -> None:
 def detect(
     pyramid: Pyramid,
     *,
-    method: str | Segmenter = BUILTIN,
+    method: str | Segmenter = DEFAULT,
     tissue: Any = None,
     min_area_um2: float = 12.0,
     max_area_um2: float = 350.0,
@@ -91,8 +88,8 @@ def detect(
     stained = _stained(found)
     if not stained.any():
         return _frame([])
-    staining = _staining(pyramid, stained, found.excluded)
-    parts = list(_work(pyramid, segmenter, staining, stained, chunk_um=chunk_um))
+    slide = segmenter.measure(*_samples(pyramid, stained, found.excluded))
+    parts = list(_work(pyramid, segmenter, slide, stained, chunk_um=chunk_um))
     frame = _frame(parts)
     keep = frame["area_um2"].between(low, high).to_numpy()
     if found.excluded.any() and len(frame):
@@ -124,8 +121,10 @@ def _lies_on(mask: NDArray[np.bool_], xy_um: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)], dtype=bool)
 
 
-def _staining(pyramid: Pyramid, stained: NDArray[np.bool_], excluded: NDArray[np.bool_]) -> Staining:
-    """Measure it on fields spread evenly over the tissue, the same whatever the chunks; `excluded` is no part of it."""
+def _samples(
+    pyramid: Pyramid, stained: NDArray[np.bool_], excluded: NDArray[np.bool_]
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_] | None]]:
+    """Return fields spread evenly over the tissue, and where each is not `excluded`; the same whatever the chunks."""
     block = round(_SAMPLE_UM / _THUMBNAIL_MPP)
     h, w = (-(-n // block) for n in stained.shape)
     padded = np.zeros((h * block, w * block), bool)
@@ -134,7 +133,7 @@ def _staining(pyramid: Pyramid, stained: NDArray[np.bool_], excluded: NDArray[np
     fullest = np.argwhere(share >= min(0.5, share.max()))
     chosen = fullest[np.unique(np.linspace(0, len(fullest) - 1, _SAMPLES).round().astype(int))]
     corner = np.array(pyramid.bounds_um[:2]) + chosen[:, ::-1] * _SAMPLE_UM
-    tile = TileSpec(WORK_MPP, round(_SAMPLE_UM / WORK_MPP))
+    tile = TileSpec(_SAMPLE_MPP, round(_SAMPLE_UM / _SAMPLE_MPP))
     fields: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(corner)
     visible: list[NDArray[np.bool_] | None] = [None] * len(corner)
     for rows, tiles in pyramid.read(corner + _SAMPLE_UM / 2, tile, batch_size=16):
@@ -145,14 +144,14 @@ def _staining(pyramid: Pyramid, stained: NDArray[np.bool_], excluded: NDArray[np
                 # Pixels of the thumbnail are whole pixels of a field, and those along fill hold something of it.
                 visible[row] = _visible(away, fields[row].shape[:2])
     kept = [i for i, field in enumerate(fields) if field.size and (visible[i] is None or visible[i].any())]  # type: ignore[union-attr]
-    return measure_staining([fields[i] for i in kept], [visible[i] for i in kept])
+    return [fields[i] for i in kept], [visible[i] for i in kept]
 
 
 def _visible(away: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return which pixels of a field are tissue or glass, given what is neither on the thumbnail."""
     from scipy.ndimage import binary_dilation
 
-    fine = round(_THUMBNAIL_MPP / WORK_MPP)
+    fine = round(_THUMBNAIL_MPP / _SAMPLE_MPP)
     grown = np.kron(binary_dilation(away, np.ones((3, 3))), np.ones((fine, fine), bool))
     out = np.ones(shape, bool)
     height, width = min(shape[0], grown.shape[0]), min(shape[1], grown.shape[1])
@@ -161,7 +160,7 @@ def _visible(away: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool
 
 
 def _work(
-    pyramid: Pyramid, segmenter: Method, staining: Staining, stained: NDArray[np.bool_], *, chunk_um: float
+    pyramid: Pyramid, segmenter: Method, slide: Slide, stained: NDArray[np.bool_], *, chunk_um: float
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the nuclei of one field after the other; a bounded number of fields is in memory."""
     import os
@@ -169,7 +168,8 @@ def _work(
     reach_um = segmenter.reach_um
     if segmenter.field_px is not None:
         chunk_um = segmenter.field_px * segmenter.mpp - 2 * reach_um
-    chunk_um = max(_GRID_UM, round(chunk_um / _GRID_UM) * _GRID_UM)
+    # Fields begin on a grid, so that another chunk size sees the same pixels.
+    chunk_um = max(1, round(min(chunk_um, segmenter.most_um) / segmenter.grid_um)) * segmenter.grid_um
     size_px = round((chunk_um + 2 * reach_um) / segmenter.mpp)
     tile = TileSpec(segmenter.mpp, size_px)
     corners = _corners(pyramid, stained, chunk_um)
@@ -178,10 +178,10 @@ def _work(
 
     def one(field: NDArray[np.uint8], corner: NDArray[np.float64]) -> tuple[Any, ...]:
         field, shift = _on_image(pyramid, field, corner - reach_um, segmenter.mpp)
-        return _nuclei(field, segmenter, staining, corner - reach_um + shift, (corner, corner + chunk_um))
+        return _nuclei(field, segmenter, slide, corner - reach_um + shift, (corner, corner + chunk_um))
 
     waiting: deque[Future[tuple[Any, ...]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with segmenter.pool(workers) as pool:
         fields = pyramid.read(centers, tile, batch_size=1)
         for rows, tiles in track(fields, total=len(centers), describe="Nuclei"):
             waiting.append(pool.submit(one, tiles[0], corners[rows[0]]))
@@ -221,7 +221,7 @@ def _on_image(
 def _nuclei(
     field: NDArray[np.uint8],
     segmenter: Method,
-    staining: Staining,
+    slide: Slide,
     corner_um: NDArray[np.float64],
     own_um: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> tuple[Any, ...]:
@@ -232,16 +232,13 @@ def _nuclei(
     nothing = (np.empty((0, 2)), np.empty(0, np.int64), np.empty((0, 4)))
     if min(field.shape[:2]) == 0:
         return nothing
-    labels = segmenter.run(field, staining)
+    labels = segmenter.run(field, slide)
     if labels.max(initial=0) == 0:
         return nothing
-    haematoxylin, eosin = _methods.stains(field, staining)
-    stats = region_stats(labels, haematoxylin)
-    count = np.maximum(stats[:, 0], 1)
-    pink = np.bincount(labels.reshape(-1), eosin.reshape(-1), len(stats) + 1)[1:] / count
+    stats = means(labels, *_methods.stains(field, slide.white))
     center = (stats[:, [2, 1]] + 0.5) * segmenter.mpp + corner_um
     owned = (center >= own_um[0]).all(axis=1) & (center < own_um[1]).all(axis=1) & (stats[:, 0] > 0)
-    columns = np.column_stack([np.zeros((len(stats), 2)), stats[:, 7], pink])
+    columns = np.column_stack([np.zeros((len(stats), 2)), stats[:, 3:]])
     xy, begin = outlines(labels, inset_px=segmenter.inset_um / segmenter.mpp)
     length = np.diff(begin)
     owned &= length >= 3

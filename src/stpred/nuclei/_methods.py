@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -11,16 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
-from stpred._image.nuclei import Labels
-from stpred._image.segment import INSET_UM, REACH_UM, WORK_MPP, Staining, segment, whole_pieces
-from stpred._image.stain import optical_density, unmix
+from stpred._image.labels import Labels, whole_pieces
+from stpred._image.stain import he_inverse
+from stpred._image.tissue import white_level
 
-BUILTIN = "builtin"
+BUILTIN, NETWORK = "builtin", "network"
+OWN = (BUILTIN,)
+"""What comes with stpred."""
+DEFAULT = BUILTIN
+WORK_MPP = 0.5
+"""Micrometres per pixel of the fields of the own methods, and of callables that say nothing else."""
 
 _PACKAGE = "lazyslide-models"
 # Models with a `segment` that label tissue, artefacts or whatever a prompt points at, not every nucleus.
 _OTHER_TASKS = {"grandqc-artifact", "grandqc-tissue", "hest-tissue-segmentation", "pathprofiler", "sam"}
 _MODEL_MPP, _MODEL_PX, _MODEL_REACH_UM = 0.5, 512, 24.0
+_MOST_NETWORK_UM = 320.0  # about 400 MB of activations per thread
 # HistoPLUS' position codes are made for one size.
 _FIXED_PX = {"histoplus": 224}
 
@@ -38,6 +46,31 @@ class Segmenter(Protocol):
         ...
 
 
+class Slide(Protocol):
+    """What a method measures once per slide; more than the white is its own business."""
+
+    @property
+    def white(self) -> tuple[float, float, float]:
+        """Grey values of red, green and blue where there is no tissue."""
+        ...
+
+
+@dataclass(frozen=True)
+class White:
+    """The least that is measured once per slide."""
+
+    white: tuple[float, float, float]
+
+
+Fields = list[NDArray[np.uint8]]
+Visible = list[NDArray[np.bool_] | None]
+
+
+def measure_white(fields: Fields, visible: Visible) -> Slide:
+    """Measure the glass of a slide on fields of its tissue and what is visible of each."""
+    return White(white_level(fields, visible))
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to segment, and the fields it wants.
@@ -51,33 +84,46 @@ class Method:
     field_px
         Edge of its fields, where it is bound to one.
     run
-        Field and staining in, labels 1..n in one piece each out.
+        Field and what was measured on the slide in, labels 1..n in one piece each out.
     threads
         Whether several fields may be segmented at once.
     inset_um
         How far within the border of its labels the outline of a nucleus is.
+    measure
+        What `run` wants to know of the slide, from some fields of its tissue.
+    grid_um
+        Fields begin at multiples of it.
+    most_um
+        Largest edge of a field without its overlap.
+    pool
+        Starts that many threads for `run`.
     """
 
     mpp: float
     reach_um: float
     field_px: int | None
-    run: Callable[[NDArray[np.uint8], Staining], Labels]
+    run: Callable[[NDArray[np.uint8], Any], Labels]
     threads: bool
     inset_um: float = 0.0
+    measure: Callable[[Fields, Visible], Slide] = measure_white
+    grid_um: float = 2.0
+    most_um: float = np.inf
+    pool: Callable[[int], AbstractContextManager[Executor]] = ThreadPoolExecutor
 
 
 def names() -> list[str]:
-    """Return what `method` may be: the built-in one and the nucleus models of lazyslide-models, if installed."""
+    """Return what `method` may be: the own ones and the nucleus models of lazyslide-models, if installed."""
     if find_spec("lazyslide_models") is None:
-        return [BUILTIN]
+        return list(OWN)
     from lazyslide_models import MODEL_REGISTRY
 
-    return [BUILTIN, *(n for n, model in MODEL_REGISTRY.items() if hasattr(model, "segment") and n not in _OTHER_TASKS)]
+    return [*OWN, *(n for n, model in MODEL_REGISTRY.items() if hasattr(model, "segment") and n not in _OTHER_TASKS)]
 
 
 def check(method: Any) -> None:
     """Refuse what is no method."""
-    if callable(method) or (isinstance(method, str) and method in names()):
+    # Own names first: importing lazyslide-models takes seconds.
+    if callable(method) or (isinstance(method, str) and (method in OWN or method in names())):
         return
     missing = "" if find_spec("lazyslide_models") else f"; more come with `pip install {_PACKAGE}`"
     raise InputError(
@@ -90,14 +136,9 @@ def make(method: str | Segmenter, *, min_area_um2: float, max_area_um2: float, d
     """Return the method of that name, or the callable as one."""
     check(method)
     if method == BUILTIN:
-        return Method(
-            WORK_MPP,
-            REACH_UM,
-            None,
-            lambda rgb, staining: segment(rgb, staining, min_area_um2=min_area_um2, max_area_um2=max_area_um2),
-            threads=True,
-            inset_um=INSET_UM,
-        )
+        return _builtin(min_area_um2, max_area_um2)
+    if method == NETWORK:
+        return _network(min_area_um2, max_area_um2, device=device)
     if isinstance(method, str):
         return _model(method, device=device)
     mpp = float(getattr(method, "mpp", None) or WORK_MPP)
@@ -106,12 +147,62 @@ def make(method: str | Segmenter, *, min_area_um2: float, max_area_um2: float, d
     )
 
 
-def stains(rgb: NDArray[np.uint8], staining: Staining) -> NDArray[np.float32]:
+def _builtin(min_area_um2: float, max_area_um2: float) -> Method:
+    from stpred._image.segment import INSET_UM, REACH_UM, measure_staining, segment
+
+    def run(rgb: NDArray[np.uint8], staining: Any) -> Labels:
+        return segment(rgb, staining, min_area_um2=min_area_um2, max_area_um2=max_area_um2)
+
+    return Method(WORK_MPP, REACH_UM, None, run, threads=True, inset_um=INSET_UM, measure=measure_staining)
+
+
+def _network(min_area_um2: float, max_area_um2: float, *, device: str | None) -> Method:
+    from stpred.nuclei import _network as network
+    from stpred.nuclei._parting import part
+
+    device = _device(device)
+    net = network.load(device)
+    area_px = (min_area_um2 / WORK_MPP**2, max_area_um2 / WORK_MPP**2)
+
+    def run(rgb: NDArray[np.uint8], _: Slide) -> Labels:
+        return part(network.planes(net, rgb, device=device), offset_px=network.OFFSET_PX, area_px=area_px)
+
+    # The network sees 24 um around a pixel; a nucleus reaches as far from its middle as the rest.
+    grid_um = network.STRIDE_PX * WORK_MPP
+    return Method(
+        WORK_MPP, 32.0, None, run, threads=True, grid_um=grid_um, most_um=_MOST_NETWORK_UM, pool=_single_threaded
+    )
+
+
+@contextmanager
+def _single_threaded(n: int) -> Iterator[Executor]:
+    """Start threads in which torch has one thread of its own; many fields at once are faster than many threads each."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)  # for threads that are started later
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def stains(rgb: NDArray[np.uint8], white: tuple[float, float, float]) -> NDArray[np.float32]:
     """Return haematoxylin and eosin of a field as (2, h, w), against the slide's own glass."""
-    density = optical_density(rgb)
-    # -log10(grey / white) = -log10(grey / 255) + log10(white / 255), for each channel's own white.
-    shift = np.log10(np.array(staining.white) / 255.0).astype(np.float32)
-    return unmix(np.maximum(density + shift[:, None, None], 0))[:2]
+    inverse = he_inverse()
+    grey = np.maximum(np.arange(256), 1)
+    out = np.zeros((2, *rgb.shape[:2]), np.float32)
+    for channel in range(3):
+        density = np.maximum(np.log10(white[channel] / grey), 0).astype(np.float32)
+        for stain in range(2):
+            out[stain] += (density * inverse[channel, stain])[rgb[..., channel]]
+    return out
 
 
 def _model(name: str, *, device: str | None) -> Method:
@@ -131,13 +222,13 @@ def _model(name: str, *, device: str | None) -> Method:
             f"The weights of {name!r} could not be had ({type(error).__name__}); they come from {where}{gated}, or "
             f"fill the Hugging Face cache on a machine that can reach it; method={BUILTIN!r} needs none."
         ) from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     model.to(device)
     transform = model.get_transform()
     step = getattr(getattr(cls, "input_constraint", None), "divisible_by", None) or 1
     size_px = _FIXED_PX.get(name, _MODEL_PX) // step * step
 
-    def run(rgb: NDArray[np.uint8], _: Staining) -> Labels:
+    def run(rgb: NDArray[np.uint8], _: Slide) -> Labels:
         with torch.inference_mode():
             image = torch.from_numpy(rgb) if transform is None else transform(rgb)
             found = model.segment(image[None].to(device)).instance_map

@@ -8,7 +8,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, key_in
 from stpred._core.elements import affine_to, find_image, need_sdata
 from stpred.nuclei._detect import check, detect
-from stpred.nuclei._methods import BUILTIN, Segmenter
+from stpred.nuclei._methods import DEFAULT, Segmenter
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def outline(
     *,
     image_key: str | None = None,
     tissue_key: str | None = None,
-    method: str | Segmenter = BUILTIN,
+    method: str | Segmenter = DEFAULT,
     min_area_um2: float = 12.0,
     max_area_um2: float = 350.0,
     chunk_um: float = 512.0,

@@ -157,7 +157,7 @@ def _from_labels(labels: NDArray[Any], what: str) -> GeoDataFrame:
     import geopandas as gpd
     import shapely
 
-    from stpred._image.segment import outlines, whole_pieces
+    from stpred._image.labels import outlines, whole_pieces
 
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
         raise InputError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def nuclei(
     sdata: SpatialData,
     *,
-    method: str | detection.Segmenter = detection.BUILTIN,
+    method: str | detection.Segmenter = detection.DEFAULT,
     image_key: str | None = None,
     key_added: str | None = None,
     tissue_key: str | None = None,

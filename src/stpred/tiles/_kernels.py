@@ -127,19 +127,3 @@ def _weights(begin: float, length: float, n_in: int, n_out: int, channels: int) 
             for c in range(channels):
                 weights[k, channels * i + c] = whole
     return first, weights[:widest]
-
-
-@kernel
-def runs_of_a_colour(pixels: Any, n: int) -> Any:
-    """Return for each pixel, but for the last `n` rows, whether the `n` below it are of its colour."""
-    rows, columns = pixels.shape[0] - n, pixels.shape[1]
-    out = np.ones((rows, columns), np.bool_)
-    for r in range(rows):
-        for c in range(columns):
-            for k in range(1, n + 1):
-                for channel in range(3):
-                    if abs(np.int32(pixels[r + k, c, channel]) - np.int32(pixels[r, c, channel])) > 2:
-                        out[r, c] = False
-                if not out[r, c]:
-                    break
-    return out

@@ -102,14 +102,24 @@ class TileStream:
 
 def _may_be_fill(pixels: NDArray[np.uint8]) -> bool:
     """Return whether any run of (h, w, 3) pixels is of one colour, neither that of glass nor a stain's."""
-    from stpred.tiles._kernels import runs_of_a_colour
-
     few = pixels[::_FILL_STEP_PX, ::_FILL_STEP_PX]
     for line in (few, few.swapaxes(0, 1)):
         n = min(_RUN, len(line) - 1)
         if n < 1:
             continue
-        colours = line[: len(line) - n][runs_of_a_colour(line, n)]
+        colours = line[: len(line) - n][_runs_of_a_colour(line, n)]
         if (~glass_like(colours) & ~stain_like(colours)).any():
             return True
     return False
+
+
+def _runs_of_a_colour(pixels: NDArray[np.uint8], n: int) -> NDArray[np.bool_]:
+    """Return for each pixel, but for the last `n` rows, whether the `n` below it are of its colour."""
+    rows = len(pixels) - n
+    found = np.ones((rows, pixels.shape[1]), bool)
+    wide = pixels.astype(np.int16)
+    for k in range(1, n + 1):
+        if not found.any():
+            break
+        found &= (np.abs(wide[k : k + rows] - wide[:rows]) <= 2).all(axis=2)
+    return found
