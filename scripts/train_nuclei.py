@@ -158,7 +158,7 @@ _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]],
 _UNMIX = np.linalg.inv(_STAINS).astype(np.float32)
 
 
-def counterstain(rgb: NDArray[np.float32], inside: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def counterstain(rgb: NDArray[np.float32], inside: NDArray[np.float32], rng: Any) -> NDArray[np.float32]:
     """Return (h, w, 3) with eosin where there may have been none: a pink ground, fibres, patches as dense as red cells.
 
     Most fields show nuclei alone; without this, all that is dark would be one.
