@@ -20,11 +20,15 @@ WITHOUT_LIBRARY = {"log1p_cp10k_given_library": 1.0, "log1p_cp10k_half_library":
 """log1p CP10k less a share of what a slide's library sizes explain: what models are trained on, no scales of their own.
 """
 
-TRAINED_ON = (*TARGETS, *WITHOUT_LIBRARY)
-"""What a user may train a model on."""
-
 LOG_SHARE = "log_share"
-"""What ST-Net is trained on; not a scale that anything is reported on."""
+"""ST-Net's scale, ``log((1 + count) / (n_measured + total))``: with far more genes than counts it falls with the
+library size, so it is no log1p CP10k but for a known library (`from_log_share`)."""
+
+SCALES = (*TARGETS, LOG_SHARE)
+"""Scales with a unit: what predictions can be scored on."""
+
+TRAINED_ON = (*TARGETS, *WITHOUT_LIBRARY, LOG_SHARE)
+"""What a user may train a model on."""
 
 
 def dense(values: Any, dtype: Any = np.float64) -> NDArray[Any]:
@@ -100,8 +104,7 @@ def transform(counts: Any, totals: ArrayLike, *, target: str, n_measured: int | 
     -------
     (n, g) float32, dense. A row with an empty library becomes 0.
     """
-    if target != LOG_SHARE:
-        one_of(target, TRAINED_ON, name="target")
+    one_of(target, TRAINED_ON, name="target")
     values = dense(counts)
     library = np.asarray(totals, dtype=np.float64)
     if values.ndim != 2 or library.shape != values.shape[:1]:
@@ -135,6 +138,17 @@ def without_library(values: NDArray[np.float64], totals: ArrayLike, *, share: fl
     if share == 0 or square < 1e-12:
         return values
     return np.asarray(values - share * np.outer(library, library @ (values - values.mean(axis=0)) / square))
+
+
+def from_log_share(values: Any, totals: ArrayLike, *, n_measured: int) -> NDArray[np.float32]:
+    """Return the (n, g) log1p CP10k of log shares at (n,) known library sizes: exact, but for predictions below zero.
+
+    The inverse of ``transform(..., target="log_share")`` followed by log1p CP10k; `n_measured` is that of the former. A
+    location with an empty library becomes 0.
+    """
+    library = np.asarray(totals, dtype=np.float64)
+    counts = np.exp(dense(values)) * (n_measured + library)[:, None] - 1
+    return transform(counts.clip(min=0), library, target="log1p_cp10k")
 
 
 def scale_of(target: str) -> str:

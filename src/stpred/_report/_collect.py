@@ -40,6 +40,7 @@ LOG, COUNTS = "log1p_cp10k", "counts"
 SCALES = {
     LOG: "log1p of counts per 10 000",
     COUNTS: "raw counts",
+    "log_share": "log share of a gene in its location (holds the library size)",
     "relative": "relative: only differences between locations mean something",
 }
 LEVEL = 0.9

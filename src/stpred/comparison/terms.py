@@ -41,6 +41,8 @@ class Pair:
         (n, G) float32 values on the same scale.
     counts, columns
         (n, all genes) raw counts and the positions of `genes` in them.
+    n_measured
+        Number of genes of a log share: that of the model, or of the measurement where it states none.
     measured_genes
         (all genes) names of their columns.
     target
@@ -66,6 +68,7 @@ class Pair:
     target: str
     output_scale: str = ""
     per: int | None = None
+    n_measured: int | None = None
     coords_um: NDArray[np.float64] | None = None
     measured_genes: pd.Index | None = None
     matching: dict[str, Any] = field(default_factory=dict)
@@ -112,15 +115,18 @@ class Pair:
         return replace(
             self,
             predicted=pool(self.predicted, members, additive=self.output_scale == "counts"),
-            **measured_values(members @ self.counts, self.columns, target=self.target),
+            **measured_values(members @ self.counts, self.columns, target=self.target, n_measured=self.n_measured),
             coords_um=None,
             matching=dict(self.matching),
         )
 
 
-def measured_values(counts: Any, columns: NDArray[np.int64], *, target: str) -> dict[str, Any]:
+def measured_values(
+    counts: Any, columns: NDArray[np.int64], *, target: str, n_measured: int | None = None
+) -> dict[str, Any]:
     """Return raw counts and the values that are scored; library sizes are over all measured genes."""
-    return {"counts": counts, "observed": targets.transform(counts[:, columns], targets.totals(counts), target=target)}
+    values = targets.transform(counts[:, columns], targets.totals(counts), target=target, n_measured=n_measured)
+    return {"counts": counts, "observed": values}
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,8 @@ class Terms:
             _warn_once(changed, warned)
         scale, per = str(provenance["output_scale"]), provenance.get("per")
         if target is None:  # a relative prediction has no scale of its own to measure on
-            target = scale if scale in targets.TARGETS and per is None else "log1p_cp10k"
-        one_of(target, targets.TARGETS, name="target")
+            target = scale if scale in targets.SCALES and per is None else "log1p_cp10k"
+        one_of(target, targets.SCALES, name="target")
         genes = _shared_genes(first, second)
         second.check_counts()
         if target == "log1p_cp10k" and len(second.genes) == 1:
@@ -170,7 +176,7 @@ class Terms:
         self, counts: Any, second: TableSide | TranscriptsSide, *, warned: set[str] | None
     ) -> tuple[Terms, Any]:
         """Return counts of the genes that library sizes are counted over, and where the compared genes are in them."""
-        if self.target != "log1p_cp10k" or (self.output_scale != self.target and self.per is None):
+        if self.target == "counts" or (self.output_scale != self.target and self.per is None):
             return self, counts  # library sizes have no part in it, or the prediction has no size
         library = Library.parse(self.provenance.get(LIBRARY))
         what = f"{second.noun} {second.key!r}"
@@ -208,10 +214,12 @@ class Terms:
 
     def pair(self, predicted: NDArray[np.float32], counts: Any, **where: Any) -> Pair:
         """Return predicted values of `genes` beside the counts of all measured ones."""
+        n_measured = (self.provenance.get("training") or {}).get("n_measured") or len(self.measured)
         return Pair(
             genes=self.genes,
             predicted=predicted,
-            **measured_values(counts, self.columns, target=self.target),
+            **measured_values(counts, self.columns, target=self.target, n_measured=n_measured),
+            n_measured=n_measured,
             columns=self.columns,
             measured_genes=self.measured,
             target=self.target,

@@ -91,8 +91,12 @@ class Region:
     without_cells: tuple[Any, ...] = ()
     edge_um: float | None = None
 
-    def target(self, names: list[str], target: str, *, sparse: bool = False) -> Any:
-        """Return the (n, n_genes) training target of the named genes; `sparse`: as csr where that is far smaller."""
+    def target(self, names: list[str], target: str, *, sparse: bool = False, n_measured: int | None = None) -> Any:
+        """Return the (n, n_genes) training target of the named genes.
+
+        `sparse`: as csr where that is far smaller. `n_measured`: number of genes of a log share, which is one of the
+        model and not of each slide; None: the slide's own.
+        """
         if self.counts is None or self.var is None or self.totals is None:
             raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
         columns = self.var.index.get_indexer(names)
@@ -108,7 +112,7 @@ class Region:
             and counts.nnz < MAX_FILLED * np.prod(counts.shape)
         ):
             return targets.sparse_transform(counts, self.totals, target=target)
-        return targets.transform(counts, self.totals, target=target, n_measured=self.counts.shape[1])
+        return targets.transform(counts, self.totals, target=target, n_measured=n_measured or self.counts.shape[1])
 
     @property
     def n_measured(self) -> int | None:

@@ -11,7 +11,7 @@ from stpred import metrics
 from stpred._core.checks import InputError, listing
 from stpred._core.expression.library import LIBRARY
 from stpred._core.tables import read_provenance
-from stpred._core.targets import TARGETS
+from stpred._core.targets import SCALES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ _FINER = 0.75
 
 def refused(model: Model) -> str | None:
     """Say why a model has no intervals, or return None."""
-    if model.record.target not in TARGETS:
+    if model.record.target not in SCALES:
         return f"its predictions are {model.record.target}, so nothing measured lies at a distance from them"
     if model.config.per is not None:
         return f"its predictions are amounts per {model.config.per} counts, which a location does not measure"

@@ -85,7 +85,7 @@ def as_amounts(values: NDArray[np.float32], model: Model) -> NDArray[np.float32]
         return np.maximum(values, 0)
     raise InputError(
         f"The predictions of {model.record.name!r} are {model.record.target!r}, without a scale that could add up to "
-        "counts; train with another loss."
+        "counts; train with another loss or target."
     )
 
 

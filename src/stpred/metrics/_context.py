@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, one_of, whole
 from stpred._core.expression.counts import check_counts
-from stpred._core.targets import TARGETS, dense, totals, transform
+from stpred._core.targets import SCALES, dense, totals, transform
 from stpred.metrics._per_gene import columnar, correlation, over_blocks, per_gene
 from stpred.metrics._poisson import null, rmax_of_pairs
 from stpred.metrics._windows import check_windows
@@ -49,7 +49,8 @@ def library_size_baseline(
     counts
         (n, G) raw counts of all measured genes, dense or sparse.
     target
-        Scale of the gene's own value: ``"log1p_cp10k"`` or ``"counts"``. The total of the others is always in counts.
+        Scale of the gene's own value: ``"log1p_cp10k"``, ``"counts"`` or ``"log_share"`` (of the genes in `counts`).
+        The total of the others is always in counts.
     genes
         Column positions of the genes to score; None scores all.
 
@@ -65,13 +66,15 @@ def library_size_baseline(
     >>> library_size_baseline(counts, target="counts")
     array([ 1.,  1., nan])
     """
-    one_of(target, TARGETS, name="target")
+    one_of(target, SCALES, name="target")
     matrix = columnar(counts, name="counts")
     library = totals(matrix)
     chosen = matrix if genes is None else matrix[:, np.asarray(genes, dtype=np.int64)]
 
     def kernel(block: NDArray[Any]) -> NDArray[np.float64]:
-        return correlation(transform(block, library, target=target), library[:, None] - block)
+        return correlation(
+            transform(block, library, target=target, n_measured=matrix.shape[1]), library[:, None] - block
+        )
 
     return per_gene(kernel, chosen)
 
@@ -136,7 +139,8 @@ def reliability(
     counts
         (n, G) raw counts of all measured genes of one slide, dense or sparse.
     target
-        Scale: ``"log1p_cp10k"`` or ``"counts"``. For the former, locations of which a half stays empty are excluded.
+        Scale: ``"log1p_cp10k"``, ``"counts"`` or ``"log_share"``. For the first, locations of which a half stays empty
+        are excluded.
     genes
         Column positions of the genes to score; None scores all.
     n_splits
@@ -171,7 +175,7 @@ def reliability(
     """
     from scipy.sparse import csc_matrix
 
-    one_of(target, TARGETS, name="target")
+    one_of(target, SCALES, name="target")
     whole(n_splits, name="n_splits")
     check_counts(counts)
     matrix = csc_matrix(columnar(counts, name="counts"), copy=True)
@@ -260,7 +264,7 @@ def _between_halves(halves: list[Any], *, columns: NDArray[np.int64], target: st
 
     def work(genes: slice) -> None:
         first, second = (
-            transform(dense(half[:, columns[genes]])[kept], library[kept], target=target)
+            transform(dense(half[:, columns[genes]])[kept], library[kept], target=target, n_measured=half.shape[1])
             for half, library in zip(halves, libraries, strict=True)
         )
         scores[genes] = correlation(first, second)

@@ -83,7 +83,7 @@ class BaseConfig:
         return "log1p_cp10k" if target is None else target
 
     def output_scale(self, target: str | None) -> str:
-        """Return the scale of predictions: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``."""
+        """Return the scale of predictions: ``"log1p_cp10k"``, ``"counts"``, ``"log_share"`` or ``"relative"``."""
         return scale_of(self.training_target(target))
 
     def build(self, *, n_features: int, n_genes: int) -> Model:
@@ -161,7 +161,7 @@ class Record:
     encoder, tile, gene_rule
         Recipes (their ``to_dict``).
     target
-        Output scale: ``"log1p_cp10k"``, ``"counts"`` or ``"relative"``.
+        Output scale: ``"log1p_cp10k"``, ``"counts"``, ``"log_share"`` or ``"relative"``.
     pitch_um, region
         Median spacing and name of the training locations.
     reach_um
@@ -194,6 +194,11 @@ class Record:
     training: dict[str, Any] = field(default_factory=dict)
     library: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_measured(self) -> int | None:
+        """Number of genes in the denominator of a log share; None of other scales."""
+        return self.training.get("n_measured")
 
 
 class Model(nn.Module, ABC):

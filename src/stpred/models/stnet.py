@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stpred._core.checks import InputError, one_of
 from stpred._core.disk.wheels import WHEELS
 from stpred._core.specs import TileSpec
-from stpred._core.targets import CP10K
+from stpred._core.targets import CP10K, LOG_SHARE
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.network import Network, NetworkConfig
@@ -60,6 +60,9 @@ class STNetConfig(NetworkConfig):
     criterion
         What held-out donors choose the number of epochs by: ``"mse"``, as published, or ``"pearson"``, which leaves the
         scale of each gene open.
+    n_measured
+        Number of genes in the target's denominator, one for all slides. None: all genes that any of the slides
+        measured, as published (26 949 there).
     """
 
     family: ClassVar[str] = "stnet"
@@ -74,6 +77,7 @@ class STNetConfig(NetworkConfig):
     momentum: float = 0.9
     reduction: str = "sum"
     criterion: str = "mse"
+    n_measured: int | None = None
     standardize: str = "none"
     scale_genes: bool = False
     lr: float = 1e-6
@@ -90,6 +94,7 @@ class STNetConfig(NetworkConfig):
         one_of(self.reduction, REDUCTIONS, name="reduction")
         one_of(self.criterion, CRITERIA, name="criterion")
         self.check_fraction("momentum")
+        self.check_whole("n_measured")
         if self.standardize != "none":
             raise InputError("STNet sees pixels: set `normalize`, not `standardize`.")
 
@@ -100,12 +105,7 @@ class STNetConfig(NetworkConfig):
 
     def training_target(self, target: str | None) -> str:
         """Return the published log share by default."""
-        return "log_share" if target is None and self.loss == "mse" else super().training_target(target)
-
-    def output_scale(self, target: str | None) -> str:
-        """Return log1p CP10k for the log share."""
-        scale = super().output_scale(target)
-        return "log1p_cp10k" if scale == "log_share" else scale
+        return LOG_SHARE if target is None and self.loss == "mse" else super().training_target(target)
 
 
 class STNet(Network):
@@ -113,12 +113,13 @@ class STNet(Network):
 
     Notes
     -----
-    The target is ``log((1 + count) / (n_genes + total))`` over all measured genes; predictions are turned into
-    log1p CP10k at the training locations' median library size. The last layer starts with weights of zero and the
-    training mean as bias, training tiles are turned and mirrored at random, and the number of epochs is the one of
-    least squared error on held-out donors of the training slides (or of best `criterion`). The tile is 150 um wide, as
-    in the publication. Training holds the pixels of all tiles in memory (150 kB per location), or on disk with
-    ``settings.cache_dir``; prediction streams them.
+    The target is ``log((1 + count) / (n_measured + total))``, and predictions stay on that scale, ``"log_share"``: with
+    far more genes than counts it holds the library size, so that it is log1p CP10k only where the library size is known
+    (:func:`stpred.tl.to_log1p_cp10k`). With ``target="log1p_cp10k"`` the network is trained on that instead. The last
+    layer starts with weights of zero and the training mean as bias, training tiles are turned and mirrored at random,
+    and the number of epochs is the one of least squared error on held-out donors of the training slides (or of best
+    `criterion`). The tile is 150 um wide, as in the publication. Training holds the pixels of all tiles in memory
+    (150 kB per location), or on disk with ``settings.cache_dir``; prediction streams them.
 
     Examples
     --------
@@ -144,7 +145,8 @@ class STNet(Network):
         self.register_buffer("pixel_mean", torch.full((3,), 0.5))
         self.register_buffer("pixel_std", torch.full((3,), 0.25))
         self.register_buffer("pixel_colour", torch.tensor([[0.5] * 3, [0.25] * 3]))  # of the training slides' tissue
-        self.register_buffer("library", torch.tensor([0.0, 0.0]))  # median total, number of measured genes
+        # Median total and number of measured genes, of models of before predictions stayed on the log share.
+        self.register_buffer("library", torch.tensor([0.0, 0.0]))
 
     @property
     def n_ood_features(self) -> int:
@@ -152,17 +154,13 @@ class STNet(Network):
         return 24
 
     def begin(self, batches: Sequence[Batch]) -> None:
-        """Fetch weights if wanted, measure channels and library sizes, and start at the training mean."""
+        """Fetch weights if wanted, measure channels, and start at the training mean."""
         if self.config.pretrained:
             _fetch(self.net, self.config.backbone)
         mean, std = _channels([b.features for b in batches])
         self.set_buffer("pixel_mean", mean)
         self.set_buffer("pixel_std", std)
         self.set_buffer("pixel_colour", np.mean([_colour(b) for b in batches], axis=0))
-        if batches[0].scale == "log_share":
-            totals = np.concatenate([np.asarray(b.totals) for b in batches])
-            n_genes = np.median([b.n_measured or self.n_genes for b in batches])
-            self.set_buffer("library", np.array([np.median(totals), n_genes]))
         super().begin(batches)
 
     def initialise(self, mean: NDArray[np.float64]) -> None:
@@ -220,9 +218,12 @@ class STNet(Network):
         return tiles.contiguous(memory_format=torch.channels_last)
 
     def finish(self, output: Tensor) -> Tensor:
-        """Turn the log share into log1p CP10k at the training locations' median library size."""
+        """Return the output as it is, or shares of the likelihood of counts.
+
+        Models stored before 2026-12 turn the log share into log1p CP10k at the training locations' median library size.
+        """
         total, n_genes = self.library.tolist()
-        if total == 0:  # trained on another target, or published weights: the log share itself
+        if total == 0:
             return super().finish(output) if self.config.loss == "nb" else output
         counts = (output.exp() * (n_genes + total) - 1).clamp(min=0)
         return torch.log1p(counts * (CP10K / total))

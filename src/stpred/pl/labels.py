@@ -22,7 +22,10 @@ def best_genes(table: AnnData, n: int = 3) -> list[str]:
 
 def unit_of(scale: str | None) -> str:
     """Name a scale as it is written beside a colour bar."""
-    return {"log1p_cp10k": "log1p CP10k", "counts": "counts", "relative": "relative expression"}.get(scale or "", "")
+    names = {
+        "log1p_cp10k": "log1p CP10k", "counts": "counts", "log_share": "log share", "relative": "relative expression",
+    }  # fmt: skip
+    return names.get(scale or "", "")
 
 
 def title_of(table: AnnData, name: str) -> str:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from stpred.tl._trust.correct import correct
     from stpred.tl._trust.coverage import coverage
     from stpred.tl._trust.recalibrate import recalibrate
+    from stpred.tl._trust.to_log1p_cp10k import to_log1p_cp10k
 
 _HOMES = {
     "attribution": "_trust.attribution",
@@ -81,6 +82,7 @@ _HOMES = {
     "summarise": "_evaluation.summarise",
     "surroundings": "_evaluation.surroundings",
     "survival": "_samples.survival",
+    "to_log1p_cp10k": "_trust.to_log1p_cp10k",
     "train": "_predictors.train",
     "withheld_sections": "_robustness.withheld_sections",
     "withheld_spots": "_robustness.withheld_spots",
@@ -122,6 +124,7 @@ __all__ = [
     "summarise",
     "surroundings",
     "survival",
+    "to_log1p_cp10k",
     "train",
     "withheld_sections",
     "withheld_spots",

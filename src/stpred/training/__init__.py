@@ -5,7 +5,7 @@ from stpred.training._fit import Fitted, Relabel, fit, fit_and_score
 from stpred.training._moco import pretrain
 from stpred.training._plan import announce, fold_groups, group_folds, leave_groups_out, plan
 from stpred.training._run import Run, add_to_digest, resumable
-from stpred.training._scores import HeldOut
+from stpred.training._scores import HeldOut, criterion_of
 from stpred.training._select import Choice, choose_config, held_out_scores
 from stpred.training._tuning.networks import copied
 from stpred.training._tuning.tune import Tuned, can_tune, tune
@@ -23,6 +23,7 @@ __all__ = [
     "can_tune",
     "choose_config",
     "copied",
+    "criterion_of",
     "fit",
     "fit_and_score",
     "fold_groups",

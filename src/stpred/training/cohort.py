@@ -15,7 +15,7 @@ from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.elements import normalisation
 from stpred._core.places import Place
 from stpred._core.specs import GeneRule, TileSpec
-from stpred._core.targets import TARGETS
+from stpred._core.targets import LOG_SHARE, SCALES
 from stpred.encoders.beside import PIXELS, PixelsBeside
 from stpred.encoders.tokens import token_edge_um
 from stpred.models import Model
@@ -108,7 +108,9 @@ class Cohort:
     def batches(self, config: BaseConfig, encoder: Encoder, *, target: str | None) -> list[Batch]:
         """Embed every slide for a family."""
         return [
-            measured(r, self.names, config, target=target).put(data.reader_for(r, encoder, config.needs).whole())
+            measured(r, self.names, config, target=target, n_measured=n_measured(config, self.regions)).put(
+                data.reader_for(r, encoder, config.needs).whole()
+            )
             for r in self.regions
         ]
 
@@ -157,6 +159,7 @@ class Cohort:
             "mpp": {r.slide: round(r.pyramid.mpp, 5) for r in regions},
             "target": next(b.scale for b in batches if b.y is not None),
             "scored_on": scored_scale(config, target),
+            **({"n_measured": n_measured(config, regions)} if config.training_target(target) == LOG_SHARE else {}),
             **_normalisation(regions),
             **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
         }
@@ -240,19 +243,36 @@ def scored_scale(config: BaseConfig, target: str | None) -> str:
     Relative outputs are scored on log1p CP10k: on raw counts, the library size alone would make any gene look good.
     """
     scale = config.output_scale(target)
-    return scale if scale in TARGETS and config.per is None else "log1p_cp10k"
+    return scale if scale in SCALES and config.per is None else "log1p_cp10k"
+
+
+def n_measured(config: BaseConfig, regions: Iterable[data.Region]) -> int | None:
+    """Return the number of genes in the denominator of log shares: the family's setting, or all that were measured."""
+    genes = [r.var.index for r in regions if r.var is not None]
+    return getattr(config, "n_measured", None) or (len(set().union(*genes)) if genes else None)
 
 
 def measured(
-    region: data.Region, names: list[str], config: BaseConfig, *, target: str | None, scored_on: str | None = None
+    region: data.Region,
+    names: list[str],
+    config: BaseConfig,
+    *,
+    target: str | None,
+    n_measured: int | None,
+    scored_on: str | None = None,
 ) -> data.Targets:
-    """Return what a batch carries of the measurement: training target, what it is, and what is scored against."""
+    """Return what a batch carries of the measurement: training target, what it is, and what is scored against.
+
+    `scored_on` is for correlations: a family whose epochs are chosen by squared error is scored on its own scale.
+    """
     if config.takes_images and region.counts is None:
         return data.Targets()
     scale = config.training_target(target)
-    scored = scored_scale(config, target) if scored_on is None else scored_on
-    truth = None if scored == scale else region.target(names, scored, sparse=config.sparse_targets)
-    y = region.target(names, scale, sparse=config.sparse_targets)
+    by_error = training.criterion_of(config.model_class, config) == "mse"
+    scored = scored_scale(config, target) if scored_on is None or by_error else scored_on
+    how: dict[str, Any] = {"sparse": config.sparse_targets, "n_measured": n_measured}
+    truth = None if scored == scale else region.target(names, scored, **how)
+    y = region.target(names, scale, **how)
     return data.Targets(y, truth, scale, region.measures(names) if config.takes_images else None)
 
 

@@ -74,8 +74,8 @@ def test_pixels_stream_through_in_blocks(
     model = st.tl.train(train, PIXELS, genes=st.GeneRule("mean", n=6), shapes_key="spots", tile=TILE)
     assert model.record.encoder["name"] == "pixels"
     assert model.record.tile == {"mpp": 3.5, "size_px": 32}
-    assert model.record.target == "log1p_cp10k"
-    assert model.record.training["target"] == "log_share"
+    assert model.record.target == model.record.training["target"] == model.record.training["scored_on"] == "log_share"
+    assert model.record.n_measured == len(cohort[list(cohort)[0]].tables["spots_counts"].var)
     unseen.shapes["some"] = unseen.shapes["cells"].iloc[::6]
     model = st.tl.train(train, replace(PIXELS, normalize="slide"), genes=["EPCAM"], shapes_key="spots", tile=TILE)
     whole = st.tl.predict(unseen, model, shapes_key="some", inplace=False)

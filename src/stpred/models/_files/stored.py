@@ -9,9 +9,10 @@ from typing import Any
 
 from stpred._core.checks import InputError, listing
 from stpred._core.disk import stored
+from stpred._core.targets import SCALES
 from stpred.models.base import MAX_UM, Model, Record
 
-TARGETS = ("log1p_cp10k", "counts", "relative")
+TARGETS = (*SCALES, "relative")
 MAX_GENES = 200_000
 
 

@@ -12,7 +12,7 @@ from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
-from stpred._core.targets import TARGETS, TRAINED_ON, scale_of
+from stpred._core.targets import SCALES, TARGETS, TRAINED_ON, scale_of
 from stpred.models import registry
 from stpred.models.base import BaseConfig
 from stpred.tl._evaluation.fold_scores import Study
@@ -214,8 +214,8 @@ def _scales(scored_on: str | Sequence[str] | None, target: str | None) -> list[s
         return [TARGETS[0] if target is None else scale_of(target)]
     scales = [scored_on] if isinstance(scored_on, str) else list(scored_on)
     if not scales:
-        raise InputError(f"`scored_on` is empty; give one or more of {listing(TARGETS)}.")
-    return [one_of(s, TARGETS, name="scored_on") for s in dict.fromkeys(scales)]
+        raise InputError(f"`scored_on` is empty; give one or more of {listing(SCALES)}.")
+    return [one_of(s, SCALES, name="scored_on") for s in dict.fromkeys(scales)]
 
 
 def _grids(models: Any) -> dict[str, list[BaseConfig]]:

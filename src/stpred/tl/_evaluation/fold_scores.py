@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from stpred import data, metrics, training
 from stpred._core import keys
 from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.targets import LOG_SHARE
 from stpred.comparison.scoring import Measured, context, scores, tidy
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.tl._evaluation.kept_scores import KeptScores, identities
 from stpred.tl._evaluation.out_of_fold import OutOfFold, Prediction
-from stpred.training.cohort import encoder_of, measured, scored_scale, suited
+from stpred.training.cohort import encoder_of, measured, n_measured, scored_scale, suited
 
 POOLED = "pearson_pooled"
 METRICS = 2
@@ -73,7 +74,9 @@ class Study:
         genes = [g for g in chosen if all(g in self.regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
         rows = [self._scores_of(name, fold, genes).assign(model=name, fold=fold.name) for name in self.grids]
         return rows + [
-            _context(fold, s, self.regions, genes, scale).assign(fold=fold.name, slide=s, target=scale)
+            _context(fold, s, self.regions, genes, scale, n_measured=self._n_measured(BaseConfig)).assign(
+                fold=fold.name, slide=s, target=scale
+            )
             for s in fold.test
             for scale in self.scales
         ]
@@ -111,7 +114,7 @@ class Study:
             batch = _rows(self.batches[_input_key(config, self.encoder)][s], rows)
             raw, spread = model.predict(batch)
             for scale in self.scales:
-                truth = _measured(_part(self.regions[s], rows), genes, scale)
+                truth = _measured(_part(self.regions[s], rows), genes, scale, n_measured=self._n_measured(config))
                 comparable = scored_scale(config, self.target) == scale
                 comparable = comparable and config.output_scale(self.target) != "relative"
                 found = scores(model.as_scored(raw), truth, comparable=comparable)
@@ -123,6 +126,7 @@ class Study:
                         slide=s, rows=rows, genes=genes, mean=raw, std=spread, ood_distance=model.ood_distance(batch),
                         slide_limit=chosen.get("slide_limit"), scale=config.output_scale(self.target), per=config.per,
                         family=config.family, config=config.to_dict(), chosen=settings,
+                        n_measured=self._n_measured(config) if config.output_scale(self.target) == LOG_SHARE else None,
                         encoder=_encoder_name(config, self.encoder), fold=fold.name, trained_on=list(fold.train),
                     )
                 )  # fmt: skip
@@ -140,9 +144,14 @@ class Study:
         for i, config in enumerate(options):
             inner[i] = [
                 _rows(
-                    measured(self.regions[s], genes, config, target=self.target, scored_on=self.scales[0]).put(
-                        self.batches[_input_key(config, self.encoder)][s]
-                    ),
+                    measured(
+                        self.regions[s],
+                        genes,
+                        config,
+                        target=self.target,
+                        scored_on=self.scales[0],
+                        n_measured=self._n_measured(config),
+                    ).put(self.batches[_input_key(config, self.encoder)][s]),
                     rows,
                 )
                 for s, rows in fold.train.items()
@@ -155,6 +164,10 @@ class Study:
             typical=self.out_of_fold is not None, run=self.run, folds=choice.folds,
         )  # fmt: skip
         return model, options[choice.best], chosen
+
+    def _n_measured(self, config: Any) -> int | None:
+        """Return the number of genes of a log share: of all slides, so that it is the same in every fold."""
+        return n_measured(config, self.regions.values())
 
 
 def _part(region: data.Region, rows: NDArray[np.int64] | None) -> data.Region:
@@ -223,21 +236,26 @@ def _encoder_name(config: BaseConfig, given: Any) -> str:
     return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
 
 
-def _measured(region: data.Region, names: list[str], target: str) -> Measured:
+def _measured(region: data.Region, names: list[str], target: str, *, n_measured: int | None) -> Measured:
     columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
-    return Measured(region.counts, columns, region.target(names, target), target, region.coords_um)
+    values = region.target(names, target, n_measured=n_measured)
+    return Measured(region.counts, columns, values, target, region.coords_um)
 
 
 def _context(
-    fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str
-) -> pd.DataFrame:
+    fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str, *,
+    n_measured: int | None,
+) -> pd.DataFrame:  # fmt: skip
     """Return what scores on a held-out slide are compared with, as rows of further models."""
-    truth = _measured(_part(regions[slide], fold.test[slide]), names, target)
+    truth = _measured(_part(regions[slide], fold.test[slide]), names, target, n_measured=n_measured)
     found = context(truth)
     parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in keys.CONTEXT[:2]]
     ceilings = ("rmax", "reliability") if target == "counts" else ("reliability",)
     parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=keys.CEILING))
-    total = sum(_part(regions[s], r).target(names, target).sum(axis=0, dtype=np.float64) for s, r in fold.train.items())
+    total = sum(
+        _part(regions[s], r).target(names, target, n_measured=n_measured).sum(axis=0, dtype=np.float64)
+        for s, r in fold.train.items()
+    )
     n = sum(len(regions[s].coords_um) if r is None else len(r) for s, r in fold.train.items())
     mean = np.broadcast_to(total / n, truth.observed.shape)
     errors = {name: getattr(metrics, name)(mean, truth.observed) for name in ("r2", "rmse", "mae")}

@@ -31,8 +31,8 @@ class Prediction:
         (n, G) float32; `std` None where the model gives none.
     ood_distance, slide_limit
         (n,) distances from the training tiles, and the median up to which a slide counts as alike.
-    scale, per
-        Output scale; of predicted amounts, the total counts they refer to.
+    scale, per, n_measured
+        Output scale; of predicted amounts, the total counts they refer to; of a log share, its number of genes.
     family, config, chosen, encoder, fold, trained_on
         What predicted it through which encoder, and the slides that it learned from.
     """
@@ -46,6 +46,7 @@ class Prediction:
     slide_limit: float | None
     scale: str
     per: int | None
+    n_measured: int | None
     family: str
     config: dict[str, Any]
     chosen: str
@@ -130,7 +131,10 @@ def _table(
             **({} if first.per is None else {"per": first.per}),
             LIBRARY: library,
             "cross_validated": [{"fold": p.fold, "trained_on": p.trained_on, "chosen": p.chosen} for p in parts],
-            "training": {"slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)}},
+            "training": {
+                "slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)},
+                **({} if first.n_measured is None else {"n_measured": first.n_measured}),
+            },
             "slide": slide_ood_summary(np.concatenate([p.ood_distance for p in parts]), _one_limit(parts)),
             "image": region.pyramid.fingerprint,
             "image_key": region.image_key,

@@ -250,8 +250,9 @@ def _measured(model: Model, region: data.Region) -> data.Targets:
     """Return what a batch carries of the measurement, on the scales that the model was trained and scored on."""
     names, trained = model.record.genes, model.record.training
     scale, scored = trained["target"], trained.get("scored_on") or trained["target"]
-    y = region.target(names, scale, sparse=model.config.sparse_targets)
-    truth = None if scored == scale else region.target(names, scored, sparse=model.config.sparse_targets)
+    how: dict[str, Any] = {"sparse": model.config.sparse_targets, "n_measured": model.record.n_measured}
+    y = region.target(names, scale, **how)
+    truth = None if scored == scale else region.target(names, scored, **how)
     return data.Targets(y, truth, scale)
 
 

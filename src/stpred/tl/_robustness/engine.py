@@ -17,7 +17,7 @@ from stpred._core.elements import find_table, table_instances
 from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.specs import Posterior
-from stpred._core.targets import dense
+from stpred._core.targets import SCALES, dense
 from stpred.comparison.scoring import tidy
 from stpred.models import registry
 from stpred.tl._predictors.predict import predict
@@ -183,7 +183,7 @@ class Trial:
     ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
         """Return per-gene scores at a region's locations, or at some rows of it, and the rows that were scored."""
         genes = [g for g, there in zip(genes, region.measures(genes), strict=True) if there]
-        scale = one_of(model.record.training[SCALE], ("counts", "log1p_cp10k"), name=SCALE)
+        scale = one_of(model.record.training[SCALE], SCALES, name=SCALE)
         region = region if rows is None else region.take(rows)
         at, values, ranks = self.predict(model, region, genes)
         if len(at) < MIN_LOCATIONS:
@@ -191,7 +191,7 @@ class Trial:
                 f"Slide {region.slide!r} has predictions at {len(at)} measured locations, fewer than {MIN_LOCATIONS}; "
                 "nothing can be scored there."
             )
-        truth = region.target(genes, scale)[at]
+        truth = region.target(genes, scale, n_measured=model.record.n_measured)[at]
         comparable = model.record.target != "relative"
         found = {"pearson": metrics.pearson(values, truth), "spearman": metrics.spearman(values, truth)}
         found["r2"] = metrics.r2(values, truth) if comparable else np.full(len(genes), np.nan)

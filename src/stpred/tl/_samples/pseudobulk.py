@@ -20,6 +20,14 @@ KIND = "pseudobulk"
 
 TOTAL = "total_counts"
 
+_AVERAGES = {
+    "counts": "sum",
+    "relative": "mean",
+    "cp10k": "log1p(mean)",
+    targets.LOG_SHARE: "log(mean(exp))",
+}
+"""How the values of a scale are averaged; log1p CP10k otherwise."""
+
 
 def pseudobulk(
     slides: Mapping[str, SpatialData] | SpatialData,
@@ -106,7 +114,7 @@ def pseudobulk(
         "layer": layer,
         "output_scale": "log1p_cp10k" if scale == "cp10k" else scale,
         "comparable": "within genes only" if scale == "relative" else "within and between genes",
-        "average": {"counts": "sum", "relative": "mean", "cp10k": "log1p(mean)"}.get(scale, "log1p(mean(expm1))"),
+        "average": _AVERAGES.get(scale, "log1p(mean(expm1))"),
         "in_distribution_only": in_distribution_only,
         "models": {name: side.provenance.get("model_id") for name, side in sides.items()},
         "genes_left_out": {name: side.table.n_vars - len(genes) for name, side in sides.items()},
@@ -119,27 +127,31 @@ def pseudobulk(
 def bulk_profile(values: Any, *, scale: str) -> NDArray[np.float64]:
     """Return the (G,) profile of (N, G) dense or sparse values: counts summed, others averaged as amounts of RNA.
 
-    `scale`: ``"log1p_cp10k"``, ``"cp10k"`` (the same before the logarithm), ``"counts"`` or ``"relative"``.
+    `scale`: ``"log1p_cp10k"``, ``"cp10k"`` (the same before the logarithm), ``"counts"``, ``"log_share"`` or
+    ``"relative"``.
     """
     if scale == "counts":
         return np.asarray(values.sum(axis=0), dtype=np.float64).ravel()
     dense = targets.dense(values)
     if scale == "relative":
         return dense.mean(axis=0)
+    if scale == targets.LOG_SHARE:
+        return np.log(np.exp(dense).mean(axis=0))
     return np.log1p((np.expm1(dense) if scale == "log1p_cp10k" else dense).mean(axis=0))
 
 
 def log1p_cpm(bulk: AnnData) -> tuple[NDArray[np.float64], str]:
     """Return the (S, G) values of a pseudo-bulk for models and correlations, and their scale.
 
-    Sums of counts become log1p counts per million of the slide, log1p CP10k the same; ``"relative"`` stays.
+    Sums of counts become log1p counts per million of the slide, log1p CP10k the same; ``"relative"`` and log shares
+    stay as they are.
     """
     facts = tables.read_prediction(bulk, what="pseudo-bulk")
     if facts.get("kind") != KIND:
         raise InputError(f"A pseudo-bulk from stpred.tl.pseudobulk is needed, got {facts.get('kind')!r}.")
     X = targets.dense(bulk.X)
     scale = str(facts["output_scale"])
-    if scale == "relative":
+    if scale in ("relative", targets.LOG_SHARE):
         return X, scale
     if scale == "counts":
         total = bulk.obs[TOTAL].to_numpy(dtype=np.float64)

@@ -12,6 +12,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing, warn
 from stpred._core.expression.library import Library, Overlap
 from stpred._core.places import Place
+from stpred._core.targets import LOG_SHARE
 from stpred.inference.intervals import as_stable, calibrate, refused
 from stpred.inference.predictor import Predictor, load_trained
 from stpred.inference.provenance import trained_on
@@ -114,7 +115,7 @@ def conformal(
         )
     libraries: dict[str, Overlap] = {}
     for region in regions.values():
-        if trained.record.target == "log1p_cp10k":
+        if trained.record.target in ("log1p_cp10k", LOG_SHARE):
             region, compared = data.on_library(region, Library.parse(trained.record.library))
             if compared is not None:
                 libraries[region.slide] = compared
@@ -127,7 +128,8 @@ def conformal(
         found = np.full((len(region.coords_um), len(names)), np.nan)
         guess = predictor.values(region)[:, measured]
         scale = trained.record.target
-        found[:, measured] = as_stable(region.target(genes, scale), scale) - as_stable(guess, scale)
+        truth = region.target(genes, scale, n_measured=trained.record.n_measured)
+        found[:, measured] = as_stable(truth, scale) - as_stable(guess, scale)
         residuals.append(found)
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     calibrate(

@@ -110,7 +110,8 @@ def correct(
     if both.output_scale != "log1p_cp10k" and both.per is None:
         raise InputError(
             f"Table {predicted_key!r} holds predictions as {both.output_scale!r}; only those on the scale "
-            "'log1p_cp10k' can be averaged with measured expression."
+            "'log1p_cp10k' can be averaged with measured expression"
+            + ("; see stpred.tl.to_log1p_cp10k." if both.output_scale == "log_share" else ".")
         )
     if not allow_training_slide:
         _refuse_own(provenance, predicted_key)

@@ -9,7 +9,7 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import key_in_frame, table_instances
 from stpred._core.expression.library import LIBRARY
-from stpred._core.targets import dense
+from stpred._core.targets import LOG_SHARE, dense
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import HIGH, LOW
 from stpred.tl._trust.gamma_poisson import shrink
@@ -127,7 +127,8 @@ def recalibrate(
     slope[columns], offset[columns] = found[0] / unit, found[1] - found[0] * centre / unit
     # Genes that were not measured stay as they are, which they cannot on another scale.
     kept = np.ones(table.n_vars, dtype=bool) if both.comparable else np.isfinite(slope)
-    new = np.where(np.isfinite(slope), np.maximum(values * np.nan_to_num(slope) + np.nan_to_num(offset), 0), values)
+    line = values * np.nan_to_num(slope) + np.nan_to_num(offset)
+    new = np.where(np.isfinite(slope), line if both.target == LOG_SHARE else np.maximum(line, 0), values)
     provenance = tables.read_provenance(table, what=f"table {predicted_key!r}")
     provenance.pop("intervals", None)
     summary: dict[str, Any] = {
