@@ -156,7 +156,7 @@ def read_slides(
         slide.changed = changed_values(table, provenance, what=f"table {predicted_key!r} of slide {str(name)!r}")
         if measured_key is not None:
             slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
-            if "intervals" in provenance:
+            if "intervals" in provenance and not provenance["intervals"].get("withheld"):
                 slide.covered = interval_coverage(slide.both, table, predicted_key)
         found.append(slide)
     return found

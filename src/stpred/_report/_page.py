@@ -375,8 +375,13 @@ def _intervals(stated: dict[str, Any]) -> str:
     if level is None:
         return ""
     held = level.get("coverage")
+    notes = "".join(f" {sentence}" for sentence in stated.get("doubts", ()))
+    if stated.get("withheld"):
+        return f"withheld: {notes.strip()}"
+    if not stated.get("slides"):
+        return f"of {stated.get('how', 'not stated what')}.{notes}"
     text = f": at {LEVEL:.0%} they held {held:.0%} of the measurements of slides left out" if held is not None else ""
-    return f"calibrated on {len(stated.get('slides', []))} slides ({stated.get('how', 'not stated how')}){text}"
+    return f"calibrated on {len(stated['slides'])} slides ({stated.get('how', 'not stated how')}){text}.{notes}"
 
 
 def _rule(rule: dict[str, Any]) -> str:

@@ -66,6 +66,10 @@ def _warnings_of_slides(content: Content) -> list[str]:
             "The predictions are relative: correlations mean something, their size does not, and there is no R2 or "
             "RMSE."
         )
+    doubts = [d for s in slides for d in (s.provenance.get("intervals") or {}).get("doubts", ())]
+    doubts += [d for s in slides if s.covered is not None for d in s.covered.attrs.get("doubts", ())]
+    if doubts:
+        messages.append("Intervals may not hold here. " + " ".join(dict.fromkeys(doubts)))
     messages += [s.changed for s in slides if s.changed is not None]
     if other := [s.name for s in slides if s.both is not None and s.both.same_library is False]:
         messages.append(

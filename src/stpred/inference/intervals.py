@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred import metrics
 from stpred._core.checks import InputError, listing
-from stpred._core.expression.library import LIBRARY
+from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.tables import read_provenance
-from stpred._core.targets import SCALES
+from stpred._core.targets import LOG_SHARE, SCALES, totals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,12 @@ LEVEL = 0.9
 LOWER, UPPER = "lower", "upper"
 LOW, HIGH = "interval_low", "interval_high"
 OFFSETS = "interval_offsets"
+
+_PRIOR_LOCATIONS, _GENE_GROUPS, _GROUP_SIZE = 10, 5, 20
+"""Locations that the usual spread of a gene counts for; groups of genes of similar amount, and their least size."""
+
+_OTHER_DEPTH = 2.0
+"""Ratio of library sizes from which on the noise of a measurement is another one."""
 
 _FINER = 0.75
 """Share of the width of the calibrated locations below which others are finer: fewer counts, and more noise."""
@@ -56,6 +62,7 @@ def calibrate(
     groups: Sequence[str],
     width_um: float,
     calibrated_on: str,
+    donors_given: bool = True,
 ) -> None:
     """Write the intervals of all levels into the model's record.
 
@@ -69,6 +76,8 @@ def calibrate(
         Names of these slides, their donors, and which slides these are, as text.
     width_um
         Median width of their locations.
+    donors_given
+        Whether `groups` are donors, and not slides of donors that nobody named.
     """
     found = {level: metrics.conformal_intervals(residuals, level=level, groups=groups) for level in LEVELS}
     record = model.record
@@ -76,6 +85,7 @@ def calibrate(
         "scale": "sqrt" if record.target == "counts" else "identity",
         "slides": list(slides),
         "n_donors": len(set(groups)),
+        "donors_given": donors_given,
         "width_um": round(width_um, 3),
         "how": calibrated_on,
         "levels": [
@@ -94,13 +104,50 @@ def calibrate(
     record.var |= {LOW: usual["low"], HIGH: usual["high"]}
 
 
-def provenance_of(model: Model) -> dict[str, Any]:
-    """Return what the provenance of a table says of its intervals."""
+def doubts(stated: Mapping[str, Any], *, unlike: bool, trained_donors: int | None = None) -> list[str]:
+    """Return why intervals may not hold for a slide, as sentences.
+
+    Parameters
+    ----------
+    stated
+        How they were calibrated, as the model's record says.
+    unlike
+        Whether the slide is out of distribution.
+    trained_donors
+        Number of donors of the training slides, if it is known.
+    """
+    found = []
+    if unlike:
+        found.append("The slide is out of distribution: its intervals are too narrow.")
+    if stated.get("n_donors") == 1 or trained_donors == 1:
+        found.append("One donor was seen: the intervals hold between sections of that donor, and not for another.")
+    elif stated.get("donors_given") is False:
+        found.append("No donors were named: if slides of one donor calibrated the intervals, they hold for that donor.")
+    return found
+
+
+def provenance_of(model: Model, *, unlike: bool = False, withheld: bool = False) -> dict[str, Any]:
+    """Return what the provenance of a table says of its intervals; `unlike`: the slide is out of distribution."""
     if not model.record.intervals:
         return {}
     found = dict(model.record.intervals)
+    trained = model.record.training
+    donors = trained.get("n_donors") if trained.get("donors_given") else None
+    found |= {"doubts": doubts(found, unlike=unlike, trained_donors=donors), "withheld": withheld}
     found["levels"] = [{k: v for k, v in i.items() if k not in ("low", "high")} for i in found["levels"]]
     return {"intervals": found}
+
+
+def stated_of(n_locations: int, key: str) -> dict[str, Any]:
+    """Return the provenance of intervals of :func:`of_residuals`."""
+    return {
+        "how": f"{n_locations} measured locations of the slide, each left out",
+        "of": key,
+        "slides": [],
+        "levels": [{"level": level} for level in LEVELS],
+        "doubts": [],
+        "withheld": False,
+    }
 
 
 def apply_to(model: Model, width_um: float) -> bool:
@@ -139,10 +186,31 @@ def put_intervals(table: AnnData, model: Model, columns: Sequence[int], level: f
 def bounds(
     predicted: Any, offsets: NDArray[np.float64], at: int, *, output_scale: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the (n, G) borders of the intervals of one level; nothing measured is below zero."""
+    """Return the (n, G) borders of the intervals of one level; nothing measured is below zero but log shares."""
     stable = as_stable(predicted, output_scale)
-    low, high = (np.maximum(stable + offsets[:, 2 * at + side], 0) for side in (0, 1))
+    least = -np.inf if output_scale == LOG_SHARE else 0.0
+    low, high = (np.maximum(stable + offsets[:, 2 * at + side], least) for side in (0, 1))
     return (np.square(low), np.square(high)) if output_scale == "counts" else (low, high)
+
+
+def of_residuals(residuals: NDArray[np.float64], amount: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (G, 2 * number of levels) offsets from (n, G) left-out residuals of a few locations of the slide itself.
+
+    A gene's own quantiles would need hundreds of locations. Residuals are divided by each gene's standard deviation,
+    that of a few locations drawn towards the usual one, and quantiles are taken over genes of similar `amount` (G,),
+    which are skewed alike.
+    """
+    n, n_genes = residuals.shape
+    squares = np.square(residuals).sum(axis=0)
+    usual = float(np.median(squares)) / n
+    spread = np.sqrt(np.maximum((squares + _PRIOR_LOCATIONS * usual) / (n + _PRIOR_LOCATIONS), 1e-12))
+    scaled = residuals / spread
+    out = np.empty((n_genes, 2 * len(LEVELS)))
+    for genes in np.array_split(np.argsort(amount, kind="stable"), max(1, min(_GENE_GROUPS, n_genes // _GROUP_SIZE))):
+        for k, level in enumerate(LEVELS):
+            ends = np.quantile(scaled[:, genes], [(1 - level) / 2, (1 + level) / 2])
+            out[genes, 2 * k : 2 * k + 2] = ends * spread[genes, None]
+    return out
 
 
 def interval_coverage(both: Pair, table: AnnData, predicted_key: str) -> pd.DataFrame:
@@ -153,13 +221,19 @@ def interval_coverage(both: Pair, table: AnnData, predicted_key: str) -> pd.Data
     import pandas as pd
 
     provenance = read_provenance(table, what=f"table {predicted_key!r}")
-    if OFFSETS not in table.varm or "intervals" not in provenance:
+    stated = provenance.get("intervals", {})
+    if stated.get("withheld"):
+        raise InputError(
+            f"The intervals of table {predicted_key!r} were withheld, since the slide is out of distribution; correct "
+            "it by a few measured spots (stpred.tl.recalibrate), or predict with interval=0.9 to have them anyway."
+        )
+    if OFFSETS not in table.varm or not stated:
         raise InputError(
             f"Table {predicted_key!r} has no intervals; calibrate its model with stpred.tl.conformal and predict again."
         )
     offsets = np.asarray(table.varm[OFFSETS])[table.var_names.get_indexer(both.genes)]
     parts = []
-    for at, interval in enumerate(provenance["intervals"]["levels"]):
+    for at, interval in enumerate(stated["levels"]):
         low, high = bounds(both.predicted, offsets, at, output_scale=both.output_scale)
         coverage = metrics.coverage(both.observed, low, high)
         frame = {
@@ -173,7 +247,23 @@ def interval_coverage(both: Pair, table: AnnData, predicted_key: str) -> pd.Data
     if both.same_library is False:
         result["same_library"] = False
     result.attrs["library"] = both.matching.get(LIBRARY, {})
+    result.attrs["doubts"] = [*stated.get("doubts", ()), *_of_depth(both, provenance)]
     return result
+
+
+def _of_depth(both: Pair, provenance: Mapping[str, Any]) -> list[str]:
+    """Say that a measurement is far deeper or shallower than what the intervals were calibrated on."""
+    library = Library.parse(provenance.get(LIBRARY))
+    if library is None or both.output_scale == "counts" or "recalibrated" in provenance:
+        return []
+    depth = float(np.median(totals(both.counts)))
+    if 1 / _OTHER_DEPTH <= depth / max(library.median_size, 1e-9) <= _OTHER_DEPTH:
+        return []
+    wrong = "wide" if depth > library.median_size else "narrow"
+    return [
+        f"The measurement has {depth:.3g} counts per location, the training {library.median_size:.3g}, and with that "
+        f"another noise: the intervals are too {wrong}."
+    ]
 
 
 def _rounded(value: Any) -> float | None:

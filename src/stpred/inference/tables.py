@@ -39,7 +39,8 @@ def predict_table(
     region
         Locations.
     interval
-        Level of the intervals whose borders are written; None: of none.
+        Level of the intervals whose borders are written; None: of none, and on a slide that is out of distribution no
+        offsets either.
     spots
         Measured locations whose counts predictions are to add up to.
     """
@@ -65,9 +66,11 @@ def predict_table(
         mean, std = preserved(mean, region.coords_um, spots, model), None
         provenance |= {"output_scale": "counts", "preserved": spots.region.shapes_key}
     var = predictor.var
+    unlike = slide["slide"]["in_distribution"] is False
+    withheld = unlike and interval is None
     if comparable:
-        provenance |= intervals.provenance_of(model)
-    else:
+        provenance |= intervals.provenance_of(model, unlike=unlike, withheld=withheld)
+    if not comparable or withheld:
         var = var.drop(columns=[intervals.LOW, intervals.HIGH], errors="ignore")
     table = tables.build_table(
         mean,
@@ -79,8 +82,10 @@ def predict_table(
         layers=None if std is None else {keys.STD: std},
         provenance=provenance,
     )
-    if comparable:
+    if comparable and not withheld:
         intervals.put_intervals(table, model, columns, interval)
+        if unlike and interval is not None:
+            warn("The slide is out of distribution, so its intervals are too narrow; see stpred.tl.recalibrate.")
     warn_out_of_distribution(model, obs[keys.OOD_SCORE])
     return table
 

@@ -347,4 +347,6 @@ def _calibrate(
         groups=tuned.units if tuned.by_block else [donors[s] for s in tuned.units],
         width_um=float(np.median([data.median_width_um(r) for r in regions])),
         calibrated_on=f"own {'blocks' if tuned.by_block else 'donors'}, by models that were fine-tuned without them",
+        donors_given=bool(model.record.training.get("donors_given")),
     )
+    model.record.intervals["n_donors"] = len(set(donors.values()))

@@ -139,6 +139,7 @@ def conformal(
         groups=list(donors.values()),
         width_um=float(np.median([data.median_width_um(r) for r in regions.values()])),
         calibrated_on="slides that the model was not trained on",
+        donors_given=groups is not None,
     )
     different = _different(trained, libraries)
     levels = trained.record.intervals["levels"]

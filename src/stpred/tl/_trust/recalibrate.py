@@ -11,7 +11,8 @@ from stpred._core.elements import key_in_frame, table_instances
 from stpred._core.expression.library import LIBRARY
 from stpred._core.targets import LOG_SHARE, dense
 from stpred.comparison.pairing import pair
-from stpred.inference.intervals import HIGH, LOW
+from stpred.inference import intervals
+from stpred.inference.intervals import as_stable
 from stpred.tl._trust.gamma_poisson import shrink
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _PRIOR_FREE = 10
 
 MIN_SLOPE = 0.1
 """Share of the median gene's slope that every gene keeps: a few locations may suggest that it turns around."""
+
+_PARTS = 20
+"""Parts of the measured locations that are left out in turn for intervals."""
 
 SLOPE, OFFSET = "recalibrated_slope", "recalibrated_offset"
 
@@ -72,10 +76,13 @@ def recalibrate(
 
     Returns
     -------
-    None, or the table: ``X`` float32 on `target`, never below zero; ``var["recalibrated_slope"]`` and
-    ``["recalibrated_offset"]`` (NaN for genes that were not measured, which stay as they are, or are excluded from a
-    relative prediction); everything else as in the prediction but for its intervals and ``std``, which were of the old
-    scale. Where the measurement counts its library sizes over other genes than the model was trained on, a warning says
+    None, or the table: ``X`` float32 on `target`, never below zero (but for log shares); ``var["recalibrated_slope"]``
+    and ``["recalibrated_offset"]`` (NaN for genes that were not measured, which stay as they are, or are excluded from
+    a relative prediction); intervals of this slide, from what each measured location lies off the lines through the
+    others (``varm["interval_offsets"]``, ``var["interval_low"]``, ``["interval_high"]``, NaN for genes without a line),
+    in place of those of other slides; everything else as in the prediction but for ``std``, which was of the old scale.
+    Intervals of a few locations in one place hold for tissue like that place: let `instances` be spread over the slide.
+    Where the measurement counts its library sizes over other genes than the model was trained on, a warning says
     so: recalibrated genes are then on the scale of the measurement, the others on that of the model.
 
     Raises
@@ -130,7 +137,12 @@ def recalibrate(
     line = values * np.nan_to_num(slope) + np.nan_to_num(offset)
     new = np.where(np.isfinite(slope), line if both.target == LOG_SHARE else np.maximum(line, 0), values)
     provenance = tables.read_provenance(table, what=f"table {predicted_key!r}")
-    provenance.pop("intervals", None)
+    provenance["intervals"] = intervals.stated_of(len(rows), predicted_key)
+    residuals = as_stable(both.observed[rows], both.target) - as_stable(
+        _left_out((x - centre) / unit, both.observed[rows], positive=both.target != LOG_SHARE), both.target
+    )
+    offsets = np.full((table.n_vars, 2 * len(intervals.LEVELS)), np.nan)
+    offsets[columns] = intervals.of_residuals(residuals, both.observed[rows].mean(axis=0))
     summary: dict[str, Any] = {
         "of": predicted_key,
         "by": measured_key,
@@ -140,7 +152,9 @@ def recalibrate(
     if LIBRARY in both.matching:
         summary[LIBRARY] = both.matching[LIBRARY]
     changed = {"output_scale": both.target, "per": None, "recalibrated": summary}
-    var = table.var.drop(columns=[LOW, HIGH], errors="ignore").assign(**{SLOPE: slope, OFFSET: offset})
+    var = table.var.drop(columns=[intervals.LOW, intervals.HIGH], errors="ignore").assign(
+        **{SLOPE: slope, OFFSET: offset}
+    )
     obs = table.obs.iloc[at]
     result = tables.build_table(
         new[:, kept].astype(np.float32),
@@ -151,6 +165,9 @@ def recalibrate(
         obs={k: obs[k].to_numpy() for k in (keys.OOD_SCORE, keys.IN_DISTRIBUTION) if k in obs},
         provenance=provenance | changed | both.library(provenance),
     )
+    result.varm[intervals.OFFSETS] = offsets[kept]
+    at_level = 2 * intervals.LEVELS.index(intervals.LEVEL)
+    result.var[intervals.LOW], result.var[intervals.HIGH] = offsets[kept][:, at_level : at_level + 2].T
     if not inplace:
         return result
     usual = f"{predicted_key}_recalibrated"
@@ -179,6 +196,17 @@ def shrunken_lines(x: NDArray[np.float64], y: NDArray[np.floating]) -> tuple[NDA
     # The shift of a gene is its mean residual about the prediction; shifts of a slide have a common part too.
     shift, _ = shrink(mean_y - slope * mean_x, _moderated(np.square(dy - slope * dx).sum(axis=0), n - 2) / n)
     return slope, shift
+
+
+def _left_out(x: NDArray[np.float64], y: NDArray[np.floating], *, positive: bool) -> NDArray[np.float64]:
+    """Return (n, G) what the lines through the other locations say of each; of many, a part is left out at once."""
+    out = np.empty(y.shape)
+    part = np.arange(len(x)) % _PARTS
+    for k in np.unique(part):
+        own = part == k
+        slope, offset = shrunken_lines(x[~own], y[~own])
+        out[own] = x[own] * slope + offset
+    return np.maximum(out, 0) if positive else out
 
 
 def _moderated(squares: NDArray[np.float64], free: int) -> NDArray[np.float64]:
