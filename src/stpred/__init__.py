@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError
+from stpred._core.quality import QC
 from stpred._core.settings import settings
 from stpred._core.specs import FineTuning, GeneRule, Posterior, TileSpec
+from stpred._core.splits import Splits
 
 if TYPE_CHECKING:
     from stpred import datasets, encoders, io, metrics, models, pl, pp, tl
@@ -18,10 +20,12 @@ __version__ = "0.1.0"
 _SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "tl")
 
 __all__ = [
+    "QC",
     "FineTuning",
     "GeneRule",
     "InputError",
     "Posterior",
+    "Splits",
     "TileSpec",
     "__version__",
     "datasets",

@@ -24,6 +24,7 @@ from stpred.data._folds import (
     refuse_copies,
 )
 from stpred.data._library import SharedLibrary, library_of, on_library, shared_library
+from stpred.data._quality import Quality, good_genes, judge
 from stpred.data._readers.choose import reader_for
 from stpred.data._readers.footprints import median_width_um
 from stpred.data._readers.pixels import PixelReader
@@ -38,6 +39,7 @@ __all__ = [
     "Context",
     "Fold",
     "PixelReader",
+    "Quality",
     "Reader",
     "Region",
     "SharedLibrary",
@@ -59,8 +61,10 @@ __all__ = [
     "embed_region",
     "embed_wide",
     "far_from",
+    "good_genes",
     "has_counts",
     "inside_of",
+    "judge",
     "library_of",
     "looks_like_cells",
     "masked_tokens",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,22 @@ def _overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
     return bool((first.min(axis=0) <= second.max(axis=0)).all() and (second.min(axis=0) <= first.max(axis=0)).all())
 
 
-def choose_genes(regions: list[Region], rule: Any, *, partial: bool = False) -> pd.DataFrame:
+def choose_genes(
+    regions: list[Region], rule: Any, *, partial: bool = False, allowed: Collection[str] | None = None
+) -> pd.DataFrame:
     """Return genes chosen by a rule on these regions alone, best first, with their scores.
 
-    `partial`: genes that are named need not be measured on every slide.
+    `partial`: genes that are named need not be measured on every slide. `allowed`: genes to choose among, unless they
+    are named; None: all.
     """
     if partial and rule.method == "list":
         return _named(regions, list(rule.genes))
     names, columns = gene_kernels.shared_genes({r.slide: r.var.index for r in regions if r.var is not None})
+    if allowed is not None and rule.method != "list":
+        kept = np.flatnonzero([g in allowed for g in names])
+        if not len(kept):
+            raise InputError("No gene that all training slides measured passes the limits on genes; relax `qc`.")
+        names, columns = [names[i] for i in kept], {s: np.asarray(c)[kept] for s, c in columns.items()}
     counts = {r.slide: r.counts[:, columns[r.slide]] for r in regions if r.counts is not None}
     return gene_kernels.select(rule, counts, names, coords_um={r.slide: r.coords_um for r in regions})
 

@@ -73,6 +73,8 @@ class Region:
         (n, G) raw counts, (n,) library sizes and the genes' frame, where a table was requested.
     edge_um
         Of locations without shapes, such as the pixels of a map: each is a square of this edge.
+    left_out
+        Locations that did not pass quality control, by reason; None where nothing was judged.
     """
 
     sdata: SpatialData
@@ -90,6 +92,7 @@ class Region:
     cells: CellsInside | None = None
     without_cells: tuple[Any, ...] = ()
     edge_um: float | None = None
+    left_out: dict[str, int] | None = None
 
     def target(self, names: list[str], target: str, *, sparse: bool = False, n_measured: int | None = None) -> Any:
         """Return the (n, n_genes) training target of the named genes.

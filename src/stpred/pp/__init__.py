@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stpred.pp._features import features
     from stpred.pp._grid import grid
     from stpred.pp._nuclei import nuclei
+    from stpred.pp._qc import qc
     from stpred.pp._select_genes import select_genes
     from stpred.pp._stain_normalize import stain_normalize
     from stpred.pp._stain_reference import StainReference, stain_reference
@@ -27,6 +28,7 @@ __all__ = [
     "features",
     "grid",
     "nuclei",
+    "qc",
     "select_genes",
     "stain_normalize",
     "stain_reference",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.elements import normalisation
 from stpred._core.places import Place
+from stpred._core.quality import QC
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import LOG_SHARE, SCALES
 from stpred.encoders.beside import PIXELS, PixelsBeside
@@ -70,10 +71,12 @@ class Cohort:
         rule: GeneRule,
         validation: Collection[str] = (),
         partial: bool = False,
+        qc: QC | None = None,
     ) -> Cohort:
         """Choose genes on the slides that are learned from; `partial`: slides may lack some of the named ones.
 
-        Unless `partial`, slides that measured different genes are brought to one library.
+        `qc`: limits on the genes that are chosen among. Unless `partial`, slides that measured different genes are
+        brought to one library.
         """
         shared = None if partial else data.shared_library(regions)
         if shared is not None:
@@ -81,7 +84,8 @@ class Cohort:
         learned = [r for r in regions if r.slide not in validation]
         if not any(r.counts is not None for r in learned):
             raise InputError("No training slide has counts.")
-        chosen = data.choose_genes(learned, rule, partial=partial)
+        allowed = None if qc is None else data.good_genes(learned, qc)
+        chosen = data.choose_genes(learned, rule, partial=partial, allowed=allowed)
         if not partial:
             chosen = chosen.loc[np.all([r.measures(chosen.index.tolist()) for r in regions], axis=0)]
         return cls(regions, donors, validation, rule, chosen, data.common_lattice(learned), shared)
@@ -162,6 +166,7 @@ class Cohort:
             **({"n_measured": n_measured(config, regions)} if config.training_target(target) == LOG_SHARE else {}),
             **_normalisation(regions),
             **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
+            **_left_out(regions),
         }
         fitted.encoder = encoder  # type: ignore[assignment]
 
@@ -172,19 +177,37 @@ def read_cohort(
     place: Place,
     *,
     cells_key: str | None = None,
+    qc: QC | None = None,
 ) -> list[data.Region]:
-    """Read the measured region of every slide, with its cells for a family that sees these."""
+    """Read the measured region of every slide, with its cells for a family that sees these.
+
+    `qc`: what does not pass is left out, and how much that is is logged.
+    """
     regions = [
         data.read_image(sdata, place, slide=slide)
         if config.takes_images and not data.has_counts(sdata)
         else data.read_region(sdata, place, slide=slide, measured=True)
         for slide, sdata in slides.items()
     ]
+    if qc is not None:
+        regions = [_passing(r, qc) for r in regions]
     if config.needs.cells:
         return [data.with_cells(r, cells_key=cells_key) for r in regions]
     if cells_key is not None:
         raise InputError(f"`cells_key` is for families that see cells; {config.family!r} sees tiles.")
     return regions
+
+
+def _passing(region: data.Region, qc: QC) -> data.Region:
+    """Return the locations of a slide that pass, which remembers how many did not."""
+    if region.counts is None:
+        return region
+    found = data.judge(region, qc)
+    if not found.passes.any():
+        raise InputError(f"No location of slide {region.slide!r} passes `qc`: {found.left_out()}.")
+    if left := found.left_out():
+        logger.info("Slide %r: locations left out by quality: %s.", region.slide, left)
+    return replace(region.take(np.flatnonzero(found.passes)), left_out=left)
 
 
 def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None) -> Encoder:
@@ -274,6 +297,12 @@ def measured(
     truth = None if scored == scale else region.target(names, scored, **how)
     y = region.target(names, scale, **how)
     return data.Targets(y, truth, scale, region.measures(names) if config.takes_images else None)
+
+
+def _left_out(regions: list[data.Region]) -> dict[str, Any]:
+    """Return how many locations were left out by quality, slide by slide and reason by reason, if any were judged."""
+    found = {r.slide: r.left_out for r in regions if r.left_out is not None}
+    return {"left_out_by_quality": found} if found else {}
 
 
 def _token_summary(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:

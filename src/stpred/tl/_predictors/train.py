@@ -10,6 +10,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.names import names_of
 from stpred._core.places import Place
+from stpred._core.quality import QC
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TRAINED_ON, dense
 from stpred.inference.intervals import as_stable, calibrate, refused
@@ -45,6 +46,7 @@ def train(
     tile: TileSpec | Mapping[str, float] | None = None,
     validation: Iterable[str] | None = None,
     intervals: bool | None = None,
+    qc: QC | bool | None = None,
     name: str | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -97,6 +99,9 @@ def train(
         Slides, all those of their donors, that are not trained on but end the training: the model is the one of the
         epoch that they score best at, and genes are scored on them. It costs one training, where None costs up to six:
         it chooses the number of epochs, and scores genes, by leaving donors out, and then trains on all slides.
+    qc
+        Limits on locations and genes (:class:`stpred.QC`; True: its defaults): what does not pass is not learned from,
+        and the record says how many locations of each slide that were, by reason. None: all are taken.
     intervals
         Calibrate conformal intervals on predictions of each slide by models that were trained without its donor, in at
         most five folds (:func:`stpred.tl.conformal` does so on slides outside training). None does it for
@@ -142,11 +147,12 @@ def train(
     run = training.Run(device=device)
     encoder = encoder_of(config, encoder, tile=tile, device=device)
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
-    regions = read_cohort(slides, config, place, cells_key=cells_key)
+    limits = None if qc is None or qc is False else QC.parse(qc)
+    regions = read_cohort(slides, config, place, cells_key=cells_key, qc=limits)
     encoder = suited(encoder, regions)
     held_out = _validation(validation, donors)
     rule = GeneRule.parse(genes)
-    cohort = Cohort.of(regions, donors, rule=rule, validation=held_out, partial=config.takes_images)
+    cohort = Cohort.of(regions, donors, rule=rule, validation=held_out, partial=config.takes_images, qc=limits)
     config = config.at_pitch(cohort.pitch_um)
     plan = training.plan(
         config.model_class, config, cohort.training_groups, validated=bool(held_out), intervals=bool(intervals)
@@ -190,6 +196,7 @@ def _calibrate(
         groups=groups,
         width_um=width_um,
         calibrated_on="models that were trained without their donors",
+        donors_given=bool(model.record.training["donors_given"]),
     )
 
 
