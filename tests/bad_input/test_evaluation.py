@@ -117,9 +117,11 @@ def test_pooled_scores_stand_apart(slides: dict[str, SpatialData]) -> None:
     donors = {"donor0": "A", "donor1": "A", "donor2": "B"}
     scores = st.tl.cross_validate(slides, "intensity", groups=donors, **HOW)
     pooled = scores[scores["metric"] == "pearson_pooled"]
-    assert set(pooled["slide"]) == {"pooled A"}
-    assert set(pooled["donor"]) == {"A"}
+    assert set(pooled["slide"]) == {"pooled A", "pooled B"}
+    assert set(pooled["donor"]) == {"A", "B"}
     assert "pooled A" not in set(scores.loc[scores["metric"] == "pearson", "slide"])
+    one = scores[(scores["slide"] == "donor2") & (scores["metric"] == "pearson") & (scores["model"] == "intensity")]
+    np.testing.assert_allclose(pooled.loc[pooled["slide"] == "pooled B", "value"], one["value"])
 
 
 def test_models_cannot_take_the_names_of_context(slides: dict[str, SpatialData]) -> None:

@@ -16,6 +16,7 @@ from stpred.metrics._statistics import (
     PermutationNull,
     bootstrap_ci,
     consistent_genes,
+    correlation_difference_test,
     fisher_t_test,
     permutation_null,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "compare_models",
     "conformal_intervals",
     "consistent_genes",
+    "correlation_difference_test",
     "coverage",
     "fisher_t_test",
     "holm",

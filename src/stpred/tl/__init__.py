@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from stpred.tl._evaluation.cross_validate import cross_validate
     from stpred.tl._evaluation.rank_models import rank_models
     from stpred.tl._evaluation.summarise import summarise
+    from stpred.tl._evaluation.superior_genes import superior_genes
     from stpred.tl._evaluation.surroundings import surroundings
+    from stpred.tl._evaluation.validate import validate
     from stpred.tl._evaluation.within_regions import within_regions
     from stpred.tl._generative.differential_expression import differential_expression
     from stpred.tl._generative.metagenes import metagenes
@@ -80,10 +82,12 @@ _HOMES = {
     "score_cell_types": "_cells.score_cell_types",
     "simulation_study": "_robustness.simulation_study",
     "summarise": "_evaluation.summarise",
+    "superior_genes": "_evaluation.superior_genes",
     "surroundings": "_evaluation.surroundings",
     "survival": "_samples.survival",
     "to_log1p_cp10k": "_trust.to_log1p_cp10k",
     "train": "_predictors.train",
+    "validate": "_evaluation.validate",
     "withheld_sections": "_robustness.withheld_sections",
     "withheld_spots": "_robustness.withheld_spots",
     "within_regions": "_evaluation.within_regions",
@@ -122,10 +126,12 @@ __all__ = [
     "score_cell_types",
     "simulation_study",
     "summarise",
+    "superior_genes",
     "surroundings",
     "survival",
     "to_log1p_cp10k",
     "train",
+    "validate",
     "withheld_sections",
     "withheld_spots",
     "within_regions",

@@ -14,6 +14,9 @@ from stpred.models.base import Model
 TRUSTED = 0.1
 """Mean Pearson correlation on held-out slides from which a gene counts as predictable."""
 
+TOP_GENES = (100, 150, 200, 250, 300, 400, 500, 1000, 2000, 3000, 5000)
+"""Numbers of genes, best of the gene rule first, over which DeepSpot's publication averages."""
+
 CHANCE = 2.33
 """Standard errors (one-sided p of 0.01) by which it has to differ from zero as well: few spots reach 0.1 by luck."""
 
@@ -36,6 +39,22 @@ class HeldOut:
             "n_slides": n_slides,
             "trusted": (np.nan_to_num(pearson) > TRUSTED) & (self._beyond_chance() > CHANCE),
         }
+
+    def quality(self, criterion: str) -> float:
+        """Return one number of which more is better; genes without variance count as zero.
+
+        ``"pearson"``, ``"spearman"``: the mean over genes and slides. ``"top_genes"``: the mean, over numbers N of
+        genes, of the median Pearson of the first N, each averaged over slides.
+        """
+        values = np.nan_to_num(self.spearman if criterion == "spearman" else self.pearson)
+        if criterion != "top_genes":
+            return float(values.mean())
+        per_gene = values.mean(axis=0)
+        firsts = [n for n in TOP_GENES if n < len(per_gene)] + [min(len(per_gene), TOP_GENES[-1])]
+        medians = [float(np.median(per_gene[:n])) for n in firsts]
+        if len(firsts) == 1:
+            return medians[0]
+        return float(np.trapezoid(medians, firsts) / (firsts[-1] - firsts[0]))
 
     def _beyond_chance(self) -> NDArray[np.float64]:
         """Return the z score of each gene's correlations against zero (Fisher's z, slides pooled)."""

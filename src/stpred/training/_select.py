@@ -48,7 +48,7 @@ class Choice:
     best
         Its number.
     scores
-        Mean Pearson correlation of each over genes and slides, genes without variance counted as zero.
+        What each scored by the criterion, genes without variance counted as zero.
     folds
         Curves of the best one's folds.
     """
@@ -63,10 +63,14 @@ def choose_config(
     batches: Mapping[int, Sequence[Batch]],
     *,
     groups: Sequence[str],
+    criterion: str = "pearson",
     seed: int = 0,
     run: Run | None = None,
 ) -> Choice:
-    """Choose between settings; `batches` holds, for each option, the training batches as it needs them."""
+    """Choose between settings; `batches` holds, for each option, the training batches as it needs them.
+
+    `criterion` is one of :class:`stpred.Splits`.
+    """
     if len(options) == 1:
         return Choice(0, [float("nan")])
     if len(set(groups)) < 2:
@@ -78,7 +82,7 @@ def choose_config(
         single = config.member if isinstance(config, EnsembleConfig) else config
         curves = fold_curves(single.model_class, single, batches[i], groups=groups, seed=seed, run=run, relabel=None)
         held = held_out_scores(family, config, batches[i], groups=groups, folds=curves)
-        scores.append(float(np.nan_to_num(held.pearson).mean()))
+        scores.append(held.quality(criterion))
         folds.append(curves)
     best = int(np.argmax(scores))
     return Choice(best, scores, folds[best])

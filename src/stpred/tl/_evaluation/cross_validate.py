@@ -12,6 +12,7 @@ from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.places import Place
 from stpred._core.progress import track
 from stpred._core.specs import GeneRule, TileSpec
+from stpred._core.splits import Splits
 from stpred._core.targets import SCALES, TARGETS, TRAINED_ON, scale_of
 from stpred.models import registry
 from stpred.models.base import BaseConfig
@@ -36,6 +37,7 @@ def cross_validate(
     groups: Mapping[str, str] | str,
     genes: GeneRule | str | Iterable[str] | None = None,
     n_folds: int | None = None,
+    splits: Splits | None = None,
     shapes_key: str | None = None,
     table_key: str | None = None,
     layer: str | None = None,
@@ -73,6 +75,9 @@ def cross_validate(
         Gene rule, computed on the training slides of every fold anew; None takes the 250 genes of highest mean count.
     n_folds
         Number of folds that the donors are dealt out to; None leaves one donor out at a time (``"blocks"``: 4 blocks).
+    splits
+        Other folds (explicit, random and repeated, or training on one donor), and what settings of a grid are chosen
+        by: see :class:`stpred.Splits`. Slides that a split never tests have no rows.
     shapes_key, table_key, layer, image_key, coordinate_system
         As in :func:`stpred.tl.train`.
     cells_key
@@ -81,8 +86,8 @@ def cross_validate(
     target
         What models are trained on, as in :func:`stpred.tl.train`; None: each family's own.
     scored_on
-        Scale or scales of the measurement that predictions are compared with, ``"log1p_cp10k"`` or ``"counts"``; None:
-        that of `target` if it is given, else log1p CP10k.
+        Scale or scales of the measurement that predictions are compared with, ``"log1p_cp10k"``, ``"counts"`` or
+        ``"log_share"`` (ST-Net's own); None: that of `target` if it is given, else log1p CP10k.
     encoder, tile, seed, device
         As in :func:`stpred.tl.train`.
     key_added
@@ -97,9 +102,9 @@ def cross_validate(
     ``trained_on``, ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside
     the fold), ``donor``. Metrics are those of :func:`stpred.tl.compare`: ``pearson``, ``spearman``, ``auroc``,
     ``ssim``, ``pearson_smoothed``, ``pearson_given_library_size``, and ``r2``, ``rmse``, ``mae``, which are missing
-    where the prediction is on another scale. Where a fold leaves out several slides, ``pearson_pooled`` is that over
-    all their locations at once, as some publications report it: differences between slides raise it, so it is a row of
-    its own (slide ``"pooled {fold}"``) and in no mean.
+    where the prediction is on another scale. ``pearson_pooled`` is that over all locations of a fold's slides at once,
+    as some publications report it: differences between slides raise it, so it is a row of its own (slide
+    ``"pooled {fold}"``) and in no mean.
 
     Where the slides measured materially different genes (the shared ones carry less than 95 % of the counts of some),
     library sizes of all are counted over those that they share, so that log1p CP10k is one scale; a warning says so,
@@ -139,6 +144,10 @@ def cross_validate(
     split = {"slide": "slide", "blocks": "block"}.get(groups if isinstance(groups, str) else "", "donor")
     if split != "block":
         _check_donors(donors, split, n_folds)
+    if splits is not None and not isinstance(splits, Splits):
+        raise InputError(f"`splits` must be a stpred.Splits, got {splits!r}.")
+    if splits is not None and (splits.repeats > 1 or splits.train_on_one) and key_added is not None:
+        raise InputError("These splits predict a slide several times: leave `key_added` out.")
     run = training.Run(device=device)
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = {s: data.read_region(sdata, place, slide=s, measured=True) for s, sdata in slides.items()}
@@ -154,28 +163,45 @@ def cross_validate(
     lattice = data.common_lattice(list(regions.values()))
     pitch_um = None if lattice is None else lattice.pitch_um
     grids = {name: [config.at_pitch(pitch_um) for config in options] for name, options in grids.items()}
-    folds = (
-        data.block_folds(regions, n_folds=n_folds)
-        if split == "block"
-        else [
-            data.Fold(name, dict.fromkeys(train), dict.fromkeys(test))
-            for name, train, test in training.group_folds(donors, n_folds=n_folds)
-        ]
-    )
+    folds = _folds(regions, donors, split=split, n_folds=n_folds, splits=splits)
     out_of_fold = None if key_added is None else OutOfFold(key_added, regions, grids)
     if isinstance(encoder, (list, tuple)):
         encoder = encoders.get(encoder, tile=None if tile is None else TileSpec.parse(tile), device=device)
         tile = None
-    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold)
+    criterion = "pearson" if splits is None else splits.criterion
+    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold, criterion)
     with training.resumable(run, planned=_announce(grids, folds, donors)):
         rows = [row for fold in track(folds, total=len(folds), describe="folds") for row in study.score_fold(fold)]
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
     result = result.assign(donor=result["slide"].map(donors).fillna(result["fold"]))[COLUMNS]
+    if splits is not None and splits.repeats > 1:
+        result = result.assign(repeat=result["fold"].map({f.name: i for i, f in enumerate(folds)}))
+    result.attrs["n_locations"] = {s: len(r.coords_um) for s, r in regions.items()}
     if shared is not None:
         result.attrs["library"] = shared.to_dict()
     if out_of_fold is not None:
         out_of_fold.put(slides, result)
     return result
+
+
+def _folds(
+    regions: dict[str, data.Region],
+    donors: dict[str, str],
+    *,
+    split: str,
+    n_folds: int | None,
+    splits: Splits | None,
+) -> list[data.Fold]:
+    """Return what is trained and tested on, in each fold."""
+    given = None if splits is None or split == "block" else splits.of(donors)
+    if given is not None and n_folds is not None:
+        raise InputError("`splits` says what the folds are; leave `n_folds` out.")
+    if split == "block":
+        if splits is not None and splits.n is not None:
+            raise InputError("`groups`='blocks' makes its own folds; leave `splits` out.")
+        return data.block_folds(regions, n_folds=n_folds)
+    found = training.group_folds(donors, n_folds=n_folds) if given is None else given
+    return [data.Fold(name, dict.fromkeys(train), dict.fromkeys(test)) for name, train, test in found]
 
 
 def _announce(grids: dict[str, list[BaseConfig]], folds: Sequence[data.Fold], donors: dict[str, str]) -> int:

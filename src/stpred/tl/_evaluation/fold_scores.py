@@ -23,7 +23,7 @@ from stpred.tl._evaluation.out_of_fold import OutOfFold, Prediction
 from stpred.training.cohort import encoder_of, measured, n_measured, scored_scale, suited
 
 POOLED = "pearson_pooled"
-METRICS = 2
+METRICS = 3
 """Version of what is scored: scores on disk of another one are not taken up."""
 
 InputKey = tuple[str | None, TileSpec | None, Needs]
@@ -48,6 +48,8 @@ class Study:
         As of :func:`stpred.training.fit`.
     out_of_fold
         Collects predictions; None keeps the scores alone.
+    criterion
+        What settings are chosen by.
     """
 
     regions: dict[str, data.Region]
@@ -61,6 +63,7 @@ class Study:
     seed: int
     run: training.Run
     out_of_fold: OutOfFold | None
+    criterion: str = "pearson"
 
     @cached_property
     def batches(self) -> dict[InputKey, dict[str, Batch]]:
@@ -90,7 +93,7 @@ class Study:
         ]
         decides = [
             METRICS, name, self.grids[name], fold, genes, self.target, self.scales, self.seed, self.rule.to_dict(),
-            identities(self.regions), inputs, self.donors,
+            identities(self.regions), inputs, self.donors, self.criterion,
         ]  # fmt: skip
         kept = KeptScores(self.run.checkpoint, decides)
         found = kept.load() if self.out_of_fold is None else None  # scores on disk have no predictions with them
@@ -114,7 +117,7 @@ class Study:
             batch = _rows(self.batches[_input_key(config, self.encoder)][s], rows)
             raw, spread = model.predict(batch)
             for scale in self.scales:
-                truth = _measured(_part(self.regions[s], rows), genes, scale, n_measured=self._n_measured(config))
+                truth = measurement(_part(self.regions[s], rows), genes, scale, n_measured=self._n_measured(config))
                 comparable = scored_scale(config, self.target) == scale
                 comparable = comparable and config.output_scale(self.target) != "relative"
                 found = scores(model.as_scored(raw), truth, comparable=comparable)
@@ -130,10 +133,7 @@ class Study:
                         encoder=_encoder_name(config, self.encoder), fold=fold.name, trained_on=list(fold.train),
                     )
                 )  # fmt: skip
-        if len(fold.test) > 1:
-            for scale, sides in both.items():
-                pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*sides, strict=True)))
-                parts.append(tidy({POOLED: pooled}, genes).assign(slide=f"pooled {fold.name}", target=scale))
+        parts += [pooled_rows(sides, genes, fold=fold.name, scale=scale) for scale, sides in both.items()]
         return pd.concat(parts).assign(chosen=settings, trained_on=config.training_target(self.target)), predicted
 
     def _fit(
@@ -158,7 +158,9 @@ class Study:
             ]
         groups = [self.donors[s] for s in fold.train]
         pairs = [(c.model_class, c) for c in options]
-        choice = training.choose_config(pairs, inner, groups=groups, seed=self.seed, run=self.run)
+        choice = training.choose_config(
+            pairs, inner, groups=groups, criterion=self.criterion, seed=self.seed, run=self.run
+        )
         model, chosen = training.fit(
             *pairs[choice.best], inner[choice.best], groups=groups, seed=self.seed,
             typical=self.out_of_fold is not None, run=self.run, folds=choice.folds,
@@ -236,22 +238,37 @@ def _encoder_name(config: BaseConfig, given: Any) -> str:
     return str(given if isinstance(given, str) else getattr(getattr(given, "card", None), "name", type(given).__name__))
 
 
-def _measured(region: data.Region, names: list[str], target: str, *, n_measured: int | None) -> Measured:
+def measurement(region: data.Region, names: list[str], target: str, *, n_measured: int | None) -> Measured:
     columns = region.var.index.get_indexer(names)  # type: ignore[union-attr]
     values = region.target(names, target, n_measured=n_measured)
     return Measured(region.counts, columns, values, target, region.coords_um)
 
 
-def _context(
-    fold: data.Fold, slide: str, regions: dict[str, data.Region], names: list[str], target: str, *,
-    n_measured: int | None,
-) -> pd.DataFrame:  # fmt: skip
-    """Return what scores on a held-out slide are compared with, as rows of further models."""
-    truth = _measured(_part(regions[slide], fold.test[slide]), names, target, n_measured=n_measured)
+def pooled_rows(sides: list[tuple[Any, Any]], names: list[str], *, fold: str, scale: str) -> pd.DataFrame:
+    """Return the Pearson correlation over all locations of a fold's slides, from each one's predicted and measured."""
+    pooled = metrics.pearson(*(np.concatenate(side) for side in zip(*sides, strict=True)))
+    return tidy({POOLED: pooled}, names).assign(slide=f"pooled {fold}", target=scale)
+
+
+def context_rows(truth: Measured, names: list[str]) -> list[pd.DataFrame]:
+    """Return what scores on a slide are compared with, as rows of further models."""
     found = context(truth)
     parts = [tidy({"pearson": found[name]}, names).assign(model=name) for name in keys.CONTEXT[:2]]
-    ceilings = ("rmax", "reliability") if target == "counts" else ("reliability",)
-    parts.append(tidy({name: found[name] for name in ceilings}, names).assign(model=keys.CEILING))
+    ceilings = ("rmax", "reliability") if truth.target == "counts" else ("reliability",)
+    return [*parts, tidy({name: found[name] for name in ceilings}, names).assign(model=keys.CEILING)]
+
+
+def _context(
+    fold: data.Fold,
+    slide: str,
+    regions: dict[str, data.Region],
+    names: list[str],
+    target: str,
+    *,
+    n_measured: int | None,
+) -> pd.DataFrame:
+    """Return the rows of context of a held-out slide, with the errors of the mean over the training slides."""
+    truth = measurement(_part(regions[slide], fold.test[slide]), names, target, n_measured=n_measured)
     total = sum(
         _part(regions[s], r).target(names, target, n_measured=n_measured).sum(axis=0, dtype=np.float64)
         for s, r in fold.train.items()
@@ -259,5 +276,5 @@ def _context(
     n = sum(len(regions[s].coords_um) if r is None else len(r) for s, r in fold.train.items())
     mean = np.broadcast_to(total / n, truth.observed.shape)
     errors = {name: getattr(metrics, name)(mean, truth.observed) for name in ("r2", "rmse", "mae")}
-    parts.append(tidy(errors, names).assign(model=keys.TRAINING_MEAN))
+    parts = [*context_rows(truth, names), tidy(errors, names).assign(model=keys.TRAINING_MEAN)]
     return pd.concat(parts).assign(chosen="", trained_on=target)
