@@ -114,6 +114,26 @@ class SlideTable:
             return targets.transform(values.clip(min=0), library, target="log1p_cp10k")
         return values
 
+    def on_scale(self, genes: pd.Index, scale: str) -> NDArray[np.float32]:
+        """(n, g) dense values on a scale, so that a measurement and a prediction mean the same.
+
+        ``"log1p_cp10k"`` is free of the amount of RNA that a location caught (:meth:`normalised`), ``"counts"`` holds
+        it. A relative prediction is on the scale that its model was trained on. Others are refused.
+        """
+        own = self.scale
+        if own == "relative":
+            trained = str((self.provenance.get("training") or {}).get("target", own))
+            own = targets.scale_of(trained)
+        if scale == "counts" and own == "counts":
+            return targets.dense(self.values(genes), np.float32)
+        if scale == "log1p_cp10k" and (own in (scale, "cp10k") or self.scale == "counts"):
+            return self.normalised(genes)
+        hint = f"; pass scale={own!r} for both sides" if own in targets.TARGETS else ""
+        if own == targets.LOG_SHARE:
+            hint = "; see stpred.tl.to_log1p_cp10k"
+        what = "measured counts" if self.measured else f"predictions of a model of {own!r}"
+        raise InputError(f"{self.description} holds {what}, which cannot be compared as {scale!r}{hint}.")
+
     def with_counts(self) -> NDArray[np.bool_]:
         """(n,) locations that were measured with at least one count; of a prediction all."""
         if not self.measured:

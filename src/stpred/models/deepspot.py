@@ -52,7 +52,8 @@ class DeepSpotConfig(NetworkConfig):
         mean starts on the scale of the rest.
     oversample
         Clusters of locations within each slide, from which equally many are drawn in every epoch; None draws each
-        location once.
+        location once. The publication clusters a latent space of tile and expression; here it is k-means on the
+        leading components of expression.
     """
 
     family: ClassVar[str] = "deepspot"
@@ -87,6 +88,15 @@ class DeepSpotConfig(NetworkConfig):
         if self.context_um is not None or not self.sees_neighbors or pitch_um is None:
             return self
         return replace(self, context_um=round(PITCHES * pitch_um, 3))
+
+    @classmethod
+    def published(cls, **changes: Any) -> DeepSpotConfig:
+        """Return the publication's settings: lr 1e-4, 15 epochs, sums of sub-tiles, oversampling, features as given.
+
+        The tile is the spot's diameter there: pass ``tile=`` to :func:`stpred.tl.train`.
+        """
+        values: dict[str, Any] = {"lr": 1e-4, "epochs": 15, "parts_pool": "sum", "standardize": "none", "oversample": 8}
+        return cls(**(values | {"clip_norm": None} | changes))
 
     @property
     def needs(self) -> Needs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,12 @@ class MISOConfig(NetworkConfig):
         self.check_fraction("dropout")
         if self.inner % self.n_heads:
             raise InputError(f"`inner` must be a multiple of `n_heads`, got {self.inner} and {self.n_heads}.")
+
+    @classmethod
+    def published(cls, **changes: Any) -> MISOConfig:
+        """Return the publication's settings on HER2ST: 5 epochs, features as given, gradients as they are."""
+        values: dict[str, Any] = {"epochs": 5, "standardize": "none", "clip_norm": None}
+        return cls(**(values | changes))
 
     @property
     def needs(self) -> Needs:

@@ -236,3 +236,38 @@ def test_bad_arguments_are_named(slide: SpatialData) -> None:
         st.tl.score_cell_types(slide, "cells_model", markers)
     st.tl.score_cell_types(slide, "cells_counts", markers, layer="expected")
     assert json.loads(slide.tables["cells_counts"].uns["stpred_cell_types"])["layer"] == "expected"
+
+
+def test_predicted_cells_are_normalised_and_only_trusted_genes_may_count(slide: SpatialData) -> None:
+    table = slide.tables["cells_counts"]
+    markers = markers_of(table)
+    values = log1p_cp10k(table.X.toarray())
+    predicted(slide, values, "log1p_cp10k")
+    whole = st.tl.score_cell_types(slide, "cells_model", markers, inplace=False).obs
+    # A model that is unsure of a cell says less of every gene: normalised, the cell's scores do not notice.
+    rng = np.random.default_rng(0)
+    faint = np.where(rng.random((len(values), 1)) < 0.3, rng.uniform(0.05, 0.5, (len(values), 1)), 1.0)
+    predicted(slide, np.log1p(np.expm1(values) * faint).astype(np.float32), "log1p_cp10k")
+    found = st.tl.score_cell_types(slide, "cells_model", markers, inplace=False).obs
+    columns = [c for c in whole if c.startswith("score_")]
+    np.testing.assert_allclose(found[columns], whole[columns], atol=2e-3)
+    as_told = st.tl.score_cell_types(slide, "cells_model", markers, normalize=False, inplace=False)
+    assert np.abs(as_told.obs[columns] - whole[columns]).to_numpy().max() > 0.1
+    assert json.loads(as_told.uns["stpred"])["cell_types"]["normalized"] is False
+    # Relative values have a sum too, but where some are negative there is none.
+    predicted(slide, np.expm1(values) * faint, "relative")
+    relative = st.tl.score_cell_types(slide, "cells_model", markers, inplace=False)
+    assert json.loads(relative.uns["stpred"])["cell_types"]["normalized"] is True
+    predicted(slide, values - 1, "relative")
+    negative = st.tl.score_cell_types(slide, "cells_model", markers, inplace=False)
+    assert json.loads(negative.uns["stpred"])["cell_types"]["normalized"] is False
+    some = slide.tables["cells_model"]
+    some.var["trusted"] = [g not in {m[0] for m in markers.values()} for g in some.var_names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = st.tl.score_cell_types(slide, "cells_model", markers, trusted_only=True, inplace=False)
+    used = json.loads(kept.uns["stpred"])["cell_types"]["used"]
+    assert used == {name: genes[1:] for name, genes in markers.items()}
+    some.var["trusted"] = False
+    with pytest.raises(InputError, match=r"None of the 30 genes .* is trusted"):
+        st.tl.score_cell_types(slide, "cells_model", markers, trusted_only=True)

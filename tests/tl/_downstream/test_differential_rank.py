@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from scipy.stats import rankdata
 
 import stpred as st
 from stpred import InputError
+from stpred.testing import build_table
 from stpred.tl._downstream.differential_rank import rank_difference
 
 if TYPE_CHECKING:
@@ -144,3 +146,41 @@ def test_bad_input_is_named(cohort: dict[str, SpatialData], unseen: SpatialData)
     unseen.tables[KEY] = renamed
     with pytest.raises(InputError, match="shares no gene"):
         st.tl.differential_rank({"a": cohort["donor0"], "b": unseen}, KEY, "array_row")
+
+
+def as_prediction(slide: SpatialData, values: np.ndarray, scale: str, trained_on: str) -> None:
+    table = slide.tables[KEY]
+    slide.tables["spots_told"] = build_table(
+        values,
+        shapes_key="spots",
+        instances=pd.Index(table.obs["instance_id"]),
+        var=table.var[[]],
+        spatial_um=table.obsm["spatial"],
+        provenance={"kind": "prediction", "output_scale": scale, "training": {"target": trained_on}},
+    )
+
+
+def test_a_perfect_prediction_scores_as_its_measurement_on_either_scale(unseen: SpatialData) -> None:
+    # How much RNA a spot caught follows the risk: on raw counts all genes do, and both sides say so alike.
+    table = unseen.tables[KEY]
+    rng = np.random.default_rng(0)
+    risk = rng.normal(size=table.n_obs)
+    counts = rng.poisson(rng.gamma(2.0, 2.0, table.n_vars) * np.exp(1.5 * risk)[:, None]).astype(np.float32)
+    counts[:, 0] += 1
+    table.X = csr_matrix(counts)
+    as_prediction(unseen, counts, "relative", "counts")
+    how = {"risk": risk, "n_top": 10}
+    both = [st.tl.differential_rank(unseen, k, scale="counts", **how) for k in (KEY, "spots_told")]
+    pd.testing.assert_frame_equal(*both)
+    assert both[0]["score"].mean() > 0.5
+    free = st.tl.differential_rank(unseen, KEY, **how)
+    assert abs(free["score"].mean()) < 0.2
+    assert free.attrs["scale"] == "log1p_cp10k"
+    with pytest.raises(InputError, match=r"predictions of a model of 'counts', which cannot .* pass scale='counts'"):
+        st.tl.differential_rank(unseen, "spots_told", **how)
+    as_prediction(unseen, np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4), "log1p_cp10k", "log1p_cp10k")
+    pd.testing.assert_frame_equal(st.tl.differential_rank(unseen, "spots_told", **how), free)
+    with pytest.raises(InputError, match=r"cannot be compared as 'counts'; pass scale='log1p_cp10k' for both"):
+        st.tl.differential_rank(unseen, "spots_told", scale="counts", **how)
+    with pytest.raises(InputError, match="`scale` must be one of"):
+        st.tl.differential_rank(unseen, KEY, scale="raw", **how)

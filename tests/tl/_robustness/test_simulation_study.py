@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import stpred as st
 from stpred import InputError
-from stpred.tl._robustness.simulation_study import medoids
+from stpred.tl._robustness.simulation_study import _Cells, _profiles, medoids
 
 CONFIG = st.models.SCellST.Config(hidden=(64,), lr=3e-3, max_epochs=25, patience=5)
 
@@ -25,7 +27,14 @@ def cells() -> np.ndarray:
 def scores(cells: np.ndarray) -> pd.DataFrame:
     reference = st.datasets.toy_reference(n_genes=240, n_cells=150, n_markers=10)
     return st.tl.simulation_study(
-        cells, reference, n_markers=10, n_spots=600, cells_per_spot=10, inputs=["learned"], config=CONFIG
+        cells,
+        reference,
+        n_markers=10,
+        n_spots=600,
+        cells_per_spot=10,
+        inputs=["learned"],
+        gene_sets=["hvg"],
+        config=CONFIG,
     )
 
 
@@ -61,8 +70,57 @@ def test_one_hot_is_all_that_can_be_known(cells: np.ndarray) -> None:
         config=CONFIG,
     )
     assert found.groupby("level").pearson.mean().min() > 0.97
-    assert found["marker"].sum() == 2 * 20  # two levels
-    assert list(found.columns) == ["scenario", "inputs", "supervision", "level", "gene", "marker", "pearson"]
+    assert list(found.columns) == [
+        "scenario",
+        "inputs",
+        "gene_set",
+        "supervision",
+        "level",
+        "gene",
+        "marker",
+        "pearson",
+    ]
+    alone = found[found["gene_set"] == "markers"]
+    assert alone["marker"].all()
+    assert (len(alone), len(found)) == (2 * 20, 2 * (100 + 20))  # two levels
+
+
+def test_raw_counts_are_learned_by_their_likelihood(cells: np.ndarray) -> None:
+    reference = st.datasets.toy_reference(n_types=4, n_genes=100, n_cells=80, n_markers=5)
+    found = st.tl.simulation_study(
+        cells,
+        reference,
+        n_markers=5,
+        n_spots=300,
+        cells_per_spot=5,
+        scenarios=["centroid", "random"],
+        inputs=["one-hot"],
+        gene_sets=["markers"],
+        supervision="spots",
+        config=replace(CONFIG, loss="nb", lr=1e-2),
+    )
+    mean = found.groupby(["scenario", "level"]).pearson.mean()
+    assert mean["centroid"].min() > 0.9
+    assert mean["random"].abs().max() < 0.2
+
+
+def test_library_sizes_are_over_all_genes_of_the_reference() -> None:
+    reference = st.datasets.toy_reference(n_types=3, n_genes=200, n_cells=60, n_markers=5)
+    profiles = _profiles(reference, "cell_type", n_types=None, n_hvg=40, n_markers=5, seed=0)
+    total = np.asarray(reference.X.sum(axis=1)).ravel()
+    found = np.concatenate(profiles.counts)
+    np.testing.assert_allclose(np.sort(found[:, -1]), np.sort(total))
+    assert (found[:, :-1].sum(axis=1) < 0.6 * found[:, -1]).all()
+    kinds = np.repeat(np.arange(3), 4)
+    drawn = _Cells(
+        np.eye(3, dtype=np.float32)[kinds], profiles.draw(kinds, "centroid", np.random.default_rng(0)),
+        np.arange(40), counted=False, seed=0,
+    )  # fmt: skip
+    y = np.expm1(drawn.spots(np.arange(12).reshape(2, 6)).y)
+    rows = reference.obs["cell_type"].to_numpy()
+    share = reference[:, profiles.genes].X.toarray() / total[:, None] * 1e4
+    mean = [share[rows == k].mean(axis=0) for k in ("type0", "type1", "type2")]
+    np.testing.assert_allclose(y[0], (4 * mean[0] + 2 * mean[1]) / 6, rtol=1e-4)
 
 
 def test_medoids_are_the_best_of_all_choices() -> None:

@@ -53,7 +53,7 @@ class NetworkConfig(IterativeConfig):
     batch_size
         Locations per step, with ``"cosine"`` and ``"pearson"`` of one slide (whole-slide families: slides per step).
     clip_norm
-        Largest norm of the gradient; None leaves it.
+        Largest norm of the gradient, for safety against extreme values; None leaves it, as all publications do.
     """
 
     loss: str = "mse"

@@ -11,10 +11,11 @@ import numpy as np
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing, warn, whole
 from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_instances, table_regions
-from stpred._core.expression.counts import are_counts, duplicates
+from stpred._core.expression.counts import are_counts
 from stpred._core.expression.gene_names import mismatch
 from stpred._core.tables import read_prediction
 from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, write_provenance
+from stpred.tl._downstream.markers import chosen_genes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,8 @@ def score_cell_types(
     layer: str | None = None,
     ctrl_size: int = 50,
     min_margin: float = 0.0,
+    normalize: bool = True,
+    trusted_only: bool = False,
     key_added: str = CELL_TYPE,
     seed: int = 0,
     coordinate_system: str | None = None,
@@ -46,10 +49,11 @@ def score_cell_types(
 ) -> AnnData | None:
     """Score every cell of a table for cell types by their marker genes, and name its best.
 
-    Works on a copy of the values, whose ``X`` stays as it is: each cell is log-normalised (unless its values are so
-    already), each gene is divided by its standard deviation, and a score is the mean of the markers minus the mean of
-    control genes of similar expression (:func:`scanpy.tl.score_genes`), centred over the cells. So a score says how
-    far a cell is above the average cell of this table, and tables are comparable only where their mixtures are.
+    Works on a copy of the values, whose ``X`` stays as it is: each cell is brought to the same total over the genes of
+    the table (`normalize`; counts become log1p CP10k), each gene is divided by its standard deviation, and a score is
+    the mean of the markers minus the mean of control genes of similar expression (:func:`scanpy.tl.score_genes`),
+    centred over the cells. So a score says how far a cell is above the average cell of this table, and tables are
+    comparable only where their mixtures are.
 
     Parameters
     ----------
@@ -67,6 +71,13 @@ def score_cell_types(
     min_margin
         Cells whose best score is not further than this above the second best are ``"unassigned"``, as are cells
         without any count; with a single type, cells whose score is not further than this above 0.
+    normalize
+        Bring predicted cells to one total, too, as the publication does: those of log1p CP10k before the logarithm,
+        others as they are. A model's cells differ in their sum over the predicted genes by how much of the tissue's
+        RNA these make up, and by how sure it is of a cell. Values that are negative in places (log shares, standardised
+        outputs) have no total and stay as they are; ``uns`` says so. Counts are always normalised.
+    trusted_only
+        Score by trusted genes alone (``var["trusted"]``), markers and controls.
     key_added
         Column of ``obs`` for the best type.
     seed
@@ -86,7 +97,12 @@ def score_cell_types(
     Raises
     ------
     InputError
-        If the table has no gene of a type, no other genes to compare with, or the markers cannot be read.
+        If the table has no gene of a type (or no trusted one), no other genes to compare with, or the markers cannot be
+        read.
+
+    References
+    ----------
+    Chadoutaud et al. 2026 (sCellST): normalised cells, scaled genes, and scores of markers less controls.
 
     Examples
     --------
@@ -107,9 +123,10 @@ def score_cell_types(
     if layer is not None:
         key_in(layer, table.layers, what="layer", name="layer")
     wanted = read_markers(markers)
-    used, missing = _known(wanted, table, table_key)
+    genes = chosen_genes(table, what=f"table {table_key!r}", trusted_only=trusted_only)
+    used, missing = _known(wanted, table.var_names[genes], table_key)
     columns = _columns(used, key_added=key_added)
-    work, scale, empty = _scaled(table, layer, table_key)
+    work, scale, normalized, empty = _scaled(table, layer, table_key, genes=genes, normalize=normalize)
     scores = np.column_stack([_score(work, genes, name, control_size, seed) for name, genes in used.items()])
     result = whole_table if inplace else whole_table.copy()
     rows = np.arange(result.n_obs) if table is whole_table else _rows(whole_table, table)
@@ -129,6 +146,8 @@ def score_cell_types(
         "layer": layer,
         "regions": table_regions(table),
         "values": scale,
+        "normalized": normalized,
+        "trusted_only": bool(trusted_only),
         "ctrl_size": control_size,
         "min_margin": float(min_margin),
         "seed": seed,
@@ -227,20 +246,17 @@ def _from_frame(frame: pd.DataFrame, *, what: str) -> dict[str, list[Any]]:
 
 
 def _known(
-    wanted: Mapping[str, list[str]], table: AnnData, table_key: str
+    wanted: Mapping[str, list[str]], there: pd.Index, table_key: str
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the genes of each type that the table has, and those that it lacks; a type with none is refused."""
-    if repeated := duplicates(table.var_names):
-        raise InputError(f"Gene names of table {table_key!r} are not unique: {listing(repeated)}.")
-    there = set(table.var_names)
+    """Return the genes of each type that are there, and those that are not; a type with none is refused."""
     used = {name: [g for g in genes if g in there] for name, genes in wanted.items()}
     missing = {name: [g for g in genes if g not in there] for name, genes in wanted.items()}
     if without := [name for name, genes in used.items() if not genes]:
-        hint = mismatch([g for name in without for g in wanted[name]], list(table.var_names))
+        hint = mismatch([g for name in without for g in wanted[name]], list(there))
         raise InputError(
             f"Table {table_key!r} has no marker of {listing(without)} (such as "
             f"{listing([g for name in without for g in wanted[name]][:3])}); its genes are "
-            f"{listing(table.var_names[:3])} ...{'; ' + hint if hint else ''}; leave these types out."
+            f"{listing(there[:3])} ...{'; ' + hint if hint else ''}; leave these types out."
         )
     if lost := list(dict.fromkeys(g for genes in missing.values() for g in genes)):
         warn(f"{len(lost)} marker genes are not in table {table_key!r} and are left out: {listing(lost, most=40)}.")
@@ -264,8 +280,13 @@ def _columns(used: Mapping[str, Any], *, key_added: str) -> dict[str, str]:
     return columns
 
 
-def _scaled(table: AnnData, layer: str | None, table_key: str) -> tuple[AnnData, str, NDArray[np.bool_]]:
-    """Return a copy with normalised cells and genes of one standard deviation, the scale it had, and empty cells."""
+def _scaled(
+    table: AnnData, layer: str | None, table_key: str, *, genes: NDArray[np.int64], normalize: bool
+) -> tuple[AnnData, str, bool, NDArray[np.bool_]]:
+    """Return a copy of some genes, of one standard deviation, of cells that are normalised where they can be.
+
+    Also the scale that the values had, whether the cells were normalised, and (n,) which of them are empty.
+    """
     import scanpy as sc
     from anndata import AnnData
     from scipy.sparse import issparse
@@ -293,10 +314,24 @@ def _scaled(table: AnnData, layer: str | None, table_key: str) -> tuple[AnnData,
             logger.info("%d of %d cells have no counts and are unassigned.", empty.sum(), len(empty))
         sc.pp.normalize_total(work, target_sum=targets.CP10K)
         sc.pp.log1p(work)
+    normalized = scale == "counts" or bool(normalize and stored.min(initial=0) >= 0)
+    if normalized and scale != "counts":
+        log = scale == "log1p_cp10k"
+        work.X = _one_total(targets.dense(work.X, np.float64), log=log).astype(np.float32)
+    work = work[:, genes].copy()
     # Not centred: the genes keep their order of expression, by which controls are found; centring each gene would only
     # shift a type's score by a constant, which is what is taken off the scores instead.
     sc.pp.scale(work, zero_center=False)
-    return work, str(scale), empty
+    return work, str(scale), normalized, empty
+
+
+def _one_total(values: NDArray[np.float64], *, log: bool) -> NDArray[np.float64]:
+    """Return (n, G) values of the same sum in every row, the median of all; `log`: they are log1p of what is summed."""
+    amounts = np.expm1(values) if log else values
+    total = amounts.sum(axis=1)
+    usual = np.median(total[total > 0]) if (total > 0).any() else 1.0
+    amounts = amounts * np.divide(usual, total, out=np.ones_like(total), where=total > 0)[:, None]
+    return np.log1p(amounts) if log else amounts
 
 
 def _score(work: AnnData, genes: list[str], name: str, ctrl_size: int, seed: int) -> NDArray[np.float64]:

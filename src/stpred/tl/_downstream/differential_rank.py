@@ -8,8 +8,9 @@ import numpy as np
 
 from stpred import metrics
 from stpred._core import keys
-from stpred._core.checks import InputError, fraction_of, key_in, whole
+from stpred._core.checks import InputError, fraction_of, key_in, one_of, whole
 from stpred._core.names import look_up, named, names_of
+from stpred._core.targets import TARGETS
 from stpred.comparison.slide_tables import ONE_SLIDE, SlideTable, slide_tables
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def differential_rank(
     table_key: str,
     risk: str | Mapping[str, ArrayLike] | ArrayLike,
     *,
+    scale: str = "log1p_cp10k",
     n_top: int = 25,
     groups: Mapping[str, str] | None = None,
     in_distribution_only: bool = True,
@@ -47,11 +49,15 @@ def differential_rank(
     slides
         Slides by name, or one slide.
     table_key
-        Table of every slide: predictions, which are used as they are, or raw counts, which are normalised to log1p
-        CP10k first, since their ranks would otherwise be those of the amount of RNA.
+        Table of every slide: predictions or raw counts.
     risk
         Name of a column in ``obs`` of the tables; or by slide an array with one number per row of the table (a Series
         is joined by its index); for one slide also just that array. NaN leaves a location out.
+    scale
+        What is ranked, the same for measured and predicted tables: ``"log1p_cp10k"`` or ``"counts"``. On raw counts
+        (the publication's choice) a score is also one of how much RNA the locations of high risk hold: where that
+        follows the risk, nearly all genes score high. A prediction of a model of raw counts without a unit (MISO's)
+        can only be ranked on ``"counts"``, and then its measurement has to be, too.
     n_top
         Locations at either end, of which a slide must have twice as many.
     groups
@@ -73,17 +79,19 @@ def differential_rank(
     ``high`` (percentile interval over draws of slides or donors) and ``n_slides``. With one slide or donor the interval
     is NaN: locations of a slide resemble their neighbours, so drawing locations instead would promise a precision that
     is not there. With fewer than about ten it is too narrow, too. ``attrs["per_slide"]`` is a dict of slide to list of
-    scores in the order of the rows, ``attrs["n_locations"]`` says how many locations of each slide were used.
+    scores in the order of the rows, ``attrs["n_locations"]`` says how many locations of each slide were used, and
+    ``attrs["scale"]`` what was ranked.
 
     Raises
     ------
     InputError
         If a slide has fewer than ``2 * n_top`` locations, a risk is missing, has the wrong length or is the same
-        everywhere, or the tables share no gene or scale.
+        everywhere, the tables share no gene, or their values cannot be brought to `scale`.
 
     References
     ----------
-    Schmauch et al. 2025 (MISO): the DR-score, there with n = 25 and the risk of a survival model of slides.
+    Schmauch et al. 2025 (MISO): the DR-score, there with n = 25, the risk of a survival model of slides, and ranks of
+    raw counts.
 
     Examples
     --------
@@ -99,6 +107,7 @@ def differential_rank(
 
     n_top, n_bootstrap = whole(n_top, name="n_top"), whole(n_bootstrap, name="n_bootstrap")
     level = fraction_of(level, name="level")
+    one_of(scale, TARGETS, name="scale")
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     drawn = list(sides)
     if groups is not None:
@@ -117,7 +126,7 @@ def differential_rank(
             )
         if np.ptp(given[kept]) == 0:
             raise InputError(f"The risk is the same in all {int(kept.sum())} locations of {side.slide!r}.")
-        scores[k] = rank_difference(side.normalised(genes)[kept], given[kept], n_top=n_top)
+        scores[k] = rank_difference(side.on_scale(genes, scale)[kept], given[kept], n_top=n_top)
         n_locations[side.slide] = int(kept.sum())
     low = high = np.full(len(genes), np.nan)
     if len(set(drawn)) > 1:
@@ -131,6 +140,7 @@ def differential_rank(
     result = result.iloc[order].reset_index(drop=True)
     result.attrs["per_slide"] = {slide: s[order].tolist() for slide, s in zip(sides, scores, strict=True)}
     result.attrs["n_locations"] = n_locations
+    result.attrs["scale"] = scale
     return result
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stpred._core import keys
-from stpred._core.checks import distinct, fraction_of, positive
+from stpred._core.checks import distinct, fraction_of, one_of, positive
 from stpred._core.places import Place
 from stpred.tl._robustness.engine import COLUMNS, Trial, score_withheld
 from stpred.tl._robustness.transforms import occlude
@@ -22,7 +22,8 @@ def occluded_tiles(
     model: str | BaseConfig | type[Model] = "xfuse",
     *,
     fractions: Sequence[float] = (0, 0.25, 0.5),
-    tile_um: float = 200.0,
+    tile_um: float | None = 200.0,
+    fill: str = "glass",
     fraction: float = 0.2,
     n_genes: int = 100,
     levels: Sequence[float] = (0.5, 0.9),
@@ -47,10 +48,13 @@ def occluded_tiles(
     model
         Family name, class or ``Config`` of the model that is trained.
     fractions
-        Fractions of the squares of each training image that are painted in the colour of its empty glass, at random;
-        the squares of a smaller fraction are among those of a larger one. Images are painted lazily, as they are read.
+        Fractions of the squares of each training image that are painted over, at random; the squares of a smaller
+        fraction are among those of a larger one. Images are painted lazily, as they are read.
     tile_um
-        Edge of the squares in micrometres.
+        Edge of the squares in micrometres; None: a hundredth of the image's longer side, about as published (there, 100
+        x 100 rectangles).
+    fill
+        ``"glass"``, the colour of the slide's empty glass, or ``"mean"``, its mean colour, as published.
     fraction, n_genes, levels, n_samples, seed, train_options
         As in :func:`stpred.tl.withheld_spots`, to which an occluded fraction of 0 is the same; the same
         spots are withheld.
@@ -79,9 +83,11 @@ def occluded_tiles(
     [0.0, 0.5]
     """
     hidden = [fraction_of(f, name="fractions", zero=True) for f in distinct(fractions, name="fractions")]
-    tile_um = positive(tile_um, name="tile_um", unit="um")
+    one_of(fill, ("glass", "mean"), name="fill")
+    if tile_um is not None:
+        tile_um = positive(tile_um, name="tile_um", unit="um")
     place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
     trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
-    transforms = {f: partial(occlude, fraction=f, tile_um=tile_um, seed=seed) if f else None for f in hidden}
+    transforms = {f: partial(occlude, fraction=f, tile_um=tile_um, fill=fill, seed=seed) if f else None for f in hidden}
     found = score_withheld(trial, slides, fraction, transforms, column="occluded_share")
     return found.assign(check="occluded_tiles")[[*COLUMNS, "occluded_share"]]

@@ -12,7 +12,7 @@ from stpred import metrics, training
 from stpred._core.checks import InputError, key_in, listing, one_of, whole
 from stpred._core.expression.counts import check_counts
 from stpred._core.progress import track
-from stpred._core.targets import CP10K, dense
+from stpred._core.targets import CP10K, dense, totals
 from stpred.links import Links
 from stpred.models.batch import Batch
 from stpred.models.scellst import SCellST, SCellSTConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCENARIOS = ("centroid", "cell", "random")
 SUPERVISION = ("spots", "cells")
 INPUTS = ("learned", "one-hot")
+GENE_SETS = ("hvg", "markers")
 
 COMPONENTS = 50
 HELD_OUT_FRACTION = 0.2
@@ -39,6 +40,7 @@ def simulation_study(
     scenarios: Sequence[str] = SCENARIOS,
     supervision: Sequence[str] = SUPERVISION,
     inputs: Sequence[str] = INPUTS,
+    gene_sets: Sequence[str] = GENE_SETS,
     n_spots: int = 5000,
     cells_per_spot: int = 20,
     cells_per_type: int = 2000,
@@ -66,7 +68,7 @@ def simulation_study(
     n_hvg
         Highly variable genes of the reference that are simulated.
     n_markers
-        Marker genes per type (t-test with overestimated variance) that are scored by themselves.
+        Marker genes per type (t-test with overestimated variance), which are also trained on alone.
     scenarios
         What a cell of cluster i expresses: ``"centroid"``, the mean profile of type i; ``"cell"``, a random cell of
         type i; ``"random"``, any cell (nothing can be learned: the control).
@@ -74,12 +76,16 @@ def simulation_study(
         ``"spots"``: trained on spots (multiple-instance learning); ``"cells"``: trained on each cell (the ceiling).
     inputs
         ``"learned"``: the embeddings; ``"one-hot"``: the number of the cluster, which is all the information there is.
+    gene_sets
+        What a model is trained on: ``"hvg"``, all simulated genes; ``"markers"``, the marker genes alone.
     n_spots, cells_per_spot
         Of training and of test, each, drawn from different cells, with replacement.
     cells_per_type
         Cells nearest to the centre of each cluster that are used, half of them for training.
     config
-        Settings of the model; None: those of the publication but a learning rate of 1e-3 and at most 60 epochs.
+        Settings of the model; None: those of the publication but a learning rate of 1e-3 and at most 60 epochs. With
+        ``loss="nb"`` spots are raw counts: sums of their cells', of the scenario ``"centroid"`` Poisson draws of the
+        types' mean counts.
     seed
         Of everything.
     device
@@ -87,8 +93,9 @@ def simulation_study(
 
     Returns
     -------
-    DataFrame with one row per scenario, input, supervision, level (``"spot"``, ``"cell"``) and gene: ``marker`` (bool)
-    and ``pearson`` with the truth over the test spots or cells, on the log1p CP10k scale.
+    DataFrame with one row per scenario, input, gene set, supervision, level (``"spot"``, ``"cell"``) and gene:
+    ``marker`` (bool) and ``pearson`` with the truth over the test spots or cells, on the log1p CP10k scale, whose
+    library is over all genes of the reference.
 
     Raises
     ------
@@ -101,7 +108,7 @@ def simulation_study(
     >>> cells = np.random.default_rng(0).normal(size=(800, 5)) + 8 * np.eye(8, 5).repeat(100, axis=0)
     >>> reference = st.datasets.toy_reference(n_types=4, n_genes=100, n_cells=50, n_markers=5)
     >>> found = st.tl.simulation_study(
-    ...     cells, reference, scenarios=["centroid"], inputs=["learned"], n_spots=100, n_markers=5
+    ...     cells, reference, scenarios=["centroid"], inputs=["learned"], gene_sets=["hvg"], n_spots=100, n_markers=5
     ... )
     >>> bool(found.groupby(["supervision", "level"]).pearson.mean().min() > 0.5)
     True
@@ -109,60 +116,109 @@ def simulation_study(
     scenarios = _some(scenarios, SCENARIOS, name="scenarios")
     supervision = _some(supervision, SUPERVISION, name="supervision")
     inputs = _some(inputs, INPUTS, name="inputs")
+    gene_sets = _some(gene_sets, GENE_SETS, name="gene_sets")
     n_spots, cells_per_spot = whole(n_spots, name="n_spots"), whole(cells_per_spot, name="cells_per_spot")
     config = SCellSTConfig(lr=1e-3, max_epochs=60, patience=8) if config is None else config
     if not isinstance(config, SCellSTConfig):
         raise InputError(f"`config` must be a stpred.models.SCellST.Config, got {type(config).__name__}.")
     profiles = _profiles(reference, groupby, n_types=n_types, n_hvg=n_hvg, n_markers=n_markers, seed=seed)
     values = dense(getattr(embeddings, "X", embeddings), np.float32)
-    cells = _clusters(values, len(profiles.cells), cells_per_type=cells_per_type, seed=seed)
+    cells = _clusters(values, len(profiles.counts), cells_per_type=cells_per_type, seed=seed)
     rows = []
-    runs = [(s, i, v) for s in scenarios for i in inputs for v in supervision]
-    for scenario, kind, source in track(runs, total=len(runs), describe="simulation"):
+    runs = [(s, i, g, v) for s in scenarios for i in inputs for g in gene_sets for v in supervision]
+    for scenario, kind, gene_set, source in track(runs, total=len(runs), describe="simulation"):
         rng = np.random.default_rng(seed)  # the same cells, profiles and spots for all that are compared
+        genes = np.flatnonzero(profiles.marker | (gene_set == "hvg"))
         parts = []
         for own in (cells.train, cells.test):
             kinds = cells.kind[own]
-            features = values[own] if kind == "learned" else np.eye(len(profiles.cells), dtype=np.float32)[kinds]
-            expression = profiles.draw(kinds, scenario, rng)
+            features = values[own] if kind == "learned" else np.eye(len(profiles.counts), dtype=np.float32)[kinds]
+            drawn = profiles.draw(kinds, scenario, rng)
             inside = rng.integers(len(own), size=(n_spots, cells_per_spot))
-            parts.append((features, expression, inside))
-        (features, expression, inside), (new_features, new_expression, new_inside) = parts
-        model = _fit(features, expression, inside, supervision=source, config=config, seed=seed, device=device)
-        for level, batch in (
-            ("spot", _batch(new_features, new_expression, new_inside)),
-            ("cell", _batch(new_features, new_expression, np.arange(len(new_features))[:, None])),
-        ):
+            parts.append((_Cells(features, drawn, genes, counted=config.loss == "nb", seed=seed), inside))
+        (learned, inside), (new, new_inside) = parts
+        model = _fit(learned, inside, supervision=source, config=config, seed=seed, device=device)
+        for level, batch in (("spot", new.spots(new_inside)), ("cell", new.each())):
             score = metrics.pearson(model.predict(batch)[0], batch.scored)
+            names, marker = [profiles.genes[i] for i in genes], profiles.marker[genes]
             rows.append(
-                pd.DataFrame({"gene": profiles.genes, "marker": profiles.marker, "pearson": score}).assign(
-                    scenario=scenario, inputs=kind, supervision=source, level=level
+                pd.DataFrame({"gene": names, "marker": marker, "pearson": score}).assign(
+                    scenario=scenario, inputs=kind, gene_set=gene_set, supervision=source, level=level
                 )
             )
-    columns = ["scenario", "inputs", "supervision", "level", "gene", "marker", "pearson"]
+    columns = ["scenario", "inputs", "gene_set", "supervision", "level", "gene", "marker", "pearson"]
     return pd.concat(rows, ignore_index=True)[columns]
 
 
 @dataclass(frozen=True)
 class _Profiles:
-    """Expression of the reference: (n, n_genes) counts per 10 000 of each type's cells, and which genes mark types."""
+    """Expression of the reference.
+
+    Attributes
+    ----------
+    genes, marker
+        Names, and which of them mark a type.
+    counts
+        (n, n_genes + 1) raw counts of each type's cells; the last column is the library size, over all genes.
+    """
 
     genes: list[str]
     marker: NDArray[np.bool_]
-    cells: list[NDArray[np.float32]]
+    counts: list[NDArray[np.float32]]
 
     def draw(self, kinds: NDArray[np.int64], scenario: str, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Return (n, n_genes) expression of cells of these types."""
+        """Return (n, n_genes + 1) counts and library sizes of cells of these types.
+
+        Of the scenario ``"centroid"`` the mean over a type's cells of counts per 10 000, at the type's mean library.
+        """
         if scenario == "centroid":
-            return np.stack([c.mean(axis=0) for c in self.cells])[kinds]
+            return np.stack([_share(c).mean(axis=0) * c[:, -1].mean() for c in self.counts])[kinds]
         if scenario == "random":
-            every = np.concatenate(self.cells)
+            every = np.concatenate(self.counts)
             return every[rng.integers(len(every), size=len(kinds))]
-        out = np.empty((len(kinds), len(self.genes)), dtype=np.float32)
-        for kind, cells in enumerate(self.cells):
+        out = np.empty((len(kinds), len(self.genes) + 1), dtype=np.float32)
+        for kind, cells in enumerate(self.counts):
             rows = np.flatnonzero(kinds == kind)
             out[rows] = cells[rng.integers(len(cells), size=len(rows))]
         return out
+
+
+def _share(counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (n, n_genes + 1) counts over their library size, the last column."""
+    return counts / counts[:, -1:]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Simulated cells: (n, f) features, (n, all genes + 1) counts with library sizes, and the genes that are learned.
+
+    Every cell counts alike in its spot: what is summed are counts per 10 000. With `counted`, spots have raw counts.
+    """
+
+    features: NDArray[np.float32]
+    counts: NDArray[np.float32]
+    genes: NDArray[np.int64]
+    counted: bool
+    seed: int
+
+    def each(self) -> Batch:
+        """Return every cell as a location of its own."""
+        return self.spots(np.arange(len(self.features))[:, None])
+
+    def spots(self, inside: NDArray[np.int64]) -> Batch:
+        """Return spots that hold these cells, (n, cells per spot) rows."""
+        n, each = inside.shape
+        cells = Links(np.arange(n + 1) * each, inside.reshape(-1))
+        mean = cells.sum(_share(self.counts)[:, self.genes]) / each
+        truth = np.log1p(CP10K * mean).astype(np.float32)
+        if not self.counted:
+            return replace(Batch.of(self.features, cells=cells, y=truth, scale="log1p_cp10k"), slide="simulated")
+        total = cells.sum(self.counts)
+        y, size = total[:, self.genes], total[:, -1]
+        if not np.array_equal(y, np.round(y)):
+            y = np.random.default_rng(self.seed).poisson(y)
+        batch = Batch.of(self.features, cells=cells, y=y.astype(np.float32), truth=truth, totals=size, scale="counts")
+        return replace(batch, slide="simulated")
 
 
 @dataclass(frozen=True)
@@ -184,18 +240,27 @@ def _some(given: Sequence[str], options: Sequence[str], *, name: str) -> list[st
 def _profiles(
     reference: AnnData, groupby: str, *, n_types: int | None, n_hvg: int, n_markers: int, seed: int
 ) -> _Profiles:
-    """Normalise the reference, choose its highly variable genes and types, and find the types' markers."""
+    """Choose highly variable genes and types of the reference, and find the types' markers.
+
+    Library sizes are over all of its genes: of the chosen ones alone, a type that has few of them would seem to have
+    more of each.
+    """
     import scanpy as sc
 
     key_in(groupby, reference.obs, what="column of `reference.obs`", name="groupby")
     check_counts(reference.X, what="counts of `reference`")
     table = reference.copy()
     table.obs[groupby] = table.obs[groupby].astype("category")
+    library = totals(table.X)
+    if (library <= 0).any():
+        table, library = table[library > 0].copy(), library[library > 0]
+    chosen = np.ones(table.n_vars, dtype=bool)
     if table.n_vars > n_hvg:
         sc.pp.highly_variable_genes(table, n_top_genes=n_hvg, flavor="seurat_v3")
-        table = table[:, table.var["highly_variable"]].copy()
+        chosen = table.var["highly_variable"].to_numpy(dtype=bool)
+    counts = np.column_stack([dense(table.X[:, np.flatnonzero(chosen)], np.float32), library.astype(np.float32)])
     sc.pp.normalize_total(table, target_sum=CP10K)
-    linear = dense(table.X, np.float32)
+    table = table[:, chosen].copy()
     sc.pp.log1p(table)
     sizes = table.obs[groupby].value_counts()
     kinds = [str(k) for k in table.obs[groupby].cat.categories if sizes[k] >= 2]
@@ -210,7 +275,7 @@ def _profiles(
     sc.tl.rank_genes_groups(table, groupby, method="t-test_overestim_var", n_genes=n_markers)
     marks = {str(g) for k in kinds for g in table.uns["rank_genes_groups"]["names"][k]}
     genes = table.var_names.astype(str).tolist()
-    return _Profiles(genes, np.array([g in marks for g in genes]), [linear[owner == k] for k in kinds])
+    return _Profiles(genes, np.array([g in marks for g in genes]), [counts[owner == k] for k in kinds])
 
 
 def medoids(points: NDArray[np.float64], k: int, *, seed: int, rounds: int = 50) -> list[int]:
@@ -265,8 +330,7 @@ def _clusters(values: NDArray[np.float32], k: int, *, cells_per_type: int, seed:
 
 
 def _fit(
-    features: NDArray[np.float32],
-    expression: NDArray[np.float32],
+    cells: _Cells,
     inside: NDArray[np.int64],
     *,
     supervision: str,
@@ -277,26 +341,17 @@ def _fit(
     """Train on spots, or on their cells; a fifth of them, which nothing ties to the rest, ends the training."""
     held = max(1, int(len(inside) * HELD_OUT_FRACTION))
     # Every cell of the training spots once: the spots hold no more cells than that.
-    own = inside if supervision == "spots" else np.random.default_rng(seed).permutation(len(features))[:, None]
+    own = inside if supervision == "spots" else np.random.default_rng(seed).permutation(len(cells.features))[:, None]
     held = held if supervision == "spots" else max(1, int(len(own) * HELD_OUT_FRACTION))
     run = training.Run(device=device, checkpoint=None)
     fitted = training.fit_and_score(
         SCellST,
         config,
-        [_batch(features, expression, own[held:])],
+        [cells.spots(own[held:])],
         groups=["simulated"],
-        validation=[_batch(features, expression, own[:held])],
+        validation=[cells.spots(own[:held])],
         seed=seed,
         typical=False,
         run=run,
     )
     return fitted.model  # type: ignore[return-value]
-
-
-def _batch(features: NDArray[np.float32], expression: NDArray[np.float32], inside: NDArray[np.int64]) -> Batch:
-    """Return spots that hold these cells: the sum of their expression, as log1p CP10k."""
-    n, each = inside.shape
-    cells = Links(np.arange(n + 1) * each, inside.reshape(-1))
-    total = cells.sum(expression)
-    y = np.log1p(CP10K * total / total.sum(axis=1, keepdims=True)).astype(np.float32)
-    return replace(Batch.of(features, cells=cells, y=y, scale="log1p_cp10k"), slide="simulated")

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _N_MARKED = 32
 """Pixels whose last bits tell a painted image from the original."""
 
+_GRID = 100
+"""Squares along the longer side of an image, in the publication of XFuse."""
+
+_COLOUR_MPP = 16.0
+"""Resolution at which the mean colour of an image is measured."""
+
 
 def random_numbers(seed: int, slide: str, purpose: int) -> np.random.Generator:
     """Return the generator of one slide for one purpose, which does not depend on other slides."""
@@ -66,9 +72,13 @@ def misalign(sdata: SpatialData, region: data.Region, radii: float, *, seed: int
     return with_elements(sdata, shapes={region.shapes_key: moved}, tables=sdata.tables)
 
 
-def occlude(sdata: SpatialData, region: data.Region, fraction: float, *, tile_um: float, seed: int) -> SpatialData:
-    """Paint a random fraction of an image's squares in the colour of its background."""
+def occlude(
+    sdata: SpatialData, region: data.Region, fraction: float, *, tile_um: float | None, fill: str = "glass", seed: int
+) -> SpatialData:
+    """Paint a random fraction of an image's squares in the colour of its background, or in its mean colour."""
     x0, y0, x1, y1 = region.pyramid.bounds_um
+    if tile_um is None:
+        tile_um = max(x1 - x0, y1 - y0) / _GRID
     shape = int(np.ceil((y1 - y0) / tile_um - 1e-9)), int(np.ceil((x1 - x0) / tile_um - 1e-9))
     n = shape[0] * shape[1]
     n_hidden = round(fraction * n)
@@ -82,12 +92,18 @@ def occlude(sdata: SpatialData, region: data.Region, fraction: float, *, tile_um
     image = paint_squares(
         sdata.images[region.image_key],
         hidden.reshape(shape),
-        colour=region.pyramid.background,
+        colour=region.pyramid.background if fill == "glass" else _mean_colour(region),
         corner_um=(x0, y0),
         tile_um=tile_um,
         coordinate_system=region.coordinate_system,
     )
     return with_elements(sdata, images={region.image_key: image}, tables=sdata.tables)
+
+
+def _mean_colour(region: data.Region) -> tuple[int, int, int]:
+    """Return the mean red, green and blue of the whole image."""
+    red, green, blue = region.pyramid.thumbnail(_COLOUR_MPP)[0].reshape(-1, 3).mean(axis=0).round().astype(int).tolist()
+    return red, green, blue
 
 
 def paint_squares(

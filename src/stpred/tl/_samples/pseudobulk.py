@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys, tables, targets
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, one_of
 from stpred._core.names import names_of
 from stpred.comparison.slide_tables import SlideTable, slide_tables
 
@@ -35,6 +35,7 @@ def pseudobulk(
     *,
     in_distribution_only: bool = True,
     layer: str | None = None,
+    average: str = "amounts",
     obs: pd.DataFrame | None = None,
     coordinate_system: str = keys.UM,
 ) -> AnnData:
@@ -56,6 +57,9 @@ def pseudobulk(
         Leave out locations that the table marks as out of distribution.
     layer
         Layer to average instead of ``X``, on the same scale.
+    average
+        Of values on a logarithmic scale: ``"amounts"`` averages what they are logarithms of, as a bulk measurement
+        does; ``"values"`` averages them as they are (DeepSpot's publication).
     obs
         Facts of the slides to join (survival, labels, donors), indexed by slide; it may hold more slides.
     coordinate_system
@@ -85,6 +89,7 @@ def pseudobulk(
     import pandas as pd
     from anndata import AnnData
 
+    one_of(average, ("amounts", "values"), name="average")
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     rows, sums, facts = [], [], []
     for side in sides.values():
@@ -95,7 +100,7 @@ def pseudobulk(
                 "the slide out or give in_distribution_only=False."
             )
         values = side.values(genes, layer=layer)[kept]
-        rows.append(bulk_profile(values, scale=side.scale))
+        rows.append(bulk_profile(values, scale=side.scale, average=average))
         sums.append(float(side.values(side.library_genes, layer=layer)[kept].sum()))
         left = int((~kept).sum())
         facts.append({"n_locations": int(kept.sum()), "n_left_out": left, "share_left_out": left / len(kept)})
@@ -114,7 +119,7 @@ def pseudobulk(
         "layer": layer,
         "output_scale": "log1p_cp10k" if scale == "cp10k" else scale,
         "comparable": "within genes only" if scale == "relative" else "within and between genes",
-        "average": _AVERAGES.get(scale, "log1p(mean(expm1))"),
+        "average": "mean" if average == "values" and scale != "counts" else _AVERAGES.get(scale, "log1p(mean(expm1))"),
         "in_distribution_only": in_distribution_only,
         "models": {name: side.provenance.get("model_id") for name, side in sides.items()},
         "genes_left_out": {name: side.table.n_vars - len(genes) for name, side in sides.items()},
@@ -124,7 +129,7 @@ def pseudobulk(
     return bulk
 
 
-def bulk_profile(values: Any, *, scale: str) -> NDArray[np.float64]:
+def bulk_profile(values: Any, *, scale: str, average: str = "amounts") -> NDArray[np.float64]:
     """Return the (G,) profile of (N, G) dense or sparse values: counts summed, others averaged as amounts of RNA.
 
     `scale`: ``"log1p_cp10k"``, ``"cp10k"`` (the same before the logarithm), ``"counts"``, ``"log_share"`` or
@@ -133,7 +138,9 @@ def bulk_profile(values: Any, *, scale: str) -> NDArray[np.float64]:
     if scale == "counts":
         return np.asarray(values.sum(axis=0), dtype=np.float64).ravel()
     dense = targets.dense(values)
-    if scale == "relative":
+    if scale == "cp10k" and average == "values":
+        return np.log1p(dense.clip(min=0)).mean(axis=0)
+    if scale == "relative" or average == "values":
         return dense.mean(axis=0)
     if scale == targets.LOG_SHARE:
         return np.log(np.exp(dense).mean(axis=0))
