@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError
-from stpred._core.quality import QC
+from stpred._core.recipes.quality import QC
+from stpred._core.recipes.splits import Splits
 from stpred._core.settings import settings
 from stpred._core.specs import FineTuning, GeneRule, Posterior, TileSpec
-from stpred._core.splits import Splits
 
 if TYPE_CHECKING:
     from stpred import datasets, encoders, io, metrics, models, pl, pp, tl

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.quality import QC, REASONS
+from stpred._core.recipes.quality import QC, REASONS
 from stpred._core.specs import TileSpec
 from stpred._image.quality import SHARPNESS_MPP, folds, sharpness, window_share
 from stpred._image.tissue import survey

@@ -10,7 +10,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError
 from stpred._core.elements import find_table, table_instances
 from stpred._core.places import Place
-from stpred._core.quality import QC, REASONS
+from stpred._core.recipes.quality import QC, REASONS
 
 if TYPE_CHECKING:
     import pandas as pd

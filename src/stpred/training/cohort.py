@@ -14,7 +14,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.elements import normalisation
 from stpred._core.places import Place
-from stpred._core.quality import QC
+from stpred._core.recipes.quality import QC
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import LOG_SHARE, SCALES
 from stpred.encoders.beside import PIXELS, PixelsBeside

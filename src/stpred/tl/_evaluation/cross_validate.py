@@ -11,8 +11,8 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of, whole
 from stpred._core.places import Place
 from stpred._core.progress import track
+from stpred._core.recipes.splits import Splits
 from stpred._core.specs import GeneRule, TileSpec
-from stpred._core.splits import Splits
 from stpred._core.targets import SCALES, TARGETS, TRAINED_ON, scale_of
 from stpred.models import registry
 from stpred.models.base import BaseConfig

@@ -10,7 +10,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.names import names_of
 from stpred._core.places import Place
-from stpred._core.quality import QC
+from stpred._core.recipes.quality import QC
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import TRAINED_ON, dense
 from stpred.inference.intervals import as_stable, calibrate, refused
