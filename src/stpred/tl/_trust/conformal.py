@@ -127,9 +127,8 @@ def conformal(
         genes = [g for g, k in zip(names, measured, strict=True) if k]
         found = np.full((len(region.coords_um), len(names)), np.nan)
         guess = predictor.values(region)[:, measured]
-        scale = trained.record.target
-        truth = region.target(genes, scale, n_measured=trained.record.n_measured)
-        found[:, measured] = as_stable(truth, scale) - as_stable(guess, scale)
+        truth = region.target(genes, trained.record.target, n_measured=trained.record.n_measured)
+        found[:, measured] = as_stable(truth, trained.record.target) - as_stable(guess, trained.record.target)
         residuals.append(found)
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     calibrate(

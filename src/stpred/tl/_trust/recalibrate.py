@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from stpred.comparison.terms import Pair
+
 MIN_LOCATIONS = 5
 """Measured locations below which a line through them says nothing."""
 
@@ -108,17 +110,7 @@ def recalibrate(
     """
     both = pair(sdata, predicted_key, measured_key, target=target, coordinate_system=coordinate_system)
     table = sdata.tables[predicted_key]
-    rows = np.arange(len(both.instances))
-    if instances is not None:
-        wanted = list(instances)
-        rows = np.flatnonzero(both.instances.isin(wanted))
-        if len(rows) == 0:
-            raise InputError(
-                f"None of the {len(wanted)} `instances` is both predicted and measured: {listing(wanted[:3])} against "
-                f"{listing(both.instances[:3])}."
-            )
-    if len(rows) < MIN_LOCATIONS:
-        raise InputError(f"Recalibration needs {MIN_LOCATIONS} measured locations or more, got {len(rows)}.")
+    rows = _learned_from(both, instances)
     region = both.shapes_key
     at, ids = table_instances(table, region)
     values = dense(table.X[at], np.float64)
@@ -138,11 +130,8 @@ def recalibrate(
     new = np.where(np.isfinite(slope), line if both.target == LOG_SHARE else np.maximum(line, 0), values)
     provenance = tables.read_provenance(table, what=f"table {predicted_key!r}")
     provenance["intervals"] = intervals.stated_of(len(rows), predicted_key)
-    residuals = as_stable(both.observed[rows], both.target) - as_stable(
-        _left_out((x - centre) / unit, both.observed[rows], positive=both.target != LOG_SHARE), both.target
-    )
     offsets = np.full((table.n_vars, 2 * len(intervals.LEVELS)), np.nan)
-    offsets[columns] = intervals.of_residuals(residuals, both.observed[rows].mean(axis=0))
+    offsets[columns] = _offsets((x - centre) / unit, both.observed[rows], scale=both.target)
     summary: dict[str, Any] = {
         "of": predicted_key,
         "by": measured_key,
@@ -174,6 +163,28 @@ def recalibrate(
     usual = key_in_frame(sdata, predicted_key, usual, coordinate_system=coordinate_system)
     tables.put_table(sdata, usual if key_added is None else key_added, result)
     return None
+
+
+def _learned_from(both: Pair, instances: Iterable[Any] | None) -> NDArray[np.int64]:
+    """Return the rows of the locations that are learned from: those of the given ids, or all."""
+    rows = np.arange(len(both.instances))
+    if instances is not None:
+        wanted = list(instances)
+        rows = np.flatnonzero(both.instances.isin(wanted))
+        if len(rows) == 0:
+            raise InputError(
+                f"None of the {len(wanted)} `instances` is both predicted and measured: {listing(wanted[:3])} against "
+                f"{listing(both.instances[:3])}."
+            )
+    if len(rows) < MIN_LOCATIONS:
+        raise InputError(f"Recalibration needs {MIN_LOCATIONS} measured locations or more, got {len(rows)}.")
+    return rows
+
+
+def _offsets(x: NDArray[np.float64], y: NDArray[np.floating], *, scale: str) -> NDArray[np.float64]:
+    """Return (G, 2 * number of levels) offsets of intervals from (n, G) predicted and measured values."""
+    residuals = as_stable(y, scale) - as_stable(_left_out(x, y, positive=scale != LOG_SHARE), scale)
+    return intervals.of_residuals(residuals, y.mean(axis=0))
 
 
 def shrunken_lines(x: NDArray[np.float64], y: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
