@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from donor_study import A_WIDTH_PX, MPP, N_GENES, encoders, read_sections
+from donor_study import MPP, N_GENES, encoders, read_sections
 from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
@@ -40,7 +40,6 @@ from scipy.stats import rankdata
 import stpred as st
 from stpred import metrics
 from stpred.models import KernelRidge, Ridge, SCellST
-from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,13 +67,17 @@ SHUFFLED = "sCellST, crops"
 MIN_MARKERS = 5
 """Counts of markers that a cell needs to have a class."""
 
-REGIONS = {
-    "tumour": (["EPCAM", "ERBB2", "KRT7", "KRT8", "KRT18", "KRT19", "MUC1", "CDH1"], 1),
-    "connective tissue": (["COL1A1", "COL1A2", "COL3A1", "COL6A3", "DCN", "LUM", "SPARC", "POSTN", "FN1", "THY1"], -1),
-    "immune": (["PTPRC", "CD74", "CD3E", "CD2", "TRBC2", "CD79A", "MS4A1", "IGKC", "IGHG1", "HLA-DRA", "LYZ"], -1),
-}
-"""Markers, and whether tumour (1) or connective tissue (-1) should hold more of them."""
 TUMOUR, CONNECTIVE = ("invasive cancer", "cancer in situ"), ("connective tissue",)
+ALL = (*TUMOUR, *CONNECTIVE, "adipose tissue", "immune infiltrate")
+COLLAGENS = ["COL1A1", "COL1A2", "COL3A1", "COL6A3", "DCN", "LUM", "SPARC", "POSTN", "FN1", "THY1"]
+REGIONS: dict[str, tuple[list[str], tuple[str, ...], tuple[str, ...]]] = {
+    "EPCAM, ERBB2": (["EPCAM", "ERBB2"], TUMOUR, CONNECTIVE),
+    "keratins": (["KRT7", "KRT8", "KRT18", "KRT19"], TUMOUR, CONNECTIVE),
+    "collagens and others of fibroblasts": (COLLAGENS, CONNECTIVE, TUMOUR),
+    "immune": (["PTPRC", "CD74", "IGKC", "HLA-DRA", "LYZ", "TRBC2", "CD3E"], CONNECTIVE, TUMOUR),
+    "fat": (["FABP4", "PLIN1", "PLIN4", "ADIPOQ", "LPL", "CD36", "ADH1B"], ("adipose tissue",), ALL),
+}
+"""Markers, the labels that should hold more of them, and those (without the former) that should hold less."""
 
 
 # Xenium: cells
@@ -361,22 +364,16 @@ def line(row: Mapping[str, Any]) -> str:
 # A1: regions that a pathologist drew
 
 
-def regions_of_spots(folder: Path, slide: SpatialData) -> pd.Series:
-    """Return the pathologist's label of each spot of A1, by the nearest labelled place; nothing where none is near."""
-    given = pd.read_csv(folder / "A1_labeled_coordinates.tsv", sep="\t").dropna(subset=["pixel_x", "pixel_y", "label"])
-    px = A_WIDTH_PX[0] / A_WIDTH_PX[1]
-    table = slide.tables["spots_counts"]
-    at, mpp = table.obsm["spatial"], mpp_of(slide)
-    distance, row = cKDTree(given[["pixel_x", "pixel_y"]] * px * mpp).query(at)
-    label = given["label"].to_numpy()[row]
-    return pd.Series(np.where(distance < 50, label, ""), index=table.obs["instance_id"].astype(str))
+def regions_of_spots(folder: Path) -> pd.Series:
+    """Return the pathologist's label of each spot of A1, by its place in the array.
 
-
-def mpp_of(slide: SpatialData) -> float:
-    """Return micrometres per pixel of a slide's image."""
-    pyramid = Pyramid.from_image(slide.images["he"])
-    x0, _, x1, _ = pyramid.bounds_um
-    return float((x1 - x0) / A_WIDTH_PX[0])
+    The pixels in the file of labels are of another picture, whose rows count from the bottom.
+    """
+    given = pd.read_csv(folder / "A1_labeled_coordinates.tsv", sep="\t").dropna(subset=["x", "y", "label"])
+    spots = pd.read_csv(folder / "A1.spots.tsv", sep="\t")
+    distance, row = cKDTree(given[["x", "y"]]).query(spots[["new_x", "new_y"]])
+    names = spots["x"].astype(str) + "x" + spots["y"].astype(str)
+    return pd.Series(np.where(distance < 0.05, given["label"].to_numpy()[row], ""), index=names)
 
 
 def interval(score: NDArray[np.float64], positive: NDArray[np.bool_], *, n: int = 2000, seed: int = 0) -> Any:
@@ -400,15 +397,18 @@ def labels(args: argparse.Namespace) -> pd.DataFrame:
         for t in (s.tables["spots_counts"] for s in slides.values())
     )  # type: ignore[assignment]
     most = [g for g in counted.dropna().sort_values(ascending=False, kind="stable").index if g in shared][:N_GENES]
-    markers = [g for found, _ in REGIONS.values() for g in found if g in shared]
+    markers = [g for found, *_ in REGIONS.values() for g in found if g in shared]
     genes = list(dict.fromkeys([*most, *markers]))
-    label = regions_of_spots(args.folder_a, a1)
+    label = regions_of_spots(args.folder_a)
     print({k or "none": int(n) for k, n in label.value_counts().items()})
     tables = {"measured counts": a1.tables["spots_counts"]}
     encoder = encoders([args.encoder], MPP)[args.encoder](None)
     strong = KernelRidge.Config(penalty=4.0, rank=8)
     models = {"kernel ridge": (KernelRidge.Config(), encoder), "strong kernel ridge": (strong, encoder)}
-    models |= {"ridge": (Ridge.Config(), encoder), "colour": ("colour", None)}
+    models |= {
+        "ridge": (Ridge.Config(), encoder),
+        "colour": (Ridge.Config(), encoders(["colour"], MPP)["colour"](None)),
+    }
     common: dict[str, Any] = {"genes": genes, "shapes_key": "spots", "device": "cpu"}
     for name, (config, seen) in models.items():
         target = "log1p_cp10k_half_library" if "strong" in name else None
@@ -433,15 +433,15 @@ def region_rows(name: str, table: AnnData, label: pd.Series, genes: list[str]) -
     else:
         values = np.asarray(table[:, genes].X, dtype=np.float64)
     region = label.reindex(table.obs["instance_id"].astype(str)).to_numpy()
-    used = np.isin(region, (*TUMOUR, *CONNECTIVE))
-    tumour = np.isin(region[used], TUMOUR)
-    sets = {k: marker_score(values[used], genes, m) * sign for k, (m, sign) in REGIONS.items()}
-    sets["tumour minus connective tissue"] = sets["tumour"] + sets["connective tissue"]
     out = []
-    for called, score in sets.items():
-        value, low, high = interval(score, tumour)
-        out.append({"from": name, "markers": called, "AUROC": value, "low": low, "high": high})
-        out[-1] |= {"tumour": int(tumour.sum()), "connective": int((~tumour).sum())}
+    for called, (markers, high, low) in REGIONS.items():
+        used = np.isin(region, (*high, *low))
+        positive = np.isin(region[used], high)
+        row = {"from": name, "markers": called, "n": f"{positive.sum()}:{(~positive).sum()}"}
+        row |= dict(
+            zip(("AUROC", "low", "high"), interval(marker_score(values[used], genes, markers), positive), strict=True)
+        )
+        out.append(row)
     return out
 
 
@@ -463,8 +463,7 @@ def main() -> None:
     drawn.set_defaults(run=labels)
     args = parser.parse_args()
     logging.getLogger("stpred").setLevel(logging.ERROR)  # one donor, small tiles: said above
-    settings = {"max_upsampling": 4.0}
-    with tempfile.TemporaryDirectory() as folder, st.settings.override(cache_dir=Path(folder), **settings):
+    with tempfile.TemporaryDirectory() as folder, st.settings.override(cache_dir=Path(folder), max_upsampling=4.0):
         args.run(args)
 
 

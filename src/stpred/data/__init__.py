@@ -31,7 +31,7 @@ from stpred.data._readers.pixels import PixelReader
 from stpred.data._readers.reader import Context, Reader, Targets
 from stpred.data._readers.surroundings import reach_um
 from stpred.data._readers.tiles import with_needs, with_parts
-from stpred.data._readers.tokens import TokenReader, masked_tokens
+from stpred.data._readers.tokens import TokenReader, masked_tokens, token_width_um
 from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "refuse_copies",
     "shared_library",
     "stored_features",
+    "token_width_um",
     "with_cells",
     "with_needs",
     "with_parts",

@@ -49,6 +49,8 @@ class Needs:
         Whether locations consist of the patch tokens in their footprints.
     token_um
         Edge of a token; None: the encoder's own, or about 8 um.
+    isolated
+        Whether a token is described by the encoder's tile around it, and not as one of the tokens of a larger tile.
     footprint_um
         Edge of a square around each training location that is its footprint; None: its shape.
     pixel_grid
@@ -68,6 +70,7 @@ class Needs:
     patch_context_um: float | None = None
     tokens: bool = False
     token_um: float | None = None
+    isolated: bool = False
     footprint_um: float | None = None
     pixel_grid: bool = False
 

@@ -32,7 +32,11 @@ class StudentConfig(NetworkConfig):
     ----------
     token_um
         Edge of a patch in micrometres. None: the encoder's own tokens, or sub-tiles of about 8 um of encoders that have
-        none; ``"morphology"`` takes any that divides its tile.
+        none, and 8 um if `isolated`; ``"morphology"`` takes any that divides its tile, `isolated` patches any up to it.
+    isolated
+        Describe each patch by the encoder's tile around it, which bounds what it looks at: with an encoder of tiles of
+        16 um (``st.encoders.get("morphology", tile=st.TileSpec(0.5, 32))``) nothing farther than that has a part in
+        its prediction. False: as one of the patches of a larger tile, through windows or layers wider than the patch.
     footprint_um
         Edge of the square around a training location whose patches make it up. None: its shape (a spot's disc, a bin);
         112 is the whole tile, as published. Locations of other regions always consist of what lies in their shapes.
@@ -49,6 +53,7 @@ class StudentConfig(NetworkConfig):
     family: ClassVar[str] = "student"
     sparse_targets: ClassVar[bool] = True
     token_um: float | None = None
+    isolated: bool = False
     footprint_um: float | None = None
     hidden: tuple[int, ...] = (512, 256)
     activation: str = "relu"
@@ -70,7 +75,9 @@ class StudentConfig(NetworkConfig):
     @property
     def needs(self) -> Needs:
         """The tokens in each location's footprint."""
-        return replace(super().needs, tokens=True, token_um=self.token_um, footprint_um=self.footprint_um)
+        return replace(
+            super().needs, tokens=True, token_um=self.token_um, isolated=self.isolated, footprint_um=self.footprint_um
+        )
 
 
 class Student(PerceptronNetwork):

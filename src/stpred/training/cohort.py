@@ -18,7 +18,6 @@ from stpred._core.recipes.quality import QC
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import LOG_SHARE, SCALES
 from stpred.encoders.beside import PIXELS, PixelsBeside
-from stpred.encoders.tokens import token_edge_um
 from stpred.models import Model
 from stpred.models.base import CELLS, MULTISCALE, BaseConfig
 from stpred.models.batch import Batch, Needs
@@ -308,7 +307,7 @@ def _left_out(regions: list[data.Region]) -> dict[str, Any]:
 def _token_summary(regions: list[data.Region], encoder: Encoder, needs: Needs) -> dict[str, float]:
     """Return the width of tokens, and the locations that are made up of them."""
     width = float(np.median([data.median_width_um(r) for r in regions]))
-    return {"token_um": token_edge_um(encoder, needs.token_um), "width_um": round(width, 3)}
+    return {"token_um": data.token_width_um(encoder, needs), "width_um": round(width, 3)}
 
 
 def _normalisation(regions: list[data.Region]) -> dict[str, Any]:

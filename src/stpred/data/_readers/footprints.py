@@ -18,7 +18,9 @@ from stpred._core.checks import InputError, positive
 from stpred._core.elements import affine_to
 from stpred._core.geometry import geometries_um, square_bins
 from stpred.data._regions import Region
-from stpred.encoders.base import EncoderCard
+from stpred.encoders.base import Encoder, EncoderCard
+from stpred.encoders.composite import members_of
+from stpred.encoders.tokens import TOKEN_UM
 from stpred.regions.squares import Inside, centres_inside
 
 MIN_TOKENS_ACROSS = 6
@@ -35,6 +37,23 @@ class TokenGrid:
     token_um: float
     n: int
     step: int
+
+    @classmethod
+    def isolated(cls, encoder: Encoder, token_um: float | None, *, stride_um: float | None = None) -> TokenGrid:
+        """Lay it out for tokens that have a tile each, of the encoder's around them; they are seen once."""
+        token_um = TOKEN_UM if token_um is None else positive(token_um, name="token_um", unit="micrometres")
+        smallest = min(m.card.tile.size_um for m in members_of(encoder))
+        if token_um > smallest * (1 + 1e-6):
+            raise InputError(
+                f"Isolated patches of {token_um:g} um are wider than the tile of {smallest:g} um of the encoder "
+                f"{encoder.card.name!r} around them; pass a smaller `token_um` or an encoder of larger tiles."
+            )
+        if stride_um is not None:
+            raise InputError(
+                f"`stride_um` is the distance of tiles that share patches, got {stride_um:g}; isolated patches have a "
+                "tile each: leave it out."
+            )
+        return cls(token_um, 1, 1)
 
     @classmethod
     def of(cls, card: EncoderCard, *, stride_um: float | None = None) -> TokenGrid:

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from stpred import links
 from stpred._core.checks import InputError
 from stpred._core.geometry import square_bins
-from stpred.data._features import check_resolution, embed_dense
+from stpred.data._features import check_resolution, embed, embed_dense
 from stpred.data._readers.footprints import TokenGrid, distinct, footprints, median_width_um
 from stpred.data._readers.reader import Context, blocks_of, evenly
 from stpred.data._readers.surroundings import home_region
@@ -79,7 +79,11 @@ class TokenReader:
         if context.lattice is None:
             return cls(region, encoder, needs, region, "region", stride_um)
         tile, width_um, home = encoder.card.tile, context.width_um, context.home
-        if stride_um is None and (width_um is None or median_width_um(region) < FINER * width_um):
+        if (
+            not needs.isolated
+            and stride_um is None
+            and (width_um is None or median_width_um(region) < FINER * width_um)
+        ):
             n = with_tokens(encoder, needs.token_um).card.dense[0]
             stride_um = max(1, n // 2) * tile.size_um / n
         if home is not None and home == region.shapes_key and region.edge_um is None:
@@ -105,9 +109,8 @@ class TokenReader:
         region = self.region if part is None else part
         # A square that stood for training locations would blur anything finer.
         needs = self.needs if self.context == "region" else replace(self.needs, footprint_um=None)
-        card = with_tokens(self.encoder, needs.token_um).card
-        grid = TokenGrid.of(card, stride_um=self.stride_um)
-        bytes_each = grid.copies * card.dense[2] * 4
+        encoder, grid = described(self.encoder, needs, stride_um=self.stride_um)
+        bytes_each = grid.copies * width_of(encoder, needs) * 4
         edge_um = max(int(np.sqrt(BLOCK_BYTES / bytes_each)) - grid.n, grid.n) * grid.token_um
         low = region.coords_um.min(axis=0)
         fits = (np.ptp(region.coords_um, axis=0) < edge_um).all()
@@ -158,8 +161,7 @@ def token_batch(
         (s, width) tokens that describe the slide, where they exist already; None: those of some locations of the
         region itself.
     """
-    encoder = with_tokens(encoder, needs.token_um)
-    grid = TokenGrid.of(encoder.card, stride_um=stride_um)
+    encoder, grid = described(encoder, needs, stride_um=stride_um)
     if grid.token_um < region.pyramid.mpp:
         raise InputError(
             f"The patches of {grid.token_um:g} um are smaller than a pixel of image {region.image_key!r} "
@@ -167,15 +169,10 @@ def token_batch(
         )
     weights, tokens = footprints(region, grid, edge_um=needs.footprint_um)
     which, tiles, places = grid.views(tokens)
-    tiles, number = distinct(tiles)
-    width = encoder.card.dense[2]
-    features = np.empty((len(which), width), np.float32)
-    order = np.argsort(number, kind="stable")
-    ends = np.searchsorted(number[order], np.arange(0, len(tiles) + _TILES, _TILES))
-    for k, start in enumerate(range(0, len(tiles), _TILES)):
-        rows = order[ends[k] : ends[k + 1]]
-        dense = embed_dense(region, encoder, grid.centres_um(tiles[start : start + _TILES]))
-        features[rows] = dense[number[rows] - start, places[rows, 1], places[rows, 0]]
+    if needs.isolated:
+        features = embed(region, encoder, grid.centres_um(tiles))
+    else:
+        features = _embedded(region, encoder, grid, tiles, places)
     # Views of one token share its weight, so that their predictions are averaged.
     views = csr_array((1 / np.bincount(which)[which], (which, np.arange(len(which)))), (len(tokens), len(which)))
     found = csr_array(weights @ views)
@@ -195,8 +192,41 @@ def token_batch(
         parts=parts,
         totals=region.totals,
         n_measured=region.n_measured,
-        blocks=blocks_of(encoder, dense=True),
+        blocks=blocks_of(encoder, dense=not needs.isolated),
     )
+
+
+def described(encoder: Any, needs: Needs, *, stride_um: float | None = None) -> tuple[Any, TokenGrid]:
+    """Return what describes tokens as a model needs them (with its own tokens or without), and their lattice."""
+    if needs.isolated:
+        return encoder, TokenGrid.isolated(encoder, needs.token_um, stride_um=stride_um)
+    encoder = with_tokens(encoder, needs.token_um)
+    return encoder, TokenGrid.of(encoder.card, stride_um=stride_um)
+
+
+def width_of(encoder: Any, needs: Needs) -> int:
+    """Return the number of features of a token."""
+    return int(encoder.card.width if needs.isolated else encoder.card.dense[2])
+
+
+def token_width_um(encoder: Any, needs: Needs) -> float:
+    """Return the edge of the tokens that a model needs, in micrometres."""
+    return described(encoder, needs)[1].token_um
+
+
+def _embedded(
+    region: Region, encoder: Any, grid: TokenGrid, tiles: NDArray[np.int64], places: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the (s, width) tokens at (s, 2) places of (s, 2) tiles, each of which is embedded once."""
+    tiles, number = distinct(tiles)
+    features = np.empty((len(places), encoder.card.dense[2]), np.float32)
+    order = np.argsort(number, kind="stable")
+    ends = np.searchsorted(number[order], np.arange(0, len(tiles) + _TILES, _TILES))
+    for k, start in enumerate(range(0, len(tiles), _TILES)):
+        rows = order[ends[k] : ends[k + 1]]
+        dense = embed_dense(region, encoder, grid.centres_um(tiles[start : start + _TILES]))
+        features[rows] = dense[number[rows] - start, places[rows, 1], places[rows, 0]]
+    return features
 
 
 def masked_tokens(
@@ -223,8 +253,7 @@ def masked_tokens(
     -------
     (n, 2) centres, and the (n, width) tokens as they are and without their surroundings.
     """
-    encoder = with_tokens(encoder, needs.token_um)
-    grid = TokenGrid.of(encoder.card)
+    encoder, grid = described(encoder, needs)
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(region.coords_um), n, replace=n > len(region.coords_um))
     places = rng.integers(grid.n, size=(n, 2))
@@ -233,18 +262,20 @@ def masked_tokens(
     members: tuple[Any, ...] = members_of(encoder)
     windows = []
     for spec in (m.card.tile for m in members):
-        token_px = spec.size_px / grid.n
+        step_px = spec.size_px / grid.n
+        token_px = grid.token_um / spec.mpp if needs.isolated else step_px
         half = (token_px if keep_um is None else max(keep_um / spec.mpp, token_px)) / 2
-        low = np.floor((places + 0.5) * token_px - half + 1e-6).astype(int).clip(0)
-        high = np.ceil((places + 0.5) * token_px + half - 1e-6).astype(int).clip(max=spec.size_px)
+        low = np.floor((places + 0.5) * step_px - half + 1e-6).astype(int).clip(0)
+        high = np.ceil((places + 0.5) * step_px + half - 1e-6).astype(int).clip(max=spec.size_px)
         windows.append((low, high))
     views = [(centres, m.card.tile) for m in members]
-    plain, alone = (np.empty((n, encoder.card.dense[2]), np.float32) for _ in range(2))
+    plain, alone = (np.empty((n, width_of(encoder, needs)), np.float32) for _ in range(2))
     for rows, tiles in region.pyramid.read_several(views):
         at = (np.arange(len(rows)), places[rows, 1], places[rows, 0])
         for out, seen in ((plain, tiles), (alone, _painted(tiles, windows, rows, fill))):
             each = zip(members, seen, strict=True)
-            out[rows] = np.concatenate([m.encode_dense(own)[at] for m, own in each], axis=1)
+            encoded = [m.encode(own) if needs.isolated else m.encode_dense(own)[at] for m, own in each]
+            out[rows] = np.concatenate(encoded, axis=1)
     return np.asarray((tokens + 0.5) * grid.token_um, dtype=np.float64), plain, alone
 
 

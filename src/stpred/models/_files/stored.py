@@ -225,7 +225,8 @@ def check_width(model: Model, path: Path) -> None:
         return
     if model.record.tile and found.get("tile", model.record.tile) != model.record.tile:
         raise InputError(f"The record of {str(path)!r} states two tiles: {found['tile']} and {model.record.tile}.")
-    given = (found.get("dense") or [None] * 3)[2] if model.needs.tokens else found.get("width")
+    dense = model.needs.tokens and not model.needs.isolated
+    given = (found.get("dense") or [None] * 3)[2] if dense else found.get("width")
     if given is not None and not model.needs.pixel_grid and given != model.n_features:
         raise InputError(
             f"{str(path)!r} says that the network takes {model.n_features} features, and that the encoder "
