@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stpred.models.mlp import MLP
     from stpred.models.parts.network import Network, NetworkConfig
     from stpred.models.registry import list
+    from stpred.models.retrieval import Retrieval
     from stpred.models.ridge import Ridge
     from stpred.models.scellst import SCellST
     from stpred.models.stnet import STNet
@@ -50,6 +51,7 @@ _HOMES = {
     "Network": "parts.network",
     "NetworkConfig": "parts.network",
     "Record": "base",
+    "Retrieval": "retrieval",
     "Ridge": "ridge",
     "SCellST": "scellst",
     "STNet": "stnet",
@@ -81,6 +83,7 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "Record",
+    "Retrieval",
     "Ridge",
     "SCellST",
     "STNet",

@@ -25,6 +25,7 @@ FAMILIES = {
     "mean": "stpred.models.baselines:Mean",
     "miso": "stpred.models.miso:MISO",
     "mlp": "stpred.models.mlp:MLP",
+    "retrieval": "stpred.models.retrieval:Retrieval",
     "ridge": "stpred.models.ridge:Ridge",
     "scellst": "stpred.models.scellst:SCellST",
     "stnet": "stpred.models.stnet:STNet",

@@ -51,6 +51,7 @@ SIZES = {
     "deepspot": st.models.DeepSpot.Config(
         width=64, n_phi=4, n_rho=2, context="spot+neighbors", epochs=60, batch_size=64
     ),
+    "retrieval": st.models.Retrieval.Config(width=64, k=20, epochs=20, n_reference=600),
 }
 
 
