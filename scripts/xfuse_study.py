@@ -190,9 +190,8 @@ def her2st(folder: Path, *, epochs: int, seed: int, test: str, features: bool) -
     if test != "C5":
         return
     start = time.process_time()
-    held = st.tl.withheld_spots(
-        {"C4": slides["C4"]}, config, fraction=0.15, seed=seed, train_options={"genes": rule, "tile": COARSE}
-    )
+    held = st.tl.withheld_spots(slides, config, fraction=0.15, seed=seed, train_options={"genes": rule, "tile": COARSE})
+    held = held[held["slide"] == "C4"]
     print(f"withheld spots of C4 ({time.process_time() - start:.0f} s of CPU):", _by_metric(held))
 
 

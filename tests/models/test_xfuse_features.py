@@ -240,7 +240,15 @@ def test_maps_have_the_deviation_of_the_draws(cohort: dict[str, Any], trained: A
 
 
 def test_another_encoder_is_refused(cohort: dict[str, Any], trained: Any) -> None:
-    for other in ("pixels", PixelsBeside(st.encoders.get("pixels", tile=TILE), [st.encoders.get("intensity")])):
+    same = st.tl.predict(
+        cohort["donor2"], trained, shapes_key="spots", encoder=st.encoders.get("colour", tile=COLOUR), inplace=False
+    )
+    np.testing.assert_array_equal(same.X, st.tl.predict(cohort["donor2"], trained, shapes_key="spots", inplace=False).X)
+    for other in (
+        "pixels",
+        "intensity",
+        PixelsBeside(st.encoders.get("pixels", tile=TILE), [st.encoders.get("intensity")]),
+    ):
         with pytest.raises(InputError, match="not the one"):
             st.tl.predict(cohort["donor2"], trained, shapes_key="spots", encoder=other, inplace=False)
 

@@ -15,6 +15,7 @@ from stpred._core.checks import InputError, listing, warn
 from stpred._core.elements import need_sdata, normalisation, shapes_in
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.specs import Posterior, TileSpec
+from stpred.encoders.beside import PIXELS, PixelsBeside
 from stpred.encoders.composite import members_of
 from stpred.encoders.modules import pick_device
 from stpred.encoders.registry import different, rebuild
@@ -280,6 +281,11 @@ def _encoder_of(model: Model, given: Any, *, device: str | None) -> Encoder:
 
 def _loaded(given: Any, model: Model) -> Encoder:
     """Return the encoder that a user gave, at the tile that the model was trained on; several at each one's own."""
+    if model.needs.pixel_grid and "members" in model.record.encoder and given != PIXELS:
+        if isinstance(given, PixelsBeside):
+            return given
+        pixels = encoders.get(PIXELS, tile=TileSpec(**model.record.tile))
+        return PixelsBeside(pixels, [encoders.get(given)])
     if not isinstance(given, (list, tuple)):
         return encoders.get(given, tile=TileSpec(**model.record.tile))
     members = model.record.encoder.get("members", [])

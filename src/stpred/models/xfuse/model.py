@@ -63,6 +63,11 @@ class XFuse(Reviewed):
     no glass; a spot's mean size leaves the empty region out; metagenes start at factors of the counts, rates fall along
     a cosine, and the last review drops one metagene at a time.
 
+    With ``features`` (not published) an encoder's dense tokens, standardised on the slide's tissue and reduced to their
+    principal components, are further channels of the guide's input, and metagenes and scale have a linear term of them,
+    so that the scale follows the density of cells. The likelihoods are the same. The term starts at what explains
+    the counts of all sections' spots, with a prior chosen on sections (of a single one: quarters) held out.
+
     Per-gene scores on held-out donors need as many more trainings as donors; without ``score_folds=True`` (or
     ``validation=`` slides) no gene is marked as trusted.
 

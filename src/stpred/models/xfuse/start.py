@@ -11,11 +11,11 @@ from torch import Tensor
 
 from stpred.models.xfuse.likelihood import EPS, negative_binomial
 
-PRECISIONS = (1e4, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)
+PRECISIONS = (1e4, 300.0, 30.0, 10.0, 3.0)
 """Precisions of the prior that are tried, the strongest first."""
 
-STEPS = 120
-RATE = 0.03
+STEPS = 60
+RATE = 0.05
 EFFECT_SD = 0.3
 """Standard deviation of the sections' effects on the log rate."""
 
