@@ -89,6 +89,11 @@ class Sections:
 
     def __init__(self, slides: Mapping[str, SpatialData], encoder: Any, names: Iterable[str]) -> None:
         self.encoder = encoder
+        wide = [m.card.tile.size_um >= (SCellST.Config().tile_um or 0.0) for m in members_of(encoder)]
+        for sdata in slides.values():  # once for spots and nuclei, whatever is asked for, and on disk by their places
+            for shapes_key, which in (("nuclei", False), ("spots", True)):
+                some = [m for m, w in zip(members_of(encoder), wide, strict=True) if w == which]
+                st.pp.features(sdata, st.encoders.get(some), shapes_key=shapes_key, device="cpu")
         self.regions = {
             s: data.with_cells(
                 data.read_region(sdata, Place(shapes_key="spots"), slide=s, measured=True), cells_key="nuclei"

@@ -126,12 +126,12 @@ def reweigh(cells: Cells, rng: np.random.Generator) -> dict[str, float]:
     """Score the crops' part of own cells, of those just outside, of the next spot and of any."""
     own = cells.mean_of(cells.crops, 0.0, cells.radius_um)
     outside = cells.mean_of(cells.crops, cells.radius_um, np.inf)
-    both = np.isfinite(own).all(axis=1) & np.isfinite(outside).all(axis=1)
+    both = np.isfinite(own).all(axis=1) & (np.isfinite(outside).all(axis=1) | np.isnan(outside).all())
     nearest = cKDTree(cells.spots_xy).query(cells.spots_xy, k=2)[1][:, 1]
     null = [correlation(own[both][rng.permutation(both.sum())], cells.rest[both]) for _ in range(N_NULL // 5)]
     scores = {
         "own cells": correlation(own[both], cells.rest[both]),
-        "cells just outside": correlation(outside[both], cells.rest[both]),
+        "cells just outside": np.nan if np.isnan(outside).all() else correlation(outside[both], cells.rest[both]),
         "cells of the next spot": correlation(own[nearest][both], cells.rest[both]),
     }
     return scores | {"null, 95 %": float(np.quantile(null, 0.95))}
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("slides", type=Path)
     parser.add_argument("--nuclei", type=Path, default=Path("cells/nuclei"), help="found before, or written there")
     parser.add_argument("--out", type=Path, default=Path("evidence"))
-    parser.add_argument("--near-um", type=float, default=60.0, help="nuclei within this distance of a spot's centre")
+    parser.add_argument("--near-um", type=float, default=50.0, help="nuclei within this distance of a spot's centre")
     parser.add_argument("--networks", action="store_true", help="with the encoder 'cells-imagenet'")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
