@@ -77,6 +77,11 @@ def test_default_of_families_that_see_features_of_tiles() -> None:
     slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=8)
     model = st.tl.train(slides, "ridge", shapes_key="spots")
     assert [m["tile"]["mpp"] for m in model.record.encoder["members"]] == [0.5, 2.0]
+    own, named = (
+        st.tl.predict(slides["donor0"], model, shapes_key="spots", encoder=e, inplace=False)
+        for e in (None, "morphology-multiscale")
+    )
+    np.testing.assert_array_equal(own.X, named.X)
     one = st.tl.train(slides, "ridge", shapes_key="spots", tile=TILES[0])
     assert one.record.encoder["name"] == "morphology"
     assert all(family.Config().encoder_is_free for family in (Auto, DeepSpot, KernelRidge, Ridge))

@@ -287,7 +287,8 @@ def _loaded(given: Any, model: Model) -> Encoder:
         pixels = encoders.get(PIXELS, tile=TileSpec(**model.record.tile))
         return PixelsBeside(pixels, [encoders.get(given)])
     if not isinstance(given, (list, tuple)):
-        return encoders.get(given, tile=TileSpec(**model.record.tile))
+        several = isinstance(given, str) and "members" in model.record.encoder  # such a name has tiles of its own
+        return encoders.get(given, tile=None if several else TileSpec(**model.record.tile))
     members = model.record.encoder.get("members", [])
     if len(members) != len(given):
         return encoders.get(given)

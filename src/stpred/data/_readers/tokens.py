@@ -25,7 +25,7 @@ from stpred.data._readers.surroundings import home_region
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
 from stpred.encoders.composite import members_of
-from stpred.encoders.tokens import with_tokens
+from stpred.encoders.tokens import token_edge_um, with_tokens
 from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice, tissue_points
 
@@ -211,7 +211,9 @@ def width_of(encoder: Any, needs: Needs) -> int:
 
 def token_width_um(encoder: Any, needs: Needs) -> float:
     """Return the edge of the tokens that a model needs, in micrometres."""
-    return described(encoder, needs)[1].token_um
+    if needs.isolated:
+        return TokenGrid.isolated(encoder, needs.token_um).token_um
+    return token_edge_um(encoder, needs.token_um)
 
 
 def _embedded(
