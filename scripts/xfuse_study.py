@@ -213,5 +213,5 @@ if __name__ == "__main__":
         subtypes(epochs=given.epochs or 40, seed=given.seed)
     else:
         her2st(
-            given.folder, epochs=given.epochs or 24, seed=given.seed, test=given.test, features=not given.image_alone
+            given.folder, epochs=given.epochs or 20, seed=given.seed, test=given.test, features=not given.image_alone
         )

@@ -155,15 +155,16 @@ def started(given: Spots) -> Any:
 
 def test_start_recovers_what_counts_follow() -> None:
     given, mean = spots(shuffled=False)
-    start, precision = started(given)
+    start, precision, dispersion = started(given)
     expected = (start.total_counts(given) * start.logit.exp()).log()
     for gene in range(12):
         assert np.corrcoef(expected[:, gene], mean[:, gene].log())[0, 1] > 0.9
     assert precision <= 100
+    assert dispersion < 1.5
 
 
 def test_start_finds_nothing_in_shuffled_counts() -> None:
-    start, _ = started(spots(shuffled=True)[0])
+    start, _, _ = started(spots(shuffled=True)[0])
     assert float(start.to_metagenes.abs().max()) < 0.05
     assert float(start.to_scale.abs().max()) < 0.05
 

@@ -29,11 +29,14 @@ class FeatureTerm(nn.Module):
     ----------
     precision
         Of the normal prior of the weights.
+    dispersion
+        Factor of the counts' odds when training is done, as held-out spots have it.
     """
 
     centre: Tensor
     axes: Tensor
     precision: Tensor
+    dispersion: Tensor
 
     def __init__(self, width: int, channels: int, metagenes: int) -> None:
         super().__init__()
@@ -41,6 +44,7 @@ class FeatureTerm(nn.Module):
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("axes", torch.zeros(width, self.channels))
         self.register_buffer("precision", torch.ones(()))
+        self.register_buffer("dispersion", torch.ones(()))
         self.to_metagenes = nn.Parameter(torch.zeros(metagenes, self.channels))
         self.to_scale = nn.Parameter(torch.zeros(self.channels))
 

@@ -206,8 +206,11 @@ class XFuse(Reviewed):
             group if len(n) > 1 else quarter,
         )
         active = self.active
-        start, precision = fit_start(spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit)
+        start, precision, dispersion = fit_start(
+            spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit
+        )
         term.precision.fill_(precision)
+        term.dispersion.fill_(dispersion)
         term.to_metagenes[active] = start.to_metagenes
         term.to_scale.copy_(start.to_scale)
         self.metagene.weight[active] *= 0.01  # so that the latents change little of it at first

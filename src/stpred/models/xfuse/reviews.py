@@ -40,6 +40,8 @@ class Reviewed(Iterative):
     _effects: Any
     _profile_kl: Any
     _optimizer: Any
+    log_rate: nn.Parameter
+    logit: nn.Parameter
 
     def review(self, epoch: int, samples: Callable[[], Iterable[PatchSample]]) -> bool:
         """Drop and add metagenes where it is due; the optimiser's state of those that stay is kept."""
@@ -47,6 +49,11 @@ class Reviewed(Iterative):
         self._slow_down(epoch / total)
         if epoch == total:
             self._purge(samples)
+            if self.beside is not None:
+                self._match_totals(samples())
+                with torch.no_grad():  # of the same mean
+                    self.log_rate -= self.beside.dispersion.log()
+                    self.logit += self.beside.dispersion.log()
             return False
         if c.purge_interval is None or epoch % c.purge_interval or epoch + c.purge_interval > total:
             return False
@@ -77,6 +84,35 @@ class Reviewed(Iterative):
                 return
             self._change(bookkeeping.Change([worst]))
             logger.info("Metagene %d is dropped; %d remain.", worst, n_left)
+
+    def _match_totals(self, samples: Iterable[PatchSample]) -> None:
+        """Shift the genes' log rates by one number, so that expected counts add up to the measured ones.
+
+        In training, layers are normalised by the patches of a step; in prediction by averages over all steps, with
+        which scales come out a little too small or too large everywhere.
+        """
+        was = self.training
+        self.eval()
+        expected, measured = 0.0, 0.0
+        try:
+            with torch.no_grad():
+                for sample in samples:
+                    posterior = self.latents(sample.image, sample.features)
+                    h = self.decoder([mean + std * torch.randn_like(mean) for mean, std in posterior]).float()
+                    logits, scale = self.mixed(h, sample.features)
+                    share = torch.softmax(logits[sample.pixel], dim=1) * scale[sample.pixel, None]
+                    base, success, _, _ = self._effects(sample)
+                    sums = terms.region_sums(share, sample.region, len(sample.owner))
+                    total = terms.total_counts(sums, self.draw_profiles(), base[sample.owner])
+                    there = sample.measured[sample.owner] & (sample.counts.sum(dim=1, keepdim=True) > 0)
+                    expected += float((total * success[sample.owner].exp() * there).sum())
+                    measured += float((sample.counts * there).sum())
+        finally:
+            self.train(was)
+        if expected > 0 and measured > 0:
+            with torch.no_grad():
+                self.log_rate += math.log(measured / expected)
+            logger.info("Expected counts are scaled by %.3g, to the measured ones.", measured / expected)
 
     def _slow_down(self, progress: float) -> None:
         """Let the rates fall along half a cosine; the last steps would otherwise leave the noise of a few patches."""

@@ -16,6 +16,9 @@ PRECISIONS = (1e4, 300.0, 30.0, 10.0, 3.0)
 
 STEPS = 60
 RATE = 0.05
+DISPERSIONS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
+"""Factors of the odds that are tried on held-out spots: what is fitted to so few says too little of their spread."""
+
 EFFECT_SD = 0.3
 """Standard deviation of the sections' effects on the log rate."""
 
@@ -82,9 +85,10 @@ class Start:
         effect = self.effects[spots.group] if effects else self.effects.mean(dim=0)
         return EPS + (share * scale[:, None]) @ self.profiles.exp() * (self.rate + effect).exp()
 
-    def log_likelihood(self, spots: Spots, *, effects: bool = True) -> Tensor:
-        """Return the log likelihood of the counts."""
-        found = negative_binomial(spots.counts, self.total_counts(spots, effects=effects), self.logit)
+    def log_likelihood(self, spots: Spots, *, effects: bool = True, dispersion: float = 1.0) -> Tensor:
+        """Return the log likelihood of the counts, with the odds multiplied by `dispersion` at the same mean."""
+        total = self.total_counts(spots, effects=effects) / dispersion
+        found = negative_binomial(spots.counts, total, self.logit + math.log(dispersion))
         return (found * spots.measured).sum()
 
     def penalty(self, precision: float, spread: Tensor) -> Tensor:
@@ -94,8 +98,8 @@ class Start:
         return (precision * weights + (self.profiles / spread).square().sum() + effects) / 2
 
 
-def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) -> tuple[Start, float]:
-    """Return the start and the precision of the weights' prior, chosen on spots that are held out.
+def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) -> tuple[Start, float, float]:
+    """Return the start, the precision of the weights' prior and a factor of the odds, chosen on held-out spots.
 
     The strongest precision stands for no weights at all: if no other predicts held-out spots better, they are zero.
 
@@ -107,19 +111,19 @@ def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) ->
         (m, g), (g,) and (g,) initial log profiles, log rates and logits.
     """
     first = _blank(spots, profiles, rate, logit)
-    scores = torch.zeros(len(PRECISIONS) + 1, dtype=torch.float64)
+    scores = torch.zeros(len(PRECISIONS) + 1, len(DISPERSIONS), dtype=torch.float64)
     for fold in spots.fold.unique().tolist():
         inside, outside = spots.take(spots.fold != fold), spots.take(spots.fold == fold)
         found = _fit(first, inside, math.inf)
-        scores[0] += float(found.log_likelihood(outside, effects=False))
-        for k, precision in enumerate(PRECISIONS, 1):
-            found = _fit(found, inside, precision)
-            scores[k] += float(found.log_likelihood(outside, effects=False))
-    best = int(scores.argmax())
+        for k in range(len(scores)):
+            found = found if k == 0 else _fit(found, inside, PRECISIONS[k - 1])
+            for d, factor in enumerate(DISPERSIONS):
+                scores[k, d] += float(found.log_likelihood(outside, effects=False, dispersion=factor))
+    best, spread = divmod(int(scores.argmax()), len(DISPERSIONS))
     found = _fit(first, spots, math.inf)
     for precision in PRECISIONS[:best]:
         found = _fit(found, spots, precision)
-    return found, PRECISIONS[max(best - 1, 0)]
+    return found, PRECISIONS[max(best - 1, 0)], DISPERSIONS[spread]
 
 
 def _blank(spots: Spots, profiles: Tensor, rate: Tensor, logit: Tensor) -> Start:
