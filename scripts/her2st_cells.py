@@ -301,11 +301,11 @@ def main() -> None:
     add_nuclei(slides, given.out / "nuclei", near_um=given.near_um)
     encoder = pretrained(slides, given.out, given) if "encoder" in given.steps else None
     start = time.perf_counter()
+    crops = st.encoders.get(st.encoders.get("cells-multiscale").members[:2])  # of 24 and 48 um
     for sdata in slides.values():  # once for all settings: what a model asks for differs, the nuclei do not
-        for used in ("morphology", encoder):
+        for used in (crops, encoder):
             if used is not None:
-                tile = SCellST.Config.default_tile if used == "morphology" else None
-                st.pp.features(sdata, used, shapes_key="nuclei", tile=tile, device="cpu")
+                st.pp.features(sdata, used, shapes_key="nuclei", device="cpu")
     print(f"features of all nuclei: {time.perf_counter() - start:.0f} s", flush=True)
     if "compare" in given.steps:
         compare(slides, encoder, given.out, given)
