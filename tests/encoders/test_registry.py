@@ -60,7 +60,7 @@ def test_unknown_names_show_close_ones() -> None:
     ):
         encoders.get("morphologie")
     with pytest.raises(
-        InputError, match=r"available: \['colour', .*'intensity', 'morphology', .*'timm/<any timm model>'"
+        InputError, match=r"available: \['cells-imagenet', .*'colour', .*'morphology', .*'timm/<any timm model>'"
     ):
         encoders.get("qqqq")
 
