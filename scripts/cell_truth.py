@@ -11,8 +11,9 @@ The picture is reduced: nuclei are 3 pixels across, so a pixel is about 2.1 um (
 the mean absorbance around the measured cells). Values are Pearson correlations per gene on log1p CP10k over the cells
 of a half, averaged over both halves, and their median over the genes that a fifth of all cells express. Nulls: the
 measured cells of each half permuted, as a whole (`permuted`) and within groups of neighbours (`neighbours`: what is
-left of a region is no part of the value); and models trained on permuted training cells (`retrained`). Measured cells
-have no labels: their class is the one whose markers they hold most of, and the AUROC is that of its predicted markers.
+left of a region is no part of the value); and models trained on permuted training cells (`retrained`). Crops and the
+size of pseudo-spots were found on these very cells, which flatters a little. Measured cells have no labels: their class
+is the one whose markers they hold most of, and the AUROC is that of its predicted markers.
 
 ``python scripts/cell_truth.py labels FOLDER FOLDER_A`` trains on C2-C5 reduced to 3.19 um per pixel (Andersson et al.
 2021; see ``donor_study.py``) and asks whether markers predicted for A1, of another patient, tell the regions apart
