@@ -141,7 +141,16 @@ def halves(cells: Cells, rng: np.random.Generator) -> dict[str, float]:
     """Score differences between halves of spots against those between the spots on either side."""
     tree = cKDTree(cells.spots_xy)
     pitch = float(np.median(tree.query(cells.spots_xy, k=2)[0][:, 1]))
-    measured, predicted = [], {"model": [], "crops": [], "tiles": [], "the neighbours themselves": []}
+    own_tiles = cells.whole - cells.crops
+    parts = {
+        "model": cells.whole,
+        "its tiles' part": own_tiles,
+        "with a third of the crops'": own_tiles + cells.crops / 3,
+        "crops": cells.crops,
+        "tiles": cells.tiles,
+    }
+    measured: list[NDArray[np.float64]] = []
+    predicted: dict[str, list[Any]] = {name: [] for name in (*parts, "the neighbours themselves")}
     distance, spot = tree.query(cells.xy)
     spot = np.where(distance <= cells.radius_um, spot, -1)
     at_spots = cells.mean_of(cells.whole, 0.0, cells.radius_um)
@@ -155,7 +164,7 @@ def halves(cells: Cells, rng: np.random.Generator) -> dict[str, float]:
                 continue
             a, b = ahead[1][i], behind[1][i]
             measured.append(cells.y[a] - cells.y[b])
-            for name, values in (("model", cells.whole), ("crops", cells.crops), ("tiles", cells.tiles)):
+            for name, values in parts.items():
                 predicted[name].append(values[rows[side]].mean(axis=0) - values[rows[~side]].mean(axis=0))
             predicted["the neighbours themselves"].append(at_spots[a] - at_spots[b])
     m = np.stack(measured)
@@ -206,7 +215,7 @@ def main() -> None:
     st.settings.cache_dir = given.out / "features"
     slides, _ = st.io.read_cohort([given.slides])
     add_nuclei(slides, given.nuclei, near_um=given.near_um)
-    blocks = ("m24", "m48", *MORPHOLOGY)
+    blocks: tuple[str, ...] = ("m24", "m48", *MORPHOLOGY)
     name = "cells-multiscale"
     if given.networks:
         blocks, name = ("m24", "m48", "n24", "n48", *TILES), "cells-imagenet"
