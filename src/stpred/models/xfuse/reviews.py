@@ -52,8 +52,8 @@ class Reviewed(Iterative):
             if self.beside is not None:
                 self._match_totals(samples())
                 with torch.no_grad():  # of the same mean
-                    self.log_rate -= self.beside.dispersion.log()
-                    self.logit += self.beside.dispersion.log()
+                    self.log_rate.sub_(self.beside.dispersion.log())
+                    self.logit.add_(self.beside.dispersion.log())
             return False
         if c.purge_interval is None or epoch % c.purge_interval or epoch + c.purge_interval > total:
             return False
@@ -111,7 +111,7 @@ class Reviewed(Iterative):
             self.train(was)
         if expected > 0 and measured > 0:
             with torch.no_grad():
-                self.log_rate += math.log(measured / expected)
+                self.log_rate.add_(math.log(measured / expected))
             logger.info("Expected counts are scaled by %.3g, to the measured ones.", measured / expected)
 
     def _slow_down(self, progress: float) -> None:
