@@ -48,6 +48,8 @@ class Reviewed(Iterative):
         c, total = self.config, self.config.epochs or 0
         self._slow_down(epoch / total)
         if epoch == total:
+            if self.beside is not None:
+                self._match_totals(samples())  # else metagenes may seem superfluous for their amount alone
             self._purge(samples)
             if self.beside is not None:
                 self._match_totals(samples())
