@@ -16,9 +16,9 @@ from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred.data._readers.planes import FeaturePlanes
 from stpred.encoders.beside import PixelsBeside
 from stpred.models.parts.pixel_grid import DESCRIBED, Window
-from stpred.models.xfuse.model import XFuse, _rescaled
+from stpred.models.xfuse.model import XFuse
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.start import Spots, fit_start
+from stpred.models.xfuse.start import Spots, fit_start, growth
 from stpred.tiles import Level, Pyramid
 
 TILE = st.TileSpec(mpp=16.0, size_px=16)
@@ -122,10 +122,9 @@ def test_without_features_nothing_of_them_is_there() -> None:
         assert not any(name.startswith("beside") for name in model.state_dict())
 
 
-def test_scale_is_rectified_with_its_term() -> None:
-    x, term = torch.linspace(-12, 20, 200), torch.linspace(-3, 3, 200)
-    found = _rescaled(torch.nn.functional.softplus(x.double()), term.double())
-    np.testing.assert_allclose(found, torch.nn.functional.softplus(x.double() + term.double()), rtol=1e-6, atol=1e-9)
+def test_the_scales_factor_is_one_at_nothing_and_grows_linearly() -> None:
+    found = growth(torch.tensor([-50.0, 0.0, 20.0, 30.0]))
+    np.testing.assert_allclose(found, [0, 1, 20.5413, 30.5413], atol=1e-4)
 
 
 def spots(*, shuffled: bool, seed: int = 0) -> tuple[Spots, torch.Tensor]:

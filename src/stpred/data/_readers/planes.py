@@ -22,6 +22,9 @@ MAX_SAMPLE = 160
 MIN_TOKEN_PX = 4
 """Smallest width of a token in pixels of its encoder's tile."""
 
+LIMIT = 4.0
+"""Standard deviations beyond which a feature is cut: folds and dirt would otherwise count exponentially."""
+
 CACHE_BYTES = 2**28
 
 _BATCH = 64
@@ -209,7 +212,7 @@ class FeaturePlanes:
             return found
         plane = self.planes[k]
         mean, std = plane.statistics
-        values = (plane.piece(i, j) - mean) / std
+        values = ((plane.piece(i, j) - mean) / std).clip(-LIMIT, LIMIT)
         if self.axes is not None and self.centre is not None:
             part = slice(start, start + plane.width)
             values = (values - self.centre[part]) @ self.axes[part]

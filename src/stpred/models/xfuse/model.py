@@ -35,7 +35,7 @@ from stpred.models.xfuse.networks import Decoder, Encoder, head, last
 from stpred.models.xfuse.posterior import draw_posterior
 from stpred.models.xfuse.reviews import FIRST_SPREAD, Reviewed
 from stpred.models.xfuse.sample import PatchSample
-from stpred.models.xfuse.start import Spots, fit_start
+from stpred.models.xfuse.start import Spots, fit_start, growth
 
 _FIT_ROWS = 4000
 """Maximum number of locations in the first fit of the gene baselines."""
@@ -285,7 +285,7 @@ class XFuse(Reviewed):
         if self.beside is None or features is None:
             return logits, scale
         more, stronger = self.beside(features, self.active)
-        return logits + more, _rescaled(scale, stronger)
+        return logits + more, scale * growth(stronger)
 
     def draw_profiles(self, generator: torch.Generator | None = None) -> Tensor:
         """Return a draw of the (m, n_genes) log profiles of the active metagenes."""
@@ -365,12 +365,6 @@ class XFuse(Reviewed):
         for rows, genes, values in draw_posterior(self, batch, posterior or Posterior()).expected():
             mean[rows, genes], std[rows, genes] = values.mean(axis=0), values.std(axis=0)
         return mean, std
-
-
-def _rescaled(scale: Tensor, term: Tensor) -> Tensor:
-    """Return softplus(x + term) of scale = softplus(x), without x."""
-    # log(1 + e^(x + t)) with e^x = e^scale - 1
-    return torch.log1p(torch.expm1(scale.clamp(max=30.0)) * term.clamp(-15, 15).exp()) + (scale - 30.0).clamp(min=0)
 
 
 def _straight_through(logits: Tensor) -> Tensor:

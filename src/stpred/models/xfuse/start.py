@@ -23,6 +23,11 @@ EFFECT_SD = 0.3
 """Standard deviation of the sections' effects on the log rate."""
 
 
+def growth(term: Tensor) -> Tensor:
+    """Return a factor that is 1 at 0 and never negative, and grows linearly: exponentials blow up on unseen slides."""
+    return F.softplus(term + math.log(math.expm1(1.0)))
+
+
 @dataclass(frozen=True)
 class Spots:
     """Spots of all sections, each at the mean of its features.
@@ -62,7 +67,7 @@ class Start:
     to_metagenes, bias
         (m, k) weights and (m,) constants of the logits of metagenes.
     to_scale, scale
-        (k,) weights and constant of a pixel's scale before its rectifier.
+        (k,) weights of the factor of a pixel's scale, and the scale without them before its rectifier.
     profiles, rate, logit
         (m, g) log profiles, (g,) log rates and (g,) logits.
     effects
@@ -81,7 +86,7 @@ class Start:
     def total_counts(self, spots: Spots, *, effects: bool = True) -> Tensor:
         """Return the (n, g) total counts of spots, with the effects of their sections or of the average one."""
         share = torch.softmax(spots.features @ self.to_metagenes.T + self.bias, dim=1)
-        scale = F.softplus(spots.features @ self.to_scale + self.scale) * spots.sizes
+        scale = F.softplus(self.scale) * growth(spots.features @ self.to_scale) * spots.sizes
         effect = self.effects[spots.group] if effects else self.effects.mean(dim=0)
         return EPS + (share * scale[:, None]) @ self.profiles.exp() * (self.rate + effect).exp()
 
