@@ -18,12 +18,13 @@ from stpred._image.stain import he_inverse
 from stpred._image.tissue import white_level
 
 BUILTIN, NETWORK = "builtin", "network"
-OWN = (BUILTIN,)
+OWN = (NETWORK, BUILTIN)
 """What comes with stpred."""
-DEFAULT = BUILTIN
+DEFAULT = NETWORK
 WORK_MPP = 0.5
 """Micrometres per pixel of the fields of the own methods, and of callables that say nothing else."""
 
+_SMALLEST_UM2 = {NETWORK: 8.0}
 _PACKAGE = "lazyslide-models"
 # Models with a `segment` that label tissue, artefacts or whatever a prompt points at, not every nucleus.
 _OTHER_TASKS = {"grandqc-artifact", "grandqc-tissue", "hest-tissue-segmentation", "pathprofiler", "sam"}
@@ -31,6 +32,11 @@ _MODEL_MPP, _MODEL_PX, _MODEL_REACH_UM = 0.5, 512, 24.0
 _MOST_NETWORK_UM = 320.0  # about 400 MB of activations per thread
 # HistoPLUS' position codes are made for one size.
 _FIXED_PX = {"histoplus": 224}
+
+
+def smallest_um2(method: Any) -> float:
+    """Return the smallest nucleus that a method is asked for, if nothing else is said."""
+    return _SMALLEST_UM2.get(method, 12.0) if isinstance(method, str) else 12.0
 
 
 class Segmenter(Protocol):
