@@ -212,6 +212,4 @@ if __name__ == "__main__":
     if given.what == "subtypes":
         subtypes(epochs=given.epochs or 40, seed=given.seed)
     else:
-        her2st(
-            given.folder, epochs=given.epochs or 20, seed=given.seed, test=given.test, features=not given.image_alone
-        )
+        her2st(given.folder, epochs=given.epochs or 8, seed=given.seed, test=given.test, features=not given.image_alone)

@@ -284,8 +284,11 @@ class XFuse(Reviewed):
         logits, scale = self.mixture(h)
         if self.beside is None or features is None:
             return logits, scale
-        more, stronger = self.beside(features, self.active)
-        return logits + more, scale * growth(stronger)
+        more, term = self.beside(features, self.active)
+        # The latents' part of the scale goes into the same factor: behind the rectifier it would be an exponential.
+        typical = last(self.scale).bias
+        latent = torch.log(torch.expm1(scale.clamp(max=30.0)).clamp(min=1e-12)) - typical
+        return logits + more, F.softplus(typical) * growth(latent + term)
 
     def draw_profiles(self, generator: torch.Generator | None = None) -> Tensor:
         """Return a draw of the (m, n_genes) log profiles of the active metagenes."""
