@@ -286,7 +286,7 @@ class XFuse(Reviewed):
             return logits, scale
         more, term = self.beside(features, self.active)
         # The latents' part of the scale goes into the same factor: behind the rectifier it would be an exponential.
-        typical = last(self.scale).bias
+        typical: Any = last(self.scale).bias
         latent = torch.log(torch.expm1(scale.clamp(max=30.0)).clamp(min=1e-12)) - typical
         return logits + more, F.softplus(typical) * growth(latent + term)
 

@@ -88,14 +88,14 @@ class Reviewed(Iterative):
             logger.info("Metagene %d is dropped; %d remain.", worst, n_left)
 
     def _match_totals(self, samples: Iterable[PatchSample]) -> None:
-        """Shift the genes' log rates by one number, so that expected counts add up to the measured ones.
+        """Shift the genes' log rates, so that the expected counts of each add up to the measured ones.
 
         In training, layers are normalised by the patches of a step; in prediction by averages over all steps, with
         which scales come out a little too small or too large everywhere.
         """
         was = self.training
         self.eval()
-        expected, measured = 0.0, 0.0
+        expected, measured = torch.zeros_like(self.log_rate), torch.zeros_like(self.log_rate)
         try:
             with torch.no_grad():
                 for sample in samples:
@@ -107,14 +107,12 @@ class Reviewed(Iterative):
                     sums = terms.region_sums(share, sample.region, len(sample.owner))
                     total = terms.total_counts(sums, self.draw_profiles(), base[sample.owner])
                     there = sample.measured[sample.owner] & (sample.counts.sum(dim=1, keepdim=True) > 0)
-                    expected += float((total * success[sample.owner].exp() * there).sum())
-                    measured += float((sample.counts * there).sum())
+                    expected += (total * success[sample.owner].exp() * there).sum(dim=0)
+                    measured += (sample.counts * there).sum(dim=0)
         finally:
             self.train(was)
-        if expected > 0 and measured > 0:
-            with torch.no_grad():
-                self.log_rate.add_(math.log(measured / expected))
-            logger.info("Expected counts are scaled by %.3g, to the measured ones.", measured / expected)
+        with torch.no_grad():  # half a count, so that genes without any keep a rate
+            self.log_rate.add_(((measured + 0.5) / (expected + 0.5)).log())
 
     def _slow_down(self, progress: float) -> None:
         """Let the rates fall along half a cosine; the last steps would otherwise leave the noise of a few patches."""
