@@ -103,8 +103,9 @@ def load(device: str, folder: Path = WEIGHTS) -> NucleusNet:
             f"The weights of the nucleus network at '{path}' are not those of their card (sha256 {digest[:12]}, not "
             f"{wanted[:12]}); install stpred anew, or use method='builtin'."
         )
-    net = NucleusNet()
-    net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    with torch.device("meta"):  # no random start, which would move the global random state
+        net = NucleusNet()
+    net.load_state_dict({k: v.float() for k, v in load_file(path).items()}, assign=True)
     return net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
