@@ -20,7 +20,7 @@ from stpred._image.tissue import white_level
 BUILTIN, NETWORK = "builtin", "network"
 OWN = (NETWORK, BUILTIN)
 """What comes with stpred."""
-DEFAULT = NETWORK
+DEFAULT = BUILTIN
 WORK_MPP = 0.5
 """Micrometres per pixel of the fields of the own methods, and of callables that say nothing else."""
 
