@@ -256,7 +256,7 @@ def test_tables_that_cannot_be_compared(rebuild: Any, refused: Any, trained: Mod
     ):
         with refused(*parts, sdata=sdata):
             st.tl.compare(sdata, *keys)
-    with refused("`target` must be one of ['log1p_cp10k', 'counts']", "'log2'", sdata=sdata):
+    with refused("`target` must be one of ['log1p_cp10k', 'counts', 'log_share']", "'log2'", sdata=sdata):
         st.tl.compare(sdata, "spots_tiny", "spots_counts", target="log2")
 
 

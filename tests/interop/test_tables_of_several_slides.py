@@ -88,12 +88,14 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tl.cross_validate": lambda s, f: st.tl.cross_validate(
         s, ["mean"], groups="blocks", genes=["EPCAM"], n_folds=2, coordinate_system=f, **WHERE
     ),
+    "tl.validate": lambda s, f: st.tl.validate({"x": s}, _elsewhere(), groups="slide", coordinate_system=f, **WHERE),
     "tl.probe_encoder": lambda s, f: st.tl.probe_encoder(
         "intensity", s, labels="side", n_folds=2, n_neighbors=3, buffer_um=10.0, coordinate_system=f, **WHERE
     ),
     "tl.withheld_spots": lambda s, f: st.tl.withheld_spots(s, "mean", coordinate_system=f, **FEW),
     "tl.misaligned_spots": lambda s, f: st.tl.misaligned_spots(s, "mean", radii=(0.0,), coordinate_system=f, **FEW),
     "tl.restarts": lambda s, f: st.tl.restarts(s, "mean", n_restarts=2, coordinate_system=f, **FEW),
+    "pp.qc": lambda s, f: st.pp.qc(s, st.QC(min_counts=20), coordinate_system=f, **WHERE).reset_index(),
     "pp.select_genes": lambda s, f: st.pp.select_genes(s, st.GeneRule("rmax", n=5), coordinate_system=f, **WHERE),
     "pp.aggregate": lambda s, f: _aggregated(s, f),
     "pl.spatial": lambda s, f: _colours(st.pl.spatial(s, COUNTS, ["EPCAM"], show_image=False, coordinate_system=f)[1]),
@@ -114,6 +116,7 @@ ELSEWHERE = {
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
     "tl.distill": "trains a network; reads its slides as tl.train does",
     "tl.occluded_tiles": "as tl.misaligned_spots",
+    "tl.to_log1p_cp10k": "needs a model of log shares; takes the rows as tl.recalibrate does",
     "tl.withheld_sections": "is of several objects; reads each as tl.train does",
 }
 """What takes the key of a table and is not called here, and why."""
