@@ -48,8 +48,7 @@ def families(loss: str) -> dict[str, object]:
         weight_decay=1e-2,
         reduction="mean",
         scale_genes=True,
-        criterion="pearson",
-        max_epochs=8,
+        epochs=6,
     )
     whole = Transformer.Config(width=256, inner=64, n_heads=4, dropout=0.5, max_epochs=60, **heavy)
     return {
