@@ -8,7 +8,7 @@ ST-Net from the ImageNet weights of the extra `imagenet`, minutes of one core pe
     python scripts/compare_families.py ../shared/data/her2st --only stnet --targets log1p_cp10k
 
 Every family is trained for the scale that it is scored on; numbers of epochs, penalties and the choice between families
-(`best`, `auto`) are made inside the training slides.
+(`best`, `auto`) are made inside the training slides, but for ST-Net's six epochs, which were read off C4.
 """
 
 from __future__ import annotations
