@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpred.nuclei import _network
+from stpred.nuclei import _levels, _network
 
 WORK_MPP = 0.5
 CROP_PX, BATCH, STEPS, SEED = 128, 8, 2000, 0
@@ -246,8 +246,10 @@ def batch_of(real: list[Field], synthetic: list[Field], weight: NDArray[np.float
         rgb = planes[:3].permute(1, 2, 0).numpy()
         if rng.random() < 0.5:
             rgb = counterstain(rgb, planes[3].numpy(), rng)
-        rgb = degrade(recolour(rgb, rng), rng)
-        planes[:3] = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+        rgb = degrade(recolour(rgb, rng), rng).round().clip(0, 255).astype(np.uint8)
+        seen = _levels.normalised(rgb, _levels.measure_levels([rgb]))
+        seen = seen * np.float32(np.exp(rng.normal(0, 0.1))) + np.float32(rng.normal(0, 0.08))
+        planes[:3] = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)
         crops.append(planes)
     return torch.stack(crops)
 
@@ -405,7 +407,8 @@ def as_method(net: _network.NucleusNet) -> Any:
     area_px = (8 / WORK_MPP**2, 350 / WORK_MPP**2)
 
     def network(rgb: NDArray[np.uint8], *, mpp: float) -> NDArray[np.int32]:
-        return _parting.part(_network.planes(net, rgb), offset_px=OFFSET_PX, area_px=area_px)
+        seen = _levels.normalised(rgb, _levels.measure_levels([rgb]))
+        return _parting.part(_network.planes(net, seen), offset_px=OFFSET_PX, area_px=area_px)
 
     return network
 
@@ -431,8 +434,7 @@ def card_of(args: argparse.Namespace, scores: dict[str, Any], net: _network.Nucl
         "mpp": WORK_MPP,
         "trained_on": "107 fields of stage 1 of the 2018 Data Science Bowl (Caicedo et al. 2019, Nat. Methods 16:1247; "
         "CC0), and synthetic tissue of stpred",
-        "made_by": "scripts/train_nuclei.py: 1500 steps without HE_pink (seed 0, before `counterstain` was added); "
-        "800 on all fields from there (--final --start, seed 1)",
+        "made_by": f"scripts/train_nuclei.py --final --steps {args.steps} --seed {args.seed}",
         "left_out": runs,
         "trained_on_scores": scores,
         "license": "BSD-3-Clause",

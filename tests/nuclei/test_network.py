@@ -19,7 +19,7 @@ import stpred as st
 from stpred import nuclei
 from stpred._core.checks import InputError
 from stpred._image.labels import outlines
-from stpred.nuclei import _network, _parting
+from stpred.nuclei import _levels, _network, _parting
 from stpred.tiles import Level, Pyramid
 
 
@@ -115,19 +115,39 @@ def test_folded_weights_compute_the_same() -> None:
             module.running_var.uniform_(0.5, 2)
     plain = _network.NucleusNet((4, 6))
     plain.load_state_dict(_network.folded(net.eval()))
-    rgb = torch.rand(1, 3, 16, 16) * 255
+    x = torch.randn(1, 3, 16, 16)
     with torch.inference_mode():
-        torch.testing.assert_close(plain.eval()(rgb), net(rgb), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(plain.eval()(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_field_of_any_size_keeps_it_and_its_corner_decides_nothing() -> None:
     net = _network.load("cpu")
-    rgb = np.random.default_rng(1).integers(0, 256, (150, 171, 3), dtype=np.uint8)
-    whole = _network.planes(net, rgb)
+    densities = np.random.default_rng(1).normal(0.3, 0.5, (150, 171, 3)).astype(np.float32)
+    whole = _network.planes(net, densities)
     assert whole.shape == (4, 150, 171)
     assert ((whole[0] >= 0) & (whole[0] <= 1)).all()
-    part = _network.planes(net, rgb[:, 56:])  # a multiple of the stride
+    part = _network.planes(net, densities[:, 56:])  # a multiple of the stride
     np.testing.assert_allclose(part[:, :, 56:], whole[:, :, 112:], atol=2e-2)
+
+
+def test_any_stain_looks_alike_after_its_levels_are_measured(tissue: Any) -> None:
+    density = -np.log10((tissue.image.astype(np.float64) + 1) / 256)
+    seen = []
+    for times, shift in ((1.0, 0.0), (0.6, 0.15)):
+        rgb = (256 * 10 ** -(density * times * [1.0, 0.8, 1.2] + shift) - 1).round().clip(0, 255).astype(np.uint8)
+        levels = _levels.measure_levels([rgb])
+        seen.append(_levels.normalised(rgb, levels))
+        dark = tissue.image[..., 0] < np.quantile(tissue.image[..., 0], 0.05)
+        assert seen[-1][dark].mean() > 0.8
+        half = np.zeros(rgb.shape[:2], bool)
+        half[:, :300] = True
+        blank = np.where(half[..., None], rgb, np.uint8(0))
+        one, other = _levels.measure_levels([blank], [half]), _levels.measure_levels([rgb[:, :300]])
+        np.testing.assert_allclose(one.nuclei, other.nuclei, rtol=0.05)  # smoothing looks across the border
+        np.testing.assert_allclose(one.ground, other.ground, rtol=0.05)
+    assert np.abs(seen[0] - seen[1]).mean() < 0.1
+    even = np.full((50, 50, 3), 200, np.uint8)
+    assert np.isfinite(_levels.normalised(even, _levels.measure_levels([even]))).all()
 
 
 def test_weights_are_those_of_their_card(tmp_path: Path) -> None:

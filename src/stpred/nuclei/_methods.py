@@ -164,20 +164,23 @@ def _builtin(min_area_um2: float, max_area_um2: float) -> Method:
 
 def _network(min_area_um2: float, max_area_um2: float, *, device: str | None) -> Method:
     from stpred.nuclei import _network as network
+    from stpred.nuclei._levels import measure_levels, normalised
     from stpred.nuclei._parting import part
 
     device = _device(device)
     net = network.load(device)
     area_px = (min_area_um2 / WORK_MPP**2, max_area_um2 / WORK_MPP**2)
 
-    def run(rgb: NDArray[np.uint8], _: Slide) -> Labels:
-        return part(network.planes(net, rgb, device=device), offset_px=network.OFFSET_PX, area_px=area_px)
+    def run(rgb: NDArray[np.uint8], levels: Any) -> Labels:
+        found = network.planes(net, normalised(rgb, levels), device=device)
+        return part(found, offset_px=network.OFFSET_PX, area_px=area_px)
 
     # The network sees 24 um around a pixel; a nucleus reaches as far from its middle as the rest.
     grid_um = network.STRIDE_PX * WORK_MPP
     return Method(
-        WORK_MPP, 32.0, None, run, threads=True, grid_um=grid_um, most_um=_MOST_NETWORK_UM, pool=_single_threaded
-    )
+        WORK_MPP, 32.0, None, run, threads=True, measure=measure_levels, grid_um=grid_um, most_um=_MOST_NETWORK_UM,
+        pool=_single_threaded,
+    )  # fmt: skip
 
 
 @contextmanager

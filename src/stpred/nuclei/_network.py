@@ -37,9 +37,10 @@ class _Block(nn.Sequential):
 
 
 class NucleusNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015, MICCAI 18:234) over RGB at the working resolution.
+    """U-Net (Ronneberger et al. 2015, MICCAI 18:234) over the densities of red, green and blue.
 
-    (n, 3, h, w) floats in [0, 255], edges multiples of `STRIDE_PX`, to (n, 4, h, w): logit of being in a nucleus, depth
+    (n, 3, h, w) floats at the working resolution, 0 as the slide's ground and 1 as its nuclei
+    (:mod:`stpred.nuclei._levels`), edges multiples of `STRIDE_PX`, to (n, 4, h, w): logit of being in a nucleus, depth
     within it (0 at its border, 1 at its middle), and where its middle is from here, x and y, in units of `OFFSET_PX`.
 
     Parameters
@@ -58,9 +59,8 @@ class NucleusNet(nn.Module):
         self.up = nn.ModuleList(_Block(below + n, n, norm=norm) for below, n in pairs)
         self.head = nn.Conv2d(widths[0], len(PLANES), 1)
 
-    def forward(self, rgb: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the planes."""
-        x = rgb / 127.5 - 1
         skipped = []
         for k, block in enumerate(self.down):
             x = block(x if k == 0 else nn.functional.max_pool2d(x, 2))
@@ -109,11 +109,11 @@ def load(device: str, folder: Path = WEIGHTS) -> NucleusNet:
     return net.eval().requires_grad_(requires_grad=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def planes(net: NucleusNet, rgb: NDArray[np.uint8], *, device: str = "cpu") -> NDArray[np.float32]:
-    """Return the planes of a (h, w, 3) uint8 field, (4, h, w), the share of foreground instead of its logit."""
-    height, width = rgb.shape[:2]
+def planes(net: NucleusNet, densities: NDArray[np.float32], *, device: str = "cpu") -> NDArray[np.float32]:
+    """Return the planes of a (h, w, 3) normalised field, (4, h, w), the share of foreground instead of its logit."""
+    height, width = densities.shape[:2]
     room = ((0, -height % STRIDE_PX), (0, -width % STRIDE_PX), (0, 0))
-    batch = torch.from_numpy(np.pad(rgb, room, mode="edge")).to(device).permute(2, 0, 1)[None].float()
+    batch = torch.from_numpy(np.pad(densities, room, mode="edge")).to(device).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         out = net(batch.contiguous(memory_format=torch.channels_last))[0, :, :height, :width]
         out[0].sigmoid_()
