@@ -51,11 +51,14 @@ def measure_levels(
     densities, smooth = [], []
     for field, part in zip(fields, parts, strict=True):
         density = _density(field, white)
-        blurred = gaussian_filter(density[..., 0], _SMOOTH_PX)
+        red = density[..., 0]
+        if part is not None and part.any():  # what is no tissue must not seep in
+            red = np.where(part, red, np.median(red[part]))
+        blurred = gaussian_filter(red, _SMOOTH_PX)
         densities.append(density.reshape(-1, 3) if part is None else density[part])
         smooth.append(blurred.reshape(-1) if part is None else blurred[part])
-    density, red = np.concatenate(densities), np.concatenate(smooth).clip(0, _MAX_DENSITY)
-    threshold = max(float(threshold_otsu(red)) if np.ptp(red) > 0 else 0.0, _MIN_THRESHOLD)
+    density, sample = np.concatenate(densities), np.concatenate(smooth).clip(0, _MAX_DENSITY)
+    threshold = max(float(threshold_otsu(sample)) if np.ptp(sample) > 0 else 0.0, _MIN_THRESHOLD)
     dark = density[:, 0] > threshold
     if min(dark.sum(), (~dark).sum()) < _FEW_PX:
         ground, nuclei = np.quantile(density, [0.3, 0.95], axis=0).tolist()
