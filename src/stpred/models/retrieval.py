@@ -119,8 +119,9 @@ class Retrieval(Network):
         keys = self.fold() if self._folded is None else self._folded
         similarity = F.normalize(query, dim=1) @ keys.T
         similarity = similarity.masked_fill(self.kept[None] == 0, -torch.inf)
-        nearest = similarity.topk(min(self.config.k, int(self.kept.sum())), dim=1).indices
-        return torch.stack([self.reference[rows].mean(dim=0) for rows in nearest])
+        k = min(self.config.k, int(self.kept.sum()))
+        weights = torch.zeros_like(similarity).scatter_(1, similarity.topk(k, dim=1).indices, 1 / k)
+        return weights @ self.reference
 
     def fold(self) -> Tensor:
         """Return the directions of the kept locations' expression."""

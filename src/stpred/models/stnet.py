@@ -105,7 +105,9 @@ class STNetConfig(NetworkConfig):
 
     def training_target(self, target: str | None) -> str:
         """Return the published log share by default."""
-        return LOG_SHARE if target is None and self.loss == "mse" else super().training_target(target)
+        if self.loss == "mse" and target in (None, LOG_SHARE):
+            return LOG_SHARE
+        return super().training_target(target)
 
 
 class STNet(Network):
@@ -218,13 +220,13 @@ class STNet(Network):
         return tiles.contiguous(memory_format=torch.channels_last)
 
     def finish(self, output: Tensor) -> Tensor:
-        """Return the output as it is, or shares of the likelihood of counts.
+        """Return the output on the scale of the target.
 
         Models stored before 2026-12 turn the log share into log1p CP10k at the training locations' median library size.
         """
         total, n_genes = self.library.tolist()
         if total == 0:
-            return super().finish(output) if self.config.loss == "nb" else output
+            return output * self.gene_std + self.gene_mean if self.config.loss == "mse" else super().finish(output)
         counts = (output.exp() * (n_genes + total) - 1).clamp(min=0)
         return torch.log1p(counts * (CP10K / total))
 

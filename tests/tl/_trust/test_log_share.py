@@ -136,3 +136,19 @@ def test_all_slides_share_one_number_of_genes(cohort: dict[str, SpatialData]) ->
     kept = json.loads(first.tables["spots_ridge_out"].uns[keys.UNS])
     assert kept["output_scale"] == "log_share"
     assert kept["training"]["n_measured"] == model.record.n_measured
+
+
+def test_networks_reach_log_shares_or_are_refused(cohort: dict[str, SpatialData]) -> None:
+    slides = {s: cohort[s] for s in list(cohort)[:2]}
+    how = {"genes": st.GeneRule("mean", n=10), "shapes_key": "spots", "target": "log_share", "encoder": "colour"}
+    for config in (
+        st.models.MLP.Config(hidden=(16,), epochs=3),
+        st.models.Retrieval.Config(width=8, k=5, epochs=2, n_reference=50),
+    ):
+        model = st.tl.train(slides, config, **how)
+        found = st.tl.predict(slides[list(slides)[0]], model, shapes_key="spots", inplace=False).X
+        assert (found < 0).all()
+        assert found.std(axis=0).min() > 0
+    for config in (st.models.MLP.Config(loss="cosine"), st.models.MLP.Config(scale_genes=False, output="softplus")):
+        with pytest.raises(InputError, match="Log shares are negative, which 'mlp' with these settings cannot predict"):
+            st.tl.train(slides, config, **how)

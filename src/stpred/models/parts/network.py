@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of, whole
-from stpred._core.targets import CP10K, moments, scale_of
+from stpred._core.targets import CP10K, LOG_SHARE, moments, scale_of
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts import losses
@@ -77,7 +77,14 @@ class NetworkConfig(IterativeConfig):
         return Needs(slide_statistics=self.standardize == "slide")
 
     def training_target(self, target: str | None) -> str:
-        """Return raw counts for the likelihood of counts, otherwise `target`."""
+        """Return raw counts for the likelihood of counts, otherwise `target`, or refuse log shares out of reach."""
+        if target == LOG_SHARE and self.loss != "nb":
+            reaches = self.loss == "pearson" or (self.loss == "mse" and self.scale_genes)
+            if not reaches or getattr(self, "output", "linear") != "linear":
+                raise InputError(
+                    f"Log shares are negative, which {self.family!r} with these settings cannot predict: pass "
+                    "loss='mse', scale_genes=True and a linear output, or train on another target."
+                )
         return "counts" if self.loss == "nb" else super().training_target(target)
 
     def output_scale(self, target: str | None) -> str:
@@ -241,8 +248,9 @@ class Network(Iterative):
             return torch.log1p(CP10K * torch.sigmoid(output))
         if self.config.loss == "mse":
             output = output * self.gene_std + self.gene_mean
-        # Expression is not negative; a centred relative output has no zero to stop at.
-        return output if self.config.loss == "pearson" else output.clamp(min=0)
+        # Expression is not negative; a centred relative output has no zero to stop at, and log shares are below it.
+        free = self.config.loss == "pearson" or bool((self.gene_mean < 0).all())
+        return output if free else output.clamp(min=0)
 
     def fold(self) -> Any:
         """Return values to compute once for all blocks of a prediction, kept in `_folded` meanwhile."""
