@@ -32,7 +32,6 @@ CROP_PX, BATCH, STEPS, SEED = 128, 8, 2000, 0
 LEARNING_RATE, WEIGHT_DECAY, EMA = 2e-3, 1e-2, 0.995
 OFFSET_PX = _network.OFFSET_PX
 SYNTHETIC_SHARE = 0.15
-PINK = {"4193474b2f1c", "8f27ebc74164", "87ea72894f65", "57bd029b19c1"}
 GROUPS = ("HE_pink", "purple", "light", "dark")
 
 
@@ -87,7 +86,12 @@ def targets(labels: NDArray[np.integer]) -> NDArray[np.float32]:
 
 def load_fields(folder: Path) -> list[Field]:
     """Read all annotated fields."""
+    import csv
+
     from PIL import Image
+
+    with (folder / "index.csv").open() as file:
+        pink = {row["image_id"][:12] for row in csv.DictReader(file) if row["colour_group"] == "HE_pink"}
 
     fields = []
     for path in sorted(folder.glob("*_image.png")):
@@ -100,7 +104,7 @@ def load_fields(folder: Path) -> list[Field]:
         # Glass is grey in some fields and tinted by the stain's own ground in the others.
         ground = np.median(rgb.reshape(-1, 3)[rgb.mean(axis=2).ravel() >= np.quantile(rgb.mean(axis=2), 0.7)], axis=0)
         tone = "light" if ground[1] > 0.88 * ground[2] else "dark"
-        groups = ("HE_pink",) if name in PINK else ("purple", tone)
+        groups = ("HE_pink",) if name in pink else ("purple", tone)
         fields.append(Field(name, groups, mpp, rgb, labels))
     return fields
 

@@ -102,17 +102,15 @@ def good_genes(regions: Sequence[Region], qc: QC) -> set[str] | None:
     """Return the genes that pass over all regions together; None where no limit is of genes."""
     if qc.min_gene_counts is None and qc.min_gene_share is None:
         return None
-    counts: dict[str, float] = {}
-    filled: dict[str, float] = {}
-    n = 0
+    import pandas as pd
+
+    parts, n = [], 0
     for region in regions:
         if region.counts is None or region.var is None:
             continue
         n += region.counts.shape[0]
-        sums = np.asarray(region.counts.sum(axis=0), dtype=np.float64).ravel()
-        some = np.asarray((region.counts > 0).sum(axis=0), dtype=np.float64).ravel()
-        for gene, total, present in zip(region.var.index, sums.tolist(), some.tolist(), strict=True):
-            counts[gene] = counts.get(gene, 0.0) + total
-            filled[gene] = filled.get(gene, 0.0) + present
-    least, share = qc.min_gene_counts or 0, (qc.min_gene_share or 0.0) * n
-    return {g for g, total in counts.items() if total >= least and filled[g] >= share}
+        sums, some = (np.asarray(m.sum(axis=0)).ravel() for m in (region.counts, region.counts > 0))
+        parts.append(pd.DataFrame({"counts": sums, "locations": some}, index=region.var.index))
+    total = pd.concat(parts).groupby(level=0).sum()
+    enough = total["counts"] >= (qc.min_gene_counts or 0)
+    return set(total.index[enough & (total["locations"] >= (qc.min_gene_share or 0.0) * n)])

@@ -135,7 +135,7 @@ def cross_validate(
     rule = GeneRule.parse(genes)
     if target is not None:
         one_of(target, TRAINED_ON, name="target")
-    scales = _scales(scored_on, target)
+    scales = scales_of(scored_on, target)
     if n_folds is not None:
         n_folds = whole(n_folds, name="n_folds", unset=True)
         if n_folds < 2:
@@ -234,7 +234,7 @@ def _check_donors(donors: dict[str, str], split: str, n_folds: int | None) -> No
         raise InputError(f"`n_folds` is {n_folds}, but there are only {n} donors to deal out.")
 
 
-def _scales(scored_on: str | Sequence[str] | None, target: str | None) -> list[str]:
+def scales_of(scored_on: str | Sequence[str] | None, target: str | None) -> list[str]:
     """Return the scales that are scored on."""
     if scored_on is None:
         return [TARGETS[0] if target is None else scale_of(target)]
@@ -242,6 +242,14 @@ def _scales(scored_on: str | Sequence[str] | None, target: str | None) -> list[s
     if not scales:
         raise InputError(f"`scored_on` is empty; give one or more of {listing(SCALES)}.")
     return [one_of(s, SCALES, name="scored_on") for s in dict.fromkeys(scales)]
+
+
+def refuse_context_names(names: Iterable[Any]) -> None:
+    """Refuse models that are called what scores are read against."""
+    if taken := [str(name) for name in names if str(name) in keys.CONTEXT]:
+        raise InputError(
+            f"No model can be called {listing(taken)}: these are the names of what scores are read against."
+        )
 
 
 def _grids(models: Any) -> dict[str, list[BaseConfig]]:
@@ -258,10 +266,7 @@ def _grids(models: Any) -> dict[str, list[BaseConfig]]:
             named[name] = m
     if not named:
         raise InputError("`models` is empty.")
-    if taken := [str(name) for name in named if str(name) in keys.CONTEXT]:
-        raise InputError(
-            f"No model can be called {listing(taken)}: these are the names of what scores are read against."
-        )
+    refuse_context_names(named)
     if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
     return {

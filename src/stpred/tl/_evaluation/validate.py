@@ -9,7 +9,7 @@ import pandas as pd
 
 from stpred import data
 from stpred._core import keys
-from stpred._core.checks import InputError, listing, one_of, warn
+from stpred._core.checks import InputError, listing, warn
 from stpred._core.expression.gene_names import mismatch
 from stpred._core.expression.library import Library
 from stpred._core.places import Place
@@ -19,7 +19,7 @@ from stpred.inference.predictor import Predictor
 from stpred.inference.provenance import trained_on
 from stpred.models import Model
 from stpred.models.ood import ood_scores
-from stpred.tl._evaluation.cross_validate import COLUMNS
+from stpred.tl._evaluation.cross_validate import COLUMNS, refuse_context_names, scales_of
 from stpred.tl._evaluation.fold_scores import context_rows, measurement, pooled_rows
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def validate(
     """
     slides = data.as_slides(slides)
     donors = data.donor_folds(list(slides), groups)
-    scales = _scales(scored_on)
+    scales = scales_of(scored_on, None)
     predictors = {name: Predictor.of(m, encoder=encoder, device=device) for name, m in _named(models).items()}
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     cells = any(p.model.needs.cells for p in predictors.values())
@@ -124,15 +124,6 @@ def validate(
     return result
 
 
-def _scales(scored_on: str | Sequence[str] | None) -> list[str]:
-    if scored_on is None:
-        return [TARGETS[0]]
-    given = [scored_on] if isinstance(scored_on, str) else list(scored_on)
-    if not given:
-        raise InputError(f"`scored_on` is empty; give one or more of {listing(SCALES)}.")
-    return [one_of(s, SCALES, name="scored_on") for s in dict.fromkeys(given)]
-
-
 def _named(models: Any) -> dict[str, Any]:
     """Return models by name: the given ones, or those of their records."""
     if isinstance(models, Mapping):
@@ -150,10 +141,7 @@ def _named(models: Any) -> dict[str, Any]:
             named[loaded.record.name] = loaded
     if not named:
         raise InputError("`models` is empty.")
-    if taken := [name for name in named if name in keys.CONTEXT]:
-        raise InputError(
-            f"No model can be called {listing(taken)}: these are the names of what scores are read against."
-        )
+    refuse_context_names(named)
     return named
 
 
