@@ -82,6 +82,16 @@ CALLS: dict[str, Callable[..., Any]] = {
         s, COUNTS, features="intensity", genes=["EPCAM"], groupby="side", coordinate_system=f
     ),
     "tl.differential_rank": lambda s, f: st.tl.differential_rank(s, COUNTS, "risk", n_top=5, coordinate_system=f),
+    "tl.latent_clusters": lambda s, f: st.tl.latent_clusters(
+        s, FEATURES, n_clusters=3, coordinate_system=f, inplace=False
+    ).drop(columns="region"),
+    "tl.cluster_purity": lambda s, f: st.tl.cluster_purity(s, COUNTS, "side", groupby="side", coordinate_system=f),
+    "tl.typical_tiles": lambda s, f: st.tl.typical_tiles(s, FEATURES, groupby=None, n=3, coordinate_system=f).drop(
+        columns="region"
+    ),
+    "tl.similar_tiles": lambda s, f: st.tl.similar_tiles(s, FEATURES, _first(s, f), n=3, coordinate_system=f).drop(
+        columns="region"
+    ),
     "tl.train": lambda s, f: _ridge(s, f).coef.numpy(),
     "tl.finetune": lambda s, f: st.tl.finetune(_elsewhere(), s, coordinate_system=f, **WHERE).weights.numpy(),
     "tl.conformal": lambda s, f: _conformal(s, f),
@@ -126,6 +136,11 @@ def _ridge(sdata: SpatialData, frame: str) -> Any:
     return st.tl.train(
         sdata, encoder="intensity", genes=["EPCAM", "COL1A2"], intervals=False, coordinate_system=frame, **WHERE
     )
+
+
+def _first(sdata: SpatialData, frame: str) -> Any:
+    """Return the id of the first location of a frame."""
+    return table_in_frame(sdata, FEATURES, coordinate_system=frame).obs["instance_id"].iloc[0]
 
 
 def _elsewhere() -> Any:

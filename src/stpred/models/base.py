@@ -216,6 +216,8 @@ class Model(nn.Module, ABC):
 
     family: ClassVar[str]
     """That of its `Config`."""
+    hidden_layer: ClassVar[str | None] = None
+    """What :meth:`latent` is made of; None: the family has no hidden layer."""
     Config: ClassVar[type[BaseConfig]] = BaseConfig
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -291,6 +293,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the (n, n_genes) mean and, where the model has one, its standard deviation."""
+
+    def latent(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the (n, width) values of the targets in the last hidden layer, before the output head."""
+        raise InputError(f"A {self.family!r} model of these settings has no hidden layer.")
 
     def set_buffer(self, name: str, value: NDArray[Any] | Tensor) -> None:
         """Replace a buffer."""

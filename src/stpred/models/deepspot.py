@@ -142,6 +142,7 @@ class DeepSpot(Network):
     >>> model = st.tl.train(slides, config, shapes_key="spots")
     """
 
+    hidden_layer = "the pools of phi over tile, sub-tiles and neighbours, side by side"
     Config: ClassVar[type[DeepSpotConfig]] = DeepSpotConfig  # type: ignore[assignment]
     config: DeepSpotConfig
 
@@ -171,6 +172,10 @@ class DeepSpot(Network):
             mapped = nn.functional.linear(dropout(pooled, c.rho_dropout), weight, bias)
             total = total + dropout(mapped, c.output_dropout)
         return total / (c.n_rho * (1 - c.output_dropout))
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, pools * width) values that rho maps."""
+        return self.pool(self.embed(sample.features), sample)
 
     def embed(self, features: Tensor) -> Tensor:
         """Map (m, n_features) features to the (m, width) values of phi, which are never negative."""
@@ -284,12 +289,18 @@ class DeepCell(CellNetwork, DeepSpot):
     >>> model = st.tl.train(slides, config, shapes_key="cells")
     """
 
+    hidden_layer = "phi of a cell and its pool over the nearest cells, side by side, mean over the cells of a location"
     Config: ClassVar[type[DeepCellConfig]] = DeepCellConfig  # type: ignore[assignment]
     config: DeepCellConfig  # type: ignore[assignment]
 
     def per_cell(self, sample: Sample) -> Tensor:
         """Return (m, n_genes) values of the sample's cells."""
-        return DeepSpot.forward(
-            self,
-            replace(sample, targets=cells_of(sample), neighbors=needed(sample.neighbors, "the neighbours of cells")),
-        )
+        return DeepSpot.forward(self, self._cells_as_targets(sample))
+
+    def hidden_per_cell(self, sample: Sample) -> Tensor:
+        """Return the (m, 2 * width) values of the sample's cells that rho maps."""
+        return DeepSpot.hidden(self, self._cells_as_targets(sample))
+
+    @staticmethod
+    def _cells_as_targets(sample: Sample) -> Sample:
+        return replace(sample, targets=cells_of(sample), neighbors=needed(sample.neighbors, "the neighbours of cells"))

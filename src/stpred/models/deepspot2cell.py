@@ -115,6 +115,7 @@ class DeepSpot2Cell(CellNetwork):
     >>> model = st.tl.train(slides, config, shapes_key="spots", cells_key="cells")
     """
 
+    hidden_layer = "phi of a cell, of its spot's tile and of those around, side by side, mean over the cells"
     Config: ClassVar[type[DeepSpot2CellConfig]] = DeepSpot2CellConfig  # type: ignore[assignment]
     config: DeepSpot2CellConfig
 
@@ -142,17 +143,21 @@ class DeepSpot2Cell(CellNetwork):
 
     def per_cell(self, sample: Sample) -> Tensor:
         """Return (m, n_genes) amounts of the sample's cells, never negative."""
+        x = self.hidden_per_cell(sample)
+        raw: Any = 0
+        for part in self.rho:
+            raw = raw + part(x)
+        return nn.functional.softplus(raw / len(self.rho)) * self.amount
+
+    def hidden_per_cell(self, sample: Sample) -> Tensor:
+        """Return the (m, 3 * width) values of the sample's cells that rho maps."""
         rows = needed(sample.patch_rows, "the tiles of the spots that cells lie in")
         own = self.phi_cell(sample.features[cells_of(sample)])
         around = self.phi_spot(needed(sample.patches, "the tiles of spots"))
         spot = around[rows[:, 0]]
         place = torch.cat([spot, mean_of_rows(around, rows[:, 1:], otherwise=spot)], dim=1)
         owners = torch.arange(len(spot), device=spot.device) if sample.owners is None else sample.owners
-        x = torch.cat([own, place[owners]], dim=1)
-        raw: Any = 0
-        for part in self.rho:
-            raw = raw + part(x)
-        return nn.functional.softplus(raw / len(self.rho)) * self.amount
+        return torch.cat([own, place[owners]], dim=1)
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """Let a cell's amount start at what the cells of the training spots have in the mean."""

@@ -110,6 +110,7 @@ class Ensemble(Model):
     ['std']
     """
 
+    hidden_layer = "the members' hidden layers side by side"
     Config: ClassVar[type[EnsembleConfig]] = EnsembleConfig  # type: ignore[assignment]
     config: EnsembleConfig
     scale: Tensor
@@ -145,6 +146,10 @@ class Ensemble(Model):
             outputs = [np.concatenate([m.predict(b)[0] for b in batches]) for m in members]
             size = np.stack([np.sqrt(np.square(o, dtype=np.float64).mean(axis=0)) for o in outputs])
             self.set_buffer("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
+
+    def latent(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the members' (n, width) values side by side; their axes have nothing to do with each other."""
+        return np.concatenate([m.latent(batch) for m in self.members], axis=1)  # type: ignore[operator]
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return mean and standard deviation over the members, that of their own likelihood included."""

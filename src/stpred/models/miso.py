@@ -94,6 +94,7 @@ class MISO(Network):
     """
 
     unit = "slides"
+    hidden_layer = "the stream after the transformer block"
     Config: ClassVar[type[MISOConfig]] = MISOConfig  # type: ignore[assignment]
     config: MISOConfig
 
@@ -123,8 +124,17 @@ class MISO(Network):
             weight, bias = self._folded[1]
             stream = torch.addmm(h[sample.targets], attended, self.out.weight.t())
             return nn.functional.linear(self.feed_norm(stream), weight, bias).addmm_(stream, self.last.weight.t())
-        stream = nn.functional.dropout(h[sample.targets] + self.out(attended), drop, self.training)
-        return self.last(stream + self.feed(self.feed_norm(stream)))
+        return self.last(self._block(h, attended, sample))
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, width) values of the stream that the last layer maps."""
+        h = self.embedding(sample.features)
+        return self._block(h, self.attend(self._queries(sample.features, h), sample), sample)
+
+    def _block(self, h: Tensor, attended: Tensor, sample: Sample) -> Tensor:
+        """Return the (n, width) stream after attention and feed-forward."""
+        stream = nn.functional.dropout(h[sample.targets] + self.out(attended), self.config.dropout, self.training)
+        return stream + self.feed(self.feed_norm(stream))
 
     def attend(self, qkv: Tensor, sample: Sample) -> Tensor:
         """Attend to itself and the neighbours: (m, 3 * inner) queries, keys and values to (n, inner)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from stpred.models.base import MULTISCALE, BaseConfig
 from stpred.models.batch import Needs
 from stpred.models.parts.context import check_context, context_needs, n_means
-from stpred.models.parts.layers import needed, ring_means_of_rows
+from stpred.models.parts.layers import hidden_values, needed, ring_means_of_rows
 from stpred.models.parts.network import NetworkConfig, PerceptronNetwork, check_perceptron, check_reach
 from stpred.models.parts.sample import Sample
 
@@ -71,6 +71,7 @@ class MLP(PerceptronNetwork):
     >>> model = st.tl.train(slides, st.models.MLP.Config(hidden=(32,), epochs=3), shapes_key="spots")
     """
 
+    hidden_layer = "the last hidden layer's values"
     Config: ClassVar[type[MLPConfig]] = MLPConfig  # type: ignore[assignment]
     config: MLPConfig
 
@@ -80,9 +81,19 @@ class MLP(PerceptronNetwork):
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""
+        return self.map(self._seen(sample))
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, hidden[-1]) values of the last hidden layer."""
+        if not self.config.hidden:
+            return super().hidden(sample)
+        return hidden_values(list(self.layers)[:-1], self._seen(sample), self.act)
+
+    def _seen(self, sample: Sample) -> Tensor:
+        """Return the features of the targets, with the means around them."""
         x = sample.features[sample.targets]
         if self.config.context_um is not None:
             # A location without neighbours is its own context.
             neighbors = needed(sample.neighbors, "neighbours")
             x = torch.cat([x, *ring_means_of_rows(sample.features, neighbors, sample.near, otherwise=x)], dim=1)
-        return self.map(x)
+        return x

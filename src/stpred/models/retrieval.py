@@ -82,6 +82,7 @@ class Retrieval(Network):
     >>> model = st.tl.train(slides, config, shapes_key="spots")
     """
 
+    hidden_layer = "the projection of the image into the common space"
     Config: ClassVar[type[RetrievalConfig]] = RetrievalConfig  # type: ignore[assignment]
     config: RetrievalConfig
     reference: Tensor
@@ -122,6 +123,10 @@ class Retrieval(Network):
         k = min(self.config.k, int(self.kept.sum()))
         weights = torch.zeros_like(similarity).scatter_(1, similarity.topk(k, dim=1).indices, 1 / k)
         return weights @ self.reference
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, width) projections of the tiles, whose directions are compared."""
+        return self.image(sample.features[sample.targets])
 
     def fold(self) -> Tensor:
         """Return the directions of the kept locations' expression."""

@@ -21,6 +21,7 @@ from stpred.models.parts.closed_form import check_weights
 from stpred.models.parts.layers import (
     SOFTPLUS_BETA,
     activation,
+    hidden_values,
     linear_layers,
     perceptron,
     segment_softmax,
@@ -192,6 +193,7 @@ class SCellST(CellNetwork):
     ICML.
     """
 
+    hidden_layer = "the last hidden layer's values, mean over the cells of a location (weighted where the model is)"
     Config: ClassVar[type[SCellSTConfig]] = SCellSTConfig  # type: ignore[assignment]
     config: SCellSTConfig
 
@@ -226,14 +228,28 @@ class SCellST(CellNetwork):
         counted = self.config.loss == "nb"
         parts = values.sigmoid() if counted else values
         if self.config.pool == "attention":
-            n = len(sample.targets)
-            x = sample.features[cells_of(sample)]
-            weight = self.weigh(self.look(x).tanh() * self.gate(x).sigmoid())[:, 0]
-            weight = segment_softmax(weight, sample.owners, n)
-            pooled = segment_sum(parts * weight[:, None], sample.owners, n)
+            pooled = self._weighted(parts, sample, sample.owners)
         else:
             pooled = super().pool_cells(parts, sample)
         return torch.logit(pooled.clamp(_SMALLEST_SHARE, 1 - 1e-6)) if counted else pooled
+
+    def _weighted(self, values: Tensor, sample: Sample, owners: Tensor) -> Tensor:
+        """Return the mean of the cells' values in each target, by learned weights."""
+        x, n = sample.features[cells_of(sample)], len(sample.targets)
+        weight = segment_softmax(self.weigh(self.look(x).tanh() * self.gate(x).sigmoid())[:, 0], owners, n)
+        return segment_sum(values * weight[:, None], owners, n)
+
+    def hidden_per_cell(self, sample: Sample) -> Tensor:
+        """Return the (m, hidden[-1]) values of the sample's cells in the last hidden layer."""
+        if not self.config.hidden:
+            return super().hidden_per_cell(sample)
+        return hidden_values(list(self.layers)[:-1], sample.features[cells_of(sample)], self.act)
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, hidden[-1]) mean over the cells, weighted where the prediction is."""
+        if self.config.pool != "attention" or sample.owners is None:
+            return super().hidden(sample)
+        return self._weighted(self.hidden_per_cell(sample), sample, sample.owners)
 
     def gene_scaling(self, batches: Sequence[Batch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return no centre, and the mean over slides of each gene's range up to its 95th percentile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,6 +134,7 @@ class STNet(Network):
 
     criterion = "mse"
     layer_names = 3
+    hidden_layer = "the pooled channels of the convolutional network, mean over the views of a tile"
     Config: ClassVar[type[STNetConfig]] = STNetConfig  # type: ignore[assignment]
     config: STNetConfig
     pixel_mean: Tensor
@@ -206,9 +207,19 @@ class STNet(Network):
         tiles = self.tiles(sample)
         if self.training:
             return self.net(_turned(tiles))
+        return self._mean_over_views(tiles, self.net)
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, channels) values before the classifier, 1 024 of DenseNet-121; the mean over the views."""
+        net: Any = self.net
+        return self._mean_over_views(
+            self.tiles(sample), lambda view: net.forward_head(net.forward_features(view), pre_logits=True)
+        )
+
+    def _mean_over_views(self, tiles: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         if self.config.n_views == 1:
-            return self.net(tiles)
-        return torch.stack([self.net(view) for view in dihedral(tiles)]).mean(dim=0)
+            return function(tiles)
+        return torch.stack([function(view) for view in dihedral(tiles)]).mean(dim=0)
 
     def tiles(self, sample: Sample) -> Tensor:
         """Return normalised (n, 3, size_px, size_px) tiles."""

@@ -103,6 +103,7 @@ class Student(PerceptronNetwork):
     >>> st.tl.predict(slide, model, shapes_key="spots_008um")
     """
 
+    hidden_layer = "the last hidden layer's values, mean over the patches of a location"
     Config: ClassVar[type[StudentConfig]] = StudentConfig  # type: ignore[assignment]
     config: StudentConfig
 
@@ -127,6 +128,14 @@ class Student(PerceptronNetwork):
             means, weights = self._means(values, sample)
             return nn.functional.linear(means, last.weight) + weights.sum(dim=1, keepdim=True) * last.bias
         return self._means(self.per_token(sample.features), sample)[0]
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, hidden[-1]) values of the last hidden layer, the mean over a target's patches."""
+        if not self.config.hidden:
+            return super().hidden(sample)
+        layers = list(self.layers)[:-1]
+        values = torch.cat([hidden_values(layers, part, self.act) for part in sample.features.split(_ROWS)])
+        return values[sample.targets] if sample.parts is None else self._means(values, sample)[0]
 
     @staticmethod
     def _means(values: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:

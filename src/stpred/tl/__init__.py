@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from stpred.tl._evaluation.within_regions import within_regions
     from stpred.tl._generative.differential_expression import differential_expression
     from stpred.tl._generative.metagenes import metagenes
+    from stpred.tl._latent.cluster_purity import cluster_purity
+    from stpred.tl._latent.latent import latent
+    from stpred.tl._latent.latent_clusters import latent_clusters
+    from stpred.tl._latent.similar_tiles import similar_tiles
+    from stpred.tl._latent.typical_tiles import typical_tiles
     from stpred.tl._predictors.distill import distill
     from stpred.tl._predictors.finetune import finetune
     from stpred.tl._predictors.predict import predict
@@ -53,6 +58,7 @@ _HOMES = {
     "attribution": "_trust.attribution",
     "calibration": "_robustness.calibration",
     "classify": "_samples.classify",
+    "cluster_purity": "_latent.cluster_purity",
     "colocalization": "_downstream.colocalization",
     "compare": "_evaluation.compare",
     "compare_bulk": "_samples.compare_bulk",
@@ -66,6 +72,8 @@ _HOMES = {
     "enrichment": "_downstream.enrichment",
     "feature_associations": "_downstream.feature_associations",
     "finetune": "_predictors.finetune",
+    "latent": "_latent.latent",
+    "latent_clusters": "_latent.latent_clusters",
     "markers": "_downstream.markers",
     "metagenes": "_generative.metagenes",
     "misaligned_spots": "_robustness.misaligned_spots",
@@ -80,6 +88,7 @@ _HOMES = {
     "recalibrate": "_trust.recalibrate",
     "restarts": "_robustness.restarts",
     "score_cell_types": "_cells.score_cell_types",
+    "similar_tiles": "_latent.similar_tiles",
     "simulation_study": "_robustness.simulation_study",
     "summarise": "_evaluation.summarise",
     "superior_genes": "_evaluation.superior_genes",
@@ -87,6 +96,7 @@ _HOMES = {
     "survival": "_samples.survival",
     "to_log1p_cp10k": "_trust.to_log1p_cp10k",
     "train": "_predictors.train",
+    "typical_tiles": "_latent.typical_tiles",
     "validate": "_evaluation.validate",
     "withheld_sections": "_robustness.withheld_sections",
     "withheld_spots": "_robustness.withheld_spots",
@@ -97,6 +107,7 @@ __all__ = [
     "attribution",
     "calibration",
     "classify",
+    "cluster_purity",
     "colocalization",
     "compare",
     "compare_bulk",
@@ -110,6 +121,8 @@ __all__ = [
     "enrichment",
     "feature_associations",
     "finetune",
+    "latent",
+    "latent_clusters",
     "markers",
     "metagenes",
     "misaligned_spots",
@@ -124,6 +137,7 @@ __all__ = [
     "recalibrate",
     "restarts",
     "score_cell_types",
+    "similar_tiles",
     "simulation_study",
     "summarise",
     "superior_genes",
@@ -131,6 +145,7 @@ __all__ = [
     "survival",
     "to_log1p_cp10k",
     "train",
+    "typical_tiles",
     "validate",
     "withheld_sections",
     "withheld_spots",

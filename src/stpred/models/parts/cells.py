@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stpred._core.checks import InputError
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.layers import segment_mean, segment_sum
 from stpred.models.parts.network import Network, NetworkConfig
@@ -79,8 +81,17 @@ class CellNetwork(Network):
         scaling = Scaling.of(batch.patches.features[batch.patches.sources])
         return replace(batch, patches=replace(batch.patches, features=scaling.apply(batch.patches.features)))
 
-    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-        return super()._evaluate(self.with_patches(batch), finish)
+    def hidden_per_cell(self, sample: Sample) -> Tensor:
+        """Return the (m, width) values of the sample's cells that the output head maps."""
+        raise InputError(f"A {self.family!r} model of these settings has no hidden layer.")
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, width) mean over the cells of each target, whatever its prediction is of them."""
+        values = self.hidden_per_cell(sample)
+        return values if sample.owners is None else segment_mean(values, sample.owners, len(sample.targets))
+
+    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor], **layer: Any) -> NDArray[np.float32]:
+        return super()._evaluate(self.with_patches(batch), finish, **layer)
 
 
 def cells_of(sample: Sample) -> Tensor:

@@ -288,15 +288,32 @@ class Network(Iterative):
         """Return the raw (n, n_genes) outputs, neither rescaled nor clipped."""
         return self._evaluate(batch, lambda output: output)
 
-    def _evaluate(self, batch: Batch, finish: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, width) values that the output head maps, in evaluation; families say in `hidden_layer` what.
+
+        Where the prediction is a mean over views or cells, so are these.
+        """
+        raise InputError(f"A {self.family!r} model of these settings has no hidden layer.")
+
+    def latent(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the (n, width) values of the targets in the last hidden layer, before the output head."""
+        return self._evaluate(batch, lambda values: values, layer=self.hidden)
+
+    def _evaluate(
+        self, batch: Batch, finish: Callable[[Tensor], Tensor], *, layer: Callable[[Sample], Tensor] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the outputs (or what `layer` gives) of all targets, block by block."""
         device = next(self.parameters()).device
         scaling = self.scaling(batch)
-        out = np.empty((len(batch.targets), self.n_genes), dtype=np.float32)
+        out = np.empty((len(batch.targets), self.n_genes if layer is None else 0), dtype=np.float32)
         with self.predicting():
             for rows in self._blocks(batch):
                 part = batch.take(rows)
                 sample = gather([part], [scaling], whole_slide=self.needs.whole_slide, device=device)
-                out[rows] = finish(self(sample)).float().cpu().numpy()
+                values = finish(self(sample) if layer is None else layer(sample)).float().cpu().numpy()
+                if layer is not None and out.shape[1] == 0:
+                    out = np.empty((len(out), values.shape[1]), dtype=np.float32)
+                out[rows] = values
         return out
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:

@@ -54,7 +54,7 @@ class Classes:
             what = f"shapes {shapes_key!r}"
             found = cls(list(element.index), pd.Series(np.arange(len(element)), index=element.index), what)
         else:
-            values = pd.Categorical(_column(sdata, shapes_key, groupby)).remove_unused_categories()
+            values = pd.Categorical(column_of(sdata, shapes_key, groupby)).remove_unused_categories()
             what = f"column {groupby!r} of {shapes_key!r}"
             found = cls(list(values.categories), pd.Series(np.asarray(values.codes, np.int64), element.index), what)
         if len(found.names) < 2:
@@ -109,8 +109,11 @@ class Classes:
             raise InputError(f"There is no pixel in any region of {self.what} other than {self.names[first]!r}.")
 
 
-def _column(sdata: SpatialData, shapes_key: str, groupby: str) -> pd.Series:
-    """Return a column of the shapes, or of the only table that annotates them and has it, by the shapes' index."""
+def column_of(sdata: SpatialData, shapes_key: str, groupby: str, *, name: str = "groupby") -> pd.Series:
+    """Return a column of the shapes, or of the only table that annotates them and has it, by the shapes' index.
+
+    `name`: the parameter that named it, for messages.
+    """
     element = sdata.shapes[shapes_key]
     if groupby in element.columns and groupby != element.geometry.name:
         return element[groupby]
@@ -125,7 +128,7 @@ def _column(sdata: SpatialData, shapes_key: str, groupby: str) -> pd.Series:
         there = [c for c in element.columns if c != element.geometry.name]
         there += [c for t in annotating.values() for c in t.obs]
         raise InputError(
-            f"Neither shapes {shapes_key!r} nor a table of theirs has a column {groupby!r} (`groupby`); available: "
+            f"Neither shapes {shapes_key!r} nor a table of theirs has a column {groupby!r} (`{name}`); available: "
             f"{listing(dict.fromkeys(there))}."
         )
     table = annotating[having[0]]

@@ -1,0 +1,1 @@
+"""The hidden layer of a trained network: what it sees as alike."""
