@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stpred.models._files.averages import average
     from stpred.models._files.reference import load_reference
     from stpred.models.auto import Auto
     from stpred.models.base import BaseConfig, Model, Record
@@ -58,6 +59,7 @@ _HOMES = {
     "Student": "student",
     "Transformer": "miso",
     "XFuse": "xfuse.model",
+    "average": "_files.averages",
     "list": "registry",
     "load": "files",
     "load_reference": "_files.reference",
@@ -90,6 +92,7 @@ __all__ = [
     "Student",
     "Transformer",
     "XFuse",
+    "average",
     "list",
     "load",
     "load_reference",

@@ -178,6 +178,9 @@ class Record:
         Conformal intervals calibrated on held-out slides, or empty: ``scale`` on which offsets are added
         (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels`` the genes' offsets ``low`` and ``high``,
         ``factor``, ``coverage`` and ``coverage_sd`` over slides.
+    output_size
+        Of relative outputs: root mean square of each gene's predictions over the training slides, by which several
+        models are brought to one scale; or empty.
     """
 
     name: str
@@ -194,6 +197,7 @@ class Record:
     training: dict[str, Any] = field(default_factory=dict)
     library: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
+    output_size: list[float] = field(default_factory=list)
 
     @property
     def n_measured(self) -> int | None:

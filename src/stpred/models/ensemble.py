@@ -1,4 +1,4 @@
-"""Ensembles: the mean of several models of one family, and their spread as its uncertainty."""
+"""Ensembles: the mean of several models, and their spread as its uncertainty."""
 
 from __future__ import annotations
 
@@ -29,13 +29,21 @@ class EnsembleConfig(BaseConfig):
         Family name or ``Config`` of the members.
     n_members
         Number of members.
+    joined
+        Settings of each member of an average of trained models (:func:`stpred.models.average`), whose `member` is the
+        first of them. There is nothing to set here.
     """
 
     family: ClassVar[str] = "ensemble"
     member: Any = "ridge"
     n_members: int = 5
+    joined: tuple[BaseConfig, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.joined:
+            object.__setattr__(self, "member", self.joined[0])
+            object.__setattr__(self, "n_members", len(self.joined))
+            return
         member = registry.resolve(self.member)
         if isinstance(member, EnsembleConfig):
             raise InputError("An ensemble of ensembles is one larger ensemble: give its member's settings.")
@@ -43,6 +51,16 @@ class EnsembleConfig(BaseConfig):
             raise InputError("'auto' weighs several models already: list ensembles among its `candidates` instead.")
         self.check_whole("n_members")
         object.__setattr__(self, "member", member)
+
+    @property
+    def members(self) -> tuple[BaseConfig, ...]:
+        """Settings of every member."""
+        return self.joined or (self.member,) * self.n_members
+
+    @property
+    def per(self) -> int | None:  # type: ignore[override]
+        """As of the members."""
+        return self.member.per
 
     @property
     def default_encoder(self) -> str:  # type: ignore[override]
@@ -69,11 +87,18 @@ class EnsembleConfig(BaseConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
+        if self.joined:
+            return {"joined": [{"family": m.family, "config": m.to_dict()} for m in self.joined]}
         return {"member": self.member.to_dict(), "n": self.n_members, "family": self.member.family}
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
         """Make it from stored values."""
+        if "joined" in values:
+            where = "`joined` of EnsembleConfig"
+            if not (members := stored.items(values["joined"], where, _stored_member, most=10_000)) or len(values) > 1:
+                raise InputError(f"{where} must be the settings of one or more models, and nothing beside them.")
+            return cls(joined=tuple(members))
         if unknown := set(values) - {"member", "n", "family"}:
             raise InputError(
                 f"EnsembleConfig has no fields {listing(sorted(unknown))}; it takes ['family', 'member', 'n']."
@@ -85,6 +110,11 @@ class EnsembleConfig(BaseConfig):
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Fill in the member's distances."""
+        if self.joined:
+            raise InputError(
+                "These are the settings of an average of trained models, which is not trained itself: pass trained "
+                "models to stpred.models.average, or give Ensemble.Config(member=...)."
+            )
         return replace(self, member=self.member.at_pitch(pitch_um))
 
     def for_slides(self, slides: Sequence[str]) -> Self:
@@ -92,8 +122,17 @@ class EnsembleConfig(BaseConfig):
         return replace(self, member=self.member.for_slides(slides))
 
 
+def _stored_member(value: Any, where: str) -> BaseConfig:
+    """Return a member's settings from stored values."""
+    checks: dict[str, Any] = {"family": stored.text, "config": lambda v, w: stored.mapping(v, w, {}, open_ended=True)}
+    found = stored.mapping(value, where, checks, required=("family", "config"))
+    return registry.family(found["family"]).Config.parse(found["config"])
+
+
 class Ensemble(Model):
     """Members that differ by seed, or, where a family has no randomness, by a bootstrap of donors and locations.
+
+    :func:`stpred.models.average` makes one of models that were trained before, such as those of a cross-validation.
 
     Notes
     -----
@@ -114,15 +153,18 @@ class Ensemble(Model):
     Config: ClassVar[type[EnsembleConfig]] = EnsembleConfig  # type: ignore[assignment]
     config: EnsembleConfig
     scale: Tensor
+    columns: Tensor
 
     def __init__(self, config: BaseConfig, *, n_features: int, n_genes: int) -> None:
         nn.Module.__init__(self)
         c: EnsembleConfig = config  # type: ignore[assignment]
-        members = [c.member.build(n_features=n_features, n_genes=n_genes) for _ in range(c.n_members)]
+        members = [m.build(n_features=n_features, n_genes=n_genes) for m in c.members]
         self._first = [members[0]]  # in a list, so that torch does not take it for a child of its own
         super().__init__(config, n_features=n_features, n_genes=n_genes)
         self.members = nn.ModuleList(members)
         self.register_buffer("scale", torch.ones(c.n_members, n_genes))
+        if c.joined:  # models that were trained apart may have their genes in another order
+            self.register_buffer("columns", torch.arange(n_genes).repeat(c.n_members, 1))
 
     @property
     def first(self) -> Model:
@@ -138,14 +180,27 @@ class Ensemble(Model):
         """As of the members."""
         return self.first.ood_features(batch)
 
+    def ood_distance(self, batch: Batch) -> NDArray[np.float32]:
+        """As of every model; of an average of trained models the mean of its members' distances."""
+        if self.typical.fitted:
+            return super().ood_distance(batch)
+        each = [member.ood_distance(batch) for member in self.members]  # type: ignore[operator]
+        return np.mean(each, axis=0, dtype=np.float32)
+
+    def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As of the members."""
+        return self.first.as_scored(values)
+
     def set_members(self, members: Sequence[Model], batches: Sequence[Batch], *, relative: bool) -> None:
         """Set trained members; of `relative` outputs, measure each one's scale on the training batches."""
         self.members = nn.ModuleList(members)
         self._first = [members[0]]
         if relative:
-            outputs = [np.concatenate([m.predict(b)[0] for b in batches]) for m in members]
-            size = np.stack([np.sqrt(np.square(o, dtype=np.float64).mean(axis=0)) for o in outputs])
-            self.set_buffer("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
+            self.set_scale(np.stack([output_size(m, batches) for m in members]))
+
+    def set_scale(self, size: NDArray[np.float64]) -> None:
+        """Bring members of relative outputs to one scale: `size` is the (n_members, n_genes) size of their outputs."""
+        self.set_buffer("scale", np.where(size < 1e-12, 1.0, size / size.mean(axis=0).clip(1e-12)))
 
     def latent(self, batch: Batch) -> NDArray[np.float32]:
         """Return the members' (n, width) values side by side; their axes have nothing to do with each other."""
@@ -154,14 +209,25 @@ class Ensemble(Model):
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return mean and standard deviation over the members, that of their own likelihood included."""
         scale = self.scale.cpu().numpy()
+        columns: Any = [slice(None)] * len(scale)
+        if self.config.joined:
+            columns = self.columns.cpu().numpy()
+            if columns.min() < 0 or columns.max() >= self.n_genes:
+                raise InputError("The order of genes of an average's members is damaged; save it again.")
         mean: Any = 0.0
         square: Any = 0.0
         own: Any = 0.0
-        for k, (member, size) in enumerate(zip(self.members, scale, strict=True), start=1):  # Welford
+        for k, (member, size, order) in enumerate(zip(self.members, scale, columns, strict=True), start=1):  # Welford
             found, std = member.predict(batch)  # type: ignore[operator]
-            value = found.astype(np.float64) / size
-            own = own if std is None else own + (np.square(std / size, dtype=np.float64) - own) / k
+            value = found[:, order].astype(np.float64) / size
+            own = own if std is None else own + (np.square(std[:, order] / size, dtype=np.float64) - own) / k
             step = value - mean
             mean = mean + step / k
             square = square + step * (value - mean)
         return mean.astype(np.float32), np.sqrt(square / len(scale) + own).astype(np.float32)
+
+
+def output_size(model: Model, batches: Sequence[Batch]) -> NDArray[np.float64]:
+    """Return the (n_genes,) root mean square of a model's predictions over slides."""
+    found = np.concatenate([model.predict(b)[0] for b in batches])
+    return np.asarray(np.sqrt(np.square(found, dtype=np.float64).mean(axis=0)))

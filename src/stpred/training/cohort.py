@@ -21,7 +21,7 @@ from stpred.encoders.beside import PIXELS, PixelsBeside
 from stpred.models import Model
 from stpred.models.base import CELLS, MULTISCALE, BaseConfig
 from stpred.models.batch import Batch, Needs
-from stpred.models.ensemble import EnsembleConfig
+from stpred.models.ensemble import EnsembleConfig, output_size
 from stpred.regions import Lattice
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ class Cohort:
             **({} if self.shared is None else {"shared_library": self.shared.to_dict()}),
             **_left_out(regions),
         }
+        if record.target == "relative":
+            record.output_size = [float(f"{v:.6g}") for v in output_size(fitted, batches)]
         fitted.encoder = encoder  # type: ignore[assignment]
 
 

@@ -194,6 +194,7 @@ _RECORD: dict[str, stored.Check] = {
     "training": _training,
     "library": _library,
     "intervals": _intervals,
+    "output_size": lambda v, w: stored.items(v, w, _amount, most=MAX_GENES),
 }
 
 
@@ -210,7 +211,9 @@ def record(values: Any, path: Path) -> Record:
     stored.sane(values, where)
     found = Record(**{k: parsers[k](v, f"{where} ({k})") for k, v in values.items()})
     n = len(found.genes)
-    columns = dict(found.var)
+    columns: dict[str, Any] = dict(found.var)
+    if found.output_size:
+        columns["output_size"] = found.output_size
     for level in found.intervals.get("levels", ()):
         columns |= {f"{side} of intervals {level['level']}": level[side] for side in ("low", "high")}
     if odd := [k for k, v in columns.items() if len(v) != n]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pandas as pd
 
@@ -16,11 +16,14 @@ from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import SCALES, TARGETS, TRAINED_ON, scale_of
 from stpred.models import registry
 from stpred.models.base import BaseConfig
+from stpred.tl._evaluation.fold_models import FoldModels
 from stpred.tl._evaluation.fold_scores import Study
 from stpred.tl._evaluation.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from stpred.models import Model
 
 logger = logging.getLogger("stpred")
 
@@ -30,6 +33,54 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+@overload
+def cross_validate(
+    slides: Mapping[str, SpatialData],
+    models: str | BaseConfig | Mapping[str, Any] | Sequence[Any],
+    *,
+    groups: Mapping[str, str] | str,
+    genes: GeneRule | str | Iterable[str] | None = ...,
+    n_folds: int | None = ...,
+    splits: Splits | None = ...,
+    shapes_key: str | None = ...,
+    table_key: str | None = ...,
+    layer: str | None = ...,
+    image_key: str | None = ...,
+    cells_key: str | None = ...,
+    target: str | None = ...,
+    scored_on: str | Sequence[str] | None = ...,
+    encoder: Any = ...,
+    tile: TileSpec | Mapping[str, float] | None = ...,
+    seed: int = ...,
+    device: str | None = ...,
+    key_added: str | None = ...,
+    return_models: Literal[False] = ...,
+    coordinate_system: str = ...,
+) -> pd.DataFrame: ...
+@overload
+def cross_validate(
+    slides: Mapping[str, SpatialData],
+    models: str | BaseConfig | Mapping[str, Any] | Sequence[Any],
+    *,
+    groups: Mapping[str, str] | str,
+    genes: GeneRule | str | Iterable[str] | None = ...,
+    n_folds: int | None = ...,
+    splits: Splits | None = ...,
+    shapes_key: str | None = ...,
+    table_key: str | None = ...,
+    layer: str | None = ...,
+    image_key: str | None = ...,
+    cells_key: str | None = ...,
+    target: str | None = ...,
+    scored_on: str | Sequence[str] | None = ...,
+    encoder: Any = ...,
+    tile: TileSpec | Mapping[str, float] | None = ...,
+    seed: int = ...,
+    device: str | None = ...,
+    key_added: str | None = ...,
+    return_models: Literal[True],
+    coordinate_system: str = ...,
+) -> tuple[pd.DataFrame, dict[str, dict[str, Model]]]: ...
 def cross_validate(
     slides: Mapping[str, SpatialData],
     models: str | BaseConfig | Mapping[str, Any] | Sequence[Any],
@@ -50,8 +101,9 @@ def cross_validate(
     seed: int = 0,
     device: str | None = None,
     key_added: str | None = None,
+    return_models: bool = False,
     coordinate_system: str = keys.UM,
-) -> pd.DataFrame:
+) -> pd.DataFrame | tuple[pd.DataFrame, dict[str, dict[str, Model]]]:
     """Score models on held-out donors.
 
     Genes are chosen, features and genes scaled, numbers of epochs, penalties and settings picked inside the training
@@ -94,17 +146,22 @@ def cross_validate(
         Also put what each model predicts for the slides that it was not trained on into these slides, as tables
         ``{shapes}_{model}_{key_added}``, such as ``"cv"``: ``var`` has the genes' scores on slides of other donors.
         None keeps the scores alone.
+    return_models
+        Also return the models of all folds. Each remembers what it was trained on, with its scores on the slides that
+        it was not, and is applied, saved and validated as what :func:`stpred.tl.train` returns;
+        :func:`stpred.models.average` makes one of those of a name.
 
     Returns
     -------
-    Tidy DataFrame, one row per model, fold, slide, gene, scale and metric: ``model``, ``fold`` (the held-out donors),
-    ``slide``, ``gene``, ``metric``, ``value`` (missing where a gene does not vary), ``target`` (the scale scored on),
-    ``trained_on``, ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside
-    the fold), ``donor``. Metrics are those of :func:`stpred.tl.compare`: ``pearson``, ``spearman``, ``auroc``,
-    ``ssim``, ``pearson_smoothed``, ``pearson_given_library_size``, and ``r2``, ``rmse``, ``mae``, which are missing
-    where the prediction is on another scale. ``pearson_pooled`` is that over all locations of a fold's slides at once,
-    as some publications report it: differences between slides raise it, so it is a row of its own (slide
-    ``"pooled {fold}"``) and in no mean.
+    Tidy DataFrame (with `return_models`, a tuple of it and of a mapping: model name to fold name to model), one row per
+    model, fold, slide, gene, scale and metric: ``model``, ``fold`` (the held-out donors), ``slide``, ``gene``,
+    ``metric``, ``value`` (missing where a gene does not vary), ``target`` (the scale scored on), ``trained_on``,
+    ``donor_shared``, ``split`` (``donor``, ``slide`` or ``block``), ``chosen`` (settings chosen inside the fold),
+    ``donor``. Metrics are those of :func:`stpred.tl.compare`: ``pearson``, ``spearman``, ``auroc``, ``ssim``,
+    ``pearson_smoothed``, ``pearson_given_library_size``, and ``r2``, ``rmse``, ``mae``, which are missing where the
+    prediction is on another scale. ``pearson_pooled`` is that over all locations of a fold's slides at once, as some
+    publications report it: differences between slides raise it, so it is a row of its own (slide ``"pooled {fold}"``)
+    and in no mean.
 
     Where the slides measured materially different genes (the shared ones carry less than 95 % of the counts of some),
     library sizes of all are counted over those that they share, so that log1p CP10k is one scale; a warning says so,
@@ -165,11 +222,13 @@ def cross_validate(
     grids = {name: [config.at_pitch(pitch_um) for config in options] for name, options in grids.items()}
     folds = _folds(regions, donors, split=split, n_folds=n_folds, splits=splits)
     out_of_fold = None if key_added is None else OutOfFold(key_added, regions, grids)
+    named = split == "donor" and not isinstance(groups, str)
+    kept = FoldModels(regions, donors, rule, target, seed, named, shared) if return_models else None
     if isinstance(encoder, (list, tuple)):
         encoder = encoders.get(encoder, tile=None if tile is None else TileSpec.parse(tile), device=device)
         tile = None
     criterion = "pearson" if splits is None else splits.criterion
-    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold, criterion)
+    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold, criterion, kept)
     with training.resumable(run, planned=_announce(grids, folds, donors)):
         rows = [row for fold in track(folds, total=len(folds), describe="folds") for row in study.score_fold(fold)]
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
@@ -181,7 +240,7 @@ def cross_validate(
         result.attrs["library"] = shared.to_dict()
     if out_of_fold is not None:
         out_of_fold.put(slides, result)
-    return result
+    return result if kept is None else (result, kept.found)
 
 
 def _folds(

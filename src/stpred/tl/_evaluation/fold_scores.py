@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,13 @@ from stpred._core.targets import LOG_SHARE
 from stpred.comparison.scoring import Measured, context, scores, tidy
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
+from stpred.tl._evaluation.fold_models import FoldModels
 from stpred.tl._evaluation.kept_scores import KeptScores, identities
 from stpred.tl._evaluation.out_of_fold import OutOfFold, Prediction
 from stpred.training.cohort import encoder_of, measured, n_measured, scored_scale, suited
+
+if TYPE_CHECKING:
+    from stpred.encoders.base import Encoder
 
 POOLED = "pearson_pooled"
 METRICS = 3
@@ -46,8 +50,8 @@ class Study:
         As the user gave them.
     seed, run
         As of :func:`stpred.training.fit`.
-    out_of_fold
-        Collects predictions; None keeps the scores alone.
+    out_of_fold, fold_models
+        Collect predictions, and models; None keeps the scores alone.
     criterion
         What settings are chosen by.
     """
@@ -64,11 +68,22 @@ class Study:
     run: training.Run
     out_of_fold: OutOfFold | None
     criterion: str = "pearson"
+    fold_models: FoldModels | None = None
+
+    @cached_property
+    def encoders(self) -> dict[InputKey, Encoder]:
+        """What each (encoder, tile, needs) sees tiles through."""
+        return _encoders(self.regions, self.grids, encoder=self.encoder, tile=self.tile, device=self.run.device)
 
     @cached_property
     def batches(self) -> dict[InputKey, dict[str, Batch]]:
         """Every slide without targets for each (encoder, tile, needs), embedded once per encoder."""
-        return _embed(self.regions, self.grids, encoder=self.encoder, tile=self.tile, device=self.run.device)
+        return _embed(self.regions, self.encoders)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether more than scores is wanted, which scores on disk have not with them."""
+        return self.out_of_fold is not None or self.fold_models is not None
 
     def score_fold(self, fold: data.Fold) -> list[pd.DataFrame]:
         """Return the scores of all models on the slides of a fold, and what they are read against."""
@@ -96,19 +111,18 @@ class Study:
             identities(self.regions), inputs, self.donors, self.criterion,
         ]  # fmt: skip
         kept = KeptScores(self.run.checkpoint, decides)
-        found = kept.load() if self.out_of_fold is None else None  # scores on disk have no predictions with them
+        found = None if self._keeps else kept.load()
         if found is None:
-            found, predicted = self._score_model(self.grids[name], fold, genes)
+            found, predicted = self._score_model(name, fold, genes)
             kept.save(found)
             if self.out_of_fold is not None:
                 self.out_of_fold.add(name, predicted)
         return found
 
-    def _score_model(
-        self, options: list[BaseConfig], fold: data.Fold, genes: list[str]
-    ) -> tuple[pd.DataFrame, list[Prediction]]:
+    def _score_model(self, name: str, fold: data.Fold, genes: list[str]) -> tuple[pd.DataFrame, list[Prediction]]:
         """Choose, train and score one model; where predictions are collected, also return them."""
-        model, config, chosen = self._fit(options, fold, genes)
+        options = self.grids[name]
+        model, config, chosen, learned = self._fit(options, fold, genes)
         settings = ", ".join(f"{k}={v}" for k, v in _chosen(config, chosen, several=len(options) > 1).items())
         keep = self.out_of_fold is not None
         parts, predicted = [], []
@@ -133,13 +147,18 @@ class Study:
                         encoder=_encoder_name(config, self.encoder), fold=fold.name, trained_on=list(fold.train),
                     )
                 )  # fmt: skip
+        if self.fold_models is not None:
+            self.fold_models.add(
+                name, model, fold, genes=genes, encoder=self.encoders[_input_key(config, self.encoder)],
+                batches=learned, config=config, chosen=chosen, scores=parts,
+            )  # fmt: skip
         parts += [pooled_rows(sides, genes, fold=fold.name, scale=scale) for scale, sides in both.items()]
         return pd.concat(parts).assign(chosen=settings, trained_on=config.training_target(self.target)), predicted
 
     def _fit(
         self, options: list[BaseConfig], fold: data.Fold, genes: list[str]
-    ) -> tuple[Model, BaseConfig, dict[str, Any]]:
-        """Choose between settings on the training slides, and fit the best on all of them."""
+    ) -> tuple[Model, BaseConfig, dict[str, Any], list[Batch]]:
+        """Choose between settings on the training slides, and fit the best on all of them, which are returned too."""
         inner = {}
         for i, config in enumerate(options):
             inner[i] = [
@@ -163,9 +182,9 @@ class Study:
         )
         model, chosen = training.fit(
             *pairs[choice.best], inner[choice.best], groups=groups, seed=self.seed,
-            typical=self.out_of_fold is not None, run=self.run, folds=choice.folds,
+            typical=self._keeps, run=self.run, folds=choice.folds,
         )  # fmt: skip
-        return model, options[choice.best], chosen
+        return model, options[choice.best], chosen, inner[choice.best]
 
     def _n_measured(self, config: Any) -> int | None:
         """Return the number of genes of a log share: of all slides, so that it is the same in every fold."""
@@ -186,35 +205,40 @@ def _input_key(config: BaseConfig, given: Any) -> InputKey:
     return own, config.default_tile, config.needs
 
 
-def _embed(
-    regions: dict[str, data.Region],
-    grids: Mapping[str, list[BaseConfig]],
-    *,
-    encoder: Any,
-    tile: Any,
-    device: Any,
-) -> dict[InputKey, dict[str, Batch]]:
-    """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
+def _encoders(
+    regions: dict[str, data.Region], grids: Mapping[str, list[BaseConfig]], *, encoder: Any, tile: Any, device: Any
+) -> dict[InputKey, Encoder]:
+    """Return the encoder of every (encoder, tile, needs), one for all that share the former two."""
     wanted = {_input_key(o, encoder): o for options in grids.values() for o in options}
-    found: dict[InputKey, dict[str, Batch]] = {key: {} for key in wanted}
+    found: dict[InputKey, Encoder] = {}
     for group in sorted({key[:2] for key in wanted}, key=str):
         own = {key: config for key, config in wanted.items() if key[:2] == group}
         config = next(iter(own.values()))
         # Families that bring an encoder of their own (colour, pixels) keep it whatever the others use.
         given = encoder if config.encoder_is_free else None
         used = suited(encoder_of(config, given, tile=tile, device=device), regions.values())
+        found |= dict.fromkeys(own, used)
+    return found
+
+
+def _embed(regions: dict[str, data.Region], used: Mapping[InputKey, Encoder]) -> dict[InputKey, dict[str, Batch]]:
+    """Return batches without targets for every (encoder, tile, needs); tiles are embedded once per encoder."""
+    found: dict[InputKey, dict[str, Batch]] = {key: {} for key in used}
+    for group in dict.fromkeys(key[:2] for key in used):
+        own = {key: encoder for key, encoder in used.items() if key[:2] == group}
+        encoder = next(iter(own.values()))
         for s, region in regions.items():
             for key in [k for k in own if k[2].cells or k[2].tokens]:
-                found[key][s] = data.reader_for(region, used, key[2]).whole()
-            tiles = {k: v for k, v in own.items() if not (k[2].cells or k[2].tokens)}
+                found[key][s] = data.reader_for(region, encoder, key[2]).whole()
+            tiles = [k for k in own if not (k[2].cells or k[2].tokens)]
             if not tiles:
                 continue
             colour = any(key[2].slide_colour for key in tiles)
-            first = data.reader_for(region, used, Needs(slide_colour=colour)).whole()
+            first = data.reader_for(region, encoder, Needs(slide_colour=colour)).whole()
             for parts in {key[2].parts for key in tiles}:
                 batch = first
                 if parts is not None:
-                    batch = data.with_parts(first, region, used, parts)
+                    batch = data.with_parts(first, region, encoder, parts)
                 for key in tiles:
                     if key[2].parts == parts:
                         found[key][s] = data.with_needs(batch, key[2])

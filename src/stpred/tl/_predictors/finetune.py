@@ -278,7 +278,7 @@ def _describe(
         for at, value in zip(np.flatnonzero(learned), json_list(values), strict=True):
             whole[at] = value
         var[column] = whole
-    record.var, record.intervals = var | {"finetuned": learned.tolist()}, {}
+    record.var, record.intervals, record.output_size = var | {"finetuned": learned.tolist()}, {}, []
     taken = set(old.get("slides", {}))
     called = {r.slide: r.slide if r.slide not in taken else f"{r.slide} (own)" for r in regions}
     own = {
