@@ -98,6 +98,18 @@ def scores(n_genes: int = 60) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def by_donor(n_donors: int, n_genes: int = 60) -> pd.DataFrame:
+    """A tidy frame of four models on several donors; the first genes are the easiest."""
+    rng = np.random.default_rng(5)
+    parts = []
+    for model, level in {"ridge": 0.4, "mlp": 0.36, "miso": 0.3, "weak": 0.08}.items():
+        for d in range(n_donors):
+            values = level * np.linspace(1.5, 0.5, n_genes) + rng.normal(0, 0.05) + rng.normal(0, 0.1, n_genes)
+            parts.append(pd.DataFrame({"model": model, "slide": f"s{d}", "donor": f"D{d}", "value": values}))
+    frame = pd.concat(parts, ignore_index=True).assign(metric="pearson", target="log1p_cp10k", fold="")
+    return frame.assign(gene=[f"G{i}" for i in range(n_genes)] * (4 * n_donors))
+
+
 def per_gene(n: int = 80) -> pd.DataFrame:
     rng = np.random.default_rng(2)
     ceiling = rng.uniform(0.1, 0.95, n)
@@ -154,6 +166,19 @@ PICTURES: dict[str, Callable[..., Any]] = {
     "models_compared": lambda **how: st.pl.models(
         scores(), target="log1p_cp10k", order=["miso", "ridge", "mean"], comparison=compared(), **how
     ),
+    "boxes": lambda **how: st.pl.boxes(
+        by_donor(4), groupby="slide", tests=st.tl.paired_tests(by_donor(4), groupby="slide", reference="ridge"), **how
+    ),
+    "boxes_donors": lambda **how: st.pl.boxes(
+        by_donor(9), points="donor", tests=st.tl.paired_tests(by_donor(9), over="donor"), **how
+    ),
+    "top_genes": lambda **how: st.pl.top_genes(st.tl.top_gene_curve(by_donor(9), n_genes=[10, 20, 40, 60]), **how),
+    "critical_difference": lambda **how: st.pl.critical_difference(st.tl.rank_models(by_donor(9)), **how),
+    "critical_difference_wilcoxon": lambda **how: st.pl.critical_difference(
+        st.tl.rank_models(by_donor(9)), test="wilcoxon", **how
+    ),
+    "donors_per_gene": lambda **how: st.pl.donors_per_gene(by_donor(12), model="weak", **how),
+    "donors_per_gene_binomial": lambda **how: st.pl.donors_per_gene(by_donor(12), model="weak", null="binomial", **how),
     "coverage": lambda **how: st.pl.coverage(covered(), **how),
     "coverage_one_slide": lambda **how: st.pl.coverage(covered(slides=False), **how),
     "markers": lambda **how: st.pl.markers(slide(), "predicted", SETS, groupby="group", **how),
@@ -362,6 +387,20 @@ def test_training_marks_the_epochs_and_knows_who_has_none() -> None:
         (lambda: st.pl.models(scores(), target="counts", metric="rmse"), "No model has a value of 'rmse'"),
         (lambda: st.pl.models(scores(), target="counts", order=["nope"]), "No model named 'nope'"),
         (lambda: st.pl.models(scores(), target="counts", points="fold"), "`points` must be one of"),  # type: ignore[arg-type]
+        (lambda: st.pl.boxes(by_donor(3), groupby="gene"), "are both 'gene': a box of one value"),
+        (lambda: st.pl.boxes(by_donor(3), column="nope"), "No column of `scores` named 'nope'"),
+        (lambda: st.pl.boxes(by_donor(3), order=["nope"]), "`order` names 'nope', which is none of 'model'"),
+        (lambda: st.pl.boxes(by_donor(3), metric="rmse"), "No score named 'rmse'"),
+        (
+            lambda: st.pl.boxes(by_donor(3), tests=st.tl.paired_tests(by_donor(3)).assign(first="other")),
+            "`tests` has none of the groups and models",
+        ),
+        (lambda: st.pl.boxes(by_donor(3), tests=by_donor(3)), r"`tests` lacks the columns \['first', 'second'"),
+        (lambda: st.pl.top_genes(by_donor(3)), r"`curve` lacks the columns"),
+        (lambda: st.pl.critical_difference(by_donor(3)), "must be what stpred.tl.rank_models returns"),  # type: ignore[arg-type]
+        (lambda: st.pl.donors_per_gene(by_donor(3)), "has the models .*; name one with `model`"),
+        (lambda: st.pl.donors_per_gene(by_donor(1), model="ridge"), "two donors or more"),
+        (lambda: st.pl.donors_per_gene(by_donor(3).drop(columns="donor"), model="ridge"), "no column 'donor'"),
         (lambda: st.pl.coverage(covered().drop(columns="level")), r"lacks the columns \['level'\]"),
         (lambda: st.pl.coverage(covered().iloc[:0]), "has no row to draw"),
         (lambda: st.pl.differential_rank(ranks(), n_genes=0), "`n_genes` must be a positive whole number"),

@@ -7,8 +7,9 @@ where it is not defined, for one where the gene's values hold NaN; `summarise` a
 from __future__ import annotations
 
 from stpred.metrics._context import RmaxTest, library_size_baseline, neighbour_baseline, reliability, rmax_test
+from stpred.metrics._curves import PositiveDonors, TopGenes, positive_donors, top_genes
 from stpred.metrics._intervals import Intervals, conformal_intervals, coverage
-from stpred.metrics._models import ModelComparison, compare_models
+from stpred.metrics._models import ModelComparison, compare_models, signed_rank_p
 from stpred.metrics._p_values import benjamini_hochberg, holm, median_p
 from stpred.metrics._scores import auroc, mae, partial_pearson, pearson, r2, rmse, smooth, spearman, ssim
 from stpred.metrics._statistics import (
@@ -27,7 +28,9 @@ __all__ = [
     "Intervals",
     "ModelComparison",
     "PermutationNull",
+    "PositiveDonors",
     "RmaxTest",
+    "TopGenes",
     "auroc",
     "average",
     "benjamini_hochberg",
@@ -46,12 +49,15 @@ __all__ = [
     "partial_pearson",
     "pearson",
     "permutation_null",
+    "positive_donors",
     "r2",
     "reliability",
     "rmax_test",
     "rmse",
+    "signed_rank_p",
     "smooth",
     "spearman",
     "ssim",
     "summarise",
+    "top_genes",
 ]

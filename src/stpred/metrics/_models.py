@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, listing, one_of
 from stpred._core.expression.counts import duplicates
 from stpred.metrics._p_values import holm
+from stpred.metrics._statistics import bootstrap_ci
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,8 @@ class ModelComparison:
         values.
     pairs
         One row per pair, the better mean rank first: ``first``, ``second``, ``difference`` (mean of first minus
-        second), ``wilcoxon_p``, ``wilcoxon_holm``, ``t_p``, ``t_holm`` (two-sided, paired, corrected over the pairs),
+        second), ``low`` and ``high`` (its percentile bootstrap interval, of paired blocks), ``wilcoxon_p``,
+        ``wilcoxon_holm``, ``t_p``, ``t_holm`` (two-sided, paired, corrected over the pairs),
         and ``nemenyi`` (whether the mean ranks are further apart than `cd`).
     friedman_statistic, friedman_p
         Test of Friedman that all models are alike.
@@ -43,7 +45,7 @@ class ModelComparison:
     n_blocks
         Number of blocks.
     alpha
-        Level of `cd`.
+        Level of `cd`, and one minus that of the intervals.
     """
 
     ranks: pd.DataFrame
@@ -74,7 +76,14 @@ class ModelComparison:
 
 
 def compare_models(
-    values: ArrayLike, names: Sequence[str], *, alpha: float = 0.05, higher_is_better: bool = True
+    values: ArrayLike,
+    names: Sequence[str],
+    *,
+    alpha: float = 0.05,
+    higher_is_better: bool = True,
+    groups: ArrayLike | None = None,
+    n_bootstrap: int = 10_000,
+    seed: int = 0,
 ) -> ModelComparison:
     """Compare models scored on the same blocks: Friedman test, mean ranks with critical difference, paired tests.
 
@@ -89,6 +98,11 @@ def compare_models(
         Level of the critical difference.
     higher_is_better
         False for errors, of which the lowest ranks first.
+    groups
+        (blocks,) donor of each block: the bootstrap draws donors with all their blocks, the same draws for both models
+        of a pair. None draws blocks.
+    n_bootstrap, seed
+        Of the intervals of differences; see :func:`stpred.metrics.bootstrap_ci`.
 
     Returns
     -------
@@ -139,22 +153,28 @@ def compare_models(
         index=pd.Index(labels, name="model"),
     ).iloc[order]
     rows = []
-    for i, j in combinations(order, 2):
-        difference = scores[:, i] - scores[:, j]
-        wilcoxon_p, t_p = _paired(difference)
+    chosen = list(combinations(order, 2))
+    differences = np.stack([scores[:, i] - scores[:, j] for i, j in chosen], axis=1)
+    low, high = _intervals(differences, groups, level=1 - alpha, n=n_bootstrap, seed=seed)
+    for k, (i, j) in enumerate(chosen):
+        wilcoxon_p, t_p = paired_p(differences[:, k])
         rows.append(
             {
                 "first": labels[i],
                 "second": labels[j],
-                "difference": difference.mean(),
+                "difference": differences[:, k].mean(),
+                "low": low[k],
+                "high": high[k],
                 "wilcoxon_p": wilcoxon_p,
+                "wilcoxon_holm": np.nan,
                 "t_p": t_p,
+                "t_holm": np.nan,
                 "nemenyi": mean_rank[j] - mean_rank[i] > cd,
             }
         )
     pairs = pd.DataFrame(rows)
-    pairs.insert(4, "wilcoxon_holm", holm(pairs["wilcoxon_p"]))
-    pairs.insert(6, "t_holm", holm(pairs["t_p"]))
+    for test in ("wilcoxon", "t"):
+        pairs[f"{test}_holm"] = holm(pairs[f"{test}_p"])
     groups = tuple(tuple(labels[order[i]] for i in g) for g in _bars(mean_rank[order], cd=cd))
     return ModelComparison(
         ranks,
@@ -212,8 +232,19 @@ def _critical_difference(k: int, *, n_blocks: int, alpha: float) -> float:
     return float(quantile * np.sqrt(k * (k + 1) / (6 * n_blocks)))
 
 
-def _paired(difference: NDArray[np.float64]) -> tuple[float, float]:
-    """Return two-sided p-values of the signed-rank test and the t-test; 1 where nothing differs."""
+def _intervals(
+    differences: NDArray[np.float64], groups: ArrayLike | None, *, level: float, n: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (pairs,) ends of the bootstrap intervals; NaN where all blocks are of one donor."""
+    if groups is not None and len(set(np.asarray(groups).astype(str).tolist())) < 2:
+        return (np.full(differences.shape[1], np.nan),) * 2
+    return bootstrap_ci(differences, groups=groups, n_samples=n, level=level, seed=seed)
+
+
+def paired_p(
+    difference: NDArray[np.float64], *, alternative: Literal["two-sided", "greater", "less"] = "two-sided"
+) -> tuple[float, float]:
+    """Return p-values of the signed-rank test and the t-test of (n,) paired differences; 1 where nothing differs."""
     from scipy.stats import ttest_1samp, wilcoxon
 
     if not difference.any():
@@ -221,8 +252,42 @@ def _paired(difference: NDArray[np.float64]) -> tuple[float, float]:
     # Differences that are equal but for rounding are ties of the signed ranks.
     signed = np.round(difference, 12 - int(np.ceil(np.log10(np.abs(difference).max()))))
     with np.errstate(divide="ignore"):
-        t_p = 0.0 if np.ptp(signed) == 0 else float(ttest_1samp(difference, 0.0).pvalue)
-    return float(wilcoxon(signed).pvalue), t_p
+        alike = {"two-sided": 0.0, "greater": float(signed[0] < 0), "less": float(signed[0] > 0)}[alternative]
+        t_p = alike if np.ptp(signed) == 0 else float(ttest_1samp(difference, 0.0, alternative=alternative).pvalue)
+    return float(wilcoxon(signed, alternative=alternative).pvalue), t_p
+
+
+def signed_rank_p(
+    difference: ArrayLike, *, alternative: Literal["two-sided", "greater", "less"] = "two-sided"
+) -> float:
+    """P-value of Wilcoxon's signed-rank test that paired differences are symmetric about 0.
+
+    Parameters
+    ----------
+    difference
+        (n,) differences. Such as are equal but for rounding are ties.
+    alternative
+        ``"greater"``: the differences tend to be above 0.
+
+    Returns
+    -------
+    The p-value; 1 where nothing differs, NaN of no differences.
+
+    References
+    ----------
+    Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
+
+    Examples
+    --------
+    >>> from stpred.metrics import signed_rank_p
+    >>> signed_rank_p([0.1, 0.2, 0.3, 0.4, 0.5])
+    0.0625
+    """
+    values = np.asarray(difference, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise InputError(f"`difference` must be (n,) finite values, got shape {values.shape}.")
+    one_of(alternative, ("two-sided", "greater", "less"), name="alternative")
+    return paired_p(values, alternative=alternative)[0] if len(values) else float("nan")
 
 
 def _bars(mean_rank: NDArray[np.float64], *, cd: float) -> list[range]:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from stpred.tl._downstream.pathway_activity import pathway_activity
     from stpred.tl._evaluation.compare import compare
     from stpred.tl._evaluation.cross_validate import cross_validate
+    from stpred.tl._evaluation.paired_tests import paired_tests
     from stpred.tl._evaluation.rank_models import rank_models
     from stpred.tl._evaluation.summarise import summarise
     from stpred.tl._evaluation.superior_genes import superior_genes
     from stpred.tl._evaluation.surroundings import surroundings
+    from stpred.tl._evaluation.top_gene_curve import top_gene_curve
     from stpred.tl._evaluation.validate import validate
     from stpred.tl._evaluation.within_regions import within_regions
     from stpred.tl._generative.differential_expression import differential_expression
@@ -78,6 +80,7 @@ _HOMES = {
     "metagenes": "_generative.metagenes",
     "misaligned_spots": "_robustness.misaligned_spots",
     "occluded_tiles": "_robustness.occluded_tiles",
+    "paired_tests": "_evaluation.paired_tests",
     "pathway_activity": "_downstream.pathway_activity",
     "predict": "_predictors.predict",
     "predict_map": "_predictors.predict_map",
@@ -95,6 +98,7 @@ _HOMES = {
     "surroundings": "_evaluation.surroundings",
     "survival": "_samples.survival",
     "to_log1p_cp10k": "_trust.to_log1p_cp10k",
+    "top_gene_curve": "_evaluation.top_gene_curve",
     "train": "_predictors.train",
     "typical_tiles": "_latent.typical_tiles",
     "validate": "_evaluation.validate",
@@ -127,6 +131,7 @@ __all__ = [
     "metagenes",
     "misaligned_spots",
     "occluded_tiles",
+    "paired_tests",
     "pathway_activity",
     "predict",
     "predict_map",
@@ -144,6 +149,7 @@ __all__ = [
     "surroundings",
     "survival",
     "to_log1p_cp10k",
+    "top_gene_curve",
     "train",
     "typical_tiles",
     "validate",

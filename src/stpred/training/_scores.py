@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred.metrics import top_genes
 from stpred.metrics.summary import mean_of_defined
 from stpred.models.base import Model
 
 TRUSTED = 0.1
 """Mean Pearson correlation on held-out slides from which a gene counts as predictable."""
-
-TOP_GENES = (100, 150, 200, 250, 300, 400, 500, 1000, 2000, 3000, 5000)
-"""Numbers of genes, best of the gene rule first, over which DeepSpot's publication averages."""
 
 CHANCE = 2.33
 """Standard errors (one-sided p of 0.01) by which it has to differ from zero as well: few spots reach 0.1 by luck."""
@@ -49,12 +47,7 @@ class HeldOut:
         values = np.nan_to_num(self.spearman if criterion == "spearman" else self.pearson)
         if criterion != "top_genes":
             return float(values.mean())
-        per_gene = values.mean(axis=0)
-        firsts = [n for n in TOP_GENES if n < len(per_gene)] + [min(len(per_gene), TOP_GENES[-1])]
-        medians = [float(np.median(per_gene[:n])) for n in firsts]
-        if len(firsts) == 1:
-            return medians[0]
-        return float(np.trapezoid(medians, firsts) / (firsts[-1] - firsts[0]))
+        return top_genes(values.mean(axis=0)[None]).area
 
     def _beyond_chance(self) -> NDArray[np.float64]:
         """Return the z score of each gene's correlations against zero (Fisher's z, slides pooled)."""

@@ -10,7 +10,7 @@ from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, fraction_of, listing, one_of
 from stpred.metrics import ModelComparison
-from stpred.tl._evaluation.summarise import of_metric
+from stpred.tl._evaluation.summarise import of_metric, of_scale
 
 
 def rank_models(
@@ -22,13 +22,16 @@ def rank_models(
     over: Literal["donor", "slide"] = "donor",
     nan: Literal["drop", "zero"] = "zero",
     level: float = 0.95,
+    n_bootstrap: int = 10_000,
+    seed: int = 0,
 ) -> ModelComparison:
-    """Test which models differ, on the same held-out donors: mean ranks with a critical difference, and paired tests.
+    """Test which models differ, on the same held-out donors: mean ranks, paired tests, intervals of their differences.
 
     Parameters
     ----------
     scores
-        What :func:`stpred.tl.cross_validate` returned for several models at once, so that all have the same folds.
+        Tidy frame of several models on the same slides: of :func:`stpred.tl.cross_validate`,
+        :func:`stpred.tl.validate`, :func:`stpred.tl.withheld_sections` or :func:`stpred.tl.withheld_spots`.
     metric
         Of the frame's metrics; the lowest of ``"rmse"`` and ``"mae"`` ranks first, the highest of others.
     target
@@ -42,12 +45,16 @@ def rank_models(
         Missing correlations count as ``"zero"``, so that no model gains by predicting a constant, or are excluded
         (``"drop"``). Other metrics have no such zero: a model without them cannot be compared.
     level
-        Confidence level of the critical difference.
+        Confidence level of the critical difference and of the intervals.
+    n_bootstrap, seed
+        Of the intervals of the models' differences: donors are drawn with all their slides, the same for both models
+        (a paired bootstrap). With fewer than about ten donors they are too short.
 
     Returns
     -------
-    :class:`stpred.metrics.ModelComparison`: ``ranks`` and ``pairs`` (DataFrames), ``friedman_p``, ``cd``, ``groups``.
-    It prints as these tables.
+    :class:`stpred.metrics.ModelComparison`: ``ranks`` and ``pairs`` (DataFrames; the latter with ``difference``,
+    ``low`` and ``high``), ``friedman_p``, ``cd``, ``groups``. It prints as these tables, and
+    :func:`stpred.pl.critical_difference` draws it.
 
     Raises
     ------
@@ -69,12 +76,7 @@ def rank_models(
     one_of(over, ("donor", "slide"), name="over")
     one_of(nan, ("drop", "zero"), name="nan")
     level = fraction_of(level, name="level")
-    part = of_metric(scores, metric)
-    scales = list(part["target"].unique())
-    if target is None and len(scales) > 1:
-        raise InputError(f"`scores` has the scales {listing(scales)}; choose one with `target`.")
-    target = scales[0] if target is None else one_of(target, scales, name="target")
-    part = part[part["target"] == target]
+    part = of_scale(of_metric(scores, metric), target)
     available = [str(m) for m in part["model"].unique()]
     chosen = [m for m in available if m not in keys.CONTEXT] if models is None else [str(m) for m in models]
     if unknown := [m for m in chosen if m not in available]:
@@ -86,6 +88,7 @@ def rank_models(
     # Slides first: a donor of many slides is the mean of their means, whatever their numbers of genes.
     per_slide = part.groupby(["model", *dict.fromkeys([over, "slide"])], observed=True)["value"].mean()
     wide = per_slide.groupby(level=[0, 1]).mean().unstack(0)
+    donors = part.groupby(over, observed=True)["donor"].first().reindex(wide.index)
     if len(wide) < 3:
         raise InputError(
             f"Models are compared over three {over}s or more, `scores` has {len(wide)}: no test could tell them apart."
@@ -95,4 +98,7 @@ def rank_models(
         chosen,
         alpha=round(1 - level, 12),
         higher_is_better=metric not in keys.ERRORS,
+        groups=donors.astype(str).to_numpy(),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
     )

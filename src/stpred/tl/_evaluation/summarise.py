@@ -133,6 +133,14 @@ def of_metric(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return part
 
 
+def of_scale(part: pd.DataFrame, target: str | None) -> pd.DataFrame:
+    """Return the rows of one scale; where there are several, one has to be chosen."""
+    scales = [str(t) for t in part["target"].unique()]
+    if target is None and len(scales) > 1:
+        raise InputError(f"`scores` has the scales {listing(scales)}; choose one with `target`.")
+    return part[part["target"] == (scales[0] if target is None else one_of(target, scales, name="target"))]
+
+
 def as_matrix(repeats: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.Series]:
     """Return scores as slides x genes, averaged over repeats, and the donor of each slide."""
     rows = pd.concat(repeats)

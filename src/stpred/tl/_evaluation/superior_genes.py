@@ -7,7 +7,7 @@ import pandas as pd
 
 from stpred import metrics
 from stpred._core.checks import InputError, fraction_of, listing, one_of
-from stpred.tl._evaluation.summarise import of_metric
+from stpred.tl._evaluation.summarise import of_metric, of_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,11 +75,7 @@ def superior_genes(
     """
     one_of(metric, METRICS, name="metric")
     level = fraction_of(level, name="level")
-    part = of_metric(scores, metric)
-    scales = [str(t) for t in part["target"].unique()]
-    if target is None and len(scales) > 1:
-        raise InputError(f"`scores` has the scales {listing(scales)}; choose one with `target`.")
-    part = part[part["target"] == (scales[0] if target is None else one_of(target, scales, name="target"))]
+    part = of_scale(of_metric(scores, metric), target)
     if first == second:
         raise InputError(f"Two different models are compared, got {first!r} twice.")
     available = [str(m) for m in part["model"].unique()]

@@ -1,0 +1,1 @@
+"""Pictures of scores: models against each other, genes, and what chance gives."""
