@@ -92,6 +92,13 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tl.similar_tiles": lambda s, f: st.tl.similar_tiles(s, FEATURES, _first(s, f), n=3, coordinate_system=f).drop(
         columns="region"
     ),
+    "tl.distance_to_border": lambda s, f: st.tl.distance_to_border(
+        s, COUNTS, "left", groupby="side", coordinate_system=f, inplace=False
+    )["slide"],
+    "tl.composition_by_distance": lambda s, f: st.tl.composition_by_distance(
+        s, COUNTS, "side", distance="risk", width_um=200, coordinate_system=f
+    ),
+    "tl.error_by_std": lambda s, f: st.tl.error_by_std(_with_std(s), *PAIRED, n_bins=3, coordinate_system=f),
     "tl.train": lambda s, f: _ridge(s, f).coef.numpy(),
     "tl.finetune": lambda s, f: st.tl.finetune(_elsewhere(), s, coordinate_system=f, **WHERE).weights.numpy(),
     "tl.conformal": lambda s, f: _conformal(s, f),
@@ -111,6 +118,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "pl.spatial": lambda s, f: _colours(st.pl.spatial(s, COUNTS, ["EPCAM"], show_image=False, coordinate_system=f)[1]),
     "pl.compare": lambda s, f: _colours(st.pl.compare(s, *PAIRED, genes="EPCAM", coordinate_system=f)[0]),
     "pl.gallery": lambda s, f: _titles(st.pl.gallery(s, COUNTS, color="EPCAM", n=3, size_um=60, coordinate_system=f)),
+    "pl.latent": lambda s, f: np.asarray(
+        st.pl.latent(s, FEATURES, coordinate_system=f).collections[0].get_offsets(), dtype=float
+    ),
     "pl.markers": lambda s, f: _colours(
         st.pl.markers(s, COUNTS, ["EPCAM", "KRT8"], groupby="side", coordinate_system=f)
     ),
@@ -122,6 +132,8 @@ WHERE: dict[str, Any] = {"table_key": COUNTS}
 FEW: dict[str, Any] = WHERE | {"train_options": {"genes": ["EPCAM"]}}
 
 ELSEWHERE = {
+    "pl.attribution": "is of tiles; takes the rows of the table as pl.spatial does",
+    "pl.metagenes": "needs a generative model; takes the rows as pl.spatial does",
     "pl.raster": "is of a raster; takes the rows of the table as pl.spatial does",
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
     "tl.distill": "trains a network; reads its slides as tl.train does",
@@ -136,6 +148,12 @@ def _ridge(sdata: SpatialData, frame: str) -> Any:
     return st.tl.train(
         sdata, encoder="intensity", genes=["EPCAM", "COL1A2"], intervals=False, coordinate_system=frame, **WHERE
     )
+
+
+def _with_std(sdata: SpatialData) -> SpatialData:
+    """Return the object with a standard deviation of each prediction."""
+    sdata[RIDGE].layers["std"] = np.full(sdata[RIDGE].shape, 0.5, np.float32)
+    return sdata
 
 
 def _first(sdata: SpatialData, frame: str) -> Any:

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stpred.pl._analyses.composition_by_distance import composition_by_distance
+    from stpred.pl._analyses.error_by_std import error_by_std
+    from stpred.pl._analyses.metagenes import metagenes
+    from stpred.pl._analyses.volcano import volcano
     from stpred.pl._compare import compare
     from stpred.pl._coverage import coverage
     from stpred.pl._differential_rank import differential_rank
@@ -20,27 +24,41 @@ if TYPE_CHECKING:
     from stpred.pl._scores.donors_per_gene import donors_per_gene
     from stpred.pl._scores.top_genes import top_genes
     from stpred.pl._spatial import spatial
+    from stpred.pl._tiles.attribution import attribution
+    from stpred.pl._tiles.latent import latent
+    from stpred.pl._tiles.tiles import tiles
     from stpred.pl._training import training
 
-_SCORES = ("boxes", "critical_difference", "donors_per_gene", "top_genes")
-
 __all__ = [
+    "attribution",
     "boxes",
     "compare",
+    "composition_by_distance",
     "coverage",
     "critical_difference",
     "differential_rank",
     "donors_per_gene",
+    "error_by_std",
     "gallery",
     "genes",
+    "latent",
     "markers",
+    "metagenes",
     "models",
     "raster",
     "spatial",
+    "tiles",
     "top_genes",
     "training",
+    "volcano",
 ]
 
+_ROOMS = {
+    **dict.fromkeys(["composition_by_distance", "error_by_std", "metagenes", "volcano"], "_analyses"),
+    **dict.fromkeys(["boxes", "critical_difference", "donors_per_gene", "top_genes"], "_scores"),
+    **dict.fromkeys(["attribution", "latent", "tiles"], "_tiles"),
+}
+
 __getattr__, __dir__ = attach(
-    __name__, {name: f"_scores.{name}" if name in _SCORES else f"_{name}" for name in __all__}
+    __name__, {name: f"{_ROOMS[name]}.{name}" if name in _ROOMS else f"_{name}" for name in __all__}
 )

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core import keys
-from stpred._core.elements import find_image
+from stpred._core.checks import InputError
+from stpred._core.elements import apply_affine, find_image
+from stpred._core.geometry import placed
 from stpred._core.tables import build_table
 from stpred.tiles import Pyramid, thumbnail_element
 
@@ -28,16 +30,36 @@ class Canvas:
     """A small copy of a slide (thumbnail and one region) on which values are drawn again and again."""
 
     def __init__(
-        self, sdata: SpatialData, shapes_key: str, *, image_key: str | None, coordinate_system: str, max_px: int = 1200
+        self,
+        sdata: SpatialData,
+        shapes_key: str,
+        *,
+        image_key: str | None,
+        coordinate_system: str,
+        crop_um: Any = None,
+        max_px: int = 1200,
     ) -> None:
         from spatialdata import SpatialData as Object
 
         image_key = find_image(sdata, image_key, coordinate_system=coordinate_system)
         pyramid = Pyramid.from_image(sdata.images[image_key], coordinate_system=coordinate_system)
-        thumbnail = thumbnail_element(pyramid, max_px=max_px, coordinate_system=coordinate_system)
-        self.shapes_key, self.coordinate_system = shapes_key, coordinate_system
-        self.box_um = _box(sdata.shapes[shapes_key], thumbnail, coordinate_system)
-        self.small = Object(images={keys.IMAGE: thumbnail}, shapes={shapes_key: sdata.shapes[shapes_key]})
+        window = None
+        if crop_um is not None:
+            window = window_of(crop_um, pyramid.bounds_um, what=f"image {image_key!r}", frame=coordinate_system)
+        thumbnail = thumbnail_element(pyramid, max_px=max_px, box_um=window, coordinate_system=coordinate_system)
+        self.shapes_key, self.coordinate_system, shapes = shapes_key, coordinate_system, sdata.shapes[shapes_key]
+        self.instances: pd.Index | None = None
+        if window is not None:
+            shapes = _touching(sdata, shapes_key, window, coordinate_system)
+            self.instances = shapes.index
+        self.box_um = _box(shapes, thumbnail, coordinate_system) if window is None else window
+        self.small = Object(images={keys.IMAGE: thumbnail}, shapes={shapes_key: shapes})
+
+    def shown(self, instances: pd.Index) -> NDArray[np.bool_]:
+        """Return (n,) which of some locations lie in the window; all, where there is none."""
+        if self.instances is None:
+            return np.ones(len(instances), dtype=bool)
+        return np.asarray(instances.isin(self.instances), dtype=bool)
 
     def image(self, ax: Axes, *, title: str = "H&E") -> None:
         """Draw the tissue alone."""
@@ -63,6 +85,8 @@ class Canvas:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
+        inside = self.shown(instances)
+        values, instances = np.asarray(values)[inside], instances[inside]
         table = build_table(
             np.asarray(values, dtype=np.float32).reshape(-1, 1),
             shapes_key=self.shapes_key,
@@ -129,6 +153,62 @@ def warn_across(figure: Any, in_distribution: NDArray[Any], *, what: str = "tile
             bbox={"facecolor": "firebrick", "edgecolor": "none", "pad": 3},
             wrap=True,
         )
+
+
+def window_of(
+    crop_um: Any, bounds_um: tuple[float, float, float, float], *, what: str, frame: str
+) -> tuple[float, float, float, float]:
+    """Return the part of a window (x0, y0, x1, y1) that lies on the slide; an empty or reversed one is refused."""
+    try:
+        numbers = [float(v) for v in crop_um]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or isinstance(crop_um, (str, bytes)) or not np.isfinite(numbers).all():
+        raise InputError(
+            f"`crop_um` must be four numbers (x0, y0, x1, y1) in micrometres of the frame {frame!r}, got {crop_um!r}."
+        )
+    x0, y0, x1, y1 = numbers
+    if x1 < x0 or y1 < y0:
+        raise InputError(
+            f"`crop_um`={tuple(numbers)} is reversed: it is (x0, y0, x1, y1) with x0 < x1 and y0 < y1 (y grows "
+            f"downwards); you may mean {(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))}."
+        )
+    if x1 == x0 or y1 == y0:
+        raise InputError(f"`crop_um`={tuple(numbers)} is empty: its width is {x1 - x0:g} um, its height {y1 - y0:g}.")
+    left, top, right, bottom = bounds_um
+    if x0 >= right or x1 <= left or y0 >= bottom or y1 <= top:
+        raise InputError(
+            f"`crop_um`={tuple(numbers)} lies outside the slide: {what} reaches from ({left:.0f}, {top:.0f}) to "
+            f"({right:.0f}, {bottom:.0f}) um in the frame {frame!r}."
+        )
+    return max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
+
+
+def _touching(
+    sdata: SpatialData, shapes_key: str, window: tuple[float, float, float, float], coordinate_system: str
+) -> Any:
+    """Return the shapes of a region whose boxes touch a window; none at all is refused."""
+    element = sdata.shapes[shapes_key]
+    affine = placed(sdata, shapes_key, coordinate_system=coordinate_system)
+    low, high = np.split(element.geometry.bounds.to_numpy(), 2, axis=1)
+    if "radius" in element.columns:
+        radius = element["radius"].to_numpy(dtype=np.float64)[:, None]
+        low, high = low - radius, high + radius
+    corners = np.stack(
+        [apply_affine(affine, np.column_stack([x[:, 0], y[:, 1]])) for x in (low, high) for y in (low, high)]
+    )
+    first, last = corners.min(axis=0), corners.max(axis=0)
+    x0, y0, x1, y1 = window
+    inside = (last[:, 0] > x0) & (last[:, 1] > y0) & (first[:, 0] < x1) & (first[:, 1] < y1)
+    if not inside.any():
+        (left, top), (right, bottom) = np.nanmin(first, axis=0), np.nanmax(last, axis=0)
+        raise InputError(
+            f"No shape of {shapes_key!r} lies in `crop_um`; they reach from ({left:.0f}, {top:.0f}) to ({right:.0f}, "
+            f"{bottom:.0f}) um."
+        )
+    part = element[inside]
+    part.attrs = dict(element.attrs)
+    return part
 
 
 def _box(shapes: Any, image: Any, coordinate_system: str) -> tuple[float, float, float, float]:

@@ -32,6 +32,7 @@ def spatial(
     cmap: str = "viridis",
     limits: tuple[float, float] | None = None,
     show_image: bool = True,
+    crop_um: tuple[float, float, float, float] | None = None,
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
 ) -> NDArray[Any]:
@@ -55,9 +56,13 @@ def spatial(
     cmap
         Matplotlib colour map.
     limits
-        Values of its ends for all genes; None: quantiles 0.01 and 0.99 of each.
+        Values of its ends for all genes; None: quantiles 0.01 and 0.99 of each, in a window of what lies in it.
     show_image
         Draw the H&E image under the values.
+    crop_um
+        Window ``(x0, y0, x1, y1)`` in micrometres of `coordinate_system`, in which ``obsm["spatial"]`` of the tables is
+        given (x to the right, y downwards); the image is read anew at a resolution that suits it. What lies beyond the
+        slide is cut off. None: the whole region.
     coordinate_system
         The slide's micrometre frame.
     save
@@ -71,13 +76,14 @@ def spatial(
     Raises
     ------
     InputError
-        If the table or a gene is not there.
+        If the table or a gene is not there, or the window is empty, reversed, off the slide or holds no location.
 
     Examples
     --------
     >>> import stpred as st
     >>> slide = st.datasets.toy(size_um=(500, 500), n_genes=20)
     >>> axes = st.pl.spatial(slide, "spots_counts", ["EPCAM"])
+    >>> axes = st.pl.spatial(slide, "spots_counts", ["EPCAM"], crop_um=(100, 100, 350, 300))
     """
     import matplotlib.pyplot as plt
 
@@ -88,9 +94,12 @@ def spatial(
     if any(name in table.var_names for name in wanted):
         check_values(table, what=f"table {table_key!r}", layer=layer)
     rows, instances = table_instances(table, region)
-    shown = {name: _values(table, name, layer)[rows] for name in wanted}
+    shown = {name: values_of(table, name, layer)[rows] for name in wanted}
     wanted = [n for n in wanted if n in table.var_names or np.isfinite(shown[n]).any()]
-    canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system)
+    canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system, crop_um=crop_um)
+    inside = canvas.shown(instances)
+    if not inside.any():
+        raise InputError(f"Table {table_key!r} has no location in `crop_um`={crop_um}.")
     columns = min(ncols, len(wanted) + 1)
     n_rows = -(-(len(wanted) + 1) // columns)
     figure, axes = plt.subplots(
@@ -100,7 +109,7 @@ def spatial(
     canvas.image(panels[0])
     for ax, name in zip(panels[1:], wanted, strict=False):
         gene = name in table.var_names
-        unit = _unit(table, layer) if gene else OOD_UNIT if name == keys.OOD_SCORE else ""
+        unit = unit_in(table, layer) if gene else OOD_UNIT if name == keys.OOD_SCORE else ""
         canvas.values(
             ax, shown[name], instances, title=title_of(table, name), cmap=cmap, image=show_image,
             limits=limits if gene else None, unit=unit,
@@ -108,7 +117,7 @@ def spatial(
     for ax in panels[len(wanted) + 1 :]:
         ax.set_axis_off()
     if keys.IN_DISTRIBUTION in table.obs:
-        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows].astype(bool))
+        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows][inside].astype(bool))
     return finish(panels[: len(wanted) + 1], save)
 
 
@@ -124,7 +133,7 @@ def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -
     return wanted
 
 
-def _values(table: AnnData, name: str, layer: str | None) -> Any:
+def values_of(table: AnnData, name: str, layer: str | None) -> Any:
     if name not in table.var_names:
         return table.obs[name].to_numpy(dtype=np.float32)
     if layer is not None:
@@ -133,7 +142,7 @@ def _values(table: AnnData, name: str, layer: str | None) -> Any:
     return targets.dense(source[:, [table.var_names.get_loc(name)]], dtype=np.float32).ravel()
 
 
-def _unit(table: AnnData, layer: str | None) -> str:
+def unit_in(table: AnnData, layer: str | None = None) -> str:
     """Return what the values of genes are measured in, as far as that is known."""
     known = table.uns.get(keys.UNS)
     provenance = read_provenance(table) if isinstance(known, str) else {}

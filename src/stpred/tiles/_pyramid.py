@@ -150,16 +150,18 @@ class Pyramid:
             digest.update(np.packbits(self.fill.mask).tobytes() + self.fill.colours.tobytes())
         return digest.hexdigest()[:16]
 
-    def thumbnail(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Return the whole image at `mpp`, axis-aligned in micrometres, and the x, y in micrometres of its corner.
+    def thumbnail(
+        self, mpp: float, *, box_um: tuple[float, float, float, float] | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Return the image at `mpp`, axis-aligned in micrometres, and the x, y in micrometres of its corner.
 
-        Fill is shown as it is.
+        Fill is shown as it is. `box_um` (x0, y0, x1, y1) is the part that is wanted; None: the whole.
 
         Returns
         -------
         (h, w, 3) uint8 and (2,) float64.
         """
-        x0, y0, x1, y1 = self.bounds_um
+        x0, y0, x1, y1 = self.bounds_um if box_um is None else box_um
         edge = max(16, int(_THUMBNAIL_TILE_UM / mpp))
         tile = TileSpec(mpp, edge)
         columns = max(1, int(np.ceil((x1 - x0) / tile.size_um)))
@@ -249,8 +251,14 @@ def read_tiles(pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec
     return out
 
 
-def thumbnail_element(pyramid: Pyramid, *, max_px: int = 1500, coordinate_system: str = keys.UM) -> Any:
-    """Return a small image element of the whole slide, axis-aligned in micrometres.
+def thumbnail_element(
+    pyramid: Pyramid,
+    *,
+    max_px: int = 1500,
+    box_um: tuple[float, float, float, float] | None = None,
+    coordinate_system: str = keys.UM,
+) -> Any:
+    """Return a small image element of the slide or a part of it, axis-aligned in micrometres.
 
     Parameters
     ----------
@@ -258,13 +266,15 @@ def thumbnail_element(pyramid: Pyramid, *, max_px: int = 1500, coordinate_system
         Image placed in micrometres.
     max_px
         Longest edge in pixels.
+    box_um
+        (x0, y0, x1, y1) in micrometres of the part; None: the whole slide.
     """
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Scale, Sequence, Translation
 
-    x0, y0, x1, y1 = pyramid.bounds_um
+    x0, y0, x1, y1 = pyramid.bounds_um if box_um is None else box_um
     mpp = max(pyramid.mpp, max(x1 - x0, y1 - y0) / max_px)
-    pixels, corner_um = pyramid.thumbnail(mpp)
+    pixels, corner_um = pyramid.thumbnail(mpp, box_um=box_um)
     place = Sequence([Scale([mpp, mpp], axes=("x", "y")), Translation(corner_um, axes=("x", "y"))])
     data = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
     return Image2DModel.parse(

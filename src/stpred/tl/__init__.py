@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stpred.tl._borders.composition_by_distance import composition_by_distance
+    from stpred.tl._borders.distance_to_border import distance_to_border
     from stpred.tl._cells.score_cell_types import score_cell_types
     from stpred.tl._downstream.colocalization import colocalization
     from stpred.tl._downstream.differential_rank import differential_rank
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from stpred.tl._trust.conformal import conformal
     from stpred.tl._trust.correct import correct
     from stpred.tl._trust.coverage import coverage
+    from stpred.tl._trust.error_by_std import error_by_std
     from stpred.tl._trust.recalibrate import recalibrate
     from stpred.tl._trust.to_log1p_cp10k import to_log1p_cp10k
 
@@ -64,14 +67,17 @@ _HOMES = {
     "colocalization": "_downstream.colocalization",
     "compare": "_evaluation.compare",
     "compare_bulk": "_samples.compare_bulk",
+    "composition_by_distance": "_borders.composition_by_distance",
     "conformal": "_trust.conformal",
     "correct": "_trust.correct",
     "coverage": "_trust.coverage",
     "cross_validate": "_evaluation.cross_validate",
     "differential_expression": "_generative.differential_expression",
     "differential_rank": "_downstream.differential_rank",
+    "distance_to_border": "_borders.distance_to_border",
     "distill": "_predictors.distill",
     "enrichment": "_downstream.enrichment",
+    "error_by_std": "_trust.error_by_std",
     "feature_associations": "_downstream.feature_associations",
     "finetune": "_predictors.finetune",
     "latent": "_latent.latent",
@@ -115,14 +121,17 @@ __all__ = [
     "colocalization",
     "compare",
     "compare_bulk",
+    "composition_by_distance",
     "conformal",
     "correct",
     "coverage",
     "cross_validate",
     "differential_expression",
     "differential_rank",
+    "distance_to_border",
     "distill",
     "enrichment",
+    "error_by_std",
     "feature_associations",
     "finetune",
     "latent",

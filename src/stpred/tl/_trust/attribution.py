@@ -57,6 +57,10 @@ class Attribution:
         Micrometres per pixel of the tiles.
     baseline
         What the tiles were compared with.
+    centres_um
+        (n, 2) centres of the tiles in micrometres of the slide's frame.
+    output_scale
+        Scale of the predictions.
     """
 
     genes: list[str]
@@ -68,6 +72,8 @@ class Attribution:
     error: NDArray[np.float32]
     mpp: float
     baseline: str
+    centres_um: NDArray[np.float64] | None = None
+    output_scale: str | None = None
 
 
 def attribution(
@@ -116,7 +122,7 @@ def attribution(
 
     Returns
     -------
-    :class:`Attribution`; the object is left alone.
+    :class:`Attribution`, which :func:`stpred.pl.attribution` draws; the object is left alone.
 
     Raises
     ------
@@ -177,7 +183,7 @@ def attribution(
         logger.warning("Attributions add up to the prediction within %.0f %% only; raise `n_steps`.", 100 * worst)
     return Attribution(
         predictor.genes, region.instances[wanted], tiles, attributions, predicted,
-        at_baseline, error, used.card.tile.mpp, baseline,
+        at_baseline, error, used.card.tile.mpp, baseline, region.coords_um[wanted], trained.record.target,
     )  # fmt: skip
 
 

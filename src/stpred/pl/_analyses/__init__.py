@@ -1,0 +1,1 @@
+"""Pictures of analyses: metagenes, differential expression, composition by distance, errors by uncertainty."""

@@ -1,0 +1,1 @@
+"""Distances from the border of a region, and what there is at which distance."""
