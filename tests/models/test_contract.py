@@ -15,8 +15,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "deepspot": {"width": 8, "n_phi": 1, "n_rho": 1, "epochs": 1},
     "deepspot2cell": {"width": 8, "epochs": 1},
     "ensemble": {"member": "mean", "n_members": 2},
+    "hist2st": {"width": 8, "depth": 1, "feed_width": 8, "parts": 2, "n_graph_layers": 1, "views": 1, "epochs": 1},
+    "histogene": {"width": 8, "depth": 1, "feed_width": 8, "epochs": 1},
     "miso": {"width": 8, "epochs": 1},
     "mlp": {"hidden": (8,), "epochs": 1},
+    "random_forest": {"n_trees": 5},
     "scellst": {"epochs": 1},
     "transformer": {"width": 8, "epochs": 1},
     "stnet": {"backbone": "test_resnet", "pretrained": False, "epochs": 1},
@@ -25,8 +28,9 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings that make a family's check cheap; a new family has its defaults."""
 
 
-DEAR = {"student"}
-"""Read tens of thousands of patches; `test_student.py` and `test_super_resolution.py` say the same of them."""
+DEAR = {"istar", "student"}
+"""Read tens of thousands of patches; `test_peers.py`, `test_student.py` and `test_super_resolution.py` say the same of
+them."""
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.families()) - DEAR))

@@ -88,6 +88,13 @@ def _is_fixed(encoder: Any) -> bool:
     return not hasattr(encoder, "patched") and hasattr(encoder, "encode_dense")
 
 
+def with_hierarchy(encoder: Any) -> Any:
+    """Return an encoder of tokens each of which comes with the features of its whole tile, and its mean colour."""
+    members = encoder.members if isinstance(encoder, Composite) else (encoder,)
+    found = [Hierarchy(m, colour=k == 0) for k, m in enumerate(members)]
+    return found[0] if len(found) == 1 else Composite(found)  # type: ignore[arg-type]
+
+
 def token_edge_um(encoder: Encoder, token_um: float | None = None) -> float:
     """Return the edge of the tokens that `with_tokens` gives, in micrometres."""
     described = with_tokens(encoder, token_um)
@@ -124,6 +131,40 @@ class SubTiles:
         """Move the encoder to a device and return this one."""
         self._encoder = self._encoder.to(device)
         return self
+
+
+class Hierarchy:
+    """Tokens with what is around them: their own features, those of their tile, and optionally their mean colour."""
+
+    def __init__(self, encoder: Any, *, colour: bool = True) -> None:
+        self._encoder, self._colour = encoder, colour
+        rows, columns, width = encoder.card.dense
+        dense = (rows, columns, width + encoder.card.width + 3 * colour)
+        name = f"{encoder.card.name}-hierarchy{'' if colour else '-colourless'}"  # features are cached by name
+        self.card = replace(encoder.card, name=name, dense=dense)
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (n, size_px, size_px, 3) uint8 tiles to (n, width) float32 features of whole tiles."""
+        return self._encoder.encode(tiles)
+
+    def encode_dense(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (n, size_px, size_px, 3) uint8 tiles to (n, rows, cols, width) float32 features of their tokens."""
+        own = self._encoder.encode_dense(tiles)
+        whole = np.broadcast_to(self._encoder.encode(tiles)[:, None, None], (*own.shape[:3], self.card.width))
+        return np.concatenate([own, whole, *([_colours(tiles, own.shape[1])] if self._colour else [])], axis=-1)
+
+    def to(self, device: str | None) -> Hierarchy:
+        """Move the encoder to a device and return this one."""
+        self._encoder = self._encoder.to(device)
+        return self
+
+
+def _colours(tiles: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
+    """Return the (tiles, n, n, 3) mean red, green and blue of the squares that n make up an edge."""
+    edges = np.linspace(0, tiles.shape[1], n + 1).round().astype(int)[:-1]
+    sizes = np.diff([*edges, tiles.shape[1]]).astype(np.float32)
+    sums = np.add.reduceat(np.add.reduceat(tiles, edges, axis=1, dtype=np.float32), edges, axis=2, dtype=np.float32)
+    return np.asarray(sums / (sizes[:, None, None] * sizes[:, None]), dtype=np.float32)
 
 
 def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from stpred.models.deepspot2cell import DeepSpot2Cell
     from stpred.models.ensemble import Ensemble
     from stpred.models.files import load, save
+    from stpred.models.hist2st import Hist2ST
+    from stpred.models.histogene import HisToGene
+    from stpred.models.istar import IStar
     from stpred.models.kernel_ridge import KernelRidge
     from stpred.models.miso import MISO, Transformer
     from stpred.models.mlp import MLP
+    from stpred.models.nmf_composition import NMFComposition
     from stpred.models.parts.network import Network, NetworkConfig
+    from stpred.models.random_forest import RandomForest
     from stpred.models.registry import list
     from stpred.models.retrieval import Retrieval
     from stpred.models.ridge import Ridge
@@ -42,15 +47,20 @@ _HOMES = {
     "DeepSpot": "deepspot",
     "DeepSpot2Cell": "deepspot2cell",
     "Ensemble": "ensemble",
+    "HisToGene": "histogene",
+    "Hist2ST": "hist2st",
+    "IStar": "istar",
     "Intensity": "baselines",
     "KernelRidge": "kernel_ridge",
     "MISO": "miso",
     "MLP": "mlp",
     "Mean": "baselines",
     "Model": "base",
+    "NMFComposition": "nmf_composition",
     "Needs": "batch",
     "Network": "parts.network",
     "NetworkConfig": "parts.network",
+    "RandomForest": "random_forest",
     "Record": "base",
     "Retrieval": "retrieval",
     "Ridge": "ridge",
@@ -75,15 +85,20 @@ __all__ = [
     "DeepSpot",
     "DeepSpot2Cell",
     "Ensemble",
+    "HisToGene",
+    "Hist2ST",
+    "IStar",
     "Intensity",
     "KernelRidge",
     "MISO",
     "MLP",
     "Mean",
     "Model",
+    "NMFComposition",
     "Needs",
     "Network",
     "NetworkConfig",
+    "RandomForest",
     "Record",
     "Retrieval",
     "Ridge",

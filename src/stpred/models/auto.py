@@ -27,6 +27,9 @@ from stpred.models.ridge import RidgeConfig
 PITCHES = (2.6, 5.0)
 """Radii of the default candidates' rings, in training pitches: 520 and 1000 um on legacy ST, 260 and 500 on Visium."""
 
+_SHARED = ("context_um", "radii_um", "slide_statistics", "places", "parts")
+"""What candidates may need of their slides."""
+
 MAX_CANDIDATES = 20
 
 
@@ -147,7 +150,7 @@ def _check_candidate(config: BaseConfig, first: BaseConfig) -> None:
     if isinstance(inner, AutoConfig):
         raise InputError("An 'auto' model of 'auto' models is a longer list of `candidates`: give these.")
     needs = config.needs
-    plain = replace(Needs(), **{k: getattr(needs, k) for k in ("context_um", "radii_um", "slide_statistics", "parts")})
+    plain = replace(Needs(), **{k: getattr(needs, k) for k in _SHARED})
     if needs != plain or config.takes_images or not config.encoder_is_free:
         raise InputError(
             f"`candidates` must predict from features of tiles with neighbours within radii, which {inner.family!r} "
@@ -170,6 +173,7 @@ def _common_needs(members: Sequence[BaseConfig]) -> Needs:
         context_um=radii[-1] if radii else None,
         radii_um=tuple(radii) if len(radii) > 1 else (),
         slide_statistics=any(n.slide_statistics for n in each),
+        places=any(n.places for n in each),
         parts=next(iter(parts), None),
     )
 

@@ -30,6 +30,8 @@ class Needs:
         Number of nearest others that a target is linked to, instead of a radius.
     whole_slide
         Whether predictions depend on all points of the slide at the training pitch.
+    places
+        Whether they depend on where the points are.
     parts
         Sub-tiles along each edge of a target's tile (3: nine sub-tiles), or None.
     slide_colour
@@ -51,6 +53,8 @@ class Needs:
         Edge of a token; None: the encoder's own, or about 8 um.
     isolated
         Whether a token is described by the encoder's tile around it, and not as one of the tokens of a larger tile.
+    hierarchy
+        Whether a token comes with the features of the tile that it lies in, and its mean colour.
     footprint_um
         Edge of a square around each training location that is its footprint; None: its shape.
     pixel_grid
@@ -62,6 +66,7 @@ class Needs:
     slide_statistics: bool = False
     n_neighbors: int | None = None
     whole_slide: bool = False
+    places: bool = False
     parts: int | None = None
     slide_colour: bool = False
     cells: bool = False
@@ -71,6 +76,7 @@ class Needs:
     tokens: bool = False
     token_um: float | None = None
     isolated: bool = False
+    hierarchy: bool = False
     footprint_um: float | None = None
     pixel_grid: bool = False
 
@@ -124,6 +130,8 @@ class Batch:
         (p,) rows of `features` at the training pitch: context and slide statistics come from these alone.
     coords_um
         (n, 2) centres of the targets.
+    places_um
+        (m, 2) centres of the embedded points; or None.
     links
         Ragged index from targets to rows of `features`: their neighbours, the target itself not among them; or None.
     near
@@ -133,6 +141,10 @@ class Batch:
     parts
         Ragged index from targets to rows of `features`: sub-tiles of the target's tile, or tokens in its footprint,
         with their shares of it as weights; or None.
+    source_parts
+        Sub-tiles of the `sources`, of models that see those of a whole slide; or None.
+    area_um2
+        (n,) areas of the targets' footprints, of models of tokens; or None.
     cells
         Ragged index from targets to rows of `features`: the cells in each location; of a cell, itself. None for models
         that do not see cells. With cells, the row of `targets` is the cell nearest to the location's centre.
@@ -167,10 +179,13 @@ class Batch:
     targets: NDArray[np.int64]
     sources: NDArray[np.int64]
     coords_um: NDArray[np.float64]
+    places_um: NDArray[np.float64] | None = None
     links: Links | None = None
     near: NDArray[np.int64] | None = None
     radii_um: tuple[float, ...] = ()
     parts: Links | None = None
+    source_parts: Links | None = None
+    area_um2: NDArray[np.float64] | None = None
     cells: Links | None = None
     cell_links: Links | None = None
     patches: Patches | None = None
@@ -261,6 +276,10 @@ class Batch:
             n_parts = parts.shape[1]
             part_links = Links(np.arange(n + 1) * n_parts, n + np.arange(n * n_parts))
             features = np.concatenate([features, np.asarray(parts).reshape(n * n_parts, -1)])
+        places_um = None
+        if coords_um is not None and cell_links is None:
+            coords_um = np.asarray(coords_um, dtype=np.float64)
+            places_um = np.concatenate([coords_um, np.repeat(coords_um, len(features) // max(n, 1) - 1, axis=0)])
         return cls(
             slide,
             features,
@@ -268,7 +287,9 @@ class Batch:
             sources,
             np.zeros((n, 2)) if coords_um is None else np.asarray(coords_um, dtype=np.float64),
             links=None if neighbors is None else _links(neighbors, others=True),
+            places_um=places_um,
             parts=part_links,
+            source_parts=part_links,
             cells=cell_links,
             y=y,
             truth=truth,
@@ -283,7 +304,7 @@ class Batch:
         """Return the batch of some of the targets, in this order; the embedded points stay as they are."""
         links = ("links", "parts", "cells", "patches", "pixel_grid")
         changed: dict[str, Any] = {}
-        for name in ("targets", "coords_um", "y", "truth", "totals", "near", *links):
+        for name in ("targets", "coords_um", "area_um2", "y", "truth", "totals", "near", *links):
             if (value := getattr(self, name)) is not None:
                 changed[name] = value.take(rows) if name in links else value[rows]
         return replace(self, **changed)

@@ -52,6 +52,9 @@ SIZES = {
         width=64, n_phi=4, n_rho=2, context="spot+neighbors", epochs=60, batch_size=64
     ),
     "retrieval": st.models.Retrieval.Config(width=64, k=20, epochs=20, n_reference=600),
+    "histogene": st.models.HisToGene.Config(width=64, depth=2, n_heads=4, feed_width=64, lr=1e-3, epochs=12),
+    "random_forest": st.models.RandomForest.Config(n_trees=30),
+    "nmf_composition": st.models.NMFComposition.Config(),
 }
 
 

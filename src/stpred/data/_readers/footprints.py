@@ -196,6 +196,22 @@ def _radii(element: Any, coordinate_system: str) -> NDArray[np.float64] | None:
     return np.asarray(element["radius"].to_numpy(dtype=np.float64) * np.sqrt(scale2))
 
 
+def areas_um2(region: Region, *, edge_um: float | None = None) -> NDArray[np.float64]:
+    """Return the (n,) areas of the locations' footprints: their shapes, or squares of `edge_um`."""
+    n, edge_um = len(region.coords_um), region.edge_um if edge_um is None else edge_um
+    if edge_um is not None:
+        return np.full(n, float(edge_um) ** 2)
+    import shapely
+
+    element = region.sdata.shapes[region.shapes_key]
+    rows = element.index.get_indexer(region.instances)
+    radius = _radii(element, region.coordinate_system)
+    if radius is not None:
+        return np.asarray(np.pi * np.square(radius[rows]))
+    polygons, _ = geometries_um(region.sdata, region.shapes_key, rows=rows, coordinate_system=region.coordinate_system)
+    return np.asarray(shapely.area(polygons), dtype=np.float64)
+
+
 def median_width_um(region: Region) -> float:
     """Return the median width of a region's locations."""
     if region.edge_um is not None:

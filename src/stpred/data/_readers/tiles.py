@@ -72,10 +72,13 @@ class TileReader(PlainReader):
             batch = with_needs(batch, needs)
         elif needs.linked:
             batch = link(batch, needs, around, at_home, on_grid, beyond_um=lattice.pitch_um / 2)
+        if needs.places:
+            batch = replace(batch, places_um=np.concatenate([region.coords_um, points]))
         if needs.parts is None:
             return batch
         centre = lattice is not None and median_width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
-        return with_parts(batch, region, encoder, needs.parts, centre=centre)
+        batch = with_parts(batch, region, encoder, needs.parts, centre=centre)
+        return with_source_parts(batch, region, encoder, needs.parts) if needs.whole_slide else batch
 
 
 def with_needs(batch: Batch, needs: Needs) -> Batch:
@@ -100,6 +103,27 @@ def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, ce
         found, each = embed_centre(region, encoder, region.coords_um, parts=parts), 1
     else:
         found, each = embed_parts(region, encoder, region.coords_um, parts=parts), parts**2
-    n, first = len(region.coords_um), len(batch.features)
+    batch, rows = _behind(batch, found, each, region.coords_um)
+    return replace(batch, parts=rows)
+
+
+def with_source_parts(batch: Batch, region: Region, encoder: Encoder, parts: int) -> Batch:
+    """Return the batch with the sub-tiles of its sources, which are the targets themselves or are embedded behind."""
+    if np.array_equal(batch.sources, batch.targets) and batch.parts is not None:
+        return replace(batch, source_parts=batch.parts)
+    assert batch.places_um is not None
+    places = batch.places_um[batch.sources]
+    batch, rows = _behind(batch, embed_parts(region, encoder, places, parts=parts), parts**2, places)
+    return replace(batch, source_parts=rows)
+
+
+def _behind(
+    batch: Batch, found: NDArray[np.float32], each: int, centres_um: NDArray[np.float64]
+) -> tuple[Batch, links.Links]:
+    """Put `each` sub-tiles of some centres behind the embedded points; return also which are whose."""
+    n, first = len(centres_um), len(batch.features)
     rows = links.Links(np.arange(n + 1) * each, first + np.arange(n * each))
-    return replace(batch, features=np.concatenate([batch.features, found]), parts=rows)
+    places = batch.places_um
+    if places is not None:
+        places = np.concatenate([places, np.repeat(centres_um, each, axis=0)])
+    return replace(batch, features=np.concatenate([batch.features, found]), places_um=places), rows

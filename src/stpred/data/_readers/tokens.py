@@ -19,13 +19,13 @@ from stpred import links
 from stpred._core.checks import InputError
 from stpred._core.geometry import square_bins
 from stpred.data._features import check_resolution, embed, embed_dense
-from stpred.data._readers.footprints import TokenGrid, distinct, footprints, median_width_um
+from stpred.data._readers.footprints import TokenGrid, areas_um2, distinct, footprints, median_width_um
 from stpred.data._readers.reader import Context, blocks_of, evenly
 from stpred.data._readers.surroundings import home_region
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
 from stpred.encoders.composite import members_of
-from stpred.encoders.tokens import token_edge_um, with_tokens
+from stpred.encoders.tokens import token_edge_um, with_hierarchy, with_tokens
 from stpred.models.batch import Batch, Needs
 from stpred.regions import Lattice, tissue_points
 
@@ -190,6 +190,7 @@ def token_batch(
         sources,
         region.coords_um,
         parts=parts,
+        area_um2=areas_um2(region, edge_um=needs.footprint_um),
         totals=region.totals,
         n_measured=region.n_measured,
         blocks=blocks_of(encoder, dense=not needs.isolated),
@@ -201,6 +202,7 @@ def described(encoder: Any, needs: Needs, *, stride_um: float | None = None) -> 
     if needs.isolated:
         return encoder, TokenGrid.isolated(encoder, needs.token_um, stride_um=stride_um)
     encoder = with_tokens(encoder, needs.token_um)
+    encoder = with_hierarchy(encoder) if needs.hierarchy else encoder
     return encoder, TokenGrid.of(encoder.card, stride_um=stride_um)
 
 

@@ -230,6 +230,8 @@ def check_width(model: Model, path: Path) -> None:
         raise InputError(f"The record of {str(path)!r} states two tiles: {found['tile']} and {model.record.tile}.")
     dense = model.needs.tokens and not model.needs.isolated
     given = (found.get("dense") or [None] * 3)[2] if dense else found.get("width")
+    if dense and model.needs.hierarchy:  # beside a token those of its tile, and a colour
+        given = None if given is None else given + found["width"] + 3
     if given is not None and not model.needs.pixel_grid and given != model.n_features:
         raise InputError(
             f"{str(path)!r} says that the network takes {model.n_features} features, and that the encoder "

@@ -41,6 +41,10 @@ class Sample:
         (n, k) weights of the parts, 0 where there is none; None: all alike.
     sources
         (p,) rows of `features` at the training pitch, for whole-slide networks; or None.
+    source_parts
+        (p, k) rows of `features` that are sub-tiles of the sources; or None.
+    places
+        (m, 2) places of the rows of `features` in micrometres, from the least of their slide's sources; or None.
     cells, owners
         (m,) rows of `features` of the cells in the targets, in the order of the targets, and the (m,) target of each;
         or None. With cells, `neighbors` are those of each cell.
@@ -59,6 +63,8 @@ class Sample:
     parts: Tensor | None = None
     part_weights: Tensor | None = None
     sources: Tensor | None = None
+    source_parts: Tensor | None = None
+    places: Tensor | None = None
     cells: Tensor | None = None
     owners: Tensor | None = None
     patches: Tensor | None = None
@@ -138,7 +144,9 @@ def gather(
             else batch.cell_links.take(batch.cells.indices)
         )
         wanted = [batch.targets, *(x.indices for x in (own, batch.parts, batch.cells) if x is not None)]
-        used = np.unique(np.concatenate([*wanted, batch.sources] if whole_slide else wanted))
+        if whole_slide:
+            wanted += [batch.sources, *([] if batch.source_parts is None else [batch.source_parts.indices])]
+        used = np.unique(np.concatenate(wanted))
         values = batch.features if len(used) == len(batch.features) else batch.features[used]
         features.append(_plain(values) if scaling is None else scaling.apply(values))
 
@@ -153,6 +161,10 @@ def gather(
             "parts": None if batch.parts is None else place(padded(batch.parts)),
             "part_weights": _weights(batch.parts),
             "sources": place(batch.sources) if whole_slide else None,
+            "source_parts": place(padded(batch.source_parts))
+            if whole_slide and batch.source_parts is not None
+            else None,
+            "places": None if batch.places_um is None else _from_corner(batch, used),
             "cells": None if batch.cells is None else place(batch.cells.indices),
             "owners": None
             if batch.cells is None
@@ -174,6 +186,13 @@ def gather(
     tensors = {k: _join([c[k] for c in columns]) for k in columns[0]}
     tensors |= {"features": _join(features), "patches": _join(patches) if patches else None}
     return Sample(**{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()})  # type: ignore[arg-type]
+
+
+def _from_corner(batch: Batch, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the places of some rows relative to the least coordinates of the slide's sources."""
+    places = batch.places_um
+    assert places is not None
+    return np.asarray(places[rows] - places[batch.sources].min(axis=0), dtype=np.float32)
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
