@@ -295,7 +295,7 @@ def test_a_volcano_of_a_posterior_and_of_scanpy() -> None:
     })  # fmt: skip
     ax = st.pl.volcano(frame, group=("t", "s"))
     assert ax.get_title() == "t against s"
-    np.testing.assert_allclose(np.asarray(ax.collections[0].get_offsets())[:, 1], [300, 1])
+    np.testing.assert_allclose(np.asarray(ax.collections[0].get_offsets())[:, 1], [40, 1])
     sc = pytest.importorskip("scanpy")
     rng = np.random.default_rng(0)
     kind = np.repeat(["a", "b"], 30)

@@ -49,20 +49,22 @@ def error_by_std(frame: pd.DataFrame, *, ax: Axes | None = None, save: str | Pat
     ax = single(ax, size=(4.6, 4.4))
     by = next((c for c in ("model", "slide") if c in frame and frame[c].nunique() > 1), None)
     groups = [("", frame)] if by is None else list(frame.groupby(by, observed=True, sort=False))
-    top = 1.08 * float(max(frame["std"].max(), frame["rmse"].max()))
-    ax.plot([0, top], [0, top], color="black", linestyle="--", linewidth=0.8, label="calibrated")
+    right, top = (1.1 * float(frame[c].max()) for c in ("std", "rmse"))
+    ax.plot(
+        [0, max(right, top)], [0, max(right, top)], color="black", linestyle="--", linewidth=0.8, label="calibrated"
+    )
     for i, (name, part) in enumerate(groups):
         part = part.sort_values("std")
         label = str(name) if by is not None else "bins of equal size"
         ax.plot(part["std"], part["rmse"], color=f"C{i % 10}", marker="o", markersize=4, linewidth=1.2, label=label)
     unit = unit_of(said.get("scale"))
     suffix = f" ({unit})" if unit else ""
-    ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    ax.set(xlim=(0, right), ylim=(0, top))
     ax.set(xlabel=f"stated standard deviation{suffix}", ylabel=f"realised error, RMSE{suffix}")
     calibration = said.get("calibration", {})
     if by is None and np.isfinite(ratio := calibration.get("ratio", np.nan)):
         verdict = str(said.get("verdict", "")).split(":")[0]
         ax.set_title(f"{verdict}: error / stated = {ratio:.2f}", fontsize=10)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
     plain(ax)
     return finish(ax, save)

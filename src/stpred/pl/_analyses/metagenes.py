@@ -28,8 +28,10 @@ ENDS = (0.01, 0.99)
 """Quantiles of a component that get no ink and all of it."""
 
 MAX_INK = 0.9
+TYPICAL = 0.05
+"""Share of all places that a metagene's colour in the legend is the mean of."""
+
 PROFILE, SCALE, METAGENES = "profile", "scale", "metagenes"
-MAX_IMAGE_PX = 900
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def metagenes(
     table_key: str | None = None,
     n_genes: int = 4,
     darken: bool = True,
-    ncols: int = 3,
+    ncols: int = 4,
     coordinate_system: str = keys.UM,
     save: str | Path | None = None,
 ) -> NDArray[Any]:
@@ -111,8 +113,8 @@ def metagenes(
 
     Returns
     -------
-    (slides + 1,) axes, the last one the legend: each metagene's colour (that of its average surroundings, weighted by
-    its share), its share of the expression, and the genes that it raises most.
+    (slides + 1,) axes, the last one the legend: each metagene's colour (the mean of the twentieth of all places where
+    its share is highest), its mean share, and the genes that it raises most.
 
     Raises
     ------
@@ -160,8 +162,8 @@ def metagenes(
         ax.set_axis_off()
     first = next(iter(named_slides(slides).values()))
     genes = _genes(first, key if key in first.tables else table_key, names, n=n_genes)
-    weights = shares / np.maximum(shares.sum(axis=0), 1e-12)
-    _legend(panels[len(sides)], names, inks.colours(weights.T @ shares), shares.mean(axis=0), genes)
+    typical = np.stack([shares[v >= np.quantile(v, 1 - TYPICAL)].mean(axis=0) for v in shares.T])
+    _legend(panels[len(sides)], names, inks.colours(typical), shares.mean(axis=0), genes)
     return finish(panels[:n], save)
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LEAST_P = 1e-300
 """Smallest p that is drawn, so that a p of 0 has a place."""
 
+LEAST_PROBABILITY = 1e-40
+"""The same of a posterior probability, which some tens of draws cannot tell from 0 anyway."""
+
 SOURCE = "stpred.tl.differential_expression or stpred.tl.markers"
 
 
@@ -90,7 +93,7 @@ def volcano(
     ax.axhline(-np.log10(level), color="0.4", linestyle=":", linewidth=0.8)
     for edge in (-min_change, min_change) if min_change else ():
         ax.axvline(edge, color="0.4", linestyle=":", linewidth=0.8)
-    reach = 1.12 * float(np.abs(change).max()) or 1.0
+    reach = 1.45 * float(np.abs(change).max()) or 1.0
     ax.set(xlim=(-reach, reach), ylim=(-0.02 * height.max(), 1.1 * max(float(height.max()), 1e-6)))
     for side in (change > 0, change < 0):
         rows = np.flatnonzero(strong & side)
@@ -105,14 +108,16 @@ def volcano(
 
 def _name(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: NDArray[Any]) -> None:
     """Write names beside points, from the highest down, each below the one before it."""
+    away = 0.03 * ax.get_xlim()[1]
     step = 0.035 * (ax.get_ylim()[1] - ax.get_ylim()[0])
     last = np.inf
     for i in np.argsort(-y, kind="stable"):
         last = min(y[i], last - step)
         left = x[i] < 0
         ax.annotate(
-            str(names[i]), (x[i], y[i]), xytext=(x[i], last), fontsize=7, va="center", ha="right" if left else "left",
-            textcoords="data", arrowprops=None if last == y[i] else {"arrowstyle": "-", "linewidth": 0.4},
+            str(names[i]), (x[i], y[i]), xytext=(x[i] - away if left else x[i] + away, last), fontsize=7,
+            va="center", ha="right" if left else "left", textcoords="data",
+            arrowprops=None if last == y[i] else {"arrowstyle": "-", "linewidth": 0.3, "color": "0.5"},
         )  # fmt: skip
 
 
@@ -120,16 +125,22 @@ def _genes(found: Any, group: Any, *, level: float) -> _Genes:
     """Return fold changes and evidence of one comparison, whatever it came from."""
     if hasattr(found, "uns"):
         return _of_scanpy(found, group, level=level)
+    from scipy.stats import norm
+
     frame = need_columns(found, ("gene", "log2_fold_change"), name="found", source=SOURCE)
     by = ["first", "second"] if {"first", "second"} <= set(frame) else ["group"] if "group" in frame else []
     part, title = _chosen(frame, by, group)
     names, change = part["gene"].to_numpy(dtype=object), part["log2_fold_change"].to_numpy(dtype=np.float64)
     if "probability" in part:
         wrong = 1 - part["probability"].to_numpy(dtype=np.float64)
+        if "inverse_cv" in part:  # where all draws agree: 1 - probability is lost in rounding
+            tail = norm.sf(part["inverse_cv"].to_numpy(dtype=np.float64))
+            wrong = np.where(wrong > 1e-12, wrong, tail)
         clear = wrong <= level
         if "credible" in part:
             clear &= part["credible"].to_numpy(dtype=bool)
-        return _Genes(names, change, _height(wrong), clear, "-log10 posterior probability of the other sign", title)
+        label = "-log10 posterior probability of the other sign"
+        return _Genes(names, change, _height(np.maximum(wrong, LEAST_PROBABILITY)), clear, label, title)
     need_columns(part, ("p_adj",), name="found", source=SOURCE)
     p = part["p_adj"].to_numpy(dtype=np.float64)
     return _Genes(names, change, _height(p), p <= level, "-log10 adjusted p", title)

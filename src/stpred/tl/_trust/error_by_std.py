@@ -32,6 +32,7 @@ def error_by_std(
     *,
     genes: Iterable[str] | None = None,
     source: str | None = None,
+    counting_noise: bool = False,
     n_bins: int = 10,
     level: float = 0.9,
     coordinate_system: str = keys.UM,
@@ -54,6 +55,9 @@ def error_by_std(
     source
         ``"std"``: the layer; ``"intervals"``: the 90 % interval's width over that of a normal distribution of standard
         deviation 1 (3.29). None: the layer where there is one.
+    counting_noise
+        Of predicted counts: add the variance of Poisson counts of the predicted mean to the stated one, where that is
+        of the expected count alone.
     n_bins
         Number of bins; fewer where standard deviations are equal.
     level
@@ -78,8 +82,8 @@ def error_by_std(
     Notes
     -----
     The measurement has noise of its own, which counts as error: a standard deviation that is of the *expected*
-    expression (``"xfuse"``, ensembles) is smaller than the error by that noise even where it is right; those of
-    intervals and of ``loss="nb"`` contain it.
+    expression (``"xfuse"``, ensembles) is smaller than the error by that noise even where it is right
+    (`counting_noise`); those of intervals and of ``loss="nb"`` contain it.
 
     References
     ----------
@@ -108,10 +112,15 @@ def error_by_std(
         )
     columns = _columns(both, genes)
     std, used = _stated(sdata.tables[predicted_key], predicted_key, both, source)
+    if counting_noise:
+        if both.output_scale != "counts":
+            raise InputError(f"`counting_noise` is of predicted counts; {predicted_key!r} is {both.output_scale!r}.")
+        std = np.sqrt(np.square(std) + both.predicted.clip(min=0))
     error = both.observed[:, columns].astype(np.float64) - both.predicted[:, columns]
     frame, calibration = binned(error.ravel(), std[:, columns].ravel(), n_bins=n_bins, level=level)
     frame.attrs[keys.UNS] = {
         "kind": "error_by_std", "predicted": predicted_key, "measured": measured_key, "source": used, "level": level,
+        "counting_noise": counting_noise,
         "scale": both.output_scale, "n_locations": len(both.instances), "n_genes": len(columns),
         "calibration": calibration, "verdict": verdict_of(calibration),
     }  # fmt: skip
