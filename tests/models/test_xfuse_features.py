@@ -128,7 +128,7 @@ def test_the_scales_factor_is_one_at_nothing_and_grows_linearly() -> None:
     np.testing.assert_allclose(found, [0, 1, 20.5413, 30.5413], atol=1e-4)
 
 
-def spots(*, shuffled: bool, seed: int = 0) -> tuple[Spots, torch.Tensor]:
+def spots(*, shuffled: bool = False, effect_sd: float = 0.0, seed: int = 0) -> tuple[Spots, torch.Tensor]:
     """Spots of three sections whose two kinds follow the first feature, and whose size follows the second."""
     generator = torch.Generator().manual_seed(seed)
     n, g = 240, 12
@@ -137,11 +137,13 @@ def spots(*, shuffled: bool, seed: int = 0) -> tuple[Spots, torch.Tensor]:
     kinds = torch.ones(2, g)
     kinds[0, :4], kinds[1, 4:8] = 6.0, 6.0
     mean = 5 * (0.4 * features[:, 1]).exp()[:, None] * (share[:, None] * kinds[0] + (1 - share[:, None]) * kinds[1])
+    group, quarter = torch.arange(n) % 3, torch.arange(n) // 3 % 4
+    mean = mean * (effect_sd * torch.randn(3, g, generator=generator)).exp()[group]
     counts = torch.poisson(mean, generator=generator)
     if shuffled:
         counts = counts[torch.randperm(n, generator=generator)]
-    group = torch.arange(n) % 3
-    return Spots(features, torch.full((n,), 20.0), counts, torch.ones(n, g, dtype=torch.bool), group, group), mean
+    sizes, measured = torch.full((n,), 20.0), torch.ones(n, g, dtype=torch.bool)
+    return Spots(features, sizes, counts, measured, group, group, quarter), mean
 
 
 def started(given: Spots) -> Any:
@@ -154,17 +156,47 @@ def started(given: Spots) -> Any:
 
 
 def test_start_recovers_what_counts_follow() -> None:
-    given, mean = spots(shuffled=False)
-    start, precision, dispersion = started(given)
+    given, mean = spots()
+    start, chosen = started(given)
     expected = (start.total_counts(given) * start.logit.exp()).log()
     for gene in range(12):
         assert np.corrcoef(expected[:, gene], mean[:, gene].log())[0, 1] > 0.9
-    assert precision <= 100
-    assert dispersion < 1.5
+    assert chosen.precision <= 100
+    assert chosen.dispersion * chosen.unseen < 1.5
+
+
+def test_other_sections_are_less_certain_by_what_their_effects_vary() -> None:
+    alike, unlike = (started(spots(effect_sd=sd)[0])[1] for sd in (0.0, 0.6))
+    assert alike.unseen <= 1.1
+    assert unlike.unseen >= 1.35
+    assert unlike.dispersion <= 1.2  # where the section's effects are known
+
+
+def test_counts_of_other_sections_spread_more_at_the_same_mean() -> None:
+    from stpred.models.xfuse.posterior import _baselines
+
+    config = XFuse.Config(**SMALL, covariates={"a": {"section": "a"}, "b": {"section": "b"}})
+    model = XFuse(config, n_features=DESCRIBED + 6, n_genes=5)
+    posterior = st.Posterior()
+    with torch.no_grad():
+        model.effect_log_std.fill_(-20)
+        model.beside.unseen.fill_(1.5)
+        own = _baselines(model, "a", posterior, [torch.Generator() for _ in range(4)])
+        other = _baselines(model, "new", posterior, [torch.Generator() for _ in range(4)])
+    torch.testing.assert_close(other[1] - own[1], torch.full((4, 5), np.log(1.5), dtype=torch.float32))
+    torch.testing.assert_close(other[0] + other[1], own[0] + own[1])
+
+
+def test_models_from_before_that_factor_load_as_they_were() -> None:
+    model = XFuse(XFuse.Config(**SMALL), n_features=DESCRIBED + 6, n_genes=5)
+    state = {k: v for k, v in model.state_dict().items() if k != "beside.unseen"}
+    model.beside.unseen.fill_(1.5)
+    model.load_state_dict(state)
+    assert float(model.beside.unseen) == 1
 
 
 def test_start_finds_nothing_in_shuffled_counts() -> None:
-    start, _, _ = started(spots(shuffled=True)[0])
+    start, _ = started(spots(shuffled=True)[0])
     assert float(start.to_metagenes.abs().max()) < 0.05
     assert float(start.to_scale.abs().max()) < 0.05
 

@@ -30,13 +30,16 @@ class FeatureTerm(nn.Module):
     precision
         Of the normal prior of the weights.
     dispersion
-        Factor of the counts' odds when training is done, as held-out spots have it.
+        Factor of the counts' odds when training is done, as held-out spots of the training sections have it.
+    unseen
+        Further factor of the odds on other sections, whose own effects are not known.
     """
 
     centre: Tensor
     axes: Tensor
     precision: Tensor
     dispersion: Tensor
+    unseen: Tensor
 
     def __init__(self, width: int, channels: int, metagenes: int) -> None:
         super().__init__()
@@ -45,6 +48,7 @@ class FeatureTerm(nn.Module):
         self.register_buffer("axes", torch.zeros(width, self.channels))
         self.register_buffer("precision", torch.ones(()))
         self.register_buffer("dispersion", torch.ones(()))
+        self.register_buffer("unseen", torch.ones(()))
         self.to_metagenes = nn.Parameter(torch.zeros(metagenes, self.channels))
         self.to_scale = nn.Parameter(torch.zeros(self.channels))
 
@@ -56,6 +60,11 @@ class FeatureTerm(nn.Module):
     def penalty(self, active: Tensor) -> Tensor:
         """Return minus the log density of the weights, up to a constant."""
         return self.precision / 2 * (self.to_metagenes[active].square().sum() + self.to_scale.square().sum())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load; models of before there was `unseen` have one dispersion for all sections."""
+        state_dict.setdefault(prefix + "unseen", torch.ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def fit_axes(self, values: NDArray[np.float32]) -> None:
         """Set the principal components of (n, width) features, in units of the first one's standard deviation."""

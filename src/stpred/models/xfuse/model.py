@@ -204,13 +204,13 @@ class XFuse(Reviewed):
             torch.cat(there),
             group,
             group if len(n) > 1 else quarter,
+            quarter,
         )
         active = self.active
-        start, precision, dispersion = fit_start(
-            spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit
-        )
-        term.precision.fill_(precision)
-        term.dispersion.fill_(dispersion)
+        start, chosen = fit_start(spots, profiles=self.profile_mean[active], rate=self.log_rate, logit=self.logit)
+        term.precision.fill_(chosen.precision)
+        term.dispersion.fill_(chosen.dispersion)
+        term.unseen.fill_(chosen.unseen)
         term.to_metagenes[active] = start.to_metagenes
         term.to_scale.copy_(start.to_scale)
         self.metagene.weight[active] *= 0.01  # so that the latents change little of it at first

@@ -187,6 +187,8 @@ def _baselines(
     for generator in generators:
         noise = torch.randn(model.effect_mean.shape, generator=generator).to(plain.device)
         drawn.append(model.effect_mean + model.effect_log_std.exp() * noise)
+    if model.beside is not None and any(len(levels) > 1 for levels, _ in rows.values()):
+        out += torch.stack([-model.beside.unseen.log(), model.beside.unseen.log()])[:, None]  # of the same mean
     for k, name in enumerate(covariates.names):
         levels, unknown = rows[name]
         share = np.full(len(levels), 1 / len(levels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,6 +45,8 @@ class Spots:
         (n,) section of each, from 0.
     fold
         (n,) part that is held out together: sections, or quarters of a single one.
+    quarter
+        (n,) quarter of its section that each lies in, from 0.
     """
 
     features: Tensor
@@ -52,6 +55,7 @@ class Spots:
     measured: Tensor
     group: Tensor
     fold: Tensor
+    quarter: Tensor
 
     def take(self, rows: Tensor) -> Spots:
         """Return some of the spots."""
@@ -103,8 +107,27 @@ class Start:
         return (precision * weights + (self.profiles / spread).square().sum() + effects) / 2
 
 
-def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) -> tuple[Start, float, float]:
-    """Return the start, the precision of the weights' prior and a factor of the odds, chosen on held-out spots.
+@dataclass(frozen=True)
+class Chosen:
+    """What is chosen on held-out spots.
+
+    Attributes
+    ----------
+    precision
+        Of the weights' prior.
+    dispersion
+        Factor of the odds at spots of sections that are in training, as quarters of these have it.
+    unseen
+        Further factor of the odds on other sections, as whole sections that are held out have it; 1 or more.
+    """
+
+    precision: float
+    dispersion: float
+    unseen: float
+
+
+def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) -> tuple[Start, Chosen]:
+    """Return the start, and what is chosen on held-out spots.
 
     The strongest precision stands for no weights at all: if no other predicts held-out spots better, they are zero.
 
@@ -125,10 +148,29 @@ def fit_start(spots: Spots, *, profiles: Tensor, rate: Tensor, logit: Tensor) ->
             for d, factor in enumerate(DISPERSIONS):
                 scores[k, d] += float(found.log_likelihood(outside, effects=False, dispersion=factor))
     best, spread = divmod(int(scores.argmax()), len(DISPERSIONS))
-    found = _fit(first, spots, math.inf)
-    for precision in PRECISIONS[:best]:
-        found = _fit(found, spots, precision)
-    return found, PRECISIONS[max(best - 1, 0)], DISPERSIONS[spread]
+    path = (math.inf, *PRECISIONS[:best])
+    across = within = DISPERSIONS[spread]
+    if len(spots.group.unique()) > 1:
+        within = min(across, _dispersion_within(first, spots, path))
+    chosen = Chosen(PRECISIONS[max(best - 1, 0)], within, across / within)
+    return _fit_along(first, spots, path), chosen
+
+
+def _dispersion_within(first: Start, spots: Spots, path: Sequence[float]) -> float:
+    """Return the factor of the odds that says most of held-out quarters of the sections, whose effects are known."""
+    scores = torch.zeros(len(DISPERSIONS), dtype=torch.float64)
+    for quarter in spots.quarter.unique().tolist():
+        found = _fit_along(first, spots.take(spots.quarter != quarter), path)
+        outside = spots.take(spots.quarter == quarter)
+        scores += torch.tensor([float(found.log_likelihood(outside, dispersion=d)) for d in DISPERSIONS])
+    return DISPERSIONS[int(scores.argmax())]
+
+
+def _fit_along(first: Start, spots: Spots, path: Sequence[float]) -> Start:
+    """Return the start at the last of some precisions, each fitted from the one before."""
+    for precision in path:
+        first = _fit(first, spots, precision)
+    return first
 
 
 def _blank(spots: Spots, profiles: Tensor, rate: Tensor, logit: Tensor) -> Start:
