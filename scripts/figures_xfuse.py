@@ -30,8 +30,8 @@ step                  picture                   figure of the publication
 
 ED 1d-f (which half of two merged spots has more of a gene) is printed by ``scripts/xfuse_study.py subtypes``; ED 2
 (in situ hybridisation of the Allen atlas) needs images that are not ours.
-Regions of ED 8 are the two largest clusters of the metagenes' shares; with annotations pass their column to the same
-functions.
+Regions of ED 8 are the third of the spots that is richest in the metagene that varies most, and the rest; with
+annotations pass their column to the same functions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 MARKERS = 8
 """Genes of each type in the synthetic tissue."""
 
-CLUSTER, TABLE, MAP = "metagene_cluster", "spots_xfuse_metagenes", "tissue_xfuse_metagenes_map"
+REGION, TABLE, MAP = "metagene_region", "spots_xfuse_metagenes", "tissue_xfuse_metagenes_map"
 
 
 def main() -> None:
@@ -243,16 +243,18 @@ def expression(study: Study, out: Path) -> None:
     slide = study.unseen
     if TABLE not in slide.tables:
         st.tl.metagenes(slide, study.model, shapes_key="spots", posterior=st.Posterior(5))
-    st.tl.latent_clusters(slide, TABLE, n_clusters=2, key_added=CLUSTER)
     table = slide.tables[TABLE]
-    of_spot = pd.Series(table.obs[CLUSTER].astype(str).to_numpy(), index=table.obs["instance_id"].to_numpy())
-    slide.shapes["spots"][CLUSTER] = of_spot.reindex(slide.shapes["spots"].index)
+    shares = np.asarray(table.X, dtype=np.float64)
+    varied = shares[:, int(np.argmax(shares.std(axis=0) / shares.mean(axis=0)))]
+    table.obs[REGION] = pd.Categorical(np.where(varied > np.quantile(varied, 2 / 3), "rich", "poor"))
+    of_spot = pd.Series(table.obs[REGION].astype(str).to_numpy(), index=table.obs["instance_id"].to_numpy())
+    slide.shapes["spots"][REGION] = of_spot.reindex(slide.shapes["spots"].index)
     found = st.tl.differential_expression(
-        slide, study.model, "spots", groupby=CLUSTER, pairs=[("0", "1")], posterior=st.Posterior(30)
+        slide, study.model, "spots", groupby=REGION, pairs=[("rich", "poor")], posterior=st.Posterior(30)
     )
     found.to_csv(out / "differential_expression.csv", index=False)
     st.pl.volcano(found, min_change=0.5, save=out / "volcano.png")
-    st.tl.distance_to_border(slide, TABLE, "1", groupby=CLUSTER)
+    st.tl.distance_to_border(slide, TABLE, "rich", groupby=REGION)
     shown = table.var["share"].sort_values(ascending=False).index[:6].tolist()
     width = float(np.round(np.nanquantile(np.abs(table.obs["border_distance_um"]), 0.9) / 4, -1))
     by_distance = st.tl.composition_by_distance(slide, TABLE, shown, width_um=max(width, 50.0))

@@ -65,6 +65,19 @@ def test_rows_do_not_depend_on_the_others(family: str) -> None:
         np.testing.assert_allclose(model.latent(b.take(np.array([row])))[0], found[row], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["histogene", "hist2st"])
+def test_the_head_of_a_section_network_maps_the_layer(family: str) -> None:
+    sizes: dict[str, Any] = {"width": 8, "depth": 1, "n_heads": 2, "feed_width": 8}
+    more: dict[str, Any] = {"parts": 2, "n_graph_layers": 2} if family == "hist2st" else {}
+    b = batch(neighbors=None)
+    if more:
+        b = batch(neighbors=None, parts=np.random.default_rng(5).normal(size=(N, 4, F)).astype(np.float32))
+    model = build(family, **sizes, **more)
+    np.testing.assert_allclose(
+        linear(model.latent(b), model.head.weight, model.head.bias), model.outputs(b), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("pool", ["mean", "sum", "attention"])
 def test_cells_are_averaged_as_the_model_does(pool: str) -> None:
     cells = [list(range(3 * k, 3 * k + 3)) for k in range(10)]

@@ -112,6 +112,7 @@ class Hist2ST(SectionNetwork):
     >>> model = st.tl.train(slides, st.models.Hist2ST.Config(**sizes, epochs=1), shapes_key="spots", encoder="colour")
     """
 
+    hidden_layer = "the mean of what the recurrent network reads from the graph layers, normalised"
     Config: ClassVar[type[Hist2STConfig]] = Hist2STConfig  # type: ignore[assignment]
     config: Hist2STConfig
 
@@ -129,11 +130,17 @@ class Hist2ST(SectionNetwork):
         neighbors = self._neighbors(sample, rows, n_sources)
         c = self.config
         if not (self.training and c.self_distillation):
-            return self._output(sample, rows, n_sources, targets, neighbors, turn=0)
+            return self.last(self._read(sample, rows, n_sources, targets, neighbors, turn=0))
         turns = [0, *torch.randint(8, (c.views,)).tolist()]
-        return torch.stack([self._output(sample, rows, n_sources, targets, neighbors, turn=t) for t in turns])
+        read = (self._read(sample, rows, n_sources, targets, neighbors, turn=t) for t in turns)
+        return torch.stack([self.last(values) for values in read])
 
-    def _output(
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, width) values that the last layer maps."""
+        rows, n_sources, targets = self.stream(sample)
+        return self._read(sample, rows, n_sources, targets, self._neighbors(sample, rows, n_sources), turn=0)
+
+    def _read(
         self, sample: Sample, rows: Tensor, n_sources: int, targets: Tensor, neighbors: Tensor, *, turn: int
     ) -> Tensor:
         c = self.config
@@ -147,7 +154,7 @@ class Hist2ST(SectionNetwork):
             h = nn.functional.dropout(h, c.dropout, self.training)
             layers.append(h[targets])
         read, _ = self.recurrent(torch.stack(layers))
-        return self.last(self.norm(read.mean(dim=0)))
+        return self.norm(read.mean(dim=0))
 
     def _parts(self, sample: Sample, n_sources: int, n: int) -> Tensor:
         """Return the (n, parts ** 2) rows of the sub-tiles of the stream: of the sources, and of targets beside."""

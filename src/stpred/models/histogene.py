@@ -73,12 +73,17 @@ class HisToGene(SectionNetwork):
     100.0
     """
 
+    hidden_layer = "the stream after the transformer, normalised"
     Config: ClassVar[type[HisToGeneConfig]] = HisToGeneConfig  # type: ignore[assignment]
     config: HisToGeneConfig
 
     def forward(self, sample: Sample) -> Tensor:
         """Return (n, n_genes) outputs."""
+        return self.last(self.hidden(sample))
+
+    def hidden(self, sample: Sample) -> Tensor:
+        """Return the (n, width) values that the last layer maps."""
         rows, n_sources, targets = self.stream(sample)
         x = nn.functional.dropout(sample.features[rows], self.config.input_dropout, self.training)
         h = self.attend(self.located(self.embedding(x), rows, sample), n_sources)
-        return self.last(self.norm(h[targets]))
+        return self.norm(h[targets])
