@@ -357,6 +357,68 @@ def test_restarts_compare_all_pairs_of_seeds(slides: Slides, trainings: Training
     )
 
 
+def test_restarts_in_regions_anywhere_on_the_tissue_against_what_runs_state(
+    slides: Slides, trainings: Trainings
+) -> None:
+    config = st.models.Ensemble.Config(st.models.MLP.Config(hidden=(8,), epochs=2), n_members=3)
+    one = {"donor0": slides["donor0"]}
+    how = {"n_restarts": 2, "n_regions": 30, "n_genes": 3, **HOW}
+    each = restarts(one, config, by="value", **how)
+    assert len(each) == 30 * 3
+    models = [model for _, model in trainings]
+    # By hand: the same circles as an element of their own.
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    centres = each.drop_duplicates(["x_um", "y_um"])[["x_um", "y_um"]].to_numpy()
+    circles = ShapesModel.parse(centres, geometry=0, radius=27.5, transformations={"um": Identity()})
+    sdata = altered(slides["donor0"], lambda c: c)
+    sdata.shapes["circles"] = circles
+    genes = list(dict.fromkeys(each["gene"]))
+    tables = [st.tl.predict(sdata, m, shapes_key="circles", genes=genes, inplace=False) for m in models]
+    np.testing.assert_allclose(each["mean_first"].to_numpy().reshape(30, 3), tables[0].X, atol=1e-5)
+    stated = np.sqrt(tables[0].layers["std"] ** 2 + tables[1].layers["std"] ** 2)
+    np.testing.assert_allclose(each["stated_sd"].to_numpy().reshape(30, 3), stated, atol=1e-5)
+    difference = (tables[0].X - tables[1].X).astype(float)
+    row = restarts(one, config, **how).iloc[0]
+    assert row["rms_difference"] == pytest.approx(np.sqrt((difference**2).mean()), rel=1e-3)
+    assert row["rms_ratio"] == pytest.approx(np.sqrt(((difference / stated) ** 2).mean()), rel=1e-3)
+    assert row["within_95"] == pytest.approx((np.abs(difference / stated) <= 1.96).mean(), abs=0.02)
+    # Uniformly, on the tissue, the same for every run and seed of the same slide.
+    from stpred.regions import on_tissue
+
+    assert on_tissue(Pyramid.from_image(sdata["he"]), centres).all()
+    np.testing.assert_allclose(centres.mean(axis=0), 350, atol=120)
+    assert np.ptp(centres, axis=0).min() > 350
+    plain = restarts(one, RIDGE, n_restarts=2, n_regions=5, **HOW).iloc[0]
+    assert plain["rms_difference"] == 0
+    assert np.isnan(plain[["rms_stated", "rms_ratio", "within_95"]].astype(float)).all()
+
+
+def test_restarts_of_a_generative_model_are_compared_with_its_posterior(
+    slides: Slides, xfuse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stpred import data
+    from stpred.inference.predictor import Predictor
+
+    monkeypatch.setattr(engine.Trial, "train", lambda *_, **__: xfuse)
+    how: dict[str, Any] = {"n_restarts": 2, "n_genes": 2, "n_samples": 20, "shapes_key": "spots"}
+    one = {"donor0": slides["donor0"]}
+    each = restarts(one, XFUSE, by="value", **how)
+    region = data.read_region(one["donor0"], Place(shapes_key="spots"), slide="donor0")
+    genes = list(dict.fromkeys(each["gene"]))
+    predictor = Predictor.of(xfuse, genes=genes, posterior=st.Posterior(n_samples=20))
+    std = np.zeros((len(region.coords_um), 2))
+    for rows, batch in predictor.batches(region):
+        for some, columns, values in predictor.draw(batch).of_genes(predictor.columns).expected():
+            std[rows[some], columns] = values.std(axis=0)
+    np.testing.assert_allclose(each["stated_sd"].to_numpy().reshape(std.shape), np.sqrt(2) * std, rtol=1e-4)
+    assert (each["difference"] == 0).all()
+    row = restarts(one, XFUSE, n_regions=4, **how).iloc[0]
+    assert row[["rms_difference", "rms_ratio", "within_95"]].tolist() == [0, 0, 1]
+    assert row["rms_stated"] > 0
+
+
 # Posterior-predictive intervals.
 
 
@@ -480,6 +542,8 @@ def test_a_slide_that_was_painted_over_keeps_its_level(slides: Slides, monkeypat
         (withheld_sections, {"groups": {"donor0": "a"}}, "names no donor"),
         (withheld_sections, {"train_options": {"groups": {}}}, "takes no 'groups'"),
         (restarts, {"n_restarts": 1}, "`n_restarts` must be at least 2"),
+        (restarts, {"n_regions": 0}, "`n_regions` must be a positive whole number"),
+        (restarts, {"by": "gene"}, "`by` must be one of"),
     ],
 )
 def test_what_cannot_be_done_is_refused(slides: Slides, check: Any, wrong: dict[str, Any], said: str) -> None:

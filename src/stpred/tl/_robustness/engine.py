@@ -158,6 +158,11 @@ class Trial:
                 model, region, genes, posterior=posterior, device=self.device, ranked=bool(self.levels)
             )
             return np.arange(len(mean)), mean, ranks
+        at, table = self.table(model, region, genes)
+        return at, model.as_scored(dense(table.X, np.float32)), None
+
+    def table(self, model: Model, region: data.Region, genes: list[str]) -> tuple[NDArray[np.int64], Any]:
+        """Return the rows of a region with a prediction, and the predicted table of these."""
         key, shapes = region.shapes_key, {}
         if model.record.cells != key:  # cells need their neighbours, others only the scored locations
             key = f"{region.shapes_key}_scored"
@@ -175,8 +180,7 @@ class Trial:
             inplace=False,
         )
         at = region.instances.get_indexer(table_instances(table, key)[1])
-        values = model.as_scored(dense(table.X, np.float32))
-        return at[at >= 0], values[at >= 0], None
+        return at[at >= 0], table[at >= 0]
 
     def score(
         self, model: Model, region: data.Region, genes: list[str], *, rows: NDArray[np.int64] | None = None
