@@ -52,7 +52,8 @@ def report(
         Raw counts of the same locations, of this name in every slide, to show beside the prediction; where `scores` is
         None the scores are taken against them.
     scores
-        Tidy frame of :func:`stpred.tl.cross_validate` for these slides.
+        Tidy frame for these slides: of :func:`stpred.tl.cross_validate`, :func:`stpred.tl.validate`, or, with
+        ``context=True``, :func:`stpred.tl.withheld_sections` and :func:`stpred.tl.withheld_spots`.
     model
         Which model of `scores` made the predictions; None takes the only one, or the one that the table names.
     title

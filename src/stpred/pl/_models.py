@@ -41,7 +41,8 @@ def models(
     Parameters
     ----------
     scores
-        Tidy frame of :func:`stpred.tl.cross_validate`.
+        Tidy frame of :func:`stpred.tl.cross_validate`, :func:`stpred.tl.validate`,
+        :func:`stpred.tl.withheld_sections` or :func:`stpred.tl.withheld_spots`.
     metric
         Metric to draw. Correlations that are undefined, since a prediction does not vary, count as 0; undefined values
         of other metrics are left out.

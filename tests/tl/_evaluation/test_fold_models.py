@@ -172,6 +172,15 @@ def test_grids_and_ensembles_and_other_orders_of_genes_are_averaged(five: dict[s
     np.testing.assert_allclose(predicted(twice), (expected + predicted(ridge)) / 2, rtol=1e-5)
     with pytest.raises(InputError, match="settings of an average of trained models"):
         st.tl.train(slides, mixed.config, genes=GENES, **small)
+    own = {"family": "ridge", "config": {}}
+    for stored, message in (
+        ({"joined": []}, "must be the settings of one or more models"),
+        ({"joined": [own], "n": 2}, "and nothing beside them"),
+        ({"joined": [{"family": "nope", "config": {}}]}, "No model family named 'nope'"),
+        ({"joined": [{"family": "ridge"}]}, "lacks"),
+    ):
+        with pytest.raises(InputError, match=message):
+            st.models.Ensemble.Config.parse(stored)
 
 
 def test_what_cannot_be_averaged_is_refused_and_why(

@@ -36,8 +36,9 @@ def summarise(
     Parameters
     ----------
     scores
-        What :func:`stpred.tl.cross_validate` returned. Runs with other splits or seeds may be concatenated with a
-        column ``repeat``; their p-values are combined as twice the median.
+        Tidy frame of :func:`stpred.tl.cross_validate`, :func:`stpred.tl.validate`,
+        :func:`stpred.tl.withheld_sections` or :func:`stpred.tl.withheld_spots`. Runs with other splits or seeds may be
+        concatenated with a column ``repeat``; their p-values are combined as twice the median.
     metric
         Of the frame's metrics, such as ``"pearson"``, ``"spearman"`` or ``"r2"``.
     groupby

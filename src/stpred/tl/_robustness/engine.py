@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stpred import data, metrics
+from stpred._core import keys
 from stpred._core.checks import InputError, distinct, fraction_of, listing, one_of, whole
 from stpred._core.elements import find_table, table_instances
 from stpred._core.places import Place
@@ -20,6 +21,7 @@ from stpred._core.specs import Posterior
 from stpred._core.targets import SCALES, dense
 from stpred.comparison.scoring import tidy
 from stpred.models import registry
+from stpred.tl._evaluation.fold_scores import context_rows, measurement
 from stpred.tl._predictors.predict import predict
 from stpred.tl._predictors.train import train
 from stpred.tl._robustness.posterior import interval_coverage, read_posterior
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
 MIN_LOCATIONS = 3
 """Locations of a slide that a correlation needs."""
 
-COLUMNS = ["check", "model", "slide", "gene", "metric", "value", "target"]
+COLUMNS = [
+    "check", "model", "fold", "slide", "gene", "metric", "value", "target", "trained_on", "donor_shared", "split",
+    "chosen", "donor",
+]  # fmt: skip
+"""Those of a cross-validation, and which check it was."""
 
 SCALE = "scored_on"
 """Where a model's record says which scale of the measurement its predictions are compared with."""
@@ -182,6 +188,20 @@ class Trial:
         at = region.instances.get_indexer(table_instances(table, key)[1])
         return at[at >= 0], table[at >= 0]
 
+    def context(
+        self, model: Model, region: data.Region, genes: list[str], rows: NDArray[np.int64], *, places: bool
+    ) -> pd.DataFrame:
+        """Return what scores at some rows of a region are read against; `places`: the neighbours' mean, too."""
+        genes = [g for g, there in zip(genes, region.measures(genes), strict=True) if there]
+        scale = model.record.training[SCALE]
+        truth = measurement(region.take(rows), genes, scale, n_measured=model.record.n_measured)
+        if not places:
+            truth = replace(truth, coords_um=None)
+        found = pd.concat(context_rows(truth, genes))
+        if not places:
+            found = found[found["model"] != keys.NEIGHBOUR_AVERAGE]
+        return found.assign(slide=region.slide, target=scale, trained_on=scale, chosen="")
+
     def score(
         self, model: Model, region: data.Region, genes: list[str], *, rows: NDArray[np.int64] | None = None
     ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
@@ -203,16 +223,24 @@ class Trial:
         if ranks is not None and self.levels:
             covered = {f"coverage_{100 * level:g}": interval_coverage(ranks, level) for level in self.levels}
             parts.append(tidy(covered, genes).assign(target="counts"))
-        frame = pd.concat(parts).assign(slide=region.slide, model=model.record.name)
+        frame = pd.concat(parts).assign(
+            slide=region.slide, model=model.record.name, trained_on=model.record.training["target"], chosen=""
+        )
         return frame, at if rows is None else rows[at]
 
 
 def score_withheld(
-    trial: Trial, slides: Any, fraction: float, transforms: Mapping[Any, Transform | None], *, column: str
+    trial: Trial,
+    slides: Any,
+    fraction: float,
+    transforms: Mapping[Any, Transform | None],
+    *,
+    column: str,
+    context: bool = False,
 ) -> pd.DataFrame:
     """Train once per transform without some spots of every slide, and score each model at those spots.
 
-    `column` names the column of the transforms' keys.
+    `column` names the column of the transforms' keys; `context`: also rows of what scores are read against.
     """
     fraction = fraction_of(fraction, name="fraction")
     slides, regions = trial.on_one_library(data.as_slides(slides))
@@ -234,5 +262,12 @@ def score_withheld(
         changed = training if transform is None else {s: transform(v, regions[s]) for s, v in training.items()}
         model = trial.train(dict(slides) | changed)
         genes = trial.top_genes(model, kept)
-        parts += [trial.score(model, region, genes)[0].assign(**{column: value}) for region in held_out]
-    return pd.concat(parts, ignore_index=True)
+        for region in held_out:
+            scored, at = trial.score(model, region, genes)
+            parts.append(scored.assign(**{column: value}))
+            if context:
+                parts.append(trial.context(model, region, genes, at, places=False).assign(**{column: value}))
+    groups = trial.arguments.get("groups")
+    donors = data.donor_folds(list(regions), "slide" if groups is None else groups)
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(fold="withheld spots", donor_shared=True, split="spots", donor=found["slide"].map(donors))

@@ -55,7 +55,8 @@ def misaligned_spots(
 
     Returns
     -------
-    As of :func:`stpred.tl.withheld_spots`, with a column ``shift_radii``.
+    As of :func:`stpred.tl.withheld_spots`, with a column ``shift_radii``;
+    ``stpred.tl.paired_tests(scores, "shift_radii", reference=0)`` tests what a shift costs.
 
     Raises
     ------

@@ -31,6 +31,7 @@ def withheld_sections(
     *,
     groups: Mapping[str, str] | str = "slide",
     baselines: bool = True,
+    context: bool = False,
     n_genes: int = 100,
     levels: Sequence[float] = (0.5, 0.9),
     n_samples: int = 100,
@@ -61,12 +62,16 @@ def withheld_sections(
         Also score the training mean and two regressions on colour alone (families ``"mean"``, ``"intensity"`` and
         ``"colour"``) of the same genes, on the same scale, at the same locations: what is to be beaten. The mean has no
         correlation.
+    context
+        Also give what the scores are read against: ``library_size``, ``neighbour_average`` and ``ceiling``, as
+        :func:`stpred.tl.cross_validate` does. :func:`stpred.report` shows scores on raw counts only beside these.
     n_genes, levels, n_samples, shapes_key, table_key, image_key, seed, device, train_options, coordinate_system
         As in :func:`stpred.tl.withheld_spots`.
 
     Returns
     -------
-    As of :func:`stpred.tl.withheld_spots`, with columns ``fold`` (the groups held out) and ``donor_shared``.
+    As of :func:`stpred.tl.withheld_spots`, with ``fold`` the groups held out, ``split`` ``"donor"`` or ``"slide"``, and
+    ``donor_shared`` False where `groups` names donors.
 
     Raises
     ------
@@ -102,11 +107,16 @@ def withheld_sections(
     parts = []
     for name, _, test in track(folds, total=len(folds), describe="sections"):
         training = {s: sdata for s, sdata in slides.items() if s not in test}
-        found = _score_fold(trial, training, regions, test, baselines=BASELINES if baselines else ())
+        found = _score_fold(trial, training, regions, test, baselines=BASELINES if baselines else (), context=context)
         parts += [frame.assign(fold=name) for frame in found]
     found = pd.concat(parts, ignore_index=True)
-    found = found.assign(check="withheld_sections", donor_shared=isinstance(groups, str))
-    return found[[*COLUMNS, "fold", "donor_shared"]]
+    found = found.assign(
+        check="withheld_sections",
+        donor_shared=isinstance(groups, str),
+        split="slide" if isinstance(groups, str) else "donor",
+        donor=found["slide"].map(donors),
+    )
+    return found[COLUMNS]
 
 
 def _score_fold(
@@ -116,6 +126,7 @@ def _score_fold(
     test: Sequence[str],
     *,
     baselines: Sequence[str],
+    context: bool,
 ) -> list[pd.DataFrame]:
     """Train a model and the baselines on `slides`, and score each of them on the test slides."""
     measured = [region for s, region in regions.items() if s in slides]
@@ -125,6 +136,8 @@ def _score_fold(
     for s in test:
         frame, rows[s] = trial.score(model, regions[s], genes)
         parts.append(frame)
+        if context:
+            parts.append(trial.context(model, regions[s], genes, rows[s], places=True))
     shared = [g for k, g in enumerate(genes) if all(r.measures(genes)[k] for r in measured)]
     for baseline in baselines if shared else ():
         options = {k: v for k, v in trial.arguments.items() if k in _SHARED}

@@ -22,6 +22,7 @@ def withheld_spots(
     n_genes: int = 100,
     levels: Sequence[float] = (0.5, 0.9),
     n_samples: int = 100,
+    context: bool = False,
     shapes_key: str | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
@@ -53,6 +54,9 @@ def withheld_spots(
         :func:`stpred.tl.calibration`.
     n_samples
         Of generative models: draws from the posterior.
+    context
+        Also give what the scores are read against, at the same spots: models ``library_size`` and ``ceiling`` as of
+        :func:`stpred.tl.cross_validate`. :func:`stpred.report` shows scores on raw counts only beside these.
     shapes_key, table_key, image_key, device, coordinate_system
         As in :func:`stpred.tl.train`.
     seed
@@ -62,11 +66,14 @@ def withheld_spots(
 
     Returns
     -------
-    Tidy DataFrame, one row per slide, gene and metric: ``check``, ``model``, ``slide``, ``gene``, ``metric``
+    Tidy DataFrame with the columns of :func:`stpred.tl.cross_validate`, so that :func:`stpred.tl.summarise`,
+    :func:`stpred.tl.rank_models`, plots and :func:`stpred.report` take it, one row per slide, gene and metric:
+    ``check``, ``model``, ``fold``, ``slide``, ``gene``, ``metric``
     (``pearson``, ``spearman``, ``r2``; of generative models also ``coverage_50``, ``coverage_90``), ``value`` (missing
     where a gene does not vary, or ``r2`` where predictions are relative) and ``target``, the scale scored on: raw
-    ``"counts"`` for models that predict these, else ``"log1p_cp10k"``. Scores of raw counts hold what the amount of RNA
-    in a spot tells.
+    ``"counts"`` for models that predict these, else ``"log1p_cp10k"``; ``trained_on``,
+    ``donor_shared`` (True), ``split`` (``"spots"``), ``chosen`` and ``donor`` (by ``groups`` of `train_options`, else
+    the slide). Scores of raw counts hold what the amount of RNA in a spot tells.
 
     Raises
     ------
@@ -87,4 +94,5 @@ def withheld_spots(
     """
     place = Place(shapes_key, image_key, table_key, coordinate_system=coordinate_system)
     trial = Trial(model, place, seed, device, train_options, n_genes, levels, n_samples)
-    return score_withheld(trial, slides, fraction, {0: None}, column="change").assign(check="withheld_spots")[COLUMNS]
+    found = score_withheld(trial, slides, fraction, {0: None}, column="change", context=context)
+    return found.assign(check="withheld_spots")[COLUMNS]
