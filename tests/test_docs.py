@@ -1,0 +1,102 @@
+"""The pages of documentation: names, parameters, scripts and links in them exist."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+import stpred
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+
+
+def spans(page: Path) -> list[str]:
+    """Return what stands between single backticks outside blocks of code."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+
+
+def resolve(name: str) -> object:
+    """Return what a dotted name such as ``st.tl.train`` stands for."""
+    return reduce(getattr, name.split(".")[1:], stpred)
+
+
+def calls(span: str) -> list[tuple[str, list[str]]]:
+    """Return names and keywords of the calls of stpred in a span; none where it is no expression."""
+    try:
+        tree = ast.parse(span, mode="eval")
+    except SyntaxError:
+        return []
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    named = [(ast.unparse(n.func), [k.arg for k in n.keywords if k.arg]) for n in found]
+    return [(name, keywords) for name, keywords in named if re.fullmatch(r"(st|stpred)(\.\w+)+", name)]
+
+
+def steps_of(script: Path) -> set[str]:
+    """Return the names and strings that a script's ``STEPS`` is made of."""
+    nodes = ast.parse(script.read_text()).body
+    value = next(n.value for n in nodes if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "STEPS")
+    named = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
+    return named | {n.value for n in ast.walk(value) if isinstance(n, ast.Constant)}
+
+
+@pages
+def test_names_exist(page: Path) -> None:
+    names = set(re.findall(r"(?<![\w./])(?:st|stpred)(?:\.[A-Za-z_]\w*)+", page.read_text()))
+    unknown = []
+    for name in sorted(names):
+        try:
+            resolve(name)
+        except AttributeError:
+            unknown.append(name)
+    assert not unknown
+
+
+@pages
+def test_parameters_exist(page: Path) -> None:
+    wrong = []
+    for name, keywords in (call for span in spans(page) for call in calls(span)):
+        signature = inspect.signature(resolve(name))  # type: ignore[arg-type]
+        parameters = signature.parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            wrong += [f"{name}({k}=)" for k in keywords if k not in signature.parameters]
+    assert not wrong
+
+
+@pages
+def test_scripts_and_their_options_exist(page: Path) -> None:
+    text = page.read_text()
+    assert not [s for s in set(re.findall(r"\bscripts/\w+\.py", text)) if not (ROOT / s).is_file()]
+    commands = re.findall(r"python (scripts/\w+\.py)([^`\n#]*)", text)
+    wrong = []
+    for script, rest in commands:
+        known = set(re.findall(r"\"(--[a-z-]+)\"", (ROOT / script).read_text()))
+        wrong += [f"{script} {o}" for o in re.findall(r"(?<!\S)--[a-z-]+", rest) if o not in known]
+    assert not wrong
+
+
+def test_steps_of_figures_exist() -> None:
+    """Sections that name a script with ``--steps STEP`` speak of its steps alone."""
+    text = (ROOT / "docs" / "publications.md").read_text()
+    for section in re.split(r"^## ", text, flags=re.MULTILINE):
+        found = re.search(r"(scripts/\w+\.py)[^`]*--steps STEP", section)
+        if found is None:
+            continue
+        known = steps_of(ROOT / found[1])
+        named = [re.findall(r"`(\w+)`", part) for part in re.findall(r"steps? (`\w+`(?: and `\w+`)*)", section)]
+        steps = {s for part in named for s in part}
+        assert steps
+        assert not steps - known
+
+
+@pages
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+    assert not [t for t in targets if not (page.parent / t).exists()]
