@@ -89,7 +89,7 @@ def add_nuclei(
             frame = gpd.read_parquet(kept)
             sdata.shapes["nuclei"] = ShapesModel.parse(frame, transformations={"um": Identity()})
         else:
-            st.pp.nuclei(sdata, **({} if method is None else {"method": method}))
+            st.pp.nuclei(sdata, min_area_um2=12.0, **({} if method is None else {"method": method}))
             frame = sdata.shapes["nuclei"].copy()
             frame.attrs = {}  # their place, which GeoParquet would write and cannot
             frame.to_parquet(kept)

@@ -71,7 +71,7 @@ def one_image(pixels: np.ndarray, mpp: float) -> Any:
 
 def test_no_nuclei_and_coarse_images_are_said() -> None:
     glass = one_image(np.full((300, 300, 3), 240, np.uint8), 0.5)
-    with pytest.raises(InputError, match=r"No nucleus of 12 to 350 um2 was found on image 'he' \(0.5 um per pixel\)"):
+    with pytest.raises(InputError, match=r"No nucleus of 8 to 350 um2 was found on image 'he' \(0.5 um per pixel\)"):
         st.pp.nuclei(glass)
     assert "nuclei" not in glass.shapes
     coarse = one_image(np.full((300, 300, 3), 200, np.uint8), 1.5)

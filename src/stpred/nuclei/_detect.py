@@ -48,7 +48,7 @@ def detect(
     *,
     method: str | Segmenter = DEFAULT,
     tissue: Any = None,
-    min_area_um2: float | None = None,
+    min_area_um2: float = _methods.MIN_AREA_UM2,
     max_area_um2: float = 350.0,
     chunk_um: float = 512.0,
     device: str | None = None,
@@ -64,7 +64,7 @@ def detect(
     tissue
         shapely geometry in micrometres; only nuclei whose centre lies in it are kept. None: all.
     min_area_um2, max_area_um2
-        Bounds on the area of a nucleus. None: 8 for the network, which tells small nuclei from debris, else 12.
+        Bounds on the area of a nucleus.
     chunk_um
         Edge of the pieces that the slide is worked on in; results do not depend on it. Models that are bound to a field
         size have their own.
@@ -77,7 +77,7 @@ def detect(
         Polygons in micrometres, by row and then by column, with ``area_um2``, ``eccentricity`` of the ellipse of equal
         moments, and mean optical density of ``haematoxylin`` and ``eosin``. The index is ``nucleus_id``: 1, 2, ...
     """
-    low, high = _areas(_methods.smallest_um2(method) if min_area_um2 is None else min_area_um2, max_area_um2)
+    low, high = _areas(min_area_um2, max_area_um2)
     chunk_um = positive(chunk_um, name="chunk_um", unit="micrometres")
     if chunk_um < 64:
         raise InputError(f"`chunk_um` must be at least 64 micrometres, got {chunk_um:g}.")

@@ -21,10 +21,11 @@ BUILTIN, NETWORK = "builtin", "network"
 OWN = (NETWORK, BUILTIN)
 """What comes with stpred."""
 DEFAULT = BUILTIN
+MIN_AREA_UM2 = 8.0
+"""Smallest nucleus, if nothing else is said: below it, more of what is found is debris than nuclei are gained."""
 WORK_MPP = 0.5
 """Micrometres per pixel of the fields of the own methods, and of callables that say nothing else."""
 
-_SMALLEST_UM2 = {NETWORK: 8.0}
 _PACKAGE = "lazyslide-models"
 # Models with a `segment` that label tissue, artefacts or whatever a prompt points at, not every nucleus.
 _OTHER_TASKS = {"grandqc-artifact", "grandqc-tissue", "hest-tissue-segmentation", "pathprofiler", "sam"}
@@ -32,11 +33,6 @@ _MODEL_MPP, _MODEL_PX, _MODEL_REACH_UM = 0.5, 512, 24.0
 _MOST_NETWORK_UM = 320.0  # about 400 MB of activations per thread
 # HistoPLUS' position codes are made for one size.
 _FIXED_PX = {"histoplus": 224}
-
-
-def smallest_um2(method: Any) -> float:
-    """Return the smallest nucleus that a method is asked for, if nothing else is said."""
-    return _SMALLEST_UM2.get(method, 12.0) if isinstance(method, str) else 12.0
 
 
 class Segmenter(Protocol):

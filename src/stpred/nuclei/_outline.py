@@ -8,7 +8,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, key_in
 from stpred._core.elements import affine_to, find_image, need_sdata
 from stpred.nuclei._detect import check, detect
-from stpred.nuclei._methods import DEFAULT, Segmenter, smallest_um2
+from stpred.nuclei._methods import DEFAULT, MIN_AREA_UM2, Segmenter
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def outline(
     image_key: str | None = None,
     tissue_key: str | None = None,
     method: str | Segmenter = DEFAULT,
-    min_area_um2: float | None = None,
+    min_area_um2: float = MIN_AREA_UM2,
     max_area_um2: float = 350.0,
     chunk_um: float = 512.0,
     device: str | None = None,
@@ -43,9 +43,8 @@ def outline(
         device=device,
     )
     if len(frame) == 0:
-        low = smallest_um2(method) if min_area_um2 is None else min_area_um2
         raise InputError(
-            f"No nucleus of {low:g} to {max_area_um2:g} um2 was found on image {image_key!r} "
+            f"No nucleus of {min_area_um2:g} to {max_area_um2:g} um2 was found on image {image_key!r} "
             f"({pyramid.mpp:.3g} um per pixel); is it an H&E slide in focus, and is that its resolution?"
         )
     return frame

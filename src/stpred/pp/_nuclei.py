@@ -18,7 +18,7 @@ def nuclei(
     image_key: str | None = None,
     key_added: str | None = None,
     tissue_key: str | None = None,
-    min_area_um2: float | None = None,
+    min_area_um2: float = detection.MIN_AREA_UM2,
     max_area_um2: float = 350.0,
     chunk_um: float = 512.0,
     device: str | None = None,
@@ -44,7 +44,7 @@ def nuclei(
     tissue_key
         Shapes to stay within; None looks everywhere that is not glass.
     min_area_um2, max_area_um2
-        Bounds on the area of a nucleus. None: 8 for the network, 12 for other methods.
+        Bounds on the area of a nucleus.
     chunk_um
         Edge of the pieces in which the slide is worked on: larger ones take more memory. The result does not depend on
         it.
