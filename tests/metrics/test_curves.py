@@ -11,21 +11,26 @@ from stpred.training import HeldOut
 def test_top_genes_are_medians_of_the_first_and_their_area_is_what_settings_are_chosen_by() -> None:
     rng = np.random.default_rng(0)
     scores = rng.uniform(-0.2, 0.8, (4, 230))
-    scores[1, 5] = np.nan
     found = metrics.top_genes(scores, n_samples=300)
     assert found.n_genes.tolist() == [100, 150, 200, 230]
-    mean = np.nan_to_num(scores).mean(axis=0)
+    mean = scores.mean(axis=0)
     np.testing.assert_allclose(found.value, [np.median(mean[:n]) for n in found.n_genes])
     assert found.area == pytest.approx(HeldOut(scores, scores, np.full(4, 50)).quality("top_genes"))
     assert ((found.low < found.value) & (found.value < found.high)).all()
     assert found.area_low < found.area < found.area_high
     # Bands by hand, one sample of donors after another.
     drawn = np.random.default_rng(0).multinomial(4, np.full(4, 0.25), size=300)
-    values = np.nan_to_num(scores)
+    values = scores
     slow = [np.median(np.repeat(values, n, axis=0).mean(axis=0)[:150]) for n in drawn]
     np.testing.assert_allclose([found.low[1], found.high[1]], np.quantile(slow, [0.025, 0.975]))
     best = metrics.top_genes(scores, n_genes=[1, 50, 230], statistic="mean", ranked=False)
     np.testing.assert_allclose(best.value, [np.sort(mean)[::-1][:n].mean() for n in (1, 50, 230)])
+    holes = scores.copy()
+    holes[1:, 5] = np.nan
+    assert metrics.top_genes(holes[:, 5:6], n_samples=50).value == [holes[0, 5]]
+    some = metrics.top_genes(holes, n_genes=[6], n_samples=50)
+    assert some.value == [np.median([*mean[:5], holes[0, 5]])]
+    assert np.isfinite([some.low, some.high]).all()
     one = metrics.top_genes(scores[:1], n_genes=[7])
     assert np.isnan([one.low[0], one.area_low]).all()
     assert one.area == one.value[0] == np.median(values[0, :7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -57,8 +58,9 @@ def top_genes(
     Parameters
     ----------
     scores
-        (D, G) score of each gene in each donor, genes in the order of the rule that chose them. Missing ones count as
-        0, as where settings are chosen by this curve (:class:`stpred.Splits`).
+        (D, G) score of each gene in each donor, genes in the order of the rule that chose them. Missing ones are left
+        out of a gene's mean over donors; where they should count, as where settings are chosen by this curve
+        (:class:`stpred.Splits`), give 0.
     n_genes
         Numbers of genes; None: those of DeepSpot's publication up to G (up to 5 000), and G.
     statistic
@@ -90,23 +92,30 @@ def top_genes(
     one_of(statistic, ("median", "mean"), name="statistic")
     level = fraction_of(level, name="level")
     firsts = _numbers(n_genes, values.shape[1])
-    values = np.nan_to_num(values)
-    own = _curve(values.mean(axis=0)[None], firsts, statistic=statistic, ranked=ranked)
     n_donors = len(values)
+    finite = (~np.isnan(values)).astype(np.float64)
+    values = np.nan_to_num(values)
+
+    def means(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return each gene's mean over weighted donors; NaN where it has no score in them."""
+        total = weights @ finite
+        return weights @ values / np.where(total > 0, total, np.nan)
+
+    own = _curve(means(np.ones((1, n_donors))), firsts, statistic=statistic, ranked=ranked)
     nothing = np.full(len(firsts), np.nan)
     low, high, area_low, area_high = nothing, nothing.copy(), np.nan, np.nan
     if n_donors > 1:
         rng = np.random.default_rng(seed)
         n_samples = whole(n_samples, name="n_samples")
-        weights = rng.multinomial(n_donors, np.full(n_donors, 1 / n_donors), size=n_samples) / n_donors
+        weights = rng.multinomial(n_donors, np.full(n_donors, 1 / n_donors), size=n_samples).astype(np.float64)
         parts = [
-            _curve(weights[i : i + _DRAWS] @ values, firsts, statistic=statistic, ranked=ranked)
+            _curve(means(weights[i : i + _DRAWS]), firsts, statistic=statistic, ranked=ranked)
             for i in range(0, n_samples, _DRAWS)
         ]
         drawn = np.concatenate(parts)
         tails = ((1 - level) / 2, (1 + level) / 2)
-        low, high = np.quantile(drawn, tails, axis=0)
-        area_low, area_high = np.quantile(area_under(drawn, firsts), tails)
+        low, high = np.nanquantile(drawn, tails, axis=0)
+        area_low, area_high = np.nanquantile(area_under(drawn, firsts), tails)
     area = float(area_under(own, firsts)[0])
     return TopGenes(np.asarray(firsts), own[0], low, high, area, float(area_low), float(area_high))
 
@@ -138,8 +147,10 @@ def _curve(
     """Return the (S, N) median or mean of the first genes of (S, G) scores."""
     if not ranked:
         per_gene = -np.sort(-per_gene, axis=1)
-    reduce = np.median if statistic == "median" else np.mean
-    return np.stack([reduce(per_gene[:, :k], axis=1) for k in firsts], axis=1)
+    reduce = np.nanmedian if statistic == "median" else np.nanmean
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # first genes of which none has a score
+        return np.stack([reduce(per_gene[:, :k], axis=1) for k in firsts], axis=1)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def top_gene_curve(
     -------
     DataFrame with one row per model and number of genes: ``model``, ``n_genes``, ``value``, ``low``, ``high`` (missing
     with a single donor), and ``area``, ``area_low``, ``area_high``, the area under the model's curve divided by its
-    width, the same in all of its rows. Missing correlations count as 0.
+    width, the same in all of its rows. Missing correlations count as 0;
+    genes that were not chosen in a donor's fold do not.
 
     Raises
     ------
@@ -76,6 +77,8 @@ def top_gene_curve(
     part = part[~part["model"].isin(keys.CONTEXT)]
     if part.empty:
         raise InputError(f"`scores` has no {metric!r} of a model.")
+    if keys.zero_is_nothing(metric):
+        part = part.assign(value=part["value"].fillna(0.0))  # a gene that a fold did not choose is not missing
     named = _order(part, order)
     rows = []
     for model, own in part.groupby("model", sort=False, observed=True):
