@@ -106,7 +106,7 @@ def boxes(
                 continue
             _box(ax, place[group, name], values, width, color=_color(names, name))
             tops[group] = max(tops.get(group, -np.inf), float(values.max()))
-    if metric not in keys.ERRORS:
+    if keys.zero_is_nothing(metric):
         ax.axhline(0, color="black", linewidth=0.5, zorder=0)
     if tests is not None:
         _brackets(ax, tests, place, tops, groupby=groupby)
