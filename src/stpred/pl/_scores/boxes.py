@@ -93,7 +93,8 @@ def boxes(
     names = _ordered(part, column, order, ascending=metric in keys.ERRORS)
     groups = [None] if groupby is None else list(part[groupby].unique())
     width = 0.8 / len(names)
-    ax = single(ax, size=(max(4.5, 1.2 + 0.42 * len(groups) * (len(names) + 0.6)), 4.6))
+    legend = 0.0 if groupby is None else 1.4 + 1.5 * min(len(names), 5)
+    ax = single(ax, size=(max(4.5, legend, 1.2 + 0.42 * len(groups) * (len(names) + 0.6)), 4.6))
     place: dict[tuple[Any, Any], float] = {}
     tops: dict[Any, float] = {}
     for g, group in enumerate(groups):
