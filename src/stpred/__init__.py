@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stpred._core.checks import InputError
 from stpred._core.recipes.quality import QC
 from stpred._core.recipes.splits import Splits
+from stpred._core.recipes.tile_risk import TileRisk
 from stpred._core.settings import settings
 from stpred._core.specs import FineTuning, GeneRule, Posterior, TileSpec
 
@@ -26,6 +27,7 @@ __all__ = [
     "InputError",
     "Posterior",
     "Splits",
+    "TileRisk",
     "TileSpec",
     "__version__",
     "datasets",

@@ -138,6 +138,7 @@ ELSEWHERE = {
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
     "tl.distill": "trains a network; reads its slides as tl.train does",
     "tl.occluded_tiles": "as tl.misaligned_spots",
+    "tl.tile_survival": "is of many slides with follow-up; takes the rows of a table as tl.differential_rank does",
     "tl.to_log1p_cp10k": "needs a model of log shares; takes the rows as tl.recalibrate does",
     "tl.withheld_sections": "is of several objects; reads each as tl.train does",
 }

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from stpred.tl._samples.compare_bulk import compare_bulk
     from stpred.tl._samples.pseudobulk import pseudobulk
     from stpred.tl._samples.survival import survival
+    from stpred.tl._samples.tile_survival import tile_survival
     from stpred.tl._trust.attribution import attribution
     from stpred.tl._trust.conformal import conformal
     from stpred.tl._trust.correct import correct
@@ -103,6 +104,7 @@ _HOMES = {
     "superior_genes": "_evaluation.superior_genes",
     "surroundings": "_evaluation.surroundings",
     "survival": "_samples.survival",
+    "tile_survival": "_samples.tile_survival",
     "to_log1p_cp10k": "_trust.to_log1p_cp10k",
     "top_gene_curve": "_evaluation.top_gene_curve",
     "train": "_predictors.train",
@@ -157,6 +159,7 @@ __all__ = [
     "superior_genes",
     "surroundings",
     "survival",
+    "tile_survival",
     "to_log1p_cp10k",
     "top_gene_curve",
     "train",

@@ -11,7 +11,8 @@ from stpred._core import keys
 from stpred._core.checks import InputError, fraction_of, key_in, one_of, whole
 from stpred._core.names import look_up, named, names_of
 from stpred._core.targets import TARGETS
-from stpred.comparison.slide_tables import ONE_SLIDE, SlideTable, slide_tables
+from stpred.comparison.slide_tables import ONE_SLIDE, SlideTable, named_slides, slide_tables
+from stpred.tl._samples.tile_survival import risk_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +52,9 @@ def differential_rank(
     table_key
         Table of every slide: predictions or raw counts.
     risk
-        Name of a column in ``obs`` of the tables; or by slide an array with one number per row of the table (a Series
-        is joined by its index); for one slide also just that array. NaN leaves a location out.
+        Name of a column in ``obs`` of the tables, or of the tables that :func:`stpred.tl.tile_survival` wrote; or by
+        slide an array with one number per row of the table (a Series is joined by its index); for one slide also just
+        that array. NaN leaves a location out.
     scale
         What is ranked, the same for measured and predicted tables: ``"log1p_cp10k"`` or ``"counts"``. On raw counts
         (the publication's choice) a score is also one of how much RNA the locations of high risk hold: where that
@@ -114,8 +116,9 @@ def differential_rank(
         drawn = names_of(look_up(groups, sides, what="groups").values(), what="donor")
     scores = np.empty((len(sides), len(genes)))
     n_locations = {}
+    risks = _of_tables(slides, sides, risk, coordinate_system=coordinate_system)
     for k, side in enumerate(sides.values()):
-        given = risk_of(side, risk)
+        given = risk_of(side, risks)
         kept = np.isfinite(given) & side.with_counts()
         if in_distribution_only:
             kept &= side.in_distribution()
@@ -142,6 +145,25 @@ def differential_rank(
     result.attrs["n_locations"] = n_locations
     result.attrs["scale"] = scale
     return result
+
+
+def _of_tables(
+    slides: Mapping[str, SpatialData] | SpatialData,
+    sides: Mapping[str, SlideTable],
+    risk: Any,
+    *,
+    coordinate_system: str,
+) -> Any:
+    """Return a risk by slide where it is the name of a table of risks; anything else as it is."""
+    if not isinstance(risk, str) or any(risk in side.table.obs for side in sides.values()):
+        return risk
+    by_name = named_slides(slides)
+    if not all(risk in by_name[s].tables for s in sides):
+        return risk
+    return {
+        s: risk_table(by_name[s], risk, side.table, slide=s, coordinate_system=coordinate_system)
+        for s, side in sides.items()
+    }
 
 
 def risk_of(side: SlideTable, risk: Any) -> NDArray[np.float64]:

@@ -65,3 +65,25 @@ def sample_groups(samples: AnnData, groups: Any) -> NDArray[Any]:
         return samples.obs_names.to_numpy().astype(str)
     found = sample_values(samples, groups, name="groups")
     return np.array(names_of(found, what="donor"), dtype=str)
+
+
+def follow_up(samples: AnnData, time: Any, event: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return (S,) checked follow-up times and events, of which there is at least one."""
+    try:
+        t = sample_values(samples, time, name="time").astype(np.float64)
+        e = sample_values(samples, event, name="event").astype(np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("`time` must hold numbers, and `event` 0 and 1 or False and True.") from error
+    if not (np.isfinite(t) & (t > 0)).all():
+        raise InputError(f"`time` must be above 0; it is not for {int((~(t > 0)).sum())} of {len(t)} samples.")
+    if not np.isin(e, (0, 1)).all():
+        raise InputError("`event` must be 0 or 1 (False or True) for every sample.")
+    if not e.any():
+        raise InputError(
+            f"None of the {len(e)} samples has an event, so there is no risk to learn; is `event` inverted?"
+        )
+    if np.ptp(t) == 0:
+        raise InputError(f"`time` is {t[0]:g} for all {len(t)} samples, so none of them had its event earlier.")
+    return t, e.astype(bool)

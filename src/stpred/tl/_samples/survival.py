@@ -8,7 +8,7 @@ import numpy as np
 
 from stpred._core.checks import InputError, positive, whole
 from stpred.tl._samples.sample_folds import folds, interval, resampled, share_of_pairs, survival_pairs
-from stpred.tl._samples.sample_table import features, sample_groups, sample_values
+from stpred.tl._samples.sample_table import features, follow_up, sample_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,7 @@ def survival(
     if not grid or not 0 <= l1_ratio <= 1:
         raise InputError(f"`l1_ratio` must be between 0 and 1 and `penalizer` not empty: {l1_ratio!r}, {grid}.")
     X, names = features(pseudobulk, genes)
-    t, died = _follow_up(pseudobulk, time, event)
+    t, died = follow_up(pseudobulk, time, event)
     if n_folds < 2 or died.sum() < 2 * n_folds:
         raise InputError(
             f"{int(died.sum())} events in {len(t)} samples are too few for {n_folds} folds: at least two folds and two "
@@ -208,22 +208,6 @@ def _choose(
             )  # fmt: skip
         found[strength] = share_of_pairs(survival_pairs(time, event, risk, fold))
     return max(found, key=lambda s: np.nan_to_num(found[s]))
-
-
-def _follow_up(samples: AnnData, time: Any, event: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return checked times and events."""
-    try:
-        t = sample_values(samples, time, name="time").astype(np.float64)
-        e = sample_values(samples, event, name="event").astype(np.float64)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("`time` must hold numbers, and `event` 0 and 1 or False and True.") from error
-    if not (np.isfinite(t) & (t > 0)).all():
-        raise InputError(f"`time` must be above 0; it is not for {int((~(t > 0)).sum())} of {len(t)} samples.")
-    if not np.isin(e, (0, 1)).all():
-        raise InputError("`event` must be 0 or 1 (False or True) for every sample.")
-    return t, e.astype(bool)
 
 
 def _lifelines() -> Any:
