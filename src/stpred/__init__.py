@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError
+from stpred._core.recipes.draws import Draws
 from stpred._core.recipes.quality import QC
 from stpred._core.recipes.splits import Splits
 from stpred._core.recipes.tile_risk import TileRisk
@@ -22,6 +23,7 @@ _SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "t
 
 __all__ = [
     "QC",
+    "Draws",
     "FineTuning",
     "GeneRule",
     "InputError",

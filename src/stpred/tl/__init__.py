@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from stpred.tl._downstream.enrichment import enrichment
     from stpred.tl._downstream.feature_associations import feature_associations
     from stpred.tl._downstream.markers import markers
+    from stpred.tl._downstream.paired_colocalization import paired_colocalization
     from stpred.tl._downstream.pathway_activity import pathway_activity
+    from stpred.tl._downstream.rank_agreement import rank_agreement
     from stpred.tl._evaluation.compare import compare
     from stpred.tl._evaluation.cross_validate import cross_validate
     from stpred.tl._evaluation.paired_tests import paired_tests
@@ -88,12 +90,14 @@ _HOMES = {
     "misaligned_spots": "_robustness.misaligned_spots",
     "occluded_tiles": "_robustness.occluded_tiles",
     "paired_tests": "_evaluation.paired_tests",
+    "paired_colocalization": "_downstream.paired_colocalization",
     "pathway_activity": "_downstream.pathway_activity",
     "predict": "_predictors.predict",
     "predict_map": "_predictors.predict_map",
     "pretrain_encoder": "_predictors.pretrain_encoder",
     "probe_encoder": "_predictors.probe_encoder",
     "pseudobulk": "_samples.pseudobulk",
+    "rank_agreement": "_downstream.rank_agreement",
     "rank_models": "_evaluation.rank_models",
     "recalibrate": "_trust.recalibrate",
     "restarts": "_robustness.restarts",
@@ -143,12 +147,14 @@ __all__ = [
     "misaligned_spots",
     "occluded_tiles",
     "paired_tests",
+    "paired_colocalization",
     "pathway_activity",
     "predict",
     "predict_map",
     "pretrain_encoder",
     "probe_encoder",
     "pseudobulk",
+    "rank_agreement",
     "rank_models",
     "recalibrate",
     "restarts",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core.checks import InputError, positive, whole
+from stpred._core.checks import InputError, listing, positive, whole
+from stpred.tl._samples.random_draws import drawn_scores
 from stpred.tl._samples.sample_folds import class_pairs, folds, interval, resampled, share_of_pairs
 from stpred.tl._samples.sample_table import features, sample_groups, sample_values
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
+    from stpred._core.recipes.draws import Draws
     from stpred.tl._samples.sample_folds import Pairs
 
 _INNER = 3
@@ -32,6 +34,7 @@ def classify(
     n_repeats: int = 1,
     l1_ratio: float = 0.5,
     strength: float | Sequence[float] = (0.01, 0.1, 1.0),
+    draws: Draws | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Predict a label of samples from pseudo-bulk with an elastic-net logistic regression, on samples left out.
@@ -56,6 +59,9 @@ def classify(
     strength
         Inverse of the penalty (C of scikit-learn), or several to choose from by balanced accuracy in three folds of the
         training samples.
+    draws
+        Train on randomly drawn patients and test on all others, many times, instead of folds: as in
+        :func:`stpred.tl.survival`.
     seed
         Of folds, fits and bootstrap.
 
@@ -66,6 +72,10 @@ def classify(
     ``f1`` (averaged over classes) and ``balanced_accuracy``, each with ``_interval`` (95 %, bootstrap over donors; that
     of these predictions, not of other folds), ``auroc_per_repeat``, ``strength`` (chosen, by repeat and fold),
     ``classes`` and ``chance`` (balanced accuracy without knowledge).
+
+    With `draws`, one row per draw instead: ``n_train`` patients, ``draw``, ``auroc``, ``f1``, ``balanced_accuracy`` and
+    ``n_samples_test``; and under ``attrs["summary"]`` by ``n_train`` the ``mean``, ``std`` and ``standard_error`` of
+    ``auroc`` (see :func:`stpred.tl.survival` on what it says).
 
     Raises
     ------
@@ -95,6 +105,8 @@ def classify(
     X, _ = features(pseudobulk, genes)
     y, of = sample_values(pseudobulk, label, name="label").astype(str), sample_groups(pseudobulk, groups)
     classes, codes = np.unique(y, return_inverse=True)
+    if draws is not None:
+        return _by_draws(X, codes, of, draws, grid=grid, l1_ratio=l1_ratio, classes=classes)
     donors = {str(c): len(np.unique(of[y == c])) for c in classes}
     if len(classes) < 2 or n_folds < 2 or min(donors.values()) < n_folds:
         raise InputError(
@@ -136,6 +148,29 @@ def classify(
         "chance": 1 / len(classes),
     }
     return result
+
+
+def _by_draws(
+    X: NDArray[np.float64], codes: NDArray[Any], of: NDArray[Any], draws: Draws, *, grid: list[float], l1_ratio: float,
+    classes: NDArray[Any],
+) -> pd.DataFrame:  # fmt: skip
+    """Return the scores on the samples that are not drawn, by draw."""
+    n = len(classes)
+    if n < 2:
+        raise InputError(f"All samples have the label {listing(classes)}; two or more classes are needed.")
+
+    def usable(train: NDArray[np.bool_]) -> bool:
+        return len(np.unique(codes[train])) == n and len(np.unique(codes[~train])) > 1
+
+    def score(train: NDArray[np.bool_], seed: int) -> dict[str, float]:
+        model, _ = _fitted(X[train], codes[train], of[train], grid, l1_ratio=l1_ratio, seed=seed)
+        found, truth = model.predict_proba(X[~train]), codes[~train]
+        once = np.ones(len(truth))
+        pairs = [class_pairs(truth == c, found[:, c], np.zeros(len(truth))) for c in range(n)]
+        f1, accuracy = rates(truth, found.argmax(axis=1), once, n=n)
+        return {"auroc": _auroc(pairs, once), "f1": f1, "balanced_accuracy": accuracy}
+
+    return drawn_scores(draws, of, usable=usable, score=score, metric="auroc", what="sample of every class")
 
 
 def rates(truth: NDArray[Any], guess: NDArray[Any], times: NDArray[Any], *, n: int) -> tuple[float, float]:

@@ -46,7 +46,8 @@ def compare_bulk(
     bulk
         Samples x genes, AnnData or DataFrame, named as the slides and genes of `pseudobulk` (others are left out).
     method
-        Correlation.
+        Correlation over the samples. ``"spearman"`` asks for the order alone, which a bulk of another protocol keeps;
+        ``"pearson"`` of the logarithms follows ST-Net's publication.
     bulk_scale
         What `bulk` holds: ``"counts"`` (brought to log1p CPM over all its genes), ``"linear"`` (TPM, FPKM, CPM; log1p
         is taken) or ``"log"`` (as it is). None takes whole numbers as counts and asks about anything else.

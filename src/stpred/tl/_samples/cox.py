@@ -153,3 +153,59 @@ def derivatives(
     chance = np.where(np.arange(len(risk)) <= ends[:, None], hazard / np.cumsum(hazard)[ends, None], 0)
     expected = chance.sum(axis=0)
     return died - expected, np.diag(expected) - chance.T @ chance
+
+
+def elastic_net(
+    X: NDArray[np.float64],
+    time: NDArray[Any],
+    event: NDArray[np.bool_],
+    *,
+    penalizer: float,
+    l1_ratio: float,
+    n_steps: int = 2000,
+    tolerance: float = 1e-7,
+) -> NDArray[np.float64]:
+    """Return (d,) coefficients of a Cox elastic net, for thousands of columns.
+
+    They minimise ``-log_likelihood / S + penalizer * (l1_ratio * sum(abs(b)) + (1 - l1_ratio) / 2 * sum(b ** 2))``, as
+    lifelines does, by accelerated proximal steps (Beck and Teboulle 2009) that start anew where they go back.
+    """
+    order, last = risk_order(time)
+    X, died = X[order] - X.mean(axis=0), event[order]
+    n, ridge, lasso = len(X), penalizer * (1 - l1_ratio), penalizer * l1_ratio
+
+    def smooth(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        risk = X @ at
+        return ridge / 2 * float(at @ at) - float((risk - np.logaddexp.accumulate(risk)[last])[died].sum()) / n, risk
+
+    b = ahead = np.zeros(X.shape[1])
+    height, momentum, curvature = np.inf, 1.0, 1e-2
+    for _ in range(n_steps):
+        below, risk = smooth(ahead)
+        slope = ridge * ahead - X.T @ martingale(risk, died, last) / n
+        while True:
+            moved = ahead - slope / curvature
+            new = np.sign(moved) * np.maximum(np.abs(moved) - lasso / curvature, 0)
+            step = new - ahead
+            level = smooth(new)[0]
+            if level <= below + slope @ step + curvature / 2 * step @ step + 1e-12:
+                break
+            curvature *= 2
+        gain = height - (new_height := level + lasso * float(np.abs(new).sum()))
+        if gain < 0 and momentum > 1:  # it went back: once more from here, without momentum
+            ahead, momentum = b, 1.0
+            continue
+        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        ahead, b = new + (momentum - 1) / following * (new - b), new
+        height, momentum = new_height, following
+        if gain < tolerance:
+            break
+    return b
+
+
+def martingale(risk: NDArray[np.float64], died: NDArray[np.bool_], last: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (S,) martingale residuals of samples in the order of :func:`risk_order`."""
+    hazard = np.exp(risk - risk.max())
+    per_event = died / np.cumsum(hazard)[last]
+    totals = np.bincount(last, weights=per_event, minlength=len(risk))
+    return died - hazard * np.cumsum(totals[::-1])[::-1]
