@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from stpred.pl._markers import markers
     from stpred.pl._models import models
     from stpred.pl._raster import raster
+    from stpred.pl._samples.cohort_size import cohort_size
+    from stpred.pl._samples.rank_agreement import rank_agreement
     from stpred.pl._scores.boxes import boxes
     from stpred.pl._scores.critical_difference import critical_difference
     from stpred.pl._scores.donors_per_gene import donors_per_gene
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "attribution",
     "boxes",
+    "cohort_size",
     "compare",
     "composition_by_distance",
     "coverage",
@@ -45,6 +48,7 @@ __all__ = [
     "markers",
     "metagenes",
     "models",
+    "rank_agreement",
     "raster",
     "spatial",
     "tiles",
@@ -55,6 +59,7 @@ __all__ = [
 
 _ROOMS = {
     **dict.fromkeys(["composition_by_distance", "error_by_std", "metagenes", "volcano"], "_analyses"),
+    **dict.fromkeys(["cohort_size", "rank_agreement"], "_samples"),
     **dict.fromkeys(["boxes", "critical_difference", "donors_per_gene", "top_genes"], "_scores"),
     **dict.fromkeys(["attribution", "latent", "tiles"], "_tiles"),
 }

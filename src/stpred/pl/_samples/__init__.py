@@ -1,0 +1,1 @@
+"""Pictures of analyses of whole samples."""
