@@ -119,17 +119,17 @@ class Study:
 def planted(slides: dict[str, SpatialData], *, seed: int) -> pd.DataFrame:
     """Follow-up of patients who die the earlier, the more of the slide is tumour."""
     rng = np.random.default_rng(seed)
-    share = np.array([(s.shapes["spots"]["type"].astype(str) == "tumour").mean() for s in slides.values()])
+    share = np.array([(s["cells_counts"].obs["type"] == "tumour").mean() for s in slides.values()])
     died = rng.exponential(np.exp(-1.5 * (share - share.mean()) / max(share.std(), 1e-9))) + 0.01
     left = rng.exponential(3 * np.median(died), len(died)) + 0.01
     return pd.DataFrame({"time": np.minimum(died, left), "event": died <= left}, index=list(slides))
 
 
 def stain_as_risk(sdata: SpatialData) -> None:
-    """Write the tile's mean haematoxylin as the risk of each measured spot."""
+    """Write how much red a spot's tile absorbs, which haematoxylin does, as the risk of each spot."""
     features = st.pp.features(sdata, "intensity", shapes_key="spots", inplace=False)
-    name = next(n for n in features.var_names if "mean" in n)
-    by_spot = pd.Series(-np.asarray(features[:, name].X).ravel(), index=features.obs["instance_id"].to_numpy())
+    red = np.asarray(features[:, "mean_red"].X).ravel()
+    by_spot = pd.Series(-red, index=features.obs["instance_id"].to_numpy())
     for key in [k for k in ("spots_counts", "spots_predicted") if k in sdata.tables]:
         table = sdata.tables[key]
         table.obs[STAND_IN] = by_spot.reindex(table.obs["instance_id"].to_numpy()).to_numpy()

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import stpred as st
 from stpred import InputError
 from stpred._core.tables import read_provenance
-from stpred.tl._samples.tile_network import Bags, Network, first_within
+from stpred.tl._samples.bags import Bags
+from stpred.tl._samples.tile_network import Network, first_within
 
 
 @dataclass(frozen=True)

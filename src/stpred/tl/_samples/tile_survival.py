@@ -146,6 +146,11 @@ def tile_survival(
     where = _Tiles(encoder, table_key, Place(shapes_key, image_key, coordinate_system=coordinate_system), device)
     read = {slide: where.read(slide, value) for slide, value in (given | others).items()}
     _same_features(read)
+    regions = {s: t.region for s, t in read.items() if t.region is not None and s in given}
+    data.refuse_copies(regions, dict(zip(given, of, strict=True)))
+    for tile in read.values():
+        if not isinstance(tile.sdata, np.ndarray):
+            tile.key(key_added)
     tiles = [read[s].features for s in given]
     found = cross_fitted(tiles, t, died, of, fold, settings=settings, seed=seed, device=device or "cpu")
     result = _frame(samples, found, t, died, of, fold, settings=settings, seed=seed)
@@ -172,16 +177,21 @@ class _Tile:
 
     def __init__(
         self, sdata: Any, features: NDArray[Any], names: list[str] | None, shapes_key: str = "", instances: Any = None,
-        coords_um: Any = None, card: Any = None,
+        coords_um: Any = None, card: Any = None, region: data.Region | None = None,
     ) -> None:  # fmt: skip
-        self.sdata, self.features, self.names = sdata, features, names
+        self.sdata, self.features, self.names, self.region = sdata, features, names, region
         self.shapes_key, self.instances, self.coords_um, self.card = shapes_key, instances, coords_um, card
+
+    def key(self, key_added: str | None) -> str:
+        """Return what its table will be called, if it can be written."""
+        key = f"{self.shapes_key}_risk" if key_added is None else key_added
+        tables.check_writable(self.sdata, key)
+        return key
 
     def write(self, risk: NDArray[np.float32], key_added: str | None, facts: dict[str, Any]) -> None:
         """Write the risks as a table of the region."""
         import pandas as pd
 
-        key = f"{self.shapes_key}_risk" if key_added is None else key_added
         table = tables.build_table(
             risk[:, None].astype(np.float32),
             shapes_key=self.shapes_key,
@@ -190,7 +200,7 @@ class _Tile:
             spatial_um=self.coords_um,
             provenance={"kind": KIND, **facts, "versions": tables.package_versions()},
         )
-        tables.put_table(self.sdata, key, table)
+        tables.put_table(self.sdata, self.key(key_added), table)
 
 
 class _Tiles:
@@ -231,7 +241,7 @@ class _Tiles:
         region = data.read_region(sdata, self.place, slide=slide)
         data.check_resolution(region, self._loaded)
         x, card = data.embed_region(region, self._loaded), self._loaded.card.to_dict()
-        return _Tile(sdata, np.asarray(x), None, region.shapes_key, region.instances, region.coords_um, card)
+        return _Tile(sdata, np.asarray(x), None, region.shapes_key, region.instances, region.coords_um, card, region)
 
 
 def _named(slides: Any, name: str) -> dict[str, Any]:
