@@ -90,7 +90,7 @@ def test_bad_input_is_named() -> None:
         (lambda: st.Draws(n_train=3, train_fraction=0.5), "takes one of"),
         (lambda: st.Draws(n_train=(3, 3)), "one or more different numbers"),
         (lambda: st.Draws(train_fraction=1.5), "Draws.train_fraction"),
-        (lambda: st.tl.survival(made, "time", "event", draws=st.Draws(n_train=30)), r"Of 30 patients, \[30\] cannot"),
+        (lambda: st.tl.survival(made, "time", "event", draws=st.Draws(n_train=30)), "30 of 30 patients cannot"),
         (lambda: st.tl.survival(made, "time", "event", draws=5), "must be a stpred.Draws"),  # type: ignore[arg-type]
         (lambda: st.tl.survival(made, "time", np.zeros(30), draws=st.Draws(n_train=9)), "None of the 30 samples has"),
         (lambda: st.tl.survival(made, "time", rare, draws=st.Draws(n_train=1)), "200 draws of 1 patients in a row"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stpred._core.checks import InputError, fraction_of, listing, whole
+from stpred._core.checks import InputError, fraction_of, whole
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class Draws:
         else:
             found = list(self.n_train)  # type: ignore[arg-type]
         if wrong := [n for n in found if not 0 < n < n_patients]:
-            raise InputError(f"Of {n_patients} patients, {listing(wrong)} cannot be trained on and others be tested.")
+            raise InputError(
+                f"{', '.join(map(str, wrong))} of {n_patients} patients cannot be trained on: some must be, and others be "
+                "left to test on."
+            )
         return found
 
     def rng(self, size: int, repeat: int) -> np.random.Generator:
