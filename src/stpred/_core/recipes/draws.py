@@ -68,8 +68,8 @@ class Draws:
             found = list(self.n_train)  # type: ignore[arg-type]
         if wrong := [n for n in found if not 0 < n < n_patients]:
             raise InputError(
-                f"{', '.join(map(str, wrong))} of {n_patients} patients cannot be trained on: some must be, and others be "
-                "left to test on."
+                f"{', '.join(map(str, wrong))} of {n_patients} patients cannot be trained on: some must "
+                "be, and others be left to test on."
             )
         return found
 
