@@ -119,7 +119,8 @@ def rank_agreement(
         if ALL in of:
             raise InputError(f"A group of `by` is called {ALL!r}, as the row of all slides is; rename it.")
         kinds |= {str(k): of == k for k in np.unique(of)}
-    rows, lists = [], {"top": {}, "bottom": {}}
+    rows: list[dict[str, Any]] = []
+    lists: dict[str, dict[str, list[str]]] = {"top": {}, "bottom": {}}
     for kind, rows_of in kinds.items():
         args = (x[rows_of], y[rows_of], donors[rows_of])
         row, shared = _agreement(*args, n_top=n_top, n=(n_bootstrap, n_permutations), level=level, seed=seed)

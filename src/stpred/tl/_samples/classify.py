@@ -137,10 +137,10 @@ def classify(
         {"label": y, "predicted": classes[guess], **{f"p_{c}": p for c, p in zip(classes, probability.T, strict=True)}},
         index=pd.Index(pseudobulk.obs_names.astype(str), name="sample"),
     ).assign(group=of, fold=first)
-    draws = resampled(of, n=_DRAWS, seed=seed)
+    times = resampled(of, n=_DRAWS, seed=seed)
     once = np.ones(len(y))
     result.attrs = {name: score(once) for name, score in scores.items()}
-    result.attrs |= {f"{name}_interval": interval([score(w) for w in draws]) for name, score in scores.items()}
+    result.attrs |= {f"{name}_interval": interval([score(w) for w in times]) for name, score in scores.items()}
     result.attrs |= {
         "auroc_per_repeat": [_auroc(p, once) for p in pairs],
         "strength": chosen,

@@ -174,7 +174,7 @@ def _by_draws(
 
     def score(train: NDArray[np.bool_], seed: int) -> dict[str, float]:
         data = (X[train], t[train], died[train])
-        options = {"l1_ratio": l1_ratio, "screened": screened, "fit": _coefficients}
+        options: dict[str, Any] = {"l1_ratio": l1_ratio, "screened": screened, "fit": _coefficients}
         best = grid[0] if len(grid) == 1 else _choose(data, of[train], grid, seed=seed, **options)
         risk, weights = _fit(*data, X[~train], penalizer=best, **options)
         return {
