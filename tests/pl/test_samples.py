@@ -31,7 +31,7 @@ def test_cohort_size_draws_means_and_their_standard_errors() -> None:
     ax = st.pl.cohort_size({"one": one, "two": one})
     bars = ax.containers
     assert [b.get_label() for b in bars] == ["one", "two"]
-    np.testing.assert_allclose(bars[0].lines[0].get_ydata(), [0.7, 0.72])
+    np.testing.assert_allclose(bars[0].lines[0].get_ydata(orig=False), [0.7, 0.72])
     ends = bars[0].lines[2][0].get_segments()[0]
     assert ends[1, 1] - ends[0, 1] == pytest.approx(2 * np.std([0.6, 0.7, 0.8], ddof=1) / np.sqrt(3))
     assert ax.get_xticks().tolist() == [50, 80]

@@ -120,13 +120,13 @@ def paired_colocalization(
     return result
 
 
-def _values(frames: Any, name: str, *, against_null: bool) -> dict[str, dict[tuple[str, str], float]]:
+def _values(frames: Any, name: str, *, against_null: bool) -> dict[str, dict[tuple[str, ...], float]]:
     """Return by slide the statistic of each pair, whose sets are in the order of their names."""
     import pandas as pd
 
     if not isinstance(frames, Mapping) or not frames:
         raise InputError(f"`{name}` must be a mapping of slides to frames of stpred.tl.colocalization.")
-    found = {}
+    found: dict[str, dict[tuple[str, ...], float]] = {}
     for slide, frame in named(frames, what=name).items():
         if not isinstance(frame, pd.DataFrame) or not {"first", "second", "statistic", "null_mean"} <= set(frame):
             raise InputError(f"`{name}` of {slide!r} is no frame of stpred.tl.colocalization.")

@@ -145,14 +145,14 @@ def survival(
         chosen.append(strength)
         used.append(kept)
     both = (np.mean([p[0] for p in pairs], axis=0), np.mean([p[1] for p in pairs], axis=0))
-    draws = [share_of_pairs(both, w) for w in resampled(of, n=_DRAWS, seed=seed)]
+    shares = [share_of_pairs(both, w) for w in resampled(of, n=_DRAWS, seed=seed)]
     result = pd.DataFrame(
         {"risk": np.mean(risks, axis=0), "time": t, "event": died, "group": of, "fold": first},
         index=pd.Index(pseudobulk.obs_names.astype(str), name="sample"),
     )
     result.attrs = {
         "concordance": share_of_pairs(both),
-        "concordance_interval": interval(draws),
+        "concordance_interval": interval(shares),
         "concordance_per_repeat": [share_of_pairs(p) for p in pairs],
         "penalizer": chosen,
         "genes": used,
