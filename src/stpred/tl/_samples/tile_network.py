@@ -130,7 +130,8 @@ def _fitted(
 ) -> TileModels:
     """Fit a model without each inner fold of the training slides, and return their average."""
     inner = np.full(len(train), -1)
-    n_inner = min(settings.n_inner, len(np.unique(groups[train])))
+    most = max(int(event[train].sum()), int((~event[train]).sum()))  # more folds cannot each have one of a class
+    n_inner = min(settings.n_inner, len(np.unique(groups[train])), most)
     inner[train] = folds(event[train], groups[train], n=n_inner, seed=seed)
     masks = np.stack([train & (inner != m) for m in range(n_inner)])
     mean, spread = bags.moments(masks)
