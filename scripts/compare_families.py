@@ -7,6 +7,16 @@ ST-Net from the ImageNet weights of the extra `imagenet`, minutes of one core pe
 
     python scripts/compare_families.py ../shared/data/her2st --only stnet --targets log1p_cp10k
 
+Peers that are baselines of other publications (`--only histogene hist2st istar ...`) run when asked for, too:
+
+    python scripts/compare_families.py ../shared/data/her2st --only histogene hist2st istar "random forest" nmf \\
+        --targets log1p_cp10k --cache features
+
+Ways of pooling DeepSpot's neighbours, and the choice between them inside the training slides (`neighbours chosen`):
+
+    python scripts/compare_families.py ../shared/data/her2st --only "neighbours max" "neighbours distance" \\
+        "neighbours attention" "neighbours chosen" --targets log1p_cp10k --cache features
+
 Every family is trained for the scale that it is scored on; numbers of epochs, penalties and the choice between families
 (`best`, `auto`) are made inside the training slides, but for ST-Net's six epochs, which were read off C4.
 """
@@ -15,13 +25,28 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 import stpred as st
-from stpred.models import MISO, MLP, DeepSpot, KernelRidge, Ridge, STNet, Transformer
+from stpred.models import (
+    MISO,
+    MLP,
+    DeepSpot,
+    Hist2ST,
+    HisToGene,
+    IStar,
+    KernelRidge,
+    NMFComposition,
+    RandomForest,
+    Retrieval,
+    Ridge,
+    STNet,
+    Transformer,
+)
 
 REACH_UM = 520.0
 BASELINES = ("mean", "intensity", "colour")
@@ -30,6 +55,11 @@ ENCODERS = ("morphology", "morphology-multiscale", "imagenet-multiscale")
 
 SHARED = {"lr": 1e-3, "weight_decay": 1e-2}
 STNET = "stnet"
+POOLS = tuple(f"neighbours {how}" for how in ("max", "distance", "attention", "chosen"))
+PEERS = ("histogene", "hist2st", "istar", "random forest", "nmf", "retrieval")
+ENCODERS_OF = {"istar": "morphology"}
+"""Of families whose patches need tiles of one width."""
+
 TILES = {STNET: st.TileSpec(150 / 112, 112)}
 """The published width of 150 um at half the published pixels: a quarter of the time."""
 
@@ -50,6 +80,20 @@ def families(loss: str) -> dict[str, object]:
         scale_genes=True,
         epochs=6,
     )
+    section = {"depth": 2, "n_heads": 4, "feed_width": 256, "dropout": 0.3, "input_dropout": 0.5, "lr": 5e-4}
+    section |= {"weight_decay": 1e-2, "max_epochs": 40}
+    peers = {
+        "histogene": HisToGene.Config(width=128, **section),
+        "hist2st": Hist2ST.Config(width=128, n_graph_layers=2, views=1, **section),
+        "istar": IStar.Config(input_dropout=0.3, dropout=0.2, max_epochs=20, patience=5, weight_decay=1e-2),
+        "random forest": RandomForest.Config(),
+        "nmf": NMFComposition.Config(context_um=REACH_UM),
+        "retrieval": Retrieval.Config(weight_decay=1e-2, max_epochs=40),
+    }
+    around = {
+        how: replace(deepspot, context="spot+neighbors", context_um=REACH_UM, neighbors_pool=how)
+        for how in ("max", "distance", "attention")
+    }
     whole = Transformer.Config(width=256, inner=64, n_heads=4, dropout=0.5, max_epochs=60, **heavy)
     return {
         "mean": "mean",
@@ -67,6 +111,9 @@ def families(loss: str) -> dict[str, object]:
         "best": [ridge, mlp, miso, deepspot],
         "auto": "auto",
         STNET: stnet,
+        **peers,
+        **{f"neighbours {how}": config for how, config in around.items()},
+        "neighbours chosen": list(around.values()),
     }
 
 
@@ -113,7 +160,7 @@ def main() -> None:
     given = parser.parse_args()
     st.settings.checkpoint_dir, st.settings.cache_dir = given.checkpoint, given.cache
     slides, _ = st.io.read_cohort([given.slides])
-    everything = families("pearson").keys() - {STNET}
+    everything = families("pearson").keys() - {STNET, *PEERS, *POOLS}
     parts = []
     for target in given.targets:
         done: set[str] = set()
@@ -123,14 +170,15 @@ def main() -> None:
                     continue
                 start = time.perf_counter()
                 model = config if name in (*BASELINES, "auto") else ensemble(config, given.ensemble)
-                scores = scored(slides, name, model, target=target, encoder=None if name == STNET else encoder)
+                own = None if name == STNET else ENCODERS_OF.get(name, encoder)
+                scores = scored(slides, name, model, target=target, encoder=own)
                 row, rest = means(scores, name), means(scores, name, "pearson_given_library_size").mean()
-                print(f"{target:12s} {encoder:21s} {name:28s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f} "
-                      f"given library size {rest:.4f} {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
-                if name == "best":
+                said = f"mean {row.mean():.4f} given library size {rest:.4f} {time.perf_counter() - start:.0f} s"
+                print(f"{target:12s} {own or 'pixels':21s} {name:28s}", *(f"{v:.3f}" for v in row), said, flush=True)
+                if name in ("best", "neighbours chosen"):
                     print("   ", *sorted(set(scores[scores.model == name].chosen)), sep="\n    ")
-                parts.append(scores.assign(encoder=encoder))
-            done |= {*BASELINES, STNET}  # they have encoders of their own
+                parts.append(scores.assign(encoder=own))
+            done |= {*BASELINES, STNET, *ENCODERS_OF}  # they have encoders of their own
         row = means(parts[-1], "library_size")
         print(f"{target:12s} {'library size alone':50s}", *(f"{v:.3f}" for v in row), f"mean {row.mean():.4f}")
     if given.out is not None:

@@ -15,7 +15,7 @@ import stpred as st
 from stpred import InputError, data, metrics, training
 from stpred._core.places import Place
 from stpred.links import Links
-from stpred.models import Batch, Hist2ST, HisToGene, IStar, NMFComposition, RandomForest, load, save
+from stpred.models import Batch, DeepSpot, Hist2ST, HisToGene, IStar, NMFComposition, RandomForest, load, save
 from stpred.models.parts.sample import gather
 from stpred.models.parts.section import Places
 from stpred.testing import MeanColour, small_slide
@@ -358,3 +358,99 @@ def test_published_settings_are_those_of_the_papers() -> None:
     assert Hist2ST.Config.published().depth == 8
     assert IStar.Config.published().hidden == (256,) * 4
     assert HisToGene.Config().at_pitch(100.0).pitch_um == 100
+
+
+# Neighbours of DeepSpot that are weighed.
+
+
+def weighted_slowly(model: Any, batch: Batch) -> NDArray[np.float64]:
+    """The mean over neighbours of the values of phi, a location and a neighbour at a time."""
+    with torch.no_grad():
+        z = model.embed(torch.from_numpy(batch.features)).double()
+        query, key = (None if m is None else m.weight.double() for m in (model.weighting.query, model.weighting.key))
+    width = float(model.weighting.log_width.exp()) * 150
+    out = np.zeros((len(batch.targets), z.shape[1]))
+    for i in range(len(out)):
+        rows = batch.links.indices[batch.links.indptr[i] : batch.links.indptr[i + 1]]
+        scores = []
+        for row in rows:
+            score = -np.square(batch.coords_um[row] - batch.coords_um[i]).sum() / (2 * width**2)
+            if query is not None:
+                score += float((query @ z[i]) @ (key @ z[row])) / np.sqrt(len(query))
+            scores.append(score)
+        weights = np.exp(np.array(scores))
+        for weight, row in zip(weights / weights.sum(), rows, strict=True):
+            out[i] += weight * z[row].numpy()
+    return out
+
+
+@pytest.mark.parametrize("how", ["distance", "attention"])
+def test_neighbours_are_weighed_as_a_slow_loop_does(how: str) -> None:
+    config = DeepSpot.Config(
+        context="spot+neighbors", context_um=150, neighbors_pool=how, width=12, n_phi=2, n_rho=2, standardize="none"
+    )
+    assert config.needs.places
+    model = new(config)
+    batch = data.with_needs(slide("a", n=60), config.needs)
+    links = batch.links
+    batch = replace(
+        batch,
+        links=Links(np.concatenate([[0, 0], links.indptr[2:] - links.indptr[1]]), links.indices[links.indptr[1] :]),
+    )
+    with torch.no_grad():
+        sample = gather([batch], [None])
+        pooled = model.pool(model.embed(sample.features), sample)[:, 12:].numpy()
+    np.testing.assert_allclose(pooled, weighted_slowly(model, batch), rtol=1e-4, atol=1e-5)
+    assert not pooled[0].any()  # it has no neighbours
+    whole = model.predict(batch)[0]
+    order = np.random.default_rng(0).permutation(60)[:21]
+    np.testing.assert_allclose(model.predict(batch.take(order))[0], whole[order], rtol=1e-4, atol=1e-5)
+    back = Links(links.indptr, np.concatenate([r[::-1] for r in np.split(links.indices, links.indptr[1:-1])]))
+    plain = model.predict(replace(batch, links=links))[0]
+    np.testing.assert_allclose(model.predict(replace(batch, links=back))[0], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_near_neighbours_are_preferred_where_they_say_more() -> None:
+    rng = np.random.default_rng(0)
+    xy = 50.0 * np.stack(np.divmod(np.arange(400), 20), axis=1)
+    x = rng.normal(size=(400, 3)).astype(np.float32)
+    near = (cdist(xy, xy) < 60) & ~np.eye(400, dtype=bool)
+    y = np.maximum(3 + 2 * (near @ np.maximum(x, 0)) / near.sum(axis=1, keepdims=True), 0).astype(np.float32)
+    config = DeepSpot.Config(
+        context="spot+neighbors", context_um=200, neighbors_pool="distance", width=32, n_phi=1, n_rho=1, epochs=40,
+        phi_dropout=0, rho_dropout=0, output_dropout=0, standardize="none", batch_size=100, lr=1e-2,
+    )  # fmt: skip
+    batch = data.with_needs(Batch.of(x, y=y, coords_um=xy, scale="log1p_cp10k"), config.needs)
+    model = fitted(config, [batch])
+    assert float(model.weighting.log_width.exp()) < 0.4  # of 200 um
+    assert np.median(metrics.pearson(model.predict(batch)[0], y)) > 0.8
+
+
+def test_pools_that_know_no_places_are_unchanged_and_cells_have_none() -> None:
+    assert not DeepSpot.Config().needs.places
+    assert DeepSpot.Config().build(n_features=6, n_genes=8).weighting is None
+    with pytest.raises(InputError, match="pools its neighbours by one of"):
+        st.models.DeepCell.Config(neighbors_pool="attention")
+    with pytest.raises(InputError, match="neighbors_pool"):
+        DeepSpot.Config(neighbors_pool="nearest")
+
+
+# Sections elsewhere than in training.
+
+
+def test_a_section_is_cross_validated_and_predicted_at_another_pitch() -> None:
+    slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=12)
+    config = Hist2ST.Config(
+        width=8, depth=1, n_heads=2, head_width=4, feed_width=8, parts=2, views=1, n_graph_layers=1, epochs=1
+    )
+    how: dict[str, Any] = {"genes": "all", "encoder": MeanColour(), "shapes_key": "spots"}
+    model = st.tl.train(slides, config, groups=dict.fromkeys(slides, "one"), **how)
+    scores = st.tl.cross_validate(slides, config, groups={s: s for s in slides}, **how)
+    assert scores.loc[scores["metric"] == "rmse", "value"].notna().any()
+    unseen = small_slide(donor=5)
+    cells = st.tl.predict(unseen, model, shapes_key="cells", encoder=MeanColour(), inplace=False)
+    assert np.isfinite(cells.X).all()
+    st.pp.grid(unseen, pitch_um=60, key_added="fine")
+    del unseen.shapes["spots"], unseen.tables["spots_counts"]
+    fine = st.tl.predict(unseen, model, shapes_key="fine", encoder=MeanColour(), inplace=False)
+    assert np.isfinite(fine.X).all()

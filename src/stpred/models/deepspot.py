@@ -21,8 +21,14 @@ from stpred.models.parts.sample import Sample
 
 CONTEXTS = ("spot", "spot+parts", "spot+neighbors", "all")
 POOLS = ("max", "mean", "sum")
+PLACED = ("distance", "attention")
+"""Means of neighbours whose weights depend on where these are."""
+
 PITCHES = 1.5
 """Radius in training pitches: six neighbours on Visium's hexagon (the next are at 1.73), eight on a square grid."""
+
+_INNER = 64
+"""Largest width of queries and keys of neighbours."""
 
 _CHUNK = 8192
 """Rows that phi maps at a time in prediction: its copies are ten times as wide as its output."""
@@ -49,7 +55,9 @@ class DeepSpotConfig(NetworkConfig):
         On the features, after phi's linear map, before rho's, and on rho's outputs.
     parts_pool, neighbors_pool
         ``"sum"``, ``"mean"`` or ``"max"``. The publication sums sub-tiles, which is their mean with other weights; the
-        mean starts on the scale of the rest.
+        mean starts on the scale of the rest. Neighbours also take ``"distance"``, their mean with weights that fall off
+        with the distance as a Gaussian of learned width, and ``"attention"``, whose weights are that times what the
+        location's own values and the neighbour's say of each other.
     oversample
         Clusters of locations within each slide, from which equally many are drawn in every epoch; None draws each
         location once. The publication clusters a latent space of tile and expression; here it is k-means on the
@@ -78,7 +86,7 @@ class DeepSpotConfig(NetworkConfig):
         super().__post_init__()
         one_of(self.context, CONTEXTS, name="context")
         one_of(self.parts_pool, POOLS, name="parts_pool")
-        one_of(self.neighbors_pool, POOLS, name="neighbors_pool")
+        one_of(self.neighbors_pool, POOLS + PLACED, name="neighbors_pool")
         self.check_whole("parts", "width", "n_phi", "n_rho", "oversample")
         self.check_fraction("input_dropout", "phi_dropout", "rho_dropout", "output_dropout")
         self.check_positive("context_um")
@@ -105,6 +113,7 @@ class DeepSpotConfig(NetworkConfig):
             super().needs,
             context_um=(self.context_um or 150.0) if self.sees_neighbors else None,
             parts=self.parts if self.sees_parts else None,
+            places=self.sees_neighbors and self.neighbors_pool in PLACED,
         )
 
     @property
@@ -154,6 +163,9 @@ class DeepSpot(Network):
         bound = 1 / math.sqrt(n_pools * c.width)  # torch's default for each of the linear maps
         self.rho_weight = nn.Parameter(torch.empty(c.n_rho, n_genes, n_pools * c.width).uniform_(-bound, bound))
         self.rho_bias = nn.Parameter(torch.empty(c.n_rho, n_genes).uniform_(-bound, bound))
+        self.weighting = None
+        if c.sees_neighbors and c.neighbors_pool in PLACED:
+            self.weighting = NeighborWeights(c.width, attended=c.neighbors_pool == "attention")
 
     def initialise(self, mean: Any) -> None:
         """Let the outputs start at the training mean."""
@@ -199,7 +211,9 @@ class DeepSpot(Network):
             if c.parts_pool == "sum":  # a target smaller than its sub-tiles comes with one of them
                 pooled = pooled * (c.parts**2 / max(parts.shape[1], 1))
             pools.append(pooled)
-        if c.sees_neighbors:
+        if self.weighting is not None:
+            pools.append(self.weighting(z, sample, reach_um=float(c.needs.context_um or 1.0)))
+        elif c.sees_neighbors:
             pools.append(_pool(z, needed(sample.neighbors, "neighbours"), c.neighbors_pool))
         return torch.cat(pools, dim=1)
 
@@ -212,6 +226,37 @@ class DeepSpot(Network):
         if self.config.oversample is None:
             return None
         return [_clusters(b, n_clusters=self.config.oversample, seed=seed) for b in batches]
+
+
+class NeighborWeights(nn.Module):
+    """Weighted mean of a location's neighbours, by their distance and, if attended, by what they are."""
+
+    def __init__(self, width: int, *, attended: bool) -> None:
+        super().__init__()
+        self.log_width = nn.Parameter(torch.tensor(math.log(0.5)))  # of the Gaussian, in radii of the neighbourhood
+        inner = min(width, _INNER)
+        self.query, self.key = (nn.Linear(width, inner, bias=False) if attended else None for _ in range(2))
+
+    def weights(self, z: Tensor, sample: Sample, *, reach_um: float) -> Tensor:
+        """Return (n, k) weights of the neighbours, which add up to 1; 0 where there is none."""
+        rows, places = needed(sample.neighbors, "neighbours"), needed(sample.places, "places")
+        there = rows.clamp(min=0)
+        distance = (places[there] - places[sample.targets][:, None]).square().sum(dim=2) / reach_um**2
+        score = -distance / (2 * (2 * self.log_width).exp())
+        if self.query is not None and self.key is not None:
+            query, key = self.query(z[sample.targets]), self.key(z)[there]
+            score = score + (query[:, None] * key).sum(dim=2) / math.sqrt(query.shape[1])
+        # The lowest finite score stands for none, so that a location without neighbours has no weights that are NaN.
+        score = score.masked_fill(rows < 0, torch.finfo(score.dtype).min)
+        return score.softmax(dim=1) * (rows >= 0)
+
+    def forward(self, z: Tensor, sample: Sample, *, reach_um: float) -> Tensor:
+        """Return the (n, width) mean of (m, width) values over each target's neighbours; 0 without any."""
+        rows = needed(sample.neighbors, "neighbours")
+        if rows.shape[1] == 0:
+            return z.new_zeros(len(rows), z.shape[1])
+        weights = self.weights(z, sample, reach_um=reach_um)
+        return (weights[..., None] * rows_or_zero(z, rows)).sum(dim=1)
 
 
 def _pool(z: Tensor, rows: Tensor, method: str) -> Tensor:
@@ -262,6 +307,8 @@ class DeepCellConfig(DeepSpotConfig):
         self.check_whole("n_neighbors")
         if self.context != "spot+neighbors" or self.context_um is not None:
             raise InputError("DeepCell sees a cell and its nearest cells: `context` and `context_um` are not for it.")
+        if self.neighbors_pool in PLACED:
+            raise InputError(f"DeepCell pools its neighbours by one of {list(POOLS)}, got {self.neighbors_pool!r}.")
 
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Return the settings as they are: a number of cells is no distance."""

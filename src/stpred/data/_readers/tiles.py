@@ -83,6 +83,8 @@ class TileReader(PlainReader):
 
 def with_needs(batch: Batch, needs: Needs) -> Batch:
     """Return the batch with links among its targets, for a region that is its own context."""
+    if needs.whole_slide and batch.parts is not None:
+        batch = replace(batch, source_parts=batch.parts)
     if not needs.linked:
         return replace(batch, links=None, near=None, radii_um=())
     around = neighbors(needs, batch.coords_um, batch.coords_um)

@@ -234,7 +234,8 @@ def _embed(regions: dict[str, data.Region], used: Mapping[InputKey, Encoder]) ->
             if not tiles:
                 continue
             colour = any(key[2].slide_colour for key in tiles)
-            first = data.reader_for(region, encoder, Needs(slide_colour=colour)).whole()
+            places = any(key[2].places for key in tiles)
+            first = data.reader_for(region, encoder, Needs(slide_colour=colour, places=places)).whole()
             for parts in {key[2].parts for key in tiles}:
                 batch = first
                 if parts is not None:
