@@ -135,6 +135,7 @@ ELSEWHERE = {
     "pl.attribution": "is of tiles; takes the rows of the table as pl.spatial does",
     "pl.metagenes": "needs a generative model; takes the rows as pl.spatial does",
     "pl.raster": "is of a raster; takes the rows of the table as pl.spatial does",
+    "tl.alignment": "needs a large slide; reads its region as tl.validate does",
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
     "tl.distill": "trains a network; reads its slides as tl.train does",
     "tl.occluded_tiles": "as tl.misaligned_spots",

@@ -10,6 +10,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, positive, whole
 from stpred._core.disk.staging import staged_file
 from stpred._report import _collect, _page
+from stpred._report._alignment import put_alignment
 from stpred._report._warnings import warnings_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def report(
     measured_key: str | None = None,
     scores: pd.DataFrame | None = None,
     model: str | None = None,
+    alignment: pd.DataFrame | None = None,
     title: str | None = None,
     n_maps: int = 4,
     max_mb: float = 20.0,
@@ -56,6 +58,9 @@ def report(
         ``context=True``, :func:`stpred.tl.withheld_sections` and :func:`stpred.tl.withheld_spots`.
     model
         Which model of `scores` made the predictions; None takes the only one, or the one that the table names.
+    alignment
+        Frame of :func:`stpred.tl.alignment` for these slides: the page says what shift of the locations fits best, and
+        warns of slides that are misaligned.
     title
         Heading; None names the model and the slides.
     n_maps
@@ -101,6 +106,7 @@ def report(
     whole(n_maps, name="n_maps")
     room = int(positive(max_mb, name="max_mb") * MB)
     read = _collect.read_slides(slides, predicted_key, measured_key=measured_key, coordinate_system=coordinate_system)
+    put_alignment(read, alignment)
     content = _collect.collect(read, scores, model=model)
     content.warnings += warnings_of(content, scores)
     page = _page.render(

@@ -63,6 +63,7 @@ class Slide:
     both: Pair | None = None
     changed: str | None = None
     covered: pd.DataFrame | None = None
+    alignment: pd.Series | None = None
 
     @property
     def usual(self) -> float | None:

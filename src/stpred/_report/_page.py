@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.tables import package_versions
+from stpred._report._alignment import shift_text
 from stpred._report._collect import (
     CONTEXT,
     LEVEL,
@@ -308,12 +309,14 @@ def _slide_table(content: Content) -> str:
     pearson, size = content.per_slide.get("pearson"), content.per_slide.get(LIBRARY)
     header += ["mean Pearson"] * (pearson is not None) + ["library size"] * (size is not None)
     covered = any(s.coverage is not None for s in content.slides)
-    header += ["in intervals"] * covered + ["µm per pixel"]
+    shifted = any(s.alignment is not None for s in content.slides)
+    header += ["in intervals"] * covered + ["best shift, gain in Pearson"] * shifted + ["µm per pixel"]
     rows = []
     for i, s in enumerate(content.slides):
         row = [escape(s.name), f"{len(s.rows):,}", "–" if s.usual is None else f"{s.usual:.0%}"]
         row += [_cell(_mean(v[i])) for v in (pearson, size) if v is not None]
         row += ["–" if s.coverage is None else f"{s.coverage:.0%}"] * covered
+        row += [shift_text(s)] * shifted
         row.append(_cell(s.provenance.get("mpp"), ".3g"))
         rows.append(row)
     return _table(header, rows)

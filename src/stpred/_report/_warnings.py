@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stpred._report._alignment import misaligned
 from stpred._report._collect import LIBRARY, SCALES
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def _warnings_of_slides(content: Content) -> list[str]:
     if doubts:
         messages.append("Intervals may not hold here. " + " ".join(dict.fromkeys(doubts)))
     messages += [s.changed for s in slides if s.changed is not None]
+    messages += [m for m in [misaligned(slides)] if m is not None]
     if other := [s.name for s in slides if s.both is not None and s.both.same_library is False]:
         messages.append(
             f"The measurement of {_join(other)} counts library sizes over other genes than the model was trained on: "

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from stpred.tl._predictors.pretrain_encoder import pretrain_encoder
     from stpred.tl._predictors.probe_encoder import probe_encoder
     from stpred.tl._predictors.train import train
+    from stpred.tl._robustness.alignment import alignment
     from stpred.tl._robustness.calibration import calibration
     from stpred.tl._robustness.misaligned_spots import misaligned_spots
     from stpred.tl._robustness.occluded_tiles import occluded_tiles
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from stpred.tl._trust.to_log1p_cp10k import to_log1p_cp10k
 
 _HOMES = {
+    "alignment": "_robustness.alignment",
     "attribution": "_trust.attribution",
     "calibration": "_robustness.calibration",
     "classify": "_samples.classify",
@@ -120,6 +122,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "alignment",
     "attribution",
     "calibration",
     "classify",

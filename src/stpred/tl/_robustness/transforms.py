@@ -64,6 +64,11 @@ def misalign(sdata: SpatialData, region: data.Region, radii: float, *, seed: int
     """Move all shapes of a region by a multiple of their radius, in one random direction."""
     angle = random_numbers(seed, region.slide, 2).uniform(0, 2 * np.pi)
     shift_um = radii * data.median_width_um(region) / 2 * np.array([np.cos(angle), np.sin(angle)])
+    return translate(sdata, region, shift_um)
+
+
+def translate(sdata: SpatialData, region: data.Region, shift_um: NDArray[np.float64]) -> SpatialData:
+    """Move all shapes of a region by (2,) micrometres along x and y."""
     element = sdata.shapes[region.shapes_key]
     to_um = np.asarray(affine_to(element, region.coordinate_system))
     x, y = np.linalg.solve(to_um[:2, :2], shift_um)
