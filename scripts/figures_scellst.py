@@ -76,7 +76,7 @@ def main() -> None:
 
 def synthetic() -> dict[str, SpatialData]:
     """Three slides of different donors, with spots, cells, and counts of both."""
-    return st.datasets.toy_cohort(3, size_um=(1000, 1000), n_genes=150)
+    return st.datasets.toy_cohort(3, size_um=(500, 500), n_genes=120)
 
 
 class Study:
@@ -234,7 +234,7 @@ def measured(study: Study, out: Path) -> None:
     if counts not in study.unseen.tables:
         print(f"measured: slide {study.test!r} has no {counts!r}, so its cells were not measured one by one")
         return
-    scores = st.tl.compare(study.unseen, study.table, counts, level="cell")
+    scores = st.tl.compare(study.unseen, study.table, counts)
     scores.to_csv(out / "measured.csv")
     st.pl.compare(study.unseen, study.table, counts, save=out / "measured.png")
     st.pl.genes(scores, save=out / "measured_genes.png")
