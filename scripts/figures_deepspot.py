@@ -48,6 +48,9 @@ import stpred as st
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+MANY = 300
+"""Genes from which on the published numbers of first genes make a curve; of fewer, tenths of them do."""
+
 SHOWN = 10
 """Donors that have boxes of their own."""
 
@@ -136,7 +139,9 @@ def benchmark(study: Study, out: Path) -> None:
     few = scores[scores["donor"].isin(scores["donor"].unique()[:SHOWN])]
     tests = st.tl.paired_tests(few, groupby="donor", reference="deepspot", metric="pearson")
     st.pl.boxes(few, groupby="donor", tests=tests, context=True, save=out / "boxes.png")
-    curve = st.tl.top_gene_curve(scores)
+    n = scores.loc[scores["model"] == "deepspot", "gene"].nunique()
+    numbers = None if n >= MANY else sorted({max(1, n * k // 10) for k in range(1, 11)})
+    curve = st.tl.top_gene_curve(scores, n_genes=numbers)
     st.pl.top_genes(curve, ylabel="median Pearson correlation", save=out / "top_genes.png")
     table = st.tl.summarise(scores).droplevel(0)
     areas = curve.groupby("model")[["area", "area_low", "area_high"]].first()
