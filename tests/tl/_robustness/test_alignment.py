@@ -114,7 +114,7 @@ def test_what_cannot_be_judged_is_refused(cohort: dict[str, SpatialData], model:
     ):
         with pytest.raises(InputError, match=message):
             st.tl.alignment(slide, model, **HOW, **settings)
-    small = st.datasets.toy(size_um=(500, 500), n_genes=30, mpp=1.0)
+    small = st.datasets.toy(size_um=(400, 400), n_genes=30, mpp=1.0)
     with pytest.raises(InputError, match="too small for this check|after every shift"):
         st.tl.alignment(small, model, distances_um=[50], **HOW)
 
