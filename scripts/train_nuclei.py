@@ -1,7 +1,12 @@
-"""Train the nucleus network that comes with stpred, and say how well it does on colours that it has not seen.
+r"""Train the nucleus network that comes with stpred, and say how well it does on colours that it has not seen.
 
-    python scripts/train_nuclei.py ../shared/data/nuclei --leave-out HE_pink   # trains without, tests on that group
-    python scripts/train_nuclei.py ../shared/data/nuclei --final               # all fields: the weights of the package
+    python scripts/train_nuclei.py ../shared/data/nuclei --leave-out HE_pink --steps 3500  # tests on that group
+    python scripts/train_nuclei.py ../shared/data/nuclei --leave-out purple --steps 3500
+    python scripts/train_nuclei.py ../shared/data/nuclei --final --steps 3000 \
+        --start nuclei-training/without-HE_pink.safetensors
+
+The last, of all fields, makes the weights of the package; each pink field is left out of such a run in turn by its
+name, with 600 steps.
 
 The folder holds the 107 stained fields of stage 1 of the 2018 Data Science Bowl (CC0) as ``<id>_image.png`` and
 ``<id>_label.png``. No file states a resolution: a field counts as 0.5 um per pixel if its median nucleus is nearer to
@@ -483,7 +488,8 @@ def card_of(args: argparse.Namespace, scores: dict[str, Any], net: _network.Nucl
         "mpp": WORK_MPP,
         "trained_on": "107 fields of stage 1 of the 2018 Data Science Bowl (Caicedo et al. 2019, Nat. Methods 16:1247; "
         "CC0), and synthetic tissue of stpred",
-        "made_by": f"scripts/train_nuclei.py --final --steps {args.steps} --seed {args.seed}",
+        "made_by": f"scripts/train_nuclei.py --final --steps {args.steps} --seed {args.seed}"
+        + (f" --start {args.start.name}" if args.start else ""),
         "left_out": runs,
         "trained_on_scores": scores,
         "license": "BSD-3-Clause",
