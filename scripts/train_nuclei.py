@@ -518,7 +518,7 @@ def draw_curves(work: Path, path: Path) -> None:
             ax.plot(part["step"], part[name], label=run, lw=1)
         ax.set(title=name, xlabel="step", yscale="log")
     axes[0].set_ylabel("training loss")
-    axes[0].legend(frameon=False, fontsize=7)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     fig.savefig(path, dpi=130)
 
 
