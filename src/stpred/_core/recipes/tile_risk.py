@@ -30,9 +30,8 @@ class TileRisk:
     max_tiles
         Most tiles of a slide that are fitted, a random choice; all tiles are scored. None: all.
     level
-        One-sided level at which slides must be ranked better than by chance. Where those of the inner folds are not,
-        the models of the fold are not used, and its tiles and slides have the risk 0; where those of all folds are not,
-        all tiles have the risk 0. None uses all models.
+        One-sided level at which slides must be ranked better than by chance, each by models that were not fitted to its
+        follow-up. Where they are not, all tiles have the risk 0. None gives risks in any case.
 
     Notes
     -----

@@ -15,10 +15,10 @@ import numpy as np
 from stpred._core.checks import InputError
 from stpred.tl._samples.bags import Bags
 from stpred.tl._samples.cox import cox_loss, held_out_likelihood, rescaled, ridge_path
-from stpred.tl._samples.sample_folds import folds, resampled, share_of_pairs, survival_pairs
+from stpred.tl._samples.sample_folds import folds, share_of_pairs, survival_pairs
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from stpred._core.recipes.tile_risk import TileRisk
@@ -34,8 +34,6 @@ _ROUNDS = 2
 
 _HEAD_STEPS = 60
 """Steps of the network on the first scores, before these are refined."""
-
-_DRAWS = 300
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,9 @@ class TileModels:
     penalty: float
     n_steps: int
     inner_concordance: float
-    used: bool
 
     def tile_risk(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Return the (n,) risks of tiles."""
-        if not self.used:
-            return np.zeros(len(features), dtype=np.float32)
         return (features.astype(np.float32) @ self.weights.astype(np.float32) + np.float32(self.bias)).astype(
             np.float32
         )
@@ -142,14 +137,9 @@ def _fitted(
     validated = np.full(len(train), np.nan)
     for m in range(n_inner):
         validated[inner == m] = risks[m][inner == m]
-    pairs = survival_pairs(time[train], event[train], validated[train], inner[train])
-    concordance = share_of_pairs(pairs)
-    draws = [share_of_pairs(pairs, w) for w in resampled(groups[train], n=_DRAWS, seed=seed)]
-    used = above_chance(concordance, draws, settings.level)
+    concordance = share_of_pairs(survival_pairs(time[train], event[train], validated[train], inner[train]))
     weights, bias = network.linear(masks)
-    return TileModels(
-        weights.mean(axis=0), float(bias.mean()), risks.mean(axis=0) * used, penalty, n_steps, concordance, used
-    )
+    return TileModels(weights.mean(axis=0), float(bias.mean()), risks.mean(axis=0), penalty, n_steps, concordance)
 
 
 def _some(features: NDArray[Any], most: int | None, seed: int) -> NDArray[Any]:
@@ -157,14 +147,6 @@ def _some(features: NDArray[Any], most: int | None, seed: int) -> NDArray[Any]:
     if most is None or len(features) <= most:
         return features
     return features[np.sort(np.random.default_rng(seed).choice(len(features), most, replace=False))]
-
-
-def above_chance(concordance: float, draws: ArrayLike, level: float | None) -> bool:
-    """Whether a concordance is above a half at a one-sided level, with its standard error from draws; None: always."""
-    from scipy.stats import norm
-
-    error = np.nanstd(np.asarray(draws))
-    return level is None or bool(np.isfinite(concordance) and concordance - 0.5 > norm.isf(level) * error)
 
 
 def _first_weights(

@@ -100,7 +100,7 @@ def tile_survival(
     ``event``, ``group``, ``fold`` (of the first repeat), ``n_tiles``. ``attrs``: ``concordance`` and
     ``concordance_interval`` (95 %, bootstrap over patients) over pairs of slides of the same fold, ``above_chance`` (if
     not, all tiles have the risk 0), ``concordance_per_repeat``, ``n_events``, and by repeat and fold ``penalty``,
-    ``n_steps``, ``inner_concordance`` and ``used``. Of arrays also ``tile_risk``, a dict of slide to list of risks.
+    ``n_steps`` and ``inner_concordance``. Of arrays also ``tile_risk``, a dict of slide to list of risks.
 
     Each slide gets a table (n_tiles, 1) with the variable ``risk``, float32: standard deviations above the mean of the
     training slides' tiles. :func:`stpred.tl.differential_rank` takes its name as `risk`. A slide of fewer than
@@ -115,7 +115,7 @@ def tile_survival(
     Warns
     -----
     UserWarning
-        Where models are not used for lack of evidence, and of slides with few tiles.
+        Where risks are 0 for lack of evidence, and of slides with few tiles.
 
     References
     ----------
@@ -167,7 +167,7 @@ def tile_survival(
         if not isinstance(tile.sdata, np.ndarray):
             facts = {"fold": int(fold[0, list(given).index(slide)])} if slide in given else {"fold": None}
             facts |= {"encoder": tile.card, "model": asdict(settings), "seed": seed, "n_slides": len(given)}
-            facts |= {"concordance": result.attrs["concordance"], "used": result.attrs["used"]}
+            facts |= {"concordance": result.attrs["concordance"], "above_chance": result.attrs["above_chance"]}
             tile.write(risks[slide], key_added, facts | {"out_of_fold": slide in given})
     return result
 
@@ -324,8 +324,6 @@ def _frame(
     samples: pd.DataFrame, found: TileRisks, time: Any, event: Any, groups: Any, fold: NDArray[np.int64], *,
     settings: TileRisk, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    from stpred.tl._samples.tile_network import above_chance
-
     pairs = [survival_pairs(time, event, risk, of) for risk, of in zip(found.slides, fold, strict=True)]
     both = (np.mean([p[0] for p in pairs], axis=0), np.mean([p[1] for p in pairs], axis=0))
     draws = [share_of_pairs(both, w) for w in resampled(groups, n=_DRAWS, seed=seed)]
@@ -341,19 +339,21 @@ def _frame(
         "above_chance": above_chance(concordance, draws, settings.level),
         "concordance_per_repeat": [share_of_pairs(p) for p in pairs],
         "n_events": int(event.sum()),
-        **{name: each(name) for name in ("penalty", "n_steps", "inner_concordance", "used")},
+        **{name: each(name) for name in ("penalty", "n_steps", "inner_concordance")},
     }
     return result
 
 
+def above_chance(concordance: float, draws: ArrayLike, level: float | None) -> bool:
+    """Whether a concordance is above a half at a one-sided level, with its standard error from draws; None: always."""
+    from scipy.stats import norm
+
+    error = np.nanstd(np.asarray(draws))
+    return level is None or bool(np.isfinite(concordance) and concordance - 0.5 > norm.isf(level) * error)
+
+
 def _tell(result: pd.DataFrame, settings: TileRisk) -> None:
-    """Warn of models that are not used, and of slides with few tiles."""
-    used = np.array([u for repeat in result.attrs["used"] for u in repeat])
-    if not used.all():
-        warn(
-            f"In {int((~used).sum())} of {len(used)} folds the training slides give no evidence that tiles tell the "
-            f"risk (concordance in their inner folds not above 0.5 at level {settings.level}); risks are 0 there."
-        )
+    """Warn of risks that are not given, and of slides with few tiles."""
     if not result.attrs["above_chance"]:
         warn(
             f"Slides are ranked no better than by chance (concordance {result.attrs['concordance']:.2f}, not above 0.5 "
