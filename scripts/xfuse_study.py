@@ -6,8 +6,8 @@ intervals hold at withheld spots; and what is predicted on a slide with nothing 
 
 ``python scripts/xfuse_study.py her2st FOLDER`` trains on the sections C2-C4 of a tumour (Andersson et al. 2021) and
 predicts C5 from its image, beside the mean and the colour baselines; then it withholds spots of C4 in training and asks
-how often the stated intervals hold there. ``--test C4`` leaves C5 out of everything and predicts C4: what settings are
-chosen by. ``--image-alone`` gives the model no features of an encoder.
+how often the stated intervals hold there. ``--test C4`` (C2, C3) leaves C5 out of everything and predicts C4 by
+the others: what settings are chosen by. ``--image-alone`` gives the model no features of an encoder.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, nargs="?", help="of HER2ST's C2-C5")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--test", choices=("C4", "C5"), default="C5")
+    parser.add_argument("--test", choices=("C2", "C3", "C4", "C5"), default="C5")
     parser.add_argument("--image-alone", action="store_true")
     given = parser.parse_args()
     if given.what == "subtypes":

@@ -126,8 +126,12 @@ class SCellSTConfig(CellNetworkConfig):
 
     @classmethod
     def published(cls, **changes: Any) -> SCellSTConfig:
-        """Return the published settings: the perceptron on each cell's crop alone, which is 12 um wide."""
-        return cls(**({"regressor": "perceptron", "tile_um": None} | changes))
+        """Return the published settings: the perceptron on each cell's crop alone, gradients as they are.
+
+        The crop is 12 um wide there, and 24 um by default: pass ``tile=stpred.TileSpec(0.25, 48)`` to
+        :func:`stpred.tl.train`.
+        """
+        return cls(**({"regressor": "perceptron", "tile_um": None, "clip_norm": None} | changes))
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
