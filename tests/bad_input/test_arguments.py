@@ -63,7 +63,7 @@ def test_the_slide_in_question_is_named(cohort: Cohort, rebuild: Any, refused: A
     [
         ({"encoder": "morphologie"}, ("No encoder named 'morphologie'", "'morphology'")),
         ({"encoder": 5}, ("`encoder` must be", "int")),
-        ({"model": "rigde"}, ("No model family named 'rigde'", "'intensity', 'kernel_ridge', 'mean', 'miso'")),
+        ({"model": "rigde"}, ("No model family named 'rigde'", "'istar', 'kernel_ridge', 'mean', 'miso'")),
         ({"model": 5}, ("`model` must be a family", "'ridge'", "got 5")),
         ({"model": dict}, ("`model` must be a family", "'ridge'", "dict")),
         ({"target": "log"}, ("`target` must be one of ['log1p_cp10k', 'counts'", "'log'")),

@@ -99,7 +99,7 @@ class IStar(Student):
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
+    >>> slides = st.datasets.toy_cohort(2, size_um=(300, 300), n_genes=10)
     >>> config = st.models.IStar.Config(hidden=(16,), epochs=2)
     >>> model = st.tl.train(slides, config, shapes_key="spots", target="counts", encoder="colour")
     """
