@@ -149,7 +149,7 @@ def scores(study: Study, out: Path) -> None:
     best = best[[m for m in best.index if m in study.args.models]].idxmax()
     frame = pd.DataFrame({"rmax": means["ceiling"]["rmax"], "pearson": means[best]["pearson"]}).dropna()
     axes = st.pl.genes(frame)
-    axes.set_title(f"{best}, raw counts: correlation between sections", fontsize=9)
+    axes.set_title(f"{best}, raw counts: correlation between sections", fontsize=9, pad=20)
     axes.figure.savefig(out / "ceiling.png", dpi=150, bbox_inches="tight")
     print(f"{best}: mean Pearson {frame['pearson'].mean():.3f}, mean Rmax {frame['rmax'].mean():.3f}")
 

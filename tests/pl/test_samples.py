@@ -59,3 +59,13 @@ def test_rank_agreement_draws_each_gene_and_the_lists_that_agree() -> None:
     bare = pd.DataFrame({"group": ["all"], "spearman": [1.0]})
     with pytest.raises(InputError, match="with its attrs"):
         st.pl.rank_agreement(bare)
+
+
+def test_labels_keep_their_distance_and_order() -> None:
+    from stpred.pl.labels import spaced
+
+    heights = np.array([0.0, 0.0, 0.01, 1.0])
+    found = spaced(heights, 0.1)
+    assert (np.diff(found) >= 0.1 - 1e-12).all()
+    np.testing.assert_allclose(found.mean(), heights.mean())
+    np.testing.assert_allclose(spaced(np.array([0.0, 1.0]), 0.1), [0.0, 1.0])

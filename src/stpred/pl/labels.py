@@ -8,6 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 OOD_UNIT = "0 = like the training tiles"
 
@@ -18,6 +19,13 @@ def best_genes(table: AnnData, n: int = 3) -> list[str]:
     if "cv_pearson" in table.var:
         order = table.var["cv_pearson"].fillna(-1).sort_values(ascending=False, kind="stable").index
     return list(order[:n])
+
+
+def spaced(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """Return rising heights at least `gap` apart, about the middle of the given ones, so that labels do not overlap."""
+    steps = np.arange(len(heights)) * gap
+    found = np.maximum.accumulate(heights - steps) + steps
+    return found - (found - heights).mean() if len(heights) else found
 
 
 def unit_of(scale: str | None) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from stpred._core.checks import InputError, whole
 from stpred.pl._figure import finish, need_columns, plain, single
+from stpred.pl.labels import spaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,10 +67,12 @@ def rank_agreement(
         at = np.flatnonzero(np.isin(names, frame.attrs[end][row["group"]]))
         ax.scatter(x[at], y[at], s=18, color=color, linewidths=0)
         far = at[np.argsort(-np.abs(x[at] + y[at]), kind="stable")[:n_labels]]
-        for k in far:
+        far = far[np.argsort(y[far], kind="stable")]
+        edge = x[at].min() - 0.06 * np.ptp(ends) if side == "right" else x[at].max() + 0.06 * np.ptp(ends)
+        for k, height in zip(far, spaced(y[far], 0.04 * np.ptp(ends)), strict=True):
             ax.annotate(
-                names[k], (x[k], y[k]), xytext=(-4 if side == "right" else 4, 0), textcoords="offset points",
-                fontsize=7, ha=side, va="center",
+                names[k], (x[k], y[k]), xytext=(edge, height), fontsize=7, ha=side, va="center",
+                arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
             )  # fmt: skip
     known = np.isfinite(row["spearman_low"])
     interval = f" [{row['spearman_low']:.2f}, {row['spearman_high']:.2f}]" if known else ""

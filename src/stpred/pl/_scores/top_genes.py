@@ -67,10 +67,12 @@ def top_genes(
     ax.set_ylim(min(0.0, ax.get_ylim()[0]), None)
     if frame["n_genes"].max() > 10 * frame["n_genes"].min():
         ax.set_xscale("log")
-        from matplotlib.ticker import NullFormatter, ScalarFormatter
-
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ticks: list[int] = []
+        for n in sorted(frame["n_genes"].unique()):
+            if not ticks or n >= 1.4 * ticks[-1]:
+                ticks.append(int(n))
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.set_xticks([], minor=True)
     ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     plain(ax)
     return finish(ax, save)
