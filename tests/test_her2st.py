@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 import stpred as st
 from stpred.tiles import Pyramid
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def ordered(sdata: SpatialData, table: Any) -> NDArray[np.float32]:
     return np.asarray(table[:, sdata.tables[f"{BINS}_counts"].var_names].X)
 
 
+@pytest.mark.slow
 def test_a_student_of_spots_is_finer_than_spots(slides: dict[str, SpatialData]) -> None:
     """Distilled, by 0.10 over its teacher's interpolated spots; 0.85 of what the truth at 8 um would have taught it."""
     train, unseen = {s: slides[s] for s in ("donor0", "donor1", "donor2")}, slides["donor3"]

@@ -274,6 +274,7 @@ def test_a_relative_prediction_gets_a_scale(slides: dict[str, SpatialData], new:
     assert (scores["r2"] > -0.05).all()
 
 
+@pytest.mark.slow
 def test_intervals_are_of_locations_of_their_size(model: Model, new: SpatialData, tmp_path: Path) -> None:
     table = st.tl.predict(new, model, shapes_key="cells", inplace=False)
     assert "interval_low" not in table.var  # a cell is measured with far more noise than a spot
