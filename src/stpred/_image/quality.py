@@ -12,11 +12,11 @@ SHARPNESS_MPP = 1.0
 """Micrometres per pixel of the fields that `sharpness` takes."""
 
 _FINE_UM, _COARSE_UM, _BROAD_UM = 1.0, 2.5, 6.0
-_LEAST_TEXTURE = 0.01
+_MIN_TEXTURE = 0.01
 """Standard deviation of optical density between the two coarse scales below which a field has nothing to be sharp."""
 
 _FOLD_RATIO, _FOLD_UM, _AROUND_UM = 1.6, 24.0, 600.0
-_LEAST_STAIN = 0.03
+_MIN_STAIN = 0.03
 
 
 def sharpness(rgb: NDArray[np.uint8], *, mpp: float = SHARPNESS_MPP) -> float:
@@ -38,7 +38,7 @@ def sharpness(rgb: NDArray[np.uint8], *, mpp: float = SHARPNESS_MPP) -> float:
     fine = density - gaussian(density, _FINE_UM / mpp)
     coarse = gaussian(density, _COARSE_UM / mpp) - gaussian(density, _BROAD_UM / mpp)
     spread = float(coarse.std())
-    return float(fine.std()) / spread if spread > _LEAST_TEXTURE else float("nan")
+    return float(fine.std()) / spread if spread > _MIN_TEXTURE else float("nan")
 
 
 def folds(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], *, mpp: float) -> NDArray[np.bool_]:
@@ -67,7 +67,7 @@ def folds(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], *, mpp: float
     for plane in stains:
         near = gaussian(np.ascontiguousarray(plane * inside), _FOLD_UM / 3 / mpp)
         near /= np.maximum(gaussian(inside, _FOLD_UM / 3 / mpp), np.float32(1e-3))
-        usual = np.maximum(gaussian(np.ascontiguousarray(plane * inside), _AROUND_UM / mpp) / around, _LEAST_STAIN)
+        usual = np.maximum(gaussian(np.ascontiguousarray(plane * inside), _AROUND_UM / mpp) / around, _MIN_STAIN)
         found &= near > _FOLD_RATIO * usual
     return _of_size(found, _FOLD_UM**2 * 4 / mpp**2)
 

@@ -12,7 +12,7 @@ from stpred._image.tissue import white_level
 
 _SMOOTH_PX = 1.0
 _MAX_DENSITY, _MIN_THRESHOLD = 1.5, 0.06
-_LEAST_GAP = (0.10, 0.08, 0.05)
+_MIN_GAP = (0.10, 0.08, 0.05)
 """Least difference in optical density between ground and nuclei that counts as one, of red, green and blue."""
 _FEW_PX = 20
 _LOW, _HIGH = -2.0, 4.0
@@ -70,7 +70,7 @@ def measure_levels(
 def normalised(rgb: NDArray[np.uint8], levels: Levels) -> NDArray[np.float32]:
     """Return (h, w, 3) float32 densities of a field: 0 as the slide's ground, 1 as its nuclei, in each colour."""
     ground = np.asarray(levels.ground, dtype=np.float32)
-    gap = np.maximum(np.asarray(levels.nuclei) - levels.ground, _LEAST_GAP).astype(np.float32)
+    gap = np.maximum(np.asarray(levels.nuclei) - levels.ground, _MIN_GAP).astype(np.float32)
     return np.clip((_density(rgb, levels.white) - ground) / gap, _LOW, _HIGH)
 
 

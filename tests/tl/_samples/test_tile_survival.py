@@ -106,6 +106,21 @@ def test_shuffled_outcomes_tell_no_tile(cohort: TileCohort) -> None:
     assert abs(np.mean(concordances) - 0.5) < 0.1
 
 
+def test_shuffled_outcomes_point_either_way_where_no_evidence_is_asked_for(small: TileCohort) -> None:
+    """Without the rule that gives no risks: each shuffle points somewhere, and all of them together nowhere."""
+    areas, concordances = [], []
+    for seed in range(10):
+        order = np.random.default_rng(seed).permutation(30)
+        found = st.tl.tile_survival(
+            small.tiles, small.time[order], small.event[order], n_folds=2, seed=seed, model=CHEAP
+        )
+        areas.append(small.tile_auroc(found.attrs["tile_risk"]))
+        concordances.append(found.attrs["concordance"])
+    assert np.std(areas) > 0.02
+    assert abs(np.mean(areas) - 0.5) < 0.2
+    assert abs(np.mean(concordances) - 0.5) < 0.15
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ LIMIT = 4.0
 CACHE_BYTES = 2**28
 
 _BATCH = 64
-_LEAST_SPREAD = 1e-6
+_MIN_SPREAD = 1e-6
 
 
 class TokenPlane:
@@ -118,7 +118,7 @@ class TokenPlane:
                 on = mask((points[rows[k]] + offsets).reshape(-1, 2)).reshape(self.n, self.n)
                 found.append(piece[on] if on.any() else piece.reshape(-1, self.width))
         values = np.concatenate(found).astype(np.float64)
-        return np.stack([values.mean(axis=0), values.std(axis=0).clip(_LEAST_SPREAD)]).astype(np.float32)
+        return np.stack([values.mean(axis=0), values.std(axis=0).clip(_MIN_SPREAD)]).astype(np.float32)
 
     def _tokens(self, centres: NDArray[np.float64]) -> Any:
         for rows, tiles in self.pyramid.read(centres, self.tile, batch_size=_BATCH):

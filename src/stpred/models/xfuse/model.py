@@ -40,7 +40,7 @@ from stpred.models.xfuse.start import Spots, fit_start, growth
 _FIT_ROWS = 4000
 """Maximum number of locations in the first fit of the gene baselines."""
 
-_LEAST_COARSE_PX = 4
+_MIN_COARSE_PX = 4
 """Smallest edge of a training patch at the coarsest level."""
 
 
@@ -175,10 +175,10 @@ class XFuse(Reviewed):
     def _check_patches(self, grid: Any) -> None:
         """Refuse patches of which the coarsest level sees next to nothing."""
         c, step = self.config, 2 ** (self.config.depth - 1)
-        if grid.patch_px // step < _LEAST_COARSE_PX:
+        if grid.patch_px // step < _MIN_COARSE_PX:
             raise InputError(
                 f"Patches of {grid.patch_px} px are {grid.patch_px // step} px wide at the coarsest of {c.depth} "
-                f"levels, which need {_LEAST_COARSE_PX * step} px at least; give "
+                f"levels, which need {_MIN_COARSE_PX * step} px at least; give "
                 f"tile=stpred.TileSpec(mpp={grid.mpp:g}, size_px={c.default_tile.size_px}), or a smaller `depth`."
             )
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-LEAST_P = 1e-300
+MIN_P = 1e-300
 """Smallest p that is drawn, so that a p of 0 has a place."""
 
-LEAST_PROBABILITY = 1e-40
+MIN_PROBABILITY = 1e-40
 """The same of a posterior probability, which some tens of draws cannot tell from 0 anyway."""
 
 SOURCE = "stpred.tl.differential_expression or stpred.tl.markers"
@@ -140,14 +140,14 @@ def _genes(found: Any, group: Any, *, level: float) -> _Genes:
         if "credible" in part:
             clear &= part["credible"].to_numpy(dtype=bool)
         label = "-log10 posterior probability of the other sign"
-        return _Genes(names, change, _height(np.maximum(wrong, LEAST_PROBABILITY)), clear, label, title)
+        return _Genes(names, change, _height(np.maximum(wrong, MIN_PROBABILITY)), clear, label, title)
     need_columns(part, ("p_adj",), name="found", source=SOURCE)
     p = part["p_adj"].to_numpy(dtype=np.float64)
     return _Genes(names, change, _height(p), p <= level, "-log10 adjusted p", title)
 
 
 def _height(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    return -np.log10(np.maximum(p, LEAST_P))
+    return -np.log10(np.maximum(p, MIN_P))
 
 
 def _chosen(frame: pd.DataFrame, by: list[str], group: Any) -> tuple[pd.DataFrame, str]:
