@@ -27,7 +27,7 @@ RANKS = {
     **dict.fromkeys(["comparison", "training"], 4),
     **dict.fromkeys(["inference", "io", "pp", "pl", "datasets"], 5),
     "tl": 6,
-    "testing": 7,
+    **dict.fromkeys(["testing", "cohort"], 7),
     **dict.fromkeys(["_demo", "_report"], 8),
     "cli": 9,
 }
