@@ -9,6 +9,11 @@ import pytest
 from stpred._core.compute.ahead import ahead
 
 
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stpred._core.compute.ahead.n_threads", lambda: 2)
+
+
 def threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("stpred-ahead")]
 
@@ -58,6 +63,28 @@ def test_an_error_comes_at_its_place() -> None:
         next(taken)
     assert threads() == []
     assert list(taken) == []
+
+
+def test_with_one_thread_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stpred._core.compute.ahead.n_threads", lambda: 1)
+    made: list[str] = []
+
+    def items() -> Iterator[int]:
+        try:
+            for k in range(3):
+                made.append(threading.current_thread().name)
+                yield k
+            raise OSError("the file is cut off")
+        finally:
+            made.append("closed")
+
+    own = threading.current_thread().name
+    taken = ahead(items(), 2)
+    assert (next(taken), next(taken), made) == (0, 1, [own, own])
+    taken.close()
+    assert made == [own, own, "closed"]
+    with pytest.raises(OSError, match="cut off"):
+        list(ahead(items()))
 
 
 def test_closing_early_ends_the_thread_and_the_items() -> None:

@@ -113,25 +113,15 @@ def test_threads_change_nothing(name: str, monkeypatch) -> None:
     expected = score(predicted, observed)
     monkeypatch.setattr(_per_gene, "_WORTH_THREADS", 0)
     monkeypatch.setattr(_per_gene, "_CELLS", 600)  # nine blocks
-    monkeypatch.setattr(_per_gene, "_threads", lambda: 4)
+    monkeypatch.setattr(_per_gene, "n_threads", lambda most: 4)
     np.testing.assert_allclose(score(predicted, observed), expected, rtol=1e-12)
-
-
-def test_threads_are_as_many_as_allowed(monkeypatch) -> None:
-    from stpred.metrics import _per_gene
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert _per_gene._threads() == 1
-    for text in ("", "0", "many"):
-        monkeypatch.setenv("OMP_NUM_THREADS", text)
-        assert 1 <= _per_gene._threads() <= 8
 
 
 def test_a_wrong_block_raises_from_its_thread(monkeypatch) -> None:
     from stpred.metrics import _per_gene
 
     monkeypatch.setattr(_per_gene, "_WORTH_THREADS", 0)
-    monkeypatch.setattr(_per_gene, "_threads", lambda: 2)
+    monkeypatch.setattr(_per_gene, "n_threads", lambda most: 2)
 
     def work(genes: slice) -> None:
         if genes.start:

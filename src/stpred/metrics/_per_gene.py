@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
+from stpred._core.compute.threads import in_threads, n_threads
 from stpred._core.expression.counts import check_sparse
 from stpred._core.targets import dense
 
@@ -56,13 +55,7 @@ def over_blocks(work: Callable[[slice], None], *, n_rows: int, n_genes: int) -> 
 
     size = int(np.clip(_CELLS // max(n_rows, 1), _MIN_GENES, _MAX_GENES))
     blocks = [slice(start, min(start + size, n_genes)) for start in range(0, n_genes, size)]
-    threads = min(_threads(), len(blocks)) if n_rows * n_genes >= _WORTH_THREADS else 1
-    if threads <= 1:
-        for genes in blocks:
-            quietly(genes)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(quietly, blocks))  # the list hands on errors
+    in_threads(quietly, blocks, threads=n_threads(_MAX_THREADS) if n_rows * n_genes >= _WORTH_THREADS else 1)
 
 
 def per_gene(kernel: Kernel, *matrices: Any) -> NDArray[np.float64]:
@@ -144,10 +137,3 @@ def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     found.reshape(-1)[order] = place
     found[missing(values)] = np.nan
     return found.T
-
-
-def _threads() -> int:
-    """Return the number of threads: what OMP_NUM_THREADS allows, else one for each core."""
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(int(allowed) if allowed.isdigit() and int(allowed) else cores, cores, _MAX_THREADS)

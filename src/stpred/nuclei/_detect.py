@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, UnsafeResolutionError, positive
+from stpred._core.compute.threads import n_threads
 from stpred._core.geometry import largest_part
 from stpred._core.progress import track
 from stpred._core.specs import TileSpec
@@ -163,8 +164,6 @@ def _work(
     pyramid: Pyramid, segmenter: Method, slide: Slide, stained: NDArray[np.bool_], *, chunk_um: float
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the nuclei of one field after the other; a bounded number of fields is in memory."""
-    import os
-
     reach_um = segmenter.reach_um
     if segmenter.field_px is not None:
         chunk_um = segmenter.field_px * segmenter.mpp - 2 * reach_um
@@ -174,7 +173,8 @@ def _work(
     tile = TileSpec(segmenter.mpp, size_px)
     corners = _corners(pyramid, stained, chunk_um)
     centers = corners + chunk_um / 2
-    workers = min(os.cpu_count() or 1, _MAX_THREADS) if segmenter.threads else 1
+    workers = n_threads(_MAX_THREADS) if segmenter.threads else 1
+    at_once = workers if n_threads() > 1 else 0  # with one thread nothing is read while a field is searched
 
     def one(field: NDArray[np.uint8], corner: NDArray[np.float64]) -> tuple[Any, ...]:
         field, shift = _on_image(pyramid, field, corner - reach_um, segmenter.mpp)
@@ -185,7 +185,7 @@ def _work(
         fields = pyramid.read(centers, tile, batch_size=1)
         for rows, tiles in track(fields, total=len(centers), describe="Nuclei"):
             waiting.append(pool.submit(one, tiles[0], corners[rows[0]]))
-            if len(waiting) > workers:
+            if len(waiting) > at_once:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stpred._core.compute.threads import n_threads
 from stpred._core.forks import guard
 from stpred.tiles._levels import Level
 
@@ -107,9 +108,9 @@ class Chunks:
         if not lazy:
             return found
         from dask.optimization import cull
-        from dask.threaded import get
 
         guard()
+        get, how = _scheduler()
         graph = self._graph
         if self._sources:
             there = {s for b in lazy for s in self._sources.get(b, ()) if self._has(s)}
@@ -117,7 +118,7 @@ class Chunks:
             beneath = self._beneath(lazy, graph)
             lazy += [b for b in beneath if b not in lazy and b not in there and self._needed(b)]
         wanted = [key for block in lazy for key in self._keys(block)]
-        parts = iter([np.asarray(part) for part in get(cull(graph, wanted)[0], wanted)])
+        parts = iter([np.asarray(part) for part in get(cull(graph, wanted)[0], wanted, **how)])
         return found | {block: _interleaved([next(parts) for _ in self._keys(block)]) for block in lazy}
 
     def _lazy(self, k: int) -> bool:
@@ -127,6 +128,17 @@ class Chunks:
         """Return the (c, h, w) blocks of dask that a chunk was put together from, by their keys."""
         ends = np.cumsum(self._pixels[block[0]].chunks[0])[:-1]
         return list(zip(self._keys(block), np.split(np.moveaxis(self.pixels(block), -1, 0), ends), strict=True))
+
+
+def _scheduler() -> tuple[Any, dict[str, int]]:
+    """Return what computes keys of a dask graph in this process, and its options."""
+    if (threads := n_threads()) == 1:
+        from dask.local import get_sync
+
+        return get_sync, {}
+    from dask.threaded import get
+
+    return get, {"num_workers": threads}
 
 
 def _interleaved(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

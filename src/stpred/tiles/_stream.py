@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.compute.ahead import ahead
+from stpred._core.compute.threads import in_threads, n_threads
 from stpred._core.fill import PlacedFill, glass_like, stain_like
 from stpred.tiles._chunks import Block, Chunks
 from stpred.tiles._levels import Level
@@ -17,6 +16,7 @@ from stpred.tiles._view import View
 
 # A chunk may hold fill where 9 pixels, 4 apart, are of one colour.
 _FILL_STEP_PX, _RUN = 4, 8
+_MAX_THREADS = 8
 
 
 class TileStream:
@@ -60,23 +60,22 @@ class TileStream:
     def _batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         order = self._order()
         chunks = Chunks(self.levels, self._by_level([view.users(order) for view in self.views]))
-        workers = min(os.cpu_count() or 1, 8)
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                each = [view.users(rows) for view in self.views]
-                users = self._by_level(each)
-                chunks.fetch(users)
-                self._look_for_fill(chunks, each)
-                tiles = [np.empty((len(rows), v.tile.size_px, v.tile.size_px, 3), dtype=np.uint8) for v in self.views]
-                parts = [
-                    (view, out[w::workers], rows[w::workers], chunks.kept[level])
-                    for view, out, level in zip(self.views, tiles, self.level_of, strict=True)
-                    for w in range(workers)
-                ]
-                list(pool.map(lambda part: part[0].cut(*part[1:]), parts))
-                chunks.release(users)
-                yield rows, tiles
+        workers = n_threads(_MAX_THREADS)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            each = [view.users(rows) for view in self.views]
+            users = self._by_level(each)
+            chunks.fetch(users)
+            self._look_for_fill(chunks, each)
+            tiles = [np.empty((len(rows), v.tile.size_px, v.tile.size_px, 3), dtype=np.uint8) for v in self.views]
+            parts = [
+                (view, out[w::workers], rows[w::workers], chunks.kept[level])
+                for view, out, level in zip(self.views, tiles, self.level_of, strict=True)
+                for w in range(workers)
+            ]
+            in_threads(lambda part: part[0].cut(*part[1:]), parts, threads=workers)
+            chunks.release(users)
+            yield rows, tiles
 
     def _by_level(self, users: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
         """Return for each chunk of each level how many tiles of all views lie on it, from those of each view."""

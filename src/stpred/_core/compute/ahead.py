@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from stpred._core.compute.threads import n_threads
+
 T = TypeVar("T")
 
 _END: Any = object()
@@ -16,9 +18,17 @@ def ahead(items: Iterable[T], n: int = 1) -> Iterator[T]:
     """Yield the same items in the same order, up to `n` of them made ahead by one thread.
 
     The thread is started by the first item that is asked for, and has ended when the last one was taken, an error was
-    raised (at its place in the order) or the generator is closed; a generator `items` is closed then as well.
+    raised (at its place in the order) or the generator is closed; a generator `items` is closed then as well. Where
+    a process may use one thread only, each item is made when it is asked for.
     """
     source = iter(items)
+    if n_threads() == 1:
+        try:
+            yield from source
+        finally:
+            if hasattr(source, "close"):
+                source.close()
+        return
     pool = ThreadPoolExecutor(1, thread_name_prefix="stpred-ahead")
     coming: deque[Future[T]] = deque()
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, whole
+from stpred._core.compute.threads import in_threads
 from stpred._core.specs import TileSpec
 from stpred.encoders.base import EncoderCard
 
@@ -125,13 +124,7 @@ class Morphology:
         def fill(row: int) -> None:
             out[row] = describe(tiles[row])
 
-        threads = min(len(tiles), _cores() if self._threads is None else self._threads)
-        if threads > 1:
-            with ThreadPoolExecutor(threads) as workers:
-                list(workers.map(fill, range(len(tiles))))  # the list hands on errors
-        else:
-            for row in range(len(tiles)):
-                fill(row)
+        in_threads(fill, range(len(tiles)), threads=self._threads)
         return out
 
     def resized(self, size_um: float) -> Morphology:
@@ -146,7 +139,3 @@ class Morphology:
     def to(self, device: str | None) -> Morphology:
         """Return the encoder itself: it has no parameters and runs on the CPU."""
         return self
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import numpy as np
 
 from stpred._core.checks import InputError
+from stpred._core.compute.threads import dask_options
 from stpred._core.files import readable
 from stpred._core.forks import renew
 from stpred.calibration import Evidence, to_transformation
@@ -233,8 +233,7 @@ class KeptLevel:
             if self._kept is None:
                 kept = np.empty((*self.shape[1:], self.shape[0]), dtype=self.dtype)
                 # chunk by chunk into its place, so that no more than a few finer ones are there at a time
-                workers = min(os.cpu_count() or 1, 8)
-                da.store(self._source.transpose(1, 2, 0), kept, lock=False, scheduler="threads", num_workers=workers)
+                da.store(self._source.transpose(1, 2, 0), kept, lock=False, **dask_options())
                 self._kept = kept
         return self._kept.transpose(2, 0, 1)[index].copy(order="K")
 

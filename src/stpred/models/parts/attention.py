@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stpred._core.checks import InputError, whole
+from stpred._core.compute.threads import in_threads
 
 # Entries of one gathered block in the PyTorch path: what a CPU's cache holds; a GPU needs more.
 _BLOCK = {"cpu": 2**18, "other": 2**23}
@@ -158,12 +158,9 @@ def _in_threads(kernel: Callable[..., None], inputs: tuple[Tensor, ...], found: 
     """Call ``kernel(inputs, found, start, stop)`` for parts of ``range(n)`` in as many threads as PyTorch would use."""
     arrays = (tuple(x.detach().contiguous().numpy() for x in inputs), tuple(x.numpy() for x in found))
     threads = min(n, torch.get_num_threads()) if inputs[3].numel() * inputs[0].shape[1] > _MIN_THREADED else 1
-    if threads == 1:
-        kernel(*arrays, 0, n)
-        return
     edges = [n * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start, stop: kernel(*arrays, start, stop), edges[:-1], edges[1:]))
+    parts = zip(edges[:-1], edges[1:], strict=True)
+    in_threads(lambda part: kernel(*arrays, *part), parts, threads=threads)
 
 
 @cache
