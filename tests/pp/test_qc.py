@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,20 +19,22 @@ from stpred.testing import copy_slide
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from stpred.models import Model
+
 
 @pytest.fixture(scope="module")
 def clean() -> SpatialData:
     return st.datasets.toy(size_um=(1200, 1200), mpp=1.0, n_genes=40)
 
 
-def with_pixels(slide: SpatialData, change: object) -> tuple[SpatialData, np.ndarray]:
-    """Return a copy whose left half is changed, and which spots lie well inside of it."""
+def with_pixels(slide: SpatialData, change: object, *, half: bool = True) -> tuple[SpatialData, np.ndarray]:
+    """Return a copy whose left half (or all of it) is changed, and the x of its spots."""
     slide = copy_slide(slide)
     image = slide.images["he"]
     node = image["scale0"].image if hasattr(image, "children") and image.children else image
     pixels = np.moveaxis(np.asarray(node), 0, -1).copy()
-    half = pixels.shape[1] // 2
-    pixels[:, :half] = change(pixels[:, :half])  # type: ignore[operator]
+    changed = np.s_[:, : pixels.shape[1] // 2 if half else None]
+    pixels[changed] = change(pixels[changed])  # type: ignore[operator]
     place = get_transformation(image, to_coordinate_system="um")
     del slide.images["he"]
     slide.images["he"] = Image2DModel.parse(
@@ -40,13 +43,42 @@ def with_pixels(slide: SpatialData, change: object) -> tuple[SpatialData, np.nda
     return slide, slide.tables["spots_counts"].obsm["spatial"][:, 0]
 
 
+PEN, BLURRED = (150, 350, 300, 1000), (750, 300, 1050, 900)
+"""x0, y0, x1, y1 in micrometres."""
+
+
+@pytest.fixture(scope="module")
+def spoiled(clean: SpatialData) -> SpatialData:
+    """The slide with a stroke of a pen over one part, and another part far out of focus."""
+
+    def spoil(pixels: np.ndarray) -> np.ndarray:
+        x0, y0, x1, y1 = PEN
+        ink = np.array([0.08, 0.4, 0.85]) * pixels[y0:y1, x0:x1]
+        pixels[y0:y1, x0:x1] = gaussian_filter(ink, (4, 4, 0))
+        x0, y0, x1, y1 = BLURRED
+        pixels[y0:y1, x0:x1] = blur(pixels, sigma=9)[y0:y1, x0:x1]
+        return pixels
+
+    return with_pixels(clean, spoil, half=False)[0]
+
+
+@pytest.fixture(scope="module")
+def ridge(clean: SpatialData) -> Model:
+    return st.tl.train(clean, "ridge", shapes_key="spots", encoder="colour", genes="all")
+
+
+def inside(xy: np.ndarray, box: tuple[int, ...], *, margin: float) -> np.ndarray:
+    """Return which points lie in a box that is larger by a margin."""
+    return ((xy > np.array(box[:2]) - margin) & (xy < np.array(box[2:]) + margin)).all(axis=1)
+
+
 def verdicts(slide: SpatialData, limits: st.QC | None = None) -> np.ndarray:
     st.pp.qc(slide, limits, shapes_key="spots")
     return slide.tables["spots_counts"].obs["qc_reason"].to_numpy()
 
 
-def blur(pixels: np.ndarray) -> np.ndarray:
-    return np.stack([gaussian_filter(pixels[..., c].astype(float), 2.5) for c in range(3)], axis=-1).round()
+def blur(pixels: np.ndarray, sigma: float = 2.5) -> np.ndarray:
+    return np.stack([gaussian_filter(pixels[..., c].astype(float), sigma) for c in range(3)], axis=-1).round()
 
 
 @pytest.mark.parametrize(
@@ -166,3 +198,72 @@ def test_bad_limits_are_refused(clean: SpatialData) -> None:
         st.tl.train(clean, "ridge", qc=st.QC(min_counts=10**9), shapes_key="spots", encoder="colour")
     with pytest.raises(InputError, match="passes the limits on genes; relax `qc`"):
         st.tl.train(clean, "ridge", qc=st.QC(min_gene_counts=10**9), shapes_key="spots", encoder="colour")
+
+
+def test_what_is_spoiled_is_not_predicted_but_counted(clean: SpatialData, spoiled: SpatialData, ridge: Model) -> None:
+    everywhere = st.tl.predict(spoiled, ridge, shapes_key="spots", inplace=False)
+    table = st.tl.predict(spoiled, ridge, shapes_key="spots", qc=True, inplace=False)
+    provenance = json.loads(table.uns["stpred"])
+    left = provenance["left_out"]
+    assert left == {"off_image": 0, "pen": left["pen"], "blurred": left["blurred"]}
+    assert table.n_obs + left["pen"] + left["blurred"] == everywhere.n_obs == len(spoiled.shapes["spots"])
+    assert provenance["n_predicted"] == table.n_obs
+    assert provenance["qc"] == st.QC().to_dict()
+    gone = ~everywhere.obs["instance_id"].isin(table.obs["instance_id"]).to_numpy()
+    xy = everywhere.obsm["spatial"]
+    assert gone[inside(xy, PEN, margin=-20) | inside(xy, BLURRED, margin=-60)].all()
+    assert not gone[~inside(xy, PEN, margin=30) & ~inside(xy, BLURRED, margin=30)].any()
+    kept = copy_slide(spoiled)
+    kept.shapes["kept"] = kept.shapes["spots"][~gone]
+    np.testing.assert_array_equal(table.X, st.tl.predict(kept, ridge, shapes_key="kept", inplace=False).X)
+    unjudged = json.loads(everywhere.uns["stpred"])
+    assert "qc" not in unjudged
+    assert unjudged["left_out"] == {"off_image": 0}
+
+
+def test_a_map_has_no_value_where_the_slide_is_spoiled(spoiled: SpatialData, ridge: Model) -> None:
+    slide = copy_slide(spoiled)
+    how = {"shapes_key": "cells", "resolution_um": 60, "genes": ridge.record.genes[:2]}
+    everywhere = st.tl.predict_map(slide, ridge, **how, inplace=False)
+    st.tl.predict_map(slide, ridge, **how, qc=True)
+    found, before = (np.asarray(image["scale0"]["image"])[0] for image in (slide.images["cells_ridge_map"], everywhere))
+    place = get_transformation(slide.images["cells_ridge_map"]["scale0"]["image"], to_coordinate_system="um")
+    y, x = np.indices(found.shape) + 0.5
+    xy = np.column_stack([x.ravel(), y.ravel(), np.ones(x.size)]) @ place.to_affine_matrix("xy", "xy").T
+    gone, there = np.isnan(found).ravel(), np.isfinite(before).ravel()
+    assert gone[inside(xy[:, :2], PEN, margin=-20) | inside(xy[:, :2], BLURRED, margin=-60)].all()
+    assert not (gone & there)[~inside(xy[:, :2], PEN, margin=60) & ~inside(xy[:, :2], BLURRED, margin=60)].any()
+    left = json.loads(slide.attrs["stpred"]["cells_ridge_map"])["left_out"]
+    assert sum(left.values()) == (gone & there).sum()
+    assert min(left["pen"], left["blurred"]) > 0
+
+
+def test_limits_that_no_prediction_can_be_judged_by_are_refused(spoiled: SpatialData, ridge: Model) -> None:
+    counts = st.QC(min_counts=5, min_tissue=None, max_pen=None, max_fill=None, max_fold=None, min_sharpness=None)
+    for verb, extra in ((st.tl.predict, {}), (st.tl.predict_map, {"resolution_um": 60})):
+        with pytest.raises(InputError, match="`qc` has no limit on what the image shows"):
+            verb(spoiled, ridge, shapes_key="spots", qc=counts, **extra)
+        with pytest.raises(InputError, match=r"`qc` must be a stpred\.QC, or True"):
+            verb(spoiled, ridge, shapes_key="spots", qc=0.3, **extra)
+    with pytest.raises(InputError, match=r"No location of slide .* passes `qc`: \{.*'blurred': \d+\}"):
+        st.tl.predict(spoiled, ridge, shapes_key="spots", qc=st.QC(min_sharpness=9.0))
+    with pytest.raises(InputError, match=r"No pixel .* and passes `qc`: \{.*'blurred': \d+\}"):
+        st.tl.predict_map(spoiled, ridge, shapes_key="spots", resolution_um=60, qc=st.QC(min_sharpness=9.0))
+
+
+def test_tissue_without_any_detail_is_out_of_focus(clean: SpatialData) -> None:
+    slide, x = with_pixels(clean, lambda p: blur(p, sigma=12))
+    found = verdicts(slide)
+    assert (found[x < 480] == "blurred").mean() > 0.9
+    assert (found[x > 680] == "").all()
+
+
+def test_one_tile_stands_for_many_near_locations(spoiled: SpatialData) -> None:
+    from stpred import data
+    from stpred._core.places import Place
+
+    judge = data.ImageQuality.of(data.read_region(spoiled, Place("spots")).pyramid, st.QC())
+    points = np.random.default_rng(0).uniform(300, 900, (300, 2))
+    own, shared = (judge.reasons(points, dense=dense) for dense in (False, True))
+    assert (own == shared).mean() > 0.9
+    np.testing.assert_array_equal(judge.reasons(points[:50]), own[:50])

@@ -24,7 +24,7 @@ from stpred.data._folds import (
     refuse_copies,
 )
 from stpred.data._library import SharedLibrary, library_of, on_library, shared_library
-from stpred.data._quality import Quality, good_genes, judge
+from stpred.data._quality import ImageQuality, Quality, good_genes, judge, passing
 from stpred.data._readers.choose import reader_for
 from stpred.data._readers.footprints import median_width_um
 from stpred.data._readers.pixels import PixelReader
@@ -38,6 +38,7 @@ __all__ = [
     "BLOCK_FOLDS",
     "Context",
     "Fold",
+    "ImageQuality",
     "PixelReader",
     "Quality",
     "Reader",
@@ -70,6 +71,7 @@ __all__ = [
     "masked_tokens",
     "median_width_um",
     "on_library",
+    "passing",
     "reach_um",
     "read_image",
     "read_region",

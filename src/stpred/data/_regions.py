@@ -26,6 +26,7 @@ from stpred._core.elements import (
 from stpred._core.expression.counts import check_counts
 from stpred._core.names import named
 from stpred._core.places import Place
+from stpred._core.recipes.quality import QC
 from stpred.data._off_image import locations_on
 from stpred.links import Links
 from stpred.regions import Lattice, tissue_points
@@ -75,6 +76,8 @@ class Region:
         Of locations without shapes, such as the pixels of a map: each is a square of this edge.
     left_out
         Locations that did not pass quality control, by reason; None where nothing was judged.
+    qc
+        The limits that were judged by.
     """
 
     sdata: SpatialData
@@ -93,6 +96,7 @@ class Region:
     without_cells: tuple[Any, ...] = ()
     edge_um: float | None = None
     left_out: dict[str, int] | None = None
+    qc: QC | None = None
 
     def target(self, names: list[str], target: str, *, sparse: bool = False, n_measured: int | None = None) -> Any:
         """Return the (n, n_genes) training target of the named genes.

@@ -174,6 +174,7 @@ class Predictor:
         if region.cells is not None:
             left_out["no_cells"] = len(region.without_cells)
             left_out["without_cells"] = [str(i) for i in region.without_cells[:1000]]
+        left_out |= region.left_out or {}
         found = {
             "kind": "prediction",
             "model": record.name,
@@ -198,6 +199,8 @@ class Predictor:
         }
         if region.cells is not None:
             found["cells"] = region.cells.region.shapes_key
+        if region.qc is not None:
+            found["qc"] = region.qc.to_dict()
         if library is not None:
             found[LIBRARY] = library.packed()
         if model.config.per is not None:

@@ -6,7 +6,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from stpred._core.elements import need_sdata
 from stpred._core.geometry import geometries_um
 from stpred._core.places import Place
 from stpred._core.progress import track
+from stpred._core.recipes.quality import QC, REASONS
 from stpred.inference.default_regions import put_regions, with_tissue
 from stpred.inference.preserve import Spots, as_amounts
 from stpred.inference.tables import OOD_LIMIT
@@ -42,6 +43,7 @@ def predict_raster(
     key_added: str | None = None,
     resolution_um: float | None = None,
     preserve: str | None = None,
+    qc: QC | None = None,
     out: str | Path | None = None,
     inplace: bool = True,
     with_std: bool = False,
@@ -62,7 +64,7 @@ def predict_raster(
     with nullcontext() if out is None else rasters.alone(out, key) as path:
         spots = None if preserve is None else Spots.of(sdata, preserve, predictor, place)
         region = predictor.named(data.read_region(holder, replace(place, shapes_key=area_key)))
-        images, provenance = _Map(predictor, _Area.of(region, size_um), spots, with_std).write(path, written)
+        images, provenance = _Map(predictor, _Area.of(region, size_um, qc), spots, with_std).write(path, written)
     if not inplace:
         return images[key]
     put_regions(sdata, holder)
@@ -91,15 +93,16 @@ def _pixel_um(model: Model, resolution_um: float | None) -> float:
 
 @dataclass(frozen=True)
 class _Area:
-    """The pixels whose centres lie in a region's shapes and on the image."""
+    """The pixels whose centres lie in a region's shapes and on the image, and pass quality control if that is asked."""
 
     region: data.Region
     frame: rasters.Frame
     shapes: NDArray[Any]
     tree: Any
+    quality: data.ImageQuality | None = None
 
     @classmethod
-    def of(cls, region: data.Region, size_um: float) -> _Area:
+    def of(cls, region: data.Region, size_um: float, qc: QC | None = None) -> _Area:
         import shapely
 
         if size_um < region.pyramid.mpp:
@@ -111,10 +114,11 @@ class _Area:
         shapely.prepare(shapes)
         around, image = shapely.total_bounds(shapes), region.pyramid.bounds_um
         box = (*np.maximum(around[:2], image[:2]).tolist(), *np.minimum(around[2:], image[2:]).tolist())
-        return cls(region, rasters.Frame.around(box, size_um), shapes, shapely.STRtree(shapes))
+        quality = None if qc is None else data.ImageQuality.of(region.pyramid, qc)
+        return cls(region, rasters.Frame.around(box, size_um), shapes, shapely.STRtree(shapes), quality)
 
     def pixels(self, rows: slice, columns: slice) -> tuple[NDArray[np.bool_], data.Region]:
-        """Return which pixels of a block are wanted, (h * w,), and these as a region."""
+        """Return which pixels of a block are wanted, (h * w,), and these as a region, which counts what it lacks."""
         import shapely
 
         frame, size = self.frame, self.frame.size_um
@@ -135,12 +139,26 @@ class _Area:
         wanted[at[:, 1] * width + at[:, 0]] = True
         centres = frame.centres_um(rows, columns)
         wanted &= self.region.pyramid.contains(centres)
-        return wanted, self.of_points(centres[wanted])
+        if self.quality is None:
+            return wanted, self.of_points(centres[wanted])
+        reason = self.quality.reasons(centres[wanted], dense=True)
+        left = {r: n for r in REASONS if (n := int((reason == r).sum()))}
+        wanted[wanted] = reason == ""
+        return wanted, replace(self.of_points(centres[wanted]), left_out=left)
 
     def of_points(self, points_um: NDArray[np.float64]) -> data.Region:
         """Return squares of a pixel's size as a region."""
         index = pd.RangeIndex(len(points_um))
         return replace(self.region, coords_um=points_um, instances=index, edge_um=self.frame.size_um)
+
+
+class _Filled(NamedTuple):
+    """What came of an area: pixels, those out of distribution, where neighbours were taken from, what was left out."""
+
+    n: int
+    n_ood: int
+    context: str | None
+    left_out: dict[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -164,19 +182,20 @@ class _Map:
         """Return images of these names, in memory or as they are in the store at `path`, and their provenance."""
         kept = self._store(path, names[0])
         try:
-            n, n_ood, context = self._fill(kept)
+            filled = self._fill(kept)
         except InputError:
             if not kept.finished:
                 kept.discard()
             raise
-        if n == 0:
+        if filled.n == 0:
             kept.discard()
             region, size_um = self.area.region, self.area.frame.size_um
             raise InputError(
-                f"No pixel of {size_um:g} um lies both in {region.shapes_key!r} and on image {region.image_key!r}."
+                f"No pixel of {size_um:g} um lies both in {region.shapes_key!r} and on image {region.image_key!r}"
+                f"{f' and passes `qc`: {filled.left_out}' if filled.left_out else ''}."
             )
         values = kept.lazy() if self.spots is None else self._preserved(kept)
-        frame, genes, found = self.area.frame, self.predictor.genes, self._provenance(n, n_ood, context)
+        frame, genes, found = self.area.frame, self.predictor.genes, self._provenance(filled)
         images, provenance = {}, {}
         for k, name in reversed(list(enumerate(names))):  # the map itself comes last: with it all of them are there
             planes = values if len(names) == 1 else values[k * len(genes) : (k + 1) * len(genes)]
@@ -210,33 +229,38 @@ class _Map:
             "area": [region.shapes_key, float(np.abs(region.coords_um).sum()), len(region.coords_um)],
             "stride_um": predictor.stride_um,
             "posterior": None if predictor.posterior is None else predictor.posterior.to_dict(),
+            **({} if self.area.quality is None else {"qc": self.area.quality.qc.to_dict()}),
         }
 
-    def _provenance(self, n: int, n_ood: int, context: str | None) -> dict[str, Any]:
+    def _provenance(self, filled: _Filled) -> dict[str, Any]:
         """Return what is kept with the image; warn where most of it is out of distribution."""
-        if n_ood > OOD_LIMIT * n:
+        share = filled.n_ood / filled.n
+        if share > OOD_LIMIT:
             warn(
-                f"{n_ood / n:.0%} of the map is out of distribution for model {self.predictor.model.record.name!r}; "
+                f"{share:.0%} of the map is out of distribution for model {self.predictor.model.record.name!r}; "
                 "its predictions here are guesses."
             )
-        found = self.predictor.provenance(self.area.region, context)
-        found |= {"n_predicted": n, "resolution_um": self.area.frame.size_um}
-        found |= {"share_in_distribution": 1 - n_ood / n, "raster": True}
+        quality = self.area.quality
+        region = replace(self.area.region, left_out=filled.left_out, qc=None if quality is None else quality.qc)
+        found = self.predictor.provenance(region, filled.context)
+        found |= {"n_predicted": filled.n, "resolution_um": self.area.frame.size_um}
+        found |= {"share_in_distribution": 1 - share, "raster": True}
         if self.spots is not None:
             found |= {"output_scale": "counts", "preserved": self.spots.region.shapes_key}
         return found
 
-    def _fill(self, kept: Any) -> tuple[int, int, str | None]:
-        """Predict all blocks that are not there yet; return pixels, those out of distribution, and the context."""
+    def _fill(self, kept: Any) -> _Filled:
+        """Predict all blocks that are not there yet."""
         predictor, area = self.predictor, self.area
         blocks = list(area.frame.blocks(self.n_planes))
         if not (predictor.model.needs.tokens or predictor.model.needs.pixel_grid):
             return self._fill_at_once(kept, blocks)
-        n = 0
+        n, left = 0, []
         reader: Any = None
         for rows, columns in track(blocks, total=len(blocks), describe=f"{predictor.name}: map"):
             wanted, pixels = area.pixels(rows, columns)
             n += int(wanted.sum())
+            left.append(pixels.left_out)
             if kept.has(rows, columns):
                 continue
             if not wanted.any():
@@ -249,25 +273,26 @@ class _Map:
                 found[places[chosen]] = self._predicted(batch)
                 n_ood += int((predictor.model.ood_distance(batch) > 1).sum())
             kept.put(rows, columns, _block(found, rows, columns), n_ood=n_ood, context=reader.context)
-        return n, sum(kept.noted("n_ood")), next(iter(kept.noted("context")), None)
+        return _Filled(n, sum(kept.noted("n_ood")), next(iter(kept.noted("context")), None), _total(left))
 
     def _predicted(self, batch: Any) -> NDArray[np.float32]:
         """Return the (n, n_planes) means and, where they are wanted, standard deviations."""
         mean, std = self.predictor.predict(batch)
         return np.concatenate([mean, std], axis=1) if self.with_std and std is not None else mean
 
-    def _fill_at_once(self, kept: Any, blocks: list[Any]) -> tuple[int, int, str | None]:
+    def _fill_at_once(self, kept: Any, blocks: list[Any]) -> _Filled:
         """Predict the pixels of all blocks as one region, for models that see tiles."""
         predictor, area = self.predictor, self.area
         parts = [(rows, columns, *area.pixels(rows, columns)) for rows, columns in blocks]
         points = np.concatenate([pixels.coords_um for *_, pixels in parts])
+        left = _total([pixels.left_out for *_, pixels in parts])
         if len(points) > MAX_TILES:
             raise InputError(
                 f"A map of {len(points)} pixels through {predictor.model.record.name!r} would embed as many tiles; "
                 "use larger pixels (resolution_um), or a model of patches (stpred.tl.distill)."
             )
         if len(points) == 0:
-            return 0, 0, None
+            return _Filled(0, 0, None, left)
         mean = np.empty((len(points), len(predictor.genes)), dtype=np.float32)
         n_ood, context = 0, None
         for chosen, batch in predictor.batches(area.of_points(points)):
@@ -280,7 +305,7 @@ class _Map:
             values[wanted] = mean[start : start + len(pixels.coords_um)]
             start += len(pixels.coords_um)
             kept.put(rows, columns, _block(values, rows, columns))
-        return len(points), n_ood, context
+        return _Filled(len(points), n_ood, context, left)
 
     def _preserved(self, kept: Any) -> Any:
         """Return the map as amounts that add up to the spots' counts, gene by gene."""
@@ -296,6 +321,12 @@ class _Map:
             return out
 
         return kept.rewritten(rescaled)
+
+
+def _total(left: list[dict[str, int] | None]) -> dict[str, int] | None:
+    """Return how many pixels of all blocks are left out, by reason; None where nothing was judged."""
+    judged = [part for part in left if part is not None]
+    return {r: n for r in REASONS if (n := sum(part.get(r, 0) for part in judged))} if judged else None
 
 
 def _block(values: NDArray[np.float32], rows: slice, columns: slice) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,24 +191,12 @@ def read_cohort(
         for slide, sdata in slides.items()
     ]
     if qc is not None:
-        regions = [_passing(r, qc) for r in regions]
+        regions = [r if r.counts is None else data.passing(r, qc) for r in regions]
     if config.needs.cells:
         return [data.with_cells(r, cells_key=cells_key) for r in regions]
     if cells_key is not None:
         raise InputError(f"`cells_key` is for families that see cells; {config.family!r} sees tiles.")
     return regions
-
-
-def _passing(region: data.Region, qc: QC) -> data.Region:
-    """Return the locations of a slide that pass, which remembers how many did not."""
-    if region.counts is None:
-        return region
-    found = data.judge(region, qc)
-    if not found.passes.any():
-        raise InputError(f"No location of slide {region.slide!r} passes `qc`: {found.left_out()}.")
-    if left := found.left_out():
-        logger.info("Slide %r: locations left out by quality: %s.", region.slide, left)
-    return replace(region.take(np.flatnonzero(found.passes)), left_out=left)
 
 
 def encoder_of(config: BaseConfig, given: Any, *, tile: Any, device: str | None) -> Encoder:

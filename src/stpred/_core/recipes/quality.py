@@ -1,4 +1,4 @@
-"""Which locations and genes are good enough to learn from."""
+"""Which locations and genes are good enough to learn from, and which locations to predict on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from stpred._core.checks import InputError, fraction_of, positive, whole
 
-REASONS = ("few_counts", "few_genes", "little_tissue", "pen", "fill", "fold", "blurred")
-"""Why a location does not pass, the first that holds."""
+REASONS = ("few_counts", "few_genes", "pen", "fill", "little_tissue", "fold", "blurred")
+"""Why a location does not pass, the first that holds: what pen or fill hides is not known to be tissue or none."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class QC:
         Largest share of folded tissue in its tile: places where both stains are far above what they are around.
     min_sharpness
         Least ratio of detail below a micrometre to detail of a few micrometres in its tile: above 0.45 on slides in
-        focus, 0.4 to 0.24 blurred by a micrometre, below 0.2 by two. Not judged on images coarser than 1 um per pixel
-        and in tiles without texture.
+        focus, 0.4 to 0.24 blurred by a micrometre, below 0.2 by two, and 0 in a tile of tissue without any detail. Not
+        judged on images coarser than 1 um per pixel. Of locations that are denser than a quarter of the tile, one tile
+        stands for all in a square of half its edge.
     tile_um
         Edge of the tile in micrometres.
     min_gene_counts, min_gene_share
@@ -76,6 +77,19 @@ class QC:
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def of_image(cls, value: Any) -> QC | None:
+        """Accept limits for locations that are predicted on, whose counts are not known; None and False: none."""
+        if value is None or value is False:
+            return None
+        limits = cls.parse(value)
+        if not limits.judges_image:
+            raise InputError(
+                "`qc` has no limit on what the image shows, and nothing else is known of a location that is predicted "
+                "on: set one of min_tissue, max_pen, max_fill, max_fold and min_sharpness."
+            )
+        return limits
 
     @classmethod
     def parse(cls, value: Any) -> QC:

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stpred import data
 from stpred._core import keys
 from stpred._core.checks import InputError
 from stpred._core.elements import need_sdata
 from stpred._core.places import Place
+from stpred._core.recipes.quality import QC
 from stpred.inference.intervals import check_level
 from stpred.inference.predictor import Predictor
 from stpred.inference.preserve import Spots
@@ -35,6 +37,7 @@ def predict(
     preserve: str | None = None,
     posterior: Posterior | None = None,
     interval: float | None = None,
+    qc: QC | bool | None = None,
     device: str | None = None,
     coordinate_system: str = keys.UM,
     inplace: bool = True,
@@ -77,6 +80,10 @@ def predict(
     interval
         Also write the borders between which the measurement of a location lies with this probability, such as 0.9, for
         a model whose intervals are calibrated (:func:`stpred.tl.conformal`) on locations of this size or smaller.
+    qc
+        Limits on what the image shows (:class:`stpred.QC`; True: its defaults): locations on little tissue, pen marks,
+        fill, folds or out of focus are left out, and counted by reason in the provenance (``left_out``). Limits on
+        counts are not judged. None: all are predicted.
     posterior
         Of a generative model (``"xfuse"``): options of its posterior; mean and standard deviation are returned.
         None takes ``Posterior()``.
@@ -106,7 +113,7 @@ def predict(
     ------
     InputError
         If there is no (or more than one) H&E image, it is not calibrated or too coarse, or many locations lie off it;
-        if a stride is no multiple of the patch.
+        if a stride is no multiple of the patch; if no location passes `qc`.
 
     Examples
     --------
@@ -129,8 +136,11 @@ def predict(
     if interval is not None and preserve is not None:
         raise InputError("`interval` is of tables on the model's own scale; leave `preserve` out.")
     place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    limits = QC.of_image(qc)
     spots = None if preserve is None else Spots.of(sdata, preserve, predictor, place)
     region = predictor.region(sdata, place, create=inplace, cells_key=cells_key)
+    if limits is not None:
+        region = data.passing(region, limits)
     key = result_key(sdata, region, predictor.name, key_added) if inplace else ""
     table = predict_table(predictor, region, interval=interval, spots=spots)
     if not inplace:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stpred._core import keys
 from stpred._core.checks import InputError
 from stpred._core.places import Place
+from stpred._core.recipes.quality import QC
 from stpred.inference.predictor import Predictor
 from stpred.inference.raster import predict_raster
 
@@ -29,6 +30,7 @@ def predict_map(
     resolution_um: float | None = None,
     stride_um: float | None = None,
     preserve: str | None = None,
+    qc: QC | bool | None = None,
     posterior: Posterior | None = None,
     out: str | Path | None = None,
     device: str | None = None,
@@ -50,6 +52,8 @@ def predict_map(
         Name of the image; None makes ``{shapes}_{model}_map``. An existing one is overwritten in memory with a warning.
     resolution_um
         Edge of the pixels in micrometres; None takes the model's patches. Models of whole tiles need it.
+    qc
+        As in :func:`stpred.tl.predict`: pixels that do not pass are NaN.
     out
         Store (new, or of SpatialData) to which the map is written block by block, so that it need not fit into memory.
         An interrupted call goes on where it was when it is called again. The object gets the map as a lazy image.
@@ -90,6 +94,7 @@ def predict_map(
         key_added=key_added,
         resolution_um=resolution_um,
         preserve=preserve,
+        qc=QC.of_image(qc),
         out=out,
         inplace=inplace,
         with_std=_has_std(posterior) and preserve is None and (inplace or out is not None),
