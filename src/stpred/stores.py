@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stpred._core import keys
 from stpred._core.checks import InputError, check_parent, one_of
@@ -61,7 +61,14 @@ def light_copy(sdata: SpatialData, *, coordinate_system: str = keys.UM, max_px: 
     return Object(images={keys.IMAGE: image}, shapes=shapes, tables=dict(sdata.tables))
 
 
-def write_result(sdata: SpatialData, path: str | Path, *, with_image: bool = False, overwrite: bool = False) -> Path:
+def write_result(
+    sdata: SpatialData,
+    path: str | Path,
+    *,
+    with_image: bool = False,
+    overwrite: bool = False,
+    attrs: Mapping[str, Any] | None = None,
+) -> Path:
     """Write tables, shapes and a thumbnail as a zarr store that appears whole or not at all.
 
     Parameters
@@ -74,9 +81,18 @@ def write_result(sdata: SpatialData, path: str | Path, *, with_image: bool = Fal
         Write the object as it is, pixels included, instead of a thumbnail.
     overwrite
         Replace an existing store.
+    attrs
+        Attributes that the store gets beside the object's own.
     """
+    from spatialdata import SpatialData as Object
+
     path = check_free(path, overwrite=overwrite)
     made = sdata if with_image else light_copy(sdata)
+    if attrs:
+        made = Object(
+            images=dict(made.images), labels=dict(made.labels), points=dict(made.points), shapes=dict(made.shapes),
+            tables=dict(made.tables), attrs={**made.attrs, **attrs},
+        )  # fmt: skip
     with staged_folder(path, what="store") as new:
         new.rmdir()  # spatialdata makes it
         made.write(new)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +53,7 @@ def refused(*arguments: object) -> str:
 
 def test_help_of_every_command() -> None:
     assert "Predict spatial gene expression" in ok("--help")
-    for command in ("demo", "predict", "train", "finetune", "evaluate", "models"):
+    for command in ("demo", "predict", "train", "finetune", "evaluate", "models", "status"):
         assert "--help" in ok(command, "--help")
 
 
@@ -222,6 +224,20 @@ def test_the_version_is_told() -> None:
     assert ok("--version").strip() == f"stpred {st.__version__}"
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers of runs are threads of this process, which starts faster."""
+    from distributed import Client
+
+    from stpred.cohort import run
+    from stpred.cohort.clusters import Workers
+
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        monkeypatch.setattr(run, "workers", lambda *_, **__: nullcontext(Workers(client, 1, 1)))
+        yield
+
+
+@pytest.mark.usefixtures("in_process")
 def test_predict_reads_what_evaluate_reads(folder: Path, model: Path, tmp_path: Path) -> None:
     """A folder that holds a slide is that slide; of several, each is predicted, as of a csv."""
     (tmp_path / "one").mkdir()
@@ -230,17 +246,46 @@ def test_predict_reads_what_evaluate_reads(folder: Path, model: Path, tmp_path: 
     assert "slide 's1'" in said
     assert "spots_m" in sd.read_zarr(tmp_path / "one.zarr").tables
     (tmp_path / "one" / "s2").symlink_to(folder / "b")
-    said = ok("predict", tmp_path / "one", "-o", tmp_path / "two.zarr", "--model", model)
-    assert "2 slides in" in said
-    assert "s1, s2" in said
-    assert {p.name for p in (tmp_path / "two").iterdir()} == {"s1.zarr", "s1.png", "s2.zarr", "s2.png"}
-    ok("predict", folder / "slides.csv", "-o", tmp_path / "three", "--model", model)
-    assert {p.name for p in (tmp_path / "three").glob("*.zarr")} == {"a.zarr", "b.zarr"}
+    said = ok("predict", tmp_path / "one", "-o", tmp_path / "two.zarr", "--model", model, "--previews")
+    assert "2 slides, 0 complete already" in said
+    assert {p.name for p in (tmp_path / "two").iterdir() if not p.name.startswith(".")} == {
+        "s1.zarr", "s1.png", "s2.zarr", "s2.png", "manifest.csv", "manifest.parquet"
+    }  # fmt: skip
     said = refused("predict", tmp_path / "one", "-o", tmp_path / "four", "--picture", tmp_path / "p.png")
     assert "`--picture` is of one slide" in said
-    assert "exists; choose another name or pass --overwrite" in " ".join(
-        refused("predict", folder / "slides.csv", "-o", tmp_path / "three", "--model", model).split()
-    )
+
+
+@pytest.mark.usefixtures("in_process")
+def test_many_slides(folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "three"
+    image = next(p for p in sorted((folder / "a").rglob("*.tif*")) if p.stat().st_size > 10_000)
+    (tmp_path / "cut.tif").write_bytes(image.read_bytes()[:3000])
+    table = pd.read_csv(folder / "slides.csv").assign(path=lambda t: [str(folder / p) for p in t["path"]])
+    broken = pd.DataFrame({"slide": ["cut", "gone"], "path": [tmp_path / "cut.tif", tmp_path / "gone.tif"]})
+    pd.concat([table, broken]).to_csv(tmp_path / "slides.csv", index=False)
+    how = ("predict", tmp_path / "slides.csv", "-o", out, "--model", model)
+    said = " ".join(refused(*how, "--shapes", "spots").split())
+    assert "4 slides, 0 complete already" in said
+    assert "2 of 4 slides are complete" in said
+    assert "Failed: gone: There is nothing at" in said
+    more = [str(a) for a in (*how, "--skip-errors", "--shapes", "spots")]
+    assert run.invoke(app, more).exit_code == 3
+    said = ok("status", out)
+    assert "2 complete, 2 failed, 0 pending of 4 slides" in said
+    frame = pd.read_parquet(out / "manifest.parquet").set_index("slide")
+    assert frame["status"].to_dict() == {"a": "complete", "b": "complete", "cut": "failed", "gone": "failed"}
+    assert frame.loc["a", ["donor", "table", "model"]].tolist() == ["p", "spots_m", "m"]
+    table = sd.read_zarr(out / "a.zarr").tables["spots_m"]
+    assert table.shape == tuple(frame.loc["a", ["n_tiles", "n_genes"]])
+    before = {p: p.stat().st_mtime_ns for p in (out / "a.zarr").rglob("*")}
+    said = ok("predict", folder / "slides.csv", "-o", out, "--model", model, "--shapes", "spots")
+    assert "2 slides, 2 complete already" in said
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "a.zarr").rglob("*")}
+    said = ok("predict", folder / "slides.csv", "-o", out, "--model", model, "--shapes", "spots", "--genes",
+              str(table.var_names[0]))  # fmt: skip
+    assert "2 results are of another model or other settings" in said
+    assert len(list((out / "replaced").iterdir())) == 2
+    assert sd.read_zarr(out / "a.zarr").tables["spots_m"].n_vars == 1
 
 
 def test_files_of_one_slide_are_named_by_options(tmp_path: Path) -> None:
@@ -273,7 +318,7 @@ def test_a_picture_of_other_tissue_looks_like_it(folder: Path, tmp_path: Path) -
     """The line of trust, the panel and the line across the top tell of a slide unlike those of training."""
     from PIL import Image
 
-    from stpred.cli import predict
+    from stpred.cohort import pictures
 
     model = tmp_path / "m"
     ok("train", folder / "slides.csv", "-o", model, "--genes", "mean:5")
@@ -284,6 +329,6 @@ def test_a_picture_of_other_tissue_looks_like_it(folder: Path, tmp_path: Path) -
     assert "100 um" not in said
     back = sd.read_zarr(tmp_path / "out.zarr")
     assert sorted(back.shapes["grid"].radius.unique()) == [50.0]
-    axes = predict._draw(back, "grid_m", None)
+    axes = pictures.draw_picture(back, "grid_m", None)
     assert axes[-1].get_title() == "ood_score"
     assert axes[0].figure.get_suptitle().startswith("Out of distribution: 100% of the tiles")

@@ -26,6 +26,10 @@ class InputError(ValueError):
         return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
+class InputWarning(UserWarning):
+    """Something about the input or the result that the user should know."""
+
+
 class MissingFileError(InputError, FileNotFoundError):
     """A file that a reader needs is not there."""
 
@@ -142,4 +146,4 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "stpred":
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, InputWarning, stacklevel=level)

@@ -15,13 +15,16 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
     package
         Its ``__name__``.
     homes
-        Public name to the module that defines it, relative to the package.
+        Public name to the module that defines it, relative to the package; or, for what is shown in a package of lower
+        rank than its own, in full with the top package.
     """
 
     def getattr_(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        home = homes[name]
+        absolute = home.split(".")[0] == package.split(".")[0]
+        return getattr(import_module(home if absolute else f"{package}.{home}"), name)
 
     def dir_() -> list[str]:
         return sorted(homes)

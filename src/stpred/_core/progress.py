@@ -19,15 +19,26 @@ _last_line: float | None = None
 """When the last line was written; None where no lines are wanted."""
 
 
-def track(items: Iterable[T], *, total: int | None = None, describe: str = "", weight: Any = None) -> Iterator[T]:
-    """Yield items while a bar, or a count in lines, advances by one each, or by ``weight(item)``."""
+def track(
+    items: Iterable[T],
+    *,
+    total: int | None = None,
+    describe: str = "",
+    weight: Any = None,
+    line_every_s: float | None = None,
+) -> Iterator[T]:
+    """Yield items while a bar, or a count in lines, advances by one each, or by ``weight(item)``.
+
+    `line_every_s`: between two lines, instead of `LINE_EVERY_S`.
+    """
     from tqdm.auto import tqdm
 
     terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
     hidden = not terminal if settings.progress is None else not settings.progress
     unit = "" if weight is None else "tile"
     if hidden and settings.progress is None and _last_line is not None:
-        yield from _counted(items, total=total, describe=describe, weight=weight, unit=unit)
+        every_s = LINE_EVERY_S if line_every_s is None else line_every_s
+        yield from _counted(items, total=total, describe=describe, weight=weight, unit=unit, every_s=every_s)
         return
     with tqdm(total=total, desc=describe, disable=hidden, unit=unit, leave=False) as bar:
         for item in items:
@@ -46,14 +57,16 @@ def lines() -> Iterator[None]:
         _last_line = before
 
 
-def _counted(items: Iterable[T], *, total: int | None, describe: str, weight: Any, unit: str) -> Iterator[T]:
+def _counted(
+    items: Iterable[T], *, total: int | None, describe: str, weight: Any, unit: str, every_s: float
+) -> Iterator[T]:
     global _last_line
     done, start = 0, time.monotonic()
     for item in items:
         yield item
         done += 1 if weight is None else weight(item)
         now = time.monotonic()
-        if _last_line is not None and now - _last_line >= LINE_EVERY_S:
+        if _last_line is not None and now - _last_line >= every_s:
             _last_line = now
             print(_line(describe, done, total, now - start, unit=unit), file=sys.stderr, flush=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,6 +39,12 @@ class Settings:
         training goes on from there to the same result; its files go when it is done, those of folds stay.
     precision
         Of training: ``"32-true"`` (None), ``"bf16-mixed"`` or ``"16-mixed"``; weights stay in single precision.
+    n_workers
+        Processes in which :func:`stpred.tl.predict_cohort` works on this machine, of one core each (or as many as
+        ``OMP_NUM_THREADS`` says). None: one for each core, or fewer where memory (4 GB each) or slides are fewer, which
+        then share the cores.
+    devices
+        Numbers of the GPUs of this machine that it uses, such as ``(0, 1)``, each through a process of its own.
     fabric
         A launched Lightning Fabric to train on several GPUs with; it decides on device and precision instead.
 
@@ -59,13 +65,15 @@ class Settings:
     cache_dir: Path | str | None = None
     checkpoint_dir: Path | str | None = None
     precision: str | None = None
+    n_workers: int | None = None
+    devices: Sequence[int] | None = None
     fabric: Fabric | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = [f.name for f in fields(self)]
         if name not in known:
             raise InputError(f"There is no setting {name!r}; there are {listing(known, most=len(known))}.")
-        if name == "batch_size":
+        if name == "batch_size" or (name == "n_workers" and value is not None):
             value = whole(value, name=name)
         elif name == "max_upsampling" and value != float("inf"):
             value = positive(value, name=name)

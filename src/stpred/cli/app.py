@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stpred.cli.cohort import status
 from stpred.cli.evaluate import evaluate
 from stpred.cli.finetune import finetune
 from stpred.cli.others import demo, list_models
@@ -46,6 +47,6 @@ def common(
     session.quiet, session.verbose, session.options = quiet, verbose, frozenset(names)
 
 
-for command in (demo, predict, train, finetune, evaluate):
+for command in (demo, predict, status, train, finetune, evaluate):
     app.command()(command)
 app.command("models")(list_models)

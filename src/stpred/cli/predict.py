@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,28 +11,40 @@ from stpred._core.checks import InputError, listing
 from stpred.cli.encoders import load_encoder
 from stpred.cli.options import Device, ShapesKey, Upsampling, reads_slides
 from stpred.cli.session import console, plain_messages
-from stpred.cli.slides import default_region, ensure_cells, find_samples
+from stpred.cli.slides import find_samples
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
+    from stpred.cohort.options import PredictOptions
     from stpred.io.samples import Sample
     from stpred.models.base import Model
+
+_MANY = "Many slides"
+
+
+def _many(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_MANY)
 
 
 @reads_slides
 def predict(
-    slide: Annotated[
-        str, typer.Argument(help="Slide: an image file or a vendor's folder; or a folder of slides, or a csv of them.")
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SLIDE...",
+            help="Slide: an image file, a vendor's folder or a SpatialData store; or many: several of these, a folder "
+            "of them, a csv that lists them, or a pattern in quotes such as 'slides/*.svs'.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Zarr store to write; of several slides, the folder of their stores.")
+        Path, typer.Option("--out", "-o", help="Zarr store to write; of many slides, the folder of their stores.")
     ],
     model: Annotated[str | None, typer.Option(help="Model folder or bundled name; default: the bundled model.")] = None,
     shapes: ShapesKey = None,
+    cells: Annotated[bool, typer.Option("--cells", help="Predict on cells, or nuclei, which are found first.")] = False,
     genes: Annotated[str | None, typer.Option(help="Keep only these symbols, separated by commas.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG to draw; default: beside the store.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw of one slide; default: beside the store.")] = None,
     with_image: Annotated[bool, typer.Option("--with-image", help="Copy the slide's pixels into the store.")] = False,
     with_map: Annotated[bool, typer.Option("--map", help="Add a map of the tissue, of a model of patches.")] = False,
     allow_upsampling: Upsampling = False,
@@ -46,94 +56,73 @@ def predict(
         ),
     ] = None,
     device: Device = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing stores.")] = False,
+    workers: Annotated[
+        int | None, _many("--workers", help="Processes, of one core each; default: as cores and memory allow.")
+    ] = None,
+    devices: Annotated[str | None, _many("--devices", help="GPUs, such as 0,1: a process for each.")] = None,
+    scheduler: Annotated[str | None, _many("--scheduler", help="Address of a Dask scheduler to work on.")] = None,
+    shard: Annotated[str | None, _many("--shard", help="i/n: only the i-th of n parts, as one of n jobs.")] = None,
+    skip_errors: Annotated[
+        bool, _many("--skip-errors", help="Slides that fail are no error: exit status 3 instead of 2.")
+    ] = False,
+    previews: Annotated[bool, _many("--previews", help="Also draw a picture of each slide.")] = False,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Predict expression for a slide: a table on its spots, bins or cells, or on a grid, and a picture."""
-    import stpred as st
-    from stpred.stores import check_free, check_picture
+    """Predict expression for slides: a table on their spots, bins or cells, or on a grid.
 
+    Of many slides each has a store of its own in the output folder, beside manifest.parquet and manifest.csv. Start the
+    same command again to go on after an interruption, or with further slides: what is complete stays.
+    """
+    from stpred.cli.cohort import ClusterOptions, predict_many
+    from stpred.cohort.options import PredictOptions
+    from stpred.cohort.slides import is_many
+
+    cluster = ClusterOptions(workers, devices, scheduler, shard, skip_errors, previews)
     with plain_messages() as translate:
-        samples = find_samples([slide], reading)
-        names = [sample.slide for sample in samples]
-        stores = {names[0]: out}
-        if len(samples) > 1:
-            if picture is not None:
-                raise InputError(f"`--picture` is of one slide, and {slide!r} holds {len(samples)}, {listing(names)}.")
-            out = out.with_suffix("") if out.suffix == ".zarr" else out
-            stores = {name: out / _store_name(name) for name in names}
-        pictures = {name: store.with_suffix(".png") if picture is None else picture for name, store in stores.items()}
-        for sample in samples:
-            check_free(stores[sample.slide], overwrite=overwrite)
-            check_picture(pictures[sample.slide], overwrite=overwrite, keep=(sample.path, sample.options.get("image")))
-        trained = st.models.load("default" if model is None else model)
-        if with_map and not trained.needs.tokens:
-            raise InputError(f"`--map` is of models of patches ('student'), and {trained.record.name!r} sees tiles.")
-        options = _Options(
-            shapes=shapes,
-            genes=None if genes is None else genes.split(","),
-            encoder=load_encoder(encoder),
+        samples = find_samples(slides, reading)
+        several = len(samples) > 1 or cluster.given or (is_many(slides[0]) and out.suffix != ".zarr")
+        if several and picture is not None:
+            names = listing(s.slide for s in samples)
+            raise InputError(f"`--picture` is of one slide, and there are {len(samples)}, {names}; pass --previews.")
+        options = PredictOptions(
+            shapes_key=shapes,
+            cells=cells,
+            genes=None if genes is None else tuple(g.strip() for g in genes.split(",")),
+            encoder=(tuple(encoder or ()) or None) if several else load_encoder(encoder),
             device=device,
             with_image=with_image,
             with_map=with_map,
-            overwrite=overwrite,
         )
-        if len(samples) > 1:
-            console.print(f"{len(samples)} slides in {slide}: {', '.join(names)}.")
-        for sample in samples:
-            translate.slide = sample.slide
-            _predict_slide(sample, trained, stores[sample.slide], pictures[sample.slide], options)
+        if several:
+            predict_many(samples, model, out, options, cluster, overwrite=overwrite)
+            return
+        translate.slide = samples[0].slide
+        _predict_one(samples[0], model, out, options, picture=picture, overwrite=overwrite)
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What is the same for all slides of one call."""
-
-    shapes: str | None
-    genes: list[str] | None
-    encoder: Any
-    device: str | None
-    with_image: bool
-    with_map: bool
-    overwrite: bool
-
-
-def _store_name(slide: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", slide) + ".zarr"
-
-
-def _predict_slide(sample: Sample, model: Model, out: Path, picture: Path, options: _Options) -> None:
+def _predict_one(
+    sample: Sample, model: str | None, out: Path, options: PredictOptions, *, picture: Path | None, overwrite: bool
+) -> None:
     """Predict one slide, write and draw it, and print how far it can be trusted."""
-    import matplotlib.pyplot as plt
-
     import stpred as st
-    from stpred._core.files import writable
-    from stpred.io.samples import read_sample
-    from stpred.stores import write_result
+    from stpred.cohort.pictures import write_picture
+    from stpred.cohort.slides import read_slide
+    from stpred.stores import check_free, check_picture, write_result
 
-    sdata = read_sample(sample)
-    shapes = options.shapes
-    if model.needs.cells:
-        cells = ensure_cells(sdata)
-        shapes = cells if shapes is None else shapes
-    if shapes is None:
-        shapes = default_region(sdata, model.record.region)
-    genes, device, encoder = options.genes, options.device, options.encoder
-    tables = set(sdata.tables)
-    st.tl.predict(sdata, model, shapes_key=shapes, genes=genes, device=device, encoder=encoder)
-    (key,) = set(sdata.tables) - tables
-    write_result(sdata, out, with_image=options.with_image, overwrite=options.overwrite)
-    raster_key = None
-    if options.with_map:
-        images = set(sdata.images)
-        st.tl.predict_map(sdata, model, out=out, genes=genes, device=device, encoder=encoder)
-        (raster_key,) = set(sdata.images) - images
-    panels = _draw(sdata, key, raster_key)
-    with writable(picture, what="picture"):
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        panels[0].figure.savefig(picture, dpi=130)
-    plt.close(panels[0].figure)
+    picture = out.with_suffix(".png") if picture is None else picture
+    check_free(out, overwrite=overwrite)
+    check_picture(picture, overwrite=overwrite, keep=(sample.path, sample.options.get("image")))
+    trained: Model = st.models.load("default" if model is None else model)
+    options.check(trained)
+    sdata = read_slide(sample)
+    key, notes = options.predict(sdata, trained)
+    for note in notes:
+        console.print(note)
+    write_result(sdata, out, with_image=options.with_image, overwrite=overwrite)
+    raster_key = options.predict_map(sdata, trained, out) if options.with_map else None
+    write_picture(sdata, key, raster_key, picture)
     table = sdata.tables[key]
     console.print(f"Predicted {table.n_vars} genes for {table.n_obs} locations of slide {sample.slide!r} ({key!r}).")
     console.print(f"  store    {out}\n  picture  {picture}")
@@ -163,15 +152,3 @@ def _trust(table: AnnData) -> str:
             "says nothing about tissue like this."
         )
     return f"{genes}; {tiles}."
-
-
-def _draw(sdata: SpatialData, key: str, raster_key: str | None) -> Any:
-    """Draw the genes that are predicted best and the out-of-distribution score; return the axes."""
-    import stpred as st
-    from stpred.pl.labels import best_genes
-
-    table = sdata.tables[key]
-    genes = best_genes(table)
-    if raster_key is not None:
-        return st.pl.raster(sdata, raster_key, genes, table_key=key)
-    return st.pl.spatial(sdata, key, [*genes, "ood_score"], ncols=5)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stpred._core import progress
-from stpred._core.checks import InputError
+from stpred._core.checks import InputError, InputWarning
 from stpred._core.files import reason
 from stpred.cli.messages import as_options
 
@@ -79,7 +79,7 @@ def plain_messages() -> Iterator[Translator]:
         settings.progress = False
     with warnings.catch_warnings(), progress.lines():
         warnings.filterwarnings("ignore")
-        warnings.filterwarnings("default", category=UserWarning, module=r"stpred(\.|$)")
+        warnings.filterwarnings("default", category=InputWarning)
         warnings.showwarning = show
         try:
             yield translate

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
 def find_samples(slides: list[str], reading: dict[str, Any]) -> list[Sample]:
     """Return the slides of arguments before they are read, with the options of the readers."""
-    from stpred.io.samples import READER_OPTIONS, list_samples
+    from stpred.cohort.slides import find_slides
+    from stpred.io.samples import READER_OPTIONS
 
     options = {k: v for k, v in reading.items() if v is not None and k != "format"}
     if "scene" in options:
         options["scene"] = READER_OPTIONS["scene"].parse(options["scene"])
-    return list_samples(slides, format=reading["format"], options=options)
+    return find_slides(slides, format=reading["format"], options=options)
 
 
 def read_slides(slides: list[str], reading: dict[str, Any]) -> tuple[dict[str, SpatialData], dict[str, str]]:
     """Read slides, and their donors as far as a csv names them."""
-    from stpred.io.samples import read_sample
+    from stpred.cohort.slides import read_slide
 
     samples = find_samples(slides, reading)
-    read = {sample.slide: read_sample(sample) for sample in samples}
+    read = {sample.slide: read_slide(sample) for sample in samples}
     return read, {sample.slide: sample.donor for sample in samples if sample.donor is not None}
 
 
@@ -42,30 +43,12 @@ def needs_cells(models: list[Any]) -> bool:
 
 def ensure_cells(sdata: SpatialData) -> str:
     """Return the slide's region of cells; without one its nuclei are segmented."""
-    import stpred as st
-    from stpred import data
-    from stpred._core import keys
+    from stpred.cohort.regions import ensure_cells as ensure
 
-    present = [k for k in (keys.NUCLEI, keys.CELLS) if k in sdata.shapes]
-    found = present or [k for k in sdata.shapes if data.looks_like_cells(sdata, k)]
-    if found:
-        return found[0]
-    st.pp.nuclei(sdata)
-    console.print(f"Found {len(sdata.shapes[keys.NUCLEI])} nuclei.")
-    return keys.NUCLEI
-
-
-def default_region(sdata: SpatialData, trained_on: str | None) -> str | None:
-    """Return the region to take where a slide has several, which is an error in Python."""
-    from stpred._core import keys
-
-    candidates = [k for k in sdata.shapes if k != keys.TISSUE]
-    if len(candidates) < 2 or trained_on in candidates:
-        return None
-    found = next((k for k in (keys.SPOTS, keys.CELLS, keys.bins(8), keys.bins(16)) if k in candidates), None)
-    if found is not None:
-        console.print(f"Of the regions {', '.join(candidates)} took {found}; --shapes names another.")
-    return found
+    key, note = ensure(sdata)
+    if note:
+        console.print(note)
+    return key
 
 
 def parse_genes(text: str | None) -> GeneRule | list[str] | None:

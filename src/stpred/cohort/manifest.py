@@ -203,7 +203,12 @@ def read_manifest(folder: str | Path) -> pd.DataFrame:
     return to_frame([*kept_rows, *fresh.values()])
 
 
-def _record(row: Mapping[str, Any]) -> Record:
+def records_of(frame: pd.DataFrame) -> list[Record]:
+    """Return the records that a manifest holds."""
+    return [_record(row) for row in frame.to_dict("records")]
+
+
+def _record(row: Mapping[Any, Any]) -> Record:
     import pandas as pd
 
     return Record(**{k: v for k, v in row.items() if k in FIELDS and not pd.isna(v)})

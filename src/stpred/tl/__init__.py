@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stpred.cohort.predict_cohort import predict_cohort
     from stpred.tl._borders.composition_by_distance import composition_by_distance
     from stpred.tl._borders.distance_to_border import distance_to_border
     from stpred.tl._cells.score_cell_types import score_cell_types
@@ -95,6 +96,7 @@ _HOMES = {
     "paired_colocalization": "_downstream.paired_colocalization",
     "pathway_activity": "_downstream.pathway_activity",
     "predict": "_predictors.predict",
+    "predict_cohort": "stpred.cohort.predict_cohort",
     "predict_map": "_predictors.predict_map",
     "pretrain_encoder": "_predictors.pretrain_encoder",
     "probe_encoder": "_predictors.probe_encoder",
@@ -153,6 +155,7 @@ __all__ = [
     "paired_colocalization",
     "pathway_activity",
     "predict",
+    "predict_cohort",
     "predict_map",
     "pretrain_encoder",
     "probe_encoder",

@@ -1,0 +1,97 @@
+"""What is predicted, alike for all slides of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stpred import tl
+from stpred._core.checks import InputError
+from stpred.cohort.regions import default_region, ensure_cells
+from stpred.inference.predictor import gene_columns
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stpred.models import Model
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Prediction options of a run.
+
+    Attributes
+    ----------
+    shapes_key
+        Region to predict on; None: the model's training region, else the usual one of several, else a grid.
+    cells
+        Predict on cells: those of the slide, or its nuclei, which are found first.
+    genes
+        Genes to keep; None: all.
+    encoder
+        Encoder of the model, its name, or the folders of saved ones.
+    device
+        Where model and encoder run; None: a GPU if there is one.
+    with_image
+        The store holds the slide's pixels instead of a thumbnail.
+    with_map
+        It also holds a map, of a model of patches.
+    """
+
+    shapes_key: str | None = None
+    cells: bool = False
+    genes: tuple[str, ...] | None = None
+    encoder: Any = None
+    device: str | None = None
+    with_image: bool = False
+    with_map: bool = False
+
+    def check(self, model: Model) -> None:
+        """Refuse what a model cannot do, before any slide is read."""
+        gene_columns(model, self.genes)
+        if self.with_map and not model.needs.tokens:
+            raise InputError(f"`with_map` is of models of patches ('student'), and {model.record.name!r} sees tiles.")
+        if self.cells and self.shapes_key is not None:
+            raise InputError("`cells` is a region by itself; leave `shapes_key` out.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the result, JSON-able."""
+        said = {k: v for k, v in asdict(self).items() if k not in ("device", "encoder")}
+        return said | {"encoder": None if self.encoder is None else str(self.encoder)}
+
+    def predict(self, sdata: SpatialData, model: Model) -> tuple[str, list[str]]:
+        """Add the predicted table to a slide; return its key, and what there is to say."""
+        said: list[str] = []
+        shapes = self.shapes_key
+        if model.needs.cells or self.cells:
+            cells, note = ensure_cells(sdata)
+            said += [note] if note else []
+            shapes = cells if shapes is None else shapes
+        if shapes is None:
+            shapes, note = default_region(sdata, model.record.region)
+            said += [note] if note else []
+        before = set(sdata.tables)
+        tl.predict(
+            sdata, model, shapes_key=shapes, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder)
+        )
+        (key,) = set(sdata.tables) - before
+        return key, said
+
+    def predict_map(self, sdata: SpatialData, model: Model, out: Path) -> str:
+        """Write the map into a store, block by block; return its key."""
+        before = set(sdata.images)
+        tl.predict_map(sdata, model, out=out, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder))
+        (key,) = set(sdata.images) - before
+        return key
+
+
+def load_encoder(given: Any) -> Any:
+    """Return an encoder, its name, or what is saved in the folder of this name; of several a list."""
+    from stpred import encoders
+
+    if isinstance(given, (list, tuple)):
+        return [load_encoder(g) for g in given]
+    if isinstance(given, (str, Path)) and Path(given).is_dir():
+        return encoders.load(given)
+    return given
