@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, one_of
 from stpred._core.expression.counts import check_sparse
+from stpred._core.expression.cut import Cut
 
 Target = Literal["log1p_cp10k", "counts"]
 TARGETS: tuple[str, ...] = get_args(Target)
@@ -44,6 +45,8 @@ def stored(values: Any) -> NDArray[Any]:
 
 def totals(counts: Any) -> NDArray[np.float64]:
     """Return the (n,) library sizes of (n, G) counts of *all* measured genes, dense or sparse."""
+    if hasattr(counts, "tocsr") or isinstance(counts, np.ndarray):
+        counts = Cut(counts)  # summing all at once copies a sparse matrix to another type
     return np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
 
 

@@ -97,7 +97,7 @@ def pair(
             "%d of %d locations of %r are matched with one of the %d of %r by %s.",
             *(len(i), len(rows), ours, len(measured_rows), theirs, match),
         )
-    counts: Any = second.table.X[measured_rows[j]]
+    counts = second.counts(measured_rows[j])
     terms, counts = terms.on_library(counts, second, warned=warned)
     kept = targets.totals(counts) > 0  # a location without any count says nothing of its expression
     if not kept.any():
@@ -105,7 +105,7 @@ def pair(
     centres = first.table.obsm.get(keys.SPATIAL)
     return terms.pair(
         first.guess(rows[i[kept]], terms.genes),
-        counts[kept],
+        counts.take(np.flatnonzero(kept)),
         shapes_key=ours,
         instances=ids[i[kept]],
         coords_um=None if centres is None else np.asarray(centres, dtype=np.float64)[rows[i[kept]]],
@@ -141,9 +141,9 @@ def pair_bins(
     pooled = first.pooled(sizes_um, terms.genes, additive=terms.output_scale == "counts")
     for size, ours in zip(sizes_um, pooled, strict=True):
         at, member = square_bins(xy, size)
-        sums = members(member, len(at)) @ counts
+        sums = counts.pooled(members(member, len(at)))
         i, j = _same_squares(ours.at, at)
-        kept = targets.totals(sums[j]) > 0
+        kept = targets.totals(sums)[j] > 0
         if not kept.any():
             raise InputError(
                 f"No square bin of {size:g} um holds predicted and measured locations with counts: "
@@ -167,8 +167,8 @@ def pair_bins(
         if isinstance(second, TranscriptsSide):
             matching["transcripts"] = second.found.summary
         yield terms.pair(
-            ours.values[i[kept]],
-            sums[j[kept]],
+            ours.values.take(i[kept]),
+            sums.take(j[kept]),
             shapes_key=first.region,
             instances=pd.Index([f"x{x}y{y}" for x, y in ours.at[i[kept]].tolist()]),
             coords_um=(ours.at[i[kept]] + 0.5) * float(size),

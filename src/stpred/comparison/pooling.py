@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
+from stpred._core.expression.cut import Cut
 
 PREDICTION = "prediction"
 
@@ -22,13 +23,13 @@ class Squares:
     at
         (b, 2) int64 column and row of squares of a lattice anchored at the frame's origin, by row and then column.
     values
-        (b, G) float32 predictions.
+        (b, G) predictions.
     summary
         Numbers for the provenance, JSON-able.
     """
 
     at: NDArray[np.int64]
-    values: NDArray[np.float32]
+    values: Cut
     summary: dict[str, Any]
 
 
@@ -46,11 +47,3 @@ def members(member: NDArray[np.int64], n: int) -> Any:
     from scipy.sparse import csr_matrix
 
     return csr_matrix((np.ones(len(member), np.int64), (member, np.arange(len(member)))), (n, len(member)))
-
-
-def pool(values: NDArray[Any], members: Any, *, additive: bool) -> NDArray[np.float32]:
-    """Average (or with `additive` sum) (n, G) values over sets of rows, an (m, n) sparse matrix of 0 and 1."""
-    found = np.asarray(members.astype(np.float64) @ values.astype(np.float64))
-    if not additive:
-        found /= np.asarray(members.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    return found.astype(np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import affine_to, scale0
+from stpred._core.expression.cut import Cut
 from stpred._core.geometry import box_of
 from stpred.comparison.pooling import Squares, check_prediction
 
@@ -146,7 +147,7 @@ class RasterSide:
         for grid, n in zip(grids, number, strict=True):
             whole = np.flatnonzero(n == len(genes))
             summary = {"n_incomplete": int(((n > 0) & (n < len(genes))).sum())}
-            yield Squares(grid.at(whole), values.pop(0)[whole], summary)
+            yield Squares(grid.at(whole), Cut(values.pop(0)).take(whole), summary)
 
     def _sums(
         self, channels: NDArray[np.int64], grids: Sequence[_Grid]

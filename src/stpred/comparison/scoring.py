@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ import numpy as np
 
 from stpred import genes, links, metrics
 from stpred._core import keys
-from stpred._core.targets import totals
+from stpred._core.expression.cut import Cut
+from stpred._core.targets import totals, transform
 from stpred.regions import Lattice
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
+
+    from stpred.comparison.terms import Pair
 
 Scores = dict[str, "NDArray[np.float64]"]
 
@@ -29,6 +32,28 @@ _BLOCK = 1.65
 
 
 @dataclass(frozen=True)
+class Part:
+    """The measurement of some genes.
+
+    Attributes
+    ----------
+    genes
+        Which genes.
+    counts
+        (n, g) raw counts, dense or csc; None where they are not needed.
+    observed
+        (n, g) values on the scale of the comparison.
+    mean_count
+        (g,) means of the counts.
+    """
+
+    genes: slice
+    counts: Any
+    observed: NDArray[np.float32]
+    mean_count: NDArray[Any]
+
+
+@dataclass(frozen=True)
 class Measured:
     """One slide's measurement of some genes.
 
@@ -36,17 +61,59 @@ class Measured:
     ----------
     counts, columns
         (n, all genes) raw counts and the positions of the genes in them.
-    observed
-        (n, G) values on the scale `target`.
+    values
+        (n, G) values on the scale `target`; None: they are made of the counts, block by block.
+    n_measured
+        Number of genes of a log share, for the latter.
     coords_um
         (n, 2) centres; None where locations are no places of their own (overlapping neighbourhoods).
     """
 
     counts: Any
     columns: NDArray[np.int64]
-    observed: NDArray[np.float32]
+    values: NDArray[np.float32] | None
     target: str
     coords_um: NDArray[np.float64] | None = None
+    n_measured: int | None = None
+
+    @classmethod
+    def of(cls, both: Pair) -> Measured:
+        """Return the measured side of a pair."""
+        return cls(both.second, both.columns, None, both.target, both.coords_um, both.n_measured)
+
+    @cached_property
+    def totals(self) -> NDArray[np.float64]:
+        """(n,) library sizes over all measured genes."""
+        return totals(self.counts)
+
+    def parts(self, *, counts: bool = True) -> Iterator[Part]:
+        """Yield blocks of the genes, so that little is in memory at a time; the counts only where they are needed."""
+        chosen = Cut.of(self.counts).select(self.columns)
+        n_genes = len(self.columns)
+        step = chosen.width
+        if self.values is not None and not counts:
+            for first in range(0, n_genes, step):
+                genes = slice(first, min(first + step, n_genes))
+                yield Part(genes, None, self.values[:, genes], np.empty(0))
+            return
+        for several in chosen.slices():
+            block = chosen.block(several)
+            mean = np.asarray(block.mean(axis=0)).ravel()
+            block = block.tocsc() if hasattr(block, "tocsc") else block
+            for first in range(several.start, several.stop, step):
+                genes = slice(first, min(first + step, several.stop))
+                own = slice(genes.start - several.start, genes.stop - several.start)
+                yield Part(genes, block[:, own], self._values(genes, block[:, own]), mean[own])
+
+    @cached_property
+    def observed(self) -> NDArray[np.float32]:
+        """(n, G) values on the scale `target`."""
+        return self._values(slice(None), Cut.of(self.counts).select(self.columns).whole())
+
+    def _values(self, genes: slice, counts: Any) -> NDArray[np.float32]:
+        if self.values is not None:
+            return self.values[:, genes]
+        return transform(counts, self.totals, target=self.target, n_measured=self.n_measured)
 
     @cached_property
     def windows(self) -> tuple[Any, NDArray[np.int64]] | None:
@@ -62,12 +129,34 @@ class Measured:
     @cached_property
     def log_totals(self) -> NDArray[np.float64]:
         """(n,) log of the counts of each location."""
-        return np.log1p(totals(self.counts).astype(np.float64))
+        return np.log1p(self.totals)
 
 
 def scores(predicted: NDArray[np.float32], measured: Measured, *, comparable: bool) -> Scores:
     """Return every score of each gene; those in units are missing unless both sides are on one scale (`comparable`)."""
-    observed = measured.observed
+    parts = measured.parts(counts=False)
+    return _joined(_scores(predicted[:, part.genes], part, measured, comparable=comparable) for part in parts)
+
+
+def context(measured: Measured) -> Scores:
+    """Return what scores are read against: the trivial predictors' Pearson and the ceilings that noise leaves."""
+    return _joined(_context(part, measured) for part in measured.parts()) | _reliability(measured)
+
+
+def scores_in_context(both: Pair) -> Scores:
+    """Return what `scores` and `context` return of a pair, and ``mean_count``, from one pass over both sides."""
+    measured = Measured.of(both)
+    found = _joined(
+        _scores(both.guess(part.genes), part, measured, comparable=both.comparable)
+        | _context(part, measured)
+        | {"mean_count": part.mean_count}
+        for part in measured.parts()
+    )
+    return found | _reliability(measured)
+
+
+def _scores(predicted: NDArray[np.float32], part: Part, measured: Measured, *, comparable: bool) -> Scores:
+    observed = part.observed
     found = {
         "pearson": metrics.pearson(predicted, observed),
         "spearman": metrics.spearman(predicted, observed),
@@ -86,20 +175,27 @@ def scores(predicted: NDArray[np.float32], measured: Measured, *, comparable: bo
     return found
 
 
-def context(measured: Measured) -> Scores:
-    """Return what scores are read against: the trivial predictors' Pearson and the ceilings that noise leaves."""
-    counts = measured.counts[:, measured.columns]
-    found = {
-        keys.LIBRARY_SIZE: metrics.library_size_baseline(
-            measured.counts, target=measured.target, genes=measured.columns
-        ),
-        keys.NEIGHBOUR_AVERAGE: _none(measured.observed),
-        "rmax": genes.rmax(counts),
-        "reliability": metrics.reliability(measured.counts, target=measured.target, genes=measured.columns),
-    }
+def _context(part: Part, measured: Measured) -> Scores:
+    around = _none(part.observed)
     if measured.windows is not None:
-        found[keys.NEIGHBOUR_AVERAGE] = metrics.neighbour_baseline(measured.observed, measured.windows[0])
-    return found
+        around = metrics.neighbour_baseline(part.observed, measured.windows[0])
+    return {
+        keys.LIBRARY_SIZE: metrics.library_size_baseline(
+            part.counts, target=measured.target, library=measured.totals, n_measured=measured.counts.shape[1]
+        ),
+        keys.NEIGHBOUR_AVERAGE: around,
+        "rmax": genes.rmax(part.counts),
+    }
+
+
+def _reliability(measured: Measured) -> Scores:
+    found = metrics.reliability(measured.counts, target=measured.target, genes=measured.columns)
+    return {"reliability": found}
+
+
+def _joined(parts: Iterable[Scores]) -> Scores:
+    listed = list(parts)
+    return {name: np.concatenate([part[name] for part in listed]) for name in listed[0]} if listed else {}
 
 
 def tidy(values: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> pd.DataFrame:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stpred._core import keys, targets
+from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import apply_affine, describe_regions, table_instances, table_regions
-from stpred._core.expression.counts import check_counts
+from stpred._core.expression.counts import check_counts, check_sparse
+from stpred._core.expression.cut import Cut
 from stpred._core.geometry import box_of, placed, square_bins
 from stpred._core.tables import read_provenance
-from stpred.comparison.pooling import Squares, check_prediction, members, pool
+from stpred.comparison.pooling import Squares, check_prediction, members
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,9 +104,18 @@ class TableSide:
         xy = self.located[1]
         return float(np.median(cKDTree(xy).query(xy[:: len(xy) // _MAX_SAMPLE + 1], k=2)[0][:, 1]))
 
-    def guess(self, rows: NDArray[np.int64], genes: pd.Index) -> NDArray[np.float32]:
+    def guess(self, rows: NDArray[np.int64], genes: pd.Index) -> Cut:
         """Return what is predicted for these rows of the table."""
-        return targets.dense(self.table.X[rows][:, self.genes.get_indexer(genes)], dtype=np.float32)
+        return self._cut.take(rows).select(self.genes.get_indexer(genes))
+
+    def counts(self, rows: NDArray[np.int64]) -> Cut:
+        """Return the (n, all genes) counts of these rows of the table."""
+        return self._cut.take(rows)
+
+    @property
+    def _cut(self) -> Cut:
+        check_sparse(self.table.X, what=f"values of table {self.key!r}")
+        return Cut.of(self.table.X)
 
     def pooled(self, sizes_um: Sequence[float], genes: pd.Index, *, additive: bool) -> Iterator[Squares]:
         """Yield the mean (or sum) of the predictions in squares of each size."""
@@ -113,11 +123,9 @@ class TableSide:
         values = self.guess(rows, genes)
         for size in sizes_um:
             at, member = square_bins(xy, size)
-            yield Squares(at, pool(values, members(member, len(at)), additive=additive), {})
+            yield Squares(at, values.pooled(members(member, len(at)), mean=not additive), {})
 
-    def counted(self) -> tuple[NDArray[np.float64], Any]:
-        """Return the (n, 2) positions in micrometres and the (n, all genes) sparse counts."""
-        from scipy.sparse import csr_matrix
-
+    def counted(self) -> tuple[NDArray[np.float64], Cut]:
+        """Return the (n, 2) positions in micrometres and the (n, all genes) counts."""
         rows, xy = self.located
-        return xy, csr_matrix(self.table.X[rows])
+        return xy, self.counts(rows)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stpred._core import targets
 from stpred._core.checks import InputError, listing, one_of, warn
+from stpred._core.expression.cut import Cut
 from stpred._core.expression.gene_names import mismatch
 from stpred._core.expression.library import LIBRARY, Library, gene_sums, overlap, shared_columns
 from stpred._core.tables import changed_values
-from stpred.comparison.pooling import pool
 from stpred.comparison.rasters import RasterSide
 from stpred.comparison.tables import TableSide
 from stpred.comparison.transcripts import TranscriptsSide
@@ -37,10 +38,10 @@ class Pair:
         at least one count.
     genes
         (G,) shared symbols, in the model's order.
-    predicted, observed
-        (n, G) float32 values on the same scale.
-    counts, columns
-        (n, all genes) raw counts and the positions of `genes` in them.
+    first, second
+        (n, G) predictions and (n, all genes) raw counts, cut block by block from the tables.
+    columns
+        Positions of `genes` among all measured ones.
     n_measured
         Number of genes of a log share: that of the model, or of the measurement where it states none.
     measured_genes
@@ -61,9 +62,8 @@ class Pair:
     shapes_key: str
     instances: pd.Index
     genes: pd.Index
-    predicted: NDArray[np.float32]
-    observed: NDArray[np.float32]
-    counts: Any
+    first: Cut
+    second: Cut
     columns: NDArray[np.int64]
     target: str
     output_scale: str = ""
@@ -72,6 +72,27 @@ class Pair:
     coords_um: NDArray[np.float64] | None = None
     measured_genes: pd.Index | None = None
     matching: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.float32]:
+        """(n, G) predictions."""
+        return self._predicted(slice(None))
+
+    @cached_property
+    def counts(self) -> Any:
+        """(n, all genes) raw counts, dense or sparse."""
+        return self.second.whole()
+
+    @cached_property
+    def observed(self) -> NDArray[np.float32]:
+        """(n, G) measured values on the scale `target`; library sizes are over all measured genes."""
+        counts = self.second.select(self.columns).whole()
+        return targets.transform(counts, self.totals, target=self.target, n_measured=self.n_measured)
+
+    @cached_property
+    def totals(self) -> NDArray[np.float64]:
+        """(n,) library sizes over all measured genes."""
+        return targets.totals(self.second)
 
     @property
     def same_library(self) -> bool | None:
@@ -88,7 +109,7 @@ class Pair:
             return {}
         if self.same_library and LIBRARY in model:
             return {LIBRARY: model[LIBRARY]}
-        return {LIBRARY: Library.of([(self.measured_genes, self.counts)]).packed()}
+        return {LIBRARY: Library.of([(self.measured_genes, self.second)]).packed()}
 
     @property
     def comparable(self) -> bool:
@@ -100,7 +121,17 @@ class Pair:
     @property
     def guessed(self) -> NDArray[np.float32]:
         """(n, G) predictions on the scale of `observed`; amounts per 10 000 counts are log1p CP10k but for the log."""
-        return np.log1p(self.predicted) if self.per is not None and self.target == "log1p_cp10k" else self.predicted
+        return self._on_scale(self.predicted)
+
+    def guess(self, genes: slice) -> NDArray[np.float32]:
+        """Return `guessed` of some of the genes."""
+        return self._on_scale(self._predicted(genes))
+
+    def _predicted(self, genes: slice) -> NDArray[np.float32]:
+        return targets.dense(self.first.block(genes), dtype=np.float32)
+
+    def _on_scale(self, predicted: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.log1p(predicted) if self.per is not None and self.target == "log1p_cp10k" else predicted
 
     def pooled(self, members: Any) -> Pair:
         """Return values of sets of locations: counts summed and then normalised, predictions averaged.
@@ -114,19 +145,11 @@ class Pair:
         """
         return replace(
             self,
-            predicted=pool(self.predicted, members, additive=self.output_scale == "counts"),
-            **measured_values(members @ self.counts, self.columns, target=self.target, n_measured=self.n_measured),
+            first=self.first.pooled(members, mean=self.output_scale != "counts"),
+            second=self.second.pooled(members),
             coords_um=None,
             matching=dict(self.matching),
         )
-
-
-def measured_values(
-    counts: Any, columns: NDArray[np.int64], *, target: str, n_measured: int | None = None
-) -> dict[str, Any]:
-    """Return raw counts and the values that are scored; library sizes are over all measured genes."""
-    values = targets.transform(counts[:, columns], targets.totals(counts), target=target, n_measured=n_measured)
-    return {"counts": counts, "observed": values}
 
 
 @dataclass(frozen=True)
@@ -173,8 +196,8 @@ class Terms:
         return cls(genes, columns, second.genes, target, scale, per, provenance, len(first.genes))
 
     def on_library(
-        self, counts: Any, second: TableSide | TranscriptsSide, *, warned: set[str] | None
-    ) -> tuple[Terms, Any]:
+        self, counts: Cut, second: TableSide | TranscriptsSide, *, warned: set[str] | None
+    ) -> tuple[Terms, Cut]:
         """Return counts of the genes that library sizes are counted over, and where the compared genes are in them."""
         if self.target == "counts" or (self.output_scale != self.target and self.per is None):
             return self, counts  # library sizes have no part in it, or the prediction has no size
@@ -200,7 +223,8 @@ class Terms:
                 warned,
             )
             position = np.searchsorted(columns, self.columns)
-            return replace(self, columns=position, measured=second.genes[columns], library=overlaps), counts[:, columns]
+            changed = replace(self, columns=position, measured=second.genes[columns], library=overlaps)
+            return changed, counts.select(columns)
         if not found.same:
             _warn_once(
                 f"The {what} and the model's training tables count library sizes over different genes: the "
@@ -212,13 +236,13 @@ class Terms:
             )
         return replace(self, library=overlaps), counts
 
-    def pair(self, predicted: NDArray[np.float32], counts: Any, **where: Any) -> Pair:
+    def pair(self, predicted: Cut, counts: Cut, **where: Any) -> Pair:
         """Return predicted values of `genes` beside the counts of all measured ones."""
         n_measured = (self.provenance.get("training") or {}).get("n_measured") or len(self.measured)
         return Pair(
             genes=self.genes,
-            predicted=predicted,
-            **measured_values(counts, self.columns, target=self.target, n_measured=n_measured),
+            first=predicted,
+            second=counts,
             n_measured=n_measured,
             columns=self.columns,
             measured_genes=self.measured,

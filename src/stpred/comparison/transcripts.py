@@ -11,6 +11,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, listing
 from stpred._core.elements import affine_to, apply_affine
+from stpred._core.expression.cut import Cut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,13 +82,13 @@ class TranscriptsSide:
     def check_counts(self) -> None:
         """A transcript counts once."""
 
-    def counted(self) -> tuple[NDArray[np.float64], Any]:
-        """Return the (n, 2) positions in micrometres and the (n, all genes) sparse counts, a one in each row."""
+    def counted(self) -> tuple[NDArray[np.float64], Cut]:
+        """Return the (n, 2) positions in micrometres and the (n, all genes) counts, a one in each row."""
         from scipy.sparse import csr_matrix
 
         n = len(self.found.codes)
         ones = (np.ones(n, np.int32), self.found.codes, np.arange(n + 1))
-        return self.found.xy_um, csr_matrix(ones, shape=(n, len(self.found.genes)))
+        return self.found.xy_um, Cut(csr_matrix(ones, shape=(n, len(self.found.genes))))
 
 
 def gene_column(points: Any) -> str | None:

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, one_of, whole
 from stpred._core.expression.counts import check_counts
+from stpred._core.expression.cut import Cut
 from stpred._core.targets import SCALES, dense, totals, transform
-from stpred.metrics._per_gene import columnar, correlation, over_blocks, per_gene
+from stpred.metrics._per_gene import as_cut, columnar, correlation, over_blocks, per_gene
 from stpred.metrics._poisson import null, rmax_of_pairs
 from stpred.metrics._windows import check_windows
 
@@ -37,7 +38,12 @@ class RmaxTest:
 
 
 def library_size_baseline(
-    counts: Any, *, target: str = "log1p_cp10k", genes: ArrayLike | None = None
+    counts: Any,
+    *,
+    target: str = "log1p_cp10k",
+    genes: ArrayLike | None = None,
+    library: ArrayLike | None = None,
+    n_measured: int | None = None,
 ) -> NDArray[np.float64]:
     """Pearson correlation of each gene with the spot's total count of all *other* genes.
 
@@ -53,6 +59,9 @@ def library_size_baseline(
         The total of the others is always in counts.
     genes
         Column positions of the genes to score; None scores all.
+    library, n_measured
+        (n,) total counts of the locations and number of measured genes, where `counts` are those of some of them; None:
+        the sums and the number of the columns of `counts`.
 
     Returns
     -------
@@ -67,16 +76,20 @@ def library_size_baseline(
     array([ 1.,  1., nan])
     """
     one_of(target, SCALES, name="target")
-    matrix = columnar(counts, name="counts")
-    library = totals(matrix)
-    chosen = matrix if genes is None else matrix[:, np.asarray(genes, dtype=np.int64)]
+    matrix = as_cut(counts, name="counts")
+    n_measured = matrix.shape[1] if n_measured is None else whole(n_measured, name="n_measured")
+    sizes = np.asarray(totals(matrix) if library is None else library, dtype=np.float64)
+    if sizes.shape != matrix.shape[:1]:
+        raise InputError(f"`library` must have one value per row of `counts`: got {sizes.shape} for {matrix.shape}.")
+    chosen = matrix if genes is None else matrix.select(np.asarray(genes, dtype=np.int64))
 
     def kernel(block: NDArray[Any]) -> NDArray[np.float64]:
-        return correlation(
-            transform(block, library, target=target, n_measured=matrix.shape[1]), library[:, None] - block
-        )
+        return correlation(transform(block, sizes, target=target, n_measured=n_measured), sizes[:, None] - block)
 
-    return per_gene(kernel, chosen)
+    scores = np.empty(chosen.shape[1])
+    for columns in chosen.slices():
+        scores[columns] = per_gene(kernel, columnar(chosen.block(columns), name="counts"))
+    return scores
 
 
 def neighbour_baseline(observed: Any, windows: Any) -> NDArray[np.float64]:
@@ -173,21 +186,15 @@ def reliability(
     >>> reliability(rng.poisson(rates), target="counts").round(1)
     array([1. , 0.3])
     """
-    from scipy.sparse import csc_matrix
-
     one_of(target, SCALES, name="target")
     whole(n_splits, name="n_splits")
-    check_counts(counts)
-    matrix = csc_matrix(columnar(counts, name="counts"), copy=True)
-    matrix.sum_duplicates()
-    matrix.data = matrix.data.astype(np.int64)
+    if not isinstance(counts, Cut):
+        check_counts(counts)
+    matrix = as_cut(counts, name="counts")
     columns = np.arange(matrix.shape[1]) if genes is None else np.asarray(genes, dtype=np.int64)
-    rng = np.random.default_rng(seed)
+    splits = _Splits.of(matrix, n_splits=n_splits, seed=seed)
     total, defined = np.zeros(len(columns)), np.zeros(len(columns))
-    for _ in range(n_splits):
-        drawn = rng.binomial(matrix.data, 0.5)
-        halves = [csc_matrix((d, matrix.indices, matrix.indptr), matrix.shape) for d in (drawn, matrix.data - drawn)]
-        r = _between_halves(halves, columns=columns, target=target)
+    for r in splits.correlations(columns, target=target):
         total += np.nan_to_num(r)
         defined += ~np.isnan(r)
     with np.errstate(invalid="ignore"):
@@ -233,16 +240,19 @@ def rmax_test(counts: Any) -> RmaxTest:
     >>> found.rmax.round(2), found.null_mean.round(2), found.p_value < 0.05
     (array([0.78, 0.24,  nan]), array([0.12, 0.12,  nan]), array([ True, False, False]))
     """
-    check_counts(counts)
-    matrix = columnar(counts, name="counts")
+    if not isinstance(counts, Cut):
+        check_counts(counts)
+    matrix = as_cut(counts, name="counts")
     n = matrix.shape[0]
     if n < 2:
         raise InputError(f"The dispersion of counts needs two or more locations, `counts` has {n}.")
-    values = matrix.astype(np.float64)
-    if hasattr(values, "sum_duplicates"):
-        values.sum_duplicates()
-    squares = values.multiply(values) if hasattr(values, "multiply") else np.square(values)
-    total, second = (np.asarray(v.sum(axis=0), dtype=np.float64).ravel() for v in (values, squares))
+    total, second = np.empty(matrix.shape[1]), np.empty(matrix.shape[1])
+    for genes in matrix.slices():
+        values = columnar(matrix.block(genes), name="counts").astype(np.float64)
+        if hasattr(values, "sum_duplicates"):
+            values.sum_duplicates()
+        squares = values.multiply(values) if hasattr(values, "multiply") else np.square(values)
+        total[genes], second[genes] = (np.asarray(v.sum(axis=0)).ravel() for v in (values, squares))
     pairs = (second - total) / 2
     found = [np.full(len(total), np.nan) for _ in range(4)]
     there = total > 0
@@ -253,21 +263,100 @@ def rmax_test(counts: Any) -> RmaxTest:
     return RmaxTest(ceiling, null_mean=mean, null_q95=q95, p_value=p_value)
 
 
-def _between_halves(halves: list[Any], *, columns: NDArray[np.int64], target: str) -> NDArray[np.float64]:
-    libraries = [totals(h) for h in halves]
-    kept = np.ones(halves[0].shape[0], dtype=bool)
-    if target != "counts":
-        kept = (libraries[0] > 0) & (libraries[1] > 0)
-    scores = np.full(len(columns), np.nan)
-    if not kept.any():
+@dataclass(frozen=True)
+class _Splits:
+    """Counts thrown into two halves at random, several times; drawn anew for each block of genes, never kept.
+
+    Attributes
+    ----------
+    counts
+        All measured genes.
+    states
+        For each split those of the generator at the start of each block, in the order of the columns.
+    libraries
+        For each split the (2, n) library sizes of the halves.
+    """
+
+    counts: Cut
+    states: list[list[Any]]
+    libraries: list[NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, counts: Cut, *, n_splits: int, seed: int) -> _Splits:
+        """Draw all of them once, for the library sizes."""
+        rng = np.random.default_rng(seed)
+        states: list[list[Any]] = []
+        libraries = []
+        for _ in range(n_splits):
+            states.append([])
+            halves = np.zeros((2, counts.shape[0]))
+            for genes in counts.slices():
+                block = _counted(counts.block(genes))
+                states[-1].append(rng.bit_generator.state)
+                for half, values in zip(halves, _halves(block, rng), strict=True):
+                    half += np.bincount(block.indices, weights=values, minlength=len(half))
+            libraries.append(halves)
+        return cls(counts, states, libraries)
+
+    def correlations(self, columns: NDArray[np.int64], *, target: str) -> list[NDArray[np.float64]]:
+        """Return for each split the correlation of the halves of each of some genes, on a scale."""
+        found = [np.full(len(columns), np.nan) for _ in self.states]
+        kept = [np.asarray((h > 0).all(axis=0) | (target == "counts")) for h in self.libraries]
+        order = np.argsort(columns, kind="stable")
+        for k, genes in enumerate(self.counts.slices()):
+            first, last = np.searchsorted(columns[order], [genes.start, genes.stop])
+            if first == last:
+                continue
+            block = _counted(self.counts.block(genes))
+            for split, states in enumerate(self.states):
+                if kept[split].any():
+                    found[split][order[first:last]] = self._within(
+                        block, states[k], columns[order[first:last]] - genes.start,
+                        library=self.libraries[split], kept=kept[split], target=target,
+                    )  # fmt: skip
+        return found
+
+    def _within(
+        self,
+        block: Any,
+        state: Any,
+        columns: NDArray[np.int64],
+        *,
+        library: NDArray[np.float64],
+        kept: NDArray[np.bool_],
+        target: str,
+    ) -> NDArray[np.float64]:
+        """Return the correlations of some columns of a block, thrown apart as at a state of the generator."""
+        from scipy.sparse import csc_matrix
+
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state
+        halves = [csc_matrix((values, block.indices, block.indptr), block.shape) for values in _halves(block, rng)]
+        scores = np.full(len(columns), np.nan)
+        n_measured = self.counts.shape[1]
+
+        def work(genes: slice) -> None:
+            first, second = (
+                transform(dense(half[:, columns[genes]])[kept], sizes[kept], target=target, n_measured=n_measured)
+                for half, sizes in zip(halves, library, strict=True)
+            )
+            scores[genes] = correlation(first, second)
+
+        over_blocks(work, n_rows=block.shape[0], n_genes=len(columns))
         return scores
 
-    def work(genes: slice) -> None:
-        first, second = (
-            transform(dense(half[:, columns[genes]])[kept], library[kept], target=target, n_measured=half.shape[1])
-            for half, library in zip(halves, libraries, strict=True)
-        )
-        scores[genes] = correlation(first, second)
 
-    over_blocks(work, n_rows=halves[0].shape[0], n_genes=len(columns))
-    return scores
+def _counted(block: Any) -> Any:
+    """Return a block of counts as a csc matrix of whole numbers, each place once."""
+    from scipy.sparse import csc_matrix
+
+    matrix = csc_matrix(columnar(block, name="counts"))
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return csc_matrix((matrix.data.astype(np.int64), matrix.indices, matrix.indptr), matrix.shape)
+
+
+def _halves(block: Any, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    drawn = rng.binomial(block.data, 0.5)
+    return drawn, block.data - drawn

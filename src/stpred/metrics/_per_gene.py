@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stpred._core.checks import InputError
 from stpred._core.compute.threads import in_threads, n_threads
 from stpred._core.expression.counts import check_sparse
+from stpred._core.expression.cut import Cut
 from stpred._core.targets import dense
 
 Kernel = Callable[..., NDArray[np.float64]]
@@ -33,6 +34,16 @@ def columnar(values: Any, *, name: str) -> Any:
     if matrix.ndim != 2:
         raise InputError(f"`{name}` must be a (n, genes) matrix, got shape {matrix.shape}.")
     return matrix
+
+
+def as_cut(values: Any, *, name: str) -> Cut:
+    """Return a (n, genes) matrix, checked, of which blocks of genes are cut."""
+    if not isinstance(values, Cut):
+        check_sparse(values, what=f"values of `{name}`")
+    cut = Cut.of(values)
+    if cut.values.ndim != 2:
+        raise InputError(f"`{name}` must be a (n, genes) matrix, got shape {cut.values.shape}.")
+    return cut
 
 
 def pair(predicted: Any, observed: Any) -> list[Any]:

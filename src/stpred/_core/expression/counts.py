@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +19,15 @@ logger = logging.getLogger("stpred")
 MAX_COUNT = 2**31 - 1
 """Counts of one gene in one place are below this; it is what stands for nothing, and more are bytes misread."""
 
+_PART = 2**22
+"""Values that are checked at a time."""
+
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 
 
 def stored(X: Any) -> np.ndarray:
     """Return the explicit values of a dense or sparse matrix, without densifying."""
-    return X.data if hasattr(X, "tocsr") else np.asarray(X).ravel()
+    return X.data if hasattr(X, "tocsr") else np.asarray(X).ravel(order="K")
 
 
 def check_sparse(X: Any, *, what: str = "values") -> None:
@@ -93,23 +96,30 @@ def check_counts(X: Any, *, what: str = "counts") -> None:
         return
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise InputError(f"The {what} are not numbers but {values.dtype}.")
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise InputError(f"The {what} hold {int((~finite).sum())} NaN or infinite values; raw counts are needed.")
+    parts = [values[k : k + _PART] for k in range(0, len(values), _PART)]  # what is made of all of them is as large
+
+    def number(found: Callable[[np.ndarray], np.ndarray]) -> int:
+        return sum(int(found(part).sum()) for part in parts)
+
+    if values.dtype.kind == "f" and (n := number(lambda v: ~np.isfinite(v))):
+        raise InputError(f"The {what} hold {n} NaN or infinite values; raw counts are needed.")
     if (lowest := values.min()) < 0:
         raise InputError(
-            f"The {what} hold {int((values < 0).sum())} negative values (down to {lowest:.4g}); raw counts are "
-            "needed (are they scaled?)."
+            f"The {what} hold {number(lambda v: v < 0)} negative values (down to {lowest:.4g}); raw counts are needed "
+            "(are they scaled?)."
         )
     if (highest := values.max()) >= MAX_COUNT:
         raise InputError(f"The {what} hold values of {MAX_COUNT} or more (up to {highest:.4g}), which are no counts.")
-    if not np.issubdtype(values.dtype, np.integer):
-        odd = values != np.round(values)
-        if odd.any():
-            raise InputError(
-                f"The {what} hold {int(odd.sum())} values that are not whole numbers (such as {values[odd][0]:.4g}); "
-                "raw counts are needed (are they normalised?)."
-            )
+    if values.dtype.kind == "f" and (n := number(_odd)):
+        first = next(part[_odd(part)][0] for part in parts if _odd(part).any())
+        raise InputError(
+            f"The {what} hold {n} values that are not whole numbers (such as {first:.4g}); "
+            "raw counts are needed (are they normalised?)."
+        )
+
+
+def _odd(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values != np.round(values))
 
 
 def looks_like_ensembl(names: Iterable[str], *, share: float = 0.5) -> bool:

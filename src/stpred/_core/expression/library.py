@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stpred._core.expression.cut import Cut
+
 LIBRARY = "library"
 """Key of a table's provenance for the library that its values are on."""
 
@@ -186,6 +188,8 @@ def shared_columns(library: Library, genes: Sequence[str]) -> NDArray[np.int64]:
 
 def gene_sums(counts: Any) -> NDArray[np.float64]:
     """Return the (G,) counts of each gene, of dense or sparse counts."""
+    if hasattr(counts, "tocsr") or isinstance(counts, np.ndarray):
+        counts = Cut(counts)
     return np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
 
 

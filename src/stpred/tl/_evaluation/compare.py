@@ -12,7 +12,7 @@ from stpred._core.checks import InputError, one_of, positive, whole
 from stpred._core.elements import centroids, key_in_frame, need_sdata
 from stpred._core.geometry import placed
 from stpred.comparison.pairing import MatchRule, pair, pair_bins
-from stpred.comparison.scoring import Measured, context, scores
+from stpred.comparison.scoring import scores_in_context
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -224,24 +224,22 @@ def _levels(
 def _scores(both: Pair, var: pd.DataFrame | None) -> pd.DataFrame:
     """Return the scores of each gene, best Pearson first; `var` is what a predicted table says of its genes."""
     stated = [c for c in ("cv_pearson", "trusted") if var is not None and c in var]
-    measured = Measured(both.counts, both.columns, both.observed, both.target, both.coords_um)
-    found = scores(both.guessed, measured, comparable=both.comparable)
-    against = context(measured)
-    ceiling = against["rmax"]
-    tested = metrics.rmax_test(both.counts[:, both.columns]) if len(both.predicted) > 1 else None
+    found = scores_in_context(both)
+    ceiling = found["rmax"]
+    tested = metrics.rmax_test(both.second.select(both.columns)) if len(both.instances) > 1 else None
+    last = ("auroc", "pearson_given_library_size", "mae", "pearson_smoothed", "ssim")
     result = pd.DataFrame(
         {
             **{name: found[name] for name in ("pearson", "spearman", "r2", "rmse")},
-            "library_size": against["library_size"],
+            "library_size": found["library_size"],
             "rmax": ceiling,
             "pearson_of_rmax": np.divide(
                 found["pearson"], ceiling, out=np.full(len(ceiling), np.nan), where=ceiling > 0
             ),
-            "mean_count": np.asarray(both.counts[:, both.columns].mean(axis=0)).ravel(),
-            "n_locations": len(both.predicted),
+            "mean_count": found["mean_count"],
+            "n_locations": len(both.instances),
             **{c: var.loc[both.genes, c].to_numpy() for c in stated if var is not None},
-            **{name: values for name, values in found.items() if name not in ("pearson", "spearman", "r2", "rmse")},
-            **{name: against[name] for name in ("neighbour_average", "reliability")},
+            **{name: found[name] for name in (*last, "neighbour_average", "reliability")},
             "rmax_null": np.nan if tested is None else tested.null_mean,
             "rmax_p": np.nan if tested is None else tested.p_value,
         },
