@@ -9,7 +9,8 @@ import pytest
 
 import stpred as st
 from stpred import InputError
-from stpred.tl._samples.pseudobulk import bulk_profile, log1p_cpm
+from stpred._core.expression.bulk import bulk_profile
+from stpred.tl._samples.pseudobulk import log1p_cpm
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing, one_of
+from stpred._core.expression.bulk import AVERAGES, KIND, TOTAL, bulk_profile, how_averaged
 from stpred._core.names import names_of
 from stpred.comparison.slide_tables import SlideTable, slide_tables
 
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
-
-KIND = "pseudobulk"
-
-TOTAL = "total_counts"
-
-_AVERAGES = {
-    "counts": "sum",
-    "relative": "mean",
-    "cp10k": "log1p(mean)",
-    targets.LOG_SHARE: "log(mean(exp))",
-}
-"""How the values of a scale are averaged; log1p CP10k otherwise."""
 
 
 def pseudobulk(
@@ -89,7 +78,7 @@ def pseudobulk(
     import pandas as pd
     from anndata import AnnData
 
-    one_of(average, ("amounts", "values"), name="average")
+    one_of(average, AVERAGES, name="average")
     sides, genes = slide_tables(slides, table_key, coordinate_system=coordinate_system)
     rows, sums, facts = [], [], []
     for side in sides.values():
@@ -119,7 +108,7 @@ def pseudobulk(
         "layer": layer,
         "output_scale": "log1p_cp10k" if scale == "cp10k" else scale,
         "comparable": "within genes only" if scale == "relative" else "within and between genes",
-        "average": "mean" if average == "values" and scale != "counts" else _AVERAGES.get(scale, "log1p(mean(expm1))"),
+        "average": how_averaged(scale, average),
         "in_distribution_only": in_distribution_only,
         "models": {name: side.provenance.get("model_id") for name, side in sides.items()},
         "genes_left_out": {name: side.table.n_vars - len(genes) for name, side in sides.items()},
@@ -127,24 +116,6 @@ def pseudobulk(
     }
     tables.write_provenance(bulk, provenance)
     return bulk
-
-
-def bulk_profile(values: Any, *, scale: str, average: str = "amounts") -> NDArray[np.float64]:
-    """Return the (G,) profile of (N, G) dense or sparse values: counts summed, others averaged as amounts of RNA.
-
-    `scale`: ``"log1p_cp10k"``, ``"cp10k"`` (the same before the logarithm), ``"counts"``, ``"log_share"`` or
-    ``"relative"``.
-    """
-    if scale == "counts":
-        return np.asarray(values.sum(axis=0), dtype=np.float64).ravel()
-    dense = targets.dense(values)
-    if scale == "cp10k" and average == "values":
-        return np.log1p(dense.clip(min=0)).mean(axis=0)
-    if scale == "relative" or average == "values":
-        return dense.mean(axis=0)
-    if scale == targets.LOG_SHARE:
-        return np.log(np.exp(dense).mean(axis=0))
-    return np.log1p((np.expm1(dense) if scale == "log1p_cp10k" else dense).mean(axis=0))
 
 
 def log1p_cpm(bulk: AnnData) -> tuple[NDArray[np.float64], str]:

@@ -1,0 +1,1 @@
+"""Results of a run over many slides, brought together."""
