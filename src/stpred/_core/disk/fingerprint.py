@@ -128,9 +128,11 @@ def difference(kept: Any, X: Any, instances: ArrayLike, genes: Sequence[str]) ->
     if not compared.any():
         return None
     was, now = was[compared], now[compared]
-    size = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+    finite = values[np.isfinite(values)]
+    size = float(np.sqrt(np.mean(np.square(finite, dtype=np.float64)))) if finite.size else 0.0
     off = np.abs(now - was)
-    changed = ~(off <= _RTOL * np.abs(was) + _ATOL * size)  # NaN is a change, too
+    changed = ~(off <= _RTOL * np.abs(was) + _ATOL * size)  # NaN is a change, too, unless it was there
+    changed &= ~(np.isnan(now) & np.isnan(was))
     if not changed.any():
         return None
     worst = int(np.nan_to_num(np.where(changed, off, -1.0), nan=np.inf).argmax())

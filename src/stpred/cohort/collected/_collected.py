@@ -144,7 +144,7 @@ class Cohort:
         obs.index = pd.Index([str(s) for s in obs.index], name="slide")
         stacked = {name: np.stack(rows) for name, rows in profiles.items()}
         counts = self.scale == "counts"
-        dtype = np.float64 if counts else np.float32
+        dtype: type[np.floating[Any]] = np.float64 if counts else np.float32
         bulk = AnnData(stacked.pop("X").astype(dtype), obs=obs, var=self.var())
         if not self.in_distribution_only:
             del stacked[ALL_LOCATIONS]
@@ -187,8 +187,8 @@ class Cohort:
                 writer.values(start + rows.start, self._spaced(values, there), layer=layer)  # type: ignore[union-attr]
         named = {"X": inside.profile(), ALL_LOCATIONS: (inside + outside).profile(), LOCATION_SD: spread.sd()}
         profiles = {name: np.full(len(self.genes), np.nan) for name in named}
-        for name, values in named.items():
-            profiles[name][there] = values
+        for name, profile in named.items():
+            profiles[name][there] = profile
         return _Slide(profiles, int(kept.sum()), total)
 
     def _spaced(self, values: NDArray[np.float32], there: NDArray[np.int64]) -> NDArray[np.float32]:

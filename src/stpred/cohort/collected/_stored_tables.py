@@ -76,7 +76,7 @@ class StoredTable:
             spatial = read_elem(group["obsm"][keys.SPATIAL]) if keys.SPATIAL in group["obsm"] else None
             return Locations(
                 ids=np.asarray(read_elem(obs[INSTANCE_KEY])),
-                regions=np.asarray(read_elem(obs[REGION_KEY])).astype(str),
+                regions=np.array(_texts(read_elem(obs[REGION_KEY])), dtype=object),
                 in_distribution=np.ones(self.n_obs, bool) if marked is None else np.asarray(marked, dtype=bool),
                 ood_score=np.full(self.n_obs, np.nan) if score is None else np.asarray(score, dtype=np.float64),
                 spatial=np.full((self.n_obs, 2), np.nan) if spatial is None else np.asarray(spatial, dtype=np.float64),
@@ -146,7 +146,7 @@ class Opener:
             lacking += [f"layers[{name!r}]" for name in self.layers if name not in group["layers"]]
             ids = None if lacking else group["obs"][INSTANCE_KEY]
             regions = () if lacking else _categories(group["obs"][REGION_KEY])
-            n_obs = len(group["obs"][group["obs"].attrs["_index"]])
+            n_obs = int(group["obs"][group["obs"].attrs["_index"]].shape[0])
         place = f"Table {key!r} of slide {slide!r} in {str(store)!r}"
         provenance = _provenance(said, place)
         if lacking:
@@ -159,7 +159,7 @@ class Opener:
         import pandas as pd
         from anndata.io import read_elem
 
-        names = np.asarray(read_elem(var[var.attrs["_index"]])).astype(str)
+        names = _texts(read_elem(var[var.attrs["_index"]]))
         digest = hashlib.sha256("\0".join(names).encode()).digest()
         if digest not in self._genes:
             self._genes[digest] = pd.Index(names, dtype=object)
@@ -170,7 +170,12 @@ def _categories(column: Any) -> tuple[str, ...]:
     from anndata.io import read_elem
 
     values = read_elem(column["categories"]) if hasattr(column, "keys") else np.unique(np.asarray(read_elem(column)))
-    return tuple(str(v) for v in values)
+    return tuple(_texts(values))
+
+
+def _texts(values: Any) -> list[str]:
+    """Return text, which libraries hold as objects, NumPy's strings or pandas' categories, as Python's."""
+    return [str(v) for v in np.asarray(values, dtype=object)]
 
 
 def _provenance(said: Any, place: str) -> dict[str, Any]:

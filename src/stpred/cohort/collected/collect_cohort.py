@@ -109,7 +109,9 @@ def collect_cohort(
         raise InputError(f"`layers`={list(layers)} are of joined tables, and `tables` names no file for them.")
     manifest = read_manifest(folder)
     stores = {folder / str(store) for store in manifest["store"] if store}
-    targets = [_target(p, name, stores, overwrite=overwrite) for p, name in ((out, "out"), (tables, "tables")) if p is not None]
+    targets = [
+        _target(p, name, stores, overwrite=overwrite) for p, name in ((out, "out"), (tables, "tables")) if p is not None
+    ]
     if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
         raise InputError(f"`out` and `tables` are both {str(targets[0])!r}; name two files.")
     complete = _chosen(manifest, folder, model)
