@@ -27,8 +27,10 @@ OPTIONS = {
     "he_alignment": "--alignment",
     "he_image": "--image",
     "alignment": "--alignment",
+    "average": "--average",
     "image": "--image",
     "layer": "--layer",
+    "layers": "--layer",
     "model": "--model",
     "models": "--models",
     "mpp": "--mpp",
@@ -38,6 +40,7 @@ OPTIONS = {
     "name": "--name",
     "out": "--out",
     "overwrite": "--overwrite",
+    "page": "--page",
     "picture": "--picture",
     "pitch_um": "--pitch-um",
     "pixel_size_um": "--pixel-size-um",
@@ -52,6 +55,8 @@ OPTIONS = {
     "spot_diameter_um": "--diameter-um",
     "spots": "--spots",
     "swap_xy": "--swap-xy",
+    "table_key": "--table",
+    "tables": "--tables",
     "target": "--target",
     "validation": "--validation",
     "with_map": "--map",
@@ -59,6 +64,7 @@ OPTIONS = {
 """Parameters of Python functions and readers, and the options that stand for them."""
 
 _PHRASES = (
+    (r"average all locations \(in_distribution_only=False\)", "pass --all-locations"),
     (r"say that it may be overwritten(?: \(overwrite\))?", "pass --overwrite"),
     (r" \(call stpred\.io\.\w+ with the files otherwise\)", " (otherwise name the files: --image, --spots)"),
     (r"run stpred\.pp\.calibrate\(sdata\) or pass mpp= to the reader", "pass --mpp"),

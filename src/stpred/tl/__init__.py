@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stpred.cohort.collected.collect_cohort import collect_cohort
+    from stpred.cohort.overview.cohort_overview import cohort_overview
     from stpred.cohort.predict_cohort import predict_cohort
     from stpred.tl._borders.composition_by_distance import composition_by_distance
     from stpred.tl._borders.distance_to_border import distance_to_border
@@ -70,6 +72,8 @@ _HOMES = {
     "calibration": "_robustness.calibration",
     "classify": "_samples.classify",
     "cluster_purity": "_latent.cluster_purity",
+    "cohort_overview": "stpred.cohort.overview.cohort_overview",
+    "collect_cohort": "stpred.cohort.collected.collect_cohort",
     "colocalization": "_downstream.colocalization",
     "compare": "_evaluation.compare",
     "compare_bulk": "_samples.compare_bulk",
@@ -129,6 +133,8 @@ __all__ = [
     "calibration",
     "classify",
     "cluster_purity",
+    "cohort_overview",
+    "collect_cohort",
     "colocalization",
     "compare",
     "compare_bulk",

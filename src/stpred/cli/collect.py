@@ -1,0 +1,90 @@
+"""``stpred collect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stpred._core.checks import InputError
+from stpred.cli.session import console, plain_messages
+
+
+def collect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that stpred predict wrote for many slides.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Pseudo-bulk per slide to write: .h5ad or .zarr.")
+    ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Write the tables of all slides, one below the other, to this .h5ad or .zarr."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Overview page (.html) to write; default: beside --out, or else --tables.")
+    ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Write no overview page.")] = False,
+    genes: Annotated[
+        str | None, typer.Option(help="Collect only these symbols, separated by commas, in this order.")
+    ] = None,
+    all_locations: Annotated[
+        bool, typer.Option("--all-locations", help="Average locations out of distribution, too.")
+    ] = False,
+    average: Annotated[
+        str, typer.Option(help="amounts (of what logarithms are of, as bulk measurements do) or values.")
+    ] = "amounts",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Layer, such as std, to write with --tables; may be repeated.")
+    ] = None,
+    table: Annotated[str | None, typer.Option(help="Table of the stores; default: the one that was predicted.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name or id of the model, where a folder holds several.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Collect a run over many slides: pseudo-bulk with each slide's quality, all tables in one file, and a page."""
+    import stpred as st
+    from stpred.cohort.overview.cohort_overview import check_page
+
+    with plain_messages():
+        if no_page and page is not None:
+            raise InputError("`--page` and `--no-page` are both given; give one of them.")
+        beside = out or tables
+        if page is None and not no_page and beside is not None:
+            page = beside.with_suffix(".html")
+        if page is None and beside is None:
+            raise InputError("There is nothing to write; give `--out`, `--tables` or `--page`.")
+        if page is not None:
+            check_page(page, overwrite=overwrite)  # before minutes of reading
+        if beside is not None:
+            _collect(
+                folder,
+                out,
+                tables,
+                genes=None if genes is None else [g.strip() for g in genes.split(",") if g.strip()],
+                in_distribution_only=not all_locations,
+                average=average,
+                layers=layer or (),
+                table_key=table,
+                model=model,
+                overwrite=overwrite,
+            )
+        if page is not None:
+            st.tl.cohort_overview(folder, page, overwrite=overwrite)
+            console.print(f"Overview page   {page}", highlight=False)
+
+
+def _collect(folder: Path, out: Path | None, tables: Path | None, **options: Any) -> None:
+    """Collect, and say what was written."""
+    import stpred as st
+
+    bulk = st.tl.collect_cohort(folder, out, tables=tables, **options)
+    if out is not None:
+        console.print(f"Pseudo-bulk of {bulk.n_obs} slides x {bulk.n_vars} genes   {out}", highlight=False)
+    if tables is not None:
+        n = int(bulk.obs["n_tiles"].sum())
+        console.print(f"Tables of {n:,} locations x {bulk.n_vars} genes   {tables}", highlight=False)
+    low = int((bulk.obs["share_in_distribution"] < 0.5).sum())
+    if low:
+        console.print(
+            f"{low} of {bulk.n_obs} slides are mostly out of distribution (share_in_distribution below 50%); what is "
+            "said of them should not be relied on."
+        )

@@ -1,0 +1,1 @@
+"""A page about a run over many slides that opens from disk."""
