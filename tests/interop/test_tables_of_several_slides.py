@@ -137,6 +137,7 @@ ELSEWHERE = {
     "pl.raster": "is of a raster; takes the rows of the table as pl.spatial does",
     "tl.alignment": "needs a large slide; reads its region as tl.validate does",
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
+    "tl.collect_cohort": "is of a folder of stores, each of one slide",
     "tl.distill": "trains a network; reads its slides as tl.train does",
     "tl.occluded_tiles": "as tl.misaligned_spots",
     "tl.tile_survival": "is of many slides with follow-up; takes the rows of a table as tl.differential_rank does",
@@ -234,7 +235,8 @@ def test_every_function_that_takes_a_table_is_tried() -> None:
         if callable(f) and not name.split(".")[-1].startswith("_") and taken & set(inspect.signature(f).parameters)
     }
     assert with_table == CALLS.keys() | ELSEWHERE.keys()
-    places = {n: set(inspect.signature(public[n]).parameters) & {"coordinate_system", "training"} for n in with_table}
+    stated = {"coordinate_system", "training", "folder"}  # a folder's stores are of one slide each
+    places = {n: set(inspect.signature(public[n]).parameters) & stated for n in with_table}
     assert all(places.values()), "a function that takes a table takes the frame, too"
 
 
