@@ -40,9 +40,16 @@ def on_disc(y: float, x: float, *, size_px: int) -> bool:
 
 
 def write_tiled(
-    path: Path, *, size_px: int, compression: str = "jpeg", levels: int = 1, full: bool = True, **form: Any
+    path: Path,
+    *,
+    size_px: int,
+    compression: str = "jpeg",
+    levels: int = 1,
+    full: bool = True,
+    first: int = 0,
+    **form: Any,
 ) -> None:
-    """Write a tiled tif, each level below the first of half the size."""
+    """Write a tiled tif, each level below the first of half the size; slides of another `first` tile are others."""
     import tifffile
 
     tissue = [texture(TILE_PX, seed=k) for k in range(_VARIANTS)]
@@ -52,7 +59,7 @@ def write_tiled(
         for level in range(levels):
             n = size_px >> level
             file.write(
-                _tiles(encoded, n, full=full),
+                _tiles(encoded, n, full=full, first=first),
                 shape=(n, n, 3),
                 dtype=np.uint8,
                 tile=(TILE_PX, TILE_PX),
@@ -74,14 +81,14 @@ def _encoder(compression: str) -> Callable[[np.ndarray], bytes]:
     return lambda tile: imagecodecs.jpeg8_encode(tile, level=85, **colour)
 
 
-def _tiles(encoded: list[list[bytes]], size_px: int, *, full: bool) -> Iterator[bytes]:
+def _tiles(encoded: list[list[bytes]], size_px: int, *, full: bool, first: int = 0) -> Iterator[bytes]:
     tissue, empty = encoded
     n = -(-size_px // TILE_PX)
     for row in range(n):
         for column in range(n):
             centre = (row + 0.5) * TILE_PX, (column + 0.5) * TILE_PX
             here = full or on_disc(*centre, size_px=size_px)
-            yield tissue[(7 * row + 3 * column) % len(tissue)] if here else empty[0]
+            yield tissue[(first * (1 + row % 5) + 7 * row + 3 * column) % len(tissue)] if here else empty[0]
 
 
 def strips_of(size_px: int, *, rows: int, full: bool = True) -> tuple[list[np.ndarray], list[int]]:

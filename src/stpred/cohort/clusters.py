@@ -40,15 +40,12 @@ class Workers:
         Dask's client of them.
     n
         How many there are at the start.
-    n_threads
-        Of each; None: as many as Dask gives it.
     resources
         That each slide takes.
     """
 
     client: Client
     n: int
-    n_threads: int | None
     resources: dict[str, float] | None = None
 
 
@@ -94,9 +91,9 @@ def workers(
 def _of_client(client: Client) -> Workers:
     found = client.scheduler_info(n_workers=-1)["workers"].values()
     if found and not any(w["resources"].get(GPU) for w in found):
-        return Workers(client, len(found), None)
+        return Workers(client, len(found))
     tagged = [w for w in found if w["resources"].get(GPU)]
-    return Workers(client, len(tagged), None, {GPU: 1} if tagged else None)
+    return Workers(client, len(tagged), {GPU: 1} if tagged else None)
 
 
 @contextmanager
@@ -132,7 +129,7 @@ def _on_this_machine(n_slides: int, n_workers: int | None, devices: Sequence[int
             workers=spec, scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.CRITICAL
         )
     with cluster, Client(cluster) as client:
-        yield Workers(client, n, n_threads, resources)
+        yield Workers(client, n, resources)
 
 
 def split_cores(n_slides: int, n_workers: int | None, n_devices: int | None) -> tuple[int, int]:

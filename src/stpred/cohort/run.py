@@ -206,7 +206,7 @@ def _results(job: Job, tasks: list[Task], found: Workers) -> Iterator[Record]:
     settings = session_settings()
     futures = {}
     for place, task in enumerate(tasks):
-        ready = replace(task, settings=settings, n_threads=found.n_threads)
+        ready = replace(task, settings=settings)
         future = found.client.submit(
             run_task, job, ready, pure=False, key=f"{job.what}-{task.store}-{time.time_ns()}", retries=1,
             priority=-place, resources=found.resources,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stpred._core.checks import InputError
+from stpred._core.compute.threads import dask_in_process
 from stpred._core.disk import locks
 from stpred._core.files import reason
 from stpred.cohort.fingerprint import fingerprint_of, stamp_of
@@ -27,7 +28,7 @@ WAIT_S = 3600.0
 
 
 _ONE_SLIDE = threading.Lock()
-"""Settings and numbers of threads are of the process, so that a worker of several threads gives them all to a slide."""
+"""Settings are of the process, so that a worker of several threads takes one slide after the other."""
 
 
 class Job(Protocol):
@@ -100,8 +101,6 @@ class Task:
         Fingerprint that the slide had when its files had this stamp; "" if it has to be read.
     settings
         Of the session that workers take over.
-    n_threads
-        Of a worker; None: as many as Dask gives it.
     anew
         Do it again, whatever is there.
     """
@@ -111,7 +110,6 @@ class Task:
     folder: Path
     known: tuple[str, str] = ("", "")
     settings: Mapping[str, Any] | None = None
-    n_threads: int | None = None
     anew: bool = False
 
 
@@ -185,26 +183,10 @@ def _lock(task: Task) -> Path:
 
 @contextmanager
 def _quiet(task: Task) -> Iterator[None]:
-    """Work with the session's settings and this many threads; dask within a slide stays within the process."""
-    import dask
-    import torch
-
+    """Work with the session's settings; dask within a slide stays within the process."""
     from stpred import settings
 
-    n_threads = task.n_threads
-    if n_threads is None:
-        with suppress(ImportError, ValueError):
-            from distributed import get_worker
-
-            n_threads = get_worker().state.nthreads
-    if n_threads is not None:
-        torch.set_num_threads(n_threads)
-    scheduler = "synchronous" if n_threads == 1 else "threads"
-    with (
-        dask.config.set(scheduler=scheduler),
-        settings.override(progress=False, **(task.settings or {})),
-        warnings.catch_warnings(),
-    ):
+    with dask_in_process(), settings.override(progress=False, **(task.settings or {})), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what stpred warns of is in the record
         yield
 
