@@ -126,7 +126,7 @@ def broken(folder: Path, n: int) -> None:
 
 
 def overhead(folder: Path, n: int) -> None:
-    """Seconds of a run of slides of about a minute, by one worker, over those of single commands one after the other."""
+    """Seconds of a run of slides of about a minute, by one worker, over those of single commands in turn."""
     make(folder / "slides", n, LARGE_PX)
     limits = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     single = [

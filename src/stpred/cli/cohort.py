@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from stpred._core.progress import duration, track
-from stpred.cli.session import console, errors, plain_messages
+from stpred.cli.session import console, errors, plain_messages, session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +62,8 @@ def predict_many(
     shard, devices = parse_shard(cluster.shard), parse_devices(cluster.devices)
     job = prediction_of(model, out, options, previews=cluster.previews)
     with open_run(samples, job, out, shard=shard, overwrite=overwrite) as run:
-        console.print(f"{len(run.records)} slides, {run.n_complete} complete already: {out}")
+        if not session.quiet:
+            console.print(f"{len(run.records)} slides, {run.n_complete} complete already: {out}")
         if run.n_stale:
             console.print(
                 f"{run.n_stale} results are of another model or other settings; they go to {out / 'replaced'}."
