@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from stpred import InputError, training
 from stpred.models import Batch, Ridge
 from stpred.models.parts.closed_form import columns_of, kernel_ridge
-from stpred.models.ridge import _solve
+from stpred.models.ridge import _decompose, _solve
 
 N_GENES = 12
 
@@ -90,7 +90,7 @@ def test_weighted_ridge_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 8)), rng.normal(size=(50, 3))
     w = rng.uniform(0.2, 3, 50)
-    coef, _, intercept = _solve(x, y, penalty=0.3, rank=None, weights=w)
+    coef, _, intercept = _solve(_decompose(x, y, None, w), len(x), penalty=0.3)
     want = SklearnRidge(alpha=0.3 * 50).fit(x, y, sample_weight=w)
     np.testing.assert_allclose(x @ coef + intercept, want.predict(x), rtol=1e-6)
 
@@ -99,7 +99,7 @@ def test_kernel_form_equals_ridge_and_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     x, y, w = rng.normal(size=(50, 8)), rng.normal(size=(50, 3)), rng.uniform(0.2, 3, 50)
     alpha, intercept = kernel_ridge(x @ x.T, y, w, 0.3)
-    coef, _, at = _solve(x, y, penalty=0.3, rank=None, weights=w)
+    coef, _, at = _solve(_decompose(x, y, None, w), len(x), penalty=0.3)
     new = rng.normal(size=(5, 8))
     np.testing.assert_allclose(new @ x.T @ alpha + intercept, new @ coef + at, rtol=1e-6)
     ones = np.ones(50)
@@ -112,16 +112,16 @@ def test_kernel_form_equals_ridge_and_scikit_learn() -> None:
 def test_reduced_rank_equals_projecting_on_the_fitted_values() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 9))
-    full, _, at = _solve(x, y, penalty=0.2, rank=None)
+    full, _, at = _solve(_decompose(x, y, None), len(x), penalty=0.2)
     fitted = x @ full + at - y.mean(0)
     _, _, vt = np.linalg.svd(fitted, full_matrices=False)
     want = fitted @ vt[:2].T @ vt[:2] + y.mean(0)
-    coef, directions, at = _solve(x, y, penalty=0.2, rank=None, n_directions=2)
+    coef, directions, at = _solve(_decompose(x, y, None), len(x), penalty=0.2, n_directions=2)
     np.testing.assert_allclose(x @ coef @ directions + at, want, atol=1e-8)
     for n_genes in (3, 30):  # more and fewer genes than features
         z = rng.normal(size=(40, n_genes))
-        full, _, _ = _solve(x, z, penalty=0.2, rank=None)
-        coef, directions, _ = _solve(x, z, penalty=0.2, rank=None, n_directions=n_genes)
+        full, _, _ = _solve(_decompose(x, z, None), len(x), penalty=0.2)
+        coef, directions, _ = _solve(_decompose(x, z, None), len(x), penalty=0.2, n_directions=n_genes)
         np.testing.assert_allclose(coef @ directions, full, atol=1e-8)
 
 

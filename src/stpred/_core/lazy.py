@@ -1,10 +1,12 @@
-"""Names of a package that are imported on first use."""
+"""What is made when it is needed: names of a package, items of a sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
+
+T = TypeVar("T")
 
 
 def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -30,3 +32,37 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         return sorted(homes)
 
     return getattr_, dir_
+
+
+class Lazily(Sequence[T], Generic[T]):
+    """Items that are made anew each time that they are asked for, and never kept.
+
+    Parameters
+    ----------
+    make
+        Number of an item to the item.
+    n
+        How many there are.
+    """
+
+    def __init__(self, make: Callable[[int], T], n: int) -> None:
+        self._make, self._n = make, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lazily[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Lazily[T]:
+        which = range(self._n)[index]
+        return self._make(which) if isinstance(which, int) else self.picked(which)
+
+    def picked(self, which: Sequence[int]) -> Lazily[T]:
+        """Return some of the items."""
+        return Lazily(lambda i: self._make(which[i]), len(which))
+
+    def mapped(self, function: Callable[[T], Any]) -> Lazily[Any]:
+        """Return what a function makes of each item."""
+        return Lazily(lambda i: function(self._make(i)), self._n)

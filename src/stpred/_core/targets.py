@@ -43,6 +43,13 @@ def stored(values: Any) -> NDArray[Any]:
     return np.asarray(values.data if hasattr(values, "toarray") else values)
 
 
+def by_gene(values: Any, factors: NDArray[np.float64]) -> Any:
+    """Return (n, G) values, dense or sparse, times (G,) factors as float32."""
+    if hasattr(values, "toarray"):
+        return values.multiply(factors).tocsr().astype(np.float32)
+    return (values * factors).astype(np.float32)
+
+
 def totals(counts: Any) -> NDArray[np.float64]:
     """Return the (n,) library sizes of (n, G) counts of *all* measured genes, dense or sparse."""
     if hasattr(counts, "tocsr") or isinstance(counts, np.ndarray):

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from stpred._core.checks import InputError, MissingFileError, one_of
 from stpred._core.disk.locks import Busy as Busy
 from stpred._core.disk.locks import acquire as _acquire
+from stpred._core.disk.on_disk import FileRows
 from stpred._core.files import parse_json, readable, reason
 
 logger = logging.getLogger("stpred")
@@ -132,6 +133,10 @@ class Entry(AbstractContextManager["Entry"]):
         if (stored := self._stored()) is None:
             raise InputError(f"The cache entry {self._npy} is not complete; write the rows of todo() and finish().")
         return stored
+
+    def on_disk(self) -> FileRows:
+        """Return the whole array as one that stays on disk."""
+        return FileRows(self._npy, self.read())  # type: ignore[arg-type]
 
     def todo(self) -> NDArray[np.int64]:
         """Return the rows still missing, and take the lock if there are any; raises :class:`Busy`."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core import keys
+from stpred._core.disk.on_disk import joined
 from stpred._core.elements import table_instances
 from stpred._core.progress import track
 from stpred._core.settings import settings
@@ -70,8 +71,8 @@ def embed(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]) -> N
     return _embed(region, members_of(encoder), coords_um)
 
 
-def _embed(region: Region, members: Sequence[Encoder], coords_um: NDArray[np.float64]) -> NDArray[Any]:
-    return _stream(region, [_Share(m, coords_um, m.card.tile, "tiles") for m in members])
+def _embed(region: Region, members: Sequence[Encoder], coords_um: NDArray[np.float64], *, on_disk: bool = False) -> Any:
+    return _stream(region, [_Share(m, coords_um, m.card.tile, "tiles") for m in members], on_disk=on_disk)
 
 
 def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) -> NDArray[Any]:
@@ -79,11 +80,14 @@ def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) ->
     return _stream(region, [_Share(m, coords_um, m.card.tile, "patches") for m in members_of(encoder)])
 
 
-def embed_parts(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int) -> NDArray[Any]:
+def embed_parts(
+    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int, on_disk: bool = False
+) -> Any:
     """Return (n * parts ** 2, width) features of the sub-tiles of each tile, row by row of a tile.
 
     An encoder whose scales are in micrometres sees a smaller tile at its own resolution; any other sees the sub-tile
-    resampled to the size that it expects. Of several encoders each sees the sub-tiles of its own tile.
+    resampled to the size that it expects. Of several encoders each sees the sub-tiles of its own tile. `on_disk`: leave
+    what is kept there (:class:`~stpred._core.disk.on_disk.OnDisk`).
     """
     shares = []
     for member in members_of(encoder):
@@ -92,7 +96,7 @@ def embed_parts(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]
         grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
         places = (coords_um[:, None] + grid).reshape(-1, 2)
         shares.append(_resized(member, places, size_um=size_um / parts, what="parts"))
-    return _stream(region, shares)
+    return _stream(region, shares, on_disk=on_disk)
 
 
 def embed_centre(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int) -> NDArray[Any]:
@@ -113,8 +117,11 @@ def _resized(encoder: Any, coords_um: NDArray[np.float64], *, size_um: float, wh
     return _Share(other, coords_um, tile, what)
 
 
-def _stream(region: Region, shares: Sequence[_Share]) -> NDArray[Any]:
-    """Return the shares' features side by side; what the cache has is read, all others are computed in one pass."""
+def _stream(region: Region, shares: Sequence[_Share], *, on_disk: bool = False) -> Any:
+    """Return the shares' features side by side; what the cache has is read, all others are computed in one pass.
+
+    `on_disk`: what the cache has stays there.
+    """
     n = len(shares[0].coords_um)
     with ExitStack() as stack:
         entries, todo = [], []
@@ -124,7 +131,7 @@ def _stream(region: Region, shares: Sequence[_Share]) -> NDArray[Any]:
             todo.append(np.ones(n, dtype=bool) if rows is None else np.isin(np.arange(n), rows))
         widths = [share.shape[-1] if e is None else 0 for share, e in zip(shares, entries, strict=True)]
         memory = np.empty((n, *shares[0].shape[:-1], sum(widths)), dtype=shares[0].dtype)
-        parts: list[NDArray[Any]] = np.split(memory, np.cumsum(widths)[:-1], axis=-1)
+        parts: list[Any] = np.split(memory, np.cumsum(widths)[:-1], axis=-1)
         for k, rows, values in _encoded(region, shares, todo):
             if (entry := entries[k]) is None:
                 parts[k][rows] = values
@@ -134,8 +141,9 @@ def _stream(region: Region, shares: Sequence[_Share]) -> NDArray[Any]:
             return memory
         for k, entry in enumerate(entries):
             if entry is not None:
-                parts[k] = entry.finish() if todo[k].any() else entry.read()
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+                whole = entry.finish() if todo[k].any() else entry.read()
+                parts[k] = entry.on_disk() if on_disk else whole
+        return joined(parts, axis=-1)
 
 
 def _opened(entry: Entry | None, stack: ExitStack) -> tuple[Entry | None, NDArray[np.int64] | None]:
@@ -179,11 +187,12 @@ def embed_region(
     *,
     rows: NDArray[np.int64] | None = None,
     points_um: NDArray[np.float64] | None = None,
-) -> NDArray[Any]:
+    on_disk: bool = False,
+) -> Any:
     """Return features of a region's locations, or some `rows` of them, and behind them those of further points.
 
     What `pp.features` wrote of the region for the encoder is taken from there, and of several encoders also what it
-    wrote for each of them.
+    wrote for each of them. `on_disk`: what the cache has stays there (:class:`~stpred._core.disk.on_disk.OnDisk`).
     """
     coords = region.coords_um if rows is None else region.coords_um[rows]
     points = np.empty((0, 2)) if points_um is None else points_um
@@ -191,7 +200,7 @@ def embed_region(
     whole = stored_features(region, encoder)
     stored = [stored_features(region, m) for m in members] if whole is None and len(members) > 1 else [whole]
     if all(table is None for table in stored):
-        return embed(region, encoder, np.concatenate([coords, points]))
+        return _embed(region, members, np.concatenate([coords, points]), on_disk=on_disk)
     found = [None if table is None else table if rows is None else table[rows] for table in stored]
     if whole is not None:
         members = (encoder,)

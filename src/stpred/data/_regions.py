@@ -42,6 +42,9 @@ logger = logging.getLogger("stpred")
 MAX_DENSE = 2**24
 """Values of a training target up to which it is dense."""
 
+MAX_COHORT = 2**28
+"""Values of the training targets of all slides up to which these are dense, in 1 GB."""
+
 MAX_FILLED = 0.3
 """Fraction of values other than zero up to which a large target stays sparse, as that of a million bins."""
 
@@ -98,12 +101,27 @@ class Region:
     left_out: dict[str, int] | None = None
     qc: QC | None = None
 
-    def target(self, names: list[str], target: str, *, sparse: bool = False, n_measured: int | None = None) -> Any:
+    def target(
+        self,
+        names: list[str],
+        target: str,
+        *,
+        sparse: bool = False,
+        n_measured: int | None = None,
+        among: int | None = None,
+    ) -> Any:
         """Return the (n, n_genes) training target of the named genes.
 
         `sparse`: as csr where that is far smaller. `n_measured`: number of genes of a log share, which is one of the
-        model and not of each slide; None: the slide's own.
+        model and not of each slide; None: the slide's own. `among`: locations of all slides of a cohort, of so many
+        that targets are sparse whatever the model.
         """
+        if among is not None and among * len(names) > MAX_COHORT:
+            return self._target(names, target, least=0, n_measured=n_measured)
+        return self._target(names, target, least=MAX_DENSE if sparse else None, n_measured=n_measured)
+
+    def _target(self, names: list[str], target: str, *, least: int | None, n_measured: int | None) -> Any:
+        """Return the target, sparse from `least` values (None: never)."""
         if self.counts is None or self.var is None or self.totals is None:
             raise InputError(f"Slide {self.slide!r} has no counts of {self.shapes_key!r}.")
         columns = self.var.index.get_indexer(names)
@@ -113,9 +131,9 @@ class Region:
 
             counts = (counts @ diags_array((columns >= 0).astype(counts.dtype))).tocsr()
         if (
-            sparse
+            least is not None
             and target in targets.TARGETS
-            and np.prod(counts.shape) > MAX_DENSE
+            and np.prod(counts.shape) > least
             and counts.nnz < MAX_FILLED * np.prod(counts.shape)
         ):
             return targets.sparse_transform(counts, self.totals, target=target)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpred._core.checks import InputError
+from stpred._core.targets import dense
 from stpred.models.base import BaseConfig, Differentiable, Model
 from stpred.models.batch import Batch
 from stpred.models.ridge import Ridge, RidgeConfig
@@ -44,9 +45,8 @@ class Mean(Model):
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Take the mean over all locations."""
-        self.set_buffer(
-            "mean", np.concatenate([b.y for b in batches if b.y is not None]).mean(axis=0, dtype=np.float64)
-        )
+        y = np.concatenate([dense(b.y, np.float32) for b in batches if b.y is not None])
+        self.set_buffer("mean", y.mean(axis=0, dtype=np.float64))
         return {}
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
@@ -103,7 +103,7 @@ class Intensity(Model):
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Place the bins at quantiles of the training tiles and solve least squares."""
         x = np.concatenate([b.own for b in batches])
-        y = np.concatenate([b.y for b in batches if b.y is not None]).astype(np.float64)
+        y = np.concatenate([dense(b.y) for b in batches if b.y is not None])
         self.set_buffer("edges", np.quantile(x, np.arange(1, self.config.n_bins) / self.config.n_bins, axis=0).T)
         design = self._design(x)
         center, intercept = design.mean(axis=0), y.mean(axis=0)

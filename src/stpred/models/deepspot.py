@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
+from stpred._core.targets import dense
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.cells import CellNetwork, cells_of
@@ -272,11 +273,10 @@ def _pool(z: Tensor, rows: Tensor, method: str) -> Tensor:
 
 def _clusters(batch: Batch, *, n_clusters: int, seed: int) -> Any:
     """Cluster a slide's locations by their measured expression (50 components)."""
-    import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
-    y = np.asarray(batch.y, dtype=np.float64)
+    y = dense(batch.y)
     parts = PCA(min(50, *y.shape), random_state=seed).fit_transform(y)
     return KMeans(min(n_clusters, len(y)), n_init=3, random_state=seed).fit_predict(parts)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, one_of
 from stpred._core.specs import TileSpec
+from stpred._core.targets import dense
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.deepspot import PITCHES
@@ -162,13 +163,13 @@ class DeepSpot2Cell(CellNetwork):
     def begin(self, batches: Sequence[Batch]) -> None:
         """Let a cell's amount start at what the cells of the training spots have in the mean."""
         super().begin(batches)
-        mean = np.concatenate([np.expm1(np.asarray(b.y, dtype=np.float64)) for b in batches]).mean(axis=0)
+        mean = np.concatenate([np.expm1(dense(b.y)) for b in batches]).mean(axis=0)
         start = float(np.log(2.0))  # softplus of zero
         self.set_buffer("amount", np.maximum(mean, 1e-3) / typical_cells(batches) / start)
 
     def recentre(self, batches: Sequence[Batch]) -> None:
         """Let the amounts of the training spots have the mean that was measured."""
-        wanted = np.concatenate([np.expm1(np.asarray(b.y, dtype=np.float64)) for b in batches]).mean(axis=0)
+        wanted = np.concatenate([np.expm1(dense(b.y)) for b in batches]).mean(axis=0)
         own = np.concatenate([self.outputs(b) for b in batches]).mean(axis=0, dtype=np.float64)
         ratio = np.maximum(wanted, 1e-3) / np.maximum(own, 1e-6)
         ratio = ratio if self.kept_genes is None else np.where(self.kept_genes, 1.0, ratio)

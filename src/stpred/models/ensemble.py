@@ -17,6 +17,7 @@ from stpred._core.specs import TileSpec
 from stpred.models import registry
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
+from stpred.models.parts.cross_products import one_by_one
 
 
 @dataclass(frozen=True)
@@ -229,5 +230,8 @@ class Ensemble(Model):
 
 def output_size(model: Model, batches: Sequence[Batch]) -> NDArray[np.float64]:
     """Return the (n_genes,) root mean square of a model's predictions over slides."""
+    if one_by_one(batches):
+        squares = sum(np.square(model.predict(b)[0], dtype=np.float64).sum(axis=0) for b in batches)
+        return np.asarray(np.sqrt(squares / sum(len(b.targets) for b in batches)))
     found = np.concatenate([model.predict(b)[0] for b in batches])
     return np.asarray(np.sqrt(np.square(found, dtype=np.float64).mean(axis=0)))

@@ -74,6 +74,7 @@ class KernelRidgeConfig(BaseConfig):
 
     family: ClassVar[str] = "kernel_ridge"
     default_encoder: ClassVar[str] = MULTISCALE
+    sparse_targets: ClassVar[bool] = True
     seeded: ClassVar[bool] = False
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
@@ -155,7 +156,7 @@ class KernelRidge(StandardisedModel):
             scale = block_scale([slice(0, self.width)], np.ones(1))
         rows = rows.scaled(scale)
         loadings = _loadings(np.concatenate(rows.thinned(CHOSEN_ON).x), self.config.n_components)
-        rows = Rows([x @ loadings for x in rows.x], rows.y, rows.weights, rows.groups)
+        rows = rows.mapped(lambda x: x @ loadings)
         few = rows.thinned(CHOSEN_ON)
         median = _median_distance(np.concatenate(few.x))
         chosen = self._choose(few, median)
@@ -175,7 +176,7 @@ class KernelRidge(StandardisedModel):
 
     def _landmarks(self, rows: Rows) -> NDArray[np.int64]:
         """Return training locations that are stored: all, or as many as are wanted, drawn evenly from the slides."""
-        sizes = np.array([len(x) for x in rows.x])
+        sizes = np.array(rows.sizes)
         n = int(sizes.sum())
         most = self.config.n_landmarks or (MAX_EXACT if n <= MAX_EXACT else N_LANDMARKS)
         if n <= most:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stpred._core.lazy import Lazily
 from stpred.links import Links
+from stpred.models.parts.cross_products import CrossProducts, dealt, total
 
 MIN_SLIDE_TILES = 20
 """Tiles from which on a slide is judged as a whole."""
@@ -67,30 +69,60 @@ class TrainingDistribution(nn.Module):
         Returns the median distance up to which a whole slide is in distribution; None with fewer than three donors (of
         one donor: slides). `blocks`: widths of the features of several encoders side by side, which then count the
         same. `target_distances` gives those of a slide's targets as in prediction; None: of its features.
+
+        Slides that come as :class:`~stpred._core.lazy.Lazily` are taken one after the other, and donors held out in a
+        few folds.
         """
         self.limit.fill_(1.0)
         weights = None if blocks is None else _block_weights(blocks)
         donors = [str(i) for i in range(len(slides))] if groups is None else list(groups)
         if len(set(donors)) == 1:  # sections of one donor are held out one by one
             donors = [str(i) for i in range(len(slides))]
-        sizes = {d: sum(len(s) for s, e in zip(slides, donors, strict=True) if e == d) for d in donors}
-        fewest = sum(sizes.values()) - (max(sizes.values()) if len(sizes) > 1 else 0)
-        k = min(max(fewest // MIN_ROWS, 1), len(self.spread))
         distances: list[NDArray[np.float64]] = []
         medians: dict[str, list[float]] = {}
-        for held_out in dict.fromkeys(donors) if len(slides) > 1 else ():
-            others = np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != held_out])
-            self._fit_space(others, weights, k)
-            for i in [i for i, d in enumerate(donors) if d == held_out]:
-                distances.append(self.distance(slides[i]))
-                judged = distances[-1] if target_distances is None else target_distances(i)
-                medians.setdefault(held_out, []).append(float(np.median(judged)))
-        self._fit_space(np.concatenate(slides), weights, k)
+        spaces = self._one_by_one if isinstance(slides, Lazily) else self._at_once
+        for i, features in spaces(slides, donors, weights):
+            distances.append(self.distance(features))
+            judged = distances[-1] if target_distances is None else target_distances(i)
+            medians.setdefault(donors[i], []).append(float(np.median(judged)))
         found = distances or [self.distance(slides[0])]
         self.limit.fill_(max(float(np.quantile(np.concatenate(found), 0.99)), 1e-6))
         if len(medians) < MIN_DONORS:
             return None
         return _slide_limit(np.exp([np.mean(np.log(m)) for m in medians.values()]) / float(self.limit))
+
+    def _at_once(
+        self, slides: Sequence[NDArray[np.float32]], donors: list[str], weights: NDArray[np.float64] | None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield each slide while the space is that of the other donors; afterwards it is that of all slides."""
+        sizes = {d: sum(len(s) for s, e in zip(slides, donors, strict=True) if e == d) for d in donors}
+        fewest = sum(sizes.values()) - (max(sizes.values()) if len(sizes) > 1 else 0)
+        k = min(max(fewest // MIN_ROWS, 1), len(self.spread))
+        for held_out in dict.fromkeys(donors) if len(slides) > 1 else ():
+            others = np.concatenate([s for s, d in zip(slides, donors, strict=True) if d != held_out])
+            self._fit_space(others, weights, k)
+            yield from ((i, slides[i]) for i, d in enumerate(donors) if d == held_out)
+        self._fit_space(np.concatenate(slides), weights, k)
+
+    def _one_by_one(
+        self, slides: Sequence[NDArray[np.float32]], donors: list[str], weights: NDArray[np.float64] | None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Do the same with a few folds of donors and one slide in memory at a time."""
+        center = slides[0].mean(axis=0, dtype=np.float64)
+        folds, parts = dealt(donors), []
+        for fold in folds:
+            parts.append(CrossProducts.zeros(len(center)))
+            for i in fold:
+                parts[-1].add(slides[i] - center)
+        whole = total(parts)
+        fewest = whole.n - (max(p.n for p in parts) if len(parts) > 1 else 0)
+        k = min(max(fewest // MIN_ROWS, 1), len(self.spread))
+        for fold in folds if len(folds) > 1 else ():
+            self._fit_products(
+                total([p for p, f in zip(parts, folds, strict=True) if f is not fold]), center, weights, k
+            )
+            yield from ((i, slides[i]) for i in fold)
+        self._fit_products(whole, center, weights, k)
 
     def extend(
         self, slides: Sequence[NDArray[np.float32]], *, share: float, blocks: Sequence[int] | None = None
@@ -144,6 +176,17 @@ class TrainingDistribution(nn.Module):
         scaled = (features - mean) / std
         # The covariance is small (features x features) however many tiles there are.
         self._set_components(mean, std, scaled.T @ scaled / len(scaled), k)
+
+    def _fit_products(
+        self, sums: CrossProducts, center: NDArray[np.float64], weights: NDArray[np.float64] | None, k: int
+    ) -> None:
+        """Set the `k` leading components from sums of products about a point."""
+        covariance = sums.centred()[0] / sums.n
+        std = np.sqrt(np.diag(covariance).clip(0))
+        std[std < 1e-8] = 1.0
+        if weights is not None:
+            std /= weights
+        self._set_components(center + sums.centers[0], std, covariance / std / std[:, None], k)
 
     def _set_space(
         self, mean: NDArray[np.float64], covariance: NDArray[np.float64], weights: NDArray[np.float64]

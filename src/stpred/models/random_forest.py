@@ -142,7 +142,7 @@ class RandomForest(StandardisedModel):
 
         c = self.config
         self.set_scaling(batches)
-        x = np.concatenate([self.design(b) for b in batches]).astype(np.float32)
+        x = np.concatenate([self.design(b).astype(np.float32) for b in batches])
         y = np.concatenate([dense(b.y, np.float32) for b in batches])
         forest = RandomForestRegressor(
             c.n_trees,

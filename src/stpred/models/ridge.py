@@ -26,7 +26,14 @@ from stpred.models.parts.closed_form import (
     prepared_rows,
 )
 from stpred.models.parts.context import check_context, context_needs, n_means
+from stpred.models.parts.cross_products import CrossProducts, spectrum, total
 from stpred.models.parts.standardised import STANDARDIZE, StandardisedModel, safe
+
+Decomposed = tuple[NDArray[np.float64], ...]
+"""Singular values s, vt, u' y, and the centres of x and y."""
+
+Products = list[tuple[list[int], CrossProducts]]
+"""Slides of folds of donors, and their sums of products."""
 
 PENALTIES = tuple(float(p) for p in np.round(np.logspace(-3, 2, 11), 6))
 
@@ -66,6 +73,7 @@ class RidgeConfig(BaseConfig):
 
     family: ClassVar[str] = "ridge"
     default_encoder: ClassVar[str] = MULTISCALE
+    sparse_targets: ClassVar[bool] = True
     differentiable: ClassVar[Differentiable | None] = "linear"
     penalty: float | None = None
     penalties: tuple[float, ...] = PENALTIES
@@ -146,14 +154,12 @@ class Ridge(StandardisedModel):
         """Choose the penalty and solve in closed form."""
         rows, scale, weighed = prepared_rows(self, batches, groups)
         rows = rows.scaled(scale)
-        chosen = self._choose(rows)
-        x, y, q = rows.joined()
+        products = rows.products() if rows.one_by_one else None
+        chosen = self._choose(rows, products)
         coef, directions, intercept = _solve(
-            x,
-            y,
+            self._decomposed(rows, products),
+            sum(rows.sizes),
             penalty=chosen["penalty"],
-            rank=self.config.n_components,
-            weights=q,
             n_directions=chosen.get("rank"),
         )
         if self.config.rank is not None:
@@ -175,7 +181,16 @@ class Ridge(StandardisedModel):
             self.set_buffer("directions", directions)
         self.set_buffer("intercept", intercept)
 
-    def _choose(self, rows: Rows) -> dict[str, Any]:
+    def _decomposed(self, rows: Rows, products: Products | None, train: list[int] | None = None) -> Decomposed:
+        """Decompose the rows of all slides, or of those of training, from sums of products where there are any."""
+        rank = self.config.n_components
+        if products is not None:
+            parts = [p for slides, p in products if train is None or set(slides) <= set(train)]
+            return _decompose_products(total(parts), rank)
+        x, y, weights = (rows if train is None else rows.of(train)).joined()
+        return _decompose(x, y, rank, weights)
+
+    def _choose(self, rows: Rows, products: Products | None) -> dict[str, Any]:
         """Return the penalty and, where asked for, the rank, how they were chosen, and the score of each."""
         config = self.config
         ranks = RANKS if config.rank == "auto" else (config.rank,)
@@ -184,8 +199,10 @@ class Ridge(StandardisedModel):
         if config.penalty is not None and len(ranks) == 1:
             return {"penalty": config.penalty, "penalty_chosen_by": "given", "penalty_scores": {}, **with_rank}
         if len(set(rows.groups)) < 2:
-            x, y, weights = rows.joined()
-            errors = _gcv(x, y, penalties=penalties, rank=config.n_components, weights=weights)
+            if products is None:
+                errors = _gcv(*rows.joined(), penalties=penalties, rank=config.n_components)
+            else:
+                errors = _gcv_of_products(total([p for _, p in products]), penalties, config.n_components)
             scores = dict(zip(map(str, penalties), (-errors).tolist(), strict=True))
             if config.rank == "auto":
                 with_rank = {"rank": None, "rank_chosen_by": "nothing, for there is one donor only"}
@@ -195,40 +212,49 @@ class Ridge(StandardisedModel):
                 "penalty_scores": scores,
                 **with_rank,
             }
-        total = np.mean([self._fold_scores(rows, *fold, penalties, ranks) for fold in rows.folds()], axis=0)
-        r, p = np.unravel_index(int(np.argmax(total)), total.shape)
+        every = range(len(rows.sizes))
+        folds = rows.folds() if products is None else [([i for i in every if i not in t], t) for t, _ in products]
+        found = np.mean(
+            [
+                self._fold_scores(rows, self._decomposed(rows, products, train), train, test, penalties, ranks)
+                for train, test in folds
+            ],
+            axis=0,
+        )
+        r, p = np.unravel_index(int(np.argmax(found)), found.shape)
         if config.rank is not None:
             with_rank = {"rank": ranks[r]}
         if len(ranks) > 1:
             names = ["all" if k is None else str(k) for k in ranks]
-            with_rank["rank_scores"] = dict(zip(names, total.max(axis=1).round(5).tolist(), strict=True))
-        scores = dict(zip(map(str, penalties), total[r].round(5).tolist(), strict=True))
+            with_rank["rank_scores"] = dict(zip(names, found.max(axis=1).round(5).tolist(), strict=True))
+        scores = dict(zip(map(str, penalties), found[r].round(5).tolist(), strict=True))
         by = "leaving groups out"
         return {"penalty": penalties[p], "penalty_chosen_by": by, "penalty_scores": scores, **with_rank}
 
     def _fold_scores(
         self,
         rows: Rows,
+        decomposed: Decomposed,
         train: list[int],
         test: list[int],
         penalties: tuple[float, ...],
         ranks: Sequence[Any],
     ) -> NDArray[np.float64]:
         """Return the (ranks, penalties) mean correlation on the slides of a donor, with models of the others."""
-        total = np.zeros((len(ranks), len(penalties)))
-        x, y, weights = rows.of(train).joined()
-        s, vt, projected, center_x, center_y = _decompose(x, y, self.config.n_components, weights)
-        for p, penalty in enumerate(penalties):
-            shrink = _shrink(s, penalty, len(x))
-            directions = None if ranks == (None,) else directions_of((s * shrink)[:, None] * projected)
-            for i in test:
-                z = (rows.x[i] - center_x) @ vt.T
+        scores = np.zeros((len(ranks), len(penalties)))
+        s, vt, projected, center_x, center_y = decomposed
+        shrunk = [_shrink(s, penalty, sum(rows.sizes[i] for i in train)) for penalty in penalties]
+        most = max((r for r in ranks if r is not None), default=0)
+        directions = [directions_of((s * q)[:, None] * projected)[:, :most].copy() if most else None for q in shrunk]
+        for i in test:
+            z, y = (rows.x[i] - center_x) @ vt.T, rows.y[i]
+            for p, shrink in enumerate(shrunk):
                 guess = (z * shrink) @ projected
                 for r, rank in enumerate(ranks):
-                    kept = guess if directions is None or rank is None else onto(guess, directions[:, :rank])
-                    found = metrics.pearson(kept + center_y, rows.y[i])
-                    total[r, p] += np.nan_to_num(found).mean() / len(test)
-        return total
+                    kept = guess if directions[p] is None or rank is None else onto(guess, directions[p][:, :rank])  # type: ignore[index]
+                    found = metrics.pearson(kept + center_y, y)
+                    scores[r, p] += np.nan_to_num(found).mean() / len(test)
+        return scores
 
     def predict(self, batch: Batch) -> tuple[NDArray[np.float32], None]:
         """Apply the linear map."""
@@ -240,7 +266,7 @@ class Ridge(StandardisedModel):
 
 def _decompose(
     x: NDArray[np.float64], y: NDArray[np.float64], rank: int | None, weights: NDArray[np.float64] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> Decomposed:
     """Return s and vt of the centred x, cut to `rank`, u' y of the centred y, and the centres of x and y."""
     if weights is None:
         center_x, center_y = x.mean(axis=0), y.mean(axis=0)
@@ -251,15 +277,17 @@ def _decompose(
         x, y = root * (x - center_x), root * (y - center_y)
     # The smaller of the two cross-products decides: many features (deep encoders) or many locations.
     wide = x.shape[0] < x.shape[1]
-    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
-    s, vectors = np.sqrt(values[keep]), vectors[:, keep]
+    s, vectors = spectrum(x @ x.T if wide else x.T @ x)
     vt = (x.T @ vectors / s).T if wide else vectors.T
     projected = vectors.T @ y if wide else (vt @ (x.T @ y)) / s[:, None]
-    if rank is not None:
-        s, vt, projected = s[:rank], vt[:rank], projected[:rank]
-    return s, vt, projected, center_x, center_y
+    return s[:rank], vt[:rank], projected[:rank], center_x, center_y
+
+
+def _decompose_products(sums: CrossProducts, rank: int | None) -> Decomposed:
+    """Return what :func:`_decompose` returns, from sums of products."""
+    xx, xy, _ = sums.centred()
+    s, vectors = spectrum(xx)
+    return s[:rank], vectors.T[:rank], ((vectors.T @ xy) / s[:, None])[:rank], *sums.centers
 
 
 def _shrink(s: NDArray[np.float64], penalty: float, n: int) -> NDArray[np.float64]:
@@ -268,17 +296,11 @@ def _shrink(s: NDArray[np.float64], penalty: float, n: int) -> NDArray[np.float6
 
 
 def _solve(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    *,
-    penalty: float,
-    rank: int | None,
-    weights: NDArray[np.float64] | None = None,
-    n_directions: int | None = None,
+    decomposed: Decomposed, n: int, *, penalty: float, n_directions: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64]]:
     """Ridge with an unpenalised intercept: weights, or those of some directions and the directions; and intercept."""
-    s, vt, projected, center_x, center_y = _decompose(x, y, rank, weights)
-    shrink = _shrink(s, penalty, len(x))
+    s, vt, projected, center_x, center_y = decomposed
+    shrink = _shrink(s, penalty, n)
     if n_directions is None:
         coef = vt.T @ (shrink[:, None] * projected)
         return coef, None, center_y - center_x @ coef
@@ -290,20 +312,35 @@ def _solve(
 def _gcv(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
     *,
     penalties: Sequence[float],
     rank: int | None,
-    weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Generalised cross-validation error, mean over genes scaled to unit variance, of every penalty."""
     y = (y - y.mean(axis=0)) / safe(y.std(axis=0))
     s, _, projected, _, center = _decompose(x, y, rank, weights)
     whole = np.square(y).sum() if weights is None else (weights[:, None] * np.square(y - center)).sum()
+    return _gcv_errors(s, projected, float(whole), len(x), penalties)
+
+
+def _gcv_of_products(sums: CrossProducts, penalties: Sequence[float], rank: int | None) -> NDArray[np.float64]:
+    """Return what :func:`_gcv` returns, from sums of products; with weights, genes are scaled by weighted variances."""
+    s, _, projected, *_ = _decompose_products(sums, rank)
+    square = sums.centred()[2]
+    spread = safe(np.sqrt(square / sums.weight))
+    return _gcv_errors(s, projected / spread, float((square / spread**2).sum()), sums.n, penalties)
+
+
+def _gcv_errors(
+    s: NDArray[np.float64], projected: NDArray[np.float64], whole: float, n: int, penalties: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return the errors from (k,) singular values, (k, n_genes) projected targets and the sum of their squares."""
     outside = whole - np.square(projected).sum()
     errors = []
     for p in penalties:
-        shrink = s * _shrink(s, p, len(x))
+        shrink = s * _shrink(s, p, n)
         residual = np.square((1 - shrink)[:, None] * projected).sum() + outside
-        freedom = 1 - (1 + shrink.sum()) / len(x)
-        errors.append(residual / y.size / max(freedom, 1e-6) ** 2)
+        freedom = 1 - (1 + shrink.sum()) / n
+        errors.append(residual / (n * projected.shape[1]) / max(freedom, 1e-6) ** 2)
     return np.asarray(errors)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.specs import TileSpec
+from stpred._core.targets import by_gene, dense
 from stpred.models.base import CELLS, BaseConfig, Model
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.cell_ridge import CellRidge
@@ -266,7 +267,7 @@ class SCellST(CellNetwork):
             ratio = self.gene_std.cpu().numpy() / _range(batch)
             if self.kept_genes is not None:
                 ratio[self.kept_genes] = 1.0
-            batch = replace(batch, y=(batch.y * ratio).astype(np.float32))
+            batch = replace(batch, y=by_gene(batch.y, ratio))
         return batch, scaling
 
     def begin(self, batches: Sequence[Batch]) -> None:
@@ -274,7 +275,7 @@ class SCellST(CellNetwork):
         super().begin(batches)
         if self.config.loss != "mse" or self.config.output == "linear":
             return
-        y = np.concatenate([np.asarray(b.y, dtype=np.float64) for b in batches]).mean(axis=0)
+        y = np.concatenate([dense(b.y) for b in batches]).mean(axis=0)
         y = y / self.gene_std.cpu().numpy() / (typical_cells(batches) if self.config.pool == "sum" else 1.0)
         if self.config.output == "softplus":  # its inverse
             raised = np.expm1(np.clip(SOFTPLUS_BETA * y, 1e-3, 30.0))
@@ -302,5 +303,5 @@ class SCellSTRidge(CellRidge):
 
 def _range(batch: Batch) -> NDArray[np.float64]:
     """Return (n_genes,) the range of a slide's targets up to the upper quantile; 1 where that is nothing."""
-    low, high = np.quantile(np.asarray(batch.y, dtype=np.float64), (0.0, UPPER), axis=0)
+    low, high = np.quantile(dense(batch.y), (0.0, UPPER), axis=0)
     return np.where(high - low > 1e-8, high - low, 1.0)

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 
 from stpred._core.checks import InputError
+from stpred._core.lazy import Lazily
 from stpred._core.targets import dense, stored
 from stpred.data import BLOCK_FOLDS, TooSmall, blocks_of, far_from
 from stpred.models.auto import AutoConfig
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble, EnsembleConfig
+from stpred.models.parts.cross_products import one_by_one
 from stpred.models.parts.iterative import Iterative
 from stpred.training import _loop
 from stpred.training._checkpoint import Checkpoint
 from stpred.training._plan import INNER_FOLDS, group_folds
 from stpred.training._run import Run, fingerprint
+from stpred.training._samplers import bootstrap
 from stpred.training._scores import Curve, HeldOut, best_epoch, criterion_of, held_out, mean_pearson
 from stpred.training._stacking.fit import fit_auto
 
@@ -122,8 +125,9 @@ def fit_and_score(
     else:
         model, chosen, curves, curve = _fit_one(family, config, batches, **options)
     if typical:
+        shown = Lazily(lambda i: model.ood_features(batches[i]), len(batches))
         limit = model.typical.fit(
-            [model.ood_features(b) for b in batches],
+            shown if one_by_one(batches) else list(shown),
             groups,
             blocks=batches[0].blocks,
             target_distances=lambda i: model.ood_distance(batches[i]),
@@ -335,15 +339,6 @@ def _fit_ensemble(
     return model, {**first, "n_ensemble": config.n_members}, curves, curve
 
 
-def bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
-    """Draw donors with replacement, and locations within each slide: few donors alone would repeat themselves."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.choice(sorted(set(groups)), len(set(groups)))
-    picked = [i for d in drawn for i, g in enumerate(groups) if g == d]
-    rows = [np.sort(rng.integers(len(batches[i].targets), size=len(batches[i].targets))) for i in picked]
-    return [batches[i].take(r) for i, r in zip(picked, rows, strict=True)], [groups[i] for i in picked]
-
-
 def fold_curves(
     family: type[Model],
     config: BaseConfig,
@@ -359,7 +354,8 @@ def fold_curves(
     slides = {b.slide: b for b in batches}
     donors = dict(zip(slides, groups, strict=True))
     curves = []
-    for fold, train, test in group_folds(donors, n_folds=INNER_FOLDS if network else None):
+    few = network or one_by_one(batches)
+    for fold, train, test in group_folds(donors, n_folds=INNER_FOLDS if few else None):
         training, held = [slides[s] for s in train], [slides[s] for s in test if slides[s].y is not None]
         if not held:  # nothing but images, which no score can be had on
             continue

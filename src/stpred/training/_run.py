@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.checks import InputError, check_parent, one_of
+from stpred._core.disk.on_disk import OnDisk
 from stpred._core.files import writable
 from stpred._core.settings import PRECISIONS, settings
 from stpred.models.base import BaseConfig
@@ -157,9 +158,9 @@ def add_to_digest(digest: Any, value: Any) -> None:
         for f in fields(value):
             digest.update(f.name.encode())
             add_to_digest(digest, getattr(value, f.name))
-    elif isinstance(value, np.ndarray):
+    elif isinstance(value, (np.ndarray, OnDisk)):
         digest.update(f"{value.dtype.str}{value.shape}".encode())
-        for start in range(0, len(value), 4096):  # a memory map is read part by part
+        for start in range(0, len(value), 4096):  # what is on disk is read part by part
             digest.update(np.ascontiguousarray(value[start : start + 4096]).data)
     elif hasattr(value, "indptr"):  # sparse
         for part in (value.indptr, value.indices, value.data):

@@ -1,4 +1,4 @@
-"""Minibatch samplers: locations, whole slides, or patches of images."""
+"""Minibatch samplers: locations, whole slides, or patches of images; and what members of an ensemble are drawn from."""
 
 from __future__ import annotations
 
@@ -104,3 +104,12 @@ def _locations(
         slides.append(np.full(len(chosen), i))
         rows.append(chosen)
     return np.concatenate(slides), np.concatenate(rows)
+
+
+def bootstrap(batches: Sequence[Batch], groups: Sequence[str], *, seed: int) -> tuple[list[Batch], list[str]]:
+    """Draw donors with replacement, and locations within each slide: few donors alone would repeat themselves."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(sorted(set(groups)), len(set(groups)))
+    picked = [i for d in drawn for i, g in enumerate(groups) if g == d]
+    rows = [np.sort(rng.integers(len(batches[i].targets), size=len(batches[i].targets))) for i in picked]
+    return [batches[i].take(r) for i, r in zip(picked, rows, strict=True)], [groups[i] for i in picked]

@@ -109,11 +109,11 @@ class Cohort:
         return [self.donors[b.slide] for b in batches]
 
     def batches(self, config: BaseConfig, encoder: Encoder, *, target: str | None) -> list[Batch]:
-        """Embed every slide for a family."""
+        """Embed every slide for a family; features that are kept on disk stay there."""
+        how: dict[str, Any] = {"target": target, "n_measured": n_measured(config, self.regions)}
+        how["among"] = sum(len(r.coords_um) for r in self.regions)
         return [
-            measured(r, self.names, config, target=target, n_measured=n_measured(config, self.regions)).put(
-                data.reader_for(r, encoder, config.needs).whole()
-            )
+            measured(r, self.names, config, **how).put(data.reader_for(r, encoder, config.needs).whole())
             for r in self.regions
         ]
 
@@ -272,17 +272,19 @@ def measured(
     target: str | None,
     n_measured: int | None,
     scored_on: str | None = None,
+    among: int | None = None,
 ) -> data.Targets:
     """Return what a batch carries of the measurement: training target, what it is, and what is scored against.
 
     `scored_on` is for correlations: a family whose epochs are chosen by squared error is scored on its own scale.
+    `among`: locations of all slides, of so many that targets are sparse whatever the family.
     """
     if config.takes_images and region.counts is None:
         return data.Targets()
     scale = config.training_target(target)
     by_error = training.criterion_of(config.model_class, config) == "mse"
     scored = scored_scale(config, target) if scored_on is None or by_error else scored_on
-    how: dict[str, Any] = {"sparse": config.sparse_targets, "n_measured": n_measured}
+    how: dict[str, Any] = {"sparse": config.sparse_targets, "n_measured": n_measured, "among": among}
     truth = None if scored == scale else region.target(names, scored, **how)
     y = region.target(names, scale, **how)
     return data.Targets(y, truth, scale, region.measures(names) if config.takes_images else None)

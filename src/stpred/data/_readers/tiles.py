@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stpred import links
+from stpred._core.disk.on_disk import joined
 from stpred.data._features import embed_centre, embed_parts, embed_region
 from stpred.data._readers.footprints import median_width_um
 from stpred.data._readers.reader import PlainReader, blocks_of
@@ -46,13 +48,17 @@ class TileReader(PlainReader):
     def _colour(self) -> NDArray[np.float32] | None:
         return tissue_colour(self.region.pyramid) if self.needs.slide_colour else None
 
-    def batch(self, region: Region) -> Batch:
+    def whole(self) -> Batch:
+        """Return all locations as one batch, whose features stay on disk where they are kept there."""
+        return self.batch(self.region, on_disk=True)
+
+    def batch(self, region: Region, *, on_disk: bool = False) -> Batch:
         """Embed a region and its surroundings."""
         needs, encoder, lattice = self.needs, self.encoder, self.trained_on.lattice
         n = len(region.coords_um)
         around = surroundings(region, needs, self.trained_on)
         points = around.points_um
-        features = embed_region(region, encoder, points_um=points)
+        features = embed_region(region, encoder, points_um=points, on_disk=on_disk)
         rows, n_home = np.arange(n), len(around.home_um)
         at_home, on_grid = n + np.arange(n_home), n + n_home + np.arange(len(around.grid_um))
         batch = Batch(
@@ -77,7 +83,7 @@ class TileReader(PlainReader):
         if needs.parts is None:
             return batch
         centre = lattice is not None and median_width_um(region) < CENTRE * encoder.card.tile.size_um / needs.parts
-        batch = with_parts(batch, region, encoder, needs.parts, centre=centre)
+        batch = with_parts(batch, region, encoder, needs.parts, centre=centre, on_disk=on_disk)
         return with_source_parts(batch, region, encoder, needs.parts) if needs.whole_slide else batch
 
 
@@ -96,15 +102,18 @@ def with_needs(batch: Batch, needs: Needs) -> Batch:
     )
 
 
-def with_parts(batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False) -> Batch:
+def with_parts(
+    batch: Batch, region: Region, encoder: Encoder, parts: int, *, centre: bool = False, on_disk: bool = True
+) -> Batch:
     """Return the batch with the sub-tiles of its targets embedded behind what is there.
 
     `centre`: of each tile only a sub-tile about its centre, which is what is near a target that is smaller than that.
+    `on_disk`: features that are kept on disk stay there.
     """
     if centre:
         found, each = embed_centre(region, encoder, region.coords_um, parts=parts), 1
     else:
-        found, each = embed_parts(region, encoder, region.coords_um, parts=parts), parts**2
+        found, each = embed_parts(region, encoder, region.coords_um, parts=parts, on_disk=on_disk), parts**2
     batch, rows = _behind(batch, found, each, region.coords_um)
     return replace(batch, parts=rows)
 
@@ -119,13 +128,11 @@ def with_source_parts(batch: Batch, region: Region, encoder: Encoder, parts: int
     return replace(batch, source_parts=rows)
 
 
-def _behind(
-    batch: Batch, found: NDArray[np.float32], each: int, centres_um: NDArray[np.float64]
-) -> tuple[Batch, links.Links]:
+def _behind(batch: Batch, found: Any, each: int, centres_um: NDArray[np.float64]) -> tuple[Batch, links.Links]:
     """Put `each` sub-tiles of some centres behind the embedded points; return also which are whose."""
     n, first = len(centres_um), len(batch.features)
     rows = links.Links(np.arange(n + 1) * each, first + np.arange(n * each))
     places = batch.places_um
     if places is not None:
         places = np.concatenate([places, np.repeat(centres_um, each, axis=0)])
-    return replace(batch, features=np.concatenate([batch.features, found]), places_um=places), rows
+    return replace(batch, features=joined([batch.features, found], axis=0), places_um=places), rows

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
-from stpred.models.parts.sample import Scaling
+from stpred.models.parts.sample import Scaling, scaling_of
 from stpred.models.ridge import Ridge
 
 BLOCK = 8192
@@ -62,7 +62,7 @@ class CellRidge(Model):
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Choose the weights of the blocks and the penalty, and solve."""
         if self.config.standardize == "train":
-            found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
+            found = scaling_of(batches)
             self.set_buffer("feature_mean", found.mean)
             self.set_buffer("feature_std", found.std)
         designs = [self.pooled(b, self.scaling(b)) for b in batches]

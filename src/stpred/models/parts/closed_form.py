@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from stpred import metrics
 from stpred._core.checks import InputError, one_of
+from stpred._core.lazy import Lazily
+from stpred._core.targets import dense
 from stpred.models.batch import Batch
 from stpred.models.parts.context import n_means
+from stpred.models.parts.cross_products import CrossProducts, dealt, one_by_one
 
 LOCATION_WEIGHTS = ("depth",)
 BLOCK_WEIGHTS = ("equal", "chosen", "width")
@@ -48,36 +51,55 @@ class Rows:
     Attributes
     ----------
     x
-        (n, width) float64 features of each slide.
+        (n, width) float64 features of each slide; where slides are taken one by one, :class:`Lazily`.
     y
-        (n, n_genes) float64 targets.
+        (n, n_genes) float64 targets; likewise.
     weights
         (n,) weights of the locations, 1 on average over all; None: all alike.
     groups
         Donor of each slide.
+    sizes
+        Number of locations of each slide.
     """
 
-    x: list[NDArray[np.float64]]
-    y: list[NDArray[np.float64]]
+    x: Sequence[NDArray[np.float64]]
+    y: Sequence[NDArray[np.float64]]
     weights: list[NDArray[np.float64]] | None
     groups: list[str]
+    sizes: list[int]
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether slides are taken one by one, for they do not fit into memory at once."""
+        return isinstance(self.x, Lazily)
 
     def of(self, slides: Sequence[int]) -> Rows:
         """Return some slides."""
-        weights = None if self.weights is None else [self.weights[i] for i in slides]
-        return Rows([self.x[i] for i in slides], [self.y[i] for i in slides], weights, [self.groups[i] for i in slides])
+        return Rows(
+            _picked(self.x, slides),
+            _picked(self.y, slides),
+            None if self.weights is None else [self.weights[i] for i in slides],
+            [self.groups[i] for i in slides],
+            [self.sizes[i] for i in slides],
+        )
+
+    def mapped(self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Rows:
+        """Return the rows with what a function makes of the features of each slide."""
+        return replace(self, x=self.x.mapped(function) if isinstance(self.x, Lazily) else [function(x) for x in self.x])
 
     def scaled(self, scale: NDArray[np.float64] | None) -> Rows:
         """Return the rows with each feature multiplied."""
-        return self if scale is None else Rows([x * scale for x in self.x], self.y, self.weights, self.groups)
+        return self if scale is None else self.mapped(lambda x: x * scale)
 
     def thinned(self, most: int) -> Rows:
         """Return at most about `most` locations, evenly spread over the slides."""
-        step = -(-sum(map(len, self.x)) // most)
+        step = -(-sum(self.sizes) // most)
         if step <= 1:
-            return self
+            return self if not self.one_by_one else replace(self, x=list(self.x), y=list(self.y))
         weights = None if self.weights is None else [w[::step] for w in self.weights]
-        return Rows([x[::step] for x in self.x], [y[::step] for y in self.y], weights, self.groups)
+        copy = self.one_by_one  # and not a view that would keep all of a slide
+        x, y = ([np.array(v[::step], copy=copy or None) for v in values] for values in (self.x, self.y))
+        return Rows(x, y, weights, self.groups, [len(v) for v in x])
 
     def folds(self) -> list[tuple[list[int], list[int]]]:
         """Return the slides of training and of test, each donor held out once."""
@@ -91,6 +113,24 @@ class Rows:
         """Return features, targets and weights of all slides."""
         weights = None if self.weights is None else np.concatenate(self.weights)
         return np.concatenate(self.x), np.concatenate(self.y), weights
+
+    def products(self) -> list[tuple[list[int], CrossProducts]]:
+        """Return the slides of each of a few folds of donors, and their sums of products."""
+        found = []
+        for slides in dealt(self.groups):
+            sums: CrossProducts | None = None
+            for i in slides:
+                x, y = self.x[i], self.y[i]
+                if sums is None:
+                    sums = CrossProducts.zeros(x.shape[1], y.shape[1])
+                sums.add(x, y, None if self.weights is None else self.weights[i])
+            assert sums is not None
+            found.append((slides, sums))
+        return found
+
+
+def _picked(values: Sequence[Any], which: Sequence[int]) -> Sequence[Any]:
+    return values.picked(which) if isinstance(values, Lazily) else [values[i] for i in which]
 
 
 def check_weights(config: Any) -> None:
@@ -107,9 +147,13 @@ def prepared_rows(
 ) -> tuple[Rows, NDArray[np.float64] | None, dict[str, Any]]:
     """Set a model's scaling; return its rows, what each column is to be multiplied by, and what is recorded of it."""
     model.set_scaling(batches)
-    targets = [np.asarray(b.y, dtype=np.float64) for b in batches]
     weights = location_weights(batches, model.config.location_weights)
-    rows = Rows([model.design(b) for b in batches], targets, weights, list(groups))
+    design = Lazily(lambda i: model.design(batches[i]), len(batches))
+    targets = Lazily(lambda i: dense(batches[i].y), len(batches))
+    sizes = [len(b.targets) for b in batches]
+    rows = Rows(design, targets, weights, list(groups), sizes)
+    if not one_by_one(batches, width=model.width):
+        rows = Rows(list(design), list(targets), weights, list(groups), sizes)
     return rows, *scale_of_blocks(model.config, rows, batches[0].blocks, n_features=model.n_features)
 
 

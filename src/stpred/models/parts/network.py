@@ -19,7 +19,7 @@ from stpred.models.batch import Batch, Needs
 from stpred.models.parts import losses
 from stpred.models.parts.iterative import Iterative, IterativeConfig
 from stpred.models.parts.layers import ACTIVATIONS, OUTPUTS, activation, evaluating, linear_layers, perceptron
-from stpred.models.parts.sample import Sample, Scaling, gather
+from stpred.models.parts.sample import Sample, Scaling, gather, scaling_of
 
 STANDARDIZE = ("none", "train", "slide")
 
@@ -154,7 +154,7 @@ class Network(Iterative):
     def begin(self, batches: Sequence[Batch]) -> None:
         """Set buffers and initial values from the training batches."""
         if self.config.standardize == "train":
-            found = Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
+            found = scaling_of(batches)
             self.set_buffer("feature_mean", found.mean)
             self.set_buffer("feature_std", found.std)
         if self.config.loss == "mse" and self.config.scale_genes:

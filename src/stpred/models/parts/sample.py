@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stpred._core.lazy import Lazily
 from stpred._core.targets import dense
 from stpred.links import Links
 from stpred.models.batch import Batch
+from stpred.models.parts.cross_products import one_by_one
 
 EXTREME = 8.0
 """Bound of standardised features: one that hardly varied in training must not dominate a prediction."""
@@ -90,11 +92,33 @@ class Scaling:
         std = np.sqrt(squares / len(features))
         return cls(mean.astype(np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[NDArray[Any]]) -> Scaling:
+        """Return that of (n, n_features) features in several parts, one in memory after the other."""
+        n = 0
+        total: Any = 0.0
+        squares: Any = 0.0
+        for part in parts:
+            n, total = n + len(part), total + np.sum(part, axis=0, dtype=np.float64)
+        mean = total / n
+        for part in parts:
+            for start in range(0, len(part), _ROWS):
+                squares = squares + np.square(part[start : start + _ROWS].astype(np.float64) - mean).sum(axis=0)
+        std = np.sqrt(np.asarray(squares) / n)
+        return cls(np.asarray(mean, dtype=np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
+
     def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Standardise (n, n_features) features."""
         out = np.asarray(features, dtype=np.float32) - self.mean
         out /= self.std
         return np.clip(out, -EXTREME, EXTREME, out=out)
+
+
+def scaling_of(batches: Sequence[Batch]) -> Scaling:
+    """Return the standardisation of the slides' points, over all slides."""
+    if one_by_one(batches):
+        return Scaling.of_parts(Lazily(lambda i: batches[i].features[batches[i].sources], len(batches)))
+    return Scaling.of(np.concatenate([np.asarray(b.features[b.sources], np.float32) for b in batches]))
 
 
 def padded(links: Links) -> NDArray[np.int64]:

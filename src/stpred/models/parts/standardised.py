@@ -13,7 +13,8 @@ from torch import Tensor
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 from stpred.models.parts.context import n_means, ring_means
-from stpred.models.parts.sample import EXTREME
+from stpred.models.parts.cross_products import one_by_one
+from stpred.models.parts.sample import EXTREME, scaling_of
 
 STANDARDIZE = ("train", "slide")
 
@@ -37,6 +38,11 @@ class StandardisedModel(Model):
 
     def set_scaling(self, batches: Sequence[Batch]) -> None:
         """Take mean and standard deviation of the training points."""
+        if one_by_one(batches):
+            found = scaling_of(batches)
+            self.set_buffer("mean", found.mean)
+            self.set_buffer("std", found.std)
+            return
         sources = np.concatenate([b.features[b.sources] for b in batches]).astype(np.float64)
         self.set_buffer("mean", sources.mean(axis=0))
         self.set_buffer("std", safe(sources.std(axis=0)))

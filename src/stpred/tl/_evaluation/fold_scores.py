@@ -170,6 +170,7 @@ class Study:
                         target=self.target,
                         scored_on=self.scales[0],
                         n_measured=self._n_measured(config),
+                        among=sum(len(self.regions[t].coords_um) for t in fold.train),
                     ).put(self.batches[_input_key(config, self.encoder)][s]),
                     rows,
                 )

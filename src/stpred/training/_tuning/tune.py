@@ -17,8 +17,8 @@ from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
 from stpred.models.parts.linear import Linear
-from stpred.training._fit import bootstrap
 from stpred.training._run import Run
+from stpred.training._samplers import bootstrap
 from stpred.training._scores import HeldOut
 from stpred.training._tuning import networks
 from stpred.training._tuning.linear import LinearMethod
