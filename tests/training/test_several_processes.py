@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,60 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     alone, together = (np.load(path) for path in paths)
     np.testing.assert_allclose(alone, together, atol=1e-5)
+
+
+PUBLIC = """
+import json, sys
+from pathlib import Path
+import torch
+from lightning_fabric import Fabric
+import stpred as st
+from stpred import testing
+from stpred.models import MLP
+from stpred.training import _checkpoint
+
+def work(fabric, size, folder):
+    folder = Path(folder)
+    save = _checkpoint.Checkpoint.save
+    def noted(self, *args):
+        (folder / f"saved_by_{fabric.global_rank}").touch()
+        return save(self, *args)
+    _checkpoint.Checkpoint.save = noted
+    slides = testing.small_cohort(3)
+    one = testing.small_slide(seed=9)
+    config = MLP.Config(hidden=(8,), max_epochs=4, patience=2, batch_size=size, lr=0.01, clip_norm=None)
+    with st.settings.override(fabric=fabric, cache_dir=folder / "cache", checkpoint_dir=folder / "state"):
+        model = st.tl.train(slides, config, shapes_key="spots", encoder=testing.MeanColour(), intervals=False)
+    predicted = st.tl.predict(one, model, shapes_key="spots", inplace=False, encoder=testing.MeanColour(), device="cpu")
+    said = {"id": model.id, "training": model.record.training, "var": model.record.var, "x": predicted.X.tolist()}
+    (folder / f"rank{fabric.global_rank}.json").write_text(json.dumps(said, sort_keys=True))
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    Fabric(accelerator="cpu", devices=2, strategy="ddp_fork").launch(work, 16, sys.argv[1])
+    work(Fabric(accelerator="cpu", devices=1), 32, sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_train_on_two_processes(tmp_path: Path) -> None:
+    """All processes end with the same model, choose alike, and only the first writes states of training."""
+    script = tmp_path / "script.py"
+    script.write_text(PUBLIC)
+    folders = [tmp_path / "two", tmp_path / "one"]
+    for folder in folders:
+        folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, folders)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((folders[0] / f"rank{i}.json").read_text() for i in (0, 1))
+    assert first == second
+    assert (folders[0] / "saved_by_0").exists()
+    assert not (folders[0] / "saved_by_1").exists()
+    alone = json.loads((folders[1] / "rank0.json").read_text())
+    together = json.loads(first)
+    np.testing.assert_allclose(together["x"], alone["x"], atol=0.15)
+    a, b = np.ravel(together["x"]), np.ravel(alone["x"])
+    assert np.corrcoef(a, b)[0, 1] > 0.99
+    assert len(list((folders[0] / "cache").glob("*.npy"))) == 3

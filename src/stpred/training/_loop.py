@@ -92,7 +92,7 @@ def train(
             for sample, what in sampler.epoch(state.order):
                 total += _step(model, wrapped, state.optimizer, sample, fabric, what, epoch, strict=run.strict)
                 n_batches += 1
-            return total / max(n_batches, 1)
+            return _agreed(model, total / max(n_batches, 1), fabric)
 
         def after(epoch: int) -> bool:
             nonlocal wrapped
@@ -119,6 +119,19 @@ def train(
         "curve": {"loss": [float(f"{v:.5g}") for v in losses]},
     }
     return (_curve(state.scored, validation) if validation else None), chosen
+
+
+def _agreed(model: Iterative, loss: float, fabric: Fabric) -> float:
+    """Return the mean loss over processes, and give all the buffers of the first (batch norm's are of each one's own).
+
+    With what else differs between them gone, all processes score, choose and stop alike.
+    """
+    if fabric.world_size == 1:
+        return loss
+    for name, buffer in model.named_buffers():
+        if not name.startswith("typical."):
+            buffer.copy_(fabric.broadcast(buffer))
+    return float(fabric.all_reduce(torch.tensor(loss, dtype=torch.float64, device=fabric.device), reduce_op="mean"))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from stpred.training._checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,15 @@ def resumable(run: Run, *, planned: int = 0) -> Iterator[None]:
     if run.checkpoint is not None:
         with suppress(OSError):  # it holds the checkpoints of others, or was removed with theirs
             Path(run.checkpoint).rmdir()
+
+
+def each_its_share(fabric: Fabric | None, items: Sequence[T], work: Callable[[T], object]) -> None:
+    """With several processes, let each work on its share of the items, and wait for all."""
+    if fabric is None or fabric.world_size == 1:
+        return
+    for item in items[fabric.global_rank :: fabric.world_size]:
+        work(item)
+    fabric.barrier()
 
 
 def numbered(what: str) -> str:

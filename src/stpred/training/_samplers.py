@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import listing
+from stpred._core.compute.ahead import ahead
 from stpred.models.batch import Batch
 from stpred.models.parts.iterative import Iterative
 from stpred.models.parts.losses import RELATIVE
@@ -40,7 +41,11 @@ class LocationSampler:
         self.model, self.fabric = model, fabric
 
     def epoch(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
-        """Yield samples, and the number of locations of each slide in them."""
+        """Yield samples, and the number of locations of each slide in them; a GPU's are prepared while it computes."""
+        samples = self._samples(order)
+        return ahead(samples) if self.fabric.device.type == "cuda" else samples
+
+    def _samples(self, order: np.random.Generator) -> Iterator[tuple[Any, str]]:
         process = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         for picks in _steps(self.batches, self.model, order, self.draws, **process):
             sample = gather(
@@ -81,10 +86,11 @@ def _steps(
         return
     shuffled = order.permutation(len(row))
     for start in range(0, len(row), size):
-        own = shuffled[start : start + size][rank::world]
-        own = shuffled[start : start + 1] if len(own) == 0 else own
-        if len(own) == 1 and len(row) > 1 and start > 0:
-            continue  # a single remaining location has no statistics of its own (batch norm)
+        step = shuffled[start : start + size]
+        if len(step) < 2 * world and start > 0:
+            continue  # a single location has no statistics of its own (batch norm), in whichever process
+        own = step[rank::world]
+        own = step[:1] if len(own) == 0 else own
         yield [(int(i), np.sort(row[own[slide[own] == i]])) for i in np.unique(slide[own])]
 
 

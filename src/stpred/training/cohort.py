@@ -15,6 +15,7 @@ from stpred._core.checks import InputError, UnsafeResolutionError
 from stpred._core.elements import normalisation
 from stpred._core.places import Place
 from stpred._core.recipes.quality import QC
+from stpred._core.settings import settings
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import LOG_SHARE, SCALES
 from stpred.encoders.beside import PIXELS, PixelsBeside
@@ -112,10 +113,13 @@ class Cohort:
         """Embed every slide for a family; features that are kept on disk stay there."""
         how: dict[str, Any] = {"target": target, "n_measured": n_measured(config, self.regions)}
         how["among"] = sum(len(r.coords_um) for r in self.regions)
-        return [
-            measured(r, self.names, config, **how).put(data.reader_for(r, encoder, config.needs).whole())
-            for r in self.regions
-        ]
+
+        def read(region: data.Region) -> Batch:
+            return data.reader_for(region, encoder, config.needs).whole()
+
+        if settings.cache_dir is not None:
+            training.each_its_share(settings.fabric, self.regions, read)
+        return [measured(r, self.names, config, **how).put(read(r)) for r in self.regions]
 
     def describe(
         self,
@@ -339,9 +343,8 @@ def fit_cohort(
     relabel: training.Relabel | None = None,
 ) -> tuple[Model, list[Batch]]:
     """Fit a family, score its genes on held-out donors, and write its record; also return the training batches."""
-    all_batches = cohort.batches(config, encoder, target=target)
-    batches = [b for b in all_batches if b.slide not in cohort.validation]
-    validation = [b for b in all_batches if b.slide in cohort.validation]
+    every = cohort.batches(config, encoder, target=target)
+    batches, validation = ([b for b in every if (b.slide in cohort.validation) is v] for v in (False, True))
     options: dict[str, Any] = {"groups": cohort.groups(batches), "seed": seed, "run": run, "relabel": relabel}
     fitted = training.fit_and_score(config.model_class, config, batches, validation=validation, **options)
     scores = fitted.validation

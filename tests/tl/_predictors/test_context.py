@@ -77,7 +77,7 @@ def test_without_spots_context_is_one_grid_embedded_once(
     cells = len(unseen.shapes["some"])
     calls: list[int] = []
     original = _features._embed
-    monkeypatch.setattr(_features, "_embed", lambda *a: (calls.append(len(a[2])), original(*a))[1])
+    monkeypatch.setattr(_features, "_embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
     table = st.tl.predict(unseen, trained, shapes_key="some", inplace=False)
     facts = json.loads(table.uns["stpred"])
     assert facts["context"] == "grid"

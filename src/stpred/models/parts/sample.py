@@ -209,7 +209,13 @@ def gather(
         first += len(batch.targets)
     tensors = {k: _join([c[k] for c in columns]) for k in columns[0]}
     tensors |= {"features": _join(features), "patches": _join(patches) if patches else None}
-    return Sample(**{k: None if v is None else torch.from_numpy(v).to(device) for k, v in tensors.items()})  # type: ignore[arg-type]
+    return Sample(**{k: None if v is None else _on(v, torch.device(device)) for k, v in tensors.items()})  # type: ignore[arg-type]
+
+
+def _on(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array on a device; a GPU copies it from pinned memory while the caller goes on."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _from_corner(batch: Batch, rows: NDArray[np.int64]) -> NDArray[np.float32]:
