@@ -34,9 +34,9 @@ def glass(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     return np.clip(_GLASS + noise, 0, 255).astype(np.uint8)
 
 
-def on_disc(y: float, x: float, *, size_px: int) -> bool:
-    """Say whether there is tissue at a place: on a disc that covers about two thirds of the slide."""
-    return (y / size_px - 0.5) ** 2 + (x / size_px - 0.5) ** 2 < 0.46**2
+def on_disc(y: float, x: float, *, size_px: int, share: float = 0.66) -> bool:
+    """Say whether there is tissue at a place: on a disc that covers this share of the slide."""
+    return (y / size_px - 0.5) ** 2 + (x / size_px - 0.5) ** 2 < share / np.pi
 
 
 def write_tiled(
@@ -46,10 +46,14 @@ def write_tiled(
     compression: str = "jpeg",
     levels: int = 1,
     full: bool = True,
+    share: float = 0.66,
     first: int = 0,
     **form: Any,
 ) -> None:
-    """Write a tiled tif, each level below the first of half the size; slides of another `first` tile are others."""
+    """Write a tiled tif, each level below the first of half the size; slides of another `first` tile are others.
+
+    Without `full` the tissue is a disc that covers this share of the slide.
+    """
     import tifffile
 
     tissue = [texture(TILE_PX, seed=k) for k in range(_VARIANTS)]
@@ -59,7 +63,7 @@ def write_tiled(
         for level in range(levels):
             n = size_px >> level
             file.write(
-                _tiles(encoded, n, full=full, first=first),
+                _tiles(encoded, n, share=None if full else share, first=first),
                 shape=(n, n, 3),
                 dtype=np.uint8,
                 tile=(TILE_PX, TILE_PX),
@@ -81,13 +85,13 @@ def _encoder(compression: str) -> Callable[[np.ndarray], bytes]:
     return lambda tile: imagecodecs.jpeg8_encode(tile, level=85, **colour)
 
 
-def _tiles(encoded: list[list[bytes]], size_px: int, *, full: bool, first: int = 0) -> Iterator[bytes]:
+def _tiles(encoded: list[list[bytes]], size_px: int, *, share: float | None, first: int = 0) -> Iterator[bytes]:
     tissue, empty = encoded
     n = -(-size_px // TILE_PX)
     for row in range(n):
         for column in range(n):
             centre = (row + 0.5) * TILE_PX, (column + 0.5) * TILE_PX
-            here = full or on_disc(*centre, size_px=size_px)
+            here = share is None or on_disc(*centre, size_px=size_px, share=share)
             yield tissue[(first * (1 + row % 5) + 7 * row + 3 * column) % len(tissue)] if here else empty[0]
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stpred._core.compute.strips import in_strips, label_sums, looked_up, strips
+
+Line: TypeAlias = tuple[NDArray[np.intp], ...]
+"""Rows and columns of the pixels of a line."""
 
 # Grey values. JPEG and resampling make one value a narrow band; stained tissue and real glass spread wider.
 _BAND, _CORE = 6, 2
@@ -70,13 +77,14 @@ def find_fill(pixels: NDArray[np.uint8]) -> Fill:
     none = Fill(np.zeros(pixels.shape[:2], np.uint8), np.empty((0, 3), np.uint8))
     if min(pixels.shape[:2]) < 8:
         return none
-    flat = _flat(pixels)
-    frames = [_frame(flat.shape, depth) for depth in range(_BORDER_DEPTH)]
-    level = _level(pixels)
+    flat = in_strips(_flat, pixels, dtype=bool, reach=1)
+    frames = [np.nonzero(_frame(flat.shape, depth)) for depth in range(_BORDER_DEPTH)]
+    level = _level_border(pixels)
     colours: list[NDArray[np.uint8]] = []
     for line in frames:
-        colours += _modes(pixels[line & level], _min_border(flat.shape))
-    colours += _modes(pixels[flat], max(_MIN_AREA_PX, _MIN_INNER_SHARE * flat.size))
+        colours += _modes(*_counted([pixels[line][level[line]]]), _min_border(flat.shape))
+    few = (pixels[rows][flat[rows]] for rows, _, _ in strips(len(flat)))
+    colours += _modes(*_counted(few), max(_MIN_AREA_PX, _MIN_INNER_SHARE * flat.size))
     labels = none.labels.copy()
     kept: list[NDArray[np.int_]] = []
     for colour in colours:
@@ -110,54 +118,109 @@ def stain_like(colours: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _regions(
-    pixels: NDArray[np.uint8], colour: NDArray[np.uint8], frames: list[NDArray[np.bool_]], flat: NDArray[np.bool_]
+    pixels: NDArray[np.uint8], colour: NDArray[np.uint8], frames: list[Line], flat: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Return the regions of one colour that are fill."""
-    from scipy.ndimage import binary_dilation, binary_erosion, find_objects, label
+    from scipy.ndimage import label
 
     size = flat.size
-    off = np.abs(pixels.astype(np.int16) - colour.astype(np.int16)).max(axis=-1)
+    off = in_strips(lambda part: _difference(part, colour), pixels, dtype=np.uint8)
     pieces, n = label(off <= _BAND)
-    if n == 0:
-        return np.zeros(flat.shape, bool)
-    at = pieces.ravel()
-    area = np.bincount(at, minlength=n + 1)
-    # Resampling rings at an edge, so what lies along one says nothing of how constant a region is.
-    inner = binary_erosion(pieces > 0, border_value=1).ravel()
-    inner |= (np.bincount(at, inner, n + 1) < area / 4)[at]  # too thin to have an inside
-    n_inner = np.maximum(np.bincount(at, inner, n + 1), 1)
-    core = np.bincount(at, inner & (off <= _CORE).ravel(), n + 1) / n_inner
-    length = np.max([np.bincount(pieces[line], minlength=n + 1) for line in frames], axis=0)
-    large = (area >= max(_MIN_AREA_PX, _MIN_AREA_SHARE * size)) & (core >= _MIN_CORE_SHARE)
+    area = label_sums(pieces, n)
+    large = area >= max(_MIN_AREA_PX, _MIN_AREA_SHARE * size)
     large[0] = False
+    if not large.any():
+        return np.zeros(flat.shape, bool)
+    core, exact = _cores(pieces, off, area, large)
+    length = np.max([np.bincount(pieces[line], minlength=n + 1) for line in frames], axis=0)
+    large &= core >= _MIN_CORE_SHARE
     good = large & (length >= _min_border(flat.shape))
-    boxes = find_objects(pieces)
     for i in np.flatnonzero(large & ~good & (area >= _MIN_INNER_SHARE * size) & (core >= _MIN_EXACT_SHARE)):
-        rows, columns = boxes[i - 1]
-        good[i] = area[i] >= _MIN_RECTANGULARITY * (rows.stop - rows.start) * (columns.stop - columns.start)
+        rows, columns = (np.flatnonzero((pieces == i).any(axis=axis)) for axis in (1, 0))
+        good[i] = area[i] >= _MIN_RECTANGULARITY * (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     if glass_like(colour) and good.any():
-        exact = np.bincount(at, inner & (off <= 1).ravel(), n + 1) / n_inner
-        rest = flat & glass_like(pixels) & ~binary_dilation(off <= _BAND, iterations=2)
         enough = max(_MIN_OTHER_GLASS_SHARE * size, float(area[good].sum()))
-        good &= (exact >= _MIN_EXACT_SHARE) & (rest.sum() >= enough)
-    return np.asarray(good[pieces], dtype=bool)
+        good &= (exact >= _MIN_EXACT_SHARE) & (_other_glass(pixels, off, flat) >= enough)
+    return looked_up(good, pieces)
 
 
-def _modes(colours: NDArray[np.uint8], least: float) -> list[NDArray[np.uint8]]:
-    """Return the most frequent of (n, 3) colours, at least `least` pixels each."""
+def _difference(pixels: NDArray[np.uint8], colour: NDArray[np.uint8]) -> NDArray[np.int16]:
+    return np.asarray(np.abs(pixels.astype(np.int16) - colour.astype(np.int16)).max(axis=-1), dtype=np.int16)
+
+
+def _cores(
+    pieces: NDArray[np.int32], off: NDArray[np.uint8], area: NDArray[np.int64], large: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return for each of the large pieces how much of its inside is nearly and exactly of the colour; 0 of others."""
+    from scipy.ndimage import binary_erosion
+
+    number = np.cumsum(large) * large  # from 1, of large pieces only
+    m = int(large.sum())
+
+    def parts() -> Iterator[tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.uint8]]]:
+        # Resampling rings at an edge, so what lies along one says nothing of how constant a region is.
+        for rows, outer, own in strips(len(pieces), reach=1):
+            inner = binary_erosion(pieces[outer] > 0, border_value=1)[own]
+            yield number[pieces[rows]].ravel(), inner.ravel(), off[rows].ravel()
+
+    n_inner = np.zeros(m + 1)
+    for at, inner, _ in parts():
+        n_inner += np.bincount(at, inner, m + 1)
+    thin = n_inner < np.r_[0, area[large]] / 4  # too thin to have an inside
+    n_inner, near, exact = np.zeros((3, m + 1))
+    for at, inner, distance in parts():
+        inner |= thin[at]
+        n_inner += np.bincount(at, inner, m + 1)
+        near += np.bincount(at, inner & (distance <= _CORE), m + 1)
+        exact += np.bincount(at, inner & (distance <= 1), m + 1)
+    found = np.zeros((2, len(large)))
+    found[:, large] = (np.stack([near, exact]) / np.maximum(n_inner, 1))[:, 1:]
+    return found[0], found[1]
+
+
+def _other_glass(pixels: NDArray[np.uint8], off: NDArray[np.uint8], flat: NDArray[np.bool_]) -> int:
+    """Return how many pixels are glass of another colour."""
+    from scipy.ndimage import binary_dilation
+
+    total = 0
+    for rows, outer, own in strips(len(flat), reach=2):
+        near = binary_dilation(off[outer] <= _BAND, iterations=2)[own]
+        total += int((flat[rows] & glass_like(pixels[rows]) & ~near).sum())
+    return total
+
+
+def _counted(parts: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """Return the different ones among (n, 3) colours, and how often each of them occurs."""
+    found = []
+    for part in parts:
+        red, green, blue = part.astype(np.uint32).T
+        found.append(np.unique(red << 16 | green << 8 | blue, return_counts=True))
+    each = np.concatenate([values for values, _ in found])
+    packed, at = np.unique(each, return_inverse=True)
+    counts = np.bincount(at, np.concatenate([n for _, n in found]), len(packed)).astype(np.int64)
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.int16), counts
+
+
+def _modes(left: NDArray[np.int16], counts: NDArray[np.int64], least: float) -> list[NDArray[np.uint8]]:
+    """Return the most frequent of (n, 3) different colours, at least `least` pixels each."""
     found: list[NDArray[np.uint8]] = []
-    left = colours.reshape(-1, 3).astype(np.int16)
-    while len(left) >= least and len(found) < _MAX_COLOURS:
+    while counts.sum() >= least and len(found) < _MAX_COLOURS:
         bins = (left >> 3) @ np.array([1024, 32, 1], np.int16)
-        counts = np.bincount(bins, minlength=1)
-        top = int(counts.argmax())
-        middle = np.median(left[bins == top], axis=0)
-        near = np.abs(left - middle).max(axis=1) <= _BAND
-        if near.sum() < least:
+        top = bins == np.bincount(bins, counts).argmax()
+        near = np.abs(left - _median(left[top], counts[top])).max(axis=1) <= _BAND
+        if counts[near].sum() < least:
             break
-        found.append(np.rint(np.median(left[near], axis=0)).astype(np.uint8))
-        left = left[~near]
+        found.append(np.rint(_median(left[near], counts[near])).astype(np.uint8))
+        left, counts = left[~near], counts[~near]
     return found
+
+
+def _median(values: NDArray[np.int16], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the median of each column of (n, 3) values from 0 to 255 that occur so often."""
+    total = int(counts.sum())
+    sums = np.stack([np.bincount(column, counts, 256) for column in values.T]).cumsum(axis=1)
+    middle = [[np.searchsorted(row, k, side="right") for k in ((total - 1) // 2, total // 2)] for row in sums]
+    return np.mean(middle, axis=1, dtype=np.float64)
 
 
 def _min_border(shape: tuple[int, ...]) -> float:
@@ -171,6 +234,19 @@ def _frame(shape: tuple[int, ...], depth: int) -> NDArray[np.bool_]:
     inside[[0, -1]] = True
     inside[:, [0, -1]] = True
     return frame
+
+
+def _level_border(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Say of the lines along the border which pixels are within a few grey values of their successor.
+
+    The successor in a row or in a column; what is further within is False.
+    """
+    level = np.zeros(pixels.shape[:2], bool)
+    n = _BORDER_DEPTH
+    for view, out in ((pixels, level), (pixels.swapaxes(0, 1), level.T)):
+        out[:n] |= _level(view[: n + 1])[:n]
+        out[-n:] |= _level(view[-n:])
+    return level
 
 
 def _level(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, one_of
+from stpred._core.compute.strips import in_strips, label_sums, looked_up
 from stpred._core.fill import Fill, find_fill
 
 # Optical density of empty glass stays below the lower, that of stained tissue reaches the upper bound.
@@ -116,7 +117,7 @@ def survey(
     threshold = checked_threshold(threshold, method=method)
     fill = find_fill(thumbnail) if fill is None else fill
     away = _grown(fill.mask, iterations=_RESAMPLED_PX)
-    gray = thumbnail.astype(np.float32).mean(axis=2)
+    gray = in_strips(_gray, thumbnail, dtype=np.float32)
     pen = np.zeros_like(away)
     texture = _texture(gray, away)
     if method == "auto":
@@ -126,8 +127,12 @@ def survey(
         nothing = np.zeros_like(away)
         return Survey(nothing, fill.mask, pen, 255.0, 0.0)
     glass = max(float(np.quantile(gray[~away] if away.any() else gray, 0.995)), 215.0)
-    values = _saturation(thumbnail) if method == "saturation" else -np.log10((gray + 1) / (glass + 1))
+    if method == "saturation":
+        values = in_strips(_saturation, thumbnail, dtype=np.float32)
+    else:
+        values = in_strips(lambda part: -np.log10((part + 1) / (glass + 1)), gray, dtype=np.float32)
     smooth = _smoothed(values, away, _SMOOTH_UM / mpp)
+    del values
     found = Survey(np.zeros_like(away), fill.mask, pen, glass, 0.0)
     if threshold is not None:
         found = replace(found, tissue=smooth > threshold, cut=threshold)
@@ -202,10 +207,21 @@ def find_pen(thumbnail: NDArray[np.uint8], *, mpp: float, outside: NDArray[np.bo
     Ink is dense and its strokes are larger than cells. Black and red have the hues of pigment, folds and blood, so they
     have to be as smooth as ink as well.
     """
-    gray = thumbnail.astype(np.float32).mean(axis=2)
+    ink = in_strips(_ink, thumbnail, outside, dtype=np.uint8, reach=1)
+    pen = np.zeros_like(outside)
+    for bit in range(5):
+        if (one := (ink >> bit & 1).astype(bool)).any():
+            pen |= _without_small(one, min_px=max(_MIN_INK_UM2 / mpp**2, 4))
+    return pen
+
+
+def _ink(thumbnail: NDArray[np.uint8], outside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return which pixels have the colour of an ink, a bit for each of five."""
+    ink = np.zeros(outside.shape, np.uint8)
+    gray = _gray(thumbnail)
     dark = (gray < 255 * 10**-_MIN_INK_OD) & ~outside
     if not dark.any():
-        return np.zeros_like(outside)
+        return ink
     density = -np.log10((thumbnail[dark].astype(np.float32) + 1) / 256)
     total = density.sum(axis=1)
     red, green, blue = (density / total[:, None]).T
@@ -214,16 +230,15 @@ def find_pen(thumbnail: NDArray[np.uint8], *, mpp: float, outside: NDArray[np.bo
     colourless = (np.max([red, green, blue], axis=0) - np.min([red, green, blue], axis=0) < 0.08) & (
         total / 3 >= _MIN_BLACK_OD
     )
-    ink = np.zeros((5, *outside.shape), bool)
-    ink[0][dark] = green < np.minimum(red, blue) - 0.05  # green
-    ink[1][dark] = (red - green > 0.1) & (blue < green)  # blue
-    ink[2][dark] = (blue > 0.45) & (red < 0.35)  # yellow, orange
-    ink[3][dark] = (red < 0.16) & (blue > 0.62 * green) & even  # red
-    ink[4][dark] = colourless & even
-    pen = np.zeros_like(outside)
-    for one in ink:
-        pen |= _without_small(one, min_px=max(_MIN_INK_UM2 / mpp**2, 4))
-    return pen
+    inks = (
+        green < np.minimum(red, blue) - 0.05,  # green
+        (red - green > 0.1) & (blue < green),  # blue
+        (blue > 0.45) & (red < 0.35),  # yellow, orange
+        (red < 0.16) & (blue > 0.62 * green) & even,  # red
+        colourless & even,
+    )
+    ink[dark] = sum((one.astype(np.uint8) << bit for bit, one in enumerate(inks)), np.zeros(len(total), np.uint8))
+    return ink
 
 
 def _cut(
@@ -308,16 +323,23 @@ def _otsu(values: NDArray[np.float32]) -> float:
     return float(threshold_otsu(values))
 
 
+def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(pixels.astype(np.float32).mean(axis=2), dtype=np.float32)
+
+
 def _texture(gray: NDArray[np.float32], away: NDArray[np.bool_], *, size: int = _TEXTURE_PX) -> NDArray[np.float32]:
     """Return the standard deviation of grey values around each pixel, without what is away."""
     from scipy.ndimage import uniform_filter
 
-    kept = (~away).astype(np.float32)
-    share = np.maximum(uniform_filter(kept, size), 1e-6)
-    plain = gray * kept
-    mean = uniform_filter(plain, size) / share
-    square = uniform_filter(plain * gray, size) / share
-    return np.sqrt(np.maximum(square - mean * mean, 0)).astype(np.float32)
+    def deviation(gray: NDArray[np.float32], away: NDArray[np.bool_]) -> NDArray[np.float32]:
+        kept = (~away).astype(np.float32)
+        share = np.maximum(uniform_filter(kept, size), 1e-6)
+        plain = gray * kept
+        mean = uniform_filter(plain, size) / share
+        square = uniform_filter(plain * gray, size) / share
+        return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0)), dtype=np.float32)
+
+    return np.asarray(in_strips(deviation, gray, away, dtype=np.float32, reach=size // 2))
 
 
 def _saturation(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -329,12 +351,17 @@ def _smoothed(values: NDArray[np.float32], away: NDArray[np.bool_], sigma: float
     """Return values smoothed over their neighbours, without what is away."""
     from scipy.ndimage import gaussian_filter
 
-    if not away.any():
-        return np.asarray(gaussian_filter(values, sigma), dtype=np.float32)
-    kept = (~away).astype(np.float32)
-    weight = gaussian_filter(kept, sigma)
-    smooth = gaussian_filter(values * kept, sigma) / np.maximum(weight, 1e-3)
-    return np.asarray(np.where(away, 0, smooth), dtype=np.float32)
+    masked = bool(away.any())
+
+    def smooth(values: NDArray[np.float32], away: NDArray[np.bool_]) -> NDArray[np.float32]:
+        if not masked:
+            return np.asarray(gaussian_filter(values, sigma), dtype=np.float32)
+        kept = (~away).astype(np.float32)
+        found = gaussian_filter(values * kept, sigma) / np.maximum(gaussian_filter(kept, sigma), 1e-3)
+        return np.asarray(np.where(away, 0, found), dtype=np.float32)
+
+    # as far as SciPy's kernel reaches
+    return np.asarray(in_strips(smooth, values, away, dtype=np.float32, reach=int(4 * sigma + 0.5)))
 
 
 def _grown(mask: NDArray[np.bool_], *, iterations: int) -> NDArray[np.bool_]:
@@ -353,15 +380,17 @@ def _nearest(tissue: NDArray[np.bool_], away: NDArray[np.bool_], excluded: NDArr
     mixed = away & ~excluded
     if not mixed.any() or away.all():
         return tissue & ~away
-    row, column = distance_transform_edt(away, return_distances=False, return_indices=True)
-    return np.asarray(np.where(mixed, tissue[row, column] & ~away[row, column], tissue & ~away), dtype=bool)
+    row, column = distance_transform_edt(away, return_distances=False, return_indices=True)[:, mixed]
+    out = tissue & ~away
+    out[mixed] = tissue[row, column] & ~away[row, column]
+    return np.asarray(out, dtype=bool)
 
 
 def _without_small(mask: NDArray[np.bool_], *, min_px: float) -> NDArray[np.bool_]:
     """Drop connected pieces of fewer than `min_px` pixels."""
     from scipy.ndimage import label
 
-    pieces, _ = label(mask)
-    kept = np.bincount(pieces.ravel()) >= min_px
+    pieces, n = label(mask)
+    kept = label_sums(pieces, n) >= min_px
     kept[0] = False
-    return np.asarray(kept[pieces], dtype=bool)
+    return looked_up(kept, pieces)

@@ -139,15 +139,16 @@ def measure(pyramid: Pyramid, *, what: str, method: str, mpp: float, seed: int) 
 
 def sample(pyramid: Pyramid, *, what: str, mpp: float, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (n, 3) optical densities of stained pixels, of tiles all over the tissue, and the (3,) colour of glass."""
-    thumbnail, origin_um = pyramid.thumbnail(TISSUE_MPP)
-    found = survey(thumbnail, mpp=TISSUE_MPP)
+    coarse = pyramid.coarse_mpp(TISSUE_MPP)
+    thumbnail, origin_um = pyramid.thumbnail(coarse)
+    found = survey(thumbnail, mpp=coarse)
     glass = _glass(thumbnail[~(found.tissue | found.excluded)], thumbnail[~found.excluded], found.glass)
     places = np.argwhere(found.tissue)[:, ::-1]
     rng = np.random.default_rng(seed)
     chosen = places[np.sort(rng.choice(len(places), min(_N_TILES, len(places)), replace=False))]
-    centers_um = origin_um + (chosen + 0.5) * TISSUE_MPP
+    centers_um = origin_um + (chosen + 0.5) * coarse
     offsets = (np.arange(_TILE_PX) + 0.5 - _TILE_PX / 2) * mpp
-    on_tissue = TissueMask(found.tissue, origin_um)
+    on_tissue = TissueMask(found.tissue, origin_um, coarse)
     kept = [np.empty((0, 3))] * len(centers_um)
     for rows, tiles in pyramid.read(centers_um, TileSpec(mpp, _TILE_PX)):
         for row, pixels in zip(rows, tiles, strict=True):

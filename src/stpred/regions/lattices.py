@@ -85,9 +85,9 @@ def lay_grid(
     centers = Lattice(pitch_um, layout == "hexagonal").points(pyramid.bounds_um)
     centers = centers[pyramid.contains(centers)]
     if tissue_key is None:
-        found, origin_um = survey_slide(pyramid)
+        found, origin_um, mpp = survey_slide(pyramid)
         warn_doubts(found, image_key)
-        centers = centers[TissueMask(found.tissue, origin_um)(centers)]
+        centers = centers[TissueMask(found.tissue, origin_um, mpp)(centers)]
     else:
         area = union_all(geometries_um(sdata, tissue_key, coordinate_system=coordinate_system)[0])
         prepare(area)

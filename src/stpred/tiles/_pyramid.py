@@ -28,6 +28,7 @@ _FINER = 1.5
 _THUMBNAIL_TILE_UM = 512.0
 # Fill is found on a copy of this many pixels; windows along the border show first whether there may be any.
 _FILL_PX = 1000
+_COPY_PX = 10_000_000
 
 
 class Pyramid:
@@ -116,6 +117,14 @@ class Pyramid:
                 f"that {who} expects; use the full-resolution slide, or set stpred.settings.max_upsampling to "
                 f"{math.ceil(factor)} to go on with blurred tiles."
             )
+
+    def coarse_mpp(self, mpp: float) -> float:
+        """Return `mpp`, or what is coarser as far as a copy of the whole image then has 10 million pixels at most.
+
+        25 x 25 mm are that many at 8 um per pixel; the copies of larger images need no more memory.
+        """
+        x0, y0, x1, y1 = self.bounds_um
+        return float(max(mpp, np.sqrt((x1 - x0) * (y1 - y0) / _COPY_PX)))
 
     @cached_property
     def _windows(self) -> Windows:
@@ -226,7 +235,9 @@ class Pyramid:
             )
             for centers_um, tile in views
         ]
-        return TileStream(made, fill=lambda: self.fill).batches(size)
+        # Known to be without fill, an image is not searched for it chunk by chunk.
+        known = "fill" in self.__dict__ and self.fill is None
+        return TileStream(made, fill=None if known else lambda: self.fill).batches(size)
 
 
 def read_tiles(pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec) -> NDArray[np.uint8]:
