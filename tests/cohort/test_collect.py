@@ -6,18 +6,25 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
+import geopandas
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel
+from spatialdata.transformations import Identity
+from typer.testing import CliRunner
 
 import stpred as st
 from stpred import InputError
 from stpred._core.expression.bulk import BulkSum, bulk_profile
 from stpred._core.tables import read_prediction
+from stpred.cli import app
 from stpred.cohort.collected import _joined_tables, _stored_tables
 from stpred.cohort.collected.collect_cohort import collect_cohort
 from stpred.cohort.manifest import Record, write_manifest
@@ -25,6 +32,8 @@ from stpred.stores import write_result
 from stpred.testing import build_table
 
 GENES = ["EPCAM", "CD3D", "COL1A1", "DCN"]
+
+Run = tuple[Path, dict[str, ad.AnnData]]
 
 
 def stored(
@@ -87,14 +96,20 @@ def test_a_profile_in_blocks_is_that_of_all_values() -> None:
     assert np.isnan(BulkSum(3, scale="counts").profile()).all()
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two slides, which no test changes, and their tables."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run_of(folder, {"a": {}, "b": {"n": 5, "share": 1.0}})
+
+
 @pytest.mark.parametrize("block_bytes", [1, 40, 16_000_000])
-def test_profiles_are_those_of_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+def test_profiles_are_those_of_the_tables(run: Run, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
     monkeypatch.setattr(_stored_tables, "BLOCK_BYTES", block_bytes)
-    tables = run_of(tmp_path, {"a": {}, "b": {"n": 5, "share": 1.0}})
-    bulk = collect_cohort(tmp_path)
+    bulk = collect_cohort(run[0])
     assert bulk.obs_names.tolist() == ["a", "b"]
     assert bulk.var_names.tolist() == GENES
-    for name, table in tables.items():
+    for name, table in run[1].items():
         kept = table.obs["in_distribution"].to_numpy()
         row = bulk[name]
         np.testing.assert_allclose(np.expm1(row.X[0]), np.expm1(table.X[kept].astype(float)).mean(axis=0), rtol=1e-5)
@@ -118,23 +133,35 @@ def test_profiles_are_those_of_the_tables(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_prediction(bulk)["model_id"] == "m1"
 
 
+def small_slide(seed: int, genes: list[str]) -> SpatialData:
+    """Return a slide of twelve spots with predictions."""
+    rng = np.random.default_rng(seed)
+    place = {"um": Identity()}
+    pixels = rng.integers(150, 250, (3, 40, 30), dtype=np.uint8)
+    image = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations=place)
+    xy = np.stack(np.meshgrid(np.arange(4), np.arange(3)), axis=-1).reshape(-1, 2) * 10.0
+    frame = geopandas.GeoDataFrame({"radius": np.full(12, 3.0)}, geometry=geopandas.points_from_xy(*xy.T))
+    table = build_table(
+        rng.gamma(2.0, 1.0, size=(12, len(genes))).astype(np.float32),
+        shapes_key="spots",
+        instances=frame.index,
+        var=pd.DataFrame(index=genes),
+        spatial_um=xy,
+        obs={"in_distribution": np.arange(12) % 3 > 0, "ood_score": np.zeros(12)},
+        provenance={"model_id": "m1", "output_scale": "log1p_cp10k"},
+    )
+    return SpatialData(
+        images={"he": image},
+        shapes={"spots": ShapesModel.parse(frame, transformations=place)},
+        tables={"spots_ridge": table},
+    )
+
+
 def test_it_agrees_with_the_pseudobulk_of_slides_in_memory(tmp_path: Path) -> None:
     """And so other tools take it: through disk, of both formats."""
-    slides = st.datasets.toy_cohort(3, size_um=(400.0, 400.0), n_genes=12)
-    records = []
-    for k, (name, sdata) in enumerate(slides.items()):
-        measured = sdata.tables["spots_counts"]
-        x = np.random.default_rng(k).gamma(2.0, 1.0, size=measured.shape).astype(np.float32)
-        sdata.tables["spots_ridge"] = build_table(
-            x,
-            shapes_key="spots",
-            instances=pd.Index(measured.obs["instance_id"]),
-            var=pd.DataFrame(index=measured.var_names),
-            spatial_um=measured.obsm["spatial"],
-            obs={"in_distribution": np.arange(len(x)) % 3 > 0, "ood_score": np.zeros(len(x))},
-            provenance={"model_id": "m1", "output_scale": "log1p_cp10k"},
-        )
-        records.append(record(name))
+    slides = {f"s{k}": small_slide(k, [*GENES, "KRT8"]) for k in range(3)}
+    records = [record(name) for name in slides]
+    for name, sdata in slides.items():
         write_result(sdata, tmp_path / f"{name}.zarr")
     write_manifest(records, tmp_path)
     expected = st.tl.pseudobulk(slides, "spots_ridge")
@@ -178,17 +205,24 @@ def test_genes_that_a_slide_lacks_are_nan_and_said(tmp_path: Path) -> None:
         read_prediction(ad.read_h5ad(tmp_path / "bulk.h5ad"))  # NaN is what was written
 
 
-@pytest.mark.parametrize("end", [".h5ad", ".zarr"])
-def test_joined_tables_are_what_concatenation_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    monkeypatch.setattr(_stored_tables, "BLOCK_BYTES", 40)
-    monkeypatch.setattr(_joined_tables, "CHUNK_BYTES", 100)
-    slides = {"a": {}, "b": {"n": 4, "ids": lambda i: 10 + i}, "ç/d": {"n": 9}}
-    folder = tmp_path / "run"
-    tables = {}
-    for k, (name, options) in enumerate(slides.items()):
-        tables[name] = stored(folder / f"{k}.zarr", **({"genes": GENES, "seed": k} | options))
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Slides with ids of text and numbers, of which one has no donor."""
+    folder = tmp_path_factory.mktemp("three")
+    slides: dict[str, dict[str, Any]] = {"a": {}, "b": {"n": 4, "ids": lambda i: 10 + i}, "ç/d": {"n": 9}}
+    tables = {n: stored(folder / f"{k}.zarr", GENES, seed=k, **o) for k, (n, o) in enumerate(slides.items())}
     donors = {"a": "d", "b": "", "ç/d": "d"}
     write_manifest([record(n, store=f"{k}.zarr", donor=donors[n]) for k, n in enumerate(slides)], folder)
+    return folder, tables
+
+
+@pytest.mark.parametrize("end", [".h5ad", ".zarr"])
+def test_joined_tables_are_what_concatenation_gives(
+    three: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(_stored_tables, "BLOCK_BYTES", 40)
+    monkeypatch.setattr(_joined_tables, "CHUNK_BYTES", 100)
+    folder, tables = three
     out = tmp_path / f"all{end}"
     collect_cohort(folder, tables=out, genes=["COL1A1", "EPCAM"], layers=["std"])
     joined = ad.read_h5ad(out) if end == ".h5ad" else ad.read_zarr(out)
@@ -213,19 +247,23 @@ def test_joined_tables_are_what_concatenation_gives(tmp_path: Path, monkeypatch:
         assert ad.read_h5ad(out, backed="r").X[3, 1] == expected.X[3, 1]
 
 
-def test_whole_numbers_stay_instance_ids(tmp_path: Path) -> None:
-    run_of(tmp_path, {"a": {"ids": lambda i: i * 3}, "b": {"ids": lambda i: i}})
-    collect_cohort(tmp_path, tables=tmp_path / "t.h5ad")
-    assert ad.read_h5ad(tmp_path / "t.h5ad").obs["instance_id"].tolist() == [*range(0, 21, 3), *range(7)]
+def test_whole_numbers_stay_instance_ids(three: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("b", "c"):
+        shutil.copytree(three[0] / "1.zarr", tmp_path / "run" / f"{name}.zarr")
+    write_manifest([record("b"), record("c")], tmp_path / "run")
+    collect_cohort(tmp_path / "run", tables=tmp_path / "t.h5ad")
+    joined = ad.read_h5ad(tmp_path / "t.h5ad")
+    assert joined.obs["instance_id"].tolist() == [10, 11, 12, 13] * 2
+    assert joined.obs_names[4] == "c/10"
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    run_of(
-        tmp_path,
-        {"a": {}, "b": {"share": 0.0}},
-        record("c", status="failed", error="No."),
-        record("d", status="pending"),
-    )
+def test_what_is_left_out_is_said(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run[0], tmp_path, dirs_exist_ok=True)
+    marks = zarr.open_group(tmp_path / "b.zarr" / "tables" / "spots_ridge" / "obs", use_consolidated=False)
+    marks["in_distribution"][:] = False
+    more = (record("c", status="failed", error="No."), record("d", status="pending"))
+    write_manifest([record("a"), record("b"), *more], tmp_path)
     with pytest.warns(UserWarning, match="slides") as warned:
         bulk = collect_cohort(tmp_path, tmp_path / "x.h5ad")
     said = [str(w.message) for w in warned]
@@ -241,46 +279,42 @@ def refused(match: str, *args: Any, **options: Any) -> None:
         collect_cohort(*args, **options)
 
 
-def test_what_cannot_be_collected_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_collected_is_named(run: Run, tmp_path: Path) -> None:
     refused("no cohort was predicted into it", tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    write_manifest([record("a", status="failed"), record("b", status="pending")], folder)
-    refused(r"No slide in '.*run' is complete \(1 failed, 1 pending\)", folder)
-    run_of(folder, {"a": {}, "b": {"genes": GENES[:2]}})
-    refused("must end in .h5ad or .zarr", folder, folder / "x.csv")
+    write_manifest([record("a", status="failed"), record("b", status="pending")], tmp_path)
+    refused(r"No slide in '.*' is complete \(1 failed, 1 pending\)", tmp_path)
+    folder, out = run[0], tmp_path / "x.h5ad"
+    refused("must end in .h5ad or .zarr", folder, tmp_path / "x.csv")
     refused("is the store of a slide", folder, folder / "a.zarr", overwrite=True)
-    refused("are both", folder, folder / "x.zarr", tables=folder / "x.zarr")
-    refused(
-        r"No slide has 1 of 2 `genes`: \['NOPE'\]; the tables have 4, such as \['EPCAM'", folder, genes=["DCN", "NOPE"]
-    )
-    refused("`genes` is empty", folder, genes=[])
-    refused("`average` must be one of", folder, average="median")
-    refused(r"is of the model 'other'; there are \['ridge', 'm1'\]", folder, model="other")
-    refused("has no table 'cells_ridge'; its tables: .*'spots_ridge'", folder, table_key="cells_ridge")
-    refused("`layers`=.*names no file", folder, layers=["std"])
-    refused(r"lacks layers\['q10'\]; it has \['std'\]", folder, layers=["q10"], tables=folder / "x.h5ad")
-    (folder / "there.h5ad").touch()
-    refused("exists; choose another name", folder, folder / "there.h5ad")
+    refused("are both", folder, tmp_path / "x.zarr", tables=tmp_path / "x.zarr")
+    refused(r"No slide has 1 of 2 `genes`: \['NOPE'\]; the tables have 4", folder, out, genes=["DCN", "NOPE"])
+    refused("`genes` is empty", folder, out, genes=[])
+    refused("`average` must be one of", folder, out, average="median")
+    refused(r"is of the model 'other'; there are \['ridge', 'm1'\]", folder, out, model="other")
+    refused("has no table 'cells_ridge'; its tables: .*'spots_ridge'", folder, out, table_key="cells_ridge")
+    refused("`layers`=.*names no file", folder, out, layers=["std"])
+    refused(r"lacks layers\['q10'\]; it has \['std'\]", folder, layers=["q10"], tables=out)
+    (tmp_path / "there.h5ad").touch()
+    refused("exists; choose another name", folder, tmp_path / "there.h5ad")
     (tmp_path / "dir.h5ad").mkdir()
     refused("is a folder, not a file", folder, tmp_path / "dir.h5ad")
-    assert not list(folder.glob("x.*"))
+    assert not list(tmp_path.glob("x.*"))
 
 
-def test_stores_that_are_not_what_the_manifest_says(tmp_path: Path) -> None:
-    run_of(tmp_path, {"a": {}, "b": {}, "c": {}}, record("gone"))
+def test_stores_that_are_not_what_the_manifest_says(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run[0], tmp_path, dirs_exist_ok=True)
+    write_manifest([record("a"), record("b"), record("gone")], tmp_path)
     refused("is complete in the manifest, but its store .*gone.zarr' is not there", tmp_path)
-    run = tmp_path / "2"
-    run.mkdir()
-    run_of(run, {"a": {}, "b": {}})
-    (run / "b.zarr" / "tables" / "spots_ridge" / "zarr.json").unlink()
-    refused("store of slide 'b', .*b.zarr' (cannot be read|is not there)", run)
-    chunk = next((run / "a.zarr" / "tables" / "spots_ridge" / "X" / "c").rglob("*0"))
-    chunk = next(p for p in chunk.rglob("*") if p.is_file()) if chunk.is_dir() else chunk
-    chunk.write_bytes(b"damage")
-    write_manifest([record("a")], run)
-    refused("table 'spots_ridge' of slide 'a' in .*a.zarr' cannot be read", run, run / "x.h5ad", tables=run / "t.zarr")
-    assert not list(run.glob("x.*")) + list(run.glob("t.*")) + list(run.glob(".t*"))
+    write_manifest([record("a"), record("b")], tmp_path)
+    table = tmp_path / "b.zarr" / "tables" / "spots_ridge"
+    (table / "zarr.json").unlink()
+    refused("store of slide 'b', .*b.zarr' (cannot be read|is not there)", tmp_path)
+    write_manifest([record("a")], tmp_path)
+    chunks = [p for p in (tmp_path / "a.zarr" / "tables" / "spots_ridge" / "X" / "c").rglob("*") if p.is_file()]
+    chunks[0].write_bytes(b"damage")
+    out = {"out": tmp_path / "x.h5ad", "tables": tmp_path / "t.zarr"}
+    refused("table 'spots_ridge' of slide 'a' in .*a.zarr' cannot be read", tmp_path, **out)
+    assert not [*tmp_path.glob("x.*"), *tmp_path.glob("t.*"), *tmp_path.glob(".t*")]
 
 
 def test_models_and_scales_are_not_mixed(tmp_path: Path) -> None:
@@ -295,18 +329,40 @@ def test_models_and_scales_are_not_mixed(tmp_path: Path) -> None:
     refused(r"on several scales.*'log1p_cp10k' of \['a'\]; 'relative' of \['c'\]", tmp_path)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_of(tmp_path, {"a": {}, "b": {}})
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 10))  # type: ignore[attr-defined]
-    refused("need about 0.0 GB, and .* has 0.0 GB left", tmp_path, tables=tmp_path / "t.zarr")
-    monkeypatch.undo()
+def test_a_full_disk_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+        refused("need about 0.0 GB, and .* has 0.0 GB left", run[0], tables=tmp_path / "t.zarr")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_joined_tables.JoinedTables, "values", full)
     for end in (".h5ad", ".zarr"):
-        refused(
-            "cannot be written: No space left on device; nothing was changed", tmp_path, tables=tmp_path / f"t{end}"
-        )
-    assert not list(tmp_path.glob("t.*")) + list(tmp_path.glob(".t.*"))
+        refused("No space left on device; nothing was changed", run[0], tables=tmp_path / f"t{end}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_all_three(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "cohort.h5ad"
+    command = ["collect", str(run[0]), "-o", str(out), "--tables", str(tmp_path / "t.h5ad"), "--layer", "std"]
+    said = CliRunner().invoke(app, [*command, "--genes", "DCN, EPCAM", "--all-locations"])
+    assert said.exit_code == 0, said.output
+    assert "Pseudo-bulk of 2 slides x 2 genes" in said.output
+    assert "Tables of 12 locations x 2 genes" in said.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cohort.h5ad", "cohort.html", "t.h5ad"]
+    bulk = ad.read_h5ad(out)
+    assert bulk.var_names.tolist() == ["DCN", "EPCAM"]
+    assert bulk.obs["n_left_out"].tolist() == [0, 0]
+    for more, reason in (
+        (["-o", str(out)], "exists; choose another name or pass --overwrite"),
+        (["-o", "x.h5ad", "--page", "p.html", "--no-page"], "are both given"),
+        ([], "There is nothing to write"),
+        (["-o", str(tmp_path / "x.h5ad"), "--genes", "NOPE"], "No slide has 1 of 1 `--genes`"),
+    ):
+        said = CliRunner().invoke(app, ["collect", str(run[0]), *more])
+        assert said.exit_code == 2
+        assert reason in said.output
+    assert len(list(tmp_path.iterdir())) == 3
+    assert CliRunner().invoke(app, ["collect", str(run[0]), "--page", str(tmp_path / "p.html")]).exit_code == 0
+    assert (tmp_path / "p.html").is_file()

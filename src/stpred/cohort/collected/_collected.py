@@ -117,6 +117,9 @@ class Cohort:
                 parts.append(part[part.index.isin(self.genes)])
         joined = pd.concat(parts)
         var = joined[~joined.index.duplicated()].reindex(self.genes)
+        for name in var:  # where only some tables have a column, truth values are objects beside NaN
+            if var[name].dtype == object and var[name].dropna().map(lambda v: isinstance(v, bool | np.bool_)).all():
+                var[name] = [v is not None and v == v and bool(v) for v in var[name]]
         counts = {id(t.genes): self.genes.isin(t.genes) for t in self.found}
         var["n_collected"] = np.sum([counts[id(t.genes)] for t in self.found], axis=0, dtype=np.int64)
         var.index.name = None

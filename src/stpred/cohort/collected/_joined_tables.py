@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,14 @@ class JoinedTables:
 
 
 @contextmanager
+def of_either_format() -> Iterator[None]:
+    """Write zarr without being told what will be the default next year: each version is read by all that read these."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Writing zarr v2|zarr v3 autosharding", category=UserWarning)
+        yield
+
+
+@contextmanager
 def joined_tables(path: Path, **shape: Any) -> Iterator[JoinedTables]:
     """Give an AnnData to fill that takes the place of `path` whole when the block ends, or not at all.
 
@@ -151,7 +160,7 @@ def joined_tables(path: Path, **shape: Any) -> Iterator[JoinedTables]:
     import anndata
     import zarr
 
-    with staged_folder(path, what="store of the tables") as new:
+    with of_either_format(), staged_folder(path, what="store of the tables") as new:
         group = zarr.open_group(new, mode="w", zarr_format=anndata.settings.zarr_write_format)
         yield JoinedTables(group, **shape)
         zarr.consolidate_metadata(group.store)

@@ -13,7 +13,7 @@ from stpred._core.expression.bulk import AVERAGES
 from stpred._core.progress import track
 from stpred._core.tables import write_provenance
 from stpred.cohort.collected._collected import Cohort
-from stpred.cohort.collected._joined_tables import joined_tables
+from stpred.cohort.collected._joined_tables import joined_tables, of_either_format
 from stpred.cohort.collected._stored_tables import Opener, StoredTable
 from stpred.cohort.manifest import COMPLETE, read_manifest
 from stpred.stores import check_free
@@ -238,7 +238,8 @@ def _staged(path: Path) -> Iterator[Path]:
 def _write(bulk: AnnData, path: Path) -> None:
     """Write a small AnnData, whole or not at all."""
     with _staged(path) as part:
-        if path.suffix == ".zarr":
-            bulk.write_zarr(part)
-        else:
+        if path.suffix == ".h5ad":
             bulk.write_h5ad(part)
+            return
+        with of_either_format():
+            bulk.write_zarr(part)
