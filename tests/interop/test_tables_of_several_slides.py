@@ -74,6 +74,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tl.markers": lambda s, f: st.tl.markers(s, COUNTS, "side", trusted_only=False, coordinate_system=f),
     "tl.pseudobulk": lambda s, f: st.tl.pseudobulk(s, RIDGE, in_distribution_only=False, coordinate_system=f),
     "tl.score_cell_types": lambda s, f: _scored(s, f),
+    "tl.annotate_cells": lambda s, f: _annotated(s, f),
     "tl.pathway_activity": lambda s, f: st.tl.pathway_activity(
         s, COUNTS, SETS, method="ulm", min_targets=2, coordinate_system=f, inplace=False
     ),
@@ -182,6 +183,15 @@ def _scored(sdata: SpatialData, frame: str) -> pd.DataFrame:
     assert found is not None
     assert found.n_obs == sdata[COUNTS].n_obs
     obs = found.obs.loc[found.obs["cell_type"].notna(), ["score_tumour", "score_stroma", "cell_type"]]
+    return obs.astype({"cell_type": str}).reset_index(drop=True)
+
+
+def _annotated(sdata: SpatialData, frame: str) -> pd.DataFrame:
+    """Name the rows of a frame after cells of another slide."""
+    cells = st.datasets.toy(seed=9, donor=8, size_um=(300.0, 300.0), n_genes=40, mpp=1.0)["cells_counts"]
+    found = st.tl.annotate_cells(sdata, COUNTS, cells, groupby="type", coordinate_system=frame, inplace=False)
+    assert found is not None
+    obs = found.obs.loc[found.obs["cell_type"].notna(), ["cell_type", "cell_type_score", "cell_type_distance"]]
     return obs.astype({"cell_type": str}).reset_index(drop=True)
 
 

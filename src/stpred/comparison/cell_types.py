@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stpred._core import keys
+from stpred._core.elements import table_instances, table_regions
 from stpred._core.tables import read_provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 CELL_TYPE = "cell_type"
 """Usual column of ``obs``."""
@@ -36,3 +40,23 @@ def score_columns(table: AnnData, column: str) -> dict[str, str]:
         provenance = json.loads(table.uns.get(FOREIGN_UNS, "{}"))
     scores = provenance.get("scores", {}) if provenance.get("key_added") == column else {}
     return {name: score for name, score in scores.items() if score in table.obs}
+
+
+def rows_of(table: AnnData, part: AnnData) -> NDArray[np.int64]:
+    """Return the positions of the rows of `part`, which are those of one region."""
+    return table_instances(table, *table_regions(part))[0]
+
+
+def updated_column(table: AnnData, column: str, rows: NDArray[np.int64], values: Any) -> NDArray[Any]:
+    """Return a column of obs with new values in some rows; others keep theirs, or miss it."""
+    values = np.asarray(values)
+    if len(rows) == table.n_obs:
+        return values
+    number = values.dtype.kind == "f"
+    there = column in table.obs and (not number or table.obs[column].dtype.kind == "f")
+    if there:
+        found = np.array(table.obs[column].astype(np.float64 if number else object))
+    else:
+        found = np.full(table.n_obs, np.nan, dtype=np.float64 if number else object)
+    found[rows] = values
+    return found

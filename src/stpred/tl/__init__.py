@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from stpred.tl._predictors.pretrain_encoder import pretrain_encoder
     from stpred.tl._predictors.probe_encoder import probe_encoder
     from stpred.tl._predictors.train import train
+    from stpred.tl._reference.annotate_cells import annotate_cells
+    from stpred.tl._reference.check_reference import check_reference
     from stpred.tl._robustness.alignment import alignment
     from stpred.tl._robustness.calibration import calibration
     from stpred.tl._robustness.misaligned_spots import misaligned_spots
@@ -68,8 +70,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "alignment": "_robustness.alignment",
+    "annotate_cells": "_reference.annotate_cells",
     "attribution": "_trust.attribution",
     "calibration": "_robustness.calibration",
+    "check_reference": "_reference.check_reference",
     "classify": "_samples.classify",
     "cluster_purity": "_latent.cluster_purity",
     "cohort_overview": "stpred.cohort.overview.cohort_overview",
@@ -129,8 +133,10 @@ _HOMES = {
 
 __all__ = [
     "alignment",
+    "annotate_cells",
     "attribution",
     "calibration",
+    "check_reference",
     "classify",
     "cluster_purity",
     "cohort_overview",

@@ -10,11 +10,11 @@ import numpy as np
 
 from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing, warn, whole
-from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_instances, table_regions
+from stpred._core.elements import lost_provenance, need_sdata, table_in_frame, table_regions
 from stpred._core.expression.counts import are_counts
 from stpred._core.expression.gene_names import mismatch
 from stpred._core.tables import read_prediction
-from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, write_provenance
+from stpred.comparison.cell_types import CELL_TYPE, UNASSIGNED, rows_of, updated_column, write_provenance
 from stpred.tl._downstream.markers import chosen_genes
 
 if TYPE_CHECKING:
@@ -129,13 +129,13 @@ def score_cell_types(
     work, scale, normalized, empty = _scaled(table, layer, table_key, genes=genes, normalize=normalize)
     scores = np.column_stack([_score(work, genes, name, control_size, seed) for name, genes in used.items()])
     result = whole_table if inplace else whole_table.copy()
-    rows = np.arange(result.n_obs) if table is whole_table else _rows(whole_table, table)
+    rows = np.arange(result.n_obs) if table is whole_table else rows_of(whole_table, table)
     for (name, column), values in zip(columns.items(), scores.T, strict=True):
         if column in result.obs and inplace:
             logger.info("obs[%r] of %r (%s) is written anew.", column, table_key, name)
-        result.obs[column] = _written(result, column, rows, values)
+        result.obs[column] = updated_column(result, column, rows, values)
     best = np.where(empty, UNASSIGNED, _best(scores, list(used), min_margin))
-    labels = _written(result, key_added, rows, best)
+    labels = updated_column(result, key_added, rows, best)
     # Only categories that occur: scanpy cannot test the genes of a group without cells.
     found = set(labels[pd.notna(labels)])
     known = [*used, UNASSIGNED, *sorted(found - {*used, UNASSIGNED})]
@@ -157,26 +157,6 @@ def score_cell_types(
     }
     write_provenance(result, facts)
     return None if inplace else result
-
-
-def _rows(table: AnnData, part: AnnData) -> NDArray[np.int64]:
-    """Return the positions of the rows of `part`, which are those of one region."""
-    return table_instances(table, *table_regions(part))[0]
-
-
-def _written(table: AnnData, column: str, rows: NDArray[np.int64], values: Any) -> NDArray[Any]:
-    """Return a column of obs with new values in some rows; others keep theirs, or miss it."""
-    values = np.asarray(values)
-    if len(rows) == table.n_obs:
-        return values
-    number = values.dtype.kind == "f"
-    there = column in table.obs and (not number or table.obs[column].dtype.kind == "f")
-    if there:
-        found = np.array(table.obs[column].astype(np.float64 if number else object))
-    else:
-        found = np.full(table.n_obs, np.nan, dtype=np.float64 if number else object)
-    found[rows] = values
-    return found
 
 
 def read_markers(markers: Any) -> dict[str, list[str]]:

@@ -1,0 +1,129 @@
+"""Classes of predicted values: class profiles on the table's own centre and spread, and correlated errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_ROUNDS = 12
+_TOWARDS_DIAGONAL = 0.5
+"""Share by which the covariance of the errors is drawn towards its diagonal."""
+
+_MIN_VARIANCE = 0.05
+"""Share of a gene's variance that is always taken for error."""
+
+_COMMON_SLOPE = 0.2
+"""Weight of the genes' common slope in that of each, in units of the mean gene's information."""
+
+
+_N_DRAWS = 4000
+"""Simulated errors that a limit of distances is read from."""
+
+
+@dataclass(frozen=True)
+class ValueClasses:
+    """Where the classes of a reference are among the values of a table.
+
+    Values of class k are ``mean + slope * (profiles[k] - centre)`` plus errors that are correlated between genes.
+
+    Attributes
+    ----------
+    means
+        (K, G) values that a location of each class has.
+    covariance
+        (G, G) of the errors, as it is.
+    prior
+        (K,) share of each class among the locations.
+    slope
+        (G,) how far the classes are apart in the table, relative to the reference.
+    explained
+        Share of the values' variance, mean over genes, that the classes account for.
+    """
+
+    means: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    prior: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    explained: float
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """(G,) of the errors."""
+        return np.diag(self.covariance)
+
+    def log_likelihood(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (n, K) log likelihoods, but for what is the same for all classes."""
+        g = self.means.shape[1]
+        matrix = (1 - _TOWARDS_DIAGONAL) * self.covariance + _TOWARDS_DIAGONAL * np.diag(self.variance)
+        solved = np.linalg.solve(matrix + 1e-9 * np.eye(g) * max(self.variance.max(), 1e-9), self.means.T)  # (G, K)
+        return np.asarray(values @ solved - 0.5 * np.einsum("kg,gk->k", self.means, solved))
+
+    def posterior(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (n, K) probabilities of the classes."""
+        from scipy.special import softmax
+
+        return np.asarray(softmax(self.log_likelihood(values) + np.log(self.prior), axis=1))
+
+    def distance(self, values: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return (n,) mean squared residuals from the given class, each in units of its variance."""
+        return np.asarray(((values - self.means[codes]) ** 2 / self.variance).mean(axis=1))
+
+    def limit(self, distances: ArrayLike, *, level: float, rng: np.random.Generator) -> float:
+        """Return what a share `level` of locations with such errors exceeds, at the median of the `distances`."""
+        root, vectors = np.linalg.eigh(self.covariance)
+        drawn = rng.standard_normal((_N_DRAWS, len(root))) @ (vectors * np.sqrt(root.clip(min=0))).T
+        drawn = (drawn**2 / self.variance).mean(axis=1)
+        return float(np.quantile(drawn, 1 - level) / np.median(drawn) * np.median(np.asarray(distances)))
+
+
+def fit_values(
+    values: NDArray[np.float64], profiles: NDArray[np.float64], *, centred: bool, n_rounds: int = _ROUNDS
+) -> ValueClasses:
+    """Find centre, spread and errors of a table by expectation maximisation, from classes of equal size.
+
+    Predictions are drawn towards the mean, each gene by its own amount, and their errors are shared by many genes;
+    neither is in the reference. So each gene has a slope between 0 and 1 (drawn towards that of all genes), and the
+    errors a full covariance (drawn towards its diagonal).
+
+    Parameters
+    ----------
+    values
+        (n, G) log1p CP10k of the locations.
+    profiles
+        (K, G) log1p CP10k of the classes.
+    centred
+        Whether the composition's mean profile is put at the table's mean; otherwise the mean of the classes stays where
+        it is in the reference.
+    n_rounds
+        Of expectation and maximisation.
+    """
+    n, k = len(values), len(profiles)
+    mean = values.mean(axis=0) if centred else profiles.mean(axis=0)
+    away = values - mean
+    square = (away**2).mean(axis=0)
+    prior = np.full(k, 1 / k)
+    deviation = profiles - prior @ profiles
+    spread = np.sqrt((deviation**2).mean(axis=0))
+    slope = np.full(values.shape[1], min(1.0, 0.8 * float(np.median(np.sqrt(square) / np.maximum(spread, 1e-9)))))
+    least = _MIN_VARIANCE * square + 1e-9
+    found = ValueClasses(mean + slope * deviation, np.diag(0.5 * square + 1e-9), prior, slope, 0.0)
+    for _ in range(n_rounds):
+        chance = found.posterior(values)
+        prior = (chance.sum(axis=0) + 1) / (n + k)
+        deviation = profiles - (prior if centred else 1 / k * np.ones(k)) @ profiles
+        expected = chance @ deviation
+        shared = (away * expected).sum(axis=0)
+        information = (chance @ deviation**2).sum(axis=0)
+        common = float(np.clip(shared.sum() / max(information.sum(), 1e-12), 0, 1))
+        weight = _COMMON_SLOPE * max(float(information.mean()), 1e-12)
+        slope = np.clip((shared + weight * common) / (information + weight), 0, 1)
+        means = mean + slope * deviation
+        residual = values - chance @ means
+        covariance = residual.T @ residual / n
+        variance = square - (2 * slope * shared - slope**2 * information) / n
+        lift = np.maximum(np.maximum(variance, least) - np.diag(covariance), 0)
+        explained = float(np.mean((slope**2 * information / n) / np.maximum(square, 1e-12)))
+        found = ValueClasses(means, covariance + np.diag(lift), prior, slope, explained)
+    return found
