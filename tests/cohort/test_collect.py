@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytes
         refused("need about 0.0 GB, and .* has 0.0 GB left", run[0], tables=tmp_path / "t.zarr")
 
     def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "Can't close file (file write failed: errno = 28, total write size = 2048)")
 
     monkeypatch.setattr(_joined_tables.JoinedTables, "values", full)
     for end in (".h5ad", ".zarr"):

@@ -123,7 +123,7 @@ def test_thumbnails_stop_where_the_page_is_full(run: Path, page: Path, tmp_path:
     small = cohort_overview(run, tmp_path / "o.html", title=f"Run & {EVIL}", max_mb=room)
     assert small.stat().st_size <= room * 1e6 + 100
     assert sum(n > 0 for n in embedded(small)[0]["thumbs"]) == 1
-    assert "1 thumbnails found no room in the file (max_mb)" in small.read_text()
+    assert "1 thumbnail found no room in the file (max_mb)" in small.read_text()
 
 
 def test_texts_that_differ_in_names_and_numbers_are_one_kind() -> None:

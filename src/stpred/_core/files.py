@@ -114,7 +114,8 @@ def _refusal(error: BaseException | None) -> str | None:
     """Return what the system said behind an error, also where a library wrapped or only printed it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
-            return error.strerror or errno.errorcode.get(error.errno, type(error).__name__)
+            said = error.strerror or errno.errorcode.get(error.errno, type(error).__name__)
+            return os.strerror(error.errno) if "errno" in said else said  # HDF5 puts a page of its own there
         if type(error).__module__ == "builtins" and (match := re.search(r"errno[ =]+(\d+)", str(error), re.IGNORECASE)):
             return os.strerror(int(match[1]))  # HDF5 and Arrow only print it
         if type(error).__module__.startswith("safetensors") and (

@@ -186,7 +186,10 @@ def _open(complete: pd.DataFrame, folder: Path, table_key: str | None, layers: S
             wrong.append(str(error))
     if wrong:
         more = f" (the first of {len(wrong)} such slides of {len(complete)})" if len(wrong) > 1 else ""
-        raise InputError(f"{wrong[0].rstrip('.')}{more}; predict these slides again or name their table (table_key).")
+        raise InputError(
+            f"{wrong[0].rstrip('.')}{more}; remove such a store and predict the slide again, or name another table "
+            "(table_key)."
+        )
     scales: dict[str, list[str]] = {}
     for table in found:
         scales.setdefault(table.scale, []).append(table.slide)

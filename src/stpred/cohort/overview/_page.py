@@ -63,7 +63,7 @@ def render(manifest: pd.DataFrame, folder: Path, page: Path, *, title: str | Non
     sizes, pictures, dropped = _pictures(manifest, folder, px=px, room=room - len(rest.encode()))
     footer = f"Written on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stpred {package_versions().get('stpred', '')}."
     if dropped:
-        footer += f" {dropped:,} thumbnails found no room in the file (max_mb)."
+        footer += f" {dropped:,} thumbnail{'s' * (dropped != 1)} found no room in the file (max_mb)."
     return template.substitute(slots, data=_json(data | {"thumbs": sizes}), thumbnails=pictures, footer=footer)
 
 
@@ -186,7 +186,8 @@ def _tiles(manifest: pd.DataFrame) -> str:
     if len(share):
         low = int((share < LOW).sum())
         found.append(_tile(f"{np.median(share):.0%}", "of tiles in distribution", "median of the slides"))
-        found.append(_tile(f"{low:,}", "slides are mostly out of distribution", f"share below {LOW:.0%}"))
+        what = "slide is" if low == 1 else "slides are"
+        found.append(_tile(f"{low:,}", f"{what} mostly out of distribution", f"share below {LOW:.0%}"))
     tiles, seconds = manifest["n_tiles"].dropna(), manifest["seconds"].dropna()
     if len(tiles):
         found.append(_tile(_short(int(tiles.sum())), "tiles", f"median {int(tiles.median()):,} a slide"))

@@ -187,8 +187,9 @@
 
   let shown = "";
   const render = (force) => {
+    const high = Math.max(340, 0.76 * window.innerHeight); // what the style sheet allows the table
     const first = Math.max(0, Math.floor(viewport.scrollTop / ROW) - 6);
-    const last = Math.min(order.length, first + Math.ceil(viewport.clientHeight / ROW) + 12);
+    const last = Math.min(order.length, first + Math.ceil(high / ROW) + 12);
     if (!force && shown === `${first}-${last}-${ROW}`) return;
     shown = `${first}-${last}-${ROW}`;
     const focused = document.activeElement && document.activeElement.dataset.slide;
