@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stpred as st
+
 SCRIPT = """
 import sys
 import numpy as np
@@ -104,3 +106,17 @@ def test_train_on_two_processes(tmp_path: Path) -> None:
     a, b = np.ravel(together["x"]), np.ravel(alone["x"])
     assert np.corrcoef(a, b)[0, 1] > 0.99
     assert len(list((folders[0] / "cache").glob("*.npy"))) == 3
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        st.datasets.toy_legacy_st(tmp_path / "slides" / name, size_um=(600, 600), n_genes=12, seed=seed)
+    model = tmp_path / "model"
+    command = [sys.executable, "-m", "stpred.cli", "train", str(tmp_path / "slides"), "-o", str(model)]
+    options = ["--model", "mlp", "--encoder", "colour", "--devices", "2", "--device", "cpu"]
+    options += ["--cache", str(tmp_path / "cache")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Trained mlp on 2 slides") == 1
+    assert st.models.load(model).record.training["n_donors"] == 2

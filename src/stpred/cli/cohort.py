@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from stpred.cohort.manifest import Record
     from stpred.cohort.options import PredictOptions
+    from stpred.cohort.worker import Job
     from stpred.io.samples import Sample
 
 FAILED, SKIPPED = 2, 3
@@ -53,18 +54,26 @@ def predict_many(
     overwrite: bool,
 ) -> None:
     """Predict many slides, print how far the run is and, at the end, what failed and why."""
-    from stpred.cohort.clusters import parse_devices
-    from stpred.cohort.locks import parse_shard
     from stpred.cohort.predict_cohort import prediction_of
-    from stpred.cohort.run import open_run
 
     out = out.with_suffix("") if out.suffix == ".zarr" else out
-    shard, devices = parse_shard(cluster.shard), parse_devices(cluster.devices)
     job = prediction_of(model, out, options, previews=cluster.previews)
+    go_through(samples, job, out, cluster, overwrite=overwrite, then=f"stpred collect {out} -o {out / 'cohort.h5ad'}")
+
+
+def go_through(
+    samples: list[Sample], job: Job, out: Path, cluster: ClusterOptions, *, overwrite: bool, then: str
+) -> None:
+    """Do a job with each slide; `then` is the command that can follow."""
+    from stpred.cohort.clusters import parse_devices
+    from stpred.cohort.locks import parse_shard
+    from stpred.cohort.run import open_run
+
+    shard, devices = parse_shard(cluster.shard), parse_devices(cluster.devices)
     with open_run(samples, job, out, shard=shard, overwrite=overwrite) as run:
         if not session.quiet:
             console.print(f"{len(run.records)} slides, {run.n_complete} complete already: {out}")
-        if run.n_stale:
+        if run.n_stale and job.suffix == ".zarr":
             console.print(
                 f"{run.n_stale} results are of another model or other settings; they go to {out / 'replaced'}."
             )
@@ -75,7 +84,7 @@ def predict_many(
         n_done = sum(r.status == "complete" for r in run.records.values())
     console.print(f"{n_done} of {len(run.records)} slides are complete; {out / 'manifest.csv'} lists all.")
     if not failed:
-        console.print(f"Next: stpred collect {out} -o {out / 'cohort.h5ad'}")
+        console.print(f"Next: {then}")
         return
     _print_failed(failed)
     raise typer.Exit(SKIPPED if cluster.skip_errors else FAILED)

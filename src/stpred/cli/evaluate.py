@@ -80,7 +80,7 @@ def evaluate(
         used = _encoders(chosen, encoder_used)
         for name, sdata in read.items():  # once for both scales, and all encoders in one pass over the image
             region = data.read_region(sdata, Place(shapes_key=shapes), slide=name, measured=True).shapes_key
-            if used is not None:
+            if used is not None and st.settings.cache_dir is None:  # there they stay on disk
                 st.pp.features(sdata, used, shapes_key=region, device=device)
         with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
             parts = [

@@ -9,6 +9,7 @@ OPTIONS = {
     "adata": None,
     "bin_size": "--bin-size",
     "bin_sizes": "--bin-size",
+    "cache_dir": "--cache",
     "cells": "--cells",
     "checkpoint_dir": "--checkpoint",
     "client": "--scheduler",

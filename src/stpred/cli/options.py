@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from stpred._core.settings import settings
 
 Slides = Annotated[
     list[str],
@@ -61,8 +64,19 @@ READER_OPTIONS: dict[str, Any] = {
 """Options of the readers, by the name of the csv's column."""
 
 
-def reads_slides(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with a parameter ``reading`` the options of the readers, packed into it."""
+CACHE = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Folder in which features are kept; those that stpred features put there are not computed anew."
+    ),
+]
+
+
+def reads_slides(command: Callable[..., None], *, cache: bool = True) -> Callable[..., None]:
+    """Give a command with a parameter ``reading`` the options of the readers, packed into it.
+
+    `cache`: also an option for the folder of features.
+    """
     signature = inspect.signature(command, eval_str=True)
     own = [p for n, p in signature.parameters.items() if n != "reading"]
     more = [
@@ -70,11 +84,15 @@ def reads_slides(command: Callable[..., None]) -> Callable[..., None]:
         for n, a in READER_OPTIONS.items()
     ]
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    if cache:
+        own.append(inspect.Parameter("cache", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CACHE))
 
     @functools.wraps(command)
     def wrapped(**kwargs: Any) -> None:
         reading = {n: kwargs.pop(n) or None if n == "bin_size" else kwargs.pop(n) for n in READER_OPTIONS}
-        command(reading=reading, **kwargs)
+        kept = kwargs.pop("cache", None)
+        with contextlib.nullcontext() if kept is None else settings.override(cache_dir=kept):
+            command(reading=reading, **kwargs)
 
     wrapped.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]
     return wrapped
@@ -99,8 +117,6 @@ Encoder = Annotated[
 
 def _upsampling(wanted: bool) -> bool:
     if wanted:
-        from stpred import settings
-
         settings.max_upsampling = float("inf")
     return wanted
 
@@ -126,3 +142,23 @@ Ensemble = Annotated[int | None, typer.Option(help="Train so many members; their
 Checkpoint = Annotated[Path | None, typer.Option(help="Folder that an interrupted training goes on from.")]
 
 Precision = Annotated[str | None, typer.Option(help="32-true (default), bf16-mixed or 16-mixed.")]
+
+_MANY = "Many slides"
+
+
+def many(*names: str, help: str) -> Any:
+    """Return an option about runs over many slides."""
+    return typer.Option(*names, help=help, rich_help_panel=_MANY)
+
+
+Workers = Annotated[
+    int | None, many("--workers", help="Processes, of one core each; default: as cores and memory allow.")
+]
+
+GPUs = Annotated[str | None, many("--devices", help="GPUs, such as 0,1: a process for each.")]
+
+Scheduler = Annotated[str | None, many("--scheduler", help="Address of a Dask scheduler to work on.")]
+
+Shard = Annotated[str | None, many("--shard", help="i/n: only the i-th of n parts, as one of n jobs.")]
+
+SkipErrors = Annotated[bool, many("--skip-errors", help="Slides that fail are no error: exit status 3 instead of 2.")]

@@ -9,7 +9,18 @@ import typer
 
 from stpred._core.checks import InputError, listing
 from stpred.cli.encoders import load_encoder
-from stpred.cli.options import Device, ShapesKey, Upsampling, reads_slides
+from stpred.cli.options import (
+    Device,
+    GPUs,
+    Scheduler,
+    ShapesKey,
+    Shard,
+    SkipErrors,
+    Upsampling,
+    Workers,
+    many,
+    reads_slides,
+)
 from stpred.cli.session import console, plain_messages
 from stpred.cli.slides import find_samples
 
@@ -19,12 +30,6 @@ if TYPE_CHECKING:
     from stpred.cohort.options import PredictOptions
     from stpred.io.samples import Sample
     from stpred.models.base import Model
-
-_MANY = "Many slides"
-
-
-def _many(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=_MANY)
 
 
 @reads_slides
@@ -57,16 +62,12 @@ def predict(
     ] = None,
     device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing stores.")] = False,
-    workers: Annotated[
-        int | None, _many("--workers", help="Processes, of one core each; default: as cores and memory allow.")
-    ] = None,
-    devices: Annotated[str | None, _many("--devices", help="GPUs, such as 0,1: a process for each.")] = None,
-    scheduler: Annotated[str | None, _many("--scheduler", help="Address of a Dask scheduler to work on.")] = None,
-    shard: Annotated[str | None, _many("--shard", help="i/n: only the i-th of n parts, as one of n jobs.")] = None,
-    skip_errors: Annotated[
-        bool, _many("--skip-errors", help="Slides that fail are no error: exit status 3 instead of 2.")
-    ] = False,
-    previews: Annotated[bool, _many("--previews", help="Also draw a picture of each slide.")] = False,
+    workers: Workers = None,
+    devices: GPUs = None,
+    scheduler: Scheduler = None,
+    shard: Shard = None,
+    skip_errors: SkipErrors = False,
+    previews: Annotated[bool, many("--previews", help="Also draw a picture of each slide.")] = False,
     *,
     reading: dict[str, Any],
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stpred._core.checks import InputError, whole
+from stpred._core.settings import settings
 from stpred.cli.encoders import load_encoder
 from stpred.cli.options import (
     Checkpoint,
@@ -21,7 +23,7 @@ from stpred.cli.options import (
     Upsampling,
     reads_slides,
 )
-from stpred.cli.session import console, plain_messages
+from stpred.cli.session import console, errors, plain_messages
 from stpred.cli.slides import ensure_cells, needs_cells, parse_genes, parse_groups, read_slides
 
 
@@ -47,6 +49,10 @@ def train(
     precision: Precision = None,
     seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
     device: Device = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="GPUs (with --device cpu: processes) that train a network together; default: one."),
+    ] = None,
     allow_upsampling: Upsampling = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
     *,
@@ -62,7 +68,9 @@ def train(
         if needs_cells([model]):
             for sdata in read.values():
                 ensure_cells(sdata)
-        with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
+        fabric = None if devices is None else _launched(model, devices, device=device, precision=precision)
+        own = precision if fabric is None else None
+        with st.settings.override(checkpoint_dir=checkpoint, precision=own, fabric=fabric):
             trained = st.tl.train(
                 read,
                 model if ensemble is None else st.models.Ensemble.Config(model, n_members=ensemble),
@@ -76,8 +84,29 @@ def train(
                 seed=seed,
                 device=device,
             )
+        if fabric is not None and not fabric.is_global_zero:
+            return
         st.models.save(trained, out, overwrite=overwrite)
         scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
         held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else "not validated (one donor)"
         console.print(f"Trained {model} on {len(read)} slides, {len(trained.record.genes)} genes, {held_out}: {out}")
         console.print(f"Next: stpred predict SLIDE -o OUT.zarr --model {out}")
+
+
+def _launched(model: str, devices: int, *, device: str | None, precision: str | None) -> Any:
+    """Start this command again for each further device, and return the Fabric that binds all of them."""
+    from lightning_fabric import Fabric
+
+    from stpred.models import registry
+    from stpred.models.parts.iterative import Iterative
+
+    n = whole(devices, name="devices")
+    if not issubclass(registry.resolve(model).model_class, Iterative):
+        raise InputError(f"`devices` is for networks, and {model!r} is fitted in closed form.")
+    accelerator = "cpu" if device == "cpu" else "cuda"
+    fabric = Fabric(accelerator=accelerator, devices=n, strategy="ddp", precision=precision or "32-true")  # type: ignore[arg-type]
+    fabric.launch()
+    if not fabric.is_global_zero:
+        console.quiet = errors.quiet = True
+        settings.progress = False
+    return fabric

@@ -1,6 +1,7 @@
 """From SpatialData objects to what models are trained on and predict from."""
 
 from stpred.data._cells_inside import cells_region, inside_of, looks_like_cells, with_cells
+from stpred.data._feature_cache import used_entries
 from stpred.data._features import (
     check_resolution,
     digest,
@@ -80,6 +81,7 @@ __all__ = [
     "shared_library",
     "stored_features",
     "token_width_um",
+    "used_entries",
     "with_cells",
     "with_needs",
     "with_parts",

@@ -16,6 +16,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,20 @@ _FLOAT16_MAX = 65504.0
 _FLUSH_S = 30.0
 _CHUNK = 1 << 24
 _FILE = re.compile(r"([0-9a-f]{64})\.(npy|json|json\.tmp|part\.npy|part\.wide|part\.done|lock)")
+
+
+_USED: ContextVar[set[str] | None] = ContextVar("used", default=None)
+
+
+@contextmanager
+def used_entries() -> Iterator[set[str]]:
+    """Collect the names of the entries that are read or made in a block."""
+    names: set[str] = set()
+    token = _USED.set(names)
+    try:
+        yield names
+    finally:
+        _USED.reset(token)
 
 
 class FeatureCache:
@@ -130,6 +145,8 @@ class Entry(AbstractContextManager["Entry"]):
 
     def read(self) -> NDArray[Any]:
         """Return the whole array as a read-only memory map."""
+        if (used := _USED.get()) is not None:
+            used.add(self._npy.stem)
         if (stored := self._stored()) is None:
             raise InputError(f"The cache entry {self._npy} is not complete; write the rows of todo() and finish().")
         return stored

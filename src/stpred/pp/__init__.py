@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stpred._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stpred.cohort.extraction.features_cohort import features_cohort
     from stpred.pp._add_cells import add_cells
     from stpred.pp._aggregate import aggregate
     from stpred.pp._calibrate import calibrate
@@ -26,6 +27,7 @@ __all__ = [
     "aggregate",
     "calibrate",
     "features",
+    "features_cohort",
     "grid",
     "nuclei",
     "qc",
@@ -36,6 +38,9 @@ __all__ = [
     "tissue",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__, {name: f"_{name.replace('StainReference', 'stain_reference')}" for name in __all__}
-)
+_ELSEWHERE = {
+    "StainReference": "_stain_reference",
+    "features_cohort": "stpred.cohort.extraction.features_cohort",
+}
+
+__getattr__, __dir__ = attach(__name__, {name: _ELSEWHERE.get(name, f"_{name}") for name in __all__})

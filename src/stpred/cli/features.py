@@ -1,0 +1,69 @@
+"""``stpred features``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stpred.cli.options import (
+    Device,
+    Encoder,
+    GPUs,
+    Scheduler,
+    ShapesKey,
+    Shard,
+    SkipErrors,
+    Slides,
+    Upsampling,
+    Workers,
+    reads_slides,
+)
+from stpred.cli.session import plain_messages
+from stpred.cli.slides import find_samples
+
+
+@partial(reads_slides, cache=False)
+def features(
+    slides: Slides,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the features: pass it on as --cache.")],
+    models: Annotated[
+        str,
+        typer.Option(
+            help="What they are for, separated by commas: families that will be trained, and trained models (folders, "
+            "bundled names) that will predict."
+        ),
+    ] = "ridge",
+    encoder: Encoder = None,
+    shapes: ShapesKey = None,
+    allow_upsampling: Upsampling = False,
+    device: Device = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Go through all slides again.")] = False,
+    workers: Workers = None,
+    devices: GPUs = None,
+    scheduler: Scheduler = None,
+    shard: Shard = None,
+    skip_errors: SkipErrors = False,
+    *,
+    reading: dict[str, Any],
+) -> None:
+    """Extract features of slides into a folder, from which train, evaluate and predict take them with --cache.
+
+    Start the same command again to go on after an interruption, or with further slides: what is there stays.
+    """
+    from stpred.cli.cohort import ClusterOptions, go_through
+    from stpred.cohort.extraction.extraction import Extraction, FeatureOptions
+
+    cluster = ClusterOptions(workers, devices, scheduler, shard, skip_errors, previews=False)
+    with plain_messages():
+        samples = find_samples(slides, reading)
+        named = tuple(m.strip() for m in models.split(","))
+        job = Extraction.of(FeatureOptions(named, tuple(encoder or ()) or None, shapes, device))
+        family = next((m for m in named if m in job.options.families), None)
+        given = " ".join(slides)
+        then = f"stpred predict {given} -o OUT --model {named[0]} --cache {out}"
+        if family is not None:
+            then = f"stpred train {given} -o MODEL --model {family} --cache {out}"
+        go_through(samples, job, out, cluster, overwrite=overwrite, then=then)
