@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,16 +59,16 @@ def kills(folder: Path, n: int, n_kills: int, *, seed: int = 0) -> None:
     rng = random.Random(seed)
     make(folder / "slides", n, SMALL_PX)
     subprocess.run(command(folder / "slides", folder / "calm", "--workers", "2"), check=True)
-    out, left, clients, workers, lost = folder / "killed", n_kills, 0, 0, 0
+    out, left, n_clients, n_workers, lost = folder / "killed", n_kills, 0, 0, 0
     reported: dict[str, str] = {}
     for _ in range(10 * n_kills):
         process = subprocess.Popen(command(folder / "slides", out, "--workers", "2"), stderr=subprocess.DEVNULL)
         while process.poll() is None:
-            time.sleep(rng.uniform(3, 12))
-            if left and process.poll() is None:
-                victims = [c.pid for c in psutil.Process(process.pid).children(recursive=True)]
-                victim = rng.choice([process.pid, *victims]) if victims else process.pid
-                clients, workers = clients + (victim == process.pid), workers + (victim != process.pid)
+            time.sleep(rng.uniform(2, 8))
+            workers = workers_of(process.pid)
+            if left and workers and process.poll() is None:
+                victim = rng.choice(workers) if rng.random() < 0.6 else process.pid
+                n_clients, n_workers = n_clients + (victim == process.pid), n_workers + (victim != process.pid)
                 os.kill(victim, signal.SIGKILL)
                 left -= 1
             now = complete(out)
@@ -79,11 +80,21 @@ def kills(folder: Path, n: int, n_kills: int, *, seed: int = 0) -> None:
     wrong = differing(folder / "calm", out)
     done = len(complete(out))
     print(
-        f"| {n_kills - left} kills ({workers} of workers, {clients} of the client) in {n} slides | complete {done}, "
+        f"| {n_kills - left} kills ({n_workers} of workers, {n_clients} of the client) in {n} slides | complete {done}, "
         f"reported and lost {lost}, other than in an undisturbed run {len(wrong)}, left over "
         f"{len(list((out / '.stpred' / 'unfinished').glob('*')))} |",
         flush=True,
     )
+
+
+def workers_of(client: int) -> list[int]:
+    """Return the processes of the workers of a client."""
+    found = []
+    for process in psutil.Process(client).children() if psutil.pid_exists(client) else []:
+        with suppress(psutil.Error):
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
 def complete(out: Path) -> dict[str, str]:

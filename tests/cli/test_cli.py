@@ -232,7 +232,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from stpred.cohort import run
     from stpred.cohort.clusters import Workers
 
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
         monkeypatch.setattr(run, "workers", lambda *_, **__: nullcontext(Workers(client, 1)))
         yield
 

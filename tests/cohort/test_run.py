@@ -80,7 +80,7 @@ class Copies:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as found:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as found:
         yield found
 
 
@@ -228,6 +228,27 @@ def test_a_worker_that_sees_no_folder_says_so(tmp_path: Path, samples: list[Samp
     assert not (tmp_path / "elsewhere").exists()
 
 
+class Unknown(Copies):
+    """A job that no worker can load, as where a package is lacking."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_a_worker_that_cannot_load_the_job_says_so(tmp_path: Path, samples: list[Sample], client: Client) -> None:
+    frame, _ = run(samples[:1], tmp_path / "out", client, Unknown())
+    assert "cannot load what is to be done: ValueError: invalid literal" in frame["error"].iloc[0]
+
+
+def test_a_folder_that_is_read_only_is_refused(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match="is not writable"):
+        run(samples, tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_memory_that_is_lacking_is_said(tmp_path: Path, samples: list[Sample]) -> None:
     samples[0].path.write_text("memory")
     prepare(tmp_path)
@@ -310,7 +331,7 @@ def test_schedulers_that_do_not_answer_and_options_that_do_not_go_together(clien
 
 
 def test_slides_take_a_gpu_where_workers_have_one(tmp_path: Path, samples: list[Sample]) -> None:
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None, resources={"GPU": 1}) as c:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0", resources={"GPU": 1}) as c:
         with workers(c, n_slides=1) as found:
             assert found.resources == {"GPU": 1}
         assert run(samples[:1], tmp_path / "out", c)[0]["status"].tolist() == ["complete"]

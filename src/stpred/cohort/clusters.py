@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from stpred._core.checks import InputError, whole
+from stpred._core.checks import InputError, listing, whole
 from stpred._core.files import reason
 
 if TYPE_CHECKING:
@@ -89,6 +90,13 @@ def workers(
 
 
 def _of_client(client: Client) -> Workers:
+    here = version("stpred")
+    try:
+        there = set(client.run(version, "stpred").values())
+    except PackageNotFoundError:
+        raise InputError("The workers of the Dask cluster have no stpred; install it where they run.") from None
+    if there - {here}:
+        raise InputError(f"The workers of the Dask cluster have stpred {listing(sorted(there))}, and this is {here}.")
     found = client.scheduler_info(n_workers=-1)["workers"].values()
     if found and not any(w["resources"].get(GPU) for w in found):
         return Workers(client, len(found))
@@ -108,12 +116,13 @@ def _on_this_machine(n_slides: int, n_workers: int | None, devices: Sequence[int
     n, n_threads = split_cores(n_slides, n_workers, None if devices is None else len(devices))
     limits = {name: str(n_threads) for name in _LIMITS}
     common: dict[str, Any] = {"nthreads": 1, "memory_limit": 0}
-    scheduler = {"allowed_failures": ALLOWED_FAILURES, "dashboard": False}
+    scheduler = {"allowed_failures": ALLOWED_FAILURES, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     resources = None
     if devices is None:
         cluster: Any = LocalCluster(
-            n_workers=n, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None,
-            silence_logs=logging.CRITICAL, scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES}, env=limits,
+            n_workers=n, threads_per_worker=1, processes=True, memory_limit=0,
+            dashboard_address=scheduler.pop("dashboard_address"), silence_logs=logging.CRITICAL,
+            scheduler_kwargs=scheduler, env=limits,
         )  # fmt: skip
     else:
         resources = {GPU: 1.0}

@@ -26,7 +26,7 @@ from stpred.cohort.manifest import (
     write_manifest,
     write_record,
 )
-from stpred.cohort.worker import Job, Task, record_of, run_task
+from stpred.cohort.worker import Job, Task, record_of, run_packed
 from stpred.io.samples import Sample
 
 if TYPE_CHECKING:
@@ -200,16 +200,17 @@ def _results(job: Job, tasks: list[Task], found: Workers) -> Iterator[Record]:
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker, as_completed
+    from distributed.protocol.pickle import dumps
 
     from stpred.cohort.session import session_settings
 
     settings = session_settings()
     futures = {}
     for place, task in enumerate(tasks):
-        ready = replace(task, settings=settings)
+        packed = dumps((job, replace(task, settings=settings)))
         future = found.client.submit(
-            run_task, job, ready, pure=False, key=f"{job.what}-{task.store}-{time.time_ns()}", retries=1,
-            priority=-place, resources=found.resources,
+            run_packed, packed, record_of(job, task), pure=False, key=f"{job.what}-{task.store}-{time.time_ns()}",
+            retries=1, priority=-place, resources=found.resources,
         )  # fmt: skip
         futures[future] = task
     try:

@@ -113,6 +113,23 @@ class Task:
     anew: bool = False
 
 
+def run_packed(packed: bytes, record: Record) -> Record:
+    """Run a packed job and task; on a worker that lacks a package that they need, the record says so.
+
+    Were they unpacked by Dask, such a worker would end and be started again for every slide.
+    """
+    from distributed.protocol.pickle import loads
+
+    try:
+        job, task = loads(packed)
+    except Exception as error:  # noqa: BLE001  # whatever the import of a package raises
+        said = (
+            f"The worker on {platform.node()} cannot load what is to be done: {type(error).__name__}: {reason(error)}."
+        )
+        return replace(record, status=FAILED, error=said, worker=_worker())
+    return run_task(job, task)
+
+
 def run_task(job: Job, task: Task) -> Record:
     """Bring one slide to its result and return its record, which is also kept in the run's folder.
 
