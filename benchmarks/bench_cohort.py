@@ -80,8 +80,8 @@ def kills(folder: Path, n: int, n_kills: int, *, seed: int = 0) -> None:
     wrong = differing(folder / "calm", out)
     done = len(complete(out))
     print(
-        f"| {n_kills - left} kills ({n_workers} of workers, {n_clients} of the client) in {n} slides | complete {done}, "
-        f"reported and lost {lost}, other than in an undisturbed run {len(wrong)}, left over "
+        f"| {n_kills - left} kills ({n_workers} of workers, {n_clients} of the client) in {n} slides | complete "
+        f"{done}, reported and lost {lost}, other than in an undisturbed run {len(wrong)}, left over "
         f"{len(list((out / '.stpred' / 'unfinished').glob('*')))} |",
         flush=True,
     )
