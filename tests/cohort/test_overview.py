@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 
@@ -177,7 +178,7 @@ class Opened:
     def __init__(self, browser: Any, path: Path, *, width: int = 1280, scheme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(10_000)
+        self.tab.set_default_timeout(30_000)
         self.wrong: list[str] = []
         self.tab.on("console", lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None)
         self.tab.on("pageerror", lambda e: self.wrong.append(str(e)))
@@ -229,6 +230,11 @@ def test_sort_by_every_column_search_and_filter(browser: Any, page: Path) -> Non
         tab.locator(".group.error").first.click()
         assert sorted(opened.rows()) == sorted([EVIL, "slide 10"])
         assert "is cut off" in tab.locator("#filter").inner_text()
+        with tab.expect_download() as saved:
+            tab.locator("#save").click()
+        listed = pd.read_csv(saved.value.path())
+        failed = [r for r in records() if r.slide in (EVIL, "slide 10")]
+        assert listed[["slide", "path"]].to_numpy().tolist() == [[r.slide, r.path] for r in failed]
         tab.locator(".group.error").first.click()
         assert len(opened.rows()) == 7
         assert opened.wrong == []
@@ -294,7 +300,7 @@ def test_two_thousand_slides_are_usable(browser: Any, tmp_path: Path, monkeypatc
     assert 10e6 < path.stat().st_size < 20e6
     start = time.perf_counter()
     with Opened(browser, path) as opened:
-        assert time.perf_counter() - start < 10  # 3 s on an idle machine, see benchmarks; here what would be absurd
+        assert time.perf_counter() - start < 25  # 3 s on an idle machine, see benchmarks; here what would be absurd
         tab = opened.tab
         assert tab.locator("#table tbody tr[data-row]").count() < 40
         assert opened.rows()[:2] == ["s0", "s40"]

@@ -159,6 +159,7 @@
     byId("direction").textContent = sorted.down ? "▼" : "▲";
     byId("direction").setAttribute("aria-label", sorted.down ? "Sorted downwards; sort upwards" : "Sorted upwards; sort downwards");
     byId("count").textContent = `${count(order.length)} of ${count(N)} slides`;
+    byId("save").disabled = !order.length;
     byId("clear").hidden = !(words.length || group || show.value !== "all");
     byId("filter").hidden = !group;
     byId("filter").textContent = group ? `Only slides with: ${group.text}` : "";
@@ -356,6 +357,16 @@
     }
   });
   show.addEventListener("change", arrange);
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  byId("save").addEventListener("click", () => {
+    const rows = [["slide", "path", "donor"]];
+    for (const i of order) rows.push([all.slide[i], all.path[i], all.donor[i]]);
+    const text = rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n";
+    const link = make("a", null, { download: "slides.csv" });
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
   sort.addEventListener("change", () => {
     const column = Number(sort.value);
     sorted = { column, down: Boolean(COLUMNS[column].down) };
