@@ -75,6 +75,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tl.pseudobulk": lambda s, f: st.tl.pseudobulk(s, RIDGE, in_distribution_only=False, coordinate_system=f),
     "tl.score_cell_types": lambda s, f: _scored(s, f),
     "tl.annotate_cells": lambda s, f: _annotated(s, f),
+    "tl.impute_genes": lambda s, f: _imputed(s, f),
+    "tl.trusted": lambda s, f: st.tl.trusted(s, RIDGE, coordinate_system=f),
     "tl.pathway_activity": lambda s, f: st.tl.pathway_activity(
         s, COUNTS, SETS, method="ulm", min_targets=2, coordinate_system=f, inplace=False
     ),
@@ -193,6 +195,13 @@ def _annotated(sdata: SpatialData, frame: str) -> pd.DataFrame:
     assert found is not None
     obs = found.obs.loc[found.obs["cell_type"].notna(), ["cell_type", "cell_type_score", "cell_type_distance"]]
     return obs.astype({"cell_type": str}).reset_index(drop=True)
+
+
+def _imputed(sdata: SpatialData, frame: str) -> Any:
+    cells = st.datasets.toy(seed=9, donor=8, size_um=(300.0, 300.0), n_genes=50, mpp=1.0)["cells_counts"]
+    return st.tl.impute_genes(
+        sdata, RIDGE, cells, trusted_only=False, measured_key=COUNTS, coordinate_system=frame, inplace=False
+    )
 
 
 def _aggregated(sdata: SpatialData, frame: str) -> Any:

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     from stpred.tl._predictors.probe_encoder import probe_encoder
     from stpred.tl._predictors.train import train
     from stpred.tl._reference.annotate_cells import annotate_cells
+    from stpred.tl._reference.check_pairs import check_pairs
     from stpred.tl._reference.check_reference import check_reference
+    from stpred.tl._reference.impute_genes import impute_genes
+    from stpred.tl._reference.trusted import trusted
     from stpred.tl._robustness.alignment import alignment
     from stpred.tl._robustness.calibration import calibration
     from stpred.tl._robustness.misaligned_spots import misaligned_spots
@@ -73,6 +76,7 @@ _HOMES = {
     "annotate_cells": "_reference.annotate_cells",
     "attribution": "_trust.attribution",
     "calibration": "_robustness.calibration",
+    "check_pairs": "_reference.check_pairs",
     "check_reference": "_reference.check_reference",
     "classify": "_samples.classify",
     "cluster_purity": "_latent.cluster_purity",
@@ -94,6 +98,7 @@ _HOMES = {
     "error_by_std": "_trust.error_by_std",
     "feature_associations": "_downstream.feature_associations",
     "finetune": "_predictors.finetune",
+    "impute_genes": "_reference.impute_genes",
     "latent": "_latent.latent",
     "latent_clusters": "_latent.latent_clusters",
     "markers": "_downstream.markers",
@@ -124,6 +129,7 @@ _HOMES = {
     "to_log1p_cp10k": "_trust.to_log1p_cp10k",
     "top_gene_curve": "_evaluation.top_gene_curve",
     "train": "_predictors.train",
+    "trusted": "_reference.trusted",
     "typical_tiles": "_latent.typical_tiles",
     "validate": "_evaluation.validate",
     "withheld_sections": "_robustness.withheld_sections",
@@ -136,6 +142,7 @@ __all__ = [
     "annotate_cells",
     "attribution",
     "calibration",
+    "check_pairs",
     "check_reference",
     "classify",
     "cluster_purity",
@@ -157,6 +164,7 @@ __all__ = [
     "error_by_std",
     "feature_associations",
     "finetune",
+    "impute_genes",
     "latent",
     "latent_clusters",
     "markers",
@@ -187,6 +195,7 @@ __all__ = [
     "to_log1p_cp10k",
     "top_gene_curve",
     "train",
+    "trusted",
     "typical_tiles",
     "validate",
     "withheld_sections",
