@@ -100,7 +100,8 @@ def test_a_profile_in_blocks_is_that_of_all_values() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two slides, which no test changes, and their tables."""
     folder = tmp_path_factory.mktemp("run")
-    return folder, run_of(folder, {"a": {}, "b": {"n": 5, "share": 1.0}})
+    poor = {"left_out": {"off_image": 1, "pen": 2, "without_cells": ["7"]}, "upsampled": True}
+    return folder, run_of(folder, {"a": poor, "b": {"n": 5, "share": 1.0}})
 
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 16_000_000])
@@ -121,6 +122,7 @@ def test_profiles_are_those_of_the_tables(run: Run, monkeypatch: pytest.MonkeyPa
         assert said["n_tiles"] == len(kept)
         assert said["n_locations"] + said["n_left_out"] == len(kept)
         assert said["share_in_distribution"] == pytest.approx(kept.mean())
+        assert (said["n_not_predicted"], said["upsampled"]) == (3 if name == "a" else 0, name == "a")
         assert said["median_ood_score"] == pytest.approx(np.median(table.obs["ood_score"]))
         assert (said["donor"], said["table"], said["region"], said["mpp"]) == (
             f"of {name}",
@@ -366,3 +368,14 @@ def test_the_command_writes_all_three(run: Run, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
     assert CliRunner().invoke(app, ["collect", str(run[0]), "--page", str(tmp_path / "p.html")]).exit_code == 0
     assert (tmp_path / "p.html").is_file()
+
+
+def test_counts_per_ten_thousand_are_averaged_as_amounts_and_joined_as_they_are(tmp_path: Path) -> None:
+    tables = run_of(tmp_path, {"a": {"scale": "counts", "per": 1e4}})
+    bulk = collect_cohort(tmp_path, tables=tmp_path / "t.h5ad", in_distribution_only=False)
+    np.testing.assert_allclose(bulk.X[0], np.log1p(tables["a"].X.mean(axis=0)), rtol=1e-5)
+    assert read_prediction(bulk)["output_scale"] == "log1p_cp10k"
+    joined = ad.read_h5ad(tmp_path / "t.h5ad")
+    np.testing.assert_array_equal(joined.X, tables["a"].X)
+    said = json.loads(joined.uns["stpred"])
+    assert (said["output_scale"], said["per"]) == ("counts", 1e4)

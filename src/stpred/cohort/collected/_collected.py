@@ -90,7 +90,9 @@ class Cohort:
 
     def shape_of_joined(self, manifest: pd.DataFrame) -> dict[str, Any]:
         """Return what :class:`JoinedTables` asks."""
-        said = self.provenance(manifest) | {"kind": JOINED, "average": None, "in_distribution_only": False}
+        own = self.found[0].provenance  # of the values as they are, not averaged
+        said = self.provenance(manifest) | {k: own[k] for k in ("output_scale", "per") if k in own}
+        said |= {"kind": JOINED, "average": None, "in_distribution_only": False}
         return {
             "n_obs": self.n_obs,
             "var": self.var(),
@@ -206,8 +208,7 @@ class Cohort:
         """Return how the values came about."""
         left = manifest[manifest["status"] != COMPLETE]
         own = self.found[0].provenance
-        kept = ("model", "model_id", "family", "encoder", "tile", "gene_rule", "support_um", "library")
-        return {name: own[name] for name in kept if name in own} | {
+        return {name: value for name, value in own.items() if name != "per"} | {
             "kind": KIND,
             "output_scale": "log1p_cp10k" if self.scale == "cp10k" else self.scale,
             "comparable": "within genes only" if self.scale == "relative" else "within and between genes",
@@ -258,6 +259,8 @@ def _facts(table: StoredTable, locations: Locations, slide: _Slide) -> dict[str,
         "region": ", ".join(table.regions),
         "n_genes": len(table.genes),
         "n_tiles": table.n_obs,
+        "n_not_predicted": sum(table.left_out.values()),
+        "upsampled": table.upsampled,
         "n_locations": slide.n_locations,
         "n_left_out": left,
         "share_left_out": left / table.n_obs,

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 16_000_000
 """Values that are read at once, as float32."""
 
+_OF_THE_MODEL = (
+    "model", "model_id", "family", "encoder", "tile", "gene_rule", "support_um", "library", "output_scale", "per",
+    "readout",
+)  # fmt: skip
+"""Provenance that is kept of a table: what does not differ between the slides of one model."""
+
 
 @dataclass(frozen=True)
 class StoredTable:
@@ -37,7 +43,11 @@ class StoredTable:
     n_obs
         Locations.
     provenance
-        What stpred wrote of the prediction, without the fingerprint of its values.
+        What stpred wrote of the model, the same object for tables of one model.
+    left_out
+        How many locations could not be predicted, by reason.
+    upsampled
+        Whether the image was coarser than what the model's encoder sees.
     text_ids
         Whether instance ids are text, not numbers.
     regions
@@ -50,6 +60,8 @@ class StoredTable:
     genes: pd.Index
     n_obs: int
     provenance: dict[str, Any]
+    left_out: dict[str, int]
+    upsampled: bool
     text_ids: bool
     regions: tuple[str, ...]
 
@@ -128,6 +140,7 @@ class Opener:
     def __init__(self, layers: Sequence[str] = ()) -> None:
         self.layers = layers
         self._genes: dict[bytes, pd.Index] = {}
+        self._models: dict[str, dict[str, Any]] = {}
 
     def __call__(self, slide: str, store: Path, key: str) -> StoredTable:
         """Return a table, or say that it is not there, not complete, or no prediction."""
@@ -153,7 +166,11 @@ class Opener:
             has = listing(sorted(group["layers"])) if lacking[0].startswith("layers") else listing(sorted(group["obs"]))
             raise InputError(f"{place} lacks {', '.join(lacking)}; it has {has}.")
         text = not np.issubdtype(getattr(ids, "dtype", np.dtype(object)), np.integer)
-        return StoredTable(slide, store, key, genes, n_obs, provenance, text, regions)
+        own = {k: provenance[k] for k in _OF_THE_MODEL if k in provenance}
+        own = self._models.setdefault(json.dumps(own, sort_keys=True), own)
+        left_out = {k: n for k, n in (provenance.get("left_out") or {}).items() if isinstance(n, int)}
+        upsampled = bool(provenance.get("upsampled"))
+        return StoredTable(slide, store, key, genes, n_obs, own, left_out, upsampled, text, regions)
 
     def _index(self, var: Any) -> pd.Index:
         import pandas as pd
@@ -185,7 +202,6 @@ def _provenance(said: Any, place: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or "output_scale" not in found:
         raise InputError(f"{place} is no prediction that stpred wrote: its uns[{keys.UNS!r}] does not say its scale.")
-    found.pop("fingerprint", None)
     return found
 
 

@@ -73,9 +73,11 @@ def collect_cohort(
     slides without any location in distribution. ``layers["all_locations"]``: the same over all locations;
     ``layers["location_sd"]``: standard deviation of the values over the locations that were averaged. ``obs``: columns
     of the manifest, ``donor`` (missing where it is not known), ``table``, ``region``, ``n_tiles`` (locations),
-    ``n_locations`` that were averaged, ``n_left_out`` and ``share_left_out`` of the others, ``share_in_distribution``,
-    ``median_ood_score``, ``n_genes``. ``var``: what the model states of each gene's predictability, and ``n_collected``
-    slides that have it. ``uns["stpred"]``: JSON with scale, model and the slides that were left out.
+    ``n_not_predicted`` (off the image, without cells, of poor quality), ``upsampled`` (an image too coarse for the
+    model), ``n_locations`` that were averaged, ``n_left_out`` and ``share_left_out`` of the others,
+    ``share_in_distribution``, ``median_ood_score``, ``n_genes``. ``var``: what the model states of each gene's
+    predictability, and ``n_collected`` slides that have it. ``uns["stpred"]``: JSON with scale, model and the slides
+    that were left out.
 
     `tables` holds an AnnData of locations x genes: ``obs_names`` ``slide/instance``, ``obs`` with ``slide``, ``donor``,
     ``region``, ``instance_id``, ``ood_score`` and ``in_distribution``, ``obsm["spatial"]`` in micrometres of each
