@@ -95,7 +95,9 @@ def test_encoders_side_by_side(tmp_path: Path) -> None:
 def test_evaluation_of_encoders_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
     original = data._features._stream
-    monkeypatch.setattr(data._features, "_stream", lambda r, shares: (passes.append(r.slide), original(r, shares))[1])
+    monkeypatch.setattr(
+        data._features, "_stream", lambda r, shares, **k: (passes.append(r.slide), original(r, shares, **k))[1]
+    )
     how_big = {"size_um": (600, 600), "n_genes": 20}
     slides = [str(st.datasets.toy_visium(tmp_path / f"{s}" / "outs", seed=s, **how_big)) for s in (0, 1)]
     how = ["--groups", "slide", "--genes", "mean:4", "-o", str(tmp_path / "s.csv")]

@@ -79,9 +79,13 @@ def evaluate(
                 ensure_cells(sdata)
         used = _encoders(chosen, encoder_used)
         for name, sdata in read.items():  # once for both scales, and all encoders in one pass over the image
-            region = data.read_region(sdata, Place(shapes_key=shapes), slide=name, measured=True).shapes_key
-            if used is not None and st.settings.cache_dir is None:  # there they stay on disk
-                st.pp.features(sdata, used, shapes_key=region, device=device)
+            region = data.read_region(sdata, Place(shapes_key=shapes), slide=name, measured=True)
+            if used is not None and st.settings.cache_dir is not None:
+                data.embed(
+                    region, st.encoders.get(used, device=device), region.coords_um
+                )  # into the folder, and not into memory
+            elif used is not None:
+                st.pp.features(sdata, used, shapes_key=region.shapes_key, device=device)
         with st.settings.override(checkpoint_dir=checkpoint, precision=precision):
             parts = [
                 st.tl.cross_validate(

@@ -163,7 +163,7 @@ def test_stored_features_are_reused_and_never_when_stale(
     want = st.tl.predict(unseen, ridge, inplace=False)
     calls: list[int] = []
     original = _features._embed
-    monkeypatch.setattr(_features, "_embed", lambda *a: (calls.append(len(a[2])), original(*a))[1])
+    monkeypatch.setattr(_features, "_embed", lambda *a, **k: (calls.append(len(a[2])), original(*a, **k))[1])
     assert np.array_equal(st.tl.predict(unseen, ridge, inplace=False).X, want.X)
     assert calls == []
     with xr.set_options(keep_attrs=True):  # where the image is placed stands in its attributes
