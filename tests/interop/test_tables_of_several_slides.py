@@ -138,6 +138,7 @@ ELSEWHERE = {
     "pl.attribution": "is of tiles; takes the rows of the table as pl.spatial does",
     "pl.metagenes": "needs a generative model; takes the rows as pl.spatial does",
     "pl.raster": "is of a raster; takes the rows of the table as pl.spatial does",
+    "pp.register": "takes the counts of the shapes that it is told, which lie in one frame",
     "tl.alignment": "needs a large slide; reads its region as tl.validate does",
     "tl.calibration": "needs a generative model; reads its region as tl.train does",
     "tl.collect_cohort": "is of a folder of stores, each of one slide",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stpred.pl._markers import markers
     from stpred.pl._models import models
     from stpred.pl._raster import raster
+    from stpred.pl._registration import registration
     from stpred.pl._samples.cohort_size import cohort_size
     from stpred.pl._samples.rank_agreement import rank_agreement
     from stpred.pl._scores.boxes import boxes
@@ -50,6 +51,7 @@ __all__ = [
     "models",
     "rank_agreement",
     "raster",
+    "registration",
     "spatial",
     "tiles",
     "top_genes",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stpred.pp._grid import grid
     from stpred.pp._nuclei import nuclei
     from stpred.pp._qc import qc
+    from stpred.pp._register import register
     from stpred.pp._select_genes import select_genes
     from stpred.pp._stain_normalize import stain_normalize
     from stpred.pp._stain_reference import StainReference, stain_reference
@@ -31,6 +32,7 @@ __all__ = [
     "grid",
     "nuclei",
     "qc",
+    "register",
     "select_genes",
     "stain_normalize",
     "stain_reference",

@@ -38,11 +38,16 @@ class Pyramid:
         self.levels = tuple(sorted(levels, key=lambda level: level.mpp))
 
     @classmethod
-    def from_image(cls, image: Any, *, coordinate_system: str = keys.UM) -> Pyramid:
-        """Build it from a single- or multiscale image element that is placed in `coordinate_system`."""
+    def from_image(
+        cls, image: Any, *, coordinate_system: str = keys.UM, to_um: NDArray[np.float64] | None = None
+    ) -> Pyramid:
+        """Build it from a single- or multiscale image element that is placed in `coordinate_system`.
+
+        `to_um`: (3, 3) from its pixels to micrometres, for an image without a place.
+        """
         from xarray import DataTree
 
-        affine = affine_to(image, coordinate_system)
+        affine = affine_to(image, coordinate_system) if to_um is None else to_um
         if affine is None:
             raise InputError(f"The image is not placed in the coordinate system {coordinate_system!r}.")
         arrays = (
