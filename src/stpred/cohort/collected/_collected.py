@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +55,23 @@ class Cohort:
         """Locations of all slides."""
         return sum(table.n_obs for table in self.found)
 
+    @cached_property
+    def _columns(self) -> dict[int, NDArray[np.int64]]:
+        """For each list of genes, by its ``id``, the (G,) positions of the collected genes in it; -1: it lacks them."""
+        return {key: genes.get_indexer(self.genes) for key, genes in {id(t.genes): t.genes for t in self.found}.items()}
+
+    def _lacking(self) -> list[str]:
+        """Slides that lack some of the genes."""
+        short = {key for key, at in self._columns.items() if (at < 0).any()}
+        return [table.slide for table in self.found if id(table.genes) in short]
+
     def warn_of_gaps(self, manifest: pd.DataFrame) -> None:
         """Say which slides are not complete, lack genes, or were predicted otherwise than others."""
         left = manifest[manifest["status"] != COMPLETE]
         if len(left):
             counts = ", ".join(f"{n} {status}" for status, n in left["status"].value_counts().items())
             warn(f"{len(left)} of {len(manifest)} slides are not complete and left out ({counts}).")
-        lacking = [t.slide for t in self.found if not self.genes.isin(t.genes).all()]
-        if lacking:
+        if lacking := self._lacking():
             warn(
                 f"{len(lacking)} of {len(self.found)} slides lack some of the {len(self.genes)} genes, which are NaN "
                 f"there: {listing(lacking, most=3)}; var['n_collected'] counts the slides of each gene."
@@ -122,8 +132,7 @@ class Cohort:
         for name in var:  # where only some tables have a column, truth values are objects beside NaN
             if var[name].dtype == object and var[name].dropna().map(lambda v: isinstance(v, bool | np.bool_)).all():
                 var[name] = [v is not None and v == v and bool(v) for v in var[name]]
-        counts = {id(t.genes): self.genes.isin(t.genes) for t in self.found}
-        var["n_collected"] = np.sum([counts[id(t.genes)] for t in self.found], axis=0, dtype=np.int64)
+        var["n_collected"] = np.sum([self._columns[id(t.genes)] >= 0 for t in self.found], axis=0, dtype=np.int64)
         var.index.name = None
         return var
 
@@ -169,7 +178,7 @@ class Cohort:
 
     def _read(self, table: StoredTable, locations: Locations, start: int, writer: JoinedTables | None) -> _Slide:
         """Read the values of one table."""
-        at = table.genes.get_indexer(self.genes)
+        at = self._columns[id(table.genes)]
         there = np.flatnonzero(at >= 0)
         everything = self.scale == "counts"  # the total is that of all genes
         columns = at[there]
@@ -217,7 +226,7 @@ class Cohort:
             "tables": sorted({table.key for table in self.found}),
             "n_slides": len(self.found),
             "left_out": {str(status): sorted(str(s) for s in part["slide"]) for status, part in left.groupby("status")},
-            "n_lacking_genes": sum(not self.genes.isin(t.genes).all() for t in self.found),
+            "n_lacking_genes": len(self._lacking()),
             "versions": package_versions(),
         }
 
