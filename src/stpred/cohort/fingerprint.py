@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stpred._core.checks import MissingFileError
+from stpred._core.checks import InputError, MissingFileError
 from stpred._core.files import readable
+from stpred.cohort.slides import STORE, is_store
+from stpred.io.samples import format_of
 
 if TYPE_CHECKING:
     from stpred.io.samples import Sample
@@ -21,13 +24,13 @@ _BLOCK, _N_BLOCKS = 1 << 20, 256
 
 
 def fingerprint_of(sample: Sample) -> str:
-    """Return what tells the content of a slide's files from any other, wherever they lie.
+    """Return what tells the content of a slide's files from any other, wherever they lie, and as what they are read.
 
     Of files above 1 GiB, 256 blocks of 1 MiB and the size stand for the whole.
     """
     if not sample.path.exists():
         raise MissingFileError(f"There is nothing at {str(sample.path)!r}.")
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(str(_format(sample)).encode(), digest_size=16)
     for name, path in files_of(sample):
         with readable(path, what="slide"):
             size = path.stat().st_size
@@ -45,7 +48,7 @@ def fingerprint_of(sample: Sample) -> str:
 
 def stamp_of(sample: Sample) -> str:
     """Return names, sizes and times of change of a slide's files, as a hash; empty where some are not there."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(str(sample.format).encode(), digest_size=16)
     try:
         for name, path in files_of(sample):
             state = path.stat()
@@ -61,6 +64,13 @@ def size_of(sample: Sample) -> int:
         return sum(path.stat().st_size for _, path in files_of(sample))
     except OSError:
         return 0
+
+
+def _format(sample: Sample) -> str | None:
+    """Return the format that a slide is read as; None where it is none, which reading says then."""
+    with suppress(InputError, OSError):
+        return STORE if is_store(sample.path) else format_of(sample)
+    return None
 
 
 def files_of(sample: Sample) -> Iterator[tuple[str, Path]]:

@@ -17,6 +17,7 @@ from stpred import models
 from stpred._core import tables
 from stpred._core.checks import InputError, InputWarning
 from stpred._core.files import read_json, writable
+from stpred.cohort.fingerprint import size_of
 from stpred.cohort.manifest import OWN
 from stpred.cohort.options import PredictOptions
 from stpred.cohort.pictures import write_picture
@@ -37,6 +38,9 @@ REPLACED = "replaced"
 
 MAP = "_map"
 """Ending of the map's key."""
+
+LARGE_BYTES = 256 << 20
+"""Size of a slide's files from which on its features are kept on disk while it is worked on."""
 
 FORMAT = 1
 
@@ -69,7 +73,7 @@ class Prediction:
     def settings_of(self, sample: Sample) -> str:
         """Return a short hash of everything but model and files that decides the result."""
         read = {k: v for k, v in sample.options.items() if k not in ("image", "spots", "alignment")}
-        said = {"format": FORMAT, "options": self.options.to_dict(), "read": read, "as": sample.format}
+        said = {"format": FORMAT, "options": self.options.to_dict(), "read": read}
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def key_of(self, sample: Sample, fingerprint: str) -> str:
@@ -107,7 +111,8 @@ class Prediction:
             with _warnings() as warned:
                 sdata = read_slide(sample)
                 if not is_table_there:
-                    table, notes = self.options.predict(sdata, model)
+                    with _kept_features(sample, _features_of(draft)):
+                        table, notes = self.options.predict(sdata, model)
             if not is_table_there:
                 said = {"key": key, **_facts(sdata, table), "warnings": "\n".join([*notes, *warned])}
                 attrs = {ATTRIBUTE: json.dumps(said, sort_keys=True)}
@@ -115,6 +120,7 @@ class Prediction:
             if self.options.with_map:
                 self._add_map(sdata, model, draft)
         _publish(draft, folder / store, key)
+        shutil.rmtree(_features_of(draft), ignore_errors=True)
 
     def add_more(self, folder: Path, store: str) -> None:
         """Draw the picture of a finished result."""
@@ -135,6 +141,25 @@ class Prediction:
             if name not in sdata.shapes:
                 sdata.shapes[name] = shapes
         self.options.predict_map(sdata, model, draft)
+
+
+def _features_of(draft: Path) -> Path:
+    return draft.with_suffix(".features")
+
+
+@contextmanager
+def _kept_features(sample: Sample, folder: Path) -> Iterator[None]:
+    """Keep the features of a large slide until it is finished: an interrupted prediction goes on where it was.
+
+    They are kept as half-precision floats, as in every cache of features, so results do not depend on interruptions.
+    """
+    from stpred import settings
+
+    if settings.cache_dir is not None or size_of(sample) < LARGE_BYTES:
+        yield
+        return
+    with settings.override(cache_dir=folder):
+        yield
 
 
 @contextmanager

@@ -298,7 +298,7 @@ def read_sample(sample: Sample, **kwargs: Any) -> SpatialData:
     path = sample.path
     if not path.exists():
         raise MissingFileError(f"There is nothing at {str(path)!r}.")
-    format = _format(sample)
+    format = format_of(sample)
     options = {}
     for column, value in sample.options.items():
         parameter = READER_OPTIONS[column].parameter(format)
@@ -325,7 +325,7 @@ def read_sample(sample: Sample, **kwargs: Any) -> SpatialData:
     return getattr(io, format)(*(files or [path]), **options, **kwargs)  # type: ignore[no-any-return]
 
 
-def _format(sample: Sample) -> str:
+def format_of(sample: Sample) -> str:
     """Return the stated format of a slide, or the one recognised from its files."""
     if sample.format is not None:
         if sample.format not in FORMATS:
