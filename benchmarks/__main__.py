@@ -18,7 +18,7 @@ from typing import Any
 
 import benchmarks
 
-SLOW = {"collect", "composite", "encoders", "large_slide", "maps", "memory"}
+SLOW = {"collect", "composite", "encoders", "large_slide", "maps", "memory", "tables"}
 
 
 def parts() -> list[str]:

@@ -18,6 +18,7 @@ from stpred._core.progress import track
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 from stpred._core.tables import read_provenance
+from stpred.data import _scratch as scratch
 from stpred.data._feature_cache import Busy, Entry, FeatureCache
 from stpred.data._regions import Region
 from stpred.encoders.base import Encoder
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("stpred")
+
+_DIGEST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,16 @@ def embed(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]) -> N
     return _embed(region, members_of(encoder), coords_um)
 
 
-def _embed(region: Region, members: Sequence[Encoder], coords_um: NDArray[np.float64], *, on_disk: bool = False) -> Any:
-    return _stream(region, [_Share(m, coords_um, m.card.tile, "tiles") for m in members], on_disk=on_disk)
+def _embed(
+    region: Region,
+    members: Sequence[Encoder],
+    coords_um: NDArray[np.float64],
+    *,
+    on_disk: bool = False,
+    spill: bool = False,
+) -> Any:
+    shares = [_Share(m, coords_um, m.card.tile, "tiles") for m in members]
+    return _stream(region, shares, on_disk=on_disk, spill=spill)
 
 
 def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) -> NDArray[Any]:
@@ -81,13 +92,19 @@ def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) ->
 
 
 def embed_parts(
-    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int, on_disk: bool = False
+    region: Region,
+    encoder: Encoder,
+    coords_um: NDArray[np.float64],
+    *,
+    parts: int,
+    on_disk: bool = False,
+    spill: bool = False,
 ) -> Any:
     """Return (n * parts ** 2, width) features of the sub-tiles of each tile, row by row of a tile.
 
     An encoder whose scales are in micrometres sees a smaller tile at its own resolution; any other sees the sub-tile
     resampled to the size that it expects. Of several encoders each sees the sub-tiles of its own tile. `on_disk`: leave
-    what is kept there (:class:`~stpred._core.disk.on_disk.OnDisk`).
+    what is kept there (:class:`~stpred._core.disk.on_disk.OnDisk`); `spill`: see `embed_region`.
     """
     shares = []
     for member in members_of(encoder):
@@ -96,13 +113,16 @@ def embed_parts(
         grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
         places = (coords_um[:, None] + grid).reshape(-1, 2)
         shares.append(_resized(member, places, size_um=size_um / parts, what="parts"))
-    return _stream(region, shares, on_disk=on_disk)
+    return _stream(region, shares, on_disk=on_disk, spill=spill)
 
 
-def embed_centre(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int) -> NDArray[Any]:
+def embed_centre(
+    region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, parts: int, spill: bool = False
+) -> Any:
     """Return (n, width) features of a sub-tile about the centre of each tile, of the size that `embed_parts` takes."""
     members = members_of(encoder)
-    return _stream(region, [_resized(m, coords_um, size_um=m.card.tile.size_um / parts, what="wide") for m in members])
+    shares = [_resized(m, coords_um, size_um=m.card.tile.size_um / parts, what="wide") for m in members]
+    return _stream(region, shares, on_disk=spill, spill=spill)
 
 
 def embed_wide(region: Region, encoder: Encoder, coords_um: NDArray[np.float64], *, size_um: float) -> NDArray[Any]:
@@ -117,10 +137,10 @@ def _resized(encoder: Any, coords_um: NDArray[np.float64], *, size_um: float, wh
     return _Share(other, coords_um, tile, what)
 
 
-def _stream(region: Region, shares: Sequence[_Share], *, on_disk: bool = False) -> Any:
+def _stream(region: Region, shares: Sequence[_Share], *, on_disk: bool = False, spill: bool = False) -> Any:
     """Return the shares' features side by side; what the cache has is read, all others are computed in one pass.
 
-    `on_disk`: what the cache has stays there.
+    `on_disk`: what the cache has stays there. `spill`: what is computed is in a file where it is much (`scratch`).
     """
     n = len(shares[0].coords_um)
     with ExitStack() as stack:
@@ -130,11 +150,15 @@ def _stream(region: Region, shares: Sequence[_Share], *, on_disk: bool = False) 
             entries.append(entry)
             todo.append(np.ones(n, dtype=bool) if rows is None else np.isin(np.arange(n), rows))
         widths = [share.shape[-1] if e is None else 0 for share, e in zip(shares, entries, strict=True)]
-        memory = np.empty((n, *shares[0].shape[:-1], sum(widths)), dtype=shares[0].dtype)
+        memory = scratch.empty((n, *shares[0].shape[:-1], sum(widths)), shares[0].dtype, spill=spill)
+        written = 0
         parts: list[Any] = np.split(memory, np.cumsum(widths)[:-1], axis=-1)
         for k, rows, values in _encoded(region, shares, todo):
             if (entry := entries[k]) is None:
                 parts[k][rows] = values
+                if (written := written + values.nbytes) > scratch.RELEASE_BYTES:
+                    scratch.release(memory)
+                    written = 0
             else:
                 entry.write(rows, values)
         if all(entry is None for entry in entries):
@@ -188,11 +212,13 @@ def embed_region(
     rows: NDArray[np.int64] | None = None,
     points_um: NDArray[np.float64] | None = None,
     on_disk: bool = False,
+    spill: bool = False,
 ) -> Any:
     """Return features of a region's locations, or some `rows` of them, and behind them those of further points.
 
     What `pp.features` wrote of the region for the encoder is taken from there, and of several encoders also what it
     wrote for each of them. `on_disk`: what the cache has stays there (:class:`~stpred._core.disk.on_disk.OnDisk`).
+    `spill`: so it does, and what is computed is in a file that goes with the array, where it is much.
     """
     coords = region.coords_um if rows is None else region.coords_um[rows]
     points = np.empty((0, 2)) if points_um is None else points_um
@@ -200,7 +226,7 @@ def embed_region(
     whole = stored_features(region, encoder)
     stored = [stored_features(region, m) for m in members] if whole is None and len(members) > 1 else [whole]
     if all(table is None for table in stored):
-        return _embed(region, members, np.concatenate([coords, points]), on_disk=on_disk)
+        return _embed(region, members, np.concatenate([coords, points]), on_disk=on_disk or spill, spill=spill)
     found = [None if table is None else table if rows is None else table[rows] for table in stored]
     if whole is not None:
         members = (encoder,)
@@ -283,11 +309,14 @@ def _read_stored(region: Region, key: str, card: dict[str, Any]) -> NDArray[np.f
 
 def digest(features: NDArray[Any]) -> str:
     """Return what tells (n, width) features from any others, whatever the order of their rows."""
-    bits = np.ascontiguousarray(features, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    weights = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) | np.uint64(1)
-    rows = (bits * weights).sum(axis=1, dtype=np.uint64)  # all of it modulo 2 ** 64
-    rows = (rows ^ (rows >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return f"{int((rows ^ (rows >> np.uint64(32))).sum(dtype=np.uint64)):016x}"
+    weights = np.random.default_rng(0).integers(1, 2**63, size=features.shape[1], dtype=np.uint64) | np.uint64(1)
+    total = 0
+    for first in range(0, len(features), _DIGEST_ROWS):
+        block = np.ascontiguousarray(features[first : first + _DIGEST_ROWS], dtype=np.float32)
+        rows = (block.view(np.uint32).astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)  # modulo 2 ** 64
+        rows = (rows ^ (rows >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        total += int((rows ^ (rows >> np.uint64(32))).sum(dtype=np.uint64))
+    return f"{total % 2**64:016x}"
 
 
 def _match(have: pd.Index, want: pd.Index) -> NDArray[np.int64] | None:

@@ -35,6 +35,9 @@ _PRIOR_LOCATIONS, _GENE_GROUPS, _GROUP_SIZE = 10, 5, 20
 _OTHER_DEPTH = 2.0
 """Ratio of library sizes from which on the noise of a measurement is another one."""
 
+_BLOCK_VALUES = 2**22
+"""Values whose borders are made at a time."""
+
 _FINER = 0.75
 """Share of the width of the calibrated locations below which others are finer: fewer counts, and more noise."""
 
@@ -179,8 +182,13 @@ def put_intervals(table: AnnData, model: Model, columns: Sequence[int], level: f
     table.varm[OFFSETS] = offsets[list(columns)]
     if level is not None:
         at = [i["level"] for i in levels].index(level)
-        low, high = bounds(table.X, table.varm[OFFSETS], at, output_scale=model.record.target)
-        table.layers[LOWER], table.layers[UPPER] = low.astype(np.float32), high.astype(np.float32)
+        predicted = np.asarray(table.X)
+        low, high = np.empty_like(predicted, np.float32), np.empty_like(predicted, np.float32)
+        step = max(_BLOCK_VALUES // max(predicted.shape[1], 1), 1)
+        for first in range(0, len(predicted), step):  # in double precision, but not all of them at once
+            rows = slice(first, first + step)
+            low[rows], high[rows] = bounds(predicted[rows], table.varm[OFFSETS], at, output_scale=model.record.target)
+        table.layers[LOWER], table.layers[UPPER] = low, high
 
 
 def bounds(

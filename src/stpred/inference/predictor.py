@@ -21,6 +21,7 @@ from stpred.encoders.modules import pick_device
 from stpred.encoders.registry import different, rebuild
 from stpred.inference.default_regions import with_default_regions
 from stpred.models.base import FORMAT_VERSION
+from stpred.models.parts.moments import Moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     from stpred.models import Model
     from stpred.models.batch import Batch
     from stpred.models.xfuse.posterior import Draws
+
+PIECE_VALUES = 2**23
+"""Predicted values that are made at a time: 64 MB of float64."""
+
+LEAST_PIECE = 4096
+"""Targets at a time of models that see the whole slide each time."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,25 @@ class Predictor:
         """Return the (n, n_genes) mean and, where the model has one, its standard deviation."""
         options = () if self.posterior is None else (self.posterior,)
         mean, std = self.model.predict(batch, *options)
+        if len(self.columns) == mean.shape[1] and self.columns == list(range(mean.shape[1])):
+            return mean, std
         return mean[:, self.columns], None if std is None else std[:, self.columns]
+
+    def pieces(self, batch: Batch) -> Iterator[tuple[slice, Batch]]:
+        """Yield which targets of a batch, and these as a batch, so many at a time that their predictions are a block.
+
+        A model of many genes makes several arrays as large as its predictions on the way.
+        """
+        n, needs = len(batch.targets), self.model.needs
+        most = max(PIECE_VALUES // len(self.model.record.genes), LEAST_PIECE if needs.whole_slide else 1)
+        if n <= most or needs.pixel_grid:
+            yield slice(0, n), batch
+            return
+        if needs.slide_statistics and batch.moments is None and batch.cells is None:
+            batch = replace(batch, moments=Moments.of(batch.features, batch.sources))  # once for all pieces
+        for first in range(0, n, most):
+            rows = slice(first, min(first + most, n))
+            yield rows, batch.take(np.arange(rows.start, rows.stop))
 
     def draw(self, batch: Batch) -> Draws:
         """Return draws from the posterior of a batch's targets, of all genes of the model."""
@@ -163,7 +188,8 @@ class Predictor:
         """Return (n, n_genes) means of all locations of a region."""
         out = np.empty((len(region.coords_um), len(self.columns)), dtype=np.float32)
         for rows, batch in self.batches(region):
-            out[rows] = self.predict(batch)[0]
+            for piece, part in self.pieces(batch):
+                out[rows[piece]] = self.predict(part)[0]
         return out
 
     def provenance(self, region: data.Region, context: str | None) -> dict[str, Any]:

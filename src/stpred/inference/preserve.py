@@ -89,12 +89,8 @@ def as_amounts(values: NDArray[np.float32], model: Model) -> NDArray[np.float32]
     )
 
 
-def preserved(
-    values: NDArray[np.float32], points_um: NDArray[np.float64], spots: Spots, model: Model
-) -> NDArray[np.float32]:
-    """Return (n, n_genes) predictions at (n, 2) points as amounts that add up to the spots' counts."""
+def preserve(values: NDArray[np.float32], points_um: NDArray[np.float64], spots: Spots, model: Model) -> None:
+    """Turn (n, n_genes) predictions at (n, 2) points, in place, into amounts that add up to the spots' counts."""
     scale = spots.scale(points_um)
-    out = np.empty_like(values)
     for gene in range(values.shape[1]):
-        out[:, gene] = scale.rescaled(as_amounts(values[:, gene], model), spots.counts_of(gene))
-    return out
+        values[:, gene] = scale.rescaled(as_amounts(values[:, gene], model), spots.counts_of(gene))

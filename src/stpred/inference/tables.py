@@ -11,7 +11,7 @@ from stpred._core import keys, tables
 from stpred._core.checks import InputError, warn
 from stpred.inference import intervals
 from stpred.inference.default_regions import put_regions
-from stpred.inference.preserve import preserved
+from stpred.inference.preserve import preserve
 from stpred.models.ood import ood_scores, slide_ood_summary
 
 if TYPE_CHECKING:
@@ -52,18 +52,20 @@ def predict_table(
     std: NDArray[np.float32] | None = None
     context: str | None = None
     for rows, batch in predictor.batches(region):
-        found, spread = predictor.predict(batch)
-        mean[rows], distance[rows] = found, model.ood_distance(batch)
-        if spread is not None:
-            std = np.empty_like(mean) if std is None else std
-            std[rows] = spread
+        for piece, part in predictor.pieces(batch):
+            found, spread = predictor.predict(part)
+            mean[rows[piece]], distance[rows[piece]] = found, model.ood_distance(part)
+            if spread is not None:
+                std = np.empty_like(mean) if std is None else std
+                std[rows[piece]] = spread
         context = batch.context
     obs, slide = ood_columns(model, distance)
     provenance = predictor.provenance(region, context) | slide
     if model.record.target == "counts":
-        mean = np.maximum(mean, 0)
+        np.maximum(mean, 0, out=mean)
     if spots is not None:
-        mean, std = preserved(mean, region.coords_um, spots, model), None
+        std = None
+        preserve(mean, region.coords_um, spots, model)
         provenance |= {"output_scale": "counts", "preserved": spots.region.shapes_key}
     var = predictor.var
     unlike = slide["slide"]["in_distribution"] is False

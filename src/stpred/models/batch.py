@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
 from stpred.links import Links
+from stpred.models.parts.moments import Moments
 from stpred.models.parts.pixel_grid import PixelGrid
 
 
@@ -172,6 +173,9 @@ class Batch:
     blocks
         Widths of the members' features side by side, of several encoders at once; they add up to n_features. None: one
         block.
+    moments
+        Mean and standard deviation of the features of all of the slide's sources, where `features` are those of a part
+        of the slide; None: they are those of `sources`.
     """
 
     slide: str
@@ -200,6 +204,7 @@ class Batch:
     measured: NDArray[np.bool_] | None = None
     n_tile: int | None = None
     blocks: tuple[int, ...] | None = None
+    moments: Moments | None = None
 
     @property
     def own(self) -> NDArray[Any]:

@@ -7,7 +7,7 @@ every `step`-th token. With steps smaller than the tile a token lies in several 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from stpred.regions.squares import Inside, centres_inside
 
 MIN_TOKENS_ACROSS = 6
 """Tokens across a footprint below which a token counts by the fraction of it that lies inside."""
+
+_ROWS = 2**15
+"""Locations whose outlines are in memory at a time where only their widths are wanted."""
 
 FRACTION_POINTS = 8
 """Points along each edge of a token by which that fraction is measured."""
@@ -216,5 +219,9 @@ def median_width_um(region: Region) -> float:
     """Return the median width of a region's locations."""
     if region.edge_um is not None:
         return float(region.edge_um)
-    low, high, _ = outlines(region)
-    return float(np.median(high - low))
+    widths = np.empty_like(region.coords_um)
+    for first in range(0, len(widths), _ROWS):  # polygons are copied for it
+        rows = np.arange(first, min(first + _ROWS, len(widths)))
+        low, high, _ = outlines(replace(region, instances=region.instances[rows], coords_um=region.coords_um[rows]))
+        widths[rows] = high - low
+    return float(np.median(widths))

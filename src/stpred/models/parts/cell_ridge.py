@@ -45,7 +45,7 @@ class CellRidge(Model):
         if self.config.standardize == "none":
             return None
         if self.config.standardize == "slide":
-            return Scaling.of(batch.features[batch.sources])
+            return Scaling.of_slide(batch)
         mean, std = (getattr(self, f"feature_{k}").cpu().numpy() for k in ("mean", "std"))
         return Scaling(mean, std)
 

@@ -142,7 +142,7 @@ class Network(Iterative):
         if self.config.standardize == "none":
             return None
         if self.config.standardize == "slide":
-            return Scaling.of(batch.features[batch.sources])
+            return Scaling.of_slide(batch)
         return Scaling(self.feature_mean.cpu().numpy(), self.feature_std.cpu().numpy())
 
     def ready(self, batch: Batch) -> tuple[Batch, Scaling | None]:

@@ -107,6 +107,14 @@ class Scaling:
         std = np.sqrt(np.asarray(squares) / n)
         return cls(np.asarray(mean, dtype=np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
 
+    @classmethod
+    def of_slide(cls, batch: Batch) -> Scaling:
+        """Return that of the slide that a batch is of."""
+        if (found := batch.moments) is None:
+            return cls.of(batch.features[batch.sources])
+        std = found.std_of_blocks
+        return cls(found.mean.astype(np.float32), np.where(std < 1e-8, 1.0, std).astype(np.float32))
+
     def apply(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Standardise (n, n_features) features."""
         out = np.asarray(features, dtype=np.float32) - self.mean

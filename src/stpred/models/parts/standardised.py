@@ -14,6 +14,7 @@ from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 from stpred.models.parts.context import n_means, ring_means
 from stpred.models.parts.cross_products import one_by_one
+from stpred.models.parts.moments import Moments
 from stpred.models.parts.sample import EXTREME, scaling_of
 
 STANDARDIZE = ("train", "slide")
@@ -51,8 +52,8 @@ class StandardisedModel(Model):
         """Return the (n, width) standardised columns: own features and, with context, the neighbours' means."""
         mean, std = self.mean.cpu().numpy(), self.std.cpu().numpy()
         if self.config.standardize == "slide":
-            sources = batch.features[batch.sources].astype(np.float64)
-            mean, std = sources.mean(axis=0), safe(sources.std(axis=0))
+            found = Moments.of(batch.features, batch.sources) if batch.moments is None else batch.moments
+            mean, std = found.mean, safe(found.std)
         own = ((batch.own - mean) / std).clip(-EXTREME, EXTREME)
         if self.config.context_um is None:
             return own
