@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import stpred as st
+from stpred._core.compute.moments import Moments
 from stpred.data import _scratch
 from stpred.data._readers import tiles
 from stpred.inference import predictor
-from stpred.models.parts.moments import Moments
 from stpred.models.parts.sample import Scaling
 
 CASES = {  # family, settings, shapes that are trained on; cells have the spots, or others of themselves, around them

@@ -12,6 +12,7 @@ import numpy as np
 from stpred import data, encoders, models, regions
 from stpred._core import tables
 from stpred._core.checks import InputError, listing, warn
+from stpred._core.compute.moments import Moments
 from stpred._core.elements import need_sdata, normalisation, shapes_in
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.specs import Posterior, TileSpec
@@ -21,7 +22,6 @@ from stpred.encoders.modules import pick_device
 from stpred.encoders.registry import different, rebuild
 from stpred.inference.default_regions import with_default_regions
 from stpred.models.base import FORMAT_VERSION
-from stpred.models.parts.moments import Moments
 
 if TYPE_CHECKING:
     import pandas as pd

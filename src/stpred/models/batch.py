@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError
+from stpred._core.compute.moments import Moments
 from stpred.links import Links
-from stpred.models.parts.moments import Moments
 from stpred.models.parts.pixel_grid import PixelGrid
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred import links
+from stpred._core.compute.moments import Moments
 from stpred._core.disk.on_disk import joined
 from stpred.data._features import embed_centre, embed_parts, embed_region
 from stpred.data._readers.footprints import median_width_um
@@ -20,7 +21,6 @@ from stpred.data._regions import Region
 from stpred.data._scratch import release
 from stpred.encoders.base import Encoder
 from stpred.models.batch import Batch, Needs
-from stpred.models.parts.moments import Moments
 from stpred.regions import tissue_colour
 
 CENTRE = 1.0

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stpred._core.compute.moments import Moments
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch
 from stpred.models.parts.context import n_means, ring_means
 from stpred.models.parts.cross_products import one_by_one
-from stpred.models.parts.moments import Moments
 from stpred.models.parts.sample import EXTREME, scaling_of
 
 STANDARDIZE = ("train", "slide")
