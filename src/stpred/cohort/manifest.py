@@ -153,7 +153,7 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return records as a table, slides in order of their names."""
     import pandas as pd
 
-    rows = sorted((dataclasses.asdict(r) for r in records), key=lambda row: row["slide"])
+    rows = sorted((vars(r) for r in records), key=lambda row: row["slide"])
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in COLUMNS:
         kind = _NUMBERS.get(name)
