@@ -1,8 +1,8 @@
 """Run the benchmarks without asv and print a table: ``python -m benchmarks [PART ...]``.
 
 Without arguments all runs but what takes an idle machine, or whole slides, minutes and gigabytes of disk: ask for
-``collect``, ``composite``, ``encoders``, ``large_slide``, ``memory`` and ``maps``. Times are of one run each, so they
-say what is slow and not what changed by a few per cent; for that there is asv.
+``collect``, ``composite``, ``encoders``, ``large_slide``, ``memory``, ``maps`` and ``training``. Times are of one run
+each, so they say what is slow and not what changed by a few per cent; for that there is asv.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import benchmarks
 
-SLOW = {"collect", "composite", "encoders", "large_slide", "maps", "memory", "tables"}
+SLOW = {"collect", "composite", "encoders", "large_slide", "maps", "memory", "tables", "training"}
 
 
 def parts() -> list[str]:

@@ -32,7 +32,8 @@ class Settings:
     mpp_tolerance
         Relative difference of two sources of resolution that is reported.
     cache_dir
-        Folder in which features are kept between sessions; None keeps none.
+        Folder in which features are kept between sessions, and in which training leaves them, of cohorts that do not
+        fit into memory; None keeps none.
     checkpoint_dir
         Folder in which unfinished trainings and finished folds of cross-validations are kept, each by a fingerprint of
         everything that decides its result; None keeps none. Called again with the same arguments, an interrupted

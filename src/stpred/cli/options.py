@@ -91,7 +91,7 @@ def reads_slides(command: Callable[..., None], *, cache: bool = True) -> Callabl
     def wrapped(**kwargs: Any) -> None:
         reading = {n: kwargs.pop(n) or None if n == "bin_size" else kwargs.pop(n) for n in READER_OPTIONS}
         kept = kwargs.pop("cache", None)
-        with contextlib.nullcontext() if kept is None else settings.override(cache_dir=kept):
+        with contextlib.nullcontext() if kept is None else settings.override(cache_dir=kept.absolute()):
             command(reading=reading, **kwargs)
 
     wrapped.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]

@@ -55,7 +55,11 @@ def train(
     """Train a model that predicts expression from H&E tiles.
 
     With ``stpred.settings.checkpoint_dir``, an interrupted training that is called again goes on where it was;
-    ``settings.precision`` and ``settings.fabric`` say how networks are trained.
+    ``settings.precision`` and ``settings.fabric`` say how networks are trained. With ``settings.cache_dir``, features
+    stay on disk (see :func:`stpred.pp.features_cohort`), from which each minibatch takes its rows, whatever slides they
+    are of. Where the features of all slides would take more than 512 MB in double precision, closed forms take one
+    slide after the other, to the same result, and hold donors out in five folds instead of each by itself; beyond 2^28
+    values in all, training targets are sparse.
 
     Parameters
     ----------
@@ -188,7 +192,7 @@ def _calibrate(
     width_um = float(np.median([data.median_width_um(r) for r in cohort.regions if r.slide in slides]))
     predictions, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
     scale = model.record.target
-    residuals = [as_stable(dense(b.scored), scale) - as_stable(predictions[b.slide], scale) for b in batches]
+    residuals = [as_stable(dense(b.scored), scale) - as_stable(predictions.pop(b.slide), scale) for b in batches]
     calibrate(
         model,
         residuals,
