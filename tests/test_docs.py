@@ -13,9 +13,9 @@ import pytest
 import stpred
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 def spans(page: Path) -> list[str]:
@@ -37,6 +37,14 @@ def calls(span: str) -> list[tuple[str, list[str]]]:
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     named = [(ast.unparse(n.func), [k.arg for k in n.keywords if k.arg]) for n in found]
     return [(name, keywords) for name, keywords in named if re.fullmatch(r"(st|stpred)(\.\w+)+", name)]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each call of ``stpred`` in blocks of bash and in spans."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    lines = re.findall(r"^(?:\w+=\S+ +)*(stpred [^\n#|&]*)", blocks, flags=re.MULTILINE)
+    lines += [s for s in re.findall(r"`(stpred [^`\n]+)`", text) if "..." not in s]
+    return [line.split() for line in lines]
 
 
 def steps_of(script: Path) -> set[str]:
@@ -79,6 +87,25 @@ def test_scripts_and_their_options_exist(page: Path) -> None:
     for script, rest in commands:
         known = set(re.findall(r"\"(--[a-z-]+)\"", (ROOT / script).read_text()))
         wrong += [f"{script} {o}" for o in re.findall(r"(?<!\S)--[a-z-]+", rest) if o not in known]
+    assert not wrong
+
+
+@pages
+def test_commands_and_their_options_exist(page: Path) -> None:
+    from typer.main import get_command
+
+    from stpred.cli import app
+
+    known = {
+        name: {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+    }
+    wrong = []
+    for _, name, *rest in commands(page.read_text()):
+        if name not in known:
+            wrong.append(name)
+            continue
+        wrong += [f"{name} {w}" for w in rest if re.match(r"--?[a-z]", w) and w.split("=")[0] not in known[name]]
     assert not wrong
 
 
