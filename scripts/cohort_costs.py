@@ -17,9 +17,9 @@ RATES: dict[str, tuple[float, str]] = {
     "seconds_per_mm2": (2.61, "python -m benchmarks.bench_costs"),
     "map_seconds_per_mm2": (15.7, "python -m benchmarks.bench_costs"),
     "reading_seconds_per_tile": (0.0035, "python -m benchmarks pipeline: 3 to 4 ms beyond the encoder"),
-    "fingerprint_bytes_per_second": (1.31e+09, "python -m benchmarks.bench_costs"),
+    "fingerprint_bytes_per_second": (1.31e09, "python -m benchmarks.bench_costs"),
     "thumbnail_bytes_per_value": (0.636, "python -m benchmarks.bench_costs"),
-    "bytes_per_slide": (2.04e+05, "python -m benchmarks.bench_costs"),
+    "bytes_per_slide": (2.04e05, "python -m benchmarks.bench_costs"),
     "bytes_per_tile": (40.2, "python -m benchmarks.bench_costs"),
     "bytes_per_gene": (38.9, "python -m benchmarks.bench_costs"),
     "bytes_per_value": (3.4, "python -m benchmarks.bench_costs"),
@@ -49,7 +49,7 @@ THUMBNAIL_PX = 2_000
 WHOLE_BYTES, SAMPLED_BYTES = 1 << 30, 1 << 28
 """Files up to the first size are read whole for their fingerprint, of larger ones the second."""
 
-N_FEATURES, FEATURE_BYTES = 1_024, 4
+N_FEATURES, FEATURE_BYTES = 1_024, 2
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def byte_rows(plan: Plan) -> Iterator[tuple[object, ...]]:
         yield row(f"stores, {number(genes)} genes", plan.table_bytes(genes))
     for genes in (100, 1_000, 18_000):
         yield row(f"maps beside them, {number(genes)} genes", plan.map_bytes(genes))
-    yield row(f"features, {N_FEATURES} float32 a tile", plan.tiles * N_FEATURES * FEATURE_BYTES)
+    yield row(f"features, {N_FEATURES} 16-bit floats a tile", plan.tiles * N_FEATURES * FEATURE_BYTES)
 
 
 def limits(plan: Plan) -> Iterator[tuple[object, ...]]:

@@ -133,7 +133,7 @@ def test_snippets_of_the_page(folder: Path, clusters: dict[str, Any], client: Cl
             assert found["manifest"]["status"].tolist() == ["complete", "complete"]
         if "table" in found:
             assert found["table"].n_vars == 3
-    assert n_predicted == 4
+    assert n_predicted == 5
     assert found["bulk"].obs_names.tolist() == ["a", "b"]
     assert found["page"].exists()
     asked = clusters["slurm"]
@@ -245,16 +245,29 @@ def test_parts_with_failed_slides_end_no_workflow(code: int) -> None:
         assert subprocess.run(["bash", "-euo", "pipefail", "-c", script]).returncode == (code == 2)
 
 
-@pytest.mark.skipif(shutil.which("snakemake") is None, reason="needs snakemake")
+needs_snakemake = pytest.mark.skipif(shutil.which("snakemake") is None, reason="needs snakemake")
+
+
+def snakemake(*more: str, folder: Path) -> str:
+    config = ["--config", "slides=slides.csv", "model=mymodel", "shards=2"]
+    line = ["snakemake", "-s", str(EXAMPLES / "snakemake" / "Snakefile"), "-j", "1", *more, *config]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+@needs_snakemake
+def test_snakemake_plans_all_parts(tmp_path: Path) -> None:
+    (tmp_path / "slides.csv").write_text("slide,path\n")
+    plan = snakemake("-n", folder=tmp_path)
+    assert re.search(r"^predict +2$", plan, flags=re.MULTILINE)
+    assert re.search(r"^collect +1$", plan, flags=re.MULTILINE)
+
+
+@needs_snakemake
 @pytest.mark.slow
 def test_snakemake(folder: Path) -> None:
-    """A dry run names all parts; a real one ends with what was collected, and then has nothing to do."""
-    config = ["--config", "slides=slides.csv", "model=mymodel", "shards=2"]
-    line = ["snakemake", "-s", str(EXAMPLES / "snakemake" / "Snakefile"), "-j", "1", *config]
-    plan = subprocess.run([*line, "-n"], cwd=folder, capture_output=True, text=True, check=True)
-    assert re.search(r"^predict +2$", plan.stdout, flags=re.MULTILINE)
-    subprocess.run(line, cwd=folder, capture_output=True, check=True)
+    """It ends with what was collected, and then has nothing to do."""
+    snakemake(folder=folder)
     assert complete(folder) == 2
     assert read_h5ad(folder / "predicted.h5ad").n_obs == 2
-    again = subprocess.run([*line, "-n"], cwd=folder, capture_output=True, text=True, check=True)
-    assert "Nothing to be done" in again.stdout + again.stderr
+    assert "Nothing to be done" in snakemake("-n", folder=folder)
