@@ -15,7 +15,7 @@ import stpred as st
 from stpred.testing import build_table, refused
 from stpred.tl._reference.count_types import CountClasses
 from stpred.tl._reference.reading import at_depth, log_over, profiles, pseudo_cells, read_reference, relog
-from stpred.tl._reference.value_types import fit_values
+from stpred.tl._reference.value_types import fit_values, reliability
 
 GENES = 40
 
@@ -288,3 +288,33 @@ def test_slopes_and_composition_are_recovered() -> None:
     assert np.corrcoef(found.slope, slope)[0, 1] > 0.9  # drawn towards what the genes have in common
     assert np.abs(found.slope - slope).mean() < 0.06
     assert np.abs(found.prior - [0.5, 0.25, 0.15, 0.1]).max() < 0.03
+
+
+def test_reliability_is_a_cautious_kappa() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    rng = np.random.default_rng(4)
+    typical = rng.normal(3, 1, (4, 30))
+    codes = rng.integers(0, 4, 3000)
+    for share in (0.0, 0.4, 0.9):  # of locations that look like what they are
+        shown = np.where(rng.random(3000) < share, codes, rng.permutation(codes))
+        values = 0.6 * typical[shown] + rng.normal(0, 0.25, (3000, 30))
+        truth = typical[codes] + rng.normal(0, 1, (3000, 30))
+        pearson = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(values.T, truth.T, strict=True)])
+        classes = fit_values(values, typical, centred=True)
+        best = classes.posterior(values).argmax(axis=1)
+        found = reliability(classes, values, best, cells=(truth, codes), pearson=pearson)
+        assert -0.25 < found - cohen_kappa_score(codes, best) < 0.05
+
+
+def test_scores_are_no_higher_than_what_the_model_was_scored(
+    tissues: list[Any], reference: AnnData, cells: AnnData
+) -> None:
+    table = shrunk(tissues[2], cells)
+    sure, found, _ = annotated(table, reference)
+    table.var["cv_pearson"] = 0.05
+    with pytest.warns(UserWarning, match="little beyond chance"):
+        labels, drawn, stated = annotated(table, reference)
+    assert stated["reliability"] < 0.3
+    assert (labels == "unknown").mean() > 0.5 > (sure == "unknown").mean()
+    assert (drawn.obs["cell_type_score"] <= found.obs["cell_type_score"] + 1e-9).all()

@@ -23,7 +23,7 @@ from stpred.tl._reference.reading import (
     read_reference,
 )
 from stpred.tl._reference.separation import MIN_ACCURACY, means_of, separate
-from stpred.tl._reference.value_types import fit_values
+from stpred.tl._reference.value_types import fit_values, reliability
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,9 +45,11 @@ _NULL_ROWS, _NULL_ROUNDS = 2000, 8
 
 @dataclass(frozen=True)
 class _Assigned:
-    """Probabilities (n, K), distances (n,) relative to the limit, and what is stated of them."""
+    """Classes (n,), their probabilities and margins (n,), distances (n,) relative to the limit, and what is stated."""
 
-    chance: NDArray[np.float64]
+    best: NDArray[np.int64]
+    score: NDArray[np.float64]
+    margin: NDArray[np.float64]
     distance: NDArray[np.float64]
     stated: dict[str, Any]
     related: bool = True
@@ -118,8 +120,9 @@ def annotate_cells(
     None, or with ``inplace=False`` the AnnData. Writes into ``obs``
 
     - ``key_added``: categorical, the class or ``"unknown"``;
-    - ``{key_added}_score``: float64, probability of the best class under the fit (of predictions too sure of itself,
-      since errors that look like another class are not told from it);
+    - ``{key_added}_score``: float64, probability of the best class. The fit of predictions is too sure of itself, since
+      errors that look like another class are not told from it; so where ``var["cv_pearson"]`` is there, probabilities
+      are drawn towards the classes' shares by the ``reliability`` that follows from it (see Notes);
     - ``{key_added}_margin``: float64, what it is ahead of the second;
     - ``{key_added}_distance``: float64, mean squared residual from the best class, relative to the limit: above 1 the
       cell is unknown.
@@ -144,6 +147,11 @@ def annotate_cells(
     the other. Where the classes explain no more of a prediction than classes whose genes are exchanged (19 times; the
     mean and three standard deviations of these), every location is unknown; a table of a single type,
     centred on itself, may come to that.
+
+    ``reliability``, stated for predictions with held-out scores, is a cautious estimate of Cohen's kappa of the classes:
+    what the found classes say of each gene's truth (their correlation with its prediction, times that of the prediction
+    with the truth on held-out slides), relative to what the reference's classes say of its cells. Predictions that were
+    scored at the table's kind of locations are meant; those of spots say little of cells within them.
 
     References
     ----------
@@ -223,7 +231,8 @@ def _assign_counts(
     distance[~filled] = np.nan
     chance[~filled] = np.nan
     return _Assigned(
-        chance,
+        best,
+        *_scores(chance, best),
         distance,
         {
             "told_apart": found.related,
@@ -256,8 +265,17 @@ def _assign_values(
     absent = _unknown_if_absent(
         some, classes.posterior(some).argmax(axis=1), typical, centred=centred, level=level, rng=rng
     )
+    agreement = None
+    if locations.pearson is not None:
+        agreement = reliability(classes, values, best, cells=(sums, codes), pearson=locations.pearson)
+    score, margin = _scores(chance, best)
+    if agreement is not None:
+        # Where classes are found by chance, a location is of its class as often as any is.
+        score, margin = agreement * score + (1 - agreement) * classes.prior[best], agreement * margin
     return _Assigned(
-        chance,
+        best,
+        score,
+        margin,
         distance / limit,
         {
             "told_apart": apart.related,
@@ -269,9 +287,16 @@ def _assign_values(
             "explained": explained,
             "explained_by_chance": exchanged,
             "slope": float(np.median(classes.slope)),
+            "reliability": agreement,
         },
         related=explained > exchanged and apart.related,
     )
+
+
+def _scores(chance: NDArray[np.float64], best: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (n,) probabilities of the best class, and what it is ahead of the second."""
+    first = chance[np.arange(len(best)), best]
+    return first, first - np.sort(chance, axis=1)[:, -2]
 
 
 def _explained(
@@ -317,10 +342,9 @@ def _by_name(cells: Reference, values: NDArray[np.float64]) -> dict[str, float |
 def _labels(found: _Assigned, names: list[str], *, min_score: float) -> NDArray[Any]:
     """Return (n,) classes, or ``"unknown"``."""
     if not found.related:
-        return np.full(len(found.chance), UNKNOWN, dtype=object)
-    known = (found.distance <= 1) & (found.chance.max(axis=1) >= min_score)
-    best = np.array(names, dtype=object)[np.nan_to_num(found.chance).argmax(axis=1)]
-    return np.where(known, best, UNKNOWN)
+        return np.full(len(found.best), UNKNOWN, dtype=object)
+    known = (found.distance <= 1) & (found.score >= min_score)
+    return np.where(known, np.array(names, dtype=object)[found.best], UNKNOWN)
 
 
 def _warn(found: _Assigned, labels: NDArray[Any], *, what: str, center: str) -> None:
@@ -341,6 +365,12 @@ def _warn(found: _Assigned, labels: NDArray[Any], *, what: str, center: str) -> 
         help_ = "the reference may lack its types"
         if center == "reference":
             help_ += ", or come from another platform (center='table' takes that out)"
+        agreement = found.stated.get("reliability")
+        if agreement is not None and agreement < 0.5:
+            help_ = (
+                "by the held-out scores of their genes, the types found agree with the truth little beyond chance "
+                f"({agreement:.2f} of 1), so that few have the probability `min_score`"
+            )
         warn(f"{share:.0%} of the locations of {what} are {UNKNOWN!r}: {help_}.")
     missed = [n for n, s in found.stated["unknown_if_absent"].items() if s is not None and s < 0.5]
     if missed:
@@ -358,8 +388,7 @@ def _write(
     import pandas as pd
 
     rows = np.arange(result.n_obs) if table.n_obs == result.n_obs else rows_of(result, table)
-    two = np.sort(found.chance, axis=1)[:, -2:]
-    columns = {"score": two[:, 1], "margin": two[:, 1] - two[:, 0], "distance": found.distance}
+    columns = {"score": found.score, "margin": found.margin, "distance": found.distance}
     for name, values in columns.items():
         column = f"{key_added}_{name}"
         result.obs[column] = updated_column(result, column, rows, values.astype(np.float64))

@@ -41,11 +41,14 @@ class Locations:
     depth
         Counts of the shared genes that a location typically has: of counts the median, of predictions that of the
         model's training tables; None where it is not known.
+    pearson
+        (G,) ``cv_pearson`` of predictions: correlation with the truth on held-out slides; None where it is not known.
     """
 
     values: Any
     measured: bool
     depth: float | None
+    pearson: NDArray[np.float64] | None = None
 
     def log_values(self) -> NDArray[np.float64]:
         """Return (n, G) log1p CP10k over the shared genes."""
@@ -235,13 +238,14 @@ def read_locations(table: AnnData, columns: NDArray[np.int64], *, what: str) -> 
         raise InputError(f"The {what} holds {int((~np.isfinite(values)).sum())} NaN or infinite values.")
     library = Library.parse(provenance.get(LIBRARY))
     depth = library.median_size * library.share_of(genes) if library is not None else None
+    pearson = table.var["cv_pearson"].to_numpy(dtype=np.float64)[columns] if "cv_pearson" in table.var else None
     if scale == LOG:
-        return Locations(values, measured=False, depth=depth)
+        return Locations(values, measured=False, depth=depth, pearson=pearson)
     if scale == "counts":
         amounts = values.clip(min=0)
         if provenance.get("per") is None:
             depth = float(np.median(amounts.sum(axis=1)))
-        return Locations(relog(np.log1p(amounts)), measured=False, depth=depth)
+        return Locations(relog(np.log1p(amounts)), measured=False, depth=depth, pearson=pearson)
     if scale == targets.LOG_SHARE:
         help_ = "turn it into log1p CP10k at known library sizes with stpred.tl.to_log1p_cp10k"
     else:

@@ -127,3 +127,39 @@ def fit_values(
         explained = float(np.mean((slope**2 * information / n) / np.maximum(square, 1e-12)))
         found = ValueClasses(means, covariance + np.diag(lift), prior, slope, explained)
     return found
+
+
+def reliability(
+    classes: ValueClasses,
+    values: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    *,
+    cells: tuple[NDArray[np.float64], NDArray[np.int64]],
+    pearson: NDArray[np.float64],
+) -> float:
+    """Estimate, cautiously, how far assigned classes agree with the truth beyond chance, 0 to 1.
+
+    What the assigned classes say of a gene goes with its prediction to a degree that is seen, and the prediction with
+    the truth as on held-out slides. The product is what the classes say of the truth if they know no more of it than
+    the prediction does; the true classes say of it what they do in the reference. The quotient is Cohen's kappa or,
+    where the prediction has errors that the classes leave out, less.
+
+    Parameters
+    ----------
+    classes, values, codes
+        The fit, (n, G) predictions and (n,) assigned classes.
+    cells
+        (m, G) values of reference cells at the depth that `pearson` was measured at, and their classes.
+    pearson
+        (G,) correlation of predictions with the truth; NaN counts as 0.
+    """
+    typical = np.stack([cells[0][cells[1] == k].mean(axis=0) for k in range(len(classes.means))])
+    between = classes.prior @ (typical - classes.prior @ typical) ** 2
+    within = ((cells[0] - typical[cells[1]]) ** 2).mean(axis=0)
+    of_truth = np.sqrt(between / np.maximum(between + within, 1e-12))
+    away, found = values - values.mean(axis=0), classes.means[codes]
+    found = found - found.mean(axis=0)
+    size = np.sqrt((away**2).sum(axis=0) * (found**2).sum(axis=0))
+    of_values = (away * found).sum(axis=0) / np.maximum(size, 1e-12)
+    said = (of_values * np.nan_to_num(pearson) * of_truth).sum()
+    return float(np.clip(said / max(float((of_truth**2).sum()), 1e-12), 0, 1))
