@@ -148,7 +148,7 @@ def annotate_cells(
     mean and three standard deviations of these), every location is unknown; a table of a single type,
     centred on itself, may come to that.
 
-    ``reliability``, stated for predictions with held-out scores, is a cautious estimate of Cohen's kappa of the classes:
+    ``reliability``, stated of predictions with held-out scores, is a cautious estimate of Cohen's kappa of the types:
     what the found classes say of each gene's truth (their correlation with its prediction, times that of the prediction
     with the truth on held-out slides), relative to what the reference's classes say of its cells. Predictions that were
     scored at the table's kind of locations are meant; those of spots say little of cells within them.
