@@ -76,7 +76,7 @@ class Pair:
     @cached_property
     def predicted(self) -> NDArray[np.float32]:
         """(n, G) predictions."""
-        return self._predicted(slice(None))
+        return self.predictions(slice(None))
 
     @cached_property
     def counts(self) -> Any:
@@ -125,9 +125,10 @@ class Pair:
 
     def guess(self, genes: slice) -> NDArray[np.float32]:
         """Return `guessed` of some of the genes."""
-        return self._on_scale(self._predicted(genes))
+        return self._on_scale(self.predictions(genes))
 
-    def _predicted(self, genes: slice) -> NDArray[np.float32]:
+    def predictions(self, genes: slice) -> NDArray[np.float32]:
+        """Return `predicted` of some of the genes."""
         return targets.dense(self.first.block(genes), dtype=np.float32)
 
     def _on_scale(self, predicted: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ from stpred import metrics
 from stpred._core.checks import InputError, listing
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.tables import read_provenance
-from stpred._core.targets import LOG_SHARE, SCALES, totals
+from stpred._core.targets import LOG_SHARE, SCALES
+from stpred.comparison.scoring import Measured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,17 +241,23 @@ def interval_coverage(both: Pair, table: AnnData, predicted_key: str) -> pd.Data
             f"Table {predicted_key!r} has no intervals; calibrate its model with stpred.tl.conformal and predict again."
         )
     offsets = np.asarray(table.varm[OFFSETS])[table.var_names.get_indexer(both.genes)]
-    parts = []
-    for at, interval in enumerate(stated["levels"]):
-        low, high = bounds(both.predicted, offsets, at, output_scale=both.output_scale)
-        coverage = metrics.coverage(both.observed, low, high)
-        frame = {
-            "gene": both.genes,
-            "level": interval["level"],
-            "coverage": coverage,
-            "n_locations": len(both.observed),
-        }
-        parts.append(pd.DataFrame(frame))
+    found: list[list[NDArray[np.float64]]] = [[] for _ in stated["levels"]]
+    for part in Measured.of(both).parts():
+        predicted = both.predictions(part.genes)
+        for at, shares in enumerate(found):
+            low, high = bounds(predicted, offsets[part.genes], at, output_scale=both.output_scale)
+            shares.append(metrics.coverage(part.observed, low, high))
+    parts = [
+        pd.DataFrame(
+            {
+                "gene": both.genes,
+                "level": interval["level"],
+                "coverage": np.concatenate(shares),
+                "n_locations": len(both.instances),
+            }
+        )
+        for interval, shares in zip(stated["levels"], found, strict=True)
+    ]
     result = pd.concat(parts, ignore_index=True)
     if both.same_library is False:
         result["same_library"] = False
@@ -264,7 +271,7 @@ def _of_depth(both: Pair, provenance: Mapping[str, Any]) -> list[str]:
     library = Library.parse(provenance.get(LIBRARY))
     if library is None or both.output_scale == "counts" or "recalibrated" in provenance:
         return []
-    depth = float(np.median(totals(both.counts)))
+    depth = float(np.median(both.totals))
     if 1 / _OTHER_DEPTH <= depth / max(library.median_size, 1e-9) <= _OTHER_DEPTH:
         return []
     wrong = "wide" if depth > library.median_size else "narrow"

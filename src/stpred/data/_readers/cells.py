@@ -22,8 +22,8 @@ from stpred.models.batch import Batch, Needs, Patches
 MAX_SAMPLE = 2000
 """Cells, spread evenly over a slide's, that its feature statistics are taken from whatever is predicted."""
 
-CELL_BYTES = 2**29
-"""Features of cells that are in memory at a time in prediction."""
+CELL_BYTES = 2**28
+"""Features of cells that are in memory at a time in prediction, beside the tiles and means that are put beside them."""
 
 
 class CellReader(PlainReader):
