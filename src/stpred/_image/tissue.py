@@ -324,7 +324,8 @@ def _otsu(values: NDArray[np.float32]) -> float:
 
 
 def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.asarray(pixels.astype(np.float32).mean(axis=2), dtype=np.float32)
+    red, green, blue = np.moveaxis(pixels.astype(np.float32), 2, 0)
+    return np.asarray((red + green + blue) / 3, dtype=np.float32)
 
 
 def _texture(gray: NDArray[np.float32], away: NDArray[np.bool_], *, size: int = _TEXTURE_PX) -> NDArray[np.float32]:
@@ -343,7 +344,8 @@ def _texture(gray: NDArray[np.float32], away: NDArray[np.bool_], *, size: int = 
 
 
 def _saturation(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
-    low, high = thumbnail.min(axis=2).astype(np.float32), thumbnail.max(axis=2).astype(np.float32)
+    red, green, blue = np.moveaxis(thumbnail.astype(np.float32), 2, 0)
+    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     return np.asarray(1 - low / np.maximum(high, 1), dtype=np.float32)
 
 

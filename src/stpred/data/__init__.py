@@ -30,10 +30,12 @@ from stpred.data._readers.choose import reader_for
 from stpred.data._readers.footprints import median_width_um
 from stpred.data._readers.pixels import PixelReader
 from stpred.data._readers.reader import Context, Reader, Targets
+from stpred.data._readers.strips import embed_strip, embedding_strips
 from stpred.data._readers.surroundings import reach_um
 from stpred.data._readers.tiles import with_needs, with_parts
 from stpred.data._readers.tokens import TokenReader, masked_tokens, token_width_um
 from stpred.data._regions import Region, as_slides, has_counts, read_image, read_region
+from stpred.data._strips import Strip
 
 __all__ = [
     "BLOCK_FOLDS",
@@ -45,6 +47,7 @@ __all__ = [
     "Reader",
     "Region",
     "SharedLibrary",
+    "Strip",
     "Targets",
     "TokenReader",
     "TooSmall",
@@ -61,7 +64,9 @@ __all__ = [
     "embed_dense",
     "embed_parts",
     "embed_region",
+    "embed_strip",
     "embed_wide",
+    "embedding_strips",
     "far_from",
     "good_genes",
     "has_counts",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from stpred._core import keys
 from stpred._core.disk.on_disk import joined
 from stpred._core.elements import table_instances
-from stpred._core.progress import track
-from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
 from stpred._core.tables import read_provenance
 from stpred.data import _scratch as scratch
-from stpred.data._feature_cache import Busy, Entry, FeatureCache
+from stpred.data import _strips as strips
 from stpred.data._regions import Region
+from stpred.data._shares import Share, encoded, opened
 from stpred.encoders.base import Encoder
 from stpred.encoders.composite import members_of
 
@@ -30,38 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpred")
 
 _DIGEST_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one encoder contributes: features of its tiles at as many places as every other one's."""
-
-    encoder: Any
-    coords_um: NDArray[np.float64]
-    tile: TileSpec
-    what: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the features of a tile."""
-        card = self.encoder.card
-        return tuple(card.dense) if self.what == "patches" else (card.width,)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(getattr(self.encoder, "dtype", np.float32))
-
-    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[Any]:
-        return self.encoder.encode_dense(tiles) if self.what == "patches" else self.encoder.encode(tiles)  # type: ignore[no-any-return]
-
-    def entry(self, region: Region) -> Entry | None:
-        """Return where the features are kept on disk, if they are."""
-        if settings.cache_dir is None or len(self.coords_um) == 0:
-            return None
-        card, tile = self.encoder.card.to_dict(), self.tile.to_dict()
-        inputs = {"image": region.pyramid.fingerprint, "encoder": card, "tile": tile, "what": self.what}
-        kept = "uint8" if self.dtype == np.uint8 else "float16"
-        return FeatureCache(settings.cache_dir).entry(inputs, self.coords_um, shape=self.shape, dtype=kept)
 
 
 def embed(region: Region, encoder: Encoder, coords_um: NDArray[np.float64]) -> NDArray[Any]:
@@ -82,13 +48,13 @@ def _embed(
     on_disk: bool = False,
     spill: bool = False,
 ) -> Any:
-    shares = [_Share(m, coords_um, m.card.tile, "tiles") for m in members]
+    shares = [Share(m, coords_um, m.card.tile, "tiles") for m in members]
     return _stream(region, shares, on_disk=on_disk, spill=spill)
 
 
 def embed_dense(region: Region, encoder: Any, coords_um: NDArray[np.float64]) -> NDArray[Any]:
     """Return (n, rows, columns, width) features of the patches of each tile, of encoders that have dense tokens."""
-    return _stream(region, [_Share(m, coords_um, m.card.tile, "patches") for m in members_of(encoder)])
+    return _stream(region, [Share(m, coords_um, m.card.tile, "patches") for m in members_of(encoder)])
 
 
 def embed_parts(
@@ -112,7 +78,7 @@ def embed_parts(
         offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * size_um
         grid = np.stack(np.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2)
         places = (coords_um[:, None] + grid).reshape(-1, 2)
-        shares.append(_resized(member, places, size_um=size_um / parts, what="parts"))
+        shares.append(_resized(member, places, size_um=size_um / parts, what="parts", tiles_um=coords_um))
     return _stream(region, shares, on_disk=on_disk, spill=spill)
 
 
@@ -130,30 +96,41 @@ def embed_wide(region: Region, encoder: Encoder, coords_um: NDArray[np.float64],
     return _stream(region, [_resized(m, coords_um, size_um=size_um, what="wide") for m in members_of(encoder)])
 
 
-def _resized(encoder: Any, coords_um: NDArray[np.float64], *, size_um: float, what: str) -> _Share:
+def _resized(
+    encoder: Any,
+    coords_um: NDArray[np.float64],
+    *,
+    size_um: float,
+    what: str,
+    tiles_um: NDArray[np.float64] | None = None,
+) -> Share:
     other = encoder.resized(size_um) if hasattr(encoder, "resized") else encoder
     size_px = encoder.card.tile.size_px
     tile = TileSpec(size_um / size_px, size_px) if other is encoder else other.card.tile
-    return _Share(other, coords_um, tile, what)
+    return Share(other, coords_um, tile, what, tiles_um)
 
 
-def _stream(region: Region, shares: Sequence[_Share], *, on_disk: bool = False, spill: bool = False) -> Any:
+def _stream(region: Region, shares: Sequence[Share], *, on_disk: bool = False, spill: bool = False) -> Any:
     """Return the shares' features side by side; what the cache has is read, all others are computed in one pass.
 
     `on_disk`: what the cache has stays there. `spill`: what is computed is in a file where it is much (`scratch`).
     """
+    if (nothing := strips.planned(region, shares)) is not None:
+        return nothing
+    if several := strips.strips_of(region, shares):
+        return strips.embed_strips(several, on_disk=on_disk or spill)
     n = len(shares[0].coords_um)
     with ExitStack() as stack:
         entries, todo = [], []
         for share in shares:
-            entry, rows = _opened(share.entry(region), stack)
+            entry, rows = opened(share.entry(region), stack)
             entries.append(entry)
             todo.append(np.ones(n, dtype=bool) if rows is None else np.isin(np.arange(n), rows))
         widths = [share.shape[-1] if e is None else 0 for share, e in zip(shares, entries, strict=True)]
         memory = scratch.empty((n, *shares[0].shape[:-1], sum(widths)), shares[0].dtype, spill=spill)
         written = 0
         parts: list[Any] = np.split(memory, np.cumsum(widths)[:-1], axis=-1)
-        for k, rows, values in _encoded(region, shares, todo):
+        for k, rows, values in encoded(region, shares, todo):
             if (entry := entries[k]) is None:
                 parts[k][rows] = values
                 if (written := written + values.nbytes) > scratch.RELEASE_BYTES:
@@ -168,41 +145,6 @@ def _stream(region: Region, shares: Sequence[_Share], *, on_disk: bool = False, 
                 whole = entry.finish() if todo[k].any() else entry.read()
                 parts[k] = entry.on_disk() if on_disk else whole
         return joined(parts, axis=-1)
-
-
-def _opened(entry: Entry | None, stack: ExitStack) -> tuple[Entry | None, NDArray[np.int64] | None]:
-    """Return an entry and its missing rows; None where nothing is kept, or another process is filling it."""
-    if entry is None:
-        return None, None
-    try:
-        stack.enter_context(entry)
-        return entry, entry.todo()
-    except Busy:  # compute beside it
-        return None, None
-
-
-def _encoded(
-    region: Region, shares: Sequence[_Share], todo: Sequence[NDArray[np.bool_]]
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[Any]]]:
-    """Yield the position of a share, rows and their features, all from one pass over the image."""
-    missing = [k for k, needed in enumerate(todo) if needed.any()]
-    if not missing:
-        return
-    rows = np.flatnonzero(np.any([todo[k] for k in missing], axis=0))
-    kinds = {(shares[k].tile, id(shares[k].coords_um)): k for k in missing}
-    views = [(shares[k].coords_um[rows], shares[k].tile) for k in kinds.values()]
-    which_view = {k: list(kinds).index((shares[k].tile, id(shares[k].coords_um))) for k in missing}
-    names = " + ".join(shares[k].encoder.card.name for k in missing)
-    read = region.pyramid.read_several(views)
-    for which, tiles in track(
-        read, total=len(rows), describe=f"{names}: {region.slide}", weight=lambda item: len(item[0])
-    ):
-        for k in missing:
-            needed, own = todo[k][rows[which]], tiles[which_view[k]]
-            if needed.all():
-                yield k, rows[which], shares[k].encode(own)
-            elif needed.any():
-                yield k, rows[which][needed], shares[k].encode(own[needed])
 
 
 def embed_region(

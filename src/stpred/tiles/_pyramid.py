@@ -213,7 +213,11 @@ class Pyramid:
         return ((rows, tiles) for rows, (tiles,) in batches)
 
     def read_several(
-        self, views: Sequence[tuple[NDArray[np.float64], TileSpec]], *, batch_size: int | None = None
+        self,
+        views: Sequence[tuple[NDArray[np.float64], TileSpec]],
+        *,
+        batch_size: int | None = None,
+        wanted: NDArray[np.bool_] | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         """Yield ``(rows, [tiles, ...])``: tiles of several sizes and resolutions for each location, in one pass.
 
@@ -227,6 +231,9 @@ class Pyramid:
             the same.
         batch_size
             Locations per yield; None takes ``settings.batch_size``.
+        wanted
+            (n,) locations that have to be read. Others come with them where they are in the same batch, which is the
+            same whatever is wanted: networks round a little otherwise in other batches. None: all.
         """
         size = settings.batch_size if batch_size is None else int(batch_size)
         if size < 1:
@@ -242,7 +249,7 @@ class Pyramid:
         ]
         # Known to be without fill, an image is not searched for it chunk by chunk.
         known = "fill" in self.__dict__ and self.fill is None
-        return TileStream(made, fill=None if known else lambda: self.fill).batches(size)
+        return TileStream(made, fill=None if known else lambda: self.fill, wanted=wanted).batches(size)
 
 
 def read_tiles(pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec) -> NDArray[np.uint8]:

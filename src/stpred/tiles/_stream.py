@@ -29,10 +29,18 @@ class TileStream:
     fill
         Searches the image for fill, which is shown as glass; called once a chunk holds pixels that may be some. None:
         tiles show what is stored.
+    wanted
+        Which rows have to be read; None: all.
     """
 
-    def __init__(self, views: Sequence[View], *, fill: Callable[[], PlacedFill | None] | None) -> None:
-        self.views, self.find_fill = views, fill
+    def __init__(
+        self,
+        views: Sequence[View],
+        *,
+        fill: Callable[[], PlacedFill | None] | None,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.views, self.find_fill, self.wanted = views, fill, wanted
         self.levels: list[Level] = []
         self.level_of: list[int] = []
         for view in views:
@@ -42,7 +50,10 @@ class TileStream:
         self.may_be_fill: dict[Block, bool] = {}
 
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
-        """Yield row numbers and the tiles of each view, the next ones being read while the caller works on these."""
+        """Yield row numbers and the tiles of each view, the next ones being read while the caller works on these.
+
+        Batches without any wanted row are left out; which rows are in a batch does not depend on what is wanted.
+        """
         return ahead(self._batches(batch_size))
 
     def _order(self) -> NDArray[np.int64]:
@@ -59,10 +70,13 @@ class TileStream:
 
     def _batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         order = self._order()
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        if self.wanted is not None:
+            batches = [rows for rows in batches if self.wanted[rows].any()]
+        order = np.concatenate([order[:0], *batches])
         chunks = Chunks(self.levels, self._by_level([view.users(order) for view in self.views]))
         workers = n_threads(_MAX_THREADS)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in batches:
             each = [view.users(rows) for view in self.views]
             users = self._by_level(each)
             chunks.fetch(users)

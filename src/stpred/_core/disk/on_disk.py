@@ -132,6 +132,26 @@ class Joined(OnDisk):
         return out
 
 
+class Reordered(Joined):
+    """Arrays one behind another whose rows are in another order.
+
+    Parameters
+    ----------
+    parts
+        The arrays.
+    rows
+        Which rows of the whole those of each are.
+    """
+
+    def __init__(self, parts: Sequence[Any], rows: Sequence[NDArray[np.int64]]) -> None:
+        super().__init__(parts, axis=0)
+        self._at = np.empty(len(self), np.int64)
+        self._at[np.concatenate(rows)] = np.arange(len(self))
+
+    def _rows(self, rows: Any) -> NDArray[Any]:
+        return super()._rows(self._at[rows])
+
+
 class _Maps:
     """Memory maps that are kept open, the least recently used ones closed first."""
 
