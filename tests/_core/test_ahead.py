@@ -87,6 +87,13 @@ def test_with_one_thread_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) 
         list(ahead(items()))
 
 
+def test_beside_a_gpu_items_are_made_ahead_with_one_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stpred._core.compute.ahead.n_threads", lambda: 1)
+    by = list(ahead((threading.current_thread().name for _ in range(3)), beside=True))
+    assert len(by) == 3
+    assert threading.current_thread().name not in by
+
+
 def test_closing_early_ends_the_thread_and_the_items() -> None:
     closed = []
 

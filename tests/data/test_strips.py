@@ -170,3 +170,20 @@ def test_strips_of_a_reader_are_all_that_it_embeds(
 def test_models_that_read_block_by_block_have_no_strips(region: data.Region) -> None:
     pixels = st.encoders.get("pixels", tile=st.TileSpec(1.0, 16))
     assert data.embedding_strips(data.reader_for(region, pixels, Needs())) == []
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_process_of_one_thread_reads_ahead_for_a_gpu_alone(
+    region: data.Region, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stpred.tiles import _stream
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    by, cut = set(), _stream.View.cut
+    monkeypatch.setattr(
+        _stream.View, "cut", lambda self, *args: (by.add(threading.current_thread().name), cut(self, *args))[1]
+    )
+    encoder = Colours()
+    encoder.on_gpu = on_gpu  # type: ignore[attr-defined]
+    data.embed(region, encoder, region.coords_um[:20])
+    assert all(name.startswith("stpred-ahead") for name in by) == on_gpu

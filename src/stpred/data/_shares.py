@@ -100,7 +100,8 @@ def encoded(
     which_view = {k: list(kinds).index((shares[k].tile, id(shares[k].coords_um))) for k in missing}
     names = " + ".join(shares[k].encoder.card.name for k in missing)
     wanted = np.any([todo[k] for k in missing], axis=0)
-    read = region.pyramid.read_several(views, wanted=wanted)
+    gpu = any(getattr(shares[k].encoder, "on_gpu", False) for k in missing)
+    read = region.pyramid.read_several(views, wanted=wanted, beside=gpu)
     for rows, tiles in track(
         read, total=int(wanted.sum()), describe=f"{names}: {region.slide}", weight=lambda item: wanted[item[0]].sum()
     ):

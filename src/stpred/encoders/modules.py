@@ -115,6 +115,11 @@ class TorchEncoder:
         return self
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the caller waits for another device while tiles are encoded."""
+        return self._device.type != "cpu"
+
+    @property
     def _device(self) -> torch.device:
         import torch
 

@@ -218,6 +218,7 @@ class Pyramid:
         *,
         batch_size: int | None = None,
         wanted: NDArray[np.bool_] | None = None,
+        beside: bool = False,
     ) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         """Yield ``(rows, [tiles, ...])``: tiles of several sizes and resolutions for each location, in one pass.
 
@@ -234,6 +235,8 @@ class Pyramid:
         wanted
             (n,) locations that have to be read. Others come with them where they are in the same batch, which is the
             same whatever is wanted: networks round a little otherwise in other batches. None: all.
+        beside
+            The caller waits for a GPU, so the next batch is read meanwhile even in a process of one thread.
         """
         size = settings.batch_size if batch_size is None else int(batch_size)
         if size < 1:
@@ -249,7 +252,7 @@ class Pyramid:
         ]
         # Known to be without fill, an image is not searched for it chunk by chunk.
         known = "fill" in self.__dict__ and self.fill is None
-        return TileStream(made, fill=None if known else lambda: self.fill, wanted=wanted).batches(size)
+        return TileStream(made, fill=None if known else lambda: self.fill, wanted=wanted).batches(size, beside=beside)
 
 
 def read_tiles(pyramid: Pyramid, centers_um: NDArray[np.float64], tile: TileSpec) -> NDArray[np.uint8]:

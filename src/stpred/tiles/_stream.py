@@ -49,12 +49,14 @@ class TileStream:
             self.level_of.append(next(k for k, level in enumerate(self.levels) if view.level is level))
         self.may_be_fill: dict[Block, bool] = {}
 
-    def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
+    def batches(
+        self, batch_size: int, *, beside: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         """Yield row numbers and the tiles of each view, the next ones being read while the caller works on these.
 
         Batches without any wanted row are left out; which rows are in a batch does not depend on what is wanted.
         """
-        return ahead(self._batches(batch_size))
+        return ahead(self._batches(batch_size), beside=beside)
 
     def _order(self) -> NDArray[np.int64]:
         """Return the rows by row of chunks, left to right: two or three rows of chunks are in memory at a time.

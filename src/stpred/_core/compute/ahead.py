@@ -14,15 +14,16 @@ T = TypeVar("T")
 _END: Any = object()
 
 
-def ahead(items: Iterable[T], n: int = 1) -> Iterator[T]:
+def ahead(items: Iterable[T], n: int = 1, *, beside: bool = False) -> Iterator[T]:
     """Yield the same items in the same order, up to `n` of them made ahead by one thread.
 
     The thread is started by the first item that is asked for, and has ended when the last one was taken, an error was
     raised (at its place in the order) or the generator is closed; a generator `items` is closed then as well. Where
-    a process may use one thread only, each item is made when it is asked for.
+    a process may use one thread only, each item is made when it is asked for, but for items `beside` a user who waits
+    for a GPU.
     """
     source = iter(items)
-    if n_threads() == 1:
+    if n_threads() == 1 and not beside:
         try:
             yield from source
         finally:
