@@ -168,12 +168,13 @@ class TrainingDistribution(nn.Module):
 
     def _fit_space(self, features: NDArray[np.float32], weights: NDArray[np.float64] | None, k: int) -> None:
         """Set the `k` leading components; the others of the buffers count nothing."""
-        features = features.astype(np.float64)
-        mean, std = features.mean(axis=0), features.std(axis=0)
+        scaled = features.astype(np.float64)
+        mean, std = scaled.mean(axis=0), scaled.std(axis=0)
         std[std < 1e-8] = 1.0
         if weights is not None:
             std /= weights
-        scaled = (features - mean) / std
+        scaled -= mean
+        scaled /= std
         # The covariance is small (features x features) however many tiles there are.
         self._set_components(mean, std, scaled.T @ scaled / len(scaled), k)
 
