@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 import stpred as st
 from stpred import testing, training
+from stpred._core.disk.on_disk import FileRows
 from stpred._core.lazy import Lazily
 from stpred.data import _regions
 from stpred.data._feature_cache import Entry
@@ -136,6 +138,33 @@ def test_scaling_of_parts() -> None:
     whole, parts = Scaling.of(x), Scaling.of_parts([x[:10], x[10:5000], x[5000:]])
     np.testing.assert_allclose(whole.mean, parts.mean, rtol=1e-6)
     np.testing.assert_allclose(whole.std, parts.std, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [(Ridge, Ridge.Config(penalty=0.1)), (MLP, MLP.Config(hidden=(4,), epochs=1, batch_size=256))],
+    ids=["ridge", "mlp"],
+)
+def test_memory_does_not_grow_with_the_number_of_slides(
+    family: Any, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_products, "MAX_IN_MEMORY", 0)
+    rng = np.random.default_rng(0)
+    batches = []
+    for i in range(12):
+        np.save(tmp_path / f"{i}.npy", rng.normal(size=(600, 100)).astype(np.float16))
+        on_disk = FileRows(tmp_path / f"{i}.npy", np.load(tmp_path / f"{i}.npy", mmap_mode="r"))
+        batch = Batch.of(np.zeros((600, 1)), slide=f"s{i}", y=rng.normal(size=(600, 3)).astype(np.float32))
+        batches.append(replace(batch, features=on_disk))
+    training.fit_and_score(family, config, cohort(2), groups=["a", "b"])  # imports what is imported late
+    peaks = []
+    for given in (batches[:4], batches):
+        tracemalloc.start()
+        training.fit_and_score(family, config, given, groups=[f"d{i % 4}" for i in range(len(given))])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 12 * 600 * 100 * 4  # all features in single precision
 
 
 DEEP = {"width": 8, "n_phi": 2, "n_rho": 2, "epochs": 1, "batch_size": 32}
