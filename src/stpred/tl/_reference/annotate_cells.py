@@ -23,7 +23,7 @@ from stpred.tl._reference.reading import (
     read_reference,
 )
 from stpred.tl._reference.separation import MIN_ACCURACY, means_of, separate
-from stpred.tl._reference.value_types import fit_values, reliability
+from stpred.tl._reference.value_types import explained_by_classes, fit_values, reliability, unknown_if_absent
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,11 +36,6 @@ UNKNOWN = "unknown"
 CENTERS = ("table", "reference")
 _MAX_ROWS = 5000
 """Locations that the classes of predictions are fitted on at most; all are assigned."""
-
-_N_NULL = 19
-"""Fits of classes whose genes are exchanged; what they explain is nothing."""
-
-_NULL_ROWS, _NULL_ROUNDS = 2000, 8
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,9 @@ def annotate_cells(
     groupby: str,
     layer: str | None = None,
     trusted_only: bool = True,
+    n_genes: int = 500,
     center: str | None = None,
-    level: float = 0.05,
+    level: float = 0.01,
     min_score: float = 0.5,
     min_in_group: int = 10,
     key_added: str = CELL_TYPE,
@@ -94,6 +90,8 @@ def annotate_cells(
         Layer of the reference with the raw counts; None takes ``X``.
     trusted_only
         Use only genes that ``var["trusted"]`` vouches for, where the table has such a column.
+    n_genes
+        Genes of which the classes explain the most variance in the reference are taken, where more are shared.
     center
         ``"table"``: what the table's genes have on average is what the reference's classes have in the composition that
         is found, which takes out differences between platforms and slides; types must then vary within the table.
@@ -186,6 +184,8 @@ def annotate_cells(
     if center is None:
         center = "reference" if locations.measured else "table"
     rng = np.random.default_rng(seed)
+    columns = cells.informative(whole(n_genes, name="n_genes"), rng)
+    cells, locations = cells.of_genes(columns), locations.of_genes(columns)
     assign = _assign_counts if locations.measured else _assign_values
     found = assign(cells, locations, centred=center == "table", level=level, rng=rng)
     labels = _labels(found, cells.names, min_score=min_score)
@@ -196,7 +196,7 @@ def annotate_cells(
         "key_added": key_added,
         "method": "reference",
         "groupby": groupby,
-        "genes": genes,
+        "genes": cells.genes,
         "regions": table_regions(table),
         "trusted_only": bool(trusted_only),
         "center": center,
@@ -261,8 +261,8 @@ def _assign_values(
     best = chance.argmax(axis=1)
     distance = classes.distance(values, best)
     limit = classes.limit(distance, level=level, rng=rng)
-    explained, exchanged = _explained(some[:_NULL_ROWS], typical, centred=centred, rng=rng)
-    absent = _unknown_if_absent(
+    explained, exchanged = explained_by_classes(some, typical, centred=centred, rng=rng)
+    absent = unknown_if_absent(
         some, classes.posterior(some).argmax(axis=1), typical, centred=centred, level=level, rng=rng
     )
     agreement = None
@@ -297,42 +297,6 @@ def _scores(chance: NDArray[np.float64], best: NDArray[np.int64]) -> tuple[NDArr
     """Return (n,) probabilities of the best class, and what it is ahead of the second."""
     first = chance[np.arange(len(best)), best]
     return first, first - np.sort(chance, axis=1)[:, -2]
-
-
-def _explained(
-    values: NDArray[np.float64], typical: NDArray[np.float64], *, centred: bool, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Return what the classes explain of the values, and what they could if the reference had nothing to do with them.
-
-    The latter is three standard deviations above the mean of classes whose genes are exchanged, and their maximum at
-    least.
-    """
-    found = [
-        fit_values(values, typical[:, order], centred=centred, n_rounds=_NULL_ROUNDS).explained
-        for order in (np.arange(values.shape[1]), *(rng.permutation(values.shape[1]) for _ in range(_N_NULL)))
-    ]
-    exchanged = np.array(found[1:])
-    return found[0], float(max(exchanged.max(), exchanged.mean() + 3 * exchanged.std()))
-
-
-def _unknown_if_absent(
-    values: NDArray[np.float64],
-    best: NDArray[np.int64],
-    typical: NDArray[np.float64],
-    *,
-    centred: bool,
-    level: float,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """Return (K,) shares of the locations of each class that are unknown once the reference lacks it, or NaN."""
-    shares = np.full(len(typical), np.nan)
-    for k in np.unique(best):
-        if len(typical) < 3:
-            break
-        classes = fit_values(values, np.delete(typical, k, axis=0), centred=centred)
-        distance = classes.distance(values, classes.posterior(values).argmax(axis=1))
-        shares[k] = (distance[best == k] > classes.limit(distance, level=level, rng=rng)).mean()
-    return shares
 
 
 def _by_name(cells: Reference, values: NDArray[np.float64]) -> dict[str, float | None]:

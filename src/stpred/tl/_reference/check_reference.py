@@ -24,8 +24,9 @@ def check_reference(
     *,
     layer: str | None = None,
     trusted_only: bool = True,
+    n_genes: int = 500,
     depth: float | None = None,
-    level: float = 0.05,
+    level: float = 0.01,
     min_accuracy: float = MIN_ACCURACY,
     min_in_group: int = 10,
     seed: int = 0,
@@ -48,6 +49,8 @@ def check_reference(
         Layer of the reference with the raw counts; None takes ``X``.
     trusted_only
         Of a table: use only genes that ``var["trusted"]`` vouches for, where it has such a column.
+    n_genes
+        Genes of which the classes explain the most variance in the reference are taken, where more are shared.
     depth
         Counts of these genes in a location; None takes that of the table (of measured counts of each location, of
         predictions what the model's training tables had), or leaves the reference as it is.
@@ -98,14 +101,18 @@ def check_reference(
     names, columns, found_depths = _genes_of(reference, genes, trusted_only=trusted_only)
     depths = found_depths if depths is None else depths
     cells = read_reference(reference, columns, genes=names, groupby=groupby, layer=layer, min_in_group=min_in_group)
-    found = separate(cells, depths=depths, level=level, rng=np.random.default_rng(seed))
+    rng, before = np.random.default_rng(seed), targets.totals(cells.counts).mean()
+    cells = cells.of_genes(cells.informative(whole(n_genes, name="n_genes"), rng))
+    if depths is not None:
+        depths = depths * targets.totals(cells.counts).mean() / before  # what the genes taken have of it
+    found = separate(cells, depths=depths, level=level, rng=rng)
     frame = _frame(found, min_accuracy)
     usual = float(np.median(targets.totals(cells.counts) if depths is None else depths))
     frame.attrs[keys.UNS] = {
         "kind": "check_reference",
-        "summary": summary(found, len(names), min_accuracy),
+        "summary": summary(found, len(cells.genes), min_accuracy),
         "groupby": groupby,
-        "genes": names,
+        "genes": cells.genes,
         "depth": usual,
         "level": level,
         "confusion": {

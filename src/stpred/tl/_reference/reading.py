@@ -50,6 +50,20 @@ class Locations:
     depth: float | None
     pearson: NDArray[np.float64] | None = None
 
+    def of_genes(self, columns: NDArray[np.int64]) -> Locations:
+        """Return the values of some genes; the library is over these from here on."""
+        share = 1.0
+        if self.depth is not None and not self.measured:
+            amounts = np.expm1(self.values).clip(min=0).mean(axis=0)
+            share = float(amounts[columns].sum() / max(amounts.sum(), 1e-12))
+        values = self.values[:, columns]
+        depth = None if self.depth is None else self.depth * share
+        if self.measured:
+            depth = float(np.median(targets.totals(values)))
+        return replace(
+            self, values=values, depth=depth, pearson=None if self.pearson is None else self.pearson[columns]
+        )
+
     def log_values(self) -> NDArray[np.float64]:
         """Return (n, G) log1p CP10k over the shared genes."""
         return log_over(self.values) if self.measured else relog(self.values)
@@ -75,6 +89,25 @@ class Reference:
     codes: NDArray[np.int64]
     names: list[str]
     genes: list[str]
+
+    def of_genes(self, columns: NDArray[np.int64]) -> Reference:
+        """Return counts of some genes; cells without any of them are left out."""
+        counts = self.counts[:, columns]
+        rows = np.flatnonzero(targets.totals(counts) > 0)
+        return replace(
+            self, counts=counts[rows], codes=self.codes[rows], genes=[self.genes[i] for i in columns.tolist()]
+        )
+
+    def informative(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the positions of the `n` genes of which classes explain the most variance, in order; of fewer all."""
+        if len(self.genes) <= n:
+            return np.arange(len(self.genes))
+        some = self.draw(200, rng)
+        values = targets.sparse_transform(some.counts, targets.totals(some.counts), target=LOG)
+        _, std = targets.moments([values])
+        means = np.stack([np.asarray(values[some.codes == k].mean(axis=0)).ravel() for k in range(len(self.names))])
+        spread = means.var(axis=0) / np.maximum(std**2, 1e-9)
+        return np.sort(np.argsort(-spread, kind="stable")[:n])
 
     def cells(self, rows: NDArray[Any]) -> Reference:
         """Return some of the cells."""

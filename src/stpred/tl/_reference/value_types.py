@@ -22,6 +22,12 @@ _N_DRAWS = 4000
 """Simulated errors that a limit of distances is read from."""
 
 
+_N_NULL = 19
+"""Fits of classes whose genes are exchanged; what they explain is nothing."""
+
+_NULL_ROWS, _NULL_ROUNDS = 2000, 8
+
+
 @dataclass(frozen=True)
 class ValueClasses:
     """Where the classes of a reference are among the values of a table.
@@ -163,3 +169,40 @@ def reliability(
     of_values = (away * found).sum(axis=0) / np.maximum(size, 1e-12)
     said = (of_values * np.nan_to_num(pearson) * of_truth).sum()
     return float(np.clip(said / max(float((of_truth**2).sum()), 1e-12), 0, 1))
+
+
+def explained_by_classes(
+    values: NDArray[np.float64], typical: NDArray[np.float64], *, centred: bool, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return what the classes explain of the values, and what they could if the reference had nothing to do with them.
+
+    The latter is three standard deviations above the mean of classes whose genes are exchanged, and their maximum at
+    least.
+    """
+    values = values[:_NULL_ROWS]
+    found = [
+        fit_values(values, typical[:, order], centred=centred, n_rounds=_NULL_ROUNDS).explained
+        for order in (np.arange(values.shape[1]), *(rng.permutation(values.shape[1]) for _ in range(_N_NULL)))
+    ]
+    exchanged = np.array(found[1:])
+    return found[0], float(max(exchanged.max(), exchanged.mean() + 3 * exchanged.std()))
+
+
+def unknown_if_absent(
+    values: NDArray[np.float64],
+    best: NDArray[np.int64],
+    typical: NDArray[np.float64],
+    *,
+    centred: bool,
+    level: float,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Return (K,) shares of the locations of each class that are unknown once the reference lacks it, or NaN."""
+    shares = np.full(len(typical), np.nan)
+    for k in np.unique(best):
+        if len(typical) < 3:
+            break
+        classes = fit_values(values, np.delete(typical, k, axis=0), centred=centred)
+        distance = classes.distance(values, classes.posterior(values).argmax(axis=1))
+        shares[k] = (distance[best == k] > classes.limit(distance, level=level, rng=rng)).mean()
+    return shares
