@@ -1,6 +1,6 @@
 """What a slide of a large run costs on a CPU: time by area of tissue, bytes by locations and genes, fingerprints.
 
-``python -m benchmarks.bench_costs`` prints the rates that ``scripts/cohort_costs.py`` works with. Slides are at 0.25 um
+``python -m benchmarks costs`` prints the rates that ``scripts/cohort_costs.py`` works with. Slides are at 0.25 um
 per pixel with levels of a fourth and a sixteenth of the size, as scanners write svs files; one thread, CPU time.
 """
 
@@ -29,18 +29,33 @@ N_GENES = 1_000
 BYTES = 1 << 28
 
 
+RATES = (
+    "seconds_per_mm2", "seconds_per_slide", "thumbnail_bytes_per_value", "bytes_per_slide", "bytes_per_tile",
+    "bytes_per_gene", "bytes_per_value", "map_bytes_per_value", "map_seconds_per_mm2", "fingerprint_bytes_per_second",
+)  # fmt: skip
+
+
 class Costs:
-    """Rates by name, in the order in which they are measured."""
+    """Rates by name."""
 
     timeout = 1800
+    params = (RATES,)
+    param_names = ("rate",)
 
     def setup_cache(self) -> dict[str, float]:
-        with tempfile.TemporaryDirectory(prefix="stpred-bench-") as name:
-            return {**times(Path(name)), **map_bytes(Path(name)), **fingerprints(Path(name))}
+        return rates()
 
-    def track_rates(self, rates: dict[str, float]) -> dict[str, float]:
-        """All of them."""
-        return rates
+    setup_cache.timeout = 1800  # type: ignore[attr-defined]
+
+    def track_rate(self, measured: dict[str, float], rate: str) -> float:
+        """What it says, in seconds, bytes, or bytes per second."""
+        return measured[rate]
+
+
+def rates() -> dict[str, float]:
+    """Measure all."""
+    with tempfile.TemporaryDirectory(prefix="stpred-bench-") as name:
+        return {**times(Path(name)), **map_bytes(Path(name)), **fingerprints(Path(name))}
 
 
 def write_svs_like(path: Path, size_px: int) -> float:
@@ -152,5 +167,5 @@ def n_bytes(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    for name, value in Costs().setup_cache().items():
+    for name, value in rates().items():
         print(f"{name} = {value:.4g}")

@@ -13,17 +13,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 RATES: dict[str, tuple[float, str]] = {
-    "seconds_per_slide": (2.12, "python -m benchmarks.bench_costs"),
-    "seconds_per_mm2": (2.61, "python -m benchmarks.bench_costs"),
-    "map_seconds_per_mm2": (15.7, "python -m benchmarks.bench_costs"),
+    "seconds_per_slide": (2.12, "python -m benchmarks costs"),
+    "seconds_per_mm2": (2.61, "python -m benchmarks costs"),
+    "map_seconds_per_mm2": (15.7, "python -m benchmarks costs"),
     "reading_seconds_per_tile": (0.0035, "python -m benchmarks pipeline: 3 to 4 ms beyond the encoder"),
-    "fingerprint_bytes_per_second": (1.31e09, "python -m benchmarks.bench_costs"),
-    "thumbnail_bytes_per_value": (0.636, "python -m benchmarks.bench_costs"),
-    "bytes_per_slide": (2.04e05, "python -m benchmarks.bench_costs"),
-    "bytes_per_tile": (40.2, "python -m benchmarks.bench_costs"),
-    "bytes_per_gene": (38.9, "python -m benchmarks.bench_costs"),
-    "bytes_per_value": (3.4, "python -m benchmarks.bench_costs"),
-    "map_bytes_per_value": (4, "python -m benchmarks.bench_costs"),
+    "fingerprint_bytes_per_second": (1.31e09, "python -m benchmarks costs"),
+    "thumbnail_bytes_per_value": (0.636, "python -m benchmarks costs"),
+    "bytes_per_slide": (2.04e05, "python -m benchmarks costs"),
+    "bytes_per_tile": (40.2, "python -m benchmarks costs"),
+    "bytes_per_gene": (38.9, "python -m benchmarks costs"),
+    "bytes_per_value": (3.4, "python -m benchmarks costs"),
+    "map_bytes_per_value": (4, "python -m benchmarks costs"),
 }
 """Measured on one core, CPU time; bytes as stores take on disk."""
 

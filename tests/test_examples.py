@@ -14,10 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from anndata import read_h5ad
 from distributed import Client, LocalCluster
+from tifffile import imwrite
 from typer.testing import CliRunner
 
 import stpred as st
@@ -42,16 +44,16 @@ SLURM_ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two measured slides, a table of them, and a model of three genes."""
+    """Two small slides, a table of them, and a model of three genes."""
     folder = tmp_path_factory.mktemp("many")
-    slides = {}
-    for k, name in enumerate("ab"):
-        st.datasets.toy_visium(folder / name / "outs", seed=k, size_um=(400, 400), n_genes=10)
-        slides[name] = st.io.visium(folder / name / "outs")
-    model = st.tl.train(slides, "mean", encoder="intensity", genes=["EPCAM", "COL1A2", "CD3E"], shapes_key="spots")
+    genes = ["EPCAM", "COL1A2", "CD3E"]
+    slides = st.datasets.toy_cohort(2, size_um=(300, 300), n_genes=10, mpp=1.0)
+    model = st.tl.train(slides["donor0"], "mean", encoder="intensity", genes=genes, shapes_key="spots")
     st.models.save(model, folder / "mymodel")
-    paths = [f"{name}/outs" for name in slides]
-    pd.DataFrame({"slide": list(slides), "path": paths}).to_csv(folder / "slides.csv", index=False)
+    for name, sdata in zip("ab", slides.values(), strict=True):
+        pixels = np.asarray(sdata.images["he"]["scale0"].ds["image"])
+        imwrite(folder / f"{name}.tif", pixels.transpose(1, 2, 0), photometric="rgb")
+    (folder / "slides.csv").write_text("slide,path,mpp\na,a.tif,1\nb,b.tif,1\n")
     return folder
 
 
@@ -120,17 +122,18 @@ def code(snippet: str) -> Any:
 
 @pytest.mark.usefixtures("in_process")
 def test_snippets_of_the_page(folder: Path, clusters: dict[str, Any], client: Client) -> None:
-    """Each runs by itself; those that predict begin without results."""
+    """Each runs by itself; those that predict lack a result at least."""
     n_predicted = 0
     for snippet in SNIPPETS:
         snippet = snippet.replace("tcp://head:8786", client.scheduler.address)
         if "predict_cohort" in snippet:
-            shutil.rmtree(folder / "predicted", ignore_errors=True)
+            shutil.rmtree(folder / "predicted" / "b.zarr", ignore_errors=True)
         found: dict[str, Any] = {"print": lambda *_: None}
         exec(code(snippet), found)
         if "predict_cohort" in snippet:
             n_predicted += 1
             assert found["manifest"]["status"].tolist() == ["complete", "complete"]
+            assert (folder / "predicted" / "b.zarr" / "zarr.json").exists()
         if "table" in found:
             assert found["table"].n_vars == 3
     assert n_predicted == 5
