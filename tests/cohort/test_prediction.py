@@ -12,10 +12,12 @@ from distributed import Client
 
 import stpred as st
 from stpred._core.checks import InputError
-from stpred.cohort import prediction
+from stpred.cohort import fingerprint, prediction
 from stpred.cohort.fingerprint import fingerprint_of
-from stpred.cohort.manifest import OWN
+from stpred.cohort.manifest import OWN, prepare
+from stpred.cohort.options import PredictOptions
 from stpred.cohort.slides import find_slides
+from stpred.data import _strips
 from stpred.encoders.base import Encoder
 from stpred.encoders.composite import members_of
 from stpred.io.samples import Sample
@@ -90,7 +92,7 @@ def test_stores_are_slides(slides: Path, tmp_path: Path, client: Client, model: 
 def test_a_large_slide_goes_on_where_it_was(
     slides: Path, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "LARGE_BYTES", 1)
+    monkeypatch.setattr(fingerprint, "LARGE_BYTES", 1)
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     encoder: Any = type(members_of(model.encoder)[0])
     seen: list[int] = []
@@ -122,9 +124,6 @@ def test_a_large_slide_goes_on_where_it_was(
 
 
 def _predict(path: Path, out: Path, model: Any) -> None:
-    from stpred.cohort.manifest import prepare
-    from stpred.cohort.options import PredictOptions
-
     place, trained = prediction.place_of(model, prepare(out))
     job = prediction.Prediction(place, "ridge", trained.id, PredictOptions())
     monkey = prediction._load
@@ -134,6 +133,34 @@ def _predict(path: Path, out: Path, model: Any) -> None:
         job.work(sample, out, "s0.zarr", job.key_of(sample, fingerprint_of(sample)))
     finally:
         prediction._load = monkey
+
+
+def test_idle_workers_help_with_a_large_slide(
+    slides: Path, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What helpers embed is what a worker alone embeds, and their features go when the slide is finished."""
+    monkeypatch.setattr(fingerprint, "LARGE_BYTES", 1)
+    monkeypatch.setattr(_strips, "PLACES", 8)
+    monkeypatch.setattr(prediction, "_load", lambda *_: model)
+    sample, encoder = Sample("s0", slides / "s0.svs"), type(members_of(model.encoder)[0])
+    job = prediction.Prediction("", "ridge", model.id, PredictOptions())
+    key = job.key_of(sample, fingerprint_of(sample))
+    encode, seen = encoder.encode, []
+    monkeypatch.setattr(encoder, "encode", lambda self, tiles: seen.append(len(tiles)) or encode(self, tiles))
+    for name in ("alone", "helped"):
+        prepare(tmp_path / name)
+        if name == "helped":
+            job.help(sample, tmp_path / name, "s0.zarr", key, start=0.5)
+            assert sum(seen) > 16  # all of it, as nobody else is at it
+            seen.clear()
+        job.work(sample, tmp_path / name, "s0.zarr", key)
+        if name == "alone":
+            assert sum(seen) > 16
+            seen.clear()
+    assert sum(seen) == 0
+    assert contents(tmp_path / "alone" / "s0.zarr") == contents(tmp_path / "helped" / "s0.zarr")
+    job.help(sample, tmp_path / "helped", "s0.zarr", key, start=0.5)
+    assert not list((tmp_path / "helped" / OWN / "unfinished").iterdir())
 
 
 def test_bad_input(slides: Path, tmp_path: Path, model: Any) -> None:

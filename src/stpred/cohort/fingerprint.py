@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 1 << 30
 """Files up to this size are read as a whole."""
 
+LARGE_BYTES = 256 << 20
+"""Size of a slide's files from which on its features are kept while it is worked on, and idle workers help."""
+
 _BLOCK, _N_BLOCKS = 1 << 20, 256
 """Of larger ones so many blocks of this size, evenly spread, the first and the last among them."""
 
@@ -64,6 +67,11 @@ def size_of(sample: Sample) -> int:
         return sum(path.stat().st_size for _, path in files_of(sample))
     except OSError:
         return 0
+
+
+def is_large(sample: Sample) -> bool:
+    """Whether a slide takes so long that its features are kept while it is worked on, and idle workers help."""
+    return size_of(sample) >= LARGE_BYTES
 
 
 def _format(sample: Sample) -> str | None:

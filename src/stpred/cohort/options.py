@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpred import tl
+from stpred import data, tl
 from stpred._core.checks import InputError
-from stpred.cohort.regions import default_region, ensure_cells
-from stpred.inference.predictor import gene_columns
+from stpred._core.places import Place
+from stpred.cohort.regions import region_to_predict
+from stpred.inference.predictor import Predictor, gene_columns
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -62,21 +63,20 @@ class PredictOptions:
 
     def predict(self, sdata: SpatialData, model: Model) -> tuple[str, list[str]]:
         """Add the predicted table to a slide; return its key, and what there is to say."""
-        said: list[str] = []
-        shapes = self.shapes_key
-        if model.needs.cells or self.cells:
-            cells, note = ensure_cells(sdata)
-            said += [note] if note else []
-            shapes = cells if shapes is None else shapes
-        if shapes is None:
-            shapes, note = default_region(sdata, model.record.region)
-            said += [note] if note else []
+        shapes, said = region_to_predict(sdata, model, self.shapes_key, cells=self.cells)
         before = set(sdata.tables)
         tl.predict(
             sdata, model, shapes_key=shapes, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder)
         )
         (key,) = set(sdata.tables) - before
         return key, said
+
+    def strips(self, sdata: SpatialData, model: Model) -> list[data.Strip]:
+        """Return the strips in which a large slide is embedded before it is predicted."""
+        shapes, _ = region_to_predict(sdata, model, self.shapes_key, cells=self.cells)
+        predictor = Predictor.of(model, genes=self.genes, encoder=load_encoder(self.encoder), device=self.device)
+        region = predictor.region(sdata, Place(shapes_key=shapes), create=True)
+        return data.embedding_strips(predictor.reader(region))
 
     def predict_map(self, sdata: SpatialData, model: Model, out: Path) -> str:
         """Write the map into a store, block by block; return its key."""

@@ -17,11 +17,11 @@ from stpred import models
 from stpred._core import tables
 from stpred._core.checks import InputError, InputWarning
 from stpred._core.files import read_json, writable
-from stpred.cohort.fingerprint import size_of
+from stpred.cohort.fingerprint import is_large
 from stpred.cohort.manifest import OWN
 from stpred.cohort.options import PredictOptions
 from stpred.cohort.pictures import write_picture
-from stpred.cohort.slides import read_slide
+from stpred.cohort.slides import read_slide, reading_of
 from stpred.io.samples import Sample
 from stpred.stores import write_result
 
@@ -38,9 +38,6 @@ REPLACED = "replaced"
 
 MAP = "_map"
 """Ending of the map's key."""
-
-LARGE_BYTES = 256 << 20
-"""Size of a slide's files from which on its features are kept on disk while it is worked on."""
 
 FORMAT = 1
 
@@ -72,8 +69,7 @@ class Prediction:
 
     def settings_of(self, sample: Sample) -> str:
         """Return a short hash of everything but model and files that decides the result."""
-        read = {k: v for k, v in sample.options.items() if k not in ("image", "spots", "alignment")}
-        said = {"format": FORMAT, "options": self.options.to_dict(), "read": read}
+        said = {"format": FORMAT, "options": self.options.to_dict(), "read": reading_of(sample)}
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def key_of(self, sample: Sample, fingerprint: str) -> str:
@@ -130,6 +126,19 @@ class Prediction:
         rasters = [k for k in kept.images if k.endswith(MAP)]
         write_picture(kept, _said(folder / store)["table"], next(iter(rasters), None), _picture_of(folder / store))
 
+    def help(self, sample: Sample, folder: Path, store: str, key: str, *, start: float) -> None:
+        """Embed strips of a large slide that another worker is at, from a share of them on, until it is finished."""
+        draft = folder / OWN / "unfinished" / store
+        with _kept_features(sample, _features_of(draft)):
+            strips = self.options.strips(read_slide(sample), _load(self.model, self.model_id))
+            first = int(start * len(strips))
+            for strip in (*strips[first:], *strips[:first]):
+                if self.finished(folder, store, key) is not None or stored_key(draft) == key:
+                    break
+                strip.embed()
+        if self.finished(folder, store, key) is not None:
+            shutil.rmtree(_features_of(draft), ignore_errors=True)
+
     def _add_map(self, sdata: SpatialData, model: Model, draft: Path) -> None:
         """Add the map to an unfinished store, from where it was interrupted."""
         import spatialdata
@@ -155,7 +164,7 @@ def _kept_features(sample: Sample, folder: Path) -> Iterator[None]:
     """
     from stpred import settings
 
-    if settings.cache_dir is not None or size_of(sample) < LARGE_BYTES:
+    if settings.cache_dir is not None or not is_large(sample):
         yield
         return
     with settings.override(cache_dir=folder):

@@ -10,6 +10,8 @@ from stpred._core import keys
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from stpred.models import Model
+
 
 def ensure_cells(sdata: SpatialData) -> tuple[str, str]:
     """Return the slide's region of cells, and what there is to say: without one its nuclei are segmented."""
@@ -19,6 +21,24 @@ def ensure_cells(sdata: SpatialData) -> tuple[str, str]:
         return found[0], ""
     pp.nuclei(sdata)
     return keys.NUCLEI, f"Found {len(sdata.shapes[keys.NUCLEI])} nuclei."
+
+
+def region_to_predict(
+    sdata: SpatialData, model: Model, shapes_key: str | None, *, cells: bool = False
+) -> tuple[str | None, list[str]]:
+    """Return the region that a model is applied to (None: its own, or a grid), and what there is to say.
+
+    `cells`: the slide's cells, or its nuclei, which are found then.
+    """
+    said: list[str] = []
+    if model.needs.cells or cells:
+        found, note = ensure_cells(sdata)
+        said += [note] if note else []
+        shapes_key = found if shapes_key is None else shapes_key
+    if shapes_key is None:
+        shapes_key, note = default_region(sdata, model.record.region)
+        said += [note] if note else []
+    return shapes_key, said
 
 
 def default_region(sdata: SpatialData, trained_on: str | None) -> tuple[str | None, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, check_parent, listing
 from stpred.cohort.clusters import Workers, workers
-from stpred.cohort.fingerprint import size_of, stamp_of
+from stpred.cohort.fingerprint import is_large, size_of, stamp_of
 from stpred.cohort.locks import alone
 from stpred.cohort.manifest import (
     COMPLETE,
@@ -26,13 +26,16 @@ from stpred.cohort.manifest import (
     write_manifest,
     write_record,
 )
-from stpred.cohort.worker import Job, Task, record_of, run_packed
+from stpred.cohort.worker import Job, Task, help_packed, record_of, run_packed
 from stpred.io.samples import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("stpred")
+
+MAX_HELPERS = 15
+"""Workers that help with one large slide."""
 
 MANIFEST_S = 30.0
 """Between two manifests that are written while a run goes on."""
@@ -205,7 +208,8 @@ def _results(job: Job, tasks: list[Task], found: Workers) -> Iterator[Record]:
     from stpred.cohort.session import session_settings
 
     settings = session_settings()
-    futures = {}
+    futures: dict[Any, Task] = {}
+    helpers: list[Any] = []
     for place, task in enumerate(tasks):
         packed = dumps((job, replace(task, settings=settings)))
         future = found.client.submit(
@@ -213,6 +217,13 @@ def _results(job: Job, tasks: list[Task], found: Workers) -> Iterator[Record]:
             retries=1, priority=-place, resources=found.resources,
         )  # fmt: skip
         futures[future] = task
+        if is_large(task.sample):  # of the lowest rank: only workers that have nothing else to do
+            helpers += [
+                found.client.submit(
+                    help_packed, packed, k / found.n, pure=False, priority=-len(tasks) - k, resources=found.resources
+                )
+                for k in range(1, min(found.n, MAX_HELPERS + 1))
+            ]
     try:
         for future in as_completed(list(futures)):
             task = futures[future]
@@ -232,4 +243,4 @@ def _results(job: Job, tasks: list[Task], found: Workers) -> Iterator[Record]:
         raise InputError("The Dask scheduler was lost; start the same run again, it goes on where it was.") from None
     finally:
         with suppress(Exception):  # the scheduler may be lost
-            found.client.cancel([f for f in futures if not f.done()])
+            found.client.cancel([f for f in (*futures, *helpers) if not f.done()])

@@ -69,6 +69,11 @@ def is_store(path: Path) -> bool:
     return False
 
 
+def reading_of(sample: Sample) -> dict[str, Any]:
+    """Return the options that a slide is read with, but for its files, whose content decides."""
+    return {k: v for k, v in sample.options.items() if k not in ("image", "spots", "alignment")}
+
+
 def _named(name: Any, value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return {"slide": name, **value}

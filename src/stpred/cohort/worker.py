@@ -86,6 +86,10 @@ class Job(Protocol):
         """Add what goes beside a finished result."""
         ...
 
+    def help(self, sample: Sample, folder: Path, store: str, key: str, *, start: float) -> None:
+        """Do a part of the work on a large slide that another worker is at, from this share of its parts on."""
+        ...
+
 
 @dataclass(frozen=True)
 class Task:
@@ -128,6 +132,18 @@ def run_packed(packed: bytes, record: Record) -> Record:
         )
         return replace(record, status=FAILED, error=said, worker=_worker())
     return run_task(job, task)
+
+
+def help_packed(packed: bytes, start: float) -> None:
+    """Help with a large slide; whatever goes wrong, the worker that is at it says so itself."""
+    from distributed.protocol.pickle import loads
+
+    with suppress(Exception):
+        job, task = loads(packed)
+        key = job.key_of(task.sample, fingerprint_of(task.sample))
+        with _ONE_SLIDE, _quiet(task):
+            if task.anew or job.finished(task.folder, task.store, key) is None:
+                job.help(task.sample, task.folder, task.store, key, start=start)
 
 
 def run_task(job: Job, task: Task) -> Record:

@@ -18,8 +18,8 @@ from stpred._core.files import read_json
 from stpred._core.places import Place
 from stpred._core.settings import settings
 from stpred.cohort.options import load_encoder
-from stpred.cohort.regions import default_region, ensure_cells
-from stpred.cohort.slides import read_slide
+from stpred.cohort.regions import ensure_cells, region_to_predict
+from stpred.cohort.slides import read_slide, reading_of
 from stpred.inference.predictor import Predictor
 from stpred.io.samples import Sample
 from stpred.models import registry
@@ -126,11 +126,7 @@ def _as_trained(sdata: SpatialData, slide: str, family: str, options: FeatureOpt
 def _as_predicted(sdata: SpatialData, model: str, options: FeatureOptions) -> data.Region:
     """Embed the region that :func:`stpred.tl.predict_cohort` takes, and the context of its locations."""
     predictor = _predictor(model, options.encoder, options.device)
-    shapes = options.shapes_key
-    if shapes is None and predictor.model.needs.cells:
-        shapes, _ = ensure_cells(sdata)
-    elif shapes is None:
-        shapes, _ = default_region(sdata, predictor.model.record.region)
+    shapes, _ = region_to_predict(sdata, predictor.model, options.shapes_key)
     region = predictor.region(sdata, Place(shapes_key=shapes), create=True)
     for _ in predictor.batches(region):
         pass
@@ -184,8 +180,7 @@ class Extraction:
 
     def settings_of(self, sample: Sample) -> str:
         """Return a short hash of everything but encoders and files that decides the result."""
-        read = {k: v for k, v in sample.options.items() if k not in ("image", "spots", "alignment")}
-        said = {"format": FORMAT, "options": self.options.to_dict(), "read": read, "as": sample.format}
+        said = {"format": FORMAT, "options": self.options.to_dict(), "read": reading_of(sample)}
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def key_of(self, sample: Sample, fingerprint: str) -> str:
@@ -219,6 +214,9 @@ class Extraction:
 
     def add_more(self, folder: Path, store: str) -> None:
         """Add nothing."""
+
+    def help(self, sample: Sample, folder: Path, store: str, key: str, *, start: float) -> None:
+        """Do nothing: the features of a slide are extracted by one worker."""
 
 
 def _said(path: Path) -> dict[str, Any]:
