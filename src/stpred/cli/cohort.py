@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from stpred._core.progress import duration, track
+from stpred.cli.messages import as_options
 from stpred.cli.session import console, errors, plain_messages, session
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def status(
 def _print_failed(failed: Iterable[Record]) -> None:
     failed = list(failed)
     for record in failed[:MAX_SHOWN]:
-        errors.print(f"[red]Failed:[/red] {escape(record.slide)}: {escape(record.error)}", highlight=False)
+        said = as_options(record.error, known=session.options, slide=record.slide)
+        errors.print(f"[red]Failed:[/red] {escape(record.slide)}: {escape(said)}", highlight=False)
     if len(failed) > MAX_SHOWN:
         errors.print(f"... and {len(failed) - MAX_SHOWN} more, see the manifest.", highlight=False)
