@@ -135,6 +135,13 @@ def test_shrunken_predictions_are_named_and_their_order_does_not_matter(
     assert (labels == truth)[known].mean() > (best == codes).mean() - 0.03
     assert known.mean() > 0.85
     assert 0.1 < stated["slope"] < 0.7
+    for kind in ("tumour", "lymphocyte"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            without, _, _ = annotated(table, reference[reference.obs["type"] != kind])
+        share = (without[truth == kind] == "unknown").mean()
+        assert abs(share - stated["unknown_if_absent"][kind]) < 0.15
+        assert (without[truth != kind] == "unknown").mean() < 0.2
     assert stated["explained"] > stated["explained_by_chance"]
     assert json.loads(found.uns["stpred"])["output_scale"] == "log1p_cp10k"
     order = np.random.default_rng(0).permutation(len(truth))

@@ -23,7 +23,7 @@ from stpred.tl._reference.reading import (
     read_reference,
 )
 from stpred.tl._reference.separation import MIN_ACCURACY, means_of, separate
-from stpred.tl._reference.value_types import explained_by_classes, fit_values, reliability, unknown_if_absent
+from stpred.tl._reference.value_types import explained_by_classes, fit_typical, reliability, unknown_if_absent
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -141,10 +141,12 @@ def annotate_cells(
     -----
     The limit of distances of counts is that of held-out cells of the reference, thinned to the depths of the table, for
     each class. The errors of predictions are not in the reference: their limit is what the covariance of the table's
-    own residuals gives, scaled to the table's median, and ``unknown_if_absent`` is found by leaving out one class after
-    the other. Where the classes explain no more of a prediction than classes whose genes are exchanged (19 times; the
-    mean and three standard deviations of these), every location is unknown; a table of a single type,
-    centred on itself, may come to that.
+    own residuals gives, scaled to the table's median; classes and covariance are fitted on the three quarters of the
+    locations that are nearest, so that a type that the reference lacks does not pass for error. Errors with heavier
+    tails than the normal distribution's make more locations unknown than `level` says. ``unknown_if_absent`` is found
+    by leaving out one class after the other. Where the classes explain no more of a prediction than classes whose genes
+    are exchanged (19 times; the mean and three standard deviations of these), every location is unknown; a table of a
+    single type, centred on itself, may come to that.
 
     ``reliability``, stated of predictions with held-out scores, is a cautious estimate of Cohen's kappa of the types:
     what the found classes say of each gene's truth (their correlation with its prediction, times that of the prediction
@@ -256,7 +258,7 @@ def _assign_values(
     sums, codes = pseudo_cells(cells, locations.depth, rng=rng)
     typical = profiles(sums, codes, len(cells.names))
     some = values if len(values) <= _MAX_ROWS else values[rng.choice(len(values), _MAX_ROWS, replace=False)]
-    classes = fit_values(some, typical, centred=centred)
+    classes = fit_typical(some, typical, centred=centred)
     chance = classes.posterior(values)
     best = chance.argmax(axis=1)
     distance = classes.distance(values, best)

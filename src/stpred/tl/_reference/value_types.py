@@ -18,6 +18,9 @@ _COMMON_SLOPE = 0.2
 """Weight of the genes' common slope in that of each, in units of the mean gene's information."""
 
 
+_TYPICAL, _TRIMMED = 0.75, 3
+"""Share of the locations that classes are fitted on, and how often it is chosen anew."""
+
 _N_DRAWS = 4000
 """Simulated errors that a limit of distances is read from."""
 
@@ -135,6 +138,25 @@ def fit_values(
     return found
 
 
+def fit_typical(values: NDArray[np.float64], profiles: NDArray[np.float64], *, centred: bool) -> ValueClasses:
+    """Fit the classes on the locations that are nearest to them, so that types that the reference lacks have no part.
+
+    Where a quarter of the locations is of another type, its distance from the classes would be taken for their errors,
+    and it would never be found far away.
+
+    Parameters
+    ----------
+    values, profiles, centred
+        As of :func:`fit_values`.
+    """
+    found = fit_values(values, profiles, centred=centred, n_rounds=_ROUNDS // 2)
+    for _ in range(_TRIMMED):
+        distance = found.distance(values, found.posterior(values).argmax(axis=1))
+        near = values[distance <= np.quantile(distance, _TYPICAL)]
+        found = fit_values(near, profiles, centred=centred, n_rounds=_ROUNDS // 2)
+    return found
+
+
 def reliability(
     classes: ValueClasses,
     values: NDArray[np.float64],
@@ -202,7 +224,7 @@ def unknown_if_absent(
     for k in np.unique(best):
         if len(typical) < 3:
             break
-        classes = fit_values(values, np.delete(typical, k, axis=0), centred=centred)
+        classes = fit_typical(values, np.delete(typical, k, axis=0), centred=centred)
         distance = classes.distance(values, classes.posterior(values).argmax(axis=1))
         shares[k] = (distance[best == k] > classes.limit(distance, level=level, rng=rng)).mean()
     return shares
