@@ -17,6 +17,7 @@ from distributed import Client
 from stpred._core.checks import InputError
 from stpred._core.disk import locks
 from stpred._core.disk.staging import staged_folder
+from stpred.cohort import run as cohort_run
 from stpred.cohort import worker
 from stpred.cohort.clusters import parse_devices, split_cores, workers
 from stpred.cohort.locks import alone, client_of, parse_shard
@@ -156,6 +157,29 @@ def test_changed_files_models_and_settings_are_done_again(
     shutil.rmtree(out / "s0.copy")  # but results may not
     run(few, out, client, Copies(model_id="m2", option="x"))
     assert worked_on(out) == ["s0"]
+
+
+def test_manifests_that_take_long_are_written_less_often(
+    tmp_path: Path, samples: list[Sample], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = cohort_run.write_manifest, []
+
+    def slow(frame: Any, folder: Path) -> None:
+        written.append(time.sleep(pause))
+        write(frame, folder)
+
+    monkeypatch.setattr(cohort_run, "write_manifest", slow)
+    monkeypatch.setattr(cohort_run, "MANIFEST_S", 0.0)
+    monkeypatch.setattr(cohort_run, "MANIFEST_SHARE", 1e9)
+    pause = 0.0
+    run(samples, tmp_path / "often", client)
+    assert len(written) == 7  # at the start, after each slide, at the end
+    monkeypatch.setattr(cohort_run, "MANIFEST_SHARE", 1e-3)
+    written.clear()
+    pause = 0.1
+    run(samples, tmp_path / "seldom", client)
+    assert len(written) == 2
+    assert len(read_manifest(tmp_path / "seldom")) == 5
 
 
 def test_a_result_without_record_is_taken_over(tmp_path: Path, samples: list[Sample], client: Client) -> None:

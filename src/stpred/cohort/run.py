@@ -40,6 +40,9 @@ MAX_HELPERS = 15
 MANIFEST_S = 30.0
 """Between two manifests that are written while a run goes on."""
 
+MANIFEST_SHARE = 0.02
+"""Of the time of a run that writing them takes at most; of many thousand slides they are therefore fewer."""
+
 
 @dataclass
 class Run:
@@ -86,25 +89,26 @@ class Run:
 
         Parameters as of :func:`stpred.cohort.clusters.workers`.
         """
-        written = time.monotonic()
         try:
-            self._write()
+            due = self._write()
             if not self.tasks:
                 return
             with workers(client, n_slides=len(self.tasks), n_workers=n_workers, devices=devices) as found:
                 for record in _results(self.job, self.tasks, found):
                     self.records[record.store] = record
                     yield record
-                    if time.monotonic() - written > MANIFEST_S:
-                        self._write()
-                        written = time.monotonic()
+                    if time.monotonic() > due:
+                        due = self._write()
         finally:
             self._write()
 
-    def _write(self) -> None:
-        """Write the manifest: of this run, and of what other runs and shards put into the folder."""
+    def _write(self) -> float:
+        """Write the manifest: of this run, and of what other runs and shards put in; return when the next is due."""
+        start = time.monotonic()
         there = {**self.others, **read_records(self.folder)}
         write_manifest(list({**there, **self.records}.values()), self.folder)
+        end = time.monotonic()
+        return end + max(MANIFEST_S, (end - start) / MANIFEST_SHARE)
 
 
 @contextmanager
