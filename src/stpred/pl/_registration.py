@@ -97,10 +97,11 @@ def _draw_image(ax: Axes, image: Any, to_um: Any, side: Side, box: tuple[float, 
     pixels, _ = pyramid.thumbnail(max(pyramid.mpp, max(x1 - x0, y1 - y0) / MAX_PX), box_um=box)
     ax.imshow(pixels, extent=(x0, x1, y1, y0))
     outline = side.at(max(x1 - x0, y1 - y0) / MAX_PX)
-    height, width = outline.mask.shape
-    x = (np.arange(width) + 0.5) * outline.px_um + outline.corner_um[0]
-    y = (np.arange(height) + 0.5) * outline.px_um + outline.corner_um[1]
-    ax.contour(x, y, outline.mask.astype(float), levels=[0.5], colors="black", linewidths=1.2)
+    mask = np.pad(outline.mask, 1).astype(float)  # closed along the border, too
+    height, width = mask.shape
+    x = (np.arange(width) - 0.5) * outline.px_um + outline.corner_um[0]
+    y = (np.arange(height) - 0.5) * outline.px_um + outline.corner_um[1]
+    ax.contour(x, y, mask, levels=[0.5], colors="black", linewidths=1.2)
     _frame(ax, box)
 
 

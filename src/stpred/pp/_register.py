@@ -56,7 +56,8 @@ def register(
         The H&E image.
     fixed
         What it is registered to, an element in `coordinate_system`: shapes or points of cells, nuclei or transcripts;
-        shapes of spots or bins with counts; an image of a fluorescent stain of nuclei; or another H&E image.
+        shapes of spots or bins with counts (a thousand spots suffice, a few hundred say too little); an image of a
+        fluorescent stain of nuclei; or another H&E image.
     mpp
         Micrometres per pixel of the image; None takes its place in `coordinate_system`, if it has one, or else guesses
         it from the area of the tissue, which must then be the same on both sides up to a third.

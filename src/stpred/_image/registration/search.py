@@ -12,10 +12,13 @@ from stpred._image.registration.refine import Level, improve, inverse
 from stpred._image.registration.sides import Side
 
 N_ANGLES, N_SCALES = 48, 6
+OUTLINE = 0.4
+"""Weight of the agreement of the outlines beside that of the structure: where tissue is missing they do not agree."""
+
 COARSE_PX = 56
 """Pixels along the tissue at which all turns are tried."""
 
-_KEPT = (20, 6, 3)
+_KEPT = (24, 16, 4)
 """Placements that are followed at the first levels; the best one from then on."""
 
 MAX_STRETCH = 0.018
@@ -173,8 +176,8 @@ class Scan:
     def best(self, linear: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         """Return the score of the best shift for a (2, 2) map from fixed to moving micrometres, and that placement.
 
-        The score is the agreement of the outlines (their common area over the root of the product of both), from 0 to
-        1, plus the correlation of the structure.
+        The score is `OUTLINE` times the agreement of the outlines (their common area over the root of the product of
+        both), plus the correlation of the structure.
         """
         from scipy.fft import irfft2, rfft2
         from scipy.ndimage import affine_transform
@@ -191,7 +194,7 @@ class Scan:
         )
         norms = np.maximum(_norms(turned), 1e-9)
         spectra = np.conj(rfft2(turned, (self.size, self.size)))
-        score = irfft2(self.spectra[0] * spectra[0], (self.size, self.size)) / (self.norms[0] * norms[0])
+        score = OUTLINE * irfft2(self.spectra[0] * spectra[0], (self.size, self.size)) / (self.norms[0] * norms[0])
         squares = np.zeros_like(score)
         for c in range(1, len(self.spectra)):
             for q in range(1, len(spectra)):
