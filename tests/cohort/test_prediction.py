@@ -174,7 +174,6 @@ def test_bad_input(slides: Path, tmp_path: Path, model: Any) -> None:
         ({"cells": True, "shapes_key": "spots"}, "leave `shapes_key` out"),
         ({"encoder": model.encoder}, "a name or the folder of a saved encoder"),
         ({"shard": "3/2"}, "must be i/n"),
-        ({"client": "tcp://nowhere:1:2"}, "No Dask scheduler answers"),
         ({"slides": pd.DataFrame({"a": [1]})}, "There is nothing at"),
     ):
         given = {"slides": slides, **how}

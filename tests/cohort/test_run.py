@@ -17,8 +17,8 @@ from distributed import Client
 from stpred._core.checks import InputError
 from stpred._core.disk import locks
 from stpred._core.disk.staging import staged_folder
+from stpred.cohort import clusters, worker
 from stpred.cohort import run as cohort_run
-from stpred.cohort import worker
 from stpred.cohort.clusters import parse_devices, split_cores, workers
 from stpred.cohort.locks import alone, client_of, parse_shard
 from stpred.cohort.manifest import OWN, prepare, read_manifest, record_file
@@ -346,7 +346,10 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert split_cores(100, 2, None) == (2, 3)
 
 
-def test_schedulers_that_do_not_answer_and_options_that_do_not_go_together(client: Client) -> None:
+def test_schedulers_that_do_not_answer_and_options_that_do_not_go_together(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "CONNECT_S", 1.0)
     with pytest.raises(InputError, match="No Dask scheduler answers"):
         with workers("tcp://127.0.0.1:9", n_slides=1):
             pass
