@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from stpred._image.registration.refine import Level, improve, inverse
 from stpred._image.registration.sides import Side
 
-N_ANGLES, N_SCALES = 48, 6
+N_ANGLES, N_SCALES = 64, 7
 OUTLINE = 0.4
 """Weight of the agreement of the outlines beside that of the structure: where tissue is missing they do not agree."""
 
 COARSE_PX = 56
 """Pixels along the tissue at which all turns are tried."""
 
-_KEPT = (24, 16, 4)
+_KEPT = (48, 32, 4)
 """Placements that are followed at the first levels; the best one from then on."""
 
 MAX_STRETCH = 0.018
