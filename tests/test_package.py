@@ -23,7 +23,7 @@ RANKS = {
     "_core": 0,
     **dict.fromkeys(["_image", "tiles", "links", "genes", "metrics", "rasters"], 1),
     **dict.fromkeys(["calibration", "regions", "nuclei", "stores", "encoders", "models"], 2),
-    **dict.fromkeys(["data", "registration"], 3),
+    **dict.fromkeys(["data", "pretrained", "registration"], 3),
     **dict.fromkeys(["comparison", "training"], 4),
     **dict.fromkeys(["inference", "io", "pp", "pl", "datasets"], 5),
     "tl": 6,

@@ -1,6 +1,7 @@
 """Model families, and loading and saving of trained models.
 
-``list`` says what exists, ``load`` and ``save`` work on folders of ``config.json`` + ``model.safetensors``.
+``list`` says what exists, ``load`` and ``save`` work on folders of ``config.json`` + ``model.safetensors``; ``get``
+makes a model of a predictor that others trained and published.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from stpred.models.stnet import STNet
     from stpred.models.student import Student
     from stpred.models.xfuse.model import XFuse
+    from stpred.pretrained.get import get
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
 _HOMES = {
@@ -70,6 +72,7 @@ _HOMES = {
     "Transformer": "miso",
     "XFuse": "xfuse.model",
     "average": "_files.averages",
+    "get": "stpred.pretrained.get",
     "list": "registry",
     "load": "files",
     "load_reference": "_files.reference",
@@ -108,6 +111,7 @@ __all__ = [
     "Transformer",
     "XFuse",
     "average",
+    "get",
     "list",
     "load",
     "load_reference",

@@ -268,6 +268,9 @@ class Model(nn.Module, ABC):
             return self.typical.relative(self.typical.distance(np.asarray(batch.own, dtype=np.float32)))
         return self.typical.mean_distance(batch.features, units)
 
+    def lend(self, other: Model) -> None:
+        """Give a copy what is no tensor of this model: of published predictors, the predictor."""
+
     def as_scored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n, n_genes) predictions on the scale that they are scored on."""
         return values

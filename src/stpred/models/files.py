@@ -96,7 +96,7 @@ def load(path: str | Path) -> Model:
         )
     if missing := {"family", "config", "n_features", "record"} - content.keys():
         raise InputError(f"{str(config)!r} lacks {sorted(missing)}.")
-    family = registry.family(content["family"])
+    family = registry.family(content["family"], stored=True)
     record = stored.record(content["record"], config)
     if not isinstance(content["config"], dict):
         raise InputError(f"{str(config)!r} holds no settings under 'config' but {content['config']!r}.")

@@ -288,5 +288,5 @@ def slide_ood_summary(relative: NDArray[np.float32], slide_limit: float | None) 
     return {
         "score": None if score is None else round(score, 4),
         "in_distribution": None if score is None else score == 0,
-        "share_unlike": float(outside.mean()),
+        "share_unlike": None if np.isnan(relative).all() else float(outside.mean()),
     }

@@ -39,6 +39,9 @@ FAMILIES = {
     "xfuse": "stpred.models.xfuse.model:XFuse",
 }
 
+STORED = {"pretrained": "stpred.models.pretrained.model:Pretrained"}
+"""Families that are loaded and fine-tuned, but not trained."""
+
 ENTRY_POINTS = "stpred.models"
 
 BUNDLED = Path(__file__).parent / "_bundled"
@@ -66,9 +69,9 @@ def list() -> builtins.list[str]:
     return [*bundled(), *sorted(families())]
 
 
-def family(name: str) -> type[Model]:
-    """Return the class of a family."""
-    available = families()
+def family(name: str, *, stored: bool = False) -> type[Model]:
+    """Return the class of a family; with `stored`, also of those that are never trained."""
+    available = families() | (STORED if stored else {})
     if not isinstance(name, str) or name not in available:
         raise InputError(f"No model family named {name!r}; available: {listing(sorted(available), most=40)}.")
     module, _, attribute = available[name].partition(":")

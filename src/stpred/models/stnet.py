@@ -20,6 +20,7 @@ from stpred._core.targets import CP10K, LOG_SHARE
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
 from stpred.models.parts.network import Network, NetworkConfig
+from stpred.models.parts.pixel_statistics import N_STATISTICS, pixel_statistics
 from stpred.models.parts.sample import Sample, Scaling
 
 logger = logging.getLogger("stpred")
@@ -154,7 +155,7 @@ class STNet(Network):
     @property
     def n_ood_features(self) -> int:
         """Mean and deviation of the channels, at four scales."""
-        return 24
+        return N_STATISTICS
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """Fetch weights if wanted, measure channels, and start at the training mean."""
@@ -249,18 +250,7 @@ class STNet(Network):
             if scaling is None
             else (scaling.mean, scaling.std)
         )
-        parts: list[NDArray[np.float32]] = []
-        for start in range(0, len(batch.targets), 256):
-            tiles = np.asarray(batch.features[batch.targets[start : start + 256]])
-            size = math.isqrt(tiles.shape[1] // 3)
-            tiles = tiles.reshape(-1, size, size, 3)
-            columns = []
-            for part in (1, 2, 4, 8):
-                half = max(1, size // (2 * part))
-                middle = tiles[:, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
-                columns += [(middle.mean(axis=(1, 2)) / 255 - mean) / std, middle.std(axis=(1, 2)) / 255 / std]
-            parts.append(np.concatenate(columns, axis=1).astype(np.float32))
-        return np.concatenate(parts)
+        return pixel_statistics(batch, mean, std)
 
     def _blocks(self, batch: Batch) -> list[NDArray[np.int64]]:
         return list(np.array_split(np.arange(len(batch.targets)), -(-len(batch.targets) // _BLOCK)))

@@ -15,15 +15,14 @@ from stpred._core.recipes.splits import Splits
 from stpred._core.specs import GeneRule, TileSpec
 from stpred._core.targets import SCALES, TARGETS, TRAINED_ON, scale_of
 from stpred.models import registry
-from stpred.models.base import BaseConfig
+from stpred.models.base import BaseConfig, Model
+from stpred.tl._evaluation.fixed_models import FixedModels
 from stpred.tl._evaluation.fold_models import FoldModels
 from stpred.tl._evaluation.fold_scores import Study
 from stpred.tl._evaluation.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
-
-    from stpred.models import Model
 
 logger = logging.getLogger("stpred")
 
@@ -115,7 +114,9 @@ def cross_validate(
     slides
         Names to SpatialData objects with measured raw counts.
     models
-        One model, a list, or a mapping of names to models; each a family name or a ``Config``. A *list of configs*
+        One model, a list, or a mapping of names to models; each a family name or a ``Config``, or a trained model, such
+        as a published one of :func:`stpred.models.get`: it is not trained but applied as it is (slides that it was
+        trained on are refused), and scored on those of a fold's genes that it predicts. A *list of configs*
         (of one or several families) under one name is a grid: the best one is chosen inside the training slides of
         every fold, by leaving out their donors in turn. Features are computed once for all of them. ``"colour"`` beside
         them tells what six numbers of each tile's colour can do.
@@ -188,7 +189,7 @@ def cross_validate(
     ['ceiling', 'library_size', 'mean', 'neighbour_average', 'ridge', 'training_mean']
     """
     slides = data.as_slides(slides)
-    grids = _grids(models)
+    grids, trained = _grids(models)
     rule = GeneRule.parse(genes)
     if target is not None:
         one_of(target, TRAINED_ON, name="target")
@@ -210,7 +211,8 @@ def cross_validate(
     regions = {s: data.read_region(sdata, place, slide=s, measured=True) for s, sdata in slides.items()}
     if split != "block":
         data.refuse_copies(regions, donors)
-    if any(config.needs.cells for options in grids.values() for config in options):
+    asked = [m.needs for m in trained.values()] + [c.needs for options in grids.values() for c in options]
+    if any(needs.cells for needs in asked):
         regions = {s: data.with_cells(r, cells_key=cells_key) for s, r in regions.items()}
     elif cells_key is not None:
         raise InputError("`cells_key` is for families that see cells, and none of the models does.")
@@ -221,14 +223,17 @@ def cross_validate(
     pitch_um = None if lattice is None else lattice.pitch_um
     grids = {name: [config.at_pitch(pitch_um) for config in options] for name, options in grids.items()}
     folds = _folds(regions, donors, split=split, n_folds=n_folds, splits=splits)
-    out_of_fold = None if key_added is None else OutOfFold(key_added, regions, grids)
+    fixed = FixedModels.of(trained, regions, donors if split == "donor" else {}, scales, device=device)
+    out_of_fold = None if key_added is None else OutOfFold(key_added, regions, [*grids, *trained])
     named = split == "donor" and not isinstance(groups, str)
     kept = FoldModels(regions, donors, rule, target, seed, named, shared) if return_models else None
     if isinstance(encoder, (list, tuple)):
         encoder = encoders.get(encoder, tile=None if tile is None else TileSpec.parse(tile), device=device)
         tile = None
     criterion = "pearson" if splits is None else splits.criterion
-    study = Study(regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold, criterion, kept)
+    study = Study(
+        regions, donors, grids, rule, target, scales, encoder, tile, seed, run, out_of_fold, criterion, kept, fixed
+    )
     with training.resumable(run, planned=_announce(grids, folds, donors)):
         rows = [row for fold in track(folds, total=len(folds), describe="folds") for row in study.score_fold(fold)]
     result = pd.concat(rows, ignore_index=True).assign(donor_shared=split != "donor", split=split)
@@ -311,24 +316,29 @@ def refuse_context_names(names: Iterable[Any]) -> None:
         )
 
 
-def _grids(models: Any) -> dict[str, list[BaseConfig]]:
-    """Return, for each name, the settings to choose from."""
+def _grids(models: Any) -> tuple[dict[str, list[BaseConfig]], dict[str, Model]]:
+    """Return, for each name, the settings to choose from; and trained models, which stay as they are."""
     if isinstance(models, Mapping):
-        named = dict(models)
+        named = {str(name): value for name, value in models.items()}
     else:
         listed = list(models) if isinstance(models, (list, tuple)) else [models]
         named = {}
         for m in listed:
-            name = registry.resolve(m).family
+            name = m.record.name if isinstance(m, Model) else registry.resolve(m).family
             if name in named:
                 raise InputError(f"Two models are called {name!r}; give them names with a mapping.")
             named[name] = m
     if not named:
         raise InputError("`models` is empty.")
     refuse_context_names(named)
-    if empty := [str(name) for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
+    if empty := [name for name, value in named.items() if isinstance(value, (list, tuple)) and not value]:
         raise InputError(f"`models` holds no setting for {listing(empty)}.")
-    return {
-        str(name): [registry.resolve(o) for o in (value if isinstance(value, (list, tuple)) else [value])]
+    trained = {name: value for name, value in named.items() if isinstance(value, Model)}
+    if untrained := [name for name, model in trained.items() if not model.record.genes]:
+        raise InputError(f"The models {listing(untrained)} are not trained; pass their Config.")
+    grids = {
+        name: [registry.resolve(o) for o in (value if isinstance(value, (list, tuple)) else [value])]
         for name, value in named.items()
+        if name not in trained
     }
+    return grids, trained

@@ -25,6 +25,7 @@ from stpred.training.cohort import encoder_of, measured, n_measured, scored_scal
 
 if TYPE_CHECKING:
     from stpred.encoders.base import Encoder
+    from stpred.tl._evaluation.fixed_models import FixedModels
 
 POOLED = "pearson_pooled"
 METRICS = 3
@@ -54,6 +55,8 @@ class Study:
         Collect predictions, and models; None keeps the scores alone.
     criterion
         What settings are chosen by.
+    fixed
+        Models that are not trained but applied as they are; None: none.
     """
 
     regions: dict[str, data.Region]
@@ -69,6 +72,7 @@ class Study:
     out_of_fold: OutOfFold | None
     criterion: str = "pearson"
     fold_models: FoldModels | None = None
+    fixed: FixedModels | None = None
 
     @cached_property
     def encoders(self) -> dict[InputKey, Encoder]:
@@ -91,6 +95,7 @@ class Study:
         chosen = data.choose_genes(parts, self.rule).index
         genes = [g for g in chosen if all(g in self.regions[s].var.index for s in fold.test)]  # type: ignore[union-attr]
         rows = [self._scores_of(name, fold, genes).assign(model=name, fold=fold.name) for name in self.grids]
+        rows += self._scores_of_fixed(fold, genes)
         return rows + [
             _context(fold, s, self.regions, genes, scale, n_measured=self._n_measured(BaseConfig)).assign(
                 fold=fold.name, slide=s, target=scale
@@ -118,6 +123,18 @@ class Study:
             if self.out_of_fold is not None:
                 self.out_of_fold.add(name, predicted)
         return found
+
+    def _scores_of_fixed(self, fold: data.Fold, genes: list[str]) -> list[pd.DataFrame]:
+        """Return the scores of models that stay as they are; they are cheap, and not kept on disk."""
+        rows = []
+        for name in () if self.fixed is None else self.fixed.predictors:
+            found, predicted = self.fixed.score(name, fold, genes, keep=self.out_of_fold is not None)  # type: ignore[union-attr]
+            rows.append(found.assign(model=name, fold=fold.name))
+            if self.out_of_fold is not None:
+                self.out_of_fold.add(name, predicted)
+            if self.fold_models is not None:
+                self.fold_models.found.setdefault(name, {})[fold.name] = self.fixed.predictors[name].model  # type: ignore[union-attr]
+        return rows
 
     def _score_model(self, name: str, fold: data.Fold, genes: list[str]) -> tuple[pd.DataFrame, list[Prediction]]:
         """Choose, train and score one model; where predictions are collected, also return them."""

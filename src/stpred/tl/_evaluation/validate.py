@@ -71,7 +71,7 @@ def validate(
     -------
     Tidy DataFrame as of :func:`stpred.tl.cross_validate`, with ``fold`` the donor and ``split`` ``"external"``; there
     is no ``training_mean``, for which the training slides would be needed. ``attrs["in_distribution"]`` has for each
-    model and slide the share of locations that look like those of training.
+    model and slide the share of locations that look like those of training (NaN where these are not known).
 
     Where a slide measured other genes than a model's training tables, library sizes are counted over those that both
     have, as far as that is possible; a warning says so.
@@ -208,7 +208,7 @@ def _score(
         # In one order of memory, as predicted, so that sums over locations are the same to the last bit.
         predicted = np.ascontiguousarray(model.as_scored(model.predict(batch)[0])[:, columns])
         score = ood_scores(model.ood_distance(batch), record.training.get("slide_limit"))
-        usual[s] = float((score <= 0).mean())
+        usual[s] = float("nan") if np.isnan(score).all() else float((score <= 0).mean())
         for scale in scales:
             truth = measurement(region, genes, scale, n_measured=record.n_measured)
             found = scores(predicted, truth, comparable=own == scale and record.target != "relative")

@@ -19,6 +19,8 @@ from stpred.inference.predictor import Predictor, gene_columns, load_trained
 from stpred.inference.provenance import trained_on
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
+from stpred.models.pretrained.model import Pretrained
+from stpred.tl._predictors.published import standardise, with_target
 from stpred.training.cohort import json_list, model_name
 
 if TYPE_CHECKING:
@@ -70,7 +72,9 @@ def finetune(
     ----------
     model
         The old model: a trained one, the folder it was saved in, or a bundled name; it is not changed. Families:
-        ``"ridge"``, every network of features, cells, patches or pixels, and ensembles of these.
+        ``"ridge"``, every network of features, cells, patches or pixels, and ensembles of these; and published
+        predictors (:func:`stpred.models.get`), which stay as they are and get a linear map between their outputs. Of a
+        relative one the learned genes are kept, on the scale of log1p CP10k.
     slides
         One SpatialData object, or a mapping of slide names to them: calibrated image, region and measured raw counts.
         They are read as :func:`stpred.tl.predict` reads them: through the encoder of the old model, with context at
@@ -138,6 +142,9 @@ def finetune(
     place = Place(shapes_key, image_key, table_key, layer, coordinate_system)
     regions = [data.read_region(s, place, slide=n, measured=True, prefer=base.record.region) for n, s in slides.items()]
     learned = _learned(base, regions, genes)
+    published, base_id, relative = isinstance(base, Pretrained), base.id, base.record.target == "relative"
+    if isinstance(base, Pretrained):
+        base, learned = with_target(base, learned)
     regions, library = _on_one_library(base, regions)
     if known := [r.slide for r in regions if trained_on(base, r, donors[r.slide] if groups is not None else "")]:
         warn(
@@ -152,12 +159,17 @@ def finetune(
         raise InputError(f"`cells_key` is for families that see cells; {base.family!r} sees tiles.")
     batches = [_measured(base, r).put(predictor.reader(r).whole()) for r in regions]
     of = [donors[r.slide] for r in regions]
+    if isinstance(predictor.model, Pretrained):
+        standardise(predictor.model, batches, relative=relative)
     with training.resumable(run):
         tuned = training.tune(predictor.model, batches, groups=of, genes=learned, options=options, seed=seed, run=run)
         new = tuned.model
         _describe(
             new, base, tuned, regions, donors, learned, options=options, seed=seed, donors_given=groups is not None
         )
+        if published:
+            new.record.training["finetuned"]["base"] = base_id
+            library = data.library_of(regions) if relative else None
         if library is not None and learned.all():
             new.record.library = library.to_dict()
         new.record.name = base.record.name if name is None else model_name(base.config, name)
@@ -181,7 +193,7 @@ def _options(model: Model, options: Any) -> FineTuning:
         raise InputError(
             f"Model {model.record.name!r} ({model.family!r}) has no weights to go on from by fine-tuning: {instead}."
         )
-    if "target" not in model.record.training:
+    if "target" not in model.record.training and not isinstance(model, Pretrained):
         raise InputError(
             f"Model {model.record.name!r} does not say what it was trained on (published weights do not), so it cannot "
             "go on from there; use it as a teacher: stpred.tl.distill."

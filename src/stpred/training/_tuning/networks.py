@@ -30,6 +30,7 @@ def copied(model: Model) -> Any:
         new = model.config.build(n_features=model.n_features, n_genes=model.n_genes)
     new.load_state_dict(model.state_dict())
     new.record = copy.deepcopy(model.record)
+    model.lend(new)
     return new
 
 

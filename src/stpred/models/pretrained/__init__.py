@@ -1,0 +1,1 @@
+"""Published predictors of other packages as models."""
