@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from stpred._core.lazy import Lazily
 from stpred.links import Links
+from stpred.models.batch import Batch
 from stpred.models.parts.cross_products import CrossProducts, dealt, total
 
 MIN_SLIDE_TILES = 20
@@ -28,6 +30,12 @@ MIN_SLIDE_SD = 0.05
 
 _ROWS = 2**16
 """Features whose distances, in double precision, are in memory at a time."""
+
+N_STATISTICS = 24
+"""Mean and deviation of three channels, at four scales."""
+
+_TILES_AT_ONCE = 256
+"""Tiles that are in memory at a time."""
 
 
 class TrainingDistribution(nn.Module):
@@ -290,3 +298,22 @@ def slide_ood_summary(relative: NDArray[np.float32], slide_limit: float | None) 
         "in_distribution": None if score is None else score == 0,
         "share_unlike": None if np.isnan(relative).all() else float(outside.mean()),
     }
+
+
+def pixel_statistics(batch: Batch, mean: NDArray[Any], std: NDArray[Any]) -> NDArray[np.float32]:
+    """Return (n, 24) normalised means and deviations of the channels of the tile, its half, quarter and eighth.
+
+    `mean` and `std` are those of the channels, 0..1.
+    """
+    parts: list[NDArray[np.float32]] = []
+    for start in range(0, len(batch.targets), _TILES_AT_ONCE):
+        tiles = np.asarray(batch.features[batch.targets[start : start + _TILES_AT_ONCE]])
+        size = math.isqrt(tiles.shape[1] // 3)
+        tiles = tiles.reshape(-1, size, size, 3)
+        columns = []
+        for part in (1, 2, 4, 8):
+            half = max(1, size // (2 * part))
+            middle = tiles[:, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
+            columns += [(middle.mean(axis=(1, 2)) / 255 - mean) / std, middle.std(axis=(1, 2)) / 255 / std]
+        parts.append(np.concatenate(columns, axis=1).astype(np.float32))
+    return np.concatenate(parts) if parts else np.empty((0, N_STATISTICS), dtype=np.float32)

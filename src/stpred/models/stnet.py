@@ -19,8 +19,8 @@ from stpred._core.specs import TileSpec
 from stpred._core.targets import CP10K, LOG_SHARE
 from stpred.models.base import BaseConfig
 from stpred.models.batch import Batch, Needs
+from stpred.models.ood import N_STATISTICS, pixel_statistics
 from stpred.models.parts.network import Network, NetworkConfig
-from stpred.models.parts.pixel_statistics import N_STATISTICS, pixel_statistics
 from stpred.models.parts.sample import Sample, Scaling
 
 logger = logging.getLogger("stpred")

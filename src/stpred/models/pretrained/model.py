@@ -15,7 +15,7 @@ from torch import Tensor
 from stpred._core.checks import InputError, listing, one_of
 from stpred.models.base import BaseConfig, Model
 from stpred.models.batch import Batch, Needs
-from stpred.models.parts.pixel_statistics import N_STATISTICS, pixel_statistics
+from stpred.models.ood import N_STATISTICS, pixel_statistics
 from stpred.models.pretrained.runtime import Runtime
 
 KINDS = ("features", "tiles")
