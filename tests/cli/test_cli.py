@@ -53,7 +53,7 @@ def refused(*arguments: object) -> str:
 
 def test_help_of_every_command() -> None:
     assert "Predict spatial gene expression" in ok("--help")
-    for command in ("demo", "predict", "train", "finetune", "evaluate", "models", "status"):
+    for command in ("demo", "predict", "train", "finetune", "evaluate", "models", "status", "export"):
         assert "--help" in ok(command, "--help")
 
 

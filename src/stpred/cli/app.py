@@ -9,6 +9,7 @@ import typer
 from stpred.cli.cohort import status
 from stpred.cli.collect import collect
 from stpred.cli.evaluate import evaluate
+from stpred.cli.export import export
 from stpred.cli.features import features
 from stpred.cli.finetune import finetune
 from stpred.cli.others import demo, list_models
@@ -49,6 +50,6 @@ def common(
     session.quiet, session.verbose, session.options = quiet, verbose, frozenset(names)
 
 
-for command in (demo, features, predict, status, collect, train, finetune, evaluate):
+for command in (demo, features, predict, status, collect, export, train, finetune, evaluate):
     app.command()(command)
 app.command("models")(list_models)

@@ -1,4 +1,4 @@
-"""Readers: vendor formats and plain slides to a SpatialData object calibrated in micrometres."""
+"""Readers of vendor formats and plain slides, calibrated in micrometres, and writers for other programs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from stpred._core.lazy import attach
 if TYPE_CHECKING:
     from stpred.io._cohort import read_cohort
     from stpred.io._detect import read
+    from stpred.io._export.write_10x_h5 import write_10x_h5
+    from stpred.io._export.write_geojson import write_geojson
+    from stpred.io._export.write_tiff_map import write_tiff_map
+    from stpred.io._export.write_vitessce import write_vitessce
     from stpred.io._hest import hest
     from stpred.io._legacy_st import legacy_st
     from stpred.io._visium import visium
@@ -23,10 +27,27 @@ _HOMES = {
     "read_cohort": "_cohort",
     "visium": "_visium",
     "visium_hd": "_visium_hd",
+    "write_10x_h5": "_export.write_10x_h5",
+    "write_geojson": "_export.write_geojson",
+    "write_tiff_map": "_export.write_tiff_map",
+    "write_vitessce": "_export.write_vitessce",
     "wsi": "_wsi",
     "xenium": "_xenium",
 }
 
-__all__ = ["hest", "legacy_st", "read", "read_cohort", "visium", "visium_hd", "wsi", "xenium"]
+__all__ = [
+    "hest",
+    "legacy_st",
+    "read",
+    "read_cohort",
+    "visium",
+    "visium_hd",
+    "write_10x_h5",
+    "write_geojson",
+    "write_tiff_map",
+    "write_vitessce",
+    "wsi",
+    "xenium",
+]
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

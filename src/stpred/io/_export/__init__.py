@@ -1,0 +1,1 @@
+"""Writers of results for other programs: QuPath, Seurat and scanpy, Fiji, vitessce."""
