@@ -18,13 +18,14 @@ import scanpy as sc
 import shapely
 import tifffile
 from anndata import AnnData
-from spatialdata import SpatialData, deepcopy, read_zarr
+from spatialdata import SpatialData, deepcopy, read_zarr, transform
 from spatialdata.models import Image2DModel, ShapesModel
-from spatialdata.transformations import Affine, Identity, Scale
+from spatialdata.transformations import Affine, Identity
 from typer.testing import CliRunner
 
 import stpred as st
 from stpred import InputError
+from stpred._core.elements import centroids
 from stpred._core.tables import build_table, read_provenance
 from stpred.cli import app
 from stpred.rasters import Frame, element, note
@@ -40,7 +41,7 @@ def predicted(shapes_key: str, sdata: SpatialData, *, scale: str = "log1p_cp10k"
     shapes = sdata.shapes[shapes_key]
     X = rng.gamma(1.0, 1.0, (len(shapes), len(GENES))).astype(np.float32)
     X[rng.random(X.shape) < 0.2] = 0
-    um = sdata[f"{shapes_key}_counts"].obsm["spatial"]
+    um = centroids(sdata, shapes_key)[0]
     var = pd.DataFrame({"gene_id": [f"ENSG0000000000{k}" for k in range(len(GENES))]}, index=GENES)
     provenance = {"kind": "prediction", "model": "known", "output_scale": scale, "mpp": MPP} | more
     obs = {"ood_score": np.zeros(len(X), np.float32), "in_distribution": np.ones(len(X), bool)}
@@ -73,6 +74,12 @@ def features(path: Path) -> list[dict[str, Any]]:
     return data["features"]
 
 
+def pixels(path: Path) -> np.ndarray:
+    """Centres, as geopandas reads them; GeoJSON without a frame is taken for degrees."""
+    centre = gpd.read_file(path).set_crs(None, allow_override=True).geometry.centroid
+    return np.column_stack([centre.x, centre.y])
+
+
 def test_geojson_of_cells_comes_back_from_its_readers(slide: SpatialData, tmp_path: Path) -> None:
     path = st.io.write_geojson(slide, "cells_known", tmp_path / "c.geojson", genes=["KRT8", "EPCAM"], groupby="kind")
     table, found = slide["cells_known"], features(path)
@@ -86,18 +93,17 @@ def test_geojson_of_cells_comes_back_from_its_readers(slide: SpatialData, tmp_pa
     values = np.array([[f["properties"]["measurements"][g] for g in ("KRT8", "EPCAM")] for f in found])
     np.testing.assert_allclose(values, table[:, ["KRT8", "EPCAM"]].X, rtol=1e-6)
     # geopandas: pixels of the full-resolution image
-    frame = gpd.read_file(path)
-    centres = np.column_stack([frame.geometry.centroid.x, frame.geometry.centroid.y])
-    assert np.abs(centres * MPP - table.obsm["spatial"]).max() < 0.01
+    assert np.abs(pixels(path) * MPP - table.obsm["spatial"]).max() < 0.01
     # our own reader
     other = SpatialData(images={"he": slide["he"]})
-    st.pp.add_cells(other, path, units="px")
+    st.pp.add_cells(other, path, units="px", key_added="cells")
     back = other["cells"].set_index(other["cells"].index.map({f["id"]: f["properties"]["name"] for f in found}))
-    own = slide["cells"].set_index(slide["cells"].index.astype(str))
+    own = transform(slide["cells"], to_coordinate_system="um")
+    own = own.set_index(own.index.astype(str))
     both = own.index.intersection(back.index)
     assert len(both) > 0.97 * len(own)  # those whose centre is on the image, and that are not within others
-    moved = own.loc[both].geometry.affine_transform([MPP, 0, 0, MPP, 0, 0])
-    overlap = moved.intersection(back.loc[both].geometry).area / moved.area
+    moved, there = own.loc[both].geometry, transform(back, to_coordinate_system="um").loc[both].geometry
+    overlap = moved.intersection(there).area / moved.area
     assert overlap.min() > 0.98
     assert set(back["cell_type"].dropna()) == {"tumour", "stroma"}
 
@@ -140,9 +146,9 @@ def test_geojson_follows_a_turned_image(slide: SpatialData, tmp_path: Path) -> N
     )
     turned.images["he"] = image
     path = st.io.write_geojson(turned, "cells_known", tmp_path / "t.geojson", genes=["EPCAM"], mpp=0.2)
-    frame = gpd.read_file(path)
-    pixels = np.column_stack([frame.geometry.centroid.x, frame.geometry.centroid.y]) / 2  # the image is half as large
-    np.testing.assert_allclose(pixels @ a[:2, :2].T + a[:2, 2], slide["cells_known"].obsm["spatial"], atol=0.02)
+    np.testing.assert_allclose(
+        pixels(path) / 2 @ a[:2, :2].T + a[:2, 2], slide["cells_known"].obsm["spatial"], atol=0.02
+    )
 
 
 def many(n: int, n_genes: int) -> SpatialData:
@@ -177,7 +183,7 @@ def test_missing_values_are_left_out_of_geojson(slide: SpatialData, tmp_path: Pa
     table = sdata["t"]
     table.layers["share"] = np.full(table.shape, 0.25)
     table.layers["share"][2, 1], table.layers["share"][3, 0] = np.nan, np.inf
-    path = st.io.write_geojson(sdata, "t", tmp_path / "n.geojson", layer="share")
+    path = st.io.write_geojson(sdata, "t", tmp_path / "n.geojson", layer="share", mpp=MPP)
     found = [set(f["properties"]["measurements"]) for f in features(path)]
     names = set(table.var_names)
     assert [found[k] for k in (1, 2, 3)] == [names, names - {table.var_names[1]}, names - {table.var_names[0]}]
@@ -329,7 +335,7 @@ def test_vitessce_configuration(store: Path, tmp_path: Path, key: str, n_files: 
     assert config["coordinationSpace"]["featureSelection"]["A"] == ["KRT8"]
     if key == "cells_known":
         radius = config["coordinationSpace"]["spatialSpotRadius"]["init_A_obsSpots_0"]
-        area_um2 = np.median(sdata["cells"].geometry.area) * MPP**2
+        area_um2 = np.median(transform(sdata["cells"], to_coordinate_system="um").geometry.area)
         assert np.pi * radius**2 == pytest.approx(area_um2, rel=1e-4)
     vitessce = pytest.importorskip("vitessce")  # where it is installed; it needs zarr 2
     assert vitessce.VitessceConfig.from_dict(config).to_dict() == config
@@ -392,7 +398,7 @@ def test_a_broken_export_leaves_the_old_file(slide: SpatialData, tmp_path: Path)
     lost = SpatialData(tables={"t": sdata["t"]})
     with pytest.raises(InputError, match="'spots', which is not among the shapes"):
         st.io.write_geojson(lost, "t", tmp_path / "t.geojson", mpp=1.0)
-    few = ShapesModel.parse(slide["spots"].iloc[1:], transformations={"um": Scale([MPP, MPP], ("x", "y"))})
+    few = slide["spots"].iloc[1:]
     with pytest.raises(InputError, match="1 rows of table 't' have no shape in 'spots'"):
         st.io.write_geojson(
             SpatialData(shapes={"spots": few}, tables={"t": sdata["t"]}), "t", tmp_path / "t.geojson", mpp=1.0
@@ -401,7 +407,7 @@ def test_a_broken_export_leaves_the_old_file(slide: SpatialData, tmp_path: Path)
         st.io.write_geojson(sdata, "t", tmp_path / "t.geojson", object_type="spot", mpp=1.0)
     with pytest.raises(InputError, match="No column of obs of table 't' named 'type'"):
         st.io.write_geojson(sdata, "t", tmp_path / "t.geojson", groupby="type", mpp=1.0)
-    with pytest.raises(InputError, match="H&E image, no map"):
+    with pytest.raises(InputError, match="is an H&E image, not a map"):
         st.io.write_tiff_map(slide, "he", tmp_path / "t.ome.tif")
 
 
@@ -438,16 +444,16 @@ def test_stpred_export(store: Path, tmp_path: Path) -> None:
     assert "no gene ['NO']" in run("-o", tmp_path / "x.h5", "--table", "spots_known", "--genes", "NO", code=2)
 
 
-def test_predictions_of_a_model_are_what_is_exported(tmp_path: Path) -> None:
+def test_predictions_of_a_model_are_what_is_exported(kept_features: None, tmp_path: Path) -> None:
     """From an image to QuPath and back: values where they were predicted, in um."""
     slides = st.datasets.toy_cohort(2, size_um=(400.0, 400.0), n_genes=20, mpp=1.0)
-    model = st.tl.train(slides["donor0"], encoder="intensity", genes=["EPCAM", "KRT8"], shapes_key="spots")
+    model = st.tl.train(
+        slides["donor0"], encoder="intensity", genes=["EPCAM", "KRT8"], shapes_key="spots", intervals=False
+    )
     sdata = slides["donor1"]
-    st.tl.predict(sdata, model, shapes_key="cells", key_added="p")
+    st.tl.predict(sdata, model, shapes_key="spots", key_added="p")
     out = st.io.write_geojson(light_copy(sdata, max_px=100), "p", tmp_path / "p.geojson")
-    mpp = read_provenance(sdata["p"])["mpp"]
-    frame = gpd.read_file(out)
-    centres = np.column_stack([frame.geometry.centroid.x, frame.geometry.centroid.y]) * mpp
+    centres = pixels(out) * read_provenance(sdata["p"])["mpp"]
     assert np.abs(centres - sdata["p"].obsm["spatial"]).max() < 0.02
     values = [[f["properties"]["measurements"][g] for g in sdata["p"].var_names] for f in features(out)]
     np.testing.assert_allclose(values, sdata["p"].X, rtol=1e-6)

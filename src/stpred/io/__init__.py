@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stpred.io._export.write_tiff_map import write_tiff_map
     from stpred.io._export.write_vitessce import write_vitessce
     from stpred.io._hest import hest
+    from stpred.io._hest_bench import hest_bench
     from stpred.io._legacy_st import legacy_st
     from stpred.io._visium import visium
     from stpred.io._visium_hd import visium_hd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "hest": "_hest",
+    "hest_bench": "_hest_bench",
     "legacy_st": "_legacy_st",
     "read": "_detect",
     "read_cohort": "_cohort",
@@ -37,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "hest",
+    "hest_bench",
     "legacy_st",
     "read",
     "read_cohort",

@@ -21,7 +21,8 @@ def read_cohort(
     ----------
     sources
         Each a slide (anything that :func:`stpred.io.read` takes, also as ``name=path``), a folder of slides
-        (subfolders, image files, or legacy ST files that share the part of their names before the first dot), or a csv
+        (subfolders, image files, or legacy ST files that share the part of their names before the first dot; or a
+        local copy of HEST-1k with its ``st``, ``wsis`` and ``metadata``, which names donors and pixel sizes), or a csv
         or tsv file with columns ``slide``, ``path`` and optionally ``format``, ``donor``, ``image``, ``spots``,
         ``mpp`` (paths relative to the file; `path` is the counts file of legacy ST and the h5ad file of HEST-style
         data), or a mapping of such columns. Further columns are the readers' own parameters: ``alignment`` (Xenium),

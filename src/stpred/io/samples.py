@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stpred._core.checks import InputError, MissingFileError, listing, positive
 from stpred._core.files import readable
 from stpred._core.names import name_of
+from stpred.io import _hest_folder as hest_folder
 from stpred.io._detect import FORMATS, PARTS, candidates, detect, members
 from stpred.io._images.open import SUFFIXES
 
@@ -225,6 +226,8 @@ def _folder_name(path: Path) -> str:
 
 def _rows_of_folder(folder: Path) -> list[dict[str, Any]]:
     """Return the slides in a folder: subfolders, or files that share the part of their name before the first dot."""
+    if hest_folder.is_hest(folder):
+        return hest_folder.rows(folder)
     found: list[dict[str, Any]] = []
     stems: dict[str, list[Path]] = {}
     for p in sorted(folder.iterdir()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,11 +37,11 @@ def read_cells(path: Path) -> tuple[GeoDataFrame, Literal["um", "px"] | None]:
         return _from_vertices(path), "um"
     if name.endswith(".parquet"):
         return _from_parquet(path)
-    if name.endswith((".geojson", ".json", ".geojson.gz", ".json.gz")):
+    if name.endswith((".geojson", ".json", ".geojson.gz", ".json.gz", ".geojson.zip")):
         return _from_geojson(path), None
     raise InputError(
-        f"{path.name!r} is no file of cells that is known; .geojson, .parquet (GeoParquet or Xenium's boundaries) and "
-        "Xenium's .csv.gz are."
+        f"{path.name!r} is no file of cells that is known; .geojson (also .gz or .zip), .parquet (GeoParquet or "
+        "Xenium's boundaries) and Xenium's .csv.gz are."
     )
 
 
@@ -79,7 +80,8 @@ def _from_geojson(path: Path) -> GeoDataFrame:
     from shapely.geometry import shape
 
     with readable(path, what="file of cells"):
-        text = _unpacked(path) if path.name.lower().endswith(".gz") else path.read_bytes()
+        packed = path.name.lower().endswith((".gz", ".zip"))
+        text = _unpacked(path) if packed else path.read_bytes()
     features = _features(parse_json(text, path=path.name, what="file of cells"), path)
     kinds = [str(_properties(f).get("objectType", "")).lower() for f in features]
     if any(k in ("cell", "detection") for k in kinds) and (no := [k for k in kinds if k in _REGIONS]):
@@ -104,9 +106,17 @@ def _from_geojson(path: Path) -> GeoDataFrame:
 
 
 def _unpacked(path: Path) -> bytes:
-    """Return what a gzip file holds, if that is not absurdly much."""
+    """Return what a gzip file, or the only file of a zip archive, holds, if that is not absurdly much."""
     most = MAX_RATIO * path.stat().st_size + 1_000_000
-    with gzip.open(path) as file:
+    with contextlib.ExitStack() as stack:
+        if path.name.lower().endswith(".gz"):
+            file: Any = stack.enter_context(gzip.open(path))
+        else:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            names = [n for n in archive.namelist() if n.lower().endswith("json") and not n.startswith("__MACOSX")]
+            if len(names) != 1:
+                raise InputError(f"The archive {path.name!r} holds {len(names)} GeoJSON files; one is needed.")
+            file = stack.enter_context(archive.open(names[0]))
         text = file.read(most + 1)
     if len(text) > most:
         raise InputError(
@@ -154,5 +164,7 @@ def class_of(properties: dict[str, Any]) -> str | None:
         return str(name) if name else " ".join(map(str, names)) or None if isinstance(names, list) else None
     if isinstance(found, float) and np.isnan(found):
         found = None
-    found = found or properties.get(CELL_TYPE) or properties.get("class") or properties.get("name")
+    found = found or properties.get(CELL_TYPE) or properties.get("class")
+    if found is None and "objectType" not in properties:  # the name of QuPath's objects is their own, not their class
+        found = properties.get("name")
     return None if found is None else str(found)

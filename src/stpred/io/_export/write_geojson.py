@@ -127,7 +127,9 @@ def write_geojson(
         )
     groups = None if groupby is None else _groups(found, groupby)
     outlines = _outlines(sdata, found, mpp=mpp, image_key=image_key, coordinate_system=coordinate_system)
-    header: dict[str, Any] = {k: found.provenance[k] for k in ("model", "model_id", "output_scale") if k in found.provenance}
+    header: dict[str, Any] = {
+        k: found.provenance[k] for k in ("model", "model_id", "output_scale") if k in found.provenance
+    }
     header |= {"table": table_key, "region": found.region, "layer": layer, "mpp": outlines.mpp}
     with staged_file(path, what="GeoJSON file") as part:
         packed = path.name.lower().endswith(".gz")

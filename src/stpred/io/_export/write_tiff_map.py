@@ -100,7 +100,7 @@ def write_tiff_map(
             f"The map {image_key!r} is not placed in the coordinate system {coordinate_system!r}, so the size of its "
             "pixels is not known."
         )
-    mpp = mpp_of(affine, what=f"map {image_key!r}")
+    mpp = float(f"{mpp_of(affine, what=f'map {image_key!r}'):.12g}")  # a root is not exact
     if np.abs(affine[:2, :2] - mpp * np.eye(2)).max() > 1e-3 * mpp:
         raise InputError(f"The map {image_key!r} is turned against {coordinate_system!r}, which TIFF cannot say.")
     position = affine[:2, 2]
