@@ -9,11 +9,11 @@ import typer
 from stpred.cli.cohort import status
 from stpred.cli.collect import collect
 from stpred.cli.evaluate import evaluate
-from stpred.cli.export import export
 from stpred.cli.features import features
 from stpred.cli.finetune import finetune
 from stpred.cli.others import demo, list_models
 from stpred.cli.predict import predict
+from stpred.cli.results.export import export
 from stpred.cli.session import console, session
 from stpred.cli.train import train
 
