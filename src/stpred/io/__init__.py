@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stpred.io._export.write_vitessce import write_vitessce
     from stpred.io._hest import hest
     from stpred.io._hest_bench import hest_bench
+    from stpred.io._lazyslide import add_lazyslide
     from stpred.io._legacy_st import legacy_st
     from stpred.io._visium import visium
     from stpred.io._visium_hd import visium_hd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stpred.io._xenium import xenium
 
 _HOMES = {
+    "add_lazyslide": "_lazyslide",
     "hest": "_hest",
     "hest_bench": "_hest_bench",
     "legacy_st": "_legacy_st",
@@ -38,6 +40,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "add_lazyslide",
     "hest",
     "hest_bench",
     "legacy_st",

@@ -1,7 +1,7 @@
 """Model families, and loading and saving of trained models.
 
 ``list`` says what exists, ``load`` and ``save`` work on folders of ``config.json`` + ``model.safetensors``; ``get``
-makes a model of a predictor that others trained and published.
+makes a model of a predictor that others trained and published, ``as_lazyslide`` one of theirs of a model.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stpred.models.stnet import STNet
     from stpred.models.student import Student
     from stpred.models.xfuse.model import XFuse
+    from stpred.pretrained.export import as_lazyslide
     from stpred.pretrained.get import get
 
 # Loaded on first use, so that `import stpred.models` does not import torch.
@@ -71,6 +72,7 @@ _HOMES = {
     "Student": "student",
     "Transformer": "miso",
     "XFuse": "xfuse.model",
+    "as_lazyslide": "stpred.pretrained.export",
     "average": "_files.averages",
     "get": "stpred.pretrained.get",
     "list": "registry",
@@ -110,6 +112,7 @@ __all__ = [
     "Student",
     "Transformer",
     "XFuse",
+    "as_lazyslide",
     "average",
     "get",
     "list",
