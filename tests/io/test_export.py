@@ -128,9 +128,12 @@ def test_geojson_is_of_the_full_image_also_where_the_object_has_a_small_one(slid
         return gpd.read_file(path).total_bounds
 
     full = bounds(slide, "full.geojson")
-    small = light_copy(slide, max_px=250)
+    small = deepcopy(light_copy(slide, max_px=250))
     np.testing.assert_allclose(bounds(small, "small.geojson"), full, atol=0.02)
     np.testing.assert_allclose(bounds(slide, "half.geojson", mpp=1.0), full / 2, atol=0.02)
+    small.images["other"] = small.images.pop("he")
+    small["cells_known"].uns["stpred"] = json.dumps({"mpp": MPP, "image_key": "he"})
+    np.testing.assert_allclose(bounds(small, "other.geojson", image_key="other"), full / 4, atol=0.02)
     bare = SpatialData(shapes={"cells": slide["cells"]}, tables={"cells_known": slide["cells_known"]})
     np.testing.assert_allclose(bounds(bare, "bare.geojson", mpp=MPP), full, atol=0.02)
     with pytest.raises(InputError, match=r"no image.*pass `mpp`"):
@@ -337,8 +340,14 @@ def test_vitessce_configuration(store: Path, tmp_path: Path, key: str, n_files: 
         radius = config["coordinationSpace"]["spatialSpotRadius"]["init_A_obsSpots_0"]
         area_um2 = np.median(transform(sdata["cells"], to_coordinate_system="um").geometry.area)
         assert np.pi * radius**2 == pytest.approx(area_um2, rel=1e-4)
-    vitessce = pytest.importorskip("vitessce")  # where it is installed; it needs zarr 2
-    assert vitessce.VitessceConfig.from_dict(config).to_dict() == config
+
+
+def test_vitessce_takes_the_configuration(store: Path, tmp_path: Path) -> None:
+    vitessce = pytest.importorskip("vitessce")  # it needs zarr 2, so it is rarely there
+    for key in ("spots_known", "cells_known"):
+        out = st.io.write_vitessce(read_zarr(store), key, tmp_path / f"{key}.json", groupby="kind")
+        config = json.loads(out.read_text())
+        assert vitessce.VitessceConfig.from_dict(config).to_dict() == config
 
 
 def test_vitessce_needs_a_store(slide: SpatialData, store: Path, tmp_path: Path) -> None:
@@ -446,7 +455,7 @@ def test_stpred_export(store: Path, tmp_path: Path) -> None:
 
 def test_predictions_of_a_model_are_what_is_exported(kept_features: None, tmp_path: Path) -> None:
     """From an image to QuPath and back: values where they were predicted, in um."""
-    slides = st.datasets.toy_cohort(2, size_um=(400.0, 400.0), n_genes=20, mpp=1.0)
+    slides = st.datasets.toy_cohort(2, size_um=(350.0, 350.0), n_genes=20, mpp=1.0)
     model = st.tl.train(
         slides["donor0"], encoder="intensity", genes=["EPCAM", "KRT8"], shapes_key="spots", intervals=False
     )

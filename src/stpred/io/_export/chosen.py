@@ -65,10 +65,11 @@ class Chosen:
         """What stpred wrote of the table; nothing of another's."""
         return read_provenance(self.table, what=self.what) if keys.UNS in self.table.uns else {}
 
-    def blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield rows, counted among those that are written, and their (k, g) values."""
+    def blocks(self, *, most: int | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield rows (at most so many), counted among those that are written, and their (k, g) values."""
         X = self.table.X if self.layer is None else self.table.layers[self.layer]
         step = max(1, BLOCK_VALUES // max(len(self.columns), 1))
+        step = step if most is None else min(step, most)
         for start in range(0, len(self.rows), step):
             part = slice(start, min(start + step, len(self.rows)))
             values = X[self.rows[part]][:, self.columns]

@@ -15,7 +15,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, one_of, positive
 from stpred._core.disk.staging import staged_file
-from stpred._core.elements import affine_to, apply_affine, find_image, mpp_of
+from stpred._core.elements import affine_to, apply_affine, find_image, mpp_of, table_regions
 from stpred.io._export.chosen import Chosen, chosen, free_file, shapes_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ OBJECT_TYPES = ("cell", "detection", "annotation", "tile")
 
 MAX_VALUES = 100_000_000
 """Values in one file: about 2 GB of text."""
+
+_ROWS = 20_000
+"""Outlines whose text is in memory at once."""
 
 _DIGITS = 2
 """Decimals of a pixel."""
@@ -80,7 +83,8 @@ def write_geojson(
         Micrometres per pixel of the image as QuPath shows it. None takes that of the image that was predicted from, as
         the table's provenance states it, or else of the image in the object.
     image_key
-        H&E image whose place relates micrometres and pixels; None finds it. An object without an image needs `mpp`, and
+        H&E image whose place relates micrometres and pixels; None finds it. One that was not predicted from, by its
+        name, is taken in its own pixels. An object without an image needs `mpp`, and
         its coordinates must begin at the image's corner.
     coordinate_system
         The slide's coordinates in micrometres.
@@ -201,12 +205,22 @@ def _outlines(
     if image_to_um is None:
         raise InputError(f"Image {key!r} is not placed in the coordinate system {coordinate_system!r}.")
     own = mpp_of(image_to_um, what=f"image {key!r}")
-    full = mpp if mpp is not None else float(found.provenance.get("mpp") or own)
+    full = mpp if mpp is not None else _predicted_from(found, image_key) or own
     if abs(own / full - 1) > _SAME:
         logger.info("Image %r has %.4g um per pixel; coordinates are in pixels of %.4g um.", key, own, full)
     else:
         full = own
     return _Outlines(shapes, np.diag([own / full, own / full, 1.0]) @ np.linalg.inv(image_to_um) @ to_um, full)
+
+
+def _predicted_from(found: Chosen, image_key: str | None) -> float | None:
+    """Return um per pixel of the image that a prediction was made from; the object may hold a small copy of it."""
+    if len(table_regions(found.table)) > 1:  # what is known of the slide is that of the first of several
+        return None
+    if image_key is not None and image_key != found.provenance.get("image_key", image_key):
+        return None
+    size = found.provenance.get("mpp")
+    return None if size is None else float(size)
 
 
 def _groups(found: Chosen, groupby: str) -> list[str | None]:
@@ -241,7 +255,7 @@ def _write(
         score = found.table.obs[keys.OOD_SCORE].to_numpy(dtype=np.float64)[found.rows]
     template = ",".join(f"{n.replace('%', '%%')}:%.7g" for n in names)
     ids, between = [str(i) for i in found.ids], "\n"
-    for rows, values in found.blocks():
+    for rows, values in found.blocks(most=_ROWS):
         if score is not None:
             values = np.column_stack([values, score[rows]])
         whole = np.isfinite(values).all(axis=1)
