@@ -76,6 +76,16 @@ def test_features_of_an_unknown_encoder_are_kept_apart(slide) -> None:
     assert slide["grid2"].index.tolist() == list(range(len(slide["grid2"])))
 
 
+def test_an_object_that_lazyslide_worked_on_itself(slide) -> None:
+    other, centres, features = tiled(slide)
+    slide.shapes["tiles"], slide.tables["colour_tiles"] = other.shapes["tiles"], other.tables["colour_tiles"]
+    st.io.add_lazyslide(slide, encoder=colour())
+    affine = affine_to(slide["he"])
+    table = slide.tables["tiles_feat_colour"]
+    np.testing.assert_allclose(table.obsm["spatial"], centres @ affine[:2, :2].T + affine[:2, 2], atol=1e-6)
+    assert "colour_tiles" in slide.tables
+
+
 def test_bad_input(slide) -> None:
     other, _, _ = tiled(slide, spoil=True)
     with pytest.raises(InputError, match="are not those of the encoder 'colour' on this image"):

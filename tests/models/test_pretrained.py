@@ -77,9 +77,11 @@ def aligned(slide, table, region: str) -> None:
 
 
 def test_values_are_those_of_the_module_and_say_where_they_are_from(slides, folder, model) -> None:
-    slide = slides["donor0"]
-    for region in ("spots", "cells"):
-        st.tl.predict(slide, model, shapes_key=region)
+    binned = st.datasets.toy(size_um=(160, 160), n_genes=20, bin_um=16)
+    for region in ("bins_016um", "spots", "cells"):
+        slide = binned if region == "bins_016um" else slides["donor0"]
+        with pytest.warns(UserWarning, match=r"is not known, so obs\['ood_score'\] is NaN"):
+            st.tl.predict(slide, model, shapes_key=region)
         table = slide.tables[f"{region}_fake-features"]
         np.testing.assert_allclose(table.X, by_hand(folder, colours(slide, region)), rtol=1e-5, atol=1e-5)
         aligned(slide, table, region)
@@ -231,6 +233,12 @@ def test_recalibrated_and_fine_tuned_to_the_scale_of_a_slide(slides, folder, mod
     assert st.metrics.pearson(got.X, truth).mean() > before - 0.05
     again = st.models.get(st.models.save(tuned, tmp_path / "tuned"), weights=folder)
     np.testing.assert_allclose(st.tl.predict(slide, again, shapes_key="spots", inplace=False).X, got.X, rtol=1e-6)
+    fresh = {f"n{i}": st.datasets.toy(donor=5 + i, seed=5 + i, **SIZE) for i in range(3)}
+    found = st.tl.conformal(tuned, fresh, shapes_key="spots")
+    assert found.set_index("level").loc[0.9, "coverage"] > 0.75
+    assert {"lower", "upper"} <= set(
+        st.tl.predict(slide, tuned, shapes_key="spots", interval=0.9, inplace=False).layers
+    )
 
 
 def test_a_reference_of_training_tiles_gives_scores(slides, folder) -> None:
@@ -332,6 +340,11 @@ def test_bad_input(slides, folder, tmp_path, monkeypatch) -> None:
         get("lazyslide/fake-features", weights=folder, pitch_um=100)
     with pytest.raises(InputError, match="takes the folder of its weights, not a file"):
         get("lazyslide/fake-tiles", weights=folder / "tiles.safetensors")
+
+    with pytest.raises(InputError, match="Published predictors come from stpred.models.get"):
+        st.tl.predict(slides["donor0"], "lazyslide/stpath")
+    with pytest.raises(InputError, match="a published predictor, whose weights are not part of a saved model"):
+        st.tl.predict_cohort({"a": tmp_path}, get("lazyslide/fake-tiles", weights=folder), tmp_path / "out")
 
     def refuse(*args, **kwargs):
         raise OSError("no network")

@@ -242,6 +242,11 @@ def place_of(model: Any, own: Path) -> tuple[str, Model]:
     from stpred.inference.predictor import load_trained
 
     trained = load_trained(model)
+    if trained.family == "pretrained":  # what is saved of it has no weights, and workers are other processes
+        raise InputError(
+            f"Model {trained.record.name!r} is a published predictor, whose weights are not part of a saved model, and "
+            "workers load saved ones: predict slide by slide with stpred.tl.predict(sdata, model)."
+        )
     if model is None:
         return "default", trained
     if isinstance(model, (str, Path)):

@@ -133,6 +133,12 @@ def ood_columns(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, 
 
 def warn_out_of_distribution(model: Model, score: NDArray[np.float32]) -> None:
     """Warn where most tiles are out of the distribution of the training tiles."""
+    if len(score) and np.isnan(score).all():
+        warn(
+            f"What the training tiles of model {model.record.name!r} looked like is not known, so obs['ood_score'] is "
+            "NaN and obs['in_distribution'] False everywhere: nothing says whether it can be trusted here."
+        )
+        return
     fraction = float((score > 0).mean())
     if fraction > OOD_LIMIT:
         warn(

@@ -82,9 +82,10 @@ def load(path: str | Path) -> Model:
     """
     folder = registry.BUNDLED / str(path) if str(path) in registry.bundled() else Path(path)
     if not (folder / CONFIG).is_file():
+        hint = " Published predictors come from stpred.models.get." if str(path).startswith("lazyslide/") else ""
         raise MissingFileError(
             f"No model at {str(path)!r} (a folder with {CONFIG} and {WEIGHTS} is needed); bundled: "
-            f"{listing(registry.bundled())}."
+            f"{listing(registry.bundled())}.{hint}"
         )
     config, weights = folder / CONFIG, folder / WEIGHTS
     content = read_json(config, what="model's config")

@@ -102,7 +102,8 @@ def predict(
     - ``X``: float32 (n_instances, n_genes) mean prediction on the model's output scale;
     - ``layers["std"]`` where the model gives an uncertainty, ``layers["lower"]`` and ``["upper"]`` with `interval`;
     - ``obs``: ``region``, ``instance_id``, ``ood_score`` (float32, 0 = like the training tiles, on a slide that is like
-      the training slides), ``in_distribution`` (bool);
+      the training slides), ``in_distribution`` (bool); of published weights without a reference of their training
+      tiles NaN and False, with a warning;
     - ``obsm["spatial"]``: float64 (n_instances, 2) centroids in micrometres;
     - ``var``: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted`` and more, where measured, and
       ``interval_low`` and ``interval_high``: what to add to ``X`` (to its root, for counts) for the 90 % interval;
