@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stpred._core.checks import InputError
 
-MAX_BYTES = 2**27
+MAX_BYTES = 2**25
 """Size of an array from which on it is kept in a file, where that is asked for."""
 
 RELEASE_BYTES = 2**26

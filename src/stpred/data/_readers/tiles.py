@@ -30,7 +30,7 @@ PIXEL_BLOCK = 1024
 """Locations whose pixels are in memory at a time in prediction."""
 
 
-TILE_BYTES = 2**27
+TILE_BYTES = 2**25
 """Features of tiles from which on they are in a file in prediction, and batches are made of them block by block."""
 
 BLOCK_BYTES = 2**24
