@@ -72,7 +72,7 @@ def survey_slide(
 ) -> tuple[Survey, NDArray[np.float64], float]:
     """Survey a small copy of the slide; return where it begins in micrometres and its resolution, too.
 
-    The copy is of `TISSUE_MPP`, or coarser where it had more than 2.5 million pixels so (12.6 x 12.6 mm).
+    The copy is of `TISSUE_MPP`, or coarser where it had more than 10 million pixels so.
     """
     mpp = pyramid.coarse_mpp(TISSUE_MPP)
     thumbnail, origin_um = pyramid.thumbnail(mpp)

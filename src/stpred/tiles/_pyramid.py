@@ -28,7 +28,7 @@ _FINER = 1.5
 _THUMBNAIL_TILE_UM = 512.0
 # Fill is found on a copy of this many pixels; windows along the border show first whether there may be any.
 _FILL_PX = 1000
-_COPY_PX = 2_500_000
+_COPY_PX = 10_000_000
 
 
 class Pyramid:
@@ -124,10 +124,9 @@ class Pyramid:
             )
 
     def coarse_mpp(self, mpp: float) -> float:
-        """Return `mpp`, or what is coarser as far as a copy of the whole image then has 2.5 million pixels at most.
+        """Return `mpp`, or what is coarser as far as a copy of the whole image then has 10 million pixels at most.
 
-        12.6 x 12.6 mm are that many at 8 um per pixel, 25 x 25 mm at 16 um; the copies of larger images need no more
-        memory.
+        25 x 25 mm are that many at 8 um per pixel; the copies of larger images need no more memory.
         """
         x0, y0, x1, y1 = self.bounds_um
         return float(max(mpp, np.sqrt((x1 - x0) * (y1 - y0) / _COPY_PX)))
