@@ -77,7 +77,7 @@ def aligned(slide, table, region: str) -> None:
 
 
 def test_values_are_those_of_the_module_and_say_where_they_are_from(slides, folder, model) -> None:
-    binned = st.datasets.toy(size_um=(160, 160), n_genes=20, bin_um=16)
+    binned = st.datasets.toy(size_um=(300, 300), n_genes=20, bin_um=16)
     for region in ("bins_016um", "spots", "cells"):
         slide = binned if region == "bins_016um" else slides["donor0"]
         with pytest.warns(UserWarning, match=r"is not known, so obs\['ood_score'\] is NaN"):
