@@ -18,7 +18,7 @@ from typing import Any
 
 import benchmarks
 
-SLOW = {"collect", "composite", "costs", "encoders", "large_slide", "maps", "memory", "tables", "training"}
+SLOW = {"cohort", "collect", "composite", "costs", "encoders", "large_slide", "maps", "memory", "tables", "training"}
 
 
 def parts() -> list[str]:
