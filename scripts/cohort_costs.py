@@ -1,6 +1,6 @@
 """What predicting thousands of slides costs: hours of CPU and GPU, bytes read and stored. Put in your own numbers.
 
-python scripts/cohort_costs.py                                   # the tables of docs/internet_scale.md
+python scripts/cohort_costs.py                                   # the tables of docs/howto/internet_scale.md
 python scripts/cohort_costs.py --slides 500 --tissue 0.4 --gigabytes 2 --cores 16 --gpus 1
 
 Rates are those of `RATES`, each with where it comes from; ``--rate NAME=VALUE`` replaces one.

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "cohort_costs.py"
-PAGE = (ROOT / "docs" / "internet_scale.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "internet_scale.md").read_text()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from stpred.cohort.clusters import Workers
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-PAGE = (ROOT / "docs" / "many_slides.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "many_slides.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 LOCAL = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}

@@ -1,4 +1,4 @@
-"""The code of docs/recipes.md runs, and what it finds is there."""
+"""The code of docs/howto/recipes.md runs, and what it finds is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "recipes.md"
 
 plt.switch_backend("Agg")
 pytestmark = pytest.mark.slow
