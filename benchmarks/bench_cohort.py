@@ -46,6 +46,12 @@ def seconds(line: list[str], **env: str) -> float:
     return time.perf_counter() - start
 
 
+def cpu_seconds() -> float:
+    """CPU time of the processes that have ended, which other jobs on the machine change little."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def scaling(folder: Path, n: int) -> None:
     """Seconds of one worker over those of two; at least 1.7."""
     make(folder / "slides", n, SMALL_PX)
@@ -140,12 +146,16 @@ def overhead(folder: Path, n: int) -> None:
     """Seconds of a run of slides of about a minute, by one worker, over those of single commands in turn."""
     make(folder / "slides", n, LARGE_PX)
     limits = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    start = cpu_seconds()
     single = [
         seconds(command(p, folder / f"{p.stem}.zarr"), **limits) for p in sorted((folder / "slides").glob("*.tif"))
     ]
+    between = cpu_seconds()
     many = seconds(command(folder / "slides", folder / "out", "--workers", "1", "--previews"), **limits)
+    cpu = between - start, cpu_seconds() - between
     print(f"| {n} slides of {np.mean(single):.0f} s | {sum(single):.0f} s alone, {many:.0f} s in a run: "
-          f"{many / sum(single) - 1:+.1%} |", flush=True)  # fmt: skip
+          f"{many / sum(single) - 1:+.1%}; CPU time {cpu[0]:.0f} s, {cpu[1]:.0f} s: {cpu[1] / cpu[0] - 1:+.1%} |",
+          flush=True)  # fmt: skip
 
 
 def main() -> None:
