@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/stpred demo --out demo --overwrite
@@ -26,5 +26,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[encoders,wsi,analysis]" --group dev
 	touch $(STAMP)
 
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo docs/_build docs/reference/generated .pytest_cache .ruff_cache .mypy_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from functools import reduce
 from pathlib import Path
@@ -13,14 +14,40 @@ import pytest
 import stpred
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
+BUILT = ("_build", "generated")
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if not set(BUILT) & set(p.parts)),
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
+def read(page: Path) -> str:
+    """Return the text of a page; the code of a notebook is in blocks of Python."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(page.read_text())["cells"]]
+    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells)
+
+
 def spans(page: Path) -> list[str]:
     """Return what stands between single backticks outside blocks of code."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", read(page), flags=re.DOTALL))
+
+
+def snippets(page: Path) -> list[ast.AST]:
+    """Return the blocks of Python that parse; those that run are run by ``tests/docs``."""
+    blocks = re.findall(r"^```python\n(.*?)^```", read(page), flags=re.DOTALL | re.MULTILINE)
+    found = []
+    for block in blocks:
+        try:
+            found.append(ast.parse(block))
+        except SyntaxError:
+            continue
+    return found
 
 
 def resolve(name: str) -> object:
@@ -31,9 +58,13 @@ def resolve(name: str) -> object:
 def calls(span: str) -> list[tuple[str, list[str]]]:
     """Return names and keywords of the calls of stpred in a span; none where it is no expression."""
     try:
-        tree = ast.parse(span, mode="eval")
+        return calls_in(ast.parse(span, mode="eval"))
     except SyntaxError:
         return []
+
+
+def calls_in(tree: ast.AST) -> list[tuple[str, list[str]]]:
+    """Return names and keywords of the calls of stpred below a node."""
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     named = [(ast.unparse(n.func), [k.arg for k in n.keywords if k.arg]) for n in found]
     return [(name, keywords) for name, keywords in named if re.fullmatch(r"(st|stpred)(\.\w+)+", name)]
@@ -57,7 +88,7 @@ def steps_of(script: Path) -> set[str]:
 
 @pages
 def test_names_exist(page: Path) -> None:
-    names = set(re.findall(r"(?<![\w./])(?:st|stpred)(?:\.[A-Za-z_]\w*)+", page.read_text()))
+    names = set(re.findall(r"(?<![\w./])(?:st|stpred)(?:\.[A-Za-z_]\w*)+", read(page)))
     unknown = []
     for name in sorted(names):
         try:
@@ -70,7 +101,9 @@ def test_names_exist(page: Path) -> None:
 @pages
 def test_parameters_exist(page: Path) -> None:
     wrong = []
-    for name, keywords in (call for span in spans(page) for call in calls(span)):
+    found = [call for span in spans(page) for call in calls(span)]
+    found += [call for tree in snippets(page) for call in calls_in(tree)]
+    for name, keywords in found:
         signature = inspect.signature(resolve(name))  # type: ignore[arg-type]
         parameters = signature.parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -80,7 +113,7 @@ def test_parameters_exist(page: Path) -> None:
 
 @pages
 def test_scripts_and_their_options_exist(page: Path) -> None:
-    text = page.read_text()
+    text = read(page)
     assert not [s for s in set(re.findall(r"\bscripts/\w+\.py", text)) if not (ROOT / s).is_file()]
     commands = re.findall(r"python (scripts/\w+\.py)([^`\n#]*)", text)
     wrong = []
@@ -101,7 +134,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
     }
     wrong = []
-    for _, name, *rest in commands(page.read_text()):
+    for _, name, *rest in commands(read(page)):
         if name not in known:
             wrong.append(name)
             continue
@@ -125,5 +158,5 @@ def test_steps_of_figures_exist() -> None:
 
 @pages
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", read(page))
     assert not [t for t in targets if not (page.parent / t).exists()]

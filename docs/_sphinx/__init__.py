@@ -1,0 +1,1 @@
+"""What `docs/conf.py` adds to Sphinx."""

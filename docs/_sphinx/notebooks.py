@@ -1,0 +1,36 @@
+"""The notebooks of `notebooks/` become pages of `docs/tutorials/`, with their stored outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+
+def copy_notebooks(notebooks: Path, tutorials: Path) -> list[str]:
+    """Copy each notebook that changed beside the tutorials' index, and remove copies of those that are gone.
+
+    Links to ``../docs/`` become links from the copy.
+    """
+    wanted = {p.name: p.read_text(encoding="utf-8").replace("](../docs/", "](../") for p in notebooks.glob("*.ipynb")}
+    for copy in tutorials.glob("*.ipynb"):
+        if copy.name not in wanted:
+            copy.unlink()
+    for name, text in wanted.items():
+        copy = tutorials / name
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
+    return sorted(wanted)
+
+
+def _before_reading(app: Sphinx) -> None:
+    docs = Path(app.srcdir)
+    copy_notebooks(docs.parent / "notebooks", docs / "tutorials")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", _before_reading)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
