@@ -8,6 +8,7 @@ import typer
 
 from stpred.cli.cohort import status
 from stpred.cli.collect import collect
+from stpred.cli.doctor.command import doctor
 from stpred.cli.evaluate import evaluate
 from stpred.cli.features import features
 from stpred.cli.finetune import finetune
@@ -50,6 +51,6 @@ def common(
     session.quiet, session.verbose, session.options = quiet, verbose, frozenset(names)
 
 
-for command in (demo, features, predict, status, collect, export, train, finetune, evaluate):
+for command in (demo, doctor, features, predict, status, collect, export, train, finetune, evaluate):
     app.command()(command)
 app.command("models")(list_models)
