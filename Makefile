@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow notebooks lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/stpred demo --out demo --overwrite
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu and not network" tests
+
+# Executes every notebook in build/notebooks; a notebook that fails or takes too long fails the target.
+notebooks: $(STAMP)
+	$(BIN)/python scripts/notebooks.py run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
