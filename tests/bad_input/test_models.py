@@ -112,7 +112,7 @@ def test_models_that_are_not_trained(rebuild: Any, refused: Any, tmp_path: Path)
     with refused("'ridge' model is not trained"):
         st.models.save(untrained, tmp_path / "m")
     for value, kind in ((5, "int"), (st.models.Ridge.Config(), "RidgeConfig"), (st.models.Ridge, "ABCMeta")):
-        with refused("`model` must be a trained model, its folder or a bundled name", kind, sdata=sdata):
+        with refused("`model` must be a trained model, its folder, a bundled name or hf:owner/name", kind, sdata=sdata):
             st.tl.predict(sdata, value, shapes_key="spots")  # type: ignore[arg-type]
     with refused("`model` must be a trained model", "str"):
         st.models.save("m", tmp_path / "m")  # type: ignore[arg-type]

@@ -33,8 +33,7 @@ def track(
     """
     from tqdm.auto import tqdm
 
-    terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
-    hidden = not terminal if settings.progress is None else not settings.progress
+    hidden = is_hidden()
     unit = "" if weight is None else "tile"
     if hidden and settings.progress is None and _last_line is not None:
         every_s = LINE_EVERY_S if line_every_s is None else line_every_s
@@ -44,6 +43,12 @@ def track(
         for item in items:
             yield item
             bar.update(1 if weight is None else weight(item))
+
+
+def is_hidden() -> bool:
+    """Whether no bars are drawn: neither a terminal nor a notebook is there, or the user wants none."""
+    terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return not terminal if settings.progress is None else not settings.progress
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stpred._core.checks import InputError
+from stpred._core.disk import hub
 from stpred._core.specs import TileSpec
 
 _SETTINGS = ("layers", "pool")
@@ -45,7 +46,7 @@ class EncoderOption:
     @classmethod
     def parse(cls, text: str) -> EncoderOption:
         """Read the text of the option; what cannot be read is refused with the part that is wrong."""
-        if (text and Path(text).is_dir()) or _HUB.match(text):
+        if (text and Path(text).is_dir()) or _HUB.match(text) or hub.is_remote(text):
             return cls(text)
         name, colon, settings = text.partition(":")
         name, at, tile = name.partition("@")
@@ -62,7 +63,7 @@ class EncoderOption:
         from stpred import encoders
 
         given = {k: v for k in ("tile", *_SETTINGS) if (v := getattr(self, k)) is not None}
-        if Path(self.name).is_dir():
+        if Path(self.name).is_dir() or hub.is_remote(self.name):
             if given:
                 raise InputError(f"The saved encoder {self.name!r} has its own tile and layers; give its folder alone.")
             return encoders.load(self.name)

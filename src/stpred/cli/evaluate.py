@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stpred._core.checks import InputError
+from stpred._core.disk import hub
+from stpred._core.disk.weights import CONFIG
 from stpred._core.places import Place
 from stpred.cli.encoders import load_encoder
 from stpred.cli.options import (
@@ -39,9 +41,13 @@ HELD_OUT = "cv"
 def evaluate(
     slides: Slides,
     groups: Groups = None,
-    models: Annotated[str, typer.Option(help="Families, separated by commas; ridge_best chooses settings.")] = (
-        "mean,intensity,colour,ridge,ridge_best"
-    ),
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Families, separated by commas; ridge_best chooses settings. A folder or hf:owner/name@revision is a "
+            "trained model, which is scored as it is."
+        ),
+    ] = "mean,intensity,colour,ridge,ridge_best",
     genes: Genes = None,
     shapes: ShapesKey = None,
     encoder: Encoder = None,
@@ -74,7 +80,7 @@ def evaluate(
         chosen = _families(models, read, shapes)
         encoder_used = load_encoder(encoder)
         grouping = parse_groups(groups, donors, required=True)
-        if needs_cells([m for grid in chosen.values() for m in (grid if isinstance(grid, list) else [grid])]):
+        if needs_cells(_configs(chosen)) or any(m.needs.cells for m in _trained(chosen)):
             for sdata in read.values():
                 ensure_cells(sdata)
         used = _encoders(chosen, encoder_used)
@@ -116,12 +122,16 @@ def evaluate(
 
 
 def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str, Any]:
-    """Return models by name; ``ridge_best`` is a grid around the slides' own pitch."""
+    """Return models by name; ``ridge_best`` is a grid around the slides' own pitch, a place is of a trained model."""
     from stpred import data, models
     from stpred.regions import Lattice
 
     chosen: dict[str, Any] = {}
     for name in (n.strip() for n in text.split(",")):
+        if hub.is_remote(name) or (Path(name) / CONFIG).is_file():
+            trained = models.load(name)
+            chosen[name if trained.record.name in chosen else trained.record.name] = trained
+            continue
         if name != "ridge_best":
             chosen[name] = name
             continue
@@ -138,12 +148,25 @@ def _families(text: str, slides: dict[str, Any], shapes: str | None) -> dict[str
     return chosen
 
 
+def _trained(chosen: dict[str, Any]) -> list[Any]:
+    """Return the models that are scored as they are."""
+    return [m for m in chosen.values() if hasattr(m, "record")]
+
+
+def _configs(chosen: dict[str, Any]) -> list[Any]:
+    """Return the families and configs that are trained, those of grids one by one."""
+    grids = [m if isinstance(m, list) else [m] for m in chosen.values() if not hasattr(m, "record")]
+    return [config for grid in grids for config in grid]
+
+
 def _ensembles(chosen: dict[str, Any], n_members: int) -> dict[str, Any]:
     """Return an ensemble of every model, and of every config to choose from."""
     from stpred.models import Ensemble
 
     def ensemble(model: Any) -> Any:
-        return [ensemble(m) for m in model] if isinstance(model, list) else Ensemble.Config(model, n_members)
+        if isinstance(model, list):
+            return [ensemble(m) for m in model]
+        return model if hasattr(model, "record") else Ensemble.Config(model, n_members)
 
     return {name: ensemble(model) for name, model in chosen.items()}
 
@@ -154,7 +177,7 @@ def _encoders(chosen: dict[str, Any], encoder: Any) -> Any:
     from stpred.encoders.composite import members_of
     from stpred.models.registry import resolve
 
-    configs = [resolve(o) for m in chosen.values() for o in (m if isinstance(m, list) else [m])]
+    configs = [resolve(c) for c in _configs(chosen)]
     own = {c.default_encoder: encoder if encoder is not None and c.encoder_is_free else None for c in configs}
     used = [name if given is None else given for name, given in sorted(own.items())]
     members = [m for e in used if e != "pixels" for m in members_of(encoders.get(e))]

@@ -25,7 +25,12 @@ from stpred.cli.slides import ensure_cells, parse_groups, read_slides
 
 @reads_slides
 def finetune(
-    model: Annotated[str, typer.Argument(help="Model folder or bundled name to go on from; it is not changed.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model to go on from, which is not changed: folder, bundled name or hf:owner/name@revision."
+        ),
+    ],
     slides: Slides,
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
     genes: Annotated[

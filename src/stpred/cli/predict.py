@@ -45,7 +45,9 @@ def predict(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Zarr store to write; of many slides, the folder of their stores.")
     ],
-    model: Annotated[str | None, typer.Option(help="Model folder or bundled name; default: the bundled model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, bundled name or hf:owner/name@revision; default: the bundled one.")
+    ] = None,
     shapes: ShapesKey = None,
     cells: Annotated[bool, typer.Option("--cells", help="Predict on cells, or nuclei, which are found first.")] = False,
     genes: Annotated[str | None, typer.Option(help="Keep only these symbols, separated by commas.")] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stpred import data, tl
 from stpred._core.checks import InputError
+from stpred._core.disk import hub
 from stpred._core.places import Place
 from stpred.cohort.regions import region_to_predict
 from stpred.inference.predictor import Predictor, gene_columns
@@ -92,6 +93,6 @@ def load_encoder(given: Any) -> Any:
 
     if isinstance(given, (list, tuple)):
         return [load_encoder(g) for g in given]
-    if isinstance(given, (str, Path)) and Path(given).is_dir():
+    if isinstance(given, (str, Path)) and (Path(given).is_dir() or hub.is_remote(given)):
         return encoders.load(given)
     return given

@@ -51,7 +51,8 @@ def predict_cohort(
         list of those; or names to paths, to mappings of the csv's columns, or to objects that lie in stores. Stores of
         SpatialData are slides as well.
     model
-        A trained model, its folder or a bundled name; None: the bundled default. Each worker loads it once.
+        A trained model, its folder, a bundled name or ``"hf:owner/name@revision"``; None: the bundled default. Each
+        worker loads it once.
     out
         Folder of the results: ``NAME.zarr`` for each slide (tables, shapes, a thumbnail of the image),
         ``manifest.parquet`` and ``manifest.csv``.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stpred import models
 from stpred._core import tables
 from stpred._core.checks import InputError, InputWarning
+from stpred._core.disk import hub
 from stpred._core.files import read_json, writable
 from stpred.cohort.fingerprint import is_large
 from stpred.cohort.manifest import OWN
@@ -249,6 +250,8 @@ def place_of(model: Any, own: Path) -> tuple[str, Model]:
         )
     if model is None:
         return "default", trained
+    if trained.hub is not None and hub.is_remote(model):
+        return trained.hub, trained  # the commit, so that all workers load the same
     if isinstance(model, (str, Path)):
         return (str(Path(model).absolute()) if Path(model).is_dir() else str(model)), trained
     folder = own / "model" / trained.id

@@ -2,13 +2,15 @@
 
 ``list`` gives their names, ``get`` one from a name, an encoder, a ``torch.nn.Module`` or a list of these
 (:class:`Composite`: several side by side, each with its own tile), ``register`` adds a name;
-``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`, which :class:`MoCo` is the method of.
+``save`` and ``load`` keep those of :func:`stpred.tl.pretrain_encoder`, which :class:`MoCo` is the method of;
+``push_to_hub`` shares them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stpred.encoders._hub import push_to_hub
 from stpred.encoders._saved import load, save
 from stpred.encoders.base import Encoder, EncoderCard
 from stpred.encoders.composite import Composite
@@ -34,6 +36,7 @@ __all__ = [
     "get",
     "list",
     "load",
+    "push_to_hub",
     "register",
     "save",
 ]

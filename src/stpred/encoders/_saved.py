@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, MissingFileError, check_parent
-from stpred._core.disk import stored
+from stpred._core.disk import hub, stored
 from stpred._core.disk.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred._core.files import read_json, reason
 from stpred._core.specs import TileSpec
@@ -63,21 +63,18 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
     ...
     stpred._core.checks.InputError: ...
     """
-    from stpred.encoders.trained import TrainedEncoder
-
     path = Path(path)
-    if not isinstance(encoder, TrainedEncoder):
-        card = getattr(encoder, "card", None)
-        said = repr(encoder) if isinstance(encoder, str) else repr(card.name) if card else type(encoder).__name__
-        raise InputError(
-            f"Only an encoder that stpred.tl.pretrain_encoder returned can be saved, got {said}; others are loaded by "
-            "stpred.encoders.get."
-        )
+    check_trained(encoder, what="saved")
     check_parent(path)
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the encoder.")
     if path.exists() and not (path.is_dir() and _kind(path) == KIND):
         raise InputError(f"{str(path)!r} is not an encoder's folder, so it is not overwritten.")
+    return write(encoder, path)
+
+
+def write(encoder: TrainedEncoder, path: Path) -> Path:
+    """Write an encoder that was trained here as a folder, in the place of what is there."""
     config = {
         "format_version": FORMAT_VERSION,
         "kind": KIND,
@@ -90,13 +87,28 @@ def save(encoder: TrainedEncoder, path: str | Path, *, overwrite: bool = False) 
     return write_folder(path, config, encoder.module.state_dict(), what="encoder")
 
 
+def check_trained(encoder: Any, *, what: str) -> None:
+    """Refuse encoders that were not trained here; `what` is done to them, such as "saved"."""
+    from stpred.encoders.trained import TrainedEncoder
+
+    if not isinstance(encoder, TrainedEncoder):
+        card = getattr(encoder, "card", None)
+        said = repr(encoder) if isinstance(encoder, str) else repr(card.name) if card else type(encoder).__name__
+        raise InputError(
+            f"Only an encoder that stpred.tl.pretrain_encoder returned can be {what}, got {said}; others are loaded by "
+            "stpred.encoders.get."
+        )
+
+
 def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
     """Load an encoder that was trained here.
 
     Parameters
     ----------
     path
-        Folder that :func:`save` wrote.
+        Folder that :func:`save` wrote, or ``"hf:owner/name"`` or ``"hf:owner/name@revision"`` of the Hugging Face hub,
+        where :func:`push_to_hub` put it. A revision is a branch, a tag or a commit; the commit is in the card's
+        `source`, and so in the record of every model that is trained on the encoder.
     device
         Such as ``"cpu"`` or ``"cuda:0"``; None takes a GPU if there is one.
 
@@ -108,7 +120,7 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
     ------
     InputError
         If the folder holds no encoder, or one of another format version, or its weights are not those it was saved
-        with.
+        with; or the repository is not there, or closed to you.
 
     Examples
     --------
@@ -118,9 +130,18 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
     ...
     stpred._core.checks.MissingFileError: ...
     """
+    if hub.is_remote(path):
+        snapshot = hub.fetch(path, what="encoder")
+        found = _load(snapshot.folder)
+        found.card = replace(found.card, source=snapshot.name)
+        return found.to(device)
+    return _load(Path(path)).to(device)
+
+
+def _load(folder: Path) -> TrainedEncoder:
+    """Return the encoder of a folder."""
     from stpred.encoders import modules, trained
 
-    folder = Path(path)
     config = _read(folder)
     card, weights = _card(config["card"], folder / CONFIG), folder / WEIGHTS
     backbone, kwargs, seed = config["backbone"], config["kwargs"], config["seed"]
@@ -157,7 +178,7 @@ def load(path: str | Path, *, device: str | None = None) -> TrainedEncoder:
             f"{str(folder / CONFIG)!r} says that the encoder gives {card.width} features, but it gives "
             f"{encoder.card.width}."
         )
-    return encoder.to(device)
+    return encoder
 
 
 def factory(path: str | Path, *, name: str) -> Callable[..., Any]:

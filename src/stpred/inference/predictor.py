@@ -223,6 +223,8 @@ class Predictor:
             "left_out": left_out,
             "versions": tables.package_versions(),
         }
+        if model.hub is not None:
+            found["hub"] = {"repository": record.hub["repository"], "revision": record.hub["revision"]}
         if region.cells is not None:
             found["cells"] = region.cells.region.shapes_key
         if region.qc is not None:
@@ -237,15 +239,15 @@ class Predictor:
 
 
 def load_trained(model: Any) -> Model:
-    """Return a trained model: itself, the one of a folder or of a bundled name, or the bundled default (None)."""
+    """Return a trained model: itself, that of a folder, a bundled or a hub's name, or the bundled default (None)."""
     if model is None:
         return models.load("default")
     if isinstance(model, (str, Path)):
         return models.load(model)
     if not isinstance(model, models.Model):
         raise InputError(
-            f"`model` must be a trained model, its folder or a bundled name, got {type(model).__name__}; train one "
-            f"with stpred.tl.train."
+            f"`model` must be a trained model, its folder, a bundled name or hf:owner/name, got "
+            f"{type(model).__name__}; train one with stpred.tl.train."
         )
     if not model.record.genes:
         raise InputError(f"The {model.family!r} model is not trained; make it with stpred.tl.train.")
@@ -333,9 +335,11 @@ def _encoder_by_name(model: Model, *, device: str | None) -> Encoder:
         return rebuild({**wanted, "tile": model.record.tile}, device=device)
     except InputError as error:
         several = ", a list of its members," if "members" in wanted else ""
+        source = str(wanted.get("source"))
+        place = repr(source) if source.startswith("hf:") else "folder"
         raise InputError(
             f"{str(error).rstrip('.')}; model {model.record.name!r} was trained with the encoder {wanted['name']!r} "
-            f"({wanted.get('source')}): pass it{several} as `encoder=`, such as encoder=stpred.encoders.load(folder) "
+            f"({source}): pass it{several} as `encoder=`, such as encoder=stpred.encoders.load({place}) "
             "for one that was saved, or register its name with stpred.encoders.register(name, folder)."
         ) from error
 

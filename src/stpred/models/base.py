@@ -181,6 +181,9 @@ class Record:
     output_size
         Of relative outputs: root mean square of each gene's predictions over the training slides, by which several
         models are brought to one scale; or empty.
+    hub
+        Where a model of the Hugging Face hub was loaded from: ``repository``, ``revision`` (the commit) and
+        ``model_id`` of what was there; or empty.
     """
 
     name: str
@@ -198,6 +201,7 @@ class Record:
     library: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
     output_size: list[float] = field(default_factory=list)
+    hub: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_measured(self) -> int | None:
@@ -289,6 +293,78 @@ class Model(nn.Module, ABC):
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()[:12]
+
+    @property
+    def hub(self) -> str | None:
+        """``hf:owner/name@commit`` of a model that was loaded from there and is unchanged, else None."""
+        found = self.record.hub
+        if not found or found.get("model_id") != self.id:
+            return None
+        return f"hf:{found['repository']}@{found['revision']}"
+
+    def stored(self) -> dict[str, Any]:
+        """Return what ``config.json`` holds of it."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "family": self.family,
+            "id": self.id,
+            "config": self.config.to_dict(),
+            "n_features": self.n_features,
+            "record": asdict(self.record),
+        }
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        licence: str | None = None,
+        notes: str | None = None,
+        private: bool = False,
+        branch: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with a card made of its record.
+
+        ``config.json``, ``model.safetensors`` and ``README.md`` are written as one commit. The record is public then:
+        it holds the names of the training slides and donors, and scores of the genes. Log in before, by
+        ``hf auth login`` or the variable ``HF_TOKEN``.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``; it is created if it is not there.
+        licence
+            Of the weights, an SPDX identifier such as ``"cc-by-4.0"``; None leaves it open. That of the encoder is in
+            the card in any case.
+        notes
+            Markdown for the card, such as the study that the slides are from.
+        private
+            Create the repository closed to others.
+        branch
+            Branch to commit to, created if it is not there; None is ``main``.
+        message
+            Of the commit.
+
+        Returns
+        -------
+        ``"hf:owner/name@commit"``, which :func:`stpred.models.load` takes.
+
+        Raises
+        ------
+        InputError
+            If the model is not trained or a published predictor, huggingface_hub is not installed, or the hub refuses.
+
+        Examples
+        --------
+        >>> import stpred as st
+        >>> st.models.load("default").push_to_hub("no owner")
+        Traceback (most recent call last):
+        ...
+        stpred._core.checks.InputError: 'no owner' names no repository of the Hugging Face hub; ...
+        """
+        from stpred.models._hub.push import push_model
+
+        return push_model(self, repo_id, licence=licence, notes=notes, private=private, branch=branch, message=message)
 
     def fit(self, batches: Sequence[Batch], *, groups: Sequence[str]) -> dict[str, Any]:
         """Fit in closed form on training batches (one per slide, `groups` names each one's donor).

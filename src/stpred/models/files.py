@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from stpred._core.checks import InputError, MissingFileError, check_parent, listing, whole
+from stpred._core.disk import hub
 from stpred._core.disk.weights import CONFIG, WEIGHTS, check_tensors, check_values, write_folder
 from stpred._core.files import read_json, readable
 from stpred.models import registry
@@ -50,15 +50,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
         raise InputError(f"{str(path)!r} exists; pass overwrite=True to replace the model.")
     if path.exists() and not (path.is_dir() and (path / CONFIG).exists()):
         raise InputError(f"{str(path)!r} is not a model folder, so it is not overwritten.")
-    content = {
-        "format_version": FORMAT_VERSION,
-        "family": model.family,
-        "id": model.id,
-        "config": model.config.to_dict(),
-        "n_features": model.n_features,
-        "record": asdict(model.record),
-    }
-    return write_folder(path, content, model.state_dict(), what="model")
+    return write_folder(path, model.stored(), model.state_dict(), what="model")
 
 
 def load(path: str | Path) -> Model:
@@ -67,12 +59,21 @@ def load(path: str | Path) -> Model:
     Parameters
     ----------
     path
-        Folder that `save` wrote, or the name of a bundled model.
+        Folder that `save` wrote; the name of a bundled model; or ``"hf:owner/name"`` or ``"hf:owner/name@revision"``
+        of the Hugging Face hub, where :meth:`stpred.models.Model.push_to_hub` put it (``pip install 'stpred[hub]'``).
+        A revision is a branch, a tag or a commit; without one it is the newest of ``main``. The commit is kept in
+        ``model.record.hub`` and in the provenance of predictions. Only ``config.json`` and ``model.safetensors`` are
+        read. What was loaded before is in the cache of huggingface_hub, and works with ``HF_HUB_OFFLINE=1``.
+
+    Returns
+    -------
+    The model, as it was saved.
 
     Raises
     ------
     InputError
-        If the folder is no model, of another format version, or lacks tensors.
+        If the folder is no model, of another format version, or lacks tensors; or the repository is not there, or
+        closed to you.
 
     Examples
     --------
@@ -80,7 +81,18 @@ def load(path: str | Path) -> Model:
     >>> st.models.load("default").record.target
     'log1p_cp10k'
     """
-    folder = registry.BUNDLED / str(path) if str(path) in registry.bundled() else Path(path)
+    if hub.is_remote(path):
+        snapshot = hub.fetch(path, what="model")
+        model = _load(snapshot.folder, path)
+        model.record.hub = {
+            "repository": snapshot.repository, "revision": snapshot.commit, "model_id": model.id,
+        }  # fmt: skip
+        return model
+    return _load(registry.BUNDLED / str(path) if str(path) in registry.bundled() else Path(path), path)
+
+
+def _load(folder: Path, path: str | Path) -> Model:
+    """Return the model of a folder; `path` is what the user called it."""
     if not (folder / CONFIG).is_file():
         hint = " Published predictors come from stpred.models.get." if str(path).startswith("lazyslide/") else ""
         raise MissingFileError(

@@ -176,6 +176,11 @@ def _intervals(value: Any, where: str) -> dict[str, Any]:
     return found
 
 
+def _hub(value: Any, where: str) -> dict[str, Any]:
+    wanted = ("repository", "revision", "model_id")
+    return stored.mapping(value, where, dict.fromkeys(wanted, _name), required=wanted)
+
+
 def _empty_or(check: stored.Check) -> stored.Check:
     return lambda value, where: {} if value == {} else check(value, where)
 
@@ -195,6 +200,7 @@ _RECORD: dict[str, stored.Check] = {
     "library": _library,
     "intervals": _intervals,
     "output_size": lambda v, w: stored.items(v, w, _amount, most=MAX_GENES),
+    "hub": _empty_or(_hub),
 }
 
 

@@ -71,7 +71,8 @@ def finetune(
     Parameters
     ----------
     model
-        The old model: a trained one, the folder it was saved in, or a bundled name; it is not changed. Families:
+        The old model: a trained one, the folder it was saved in, a bundled name, or ``"hf:owner/name@revision"`` of the
+        Hugging Face hub; it is not changed. Families:
         ``"ridge"``, every network of features, cells, patches or pixels, and ensembles of these; and published
         predictors (:func:`stpred.models.get`), which stay as they are and get a linear map between their outputs. Of a
         relative one the learned genes are kept, on the scale of log1p CP10k.
@@ -311,6 +312,7 @@ def _describe(
         "finetuned": {
             "base": base.id,
             "base_name": base.record.name,
+            **({"base_hub": base.hub} if base.hub is not None else {}),
             "slides": list(own),
             "n_genes": int(learned.sum()),
             "options": options.to_dict(),

@@ -50,8 +50,8 @@ def predict(
         Object whose H&E image is calibrated in micrometres (every stpred reader leaves it so; see
         :func:`stpred.pp.calibrate`).
     model
-        A trained model, a folder that :func:`stpred.models.save` wrote, the name of a bundled model, or None: the
-        bundled default.
+        A trained model, a folder that :func:`stpred.models.save` wrote, the name of a bundled model,
+        ``"hf:owner/name@revision"`` of the Hugging Face hub (:func:`stpred.models.load`), or None: the bundled default.
     shapes_key
         Region to predict on; None takes the model's own training region when present, else the slide's only one. A
         slide without any gets ``tissue`` and ``grid`` (points 100 um apart), or for a model that sees cells
