@@ -13,7 +13,7 @@ from stpred import testing
 from stpred._core.checks import InputError
 from stpred.cli.app import app
 from stpred.cohort.extraction.extraction import SUFFIX, Extraction, FeatureOptions, features_of_slide
-from stpred.data import _features
+from stpred.data import _shares
 from stpred.io.samples import Sample
 
 COLOUR = FeatureOptions(("ridge",), "colour")
@@ -37,13 +37,13 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of tiles that an encoder saw."""
     found: list[int] = []
-    encode = _features._Share.encode
+    encode = _shares.Share.encode
 
     def counted(self: Any, tiles: Any) -> Any:
         found.append(len(tiles))
         return encode(self, tiles)
 
-    monkeypatch.setattr(_features._Share, "encode", counted)
+    monkeypatch.setattr(_shares.Share, "encode", counted)
     return found
 
 
