@@ -144,7 +144,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 def test_steps_of_figures_exist() -> None:
     """Sections that name a script with ``--steps STEP`` speak of its steps alone."""
-    text = (ROOT / "docs" / "publications.md").read_text()
+    text = (ROOT / "docs" / "methods" / "publications.md").read_text()
     for section in re.split(r"^## ", text, flags=re.MULTILINE):
         found = re.search(r"(scripts/\w+\.py)[^`]*--steps STEP", section)
         if found is None:
