@@ -473,6 +473,17 @@ def test_first_profiles_are_parts_of_the_counts() -> None:
     assert (open_ > 0.99).all()  # nothing but the prior is known
 
 
+def test_more_first_profiles_than_genes_or_locations_are_those_of_the_mean() -> None:
+    counts = torch.from_numpy(np.random.default_rng(3).poisson(20.0, (30, 3)).astype(np.float32))
+    for some in (counts, counts[:2].repeat(1, 4)):
+        genes = some.shape[1]
+        profiles, deviation = first_profiles(some, torch.ones_like(some, dtype=torch.bool), 8, logits=torch.zeros(genes))
+        assert profiles.shape == deviation.shape == (8, genes)
+        assert bool((profiles[:2] != 0).any())
+        assert not profiles[min(some.shape) :].any()
+        assert (deviation[min(some.shape) :] == 1).all()
+
+
 # Draws.
 
 MPP, SIDE = 4.0, 150

@@ -63,14 +63,16 @@ def first_profiles(
 
     Non-negative factors of the counts. With no profile to start from, thousands of steps go by before metagenes that
     began alike have parted. The deviations are what so many counts of their dispersion leave open: of `logits`, and as
-    if each count came from its metagene, beside a prior of one.
+    if each count came from its metagene, beside a prior of one. Profiles beyond the number of genes or locations are
+    those of the mean, with deviations of one.
     """
     from sklearn.decomposition import NMF
 
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     mean = (share * measured).sum(dim=0) / measured.sum(dim=0).clamp(min=1)
     values = torch.where(measured, counts, mean * counts.sum(dim=1, keepdim=True)).double().numpy()
-    model = NMF(n, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=300, random_state=0)
+    k = min(n, *values.shape)
+    model = NMF(k, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=300, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged is no matter for a start
         weights = model.fit_transform(values + 1e-9)
@@ -79,7 +81,9 @@ def first_profiles(
     deviation = (1 + held / (1 + logits.exp())).rsqrt()
     of_part = parts / parts.sum(dim=1, keepdim=True).clamp(min=1e-12)
     eps = 0.02 * mean.clamp(min=mean[mean > 0].min() if bool((mean > 0).any()) else 1.0)
-    return ((of_part + eps) / (mean + eps)).log().clamp(-max_log, max_log), deviation
+    profiles = ((of_part + eps) / (mean + eps)).log().clamp(-max_log, max_log)
+    further = (0, 0, 0, n - k)
+    return torch.nn.functional.pad(profiles, further), torch.nn.functional.pad(deviation, further, value=1.0)
 
 
 def evenly_picked_rows(batch: Batch, max_rows: int) -> NDArray[np.int64]:
