@@ -91,7 +91,15 @@ def execute(path: Path, out: Path) -> tuple[str, float, float]:
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as settings:
         rc = Path(settings) / "matplotlibrc"
         rc.write_text(RC)
-        mine = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MATPLOTLIBRC": str(rc), "IPYTHONDIR": settings}
+        # squidpy's import shows two warnings about its own docstrings, which are no part of any analysis.
+        quiet = "ignore::SyntaxWarning:docrep.decorators"
+        mine = {
+            "PYTHONWARNINGS": quiet,
+            "OMP_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": "1",
+            "MATPLOTLIBRC": str(rc),
+            "IPYTHONDIR": settings,
+        }
         client = NotebookClient(
             notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": work}}
         )
@@ -118,7 +126,7 @@ def clean(notebook: Any, work: str) -> None:
         for output in cell.outputs:
             output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
             if "text" in output:
-                output.text = output.text.replace(f"{work}/", "")
+                output.text = re.sub(r"\S*/ipykernel_\d+/\d+\.py", "cell", output.text.replace(f"{work}/", ""))
             data = output.get("data", {})
             for kind in [k for k in data if k.startswith("text/")]:
                 data[kind] = re.sub(r" at 0x[0-9a-f]+", "", data[kind].replace(f"{work}/", ""))

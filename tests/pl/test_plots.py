@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -44,6 +45,25 @@ def test_spatial_draws_the_genes_and_says_how_far_they_are_validated(slide: obje
     again = st.pl.spatial(slide, "spots_counts", "EPCAM", show_image=False)
     assert again[1].get_title() == "EPCAM"
     assert "values" not in slide.tables
+
+
+def test_categories_have_a_legend_and_their_own_colours() -> None:
+    sdata = st.datasets.toy(size_um=(500, 500), n_genes=20)
+    table = sdata["spots_counts"]
+    kinds = np.array(["stroma", "tumour", "glass"])[np.arange(table.n_obs) % 2]
+    table.obs["kind"] = pd.Categorical(kinds, categories=["stroma", "tumour", "glass"])
+    table.obs["kept"] = kinds == "tumour"
+    table.obs.loc[table.obs_names[:3], "kind"] = None
+    table.uns["kind_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    axes = st.pl.spatial(sdata, "spots_counts", ["kind", "kept", "array_row"], show_image=False)
+    legends = [ax.get_legend() for ax in axes]
+    assert [[t.get_text() for t in g.get_texts()] for g in legends[1:3]] == [["stroma", "tumour"], ["False", "True"]]
+    assert legends[3] is None  # numbers keep a colour bar
+    faces = np.concatenate([c.get_facecolors() for c in axes[1].collections])[:, :3]
+    red, green = (int((np.abs(faces - c) < 0.02).all(axis=1).sum()) for c in ((1, 0, 0), (0, 1, 0)))
+    assert red == (table.obs["kind"] == "stroma").sum()
+    assert green == (table.obs["kind"] == "tumour").sum()
+    assert len(table) - red - green == 3
 
 
 def test_compare_shows_measured_beside_predicted(slide: object) -> None:

@@ -14,6 +14,8 @@ from stpred._core.tables import build_table
 from stpred.tiles import Pyramid, thumbnail_element
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 MIN_RASTERISED = 20_000
 """Locations from which on shapes are rasterised instead of drawn one by one."""
+
+MAX_LEGEND_ROWS = 12
 
 MIN_IN_DISTRIBUTION = 0.5
 """Fraction of in-distribution tiles below which a picture warns."""
@@ -80,25 +84,58 @@ class Canvas:
         unit: str = "",
     ) -> None:
         """Draw one value per instance over the tissue, with `unit` beside the colour bar."""
-        import pandas as pd
-        import spatialdata_plot  # noqa: F401  (registers .pl)
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
         inside = self.shown(instances)
-        values, instances = np.asarray(values)[inside], instances[inside]
-        table = build_table(
+        values = np.asarray(values)[inside]
+        low, high = color_limits(values) if limits is None else limits
+        # A constant (such as a score that is zero everywhere) gets a scale of its own size, not one of rounding errors.
+        high = high if high - low > 1e-3 * max(abs(low), 1e-3) else low + max(abs(low), 1.0)
+        norm = Normalize(float(low), float(high), clip=True)
+        self._shapes(ax, values, instances[inside], title=title, cmap=cmap, norm=norm, image=image)
+        ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax, shrink=0.8, pad=0.02, label=unit)
+
+    def categories(
+        self,
+        ax: Axes,
+        groups: pd.Categorical,
+        instances: pd.Index,
+        *,
+        title: str,
+        colors: Sequence[str] | None = None,
+        image: bool = True,
+    ) -> None:
+        """Draw one category per instance over the tissue, and a legend; those without one are grey."""
+        from matplotlib.colors import ListedColormap, Normalize
+        from matplotlib.patches import Patch
+
+        inside = self.shown(instances)
+        names = [str(c) for c in groups.categories]
+        colors = list(colors) if colors is not None else category_colors(len(names))
+        codes = np.where(groups.codes < 0, np.nan, groups.codes)[inside]
+        norm = Normalize(-0.5, len(names) - 0.5)
+        self._shapes(ax, codes, instances[inside], title=title, cmap=ListedColormap(colors), norm=norm, image=image)
+        present = np.unique(codes[np.isfinite(codes)]).astype(int)
+        handles = [Patch(color=colors[k], label=names[k]) for k in present]
+        ax.legend(
+            handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, handlelength=1,
+            ncols=-(-len(handles) // MAX_LEGEND_ROWS),
+        )  # fmt: skip
+
+    def _shapes(
+        self, ax: Axes, values: NDArray[Any], instances: pd.Index, *, title: str, cmap: Any, norm: Any, image: bool
+    ) -> None:
+        import pandas as pd
+        import spatialdata_plot  # noqa: F401  (registers .pl)
+
+        self.small.tables["values"] = build_table(
             np.asarray(values, dtype=np.float32).reshape(-1, 1),
             shapes_key=self.shapes_key,
             instances=instances,
             var=pd.DataFrame(index=["value"]),
             spatial_um=np.zeros((len(instances), 2)),
         )
-        self.small.tables["values"] = table
-        low, high = color_limits(values) if limits is None else limits
-        # A constant (such as a score that is zero everywhere) gets a scale of its own size, not one of rounding errors.
-        high = high if high - low > 1e-3 * max(abs(low), 1e-3) else low + max(abs(low), 1.0)
-        norm = Normalize(float(low), float(high), clip=True)
         base = self.small.pl.render_images(keys.IMAGE, alpha=0.6) if image else self.small
         drawn = base.pl.render_shapes(
             self.shapes_key,
@@ -111,7 +148,6 @@ class Canvas:
         )
         self._show(drawn, ax, title=title)
         del self.small.tables["values"]
-        ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax, shrink=0.8, pad=0.02, label=unit)
 
     def _show(self, drawn: Any, ax: Axes, *, title: str) -> None:
         drawn.pl.show(coordinate_systems=self.coordinate_system, ax=ax, title=title)
@@ -122,6 +158,14 @@ class Canvas:
         ax.set_yticks([])
         ax.set_ylabel("")
         scale_bar(ax)
+
+
+def category_colors(n: int) -> list[str]:
+    """Return a colour for each of n categories, as scanpy chooses them."""
+    from scanpy.plotting.palettes import default_20, default_28, default_102
+
+    palette = default_20 if n <= len(default_20) else default_28 if n <= len(default_28) else default_102
+    return [palette[k % len(palette)] for k in range(n)]
 
 
 def color_limits(*values: NDArray[Any]) -> tuple[float, float]:

@@ -153,7 +153,7 @@ def _histogram(ax: Axes, scores: NDArray[np.float64], baseline: NDArray[np.float
         ax.hist(known, bins=bins, alpha=0.6, color=color, label=f"{label} (median {median:.2f})")
     ax.axvline(0, color="black", linewidth=0.8)
     low = min(-0.3, float(np.nanmin(np.r_[scores, baseline, 0.0])) - 0.05)
-    ax.set(xlim=(low, 1), xlabel=f"Pearson correlation per gene ({scale})", ylabel="genes")
+    ax.set(xlim=(low, 1), xlabel=f"Pearson correlation per gene ({unit_of(scale) or scale})", ylabel="genes")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     plain(ax)

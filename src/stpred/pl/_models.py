@@ -9,6 +9,7 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing, one_of
 from stpred.pl._figure import finish, need_columns, plain, single
+from stpred.pl._scores.frames import axis_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def models(
             text.set(ha="right", rotation_mode="anchor")
     what = "a gene, averaged over slides" if points == "gene" else "a slide, averaged over genes"
     ax.set(xlim=(-0.6, len(names) - 0.4), xlabel=f"each point is {what}")
-    ax.set_ylabel(f"{metric.replace('_', ' ')} ({_target(frame, target)})")
+    ax.set_ylabel(axis_name(metric, str(_target(frame, target))))
     if metric in CORRELATIONS:
         ax.axhline(0, color="black", linewidth=0.5)
         _ceiling(ax, frame, metric)

@@ -45,8 +45,9 @@ def spatial(
     table_key
         Predicted or measured table.
     genes
-        Gene symbols, or columns of ``obs`` such as ``"ood_score"``; None takes the three genes that the model predicts
-        best, and ``"ood_score"`` where most tiles are out of distribution.
+        Gene symbols, or columns of ``obs`` such as ``"ood_score"`` or clusters; categories, text and booleans get a
+        legend, in the colours of ``uns["{column}_colors"]`` where they are there. None takes the three genes that the
+        model predicts best, and ``"ood_score"`` where most tiles are out of distribution.
     layer
         Layer to draw instead of ``X``, such as ``"std"``.
     image_key
@@ -94,8 +95,9 @@ def spatial(
     if any(name in table.var_names for name in wanted):
         check_values(table, what=f"table {table_key!r}", layer=layer)
     rows, instances = table_instances(table, region)
-    shown = {name: values_of(table, name, layer)[rows] for name in wanted}
-    wanted = [n for n in wanted if n in table.var_names or np.isfinite(shown[n]).any()]
+    groups = {name: labels[rows] for name in wanted if (labels := categories_of(table, name)) is not None}
+    shown = {name: values_of(table, name, layer)[rows] for name in wanted if name not in groups}
+    wanted = [n for n in wanted if n in table.var_names or n in groups or np.isfinite(shown[n]).any()]
     canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system, crop_um=crop_um)
     inside = canvas.shown(instances)
     if not inside.any():
@@ -108,6 +110,13 @@ def spatial(
     panels = axes.ravel()
     canvas.image(panels[0])
     for ax, name in zip(panels[1:], wanted, strict=False):
+        if name in groups:
+            colors = table.uns.get(f"{name}_colors")
+            known = colors is not None and len(colors) == len(groups[name].categories)
+            canvas.categories(
+                ax, groups[name], instances, title=name, colors=list(colors) if known else None, image=show_image
+            )
+            continue
         gene = name in table.var_names
         unit = unit_in(table, layer) if gene else OOD_UNIT if name == keys.OOD_SCORE else ""
         canvas.values(
@@ -131,6 +140,15 @@ def _wanted(table: AnnData, table_key: str, genes: str | Sequence[str] | None) -
         some = listing(table.var_names[:5])
         raise InputError(f"Table {table_key!r} has no gene or obs column {listing(missing)}; its genes are {some} ...")
     return wanted
+
+
+def categories_of(table: AnnData, name: str) -> Any:
+    """Return the categories of a column of ``obs`` that holds categories, text or truth values; None of any other."""
+    import pandas as pd
+
+    if name in table.var_names or pd.api.types.is_numeric_dtype(table.obs[name]) and table.obs[name].dtype != bool:
+        return None
+    return pd.Categorical(table.obs[name])
 
 
 def values_of(table: AnnData, name: str, layer: str | None) -> Any:

@@ -37,8 +37,8 @@ def unit_of(scale: str | None) -> str:
 
 
 def title_of(table: AnnData, name: str) -> str:
-    """Say beside the gene how far it was predictable on slides that were left out of the training."""
+    """Say beside the gene how well it was predicted on slides that were held out during training."""
     if name not in table.var_names or "cv_pearson" not in table.var:
         return name
     score = table.var.loc[name, "cv_pearson"]
-    return f"{name} (in training r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"
+    return f"{name} (cross-validated r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"

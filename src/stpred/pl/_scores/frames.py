@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred.pl._figure import need_columns
+from stpred.pl.labels import unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ACRONYMS = {"r2": "R2", "rmse": "RMSE", "mae": "MAE", "auroc": "AUROC", "ssim": "SSIM"}
 SOURCE = "stpred.tl.cross_validate"
 
 
@@ -34,7 +36,9 @@ def of_metric(scores: Any, metric: str, target: str | None, *, context: bool = F
 
 def axis_name(metric: str, target: str) -> str:
     """Return what an axis of scores is called."""
-    return f"{metric.replace('_', ' ')} ({target})"
+    name = metric.replace("_", " ")
+    name = name[0].upper() + name[1:] if metric not in ACRONYMS else ACRONYMS[metric]
+    return f"{name} ({unit_of(target) or target})"
 
 
 def of_model(part: pd.DataFrame, model: str | None) -> tuple[pd.DataFrame, str]:
