@@ -477,7 +477,8 @@ def test_more_first_profiles_than_genes_or_locations_are_those_of_the_mean() -> 
     counts = torch.from_numpy(np.random.default_rng(3).poisson(20.0, (30, 3)).astype(np.float32))
     for some in (counts, counts[:2].repeat(1, 4)):
         genes = some.shape[1]
-        profiles, deviation = first_profiles(some, torch.ones_like(some, dtype=torch.bool), 8, logits=torch.zeros(genes))
+        measured = torch.ones_like(some, dtype=torch.bool)
+        profiles, deviation = first_profiles(some, measured, 8, logits=torch.zeros(genes))
         assert profiles.shape == deviation.shape == (8, genes)
         assert bool((profiles[:2] != 0).any())
         assert not profiles[min(some.shape) :].any()
