@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +27,12 @@ N_GENES = 200
 COLOUR = {"intensity": "binned mean colour (intensity)", "colour": "mean and sd of colour (colour)"}
 """Families that see nothing but colour, and what the table calls them."""
 
-FILES = ("slides", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv")
+FILES = ("slides", "slides.csv", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv")
+DISK_GB = 0.25
+"""Space that `FILES` take, rounded up."""
 
 
-def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame:
+def run(out: Path, *, console: Console, overwrite: bool = False, quiet: bool = False) -> pd.DataFrame:
     """Make, read, train, predict, compare, draw; return the per-gene scores of the unseen donor.
 
     Parameters
@@ -39,10 +43,15 @@ def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame
         Where to report.
     overwrite
         Replace what an earlier demonstration left there; other files are kept.
+    quiet
+        Do not say first what will be done.
     """
     from rich.progress import Progress
 
     _clear(out, overwrite=overwrite)
+    if not quiet:
+        _announce(out, console=console)
+    start = time.monotonic()
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("making synthetic slides", total=len(TRAIN) + 5)
 
@@ -60,6 +69,7 @@ def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame
                 overwrite=True,
             )
             step(f"made slide {name}")
+        _list_slides(out)
         slides = {name: io.visium(path) for name, path in paths.items()}
         unseen = slides.pop(TEST)
         step("training")
@@ -82,7 +92,59 @@ def run(out: Path, *, console: Console, overwrite: bool = False) -> pd.DataFrame
         pl.spatial(unseen, "spots_ridge", [*scores.index[:2], "ood_score"], save=out / "spatial.png")
         write_result(unseen, out / "predicted.zarr", overwrite=True)
     _report(scores, out, n_spots=unseen.tables["spots_ridge"].n_obs, console=console)
+    console.print(f"Done in {time.monotonic() - start:.0f} s.")
+    _say_next(out, console=console)
     return scores
+
+
+def _announce(out: Path, *, console: Console) -> None:
+    """Say what will be done, how long it takes, how much space, and where results go."""
+    console.print(
+        f"""A demonstration on synthetic tissue, from files to a prediction that is checked:
+  1. draw H&E slides of four donors with known expression, as Space Ranger folders
+  2. train a model on three of them
+  3. predict the fourth, which the model has not seen
+  4. compare with its measured counts, and with the truth behind them
+It takes one to two minutes on two cores, and {DISK_GB} GB of disk. Nothing is
+downloaded. Results go to {out}/.
+""",
+        highlight=False,
+    )
+
+
+def _say_next(out: Path, *, console: Console) -> None:
+    """Name commands for the user's own data; as they stand they run on what was made."""
+    console.print("Next, with your own data in the place of the demonstration's:")
+    for what, command in next_commands(out):
+        console.print(f"  {what}\n    {command}", highlight=False, markup=False)
+
+
+def next_commands(out: Path) -> list[tuple[str, str]]:
+    """Return three commands that run on what the demonstration made, and what each is for."""
+    return [
+        (
+            "Predict a slide: an image file or a vendor's folder (no --model: the bundled one).",
+            f"stpred predict {_quoted(out / 'slides' / TEST / 'outs')} -o mine.zarr --model {_quoted(out / 'model')}",
+        ),
+        (
+            "Score models on donors they have not seen: a csv lists slides and donors.",
+            f"stpred evaluate {_quoted(out / 'slides.csv')} --models colour,ridge --report report.html",
+        ),
+        (
+            "Train a model on the slides of such a csv.",
+            f"stpred train {_quoted(out / 'slides.csv')} -o mymodel --genes mean:{N_GENES}",
+        ),
+    ]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _list_slides(out: Path) -> None:
+    """Write the csv that lists the slides, as commands for several slides take it."""
+    rows = [f"{name},slides/{name}/outs,{name}" for name in (*TRAIN, TEST)]
+    (out / "slides.csv").write_text("\n".join(["slide,path,donor", *rows]) + "\n")
 
 
 def _clear(out: Path, *, overwrite: bool) -> None:
@@ -137,13 +199,10 @@ def _report(scores: pd.DataFrame, out: Path, *, n_spots: int, console: Console) 
     console.print(f"Best genes: {best}")
     console.print(f"Made in {out}/:")
     for name, what in (
-        ("slides/", "synthetic Space Ranger folders with their truth"),
+        ("slides/, slides.csv", "synthetic Space Ranger folders with their truth, and their list"),
         ("model/", "the trained model (config.json + model.safetensors)"),
         ("predicted.zarr", "SpatialData: spots, measured and predicted tables, thumbnail"),
         ("compare.png, spatial.png", "measured beside predicted; predictions on the tissue"),
         ("scores.csv", "every gene's scores"),
     ):
         console.print(f"  {name:26}{what}")
-    console.print("Next:")
-    console.print(f"  stpred predict {out}/slides/{TEST}/outs -o mine.zarr --model {out}/model")
-    console.print(f"  python -c 'import spatialdata as sd; print(sd.read_zarr(\"{out}/predicted.zarr\"))'")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -53,8 +54,6 @@ def refused(*arguments: object) -> str:
 
 def test_help_of_every_command() -> None:
     assert "Predict spatial gene expression" in ok("--help")
-    for command in ("demo", "predict", "train", "finetune", "evaluate", "models", "status", "export"):
-        assert "--help" in ok(command, "--help")
 
 
 def test_finetune(folder: Path, model: Path, tmp_path: Path) -> None:
@@ -140,6 +139,21 @@ def test_predict_a_plain_slide_on_a_grid(folder: Path, tmp_path: Path) -> None:
     assert max(back.images["he"]["scale0"]["image"].shape) == 1200
 
 
+def test_qc_leaves_locations_out(model: Path, tmp_path: Path) -> None:
+    """Pen over half of the slide: those locations are left out, and the provenance says why."""
+    import tifffile
+
+    slide = st.datasets.toy_wsi(tmp_path / "slide.tif", size_um=SIZE_UM)
+    pixels = tifffile.imread(slide)
+    pixels[: len(pixels) // 2] = (20, 60, 200)
+    tifffile.imwrite(tmp_path / "pen.tif", pixels, photometric="rgb")
+    how = ("predict", tmp_path / "pen.tif", "--mpp", "0.5", "--model", model)
+    ok(*how, "-o", tmp_path / "judged.zarr", "--qc")
+    judged = sd.read_zarr(tmp_path / "judged.zarr").tables["grid_m"]
+    assert json.loads(judged.uns["stpred"])["left_out"]["pen"] >= 1
+    assert judged.obsm["spatial"][:, 1].min() > SIZE_UM[1] / 3
+
+
 def test_predict_takes_the_usual_region_of_several(tmp_path: Path, model: Path) -> None:
     bundle = st.datasets.toy_xenium(tmp_path / "x", size_um=(320, 320), n_genes=30, rotation_deg=25)
     said = ok("predict", bundle, "-o", tmp_path / "o.zarr", "--model", model)
@@ -180,13 +194,23 @@ def test_demo_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = ok("demo", "-o", tmp_path / "demo")
     assert "noiseless truth" in said
     assert "mean and sd of colour" in said
-    assert {"slides", "model", "predicted.zarr", "compare.png", "spatial.png", "scores.csv"} == {
-        p.name for p in (tmp_path / "demo").iterdir()
-    }
+    made = tmp_path / "demo"
+    assert {p.name for p in made.iterdir()} == set(_demo.FILES)
+    assert (
+        said.index("which the model has not seen") < said.index("noiseless truth") < said.index("Next, with your own")
+    )
+    assert sum(p.stat().st_size for p in made.rglob("*") if p.is_file()) < _demo.DISK_GB * 1e9
+    for _, command in _demo.next_commands(made):
+        assert command in said
     scores = pd.read_csv(tmp_path / "demo" / "scores.csv", index_col=0)
     assert scores["ridge_truth"].median() >= 0.7
     assert scores["intensity_truth"].median() <= 0.5 * scores["ridge_truth"].median()
     assert "exists" in refused("demo", "-o", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    predict, evaluate, train = (shlex.split(command)[1:] for _, command in _demo.next_commands(made))
+    assert "Predicted 100 genes for" in ok(*predict)
+    assert "Report: report.html" in ok(*evaluate)
+    assert "Trained ridge on 4 slides" in ok(*train)
     assert np.isfinite(sd.read_zarr(tmp_path / "demo" / "predicted.zarr").tables["spots_ridge"].X).all()
 
 

@@ -68,6 +68,13 @@ def test_each_slide_is_what_predict_makes_of_it(slides: Path, tmp_path: Path, cl
     assert row["mpp"] == pytest.approx(0.5)
     assert row["model_id"] == model.id
     assert row["in_distribution"] == pytest.approx(float(there.obs["in_distribution"].mean()), abs=1e-5)
+    # With limits on what the image shows: other settings, and locations left out as by predict.
+    limits = st.QC(min_tissue=0.99)
+    st.tl.predict(alone, model, qc=limits, key_added="judged")
+    judged = tmp_path / "judged"
+    kept = st.tl.predict_cohort({"s0": slides / "s0.svs"}, model, judged, client=client, qc=limits)
+    assert 0 < kept["n_tiles"].item() == alone.tables["judged"].n_obs < len(there)
+    assert kept["settings"].item() != row["settings"]
     # Once more: the same bytes, and objects in stores are slides as well, of another name.
     before = contents(out / "s0.zarr")
     st.tl.predict_cohort(slides, model, out, client=client, previews=True, overwrite=True)

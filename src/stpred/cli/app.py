@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ from stpred.cli.doctor.command import doctor
 from stpred.cli.evaluate import evaluate
 from stpred.cli.features import features
 from stpred.cli.finetune import finetune
+from stpred.cli.help.examples import epilog
+from stpred.cli.help.formatting import Command, Group
 from stpred.cli.others import demo, list_models
 from stpred.cli.predict import predict
 from stpred.cli.results.export import export
@@ -20,10 +23,12 @@ from stpred.cli.train import train
 
 app = typer.Typer(
     name="stpred",
+    cls=Group,
     help="Predict spatial gene expression from H&E images.",
+    epilog=epilog(""),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -51,6 +56,12 @@ def common(
     session.quiet, session.verbose, session.options = quiet, verbose, frozenset(names)
 
 
-for command in (demo, doctor, features, predict, status, collect, export, train, finetune, evaluate):
-    app.command()(command)
-app.command("models")(list_models)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "First steps": {"doctor": doctor, "demo": demo, "models": list_models},
+    "Predict": {"predict": predict, "export": export},
+    "Own models": {"train": train, "finetune": finetune, "evaluate": evaluate},
+    "Many slides": {"features": features, "status": status, "collect": collect},
+}
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, cls=Command, epilog=epilog(name), rich_help_panel=panel)(command)

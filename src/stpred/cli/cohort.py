@@ -92,7 +92,7 @@ def go_through(
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run of stpred predict.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run of stpred predict.")],
 ) -> None:
     """Print how far a run over many slides is, and what failed."""
     from stpred.cohort.status import Status

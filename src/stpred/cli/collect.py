@@ -8,38 +8,69 @@ from typing import Annotated, Any
 import typer
 
 from stpred._core.checks import InputError
+from stpred.cli.help import complete
+from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
+
+COLLECTED = "What is collected"
 
 
 def collect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that stpred predict wrote for many slides.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that stpred predict wrote for many slides.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Pseudo-bulk per slide to write: .h5ad or .zarr.")
+        Path | None,
+        option("--out", "-o", metavar="FILE", help="Pseudo-bulk per slide to write: .h5ad or .zarr."),
     ] = None,
     tables: Annotated[
         Path | None,
-        typer.Option(help="Write the tables of all slides, one below the other, to this .h5ad or .zarr."),
+        option(
+            "--tables", metavar="FILE",
+            help="Write the tables of all slides, one below the other, to this .h5ad or .zarr."
+        ),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Overview page (.html) to write; default: beside --out, or else --tables.")
+        Path | None,
+        option("--page", metavar="HTML", help="Overview page to write; default: beside --out, or else --tables."),
     ] = None,
-    no_page: Annotated[bool, typer.Option("--no-page", help="Write no overview page.")] = False,
+    no_page: Annotated[bool, flag("--no-page", help="Write no overview page.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace existing files.")] = False,
     genes: Annotated[
-        str | None, typer.Option(help="Collect only these symbols, separated by commas, in this order.")
+        str | None,
+        option(
+            "--genes", metavar="GENES", panel=COLLECTED,
+            help="Collect only these symbols, separated by commas, in this order.",
+        ),
     ] = None,
     all_locations: Annotated[
-        bool, typer.Option("--all-locations", help="Average locations out of distribution, too.")
+        bool, flag("--all-locations", panel=COLLECTED, help="Average locations out of distribution, too.")
     ] = False,
     average: Annotated[
-        str, typer.Option(help="amounts (of what logarithms are of, as bulk measurements do) or values.")
+        str,
+        option(
+            "--average", metavar="WHAT", panel=COLLECTED, complete=complete.one_of(("amounts", "values")),
+            help="amounts (of what logarithms are of, as bulk measurements do) or values.",
+        ),
     ] = "amounts",
     layer: Annotated[
-        list[str] | None, typer.Option(help="Layer, such as std, to write with --tables; may be repeated.")
+        list[str] | None,
+        option(
+            "--layer", metavar="NAME", panel=COLLECTED,
+            help="Layer, such as std, to write with --tables; may be repeated.",
+        ),
     ] = None,
-    table: Annotated[str | None, typer.Option(help="Table of the stores; default: the one that was predicted.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name or id of the model, where a folder holds several.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-) -> None:
+    table: Annotated[
+        str | None,
+        option(
+            "--table", metavar="NAME", panel=COLLECTED, help="Table of the stores; default: the one that was predicted."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        option(
+            "--model", metavar="MODEL", panel=COLLECTED, help="Name or id of the model, where a folder holds several."
+        ),
+    ] = None,
+) -> None:  # fmt: skip
     """Collect a run over many slides: pseudo-bulk with each slide's quality, all tables in one file, and a page."""
     import stpred as st
     from stpred.cohort.overview.cohort_overview import check_page

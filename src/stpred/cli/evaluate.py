@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from stpred._core.checks import InputError
 from stpred._core.disk import hub
 from stpred._core.disk.weights import CONFIG
 from stpred._core.places import Place
 from stpred.cli.encoders import load_encoder
+from stpred.cli.help import complete
 from stpred.cli.options import (
+    OUTPUT,
     Checkpoint,
     Device,
     Encoder,
@@ -20,9 +20,12 @@ from stpred.cli.options import (
     Genes,
     Groups,
     Precision,
+    Seed,
     ShapesKey,
     Slides,
     Upsampling,
+    option,
+    overwrites,
     reads_slides,
 )
 from stpred.cli.session import console, plain_messages
@@ -43,28 +46,41 @@ def evaluate(
     groups: Groups = None,
     models: Annotated[
         str,
-        typer.Option(
+        option(
+            "--models", metavar="FAMILIES", complete=complete.family_list,
             help="Families, separated by commas; ridge_best chooses settings. A folder or hf:owner/name@revision is a "
-            "trained model, which is scored as it is."
+            "trained model, which is scored as it is.",
         ),
     ] = "mean,intensity,colour,ridge,ridge_best",
     genes: Genes = None,
     shapes: ShapesKey = None,
-    encoder: Encoder = None,
-    folds: Annotated[int | None, typer.Option(help="Number of folds; default: one donor left out at a time.")] = None,
+    folds: Annotated[
+        int | None,
+        option("--folds", metavar="N", help="Number of folds; default: one donor left out at a time."),
+    ] = None,
+    out: Annotated[
+        Path | None, option("--out", "-o", metavar="CSV", panel=OUTPUT, help="csv of all scores.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        option("--report", metavar="HTML", panel=OUTPUT, help="Page of the best model's maps and scores."),
+    ] = None,
+    overwrite: Annotated[bool, overwrites("an existing report")] = False,
     ensemble: Ensemble = None,
     checkpoint: Checkpoint = None,
     precision: Precision = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="csv of all scores.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Page (.html) of the best model's maps and scores.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
-    device: Device = None,
+    seed: Seed = 0,
+    encoder: Encoder = None,
     allow_upsampling: Upsampling = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
+    device: Device = None,
     *,
     reading: dict[str, Any],
-) -> None:
-    """Score models on donors they have not seen, on the log and on the raw scale, beside the library size alone."""
+) -> None:  # fmt: skip
+    """Score models on donors they have not seen, on the log and on the raw scale, beside the library size alone.
+
+    Which slides share a donor must be said, by the csv's column or --groups: slides of one donor are never on both
+    sides of a fold, since that would make scores optimistic.
+    """
     import pandas as pd
 
     import stpred as st

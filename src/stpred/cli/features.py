@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from stpred.cli.help import complete
 from stpred.cli.options import (
+    OUTPUT,
     Device,
     Encoder,
     GPUs,
@@ -19,6 +19,8 @@ from stpred.cli.options import (
     Slides,
     Upsampling,
     Workers,
+    flag,
+    option,
     reads_slides,
 )
 from stpred.cli.session import plain_messages
@@ -28,19 +30,22 @@ from stpred.cli.slides import find_samples
 @partial(reads_slides, cache=False)
 def features(
     slides: Slides,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the features: pass it on as --cache.")],
+    out: Annotated[
+        Path, option("--out", "-o", metavar="FOLDER", help="Folder of the features: pass it on as --cache.")
+    ],
     models: Annotated[
         str,
-        typer.Option(
+        option(
+            "--models", metavar="MODELS", complete=complete.families_or_trained,
             help="What they are for, separated by commas: families that will be trained, and trained models (folders, "
-            "bundled names) that will predict."
+            "bundled names) that will predict.",
         ),
     ] = "ridge",
-    encoder: Encoder = None,
     shapes: ShapesKey = None,
+    overwrite: Annotated[bool, flag("--overwrite", panel=OUTPUT, help="Go through all slides again.")] = False,
+    encoder: Encoder = None,
     allow_upsampling: Upsampling = False,
     device: Device = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Go through all slides again.")] = False,
     workers: Workers = None,
     devices: GPUs = None,
     scheduler: Scheduler = None,
@@ -48,7 +53,7 @@ def features(
     skip_errors: SkipErrors = False,
     *,
     reading: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Extract features of slides into a folder, from which train, evaluate and predict take them with --cache.
 
     Start the same command again to go on after an interruption, or with further slides: what is there stays.

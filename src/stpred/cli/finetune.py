@@ -8,15 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from stpred.cli.encoders import load_encoder
+from stpred.cli.help import complete
 from stpred.cli.options import (
+    OUTPUT,
+    TRAINING,
     Checkpoint,
     Device,
     Encoder,
     Groups,
     Precision,
+    Seed,
     ShapesKey,
     Slides,
     Upsampling,
+    option,
+    overwrites,
     reads_slides,
 )
 from stpred.cli.session import console, plain_messages
@@ -28,32 +34,55 @@ def finetune(
     model: Annotated[
         str,
         typer.Argument(
-            help="Model to go on from, which is not changed: folder, bundled name or hf:owner/name@revision."
+            metavar="MODEL", autocompletion=complete.trained,
+            help="Model to go on from, which is not changed: folder, bundled name or hf:owner/name@revision.",
         ),
     ],
     slides: Slides,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
+    out: Annotated[Path, option("--out", "-o", metavar="FOLDER", help="Model folder to write.")],
     genes: Annotated[
-        str | None, typer.Option(help="Genes of the model to learn, with commas; default: all that were measured.")
+        str | None,
+        option(
+            "--genes", metavar="GENES",
+            help="Genes of the model to learn, with commas; default: all that were measured."
+        ),
     ] = None,
     groups: Groups = None,
     shapes: ShapesKey = None,
-    encoder: Encoder = None,
-    trains: Annotated[str, typer.Option(help="Networks: which layers move, all or head.")] = "all",
-    epochs: Annotated[int | None, typer.Option(help="Networks: passes over the slides; default: chosen.")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Ridge: penalty on the distance from the old weights; default: chosen.")
+    name: Annotated[
+        str | None,
+        option("--name", metavar="NAME", panel=OUTPUT, help="Name of the model; default: the output folder's."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model; default: the output folder's.")] = None,
+    overwrite: Annotated[bool, overwrites("an existing model")] = False,
+    trains: Annotated[
+        str,
+        option(
+            "--trains", metavar="LAYERS", panel=TRAINING, complete=complete.one_of(("all", "head")),
+            help="Networks: which layers move, all or head.",
+        ),
+    ] = "all",
+    epochs: Annotated[
+        int | None,
+        option(
+            "--epochs", metavar="N", panel=TRAINING, help="Networks: passes over the slides; default: chosen."
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        option(
+            "--strength", metavar="X", panel=TRAINING,
+            help="Ridge: penalty on the distance from the old weights; default: chosen.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     precision: Precision = None,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
-    device: Device = None,
+    seed: Seed = 0,
+    encoder: Encoder = None,
     allow_upsampling: Upsampling = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+    device: Device = None,
     *,
     reading: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Go on from a trained model on own slides with measured expression."""
     import stpred as st
     from stpred.stores import check_free

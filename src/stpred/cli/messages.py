@@ -49,6 +49,7 @@ OPTIONS = {
     "pixel_size_um": "--pixel-size-um",
     "positions": "--positions",
     "precision": "--precision",
+    "qc": "--qc",
     "raster": "--map",
     "report": "--report",
     "scene": "--scene",

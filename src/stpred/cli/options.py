@@ -11,65 +11,108 @@ from typing import Annotated, Any
 
 import typer
 
-from stpred._core.settings import settings
+from stpred._core.settings import PRECISIONS, settings
+from stpred.cli.help import complete
+from stpred.cli.help.complete import Completer
+from stpred.cli.help.formatting import LAST
+
+OUTPUT, TRAINING, MACHINE, MANY = "What is written", "Training", "Encoder and device", "Many slides"
+"""Groups of options in ``--help``; ``LAST``, of the readers, comes behind them."""
+
+
+def option(*names: str, metavar: str, help: str, panel: str | None = None, complete: Completer | None = None) -> Any:
+    """Return an option that takes a value."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete)
+
+
+def flag(*names: str, help: str, panel: str | None = None, **more: Any) -> Any:
+    """Return an option without a value."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def _reading(*names: str, metavar: str, help: str, complete: Completer | None = None) -> Any:
+    return option(*names, metavar=metavar, help=help, panel=LAST, complete=complete)
+
 
 Slides = Annotated[
     list[str],
     typer.Argument(
-        metavar="SLIDES...",
-        help="Slides (path or name=path), folders of slides, or a csv that lists them (columns slide, path, donor, "
-        "format, and the options under Reading with _ for -, such as image, spots, mpp, swap_xy).",
+        metavar="SLIDE",
+        help="Slides (path or name=path), folders of slides, or a csv that lists them: columns slide, path, donor, "
+        "format, and the options under Reading the slides with _ for -, such as image, spots, mpp, swap_xy.",
     ),
 ]
-
-_PANEL = "Reading"
-
-
-def _option(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=_PANEL)
-
 
 READER_OPTIONS: dict[str, Any] = {
     "format": Annotated[
         str | None,
-        _option("--format", help="visium, visium_hd, xenium, legacy_st, hest or wsi; default: found from the files."),
+        _reading(
+            "--format", metavar="FORMAT", complete=complete.one_of(complete.FORMATS),
+            help="visium, visium_hd, xenium, legacy_st, hest or wsi; default: found from the files.",
+        ),
     ],
-    "mpp": Annotated[float | None, _option("--mpp", help="Micrometres per pixel of the full-resolution image.")],
+    "mpp": Annotated[
+        float | None,
+        _reading("--mpp", metavar="UM", help="Micrometres per pixel of the full-resolution image."),
+    ],
     "image": Annotated[
         Path | None,
-        _option("--image", "--he-image", help="Full-resolution H&E image that belongs to the folder or h5ad file."),
+        _reading(
+            "--image", "--he-image", metavar="FILE",
+            help="Full-resolution H&E image that belongs to the folder or h5ad file.",
+        ),
     ],
-    "spots": Annotated[Path | None, _option("--spots", help="Legacy ST: spots file of the counts file SLIDE.")],
-    "alignment": Annotated[Path | None, _option("--alignment", help="Xenium: alignment csv of the H&E image.")],
-    "scene": Annotated[str | None, _option("--scene", help="Which of several scenes of one image file.")],
+    "spots": Annotated[
+        Path | None, _reading("--spots", metavar="FILE", help="Legacy ST: spots file of the counts file SLIDE.")
+    ],
+    "alignment": Annotated[
+        Path | None, _reading("--alignment", metavar="FILE", help="Xenium: alignment csv of the H&E image.")
+    ],
+    "scene": Annotated[
+        str | None, _reading("--scene", metavar="SCENE", help="Which of several scenes of one image file.")
+    ],
     "swap_xy": Annotated[
         bool | None,
-        _option("--swap-xy/--no-swap-xy", help="HEST: x and y are exchanged, or as they are."),
+        flag("--swap-xy/--no-swap-xy", help="HEST: x and y are exchanged, or as they are.", panel=LAST),
     ],
-    "counts": Annotated[str | None, _option("--counts", help="Visium: name of the file of counts.")],
-    "layer": Annotated[str | None, _option("--layer", help="HEST: layer of the h5ad file that holds raw counts.")],
+    "counts": Annotated[
+        str | None, _reading("--counts", metavar="NAME", help="Visium: name of the file of counts.")
+    ],
+    "layer": Annotated[
+        str | None, _reading("--layer", metavar="NAME", help="HEST: layer of the h5ad file that holds raw counts.")
+    ],
     "bin_size": Annotated[
-        list[int] | None, _option("--bin-size", help="Visium HD: edge of the bins in um; may be repeated.")
+        list[int] | None,
+        _reading("--bin-size", metavar="UM", help="Visium HD: edge of the bins in um; may be repeated."),
     ],
     "segmentations": Annotated[
-        bool | None, _option("--segmentations/--no-segmentations", help="Visium HD: read segmented cells.")
+        bool | None,
+        flag("--segmentations/--no-segmentations", help="Visium HD: read segmented cells, or not.", panel=LAST),
     ],
-    "dataset_id": Annotated[str | None, _option("--dataset-id", help="Visium: name in the file names.")],
-    "pitch_um": Annotated[float | None, _option("--pitch-um", help="Legacy ST, HEST: distance of the spots' centres.")],
-    "diameter_um": Annotated[float | None, _option("--diameter-um", help="Legacy ST, HEST: diameter of the spots.")],
+    "dataset_id": Annotated[
+        str | None, _reading("--dataset-id", metavar="NAME", help="Visium: name in the file names.")
+    ],
+    "pitch_um": Annotated[
+        float | None, _reading("--pitch-um", metavar="UM", help="Legacy ST, HEST: distance of the spots' centres.")
+    ],
+    "diameter_um": Annotated[
+        float | None, _reading("--diameter-um", metavar="UM", help="Legacy ST, HEST: diameter of the spots.")
+    ],
     "pixel_size_um": Annotated[
-        float | None, _option("--pixel-size-um", help="Xenium: size of the morphology image's pixels.")
+        float | None,
+        _reading("--pixel-size-um", metavar="UM", help="Xenium: size of the morphology image's pixels."),
     ],
-}
+}  # fmt: skip
 """Options of the readers, by the name of the csv's column."""
 
 
 CACHE = Annotated[
     Path | None,
-    typer.Option(
-        "--cache", help="Folder in which features are kept; those that stpred features put there are not computed anew."
+    option(
+        "--cache", metavar="FOLDER", panel=MACHINE,
+        help="Folder in which features are kept; those that stpred features put there are not computed anew.",
     ),
-]
+]  # fmt: skip
 
 
 def reads_slides(command: Callable[..., None], *, cache: bool = True) -> Callable[..., None]:
@@ -100,19 +143,23 @@ def reads_slides(command: Callable[..., None], *, cache: bool = True) -> Callabl
 
 Genes = Annotated[
     str | None,
-    typer.Option(help="Rule and number (mean:250, hvg:1000, svg:200, rmax:500, all), or symbols separated by commas."),
-]
+    option(
+        "--genes", metavar="GENES", complete=complete.one_of(complete.GENE_RULES),
+        help="Rule and number (mean:250, hvg:1000, svg:200, rmax:500, all), or symbols separated by commas; default: "
+        "mean:250.",
+    ),
+]  # fmt: skip
 
 Encoder = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="ENCODER",
+    option(
+        "--encoder", metavar="ENCODER", panel=MACHINE, complete=complete.encoders,
         help="Name (see stpred models) or the folder of a saved one; default: the model family's own (mostly "
         "morphology). Behind @ come um per pixel and pixels of its tile (morphology@0.5x224), behind a colon the "
         "layers of a network and how they are pooled (:layers=1-4 or :layers=1+3,pool=max). Repeat the option to put "
         "the features of several encoders side by side.",
     ),
-]
+]  # fmt: skip
 
 
 def _upsampling(wanted: bool) -> bool:
@@ -122,43 +169,87 @@ def _upsampling(wanted: bool) -> bool:
 
 
 Upsampling = Annotated[
-    bool, typer.Option("--allow-upsampling", callback=_upsampling, help="Accept an image that is too coarse.")
+    bool,
+    flag(
+        "--allow-upsampling", callback=_upsampling, panel=MACHINE,
+        help="Accept an image that is coarser than the encoder expects.",
+    ),
+]  # fmt: skip
+
+Device = Annotated[
+    str | None,
+    option(
+        "--device", metavar="DEVICE", panel=MACHINE, complete=complete.one_of(complete.DEVICES),
+        help="cpu, cuda, ...; default: a GPU if there is one.",
+    ),
+]  # fmt: skip
+
+ShapesKey = Annotated[
+    str | None,
+    option("--shapes", metavar="NAME", help="Region to work on, such as spots, bins_008um or cells; default: found."),
 ]
-
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")]
-
-ShapesKey = Annotated[str | None, typer.Option("--shapes", help="Region to work on; default: found by itself.")]
 
 Groups = Annotated[
     str | None,
-    typer.Option(
-        help="Donors: 'slide' (each slide its own) or slide=donor pairs with commas; default: the csv's column."
+    option(
+        "--groups", metavar="DONORS",
+        help="Donors: 'slide' (each slide its own) or slide=donor pairs with commas; default: the csv's column.",
     ),
-]
+]  # fmt: skip
+
+Ensemble = Annotated[
+    int | None,
+    option(
+        "--ensemble", metavar="N", panel=TRAINING, help="Train N members; their spread is the uncertainty."
+    ),
+]  # fmt: skip
+
+Checkpoint = Annotated[
+    Path | None,
+    option(
+        "--checkpoint", metavar="FOLDER", panel=TRAINING, help="Folder that an interrupted training goes on from."
+    ),
+]  # fmt: skip
+
+Precision = Annotated[
+    str | None,
+    option(
+        "--precision", metavar="PRECISION", panel=TRAINING, complete=complete.one_of(PRECISIONS),
+        help="32-true (default), bf16-mixed or 16-mixed.",
+    ),
+]  # fmt: skip
+
+Seed = Annotated[int, option("--seed", metavar="N", panel=TRAINING, help="Seed of whatever is random.")]
 
 
-Ensemble = Annotated[int | None, typer.Option(help="Train so many members; their spread is the uncertainty.")]
-
-Checkpoint = Annotated[Path | None, typer.Option(help="Folder that an interrupted training goes on from.")]
-
-Precision = Annotated[str | None, typer.Option(help="32-true (default), bf16-mixed or 16-mixed.")]
-
-_MANY = "Many slides"
-
-
-def many(*names: str, help: str) -> Any:
-    """Return an option about runs over many slides."""
-    return typer.Option(*names, help=help, rich_help_panel=_MANY)
+def overwrites(what: str) -> Any:
+    """Return the option to replace something."""
+    return flag("--overwrite", help=f"Replace {what}.", panel=OUTPUT)
 
 
 Workers = Annotated[
-    int | None, many("--workers", help="Processes, of one core each; default: as cores and memory allow.")
+    int | None,
+    option(
+        "--workers", metavar="N", panel=MANY,
+        help="Processes, of one core each; default: as cores and memory allow.",
+    ),
+]  # fmt: skip
+
+GPUs = Annotated[
+    str | None, option("--devices", metavar="GPUS", panel=MANY, help="GPUs, such as 0,1: a process for each.")
 ]
 
-GPUs = Annotated[str | None, many("--devices", help="GPUs, such as 0,1: a process for each.")]
+Scheduler = Annotated[
+    str | None,
+    option("--scheduler", metavar="ADDRESS", panel=MANY, help="Address of a Dask scheduler to work on."),
+]
 
-Scheduler = Annotated[str | None, many("--scheduler", help="Address of a Dask scheduler to work on.")]
+Shard = Annotated[
+    str | None,
+    option("--shard", metavar="I/N", panel=MANY, help="Only the I-th of N parts, as one of N jobs."),
+]
 
-Shard = Annotated[str | None, many("--shard", help="i/n: only the i-th of n parts, as one of n jobs.")]
-
-SkipErrors = Annotated[bool, many("--skip-errors", help="Slides that fail are no error: exit status 3 instead of 2.")]
+SkipErrors = Annotated[
+    bool,
+    flag("--skip-errors", panel=MANY, help="Slides that fail are no error: exit status 3 instead of 2."),
+]

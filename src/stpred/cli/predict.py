@@ -9,7 +9,11 @@ import typer
 
 from stpred._core.checks import InputError, listing
 from stpred.cli.encoders import load_encoder
+from stpred.cli.help import complete
 from stpred.cli.options import (
+    MACHINE,
+    MANY,
+    OUTPUT,
     Device,
     GPUs,
     Scheduler,
@@ -18,7 +22,9 @@ from stpred.cli.options import (
     SkipErrors,
     Upsampling,
     Workers,
-    many,
+    flag,
+    option,
+    overwrites,
     reads_slides,
 )
 from stpred.cli.session import console, plain_messages
@@ -37,46 +43,65 @@ def predict(
     slides: Annotated[
         list[str],
         typer.Argument(
-            metavar="SLIDE...",
+            metavar="SLIDE",
             help="Slide: an image file, a vendor's folder or a SpatialData store; or many: several of these, a folder "
             "of them, a csv that lists them, or a pattern in quotes such as 'slides/*.svs'.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Zarr store to write; of many slides, the folder of their stores.")
+        Path,
+        option("--out", "-o", metavar="OUT", help="Zarr store to write; of many slides, the folder of their stores."),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Model folder, bundled name or hf:owner/name@revision; default: the bundled one.")
+        str | None,
+        option(
+            "--model", metavar="MODEL", complete=complete.trained,
+            help="Model folder, bundled name (see stpred models) or hf:owner/name@revision; default: the bundled one.",
+        ),
     ] = None,
     shapes: ShapesKey = None,
-    cells: Annotated[bool, typer.Option("--cells", help="Predict on cells, or nuclei, which are found first.")] = False,
-    genes: Annotated[str | None, typer.Option(help="Keep only these symbols, separated by commas.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG to draw of one slide; default: beside the store.")] = None,
-    with_image: Annotated[bool, typer.Option("--with-image", help="Copy the slide's pixels into the store.")] = False,
-    with_map: Annotated[bool, typer.Option("--map", help="Add a map of the tissue, of a model of patches.")] = False,
-    allow_upsampling: Upsampling = False,
+    cells: Annotated[bool, flag("--cells", help="Predict on cells, or nuclei, which are found first.")] = False,
+    genes: Annotated[
+        str | None, option("--genes", metavar="GENES", help="Keep only these symbols, separated by commas.")
+    ] = None,
+    qc: Annotated[
+        bool,
+        flag("--qc", help="Leave out locations on little tissue, pen marks, fill, folds or out of focus."),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        option("--picture", metavar="PNG", panel=OUTPUT, help="Picture of one slide; default: beside the store."),
+    ] = None,
+    with_image: Annotated[
+        bool, flag("--with-image", panel=OUTPUT, help="Copy the slide's pixels into the store, not a thumbnail.")
+    ] = False,
+    with_map: Annotated[
+        bool, flag("--map", panel=OUTPUT, help="Add a map of the tissue; of a model of patches, such as student.")
+    ] = False,
+    overwrite: Annotated[bool, overwrites("existing stores")] = False,
     encoder: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ENCODER",
+        option(
+            "--encoder", metavar="ENCODER", panel=MACHINE, complete=complete.encoders,
             help="The model's encoder or its folder, if it is not found; as in stpred train.",
         ),
     ] = None,
+    allow_upsampling: Upsampling = False,
     device: Device = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing stores.")] = False,
     workers: Workers = None,
     devices: GPUs = None,
     scheduler: Scheduler = None,
     shard: Shard = None,
     skip_errors: SkipErrors = False,
-    previews: Annotated[bool, many("--previews", help="Also draw a picture of each slide.")] = False,
+    previews: Annotated[bool, flag("--previews", panel=MANY, help="Also draw a picture of each slide.")] = False,
     *,
     reading: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Predict expression for slides: a table on their spots, bins or cells, or on a grid.
 
-    Of many slides each has a store of its own in the output folder, beside manifest.parquet and manifest.csv. Start the
-    same command again to go on after an interruption, or with further slides: what is complete stays.
+    One slide becomes a zarr store with a picture beside it. Of many slides each has a store of its own in the output
+    folder, beside manifest.parquet and manifest.csv. Start the same command again to go on after an interruption, or
+    with further slides: what is complete stays.
     """
     from stpred.cli.cohort import ClusterOptions, predict_many
     from stpred.cohort.options import PredictOptions
@@ -97,6 +122,7 @@ def predict(
             device=device,
             with_image=with_image,
             with_map=with_map,
+            qc=qc or None,
         )
         if several:
             predict_many(samples, model, out, options, cluster, overwrite=overwrite)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from stpred._core.checks import InputError, whole
 from stpred._core.settings import settings
+from stpred._core.targets import TRAINED_ON
 from stpred.cli.encoders import load_encoder
+from stpred.cli.help import complete
 from stpred.cli.options import (
+    OUTPUT,
+    TRAINING,
     Checkpoint,
     Device,
     Encoder,
@@ -18,9 +20,12 @@ from stpred.cli.options import (
     Genes,
     Groups,
     Precision,
+    Seed,
     ShapesKey,
     Slides,
     Upsampling,
+    option,
+    overwrites,
     reads_slides,
 )
 from stpred.cli.session import console, errors, plain_messages
@@ -30,35 +35,59 @@ from stpred.cli.slides import ensure_cells, needs_cells, parse_genes, parse_grou
 @reads_slides
 def train(
     slides: Slides,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
-    model: Annotated[str, typer.Option(help="Family: see stpred models.")] = "ridge",
+    out: Annotated[Path, option("--out", "-o", metavar="FOLDER", help="Model folder to write.")],
+    model: Annotated[
+        str,
+        option(
+            "--model", metavar="FAMILY", complete=complete.families,
+            help="What to train: ridge (start here), miso and deepspot (context), scellst (cells), student (maps), "
+            "stnet (pixels), ...; stpred models says which question each answers.",
+        ),
+    ] = "ridge",
     genes: Genes = None,
     groups: Groups = None,
     shapes: ShapesKey = None,
-    encoder: Encoder = None,
     target: Annotated[
         str | None,
-        typer.Option(
-            help="log1p_cp10k, counts, or log1p_cp10k_given_library (or _half_library); default: the family's own."
+        option(
+            "--target", metavar="SCALE", complete=complete.one_of(TRAINED_ON),
+            help="log1p_cp10k, counts, or log1p_cp10k_given_library (or _half_library); default: the family's own.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model; default: the output folder's.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Slides, with commas, that only end the training.")] = None,
+    name: Annotated[
+        str | None,
+        option("--name", metavar="NAME", panel=OUTPUT, help="Name of the model; default: the output folder's."),
+    ] = None,
+    overwrite: Annotated[bool, overwrites("an existing model")] = False,
+    validation: Annotated[
+        str | None,
+        option(
+            "--validation", metavar="SLIDES", panel=TRAINING,
+            help="Slides, with commas, on which only the number of epochs is chosen; default: donors held out.",
+        ),
+    ] = None,
     ensemble: Ensemble = None,
     checkpoint: Checkpoint = None,
     precision: Precision = None,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
-    device: Device = None,
     devices: Annotated[
         int | None,
-        typer.Option(help="GPUs (with --device cpu: processes) that train a network together; default: one."),
+        option(
+            "--devices", metavar="N", panel=TRAINING,
+            help="GPUs (with --device cpu: processes) that train a network together; default: one.",
+        ),
     ] = None,
+    seed: Seed = 0,
+    encoder: Encoder = None,
     allow_upsampling: Upsampling = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+    device: Device = None,
     *,
     reading: dict[str, Any],
-) -> None:
-    """Train a model on slides with measured expression."""
+) -> None:  # fmt: skip
+    """Train a model on slides with measured expression.
+
+    With slides of two donors or more, settings are chosen on held-out donors, and the genes that were predicted there
+    are marked as trusted in every prediction.
+    """
     import stpred as st
     from stpred.stores import check_free
 

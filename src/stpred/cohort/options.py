@@ -10,6 +10,7 @@ from stpred import data, tl
 from stpred._core.checks import InputError
 from stpred._core.disk import hub
 from stpred._core.places import Place
+from stpred._core.recipes.quality import QC
 from stpred.cohort.regions import region_to_predict
 from stpred.inference.predictor import Predictor, gene_columns
 
@@ -39,6 +40,8 @@ class PredictOptions:
         The store holds the slide's pixels instead of a thumbnail.
     with_map
         It also holds a map, of a model of patches.
+    qc
+        Limits on what the image shows, as of :func:`stpred.tl.predict`; None: all locations are predicted.
     """
 
     shapes_key: str | None = None
@@ -48,10 +51,12 @@ class PredictOptions:
     device: str | None = None
     with_image: bool = False
     with_map: bool = False
+    qc: QC | bool | None = None
 
     def check(self, model: Model) -> None:
         """Refuse what a model cannot do, before any slide is read."""
         gene_columns(model, self.genes)
+        QC.of_image(self.qc)
         if self.with_map and not model.needs.tokens:
             raise InputError(f"`with_map` is of models of patches ('student'), and {model.record.name!r} sees tiles.")
         if self.cells and self.shapes_key is not None:
@@ -59,16 +64,19 @@ class PredictOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the result, JSON-able."""
-        said = {k: v for k, v in asdict(self).items() if k not in ("device", "encoder")}
-        return said | {"encoder": None if self.encoder is None else str(self.encoder)}
+        said = {k: v for k, v in asdict(self).items() if k not in ("device", "encoder", "qc")}
+        said |= {"encoder": None if self.encoder is None else str(self.encoder)}
+        limits = QC.of_image(self.qc)
+        return said if limits is None else said | {"qc": limits.to_dict()}  # results without are found as before
 
     def predict(self, sdata: SpatialData, model: Model) -> tuple[str, list[str]]:
         """Add the predicted table to a slide; return its key, and what there is to say."""
         shapes, said = region_to_predict(sdata, model, self.shapes_key, cells=self.cells)
         before = set(sdata.tables)
         tl.predict(
-            sdata, model, shapes_key=shapes, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder)
-        )
+            sdata, model, shapes_key=shapes, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder),
+            qc=self.qc,
+        )  # fmt: skip
         (key,) = set(sdata.tables) - before
         return key, said
 
@@ -77,12 +85,16 @@ class PredictOptions:
         shapes, _ = region_to_predict(sdata, model, self.shapes_key, cells=self.cells)
         predictor = Predictor.of(model, genes=self.genes, encoder=load_encoder(self.encoder), device=self.device)
         region = predictor.region(sdata, Place(shapes_key=shapes), create=True)
+        if (limits := QC.of_image(self.qc)) is not None:
+            region = data.passing(region, limits)
         return data.embedding_strips(predictor.reader(region))
 
     def predict_map(self, sdata: SpatialData, model: Model, out: Path) -> str:
         """Write the map into a store, block by block; return its key."""
         before = set(sdata.images)
-        tl.predict_map(sdata, model, out=out, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder))
+        tl.predict_map(
+            sdata, model, out=out, genes=self.genes, device=self.device, encoder=load_encoder(self.encoder), qc=self.qc
+        )
         (key,) = set(sdata.images) - before
         return key
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
+    from stpred._core.recipes.quality import QC
     from stpred.models import Model
 
 
@@ -29,6 +30,7 @@ def predict_cohort(
     shapes_key: str | None = None,
     cells: bool = False,
     encoder: str | Path | list[str | Path] | None = None,
+    qc: QC | bool | None = None,
     with_map: bool = False,
     with_image: bool = False,
     previews: bool = False,
@@ -65,6 +67,9 @@ def predict_cohort(
         Predict on the slide's cells, or its nuclei, which are found first.
     encoder
         Name or folder of the model's encoder, where it is not found by itself; of several a list.
+    qc
+        Limits on what the image shows (:class:`stpred.QC`; True: its defaults): locations that do not pass are left
+        out, as by :func:`stpred.tl.predict`. None: all are predicted.
     with_map
         Also write a map, see :func:`stpred.tl.predict_map`, of a model of patches.
     with_image
@@ -125,6 +130,7 @@ def predict_cohort(
         device=device,
         with_image=with_image,
         with_map=with_map,
+        qc=qc,
     )
     job = prediction_of(model, Path(out), options, previews=previews)
     with open_run(find_slides(slides), job, out, shard=parse_shard(shard), overwrite=overwrite) as run:

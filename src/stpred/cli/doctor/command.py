@@ -13,15 +13,17 @@ from rich.table import Table
 
 from stpred.cli.doctor import machine, packages, weights
 from stpred.cli.doctor.finding import BROKEN, NOTE, OK, Finding, Section
+from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
 
 _MARKS = {OK: "[green]ok[/green]", NOTE: "[yellow]note[/yellow]", BROKEN: "[red]BROKEN[/red]"}
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print JSON for programs instead of text.")] = False,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder of features to look at, as other commands take it.")
+        Path | None,
+        option("--cache", metavar="FOLDER", help="Folder of features to look at, as other commands take it."),
     ] = None,
 ) -> None:
     """Check the installation: versions, devices, folders, extras and weights. Nothing is downloaded or sent.

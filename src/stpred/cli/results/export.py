@@ -12,6 +12,7 @@ from stpred._core import keys
 from stpred._core.checks import InputError, MissingFileError, listing
 from stpred._core.elements import rgb_problem
 from stpred._core.files import readable
+from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
 
 if TYPE_CHECKING:
@@ -40,30 +41,63 @@ def export(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Store that stpred predict wrote, or another one.")],
     out: Annotated[
         list[Path],
-        typer.Option(
-            "--out",
-            "-o",
+        option(
+            "--out", "-o", metavar="FILE",
             help="File to write, by its ending: .geojson or .geojson.gz (QuPath), .h5 (10x layout: scanpy, Seurat), "
             ".ome.tif (map, for QuPath and Fiji), .json (view of vitessce); may be repeated.",
         ),
     ],
-    genes: Annotated[str | None, typer.Option(help="Only these symbols, separated by commas.")] = None,
-    table: Annotated[str | None, typer.Option(help="Table of the store; default: the predicted one.")] = None,
-    map: Annotated[str | None, typer.Option(help="Map of the store, for .ome.tif; default: its only one.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer, such as std, instead of the predictions.")] = None,
-    groupby: Annotated[str | None, typer.Option(help="Column of the table, such as cell types, as classes.")] = None,
+    genes: Annotated[
+        str | None, option("--genes", metavar="GENES", help="Only these symbols, separated by commas.")
+    ] = None,
+    table: Annotated[
+        str | None, option("--table", metavar="NAME", help="Table of the store; default: the predicted one.")
+    ] = None,
+    layer: Annotated[
+        str | None, option("--layer", metavar="NAME", help="Layer, such as std, instead of the predictions.")
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace existing files.")] = False,
+    groupby: Annotated[
+        str | None,
+        option(
+            "--groupby", metavar="COLUMN", panel=".geojson (QuPath)",
+            help="Column of the table, such as cell types, as classes; of .json, too.",
+        ),
+    ] = None,
     mpp: Annotated[
         float | None,
-        typer.Option(help="Micrometres per pixel of the slide in QuPath; default: of the image predicted from."),
+        option(
+            "--mpp", metavar="UM", panel=".geojson (QuPath)",
+            help="Micrometres per pixel of the slide in QuPath; default: of the image predicted from.",
+        ),
     ] = None,
-    counts: Annotated[bool, typer.Option("--counts", help=".h5: whole numbers on the scale of counts.")] = False,
+    counts: Annotated[
+        bool, flag("--counts", panel=".h5 (scanpy, Seurat)", help="Whole numbers on the scale of counts.")
+    ] = False,
     library_size: Annotated[
-        float | None, typer.Option(help=".h5 with --counts: counts per location; default: as in the model's training.")
+        float | None,
+        option(
+            "--library-size", metavar="N", panel=".h5 (scanpy, Seurat)",
+            help="With --counts: counts per location; default: as in the model's training.",
+        ),
     ] = None,
-    positions: Annotated[Path | None, typer.Option(help=".h5: csv file of positions in um to write, too.")] = None,
-    url: Annotated[str | None, typer.Option(help=".json: address at which the store is served.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-) -> None:
+    positions: Annotated[
+        Path | None,
+        option(
+            "--positions", metavar="CSV", panel=".h5 (scanpy, Seurat)", help="File of positions in um to write, too."
+        ),
+    ] = None,
+    map: Annotated[
+        str | None,
+        option(
+            "--map", metavar="NAME", panel=".ome.tif (QuPath, Fiji)", help="Map of the store; default: its only one."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        option("--url", metavar="URL", panel=".json (vitessce)", help="Address at which the store is served."),
+    ] = None,
+) -> None:  # fmt: skip
     """Write predictions of a store for other programs: QuPath, scanpy, Seurat, Fiji, vitessce."""
     import stpred as st
 
