@@ -18,7 +18,17 @@ MAX_MESSAGE = 600
 
 
 class InputError(ValueError):
-    """Input that stpred cannot use. The message is one sentence that names the object and what would work."""
+    """Input that stpred cannot use. The message is one sentence that names the object and what would work.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> try:
+    ...     st.TileSpec(mpp=0)
+    ... except st.InputError as error:
+    ...     print(error)
+    `TileSpec.mpp` must be a positive number of um per pixel, got 0.
+    """
 
     def __str__(self) -> str:
         text = " ".join(str(a) for a in self.args).replace("\n", " ")

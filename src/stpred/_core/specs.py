@@ -21,6 +21,11 @@ class TileSpec:
     size_px
         Height and width of the tile in pixels.
 
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
     Examples
     --------
     >>> import stpred as st
@@ -73,6 +78,18 @@ class GeneRule:
         The explicit list of ``"list"``.
     min_total
         Genes with fewer counts than this over all training slides are never chosen (not used by ``"list"``).
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
+    References
+    ----------
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications. Its rule is ``"rmax"``. Stuart et al. (2019), Comprehensive integration of single-cell
+    data, Cell 177:1888, for ``"hvg"``. Moran (1950), Notes on continuous stochastic phenomena, Biometrika 37:17,
+    for ``"svg"``.
 
     Examples
     --------
@@ -152,6 +169,11 @@ class Posterior:
     ------
     InputError
         If a number is not whole or too small, a switch is no bool or `covariates` is no mapping.
+
+    References
+    ----------
+    Bergenstråhle et al. (2022), Super-resolved spatial transcriptomics by deep data fusion, Nature Biotechnology
+    40:476.
 
     Examples
     --------

@@ -59,6 +59,11 @@ class StainReference:
     mpp
         Micrometres per pixel at which they were measured: coarser pixels mix nuclei with what is around them.
 
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
     Examples
     --------
     >>> import stpred as st

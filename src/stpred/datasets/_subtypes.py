@@ -60,6 +60,11 @@ def toy_subtypes(
     3. The table's ``obsm["shares"]`` holds the (n, 3) shares of the types in each spot, ``varm["profile"]`` the
     (n_genes, 3) shares of the genes in the counts of each.
 
+    Raises
+    ------
+    InputError
+        If a size, a resolution or a number is not positive.
+
     Examples
     --------
     >>> import stpred as st

@@ -57,6 +57,13 @@ class EncoderCard:
     views
         Number, strength and seed of the stain variations that features are averaged over (:class:`Jittered`); None: of
         the tile as it is.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> card = st.encoders.get("morphology").card
+    >>> card.name, card.tile, card.width
+    ('morphology', TileSpec(mpp=0.5, size_px=224), 212)
     """
 
     name: str
@@ -99,7 +106,14 @@ class EncoderCard:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns uint8 RGB tiles of the card's size into float32 features."""
+    """Turns uint8 RGB tiles of the card's size into float32 features.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> isinstance(st.encoders.get("morphology"), st.encoders.Encoder)
+    True
+    """
 
     @property
     def card(self) -> EncoderCard:

@@ -143,6 +143,11 @@ class MoCo:
     InputError
         If a value is impossible.
 
+    References
+    ----------
+    Chen, Xie & He (2021), An empirical study of training self-supervised vision transformers, ICCV. Chadoutaud et
+    al. (2026), sCellST predicts single-cell gene expression from H&E images, Nature Communications.
+
     Examples
     --------
     Settings for a few thousand cells and minutes on a CPU:

@@ -39,6 +39,11 @@ def list_encoders(pattern: str | None = None) -> list[str]:
     Sorted names: built in, registered, those whose weights an installed package holds (``stpred[imagenet]``), and those
     of lazyslide-models if it is installed.
 
+    Raises
+    ------
+    InputError
+        If the pattern is of timm, which is not installed.
+
     Examples
     --------
     >>> import stpred as st

@@ -6,6 +6,7 @@ where it is not defined, for one where the gene's values hold NaN; `summarise` a
 
 from __future__ import annotations
 
+from stpred.metrics._bootstrap import bootstrap_ci
 from stpred.metrics._context import RmaxTest, library_size_baseline, neighbour_baseline, reliability, rmax_test
 from stpred.metrics._curves import PositiveDonors, TopGenes, positive_donors, top_genes
 from stpred.metrics._intervals import Intervals, conformal_intervals, coverage
@@ -15,7 +16,6 @@ from stpred.metrics._scores import auroc, mae, partial_pearson, pearson, r2, rms
 from stpred.metrics._statistics import (
     ConsistentGenes,
     PermutationNull,
-    bootstrap_ci,
     consistent_genes,
     correlation_difference_test,
     fisher_t_test,

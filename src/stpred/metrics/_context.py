@@ -29,6 +29,13 @@ class RmaxTest:
         Mean and 95 % quantile of the same estimate for counts without any structure.
     p_value
         One-sided test of dispersion: the chance that such counts vary as much.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import rmax_test
+    >>> rmax_test(np.array([[0, 3], [9, 3], [1, 3], [8, 3]])).rmax.round(2)
+    array([0.89, 0.  ])
     """
 
     rmax: NDArray[np.float64]
@@ -66,6 +73,11 @@ def library_size_baseline(
     Returns
     -------
     (G,) or (len(genes),) float64; NaN where the gene or the total does not vary.
+
+    Raises
+    ------
+    InputError
+        If `counts` is no (n, G) matrix, `library` has another number of locations, or the target is unknown.
 
     Examples
     --------
@@ -108,6 +120,11 @@ def neighbour_baseline(observed: Any, windows: Any) -> NDArray[np.float64]:
     Returns
     -------
     (G,) float64; NaN where the gene or its neighbour average does not vary, or holds NaN.
+
+    Raises
+    ------
+    InputError
+        If `observed` is no (n, G) matrix, or `windows` no sparse 0/1 matrix of n rows and columns.
 
     Examples
     --------
@@ -165,6 +182,12 @@ def reliability(
     -------
     (G,) or (len(genes),) float64 in [0, 1]; NaN for genes that no split kept in both halves.
 
+    Raises
+    ------
+    InputError
+        If `counts` is no (n, G) matrix of whole numbers, `n_splits` no positive whole number, or the target is
+        unknown.
+
     Notes
     -----
     A negative r counts as 0, so that genes of pure noise average a little above 0 and not 0. The extrapolation is exact
@@ -216,6 +239,11 @@ def rmax_test(counts: Any) -> RmaxTest:
     Returns
     -------
     A :class:`RmaxTest` with ``rmax``, ``null_mean``, ``null_q95`` and ``p_value``, each (G,).
+
+    Raises
+    ------
+    InputError
+        If `counts` is no (n, G) matrix of whole numbers, or has fewer than two locations.
 
     Notes
     -----

@@ -32,6 +32,13 @@ class TopGenes:
         single donor.
     area, area_low, area_high
         Area under the curve divided by its width: the mean score over numbers of genes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import top_genes
+    >>> top_genes(np.array([[0.5, 0.1], [0.3, 0.2]]), n_genes=[1, 2]).value.round(2)
+    array([0.4 , 0.28])
     """
 
     n_genes: NDArray[np.int64]
@@ -74,6 +81,11 @@ def top_genes(
     Returns
     -------
     A :class:`TopGenes`.
+
+    Raises
+    ------
+    InputError
+        If `scores` is no (donors, genes) matrix, or `n_genes` are not ascending numbers of genes that there are.
 
     References
     ----------
@@ -165,6 +177,13 @@ class PositiveDonors:
         Number by chance.
     low, high
         Ends of the interval of that number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import positive_donors
+    >>> positive_donors(np.array([[0.1, -0.2], [0.3, 0.1], [0.2, -0.1]]), null="binomial").n_genes
+    array([0, 1, 0, 1])
     """
 
     n_genes: NDArray[np.int64]
@@ -197,6 +216,11 @@ def positive_donors(
     Returns
     -------
     A :class:`PositiveDonors`.
+
+    Raises
+    ------
+    InputError
+        If `scores` is no (donors, genes) matrix, the null is unknown, or `level` is not between 0 and 1.
 
     References
     ----------

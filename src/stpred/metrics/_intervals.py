@@ -39,6 +39,14 @@ class Intervals:
     coverage
         (S,) share of the values of each slide (mean over genes) within intervals built without it, widening included;
         NaN with fewer than three slides (or donors).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import conformal_intervals
+    >>> found = conformal_intervals([np.linspace(-1, 1, 41)[:, None]] * 3, level=0.9)
+    >>> bool(found.low[0] < -0.8) and bool(found.high[0] > 0.8)
+    True
     """
 
     level: float
@@ -131,6 +139,11 @@ def coverage(observed: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np
     Returns
     -------
     (G,) float64; NaN for genes without any value.
+
+    Raises
+    ------
+    InputError
+        If the three are not of shapes that go together.
 
     Examples
     --------

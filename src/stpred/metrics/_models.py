@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, listing, one_of
 from stpred._core.expression.counts import duplicates
+from stpred.metrics._bootstrap import bootstrap_ci
 from stpred.metrics._p_values import holm
-from stpred.metrics._statistics import bootstrap_ci
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,14 @@ class ModelComparison:
         Number of blocks.
     alpha
         Level of `cd`, and one minus that of the intervals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import compare_models
+    >>> values = np.array([[0.1, 0.3], [0.2, 0.5], [0.1, 0.2], [0.3, 0.4]])
+    >>> compare_models(values, ["mean", "ridge"]).ranks.index.tolist()
+    ['ridge', 'mean']
     """
 
     ranks: pd.DataFrame
@@ -272,6 +280,11 @@ def signed_rank_p(
     Returns
     -------
     The p-value; 1 where nothing differs, NaN of no differences.
+
+    Raises
+    ------
+    InputError
+        If `difference` is not one row of finite values.
 
     References
     ----------

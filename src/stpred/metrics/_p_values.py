@@ -23,6 +23,11 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:
     -------
     Corrected p-values of that shape; those at most alpha hold with an expected fraction of at most alpha false ones.
 
+    Raises
+    ------
+    InputError
+        If `p` holds values outside of 0 to 1.
+
     References
     ----------
     Benjamini and Hochberg, Controlling the false discovery rate, Journal of the Royal Statistical Society B 57 (1995).
@@ -51,6 +56,11 @@ def median_p(p: ArrayLike) -> Any:
     Returns
     -------
     A float or (...) p-values; NaN where a repeat has none.
+
+    Raises
+    ------
+    InputError
+        If `p` is empty or holds values outside of 0 to 1.
 
     References
     ----------
@@ -81,6 +91,11 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     (G,) corrected p-values; those at most alpha hold with a family-wise error of at most alpha.
+
+    Raises
+    ------
+    InputError
+        If `p` is not one row of values between 0 and 1.
 
     References
     ----------

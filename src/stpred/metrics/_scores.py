@@ -9,22 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, positive
 from stpred._core.targets import dense
-from stpred.metrics._per_gene import (
-    as_columns,
-    centred,
-    columnar,
-    correlation,
-    missing,
-    over_blocks,
-    pair,
-    per_gene,
-    ranks,
-    tied,
-)
+from stpred.metrics._kernels import auroc_kernel, errors, one_each, partial_kernel, r2_kernel, squares, ssim_kernel
+from stpred.metrics._per_gene import as_columns, columnar, correlation, over_blocks, pair, per_gene, ranks
 from stpred.metrics._windows import check_windows
-
-_STABILISERS = (0.01, 0.03)  # of structural similarity, as shares of the range (Wang et al.)
-_QUARTERS = (0.25, 0.75)
 
 
 def pearson(predicted: Any, observed: Any) -> NDArray[np.float64]:
@@ -38,6 +25,11 @@ def pearson(predicted: Any, observed: Any) -> NDArray[np.float64]:
     Returns
     -------
     (G,) float64 in [-1, 1]; NaN where either side does not vary (beyond the rounding of its dtype) or holds NaN.
+
+    Raises
+    ------
+    InputError
+        If the two are not (n, G) matrices of one shape.
 
     Examples
     --------
@@ -59,6 +51,11 @@ def spearman(predicted: Any, observed: Any) -> NDArray[np.float64]:
     Returns
     -------
     (G,) float64 in [-1, 1]; NaN where either side is constant or holds NaN.
+
+    Raises
+    ------
+    InputError
+        If the two are not (n, G) matrices of one shape.
 
     Examples
     --------
@@ -83,13 +80,18 @@ def r2(predicted: Any, observed: Any) -> NDArray[np.float64]:
     -------
     (G,) float64, at most 1; NaN where the observed values do not vary or either side holds NaN.
 
+    Raises
+    ------
+    InputError
+        If the two are not (n, G) matrices of one shape.
+
     Examples
     --------
     >>> from stpred.metrics import r2
     >>> r2([[1.0], [1.0]], [[0.0], [2.0]])
     array([0.])
     """
-    return per_gene(_r2, *pair(predicted, observed))
+    return per_gene(r2_kernel, *pair(predicted, observed))
 
 
 def rmse(predicted: Any, observed: Any) -> NDArray[np.float64]:
@@ -104,13 +106,18 @@ def rmse(predicted: Any, observed: Any) -> NDArray[np.float64]:
     -------
     (G,) float64; NaN where either side holds NaN.
 
+    Raises
+    ------
+    InputError
+        If the two are not (n, G) matrices of one shape.
+
     Examples
     --------
     >>> from stpred.metrics import rmse
     >>> rmse([[0.0], [0.0]], [[3.0], [3.0]])
     array([3.])
     """
-    return per_gene(lambda p, o: np.sqrt(_squares(_errors(p, o)) / len(o)), *pair(predicted, observed))
+    return per_gene(lambda p, o: np.sqrt(squares(errors(p, o)) / len(o)), *pair(predicted, observed))
 
 
 def mae(predicted: Any, observed: Any) -> NDArray[np.float64]:
@@ -125,13 +132,18 @@ def mae(predicted: Any, observed: Any) -> NDArray[np.float64]:
     -------
     (G,) float64; NaN where either side holds NaN.
 
+    Raises
+    ------
+    InputError
+        If the two are not (n, G) matrices of one shape.
+
     Examples
     --------
     >>> from stpred.metrics import mae
     >>> mae([[0.0, 1.0], [0.0, 2.0]], [[1.0, 1.0], [3.0, 2.0]])
     array([2., 0.])
     """
-    return per_gene(lambda p, o: np.mean(np.abs(_errors(p, o)), axis=0), *pair(predicted, observed))
+    return per_gene(lambda p, o: np.mean(np.abs(errors(p, o)), axis=0), *pair(predicted, observed))
 
 
 def auroc(predicted: Any, observed: Any) -> NDArray[np.float64]:
@@ -151,6 +163,11 @@ def auroc(predicted: Any, observed: Any) -> NDArray[np.float64]:
     (G,) float64 in [0, 1], 0.5 for a constant prediction; NaN where both percentiles are the same value, so that there
     are no two groups (a gene absent from more than three quarters of the locations), or where either side holds NaN.
 
+    Raises
+    ------
+    InputError
+        If the two are not (n, G) matrices of one shape.
+
     References
     ----------
     He et al., Integrating spatial gene expression and breast tumour morphology via deep learning, Nature Biomedical
@@ -164,7 +181,7 @@ def auroc(predicted: Any, observed: Any) -> NDArray[np.float64]:
     >>> auroc(np.array([[3.0, 1], [2, 2], [1, 3], [2, 4], [5, 5]]), observed)
     array([0.625,   nan])
     """
-    return per_gene(_auroc, *pair(predicted, observed))
+    return per_gene(auroc_kernel, *pair(predicted, observed))
 
 
 def ssim(
@@ -190,6 +207,12 @@ def ssim(
     -------
     (G,) float64, at most 1; NaN where the observed values do not vary, either side holds NaN, or there is no window.
 
+    Raises
+    ------
+    InputError
+        If `predicted` and `observed` are not (n, G) matrices of one shape, `windows` is no sparse 0/1 matrix of n
+        columns with two or more members in each row, or `data_range` is not positive or of another number of genes.
+
     References
     ----------
     Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE Transactions on Image
@@ -210,7 +233,7 @@ def ssim(
     about, members = check_windows(windows, n=n, min_members=2)
     given = np.full(n_genes, np.nan)
     if data_range is not None and np.ndim(data_range):
-        given[:] = _one_each(data_range, n_genes=n_genes)
+        given[:] = one_each(data_range, n_genes=n_genes)
     elif data_range is not None:
         given[:] = positive(data_range, name="data_range")  # type: ignore[arg-type]
     if not members.size:
@@ -218,7 +241,7 @@ def ssim(
 
     def kernel(p: NDArray[Any], o: NDArray[Any], ranges: NDArray[np.float64]) -> NDArray[np.float64]:
         spread = np.ptp(o.astype(np.float64), axis=0) if data_range is None else ranges[0]
-        return _ssim(p, o, about=about, members=members, spread=spread)
+        return ssim_kernel(p, o, about=about, members=members, spread=spread)
 
     # The range travels as a matrix of one row, so that it is cut with the genes.
     return per_gene(kernel, *sides, given[None])
@@ -237,6 +260,11 @@ def smooth(values: Any, windows: Any) -> NDArray[np.float64]:
     Returns
     -------
     (m, G) float64; NaN where a member is NaN.
+
+    Raises
+    ------
+    InputError
+        If `values` is no (n, G) matrix, or `windows` no sparse 0/1 matrix of n columns with a member in each row.
 
     Examples
     --------
@@ -274,6 +302,11 @@ def partial_pearson(predicted: Any, observed: Any, given: Any) -> NDArray[np.flo
     -------
     (G,) float64 in [-1, 1]; NaN where either side does not vary, is the covariate on another scale, or holds NaN.
 
+    Raises
+    ------
+    InputError
+        If `predicted` and `observed` are not (n, G) matrices of one shape, or `given` is neither (n,) nor (n, G).
+
     Examples
     --------
     >>> import numpy as np
@@ -294,87 +327,5 @@ def partial_pearson(predicted: Any, observed: Any, given: Any) -> NDArray[np.flo
         )
     if covariate.ndim == 1:
         shared = covariate[:, None]
-        return per_gene(lambda p, o: _partial(p, o, shared), *sides)
-    return per_gene(_partial, *sides, covariate)
-
-
-def _errors(predicted: NDArray[Any], observed: NDArray[Any]) -> NDArray[np.float64]:
-    return predicted.astype(np.float64) - observed
-
-
-def _squares(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.einsum("ng,ng->g", values, values)
-
-
-def _r2(predicted: NDArray[Any], observed: NDArray[Any]) -> NDArray[np.float64]:
-    x, norm = centred(observed)
-    return np.where(np.isnan(norm), np.nan, 1.0 - _squares(_errors(predicted, observed)) / _squares(x))
-
-
-def _auroc(predicted: NDArray[Any], observed: NDArray[Any]) -> NDArray[np.float64]:
-    columns = np.ascontiguousarray(observed.T, dtype=np.float64)
-    n_genes, n = columns.shape
-    low, high = np.quantile(columns, _QUARTERS, axis=1, keepdims=True)
-    order, first = tied(predicted)
-    start = np.flatnonzero(first)
-    tops, bottoms = (
-        np.add.reduceat(side.ravel()[order].astype(np.float64), start) for side in (columns >= high, columns <= low)
-    )
-    gene = start // n
-    n_tops, n_bottoms = (np.bincount(gene, weights=side, minlength=n_genes) for side in (tops, bottoms))
-    # Bottom locations predicted lower than this run of equal predictions, within the gene.
-    below = np.cumsum(bottoms) - bottoms - (np.cumsum(n_bottoms) - n_bottoms)[gene]
-    wins = np.bincount(gene, weights=tops * (below + bottoms / 2), minlength=n_genes)
-    return np.where((low < high).ravel() & ~missing(predicted), wins / (n_tops * n_bottoms), np.nan)
-
-
-def _ssim(
-    predicted: NDArray[Any],
-    observed: NDArray[Any],
-    *,
-    about: Any,
-    members: NDArray[np.float64],
-    spread: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    o, o_norm = centred(observed)
-    p = predicted.astype(np.float64)
-    shift = observed.astype(np.float64).mean(axis=0)
-    p -= shift  # second moments lose digits far from zero
-    count = members[:, None]
-    mean_p, mean_o = (about @ p) / count, (about @ o) / count
-    free = count - 1
-    var_p = ((about @ np.square(p)) - count * np.square(mean_p)) / free
-    var_o = ((about @ np.square(o)) - count * np.square(mean_o)) / free
-    both = ((about @ (p * o)) - count * mean_p * mean_o) / free
-    mean_p, mean_o = mean_p + shift, mean_o + shift
-    c1, c2 = (np.square(share * spread) for share in _STABILISERS)
-    similarity = (2 * mean_p * mean_o + c1) * (2 * both + c2)
-    similarity /= (np.square(mean_p) + np.square(mean_o) + c1) * (var_p + var_o + c2)
-    # A NaN outside all windows would go unseen.
-    return np.where(np.isnan(o_norm) | missing(predicted) | ~(spread > 0), np.nan, similarity.mean(axis=0))
-
-
-def _one_each(data_range: float | ArrayLike, *, n_genes: int) -> NDArray[np.float64]:
-    ranges = np.asarray(data_range, dtype=np.float64)
-    if ranges.shape != (n_genes,) or not (ranges >= 0).all():
-        raise InputError(f"`data_range` must be a positive number or one for each of the {n_genes} genes.")
-    return ranges
-
-
-def _partial(predicted: NDArray[Any], observed: NDArray[Any], given: NDArray[Any]) -> NDArray[np.float64]:
-    g, g_norm = centred(given)
-    g = np.where(np.isnan(g_norm) & np.isfinite(given).all(axis=0), 0.0, g / g_norm)
-    return np.clip(np.einsum("ng,ng->g", _residual(predicted, g), _residual(observed, g)), -1.0, 1.0)
-
-
-def _residual(values: NDArray[Any], given: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the unit residual of values on a unit covariate; NaN where only rounding remains."""
-    values = values.astype(np.float64) if values.dtype.kind == "b" else values
-    x, norm = centred(values)
-    eps = np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps
-    rounding = 4 * eps * np.sqrt(len(x)) * np.maximum(values.max(axis=0), -values.min(axis=0)) / norm
-    x /= norm
-    for _ in range(2):  # the second time removes the rest of rounding
-        x -= given * np.sum(x * given, axis=0)
-    norm = np.sqrt(_squares(x))
-    return x / np.where(norm > rounding, norm, np.nan)
+        return per_gene(lambda p, o: partial_kernel(p, o, shared), *sides)
+    return per_gene(partial_kernel, *sides, covariate)

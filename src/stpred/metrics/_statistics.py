@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stpred._core.checks import InputError, whole
 from stpred._core.targets import dense
+from stpred.metrics._bootstrap import labels_of
 from stpred.metrics._p_values import holm
 from stpred.metrics._per_gene import centred, over_blocks, pair
 from stpred.metrics.summary import mean_of_defined
@@ -30,6 +31,13 @@ class ConsistentGenes:
         Chance of as many by coin tosses, and corrected over the genes by Holm; NaN for genes without donors.
     consistent
         Whether the gene passed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import consistent_genes
+    >>> consistent_genes(np.full((12, 1), 0.1)).n_positive
+    array([12])
     """
 
     n_positive: NDArray[np.int64]
@@ -51,6 +59,14 @@ class PermutationNull:
         (G,) one-sided chance of as high a correlation by permuted locations.
     null
         (n_permutations, G) correlations of the permutations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stpred.metrics import permutation_null
+    >>> values = np.arange(20.0)[:, None]
+    >>> permutation_null(values, values, n_permutations=19).null.shape
+    (19, 1)
     """
 
     pearson: NDArray[np.float64]
@@ -126,6 +142,11 @@ def correlation_difference_test(
     -------
     z and p-value, a standard normal's upper tail, each of the shape of the input; NaN where a correlation is missing.
 
+    Raises
+    ------
+    InputError
+        If a correlation is not between -1 and 1, or `n` is below 4 locations.
+
     References
     ----------
     Schmauch et al., MISO (2025), for models of spatial expression. Meng, Rosenthal and Rubin, Comparing correlated
@@ -160,72 +181,6 @@ def correlation_difference_test(
     return z[()], ndtr(-z)[()]
 
 
-def bootstrap_ci(
-    values: ArrayLike, *, groups: ArrayLike | None = None, n_samples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> tuple[Any, Any]:
-    """Percentile bootstrap interval of the mean over slides, or over donors.
-
-    Parameters
-    ----------
-    values
-        (S,) or (S, G) scores of S slides.
-    groups
-        (S,) donor of each slide: donors are drawn, each with all of its slides. None draws slides.
-    n_samples
-        Number of bootstrap samples.
-    level
-        Coverage of the interval.
-    seed
-        Seed of the draws, which are the same for all genes.
-
-    Returns
-    -------
-    The low and the high end, each a float or (G,). Slides where a gene has no score (NaN) are excluded from its means,
-    and samples without any of its scores out of its quantiles; genes without scores are NaN.
-
-    Notes
-    -----
-    With fewer than about ten slides or donors such intervals are too short, for the sample's own spread is too small by
-    ``sqrt((S - 1) / S)`` and its tails are not resolved.
-
-    References
-    ----------
-    Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall (1993).
-
-    Examples
-    --------
-    >>> from stpred.metrics import bootstrap_ci
-    >>> [round(float(end), 1) for end in bootstrap_ci([0.1, 0.2, 0.3, 0.4, 0.5])]
-    [0.2, 0.4]
-    """
-    scores = np.asarray(values, dtype=np.float64)
-    if scores.ndim not in (1, 2):
-        raise InputError(f"`values` must have shape (slides,) or (slides, genes), got {scores.shape}.")
-    if not 0 < level < 1:
-        raise InputError(f"`level` must lie between 0 and 1, got {level!r}.")
-    n_samples = whole(n_samples, name="n_samples")
-    labels = np.arange(len(scores)) if groups is None else _labels(groups, n=len(scores), name="groups")
-    n_units = int(labels.max()) + 1 if labels.size else 0
-    if n_units < 2:
-        kind = "slides" if groups is None else "donors"
-        raise InputError(f"A bootstrap needs two or more {kind} to draw from, got {n_units}.")
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_samples).astype(np.int32)
-    columns = scores.reshape(len(scores), -1)
-    finite = ~np.isnan(columns)
-    # Sums and numbers of scores by unit: a drawn unit brings all of its slides.
-    sums, numbers = (np.zeros((n_units, columns.shape[1])) for _ in range(2))
-    np.add.at(sums, labels, np.where(finite, columns, 0.0))
-    np.add.at(numbers, labels, finite)
-    ends = np.empty((2, columns.shape[1]))
-    size = max(1, _CELLS // n_samples)
-    for start in range(0, columns.shape[1], size):
-        genes = slice(start, start + size)
-        ends[:, genes] = _quantiles(drawn, sums[:, genes], numbers[:, genes], level=level)
-    low, high = ends.reshape(2, *scores.shape[1:])
-    return low[()], high[()]
-
-
 def consistent_genes(scores: ArrayLike, *, alpha: float = 0.05, min_positive: int | None = None) -> ConsistentGenes:
     """Find the genes whose correlation is positive in more donors than coin tosses would give.
 
@@ -242,6 +197,11 @@ def consistent_genes(scores: ArrayLike, *, alpha: float = 0.05, min_positive: in
     Returns
     -------
     A :class:`ConsistentGenes` with ``n_positive``, ``n_donors``, ``p_value``, ``p_holm`` and ``consistent``, each (G,).
+
+    Raises
+    ------
+    InputError
+        If `scores` is no (donors, genes) matrix, or `alpha` is not between 0 and 1.
 
     References
     ----------
@@ -302,6 +262,11 @@ def permutation_null(
     A :class:`PermutationNull` with ``pearson`` and ``p_value`` ``(1 + those as high) / (1 + n_permutations)``, both
     (G,) and NaN where the correlation is, and ``null`` (n_permutations, G).
 
+    Raises
+    ------
+    InputError
+        If `predicted` and `observed` are not (n, G) matrices of one shape, or labels are of another number of rows.
+
     References
     ----------
     Phipson and Smyth, Permutation p-values should never be zero, Statistical Applications in Genetics and Molecular
@@ -320,7 +285,7 @@ def permutation_null(
     sides = pair(predicted, observed)
     n_permutations = whole(n_permutations, name="n_permutations")
     n_rows, n_genes = sides[0].shape
-    labels = None if blocks is None else _labels(blocks, n=n_rows, name="blocks")
+    labels = None if blocks is None else labels_of(blocks, n=n_rows, name="blocks")
     rng = np.random.default_rng(seed)
     orders = np.stack([_shuffled(rng, labels, n_rows=n_rows) for _ in range(n_permutations)])
     scores, null = np.full(n_genes, np.nan), np.full((n_permutations, n_genes), np.nan)
@@ -337,32 +302,6 @@ def permutation_null(
     as_high = (null >= scores - 1e-12).sum(axis=0)
     p_value = np.where(np.isnan(scores), np.nan, (1 + as_high) / (1 + n_permutations))
     return PermutationNull(scores, p_value=p_value, null=np.clip(null, -1.0, 1.0))
-
-
-def _labels(groups: ArrayLike, *, n: int, name: str) -> NDArray[np.int64]:
-    """Return labels as whole numbers from 0."""
-    given = np.asarray(groups)
-    if given.shape != (n,):
-        raise InputError(f"`{name}` must have one label for each of the {n} rows, got shape {given.shape}.")
-    return np.unique(given.astype(str), return_inverse=True)[1].astype(np.int64)
-
-
-def _quantiles(
-    drawn: NDArray[np.int32], sums: NDArray[np.float64], numbers: NDArray[np.float64], *, level: float
-) -> NDArray[np.float64]:
-    """Return the (2, g) ends of an interval of the mean over drawn units."""
-    weights = drawn.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        total, number = weights @ sums, weights @ numbers
-        means = total / np.where(number > 0, number, np.nan)
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    if not np.isnan(means).any():
-        return np.quantile(means, tails, axis=0)
-    ends = np.full((2, means.shape[1]), np.nan)
-    for g in np.flatnonzero(~np.isnan(means).all(axis=0)):
-        column = means[:, g]
-        ends[:, g] = np.quantile(column[~np.isnan(column)], tails)
-    return ends
 
 
 def _shuffled(rng: np.random.Generator, labels: NDArray[np.int64] | None, *, n_rows: int) -> NDArray[np.intp]:

@@ -24,6 +24,11 @@ def summarise(scores: ArrayLike, *, nan: Literal["drop", "zero"] = "drop") -> di
     -------
     ``mean``, ``median`` (NaN when none remains), ``n`` (scores used) and ``n_nan`` (undefined scores met).
 
+    Raises
+    ------
+    InputError
+        If `nan` is neither ``"drop"`` nor ``"zero"``.
+
     Examples
     --------
     >>> from stpred.metrics import summarise
@@ -62,6 +67,11 @@ def average(
     -------
     ``mean``; ``sd`` over the slides or genes averaged last (ddof 1, NaN for one alone); ``n`` of these; ``n_nan``
     (undefined scores met).
+
+    Raises
+    ------
+    InputError
+        If `scores` is no (slides, G) matrix, or `order` or `nan` is none of the two words.
 
     Examples
     --------

@@ -46,6 +46,11 @@ class AutoConfig(BaseConfig):
         those that it predicts with.
     stacked
         Predict the weighted mean of the best instead of the best alone, where that scores better.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "auto"

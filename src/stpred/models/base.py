@@ -41,7 +41,15 @@ _MAX_SETTINGS = {"n_neighbors": 100_000, "parts": 64, "depth": 24, "n_phi": 10_0
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Hyperparameters of a family, its needs and its scales; frozen, JSON-able, validated on creation."""
+    """Hyperparameters of a family, its needs and its scales; frozen, JSON-able, validated on creation.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> config = st.models.Ridge.Config(context_um=150)
+    >>> isinstance(config, st.models.BaseConfig), config.family
+    (True, 'ridge')
+    """
 
     family: ClassVar[str]
     """Name of the family, as stored with its models."""
@@ -184,6 +192,13 @@ class Record:
     hub
         Where a model of the Hugging Face hub was loaded from: ``repository``, ``revision`` (the commit) and
         ``model_id`` of what was there; or empty.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> record = st.models.load("default").record
+    >>> record.name, len(record.genes), record.target
+    ('default', 3222, 'log1p_cp10k')
     """
 
     name: str
@@ -220,6 +235,13 @@ class Model(nn.Module, ABC):
         Width of the encoder.
     n_genes
         Number of genes.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> model = st.models.load("default")
+    >>> isinstance(model, st.models.Model), model.family
+    (True, 'ridge')
     """
 
     family: ClassVar[str]

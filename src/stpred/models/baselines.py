@@ -62,6 +62,11 @@ class IntensityConfig(BaseConfig):
     ----------
     n_bins
         Number of equally filled bins per colour channel.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "intensity"
@@ -79,6 +84,11 @@ class Intensity(Model):
     The colour baseline of XFuse's publication.
 
     A method that does not clearly beat it reads stain, not tissue.
+
+    References
+    ----------
+    Bergenstråhle et al. (2022), Super-resolved spatial transcriptomics by deep data fusion, Nature Biotechnology
+    40:476. There binned intensity is a baseline.
 
     Examples
     --------
@@ -125,7 +135,13 @@ class Intensity(Model):
 
 @dataclass(frozen=True)
 class ColourConfig(RidgeConfig):
-    """Settings of :class:`Colour`: those of :class:`~stpred.models.Ridge`."""
+    """Settings of :class:`Colour`: those of :class:`~stpred.models.Ridge`.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+    """
 
     family: ClassVar[str] = "colour"
     differentiable: ClassVar[Differentiable | None] = None  # its encoder measures tiles

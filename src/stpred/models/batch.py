@@ -60,6 +60,12 @@ class Needs:
         Edge of a square around each training location that is its footprint; None: its shape.
     pixel_grid
         Whether locations are sums over the slide's pixels in their shapes.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> st.models.MISO.Config(n_neighbors=6).needs.n_neighbors
+    6
     """
 
     context_um: float | None = None
@@ -176,6 +182,16 @@ class Batch:
     moments
         Mean and standard deviation of the features of all of the slide's sources, where `features` are those of a part
         of the slide; None: they are those of `sources`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import stpred as st
+    >>> rows = np.arange(4)
+    >>> coords_um = np.column_stack([rows * 100.0, np.zeros(4)])
+    >>> batch = st.models.Batch("s1", np.ones((4, 3), dtype=np.float32), rows, rows, coords_um)
+    >>> len(batch.targets)
+    4
     """
 
     slide: str

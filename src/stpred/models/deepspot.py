@@ -63,6 +63,11 @@ class DeepSpotConfig(NetworkConfig):
         Clusters of locations within each slide, from which equally many are drawn in every epoch; None draws each
         location once. The publication clusters a latent space of tile and expression; here it is k-means on the
         leading components of expression.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "deepspot"
@@ -143,6 +148,11 @@ class DeepSpot(Network):
     On locations smaller than a sub-tile (bins, squares of :func:`stpred.pp.subdivide`), the set of sub-tiles
     is the one about the location's centre, with the weight of all: the publication's super-resolution, whose code takes
     a sub-tile off the centre and a ninth of the sum.
+
+    References
+    ----------
+    Nonchev et al. (2025), DeepSpot: Leveraging Spatial Context for Enhanced Spatial Transcriptomics Prediction from
+    H&E Images, medRxiv 10.1101/2025.02.09.25321567.
 
     Examples
     --------
@@ -293,6 +303,11 @@ class DeepCellConfig(DeepSpotConfig):
         Output width of phi.
     phi_dropout
         After phi's linear map.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "deepcell"
@@ -327,6 +342,11 @@ class DeepCell(CellNetwork, DeepSpot):
     -----
     phi and rho are those of :class:`DeepSpot`; the neighbours' values of phi are max-pooled. The neighbours are always
     the nearest cells, as many in prediction as in training. On spots or bins, the mean over the cells in them.
+
+    References
+    ----------
+    Nonchev et al. (2025), DeepSpot: Leveraging Spatial Context for Enhanced Spatial Transcriptomics Prediction from
+    H&E Images, medRxiv 10.1101/2025.02.09.25321567.
 
     Examples
     --------

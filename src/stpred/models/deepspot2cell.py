@@ -38,6 +38,11 @@ class DeepSpot2CellConfig(CellNetworkConfig):
         Copies of each phi (element-wise median) and of rho (mean).
     phi_dropout, rho_dropout
         After phi's linear maps, and before rho.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "deepspot2cell"
@@ -107,6 +112,11 @@ class DeepSpot2Cell(CellNetwork):
 
     The amounts are linear: counts per 10 000 counts *of the spot* (output scale ``"counts"``, ``per`` 10 000). A spot's
     prediction is comparable with its measured CP10k, and the loss compares both as log1p.
+
+    References
+    ----------
+    Nonchev et al. (2025), DeepSpot2Cell, bioRxiv 10.1101/2025.09.23.678121, on virtual single cells with the
+    supervision of spots.
 
     Examples
     --------

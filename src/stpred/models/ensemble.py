@@ -33,6 +33,11 @@ class EnsembleConfig(BaseConfig):
     joined
         Settings of each member of an average of trained models (:func:`stpred.models.average`), whose `member` is the
         first of them. There is nothing to set here.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "ensemble"
@@ -139,6 +144,12 @@ class Ensemble(Model):
     -----
     The standard deviation (of the population) over members goes into ``layers["std"]``. Outputs whose scale is open
     are brought to one scale per member and gene before they are averaged.
+
+    References
+    ----------
+    Lakshminarayanan, Pritzel & Blundell (2017), Simple and scalable predictive uncertainty estimation using deep
+    ensembles, NeurIPS 30. Breiman (1996), Bagging predictors, Machine Learning 24:123, for families without
+    randomness.
 
     Examples
     --------

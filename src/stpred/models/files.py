@@ -33,6 +33,11 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     -------
     The folder, written atomically.
 
+    Raises
+    ------
+    InputError
+        If the model is not trained, or something is at the path that may not be replaced.
+
     Examples
     --------
     >>> import stpred as st, tempfile, pathlib

@@ -45,6 +45,11 @@ class Hist2STConfig(SectionConfig):
         Weight of the squared difference between the output and the mean of its views; 0 leaves them out.
     width, depth, n_heads, head_width, feed_width, dropout, input_dropout, n_places, pitch_um
         Of the transformer over the section, as of :class:`HisToGene`.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "hist2st"

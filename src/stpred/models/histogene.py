@@ -32,6 +32,11 @@ class HisToGeneConfig(SectionConfig):
         out.
     pitch_um
         Distance of two entries; None: the pitch of the training locations.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "histogene"

@@ -40,6 +40,11 @@ class IStarConfig(StudentConfig):
         Widths of the hidden layers.
     dropout, input_dropout
         After each hidden layer's activation, and on the features.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "istar"

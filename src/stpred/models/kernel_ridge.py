@@ -70,6 +70,11 @@ class KernelRidgeConfig(BaseConfig):
         most 20 000. None: all of them up to 20 000, else 4096; a trained model has the number.
     context_um, standardize, block_weights, location_weights, rank
         As of :class:`Ridge`.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "kernel_ridge"

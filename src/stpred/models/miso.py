@@ -33,6 +33,11 @@ class MISOConfig(NetworkConfig):
         Width of the residual stream, of queries, keys and values, and number of heads.
     dropout
         On the features and on the stream before the last layer.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "miso"
@@ -82,6 +87,11 @@ class MISO(Network):
     Besides softmax and layer norm there is no non-linearity, so that consecutive linear maps are multiplied out where
     that saves work. ``loss="pearson"`` is the centred form. The output is relative: per gene and slide its scale is
     open.
+
+    References
+    ----------
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications.
 
     Examples
     --------
@@ -184,6 +194,11 @@ class TransformerConfig(MISOConfig):
     ----------
     width, inner, n_heads, dropout
         As of :class:`MISO`.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "transformer"
@@ -200,6 +215,11 @@ class TransformerConfig(MISOConfig):
 
 class Transformer(MISO):
     """The network of MISO with every location attending to every other of its slide, without positions.
+
+    References
+    ----------
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications. There it is a baseline.
 
     Examples
     --------

@@ -35,6 +35,11 @@ class MLPConfig(NetworkConfig):
     context_um
         Radius in micrometres within which the neighbours' features are averaged and added; several radii add the mean
         of each ring between them; None: the tile alone.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "mlp"
@@ -63,6 +68,11 @@ class MLPConfig(NetworkConfig):
 
 class MLP(PerceptronNetwork):
     """Perceptron on the features of a location's own tile, by default as wide as the baseline of the MISO publication.
+
+    References
+    ----------
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications. There it is a baseline.
 
     Examples
     --------

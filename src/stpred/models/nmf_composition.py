@@ -30,6 +30,11 @@ class NMFCompositionConfig(BaseConfig):
         Number of programmes of genes.
     penalty, penalties, context_um, standardize
         Of the ridge regression that predicts the composition, as in :class:`~stpred.models.Ridge`.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "nmf_composition"

@@ -51,6 +51,11 @@ class RandomForestConfig(BaseConfig):
         scanner; ``"train"``: by those of the training tiles, which a forest does not see.
     n_nodes, n_rows
         Nodes of all trees and training locations of the fitted forest; set by the fit.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "random_forest"

@@ -35,6 +35,11 @@ class RetrievalConfig(NetworkConfig):
         Of the similarities in the loss.
     n_reference
         Measured training locations that are kept, drawn equally from the slides; the model's size grows with them.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "retrieval"
@@ -73,6 +78,11 @@ class Retrieval(Network):
     the similarities within images and within expression as soft targets. A tile takes the mean expression of the `k`
     training locations whose *expression* lies nearest to its image. Unlike there, image features come from a frozen
     encoder, genes are standardised over the training locations, and nothing is batch-corrected between slides.
+
+    References
+    ----------
+    Xie et al. (2023), Spatially resolved gene expression prediction from H&E histology images via bi-modal
+    contrastive learning, NeurIPS.
 
     Examples
     --------

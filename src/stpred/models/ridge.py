@@ -69,6 +69,11 @@ class RidgeConfig(BaseConfig):
         Number of combinations of genes that are predicted, those which vary most in what the features explain; genes
         that go together then share their noise, and the stored model is small. ``"auto"`` chooses it, with the penalty
         (the trained model's settings hold the number); None: each gene by itself.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "ridge"
@@ -103,6 +108,10 @@ class RidgeConfig(BaseConfig):
 
 class Ridge(StandardisedModel):
     """Standardise, optionally reduce by PCA, then ridge with intercept; all genes share one penalty.
+
+    References
+    ----------
+    Hoerl & Kennard (1970), Ridge regression: biased estimation for nonorthogonal problems, Technometrics 12:55.
 
     Examples
     --------

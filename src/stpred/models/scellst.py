@@ -78,6 +78,11 @@ class SCellSTConfig(CellNetworkConfig):
     scale_genes
         For ``"mse"``: divide each gene by its range up to the 95th percentile over the spots of a slide; inverted at
         prediction by the mean over the training slides.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "scellst"

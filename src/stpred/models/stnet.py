@@ -64,6 +64,11 @@ class STNetConfig(NetworkConfig):
     n_measured
         Number of genes in the target's denominator, one for all slides. None: all genes that any of the slides
         measured, as published (26 949 there).
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "stnet"
@@ -123,6 +128,11 @@ class STNet(Network):
     and the number of epochs is the one of least squared error on held-out donors of the training slides (or of best
     `criterion`). The tile is 150 um wide, as in the publication. Training holds the pixels of all tiles in memory
     (150 kB per location), or on disk with ``settings.cache_dir``; prediction streams them.
+
+    References
+    ----------
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827. Huang et al. (2017), Densely connected convolutional networks, CVPR.
 
     Examples
     --------

@@ -48,6 +48,11 @@ class StudentConfig(NetworkConfig):
         After each hidden layer's activation, and on the features.
     output
         ``"linear"``, ``"relu"`` (published) or ``"softplus"`` of each patch; the latter two need ``scale_genes=False``.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "student"
@@ -92,6 +97,11 @@ class Student(PerceptronNetwork):
     there it is twice as wide, has no dropout, ReLU outputs, 5 epochs, and takes features as they are
     (``hidden=(1024, 512), dropout=0, input_dropout=0, output="relu", scale_genes=False, epochs=5, standardize="none",
     footprint_um=112``).
+
+    References
+    ----------
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications.
 
     Examples
     --------

@@ -70,6 +70,11 @@ def compare(
     the same colours for all genes, white at 0 and ending at the 99th percentile of its size. Where the prediction is on
     another scale than the measurement, such as a relative one, both are standardised before, as the title says.
 
+    Raises
+    ------
+    InputError
+        If a table is not there, the two have no gene or location in common, or a gene is not in both.
+
     Examples
     --------
     >>> import stpred as st

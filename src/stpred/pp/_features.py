@@ -60,6 +60,12 @@ def features(
     None, or with ``inplace=False`` the AnnData: ``X`` (n_instances, width) features, ``var_names`` feature names,
     ``obsm["spatial"]`` float64 centroids in micrometres, ``uns["stpred"]`` a JSON string with encoder, tile and image.
 
+    Raises
+    ------
+    InputError
+        If there is no (or more than one) H&E image, it is not calibrated or too coarse for the tile, the region or
+        the encoder is unknown, or an encoder cannot be made.
+
     Examples
     --------
     >>> import stpred as st

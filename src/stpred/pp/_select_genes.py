@@ -40,6 +40,12 @@ def select_genes(
     -------
     DataFrame indexed by gene symbol, best first: the rule's score, ``mean``, ``rmax`` and ``n_slides``.
 
+    Raises
+    ------
+    InputError
+        If the slides share no gene, a listed gene is missing, the counts are no whole numbers, or the region is not
+        found.
+
     Examples
     --------
     >>> import stpred as st

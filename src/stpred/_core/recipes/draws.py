@@ -29,6 +29,11 @@ class Draws:
     seed
         Of the draws.
 
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
     Notes
     -----
     DeepSpot's publication trains on ``Draws(n_train=(75, 100, 125), repeats=1000)``.

@@ -35,6 +35,11 @@ class QC:
     min_gene_counts, min_gene_share
         Fewest counts of a gene over all slides, and least share of the locations that have any.
 
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
     Notes
     -----
     sCellST's publication uses ``QC(min_counts=20, min_gene_counts=200, min_gene_share=0.1)``.

@@ -40,6 +40,11 @@ class Splits:
         ``"spearman"``, the mean over genes and slides; ``"top_genes"``, the area under the median Pearson of the first
         N genes of the gene rule against N (DeepSpot's).
 
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
     Examples
     --------
     >>> import stpred as st

@@ -33,6 +33,11 @@ class TileRisk:
         One-sided level at which slides must be ranked better than by chance, each by models that were not fitted to its
         follow-up. Where they are not, all tiles have the risk 0. None gives risks in any case.
 
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
+
     Notes
     -----
     ``n_top=25`` is the number of tiles of either end in MISO's publication.

@@ -42,7 +42,7 @@ class TissueSettings:
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If a size is too small or a number is not positive.
 
     Examples
@@ -76,7 +76,15 @@ class TissueSettings:
 
 
 class TissueKeywords(TypedDict, total=False):
-    """Fields of :class:`TissueSettings` as keywords of the functions that make a slide."""
+    """Fields of :class:`TissueSettings` as keywords of the functions that make a slide.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> keywords = st.datasets.TissueKeywords(size_um=(300, 300), donor=2)
+    >>> st.datasets.TissueSettings(**keywords).donor
+    2
+    """
 
     size_um: tuple[float, float]
     mpp: float
@@ -114,6 +122,13 @@ class Tissue:
         The slide's library factor, already in `expected`.
     seed, donor
         What it was made from.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> tissue = st.datasets.make_tissue(st.datasets.TissueSettings(size_um=(300, 300), n_genes=20))
+    >>> tissue.image.shape, tissue.counts.shape == (len(tissue.cells), 20)
+    ((600, 600, 3), True)
     """
 
     image: NDArray[np.uint8]
@@ -162,7 +177,7 @@ def make_tissue(settings: TissueSettings | None = None, **changes: Unpack[Tissue
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If a size is too small or a number is not positive.
 
     Examples

@@ -12,7 +12,17 @@ from stpred.encoders.base import EncoderCard
 
 
 class IntensityEncoder:
-    """Channel means of a tile, 0 to 255; any tile size."""
+    """Channel means of a tile, 0 to 255; any tile size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import stpred as st
+    >>> tiles = np.full((2, 8, 8, 3), (200, 100, 150), dtype=np.uint8)
+    >>> st.encoders.IntensityEncoder().encode(tiles)
+    array([[200., 100., 150.],
+           [200., 100., 150.]], dtype=float32)
+    """
 
     def __init__(self, *, tile: TileSpec | None = None) -> None:
         tile = TileSpec() if tile is None else tile

@@ -54,6 +54,13 @@ class NetworkConfig(IterativeConfig):
         Locations per step, with ``"cosine"`` and ``"pearson"`` of one slide (whole-slide families: slides per step).
     clip_norm
         Largest norm of the gradient, for safety against extreme values; None leaves it, as all publications do.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> config = st.models.MISO.Config(epochs=3)
+    >>> isinstance(config, st.models.NetworkConfig), config.epochs, config.loss
+    (True, 3, 'cosine')
     """
 
     loss: str = "mse"
@@ -113,6 +120,12 @@ class Network(Iterative):
 
     Subclasses define ``forward(sample) -> (n, n_genes)`` and may override ``optimizer``, ``initialise``, ``finish`` and
     the hooks of :class:`Iterative`.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> issubclass(st.models.MISO, st.models.Network), issubclass(st.models.Ridge, st.models.Network)
+    (True, False)
     """
 
     Config: ClassVar[type[NetworkConfig]] = NetworkConfig  # type: ignore[assignment]

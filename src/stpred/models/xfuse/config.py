@@ -64,6 +64,11 @@ class XFuseConfig(IterativeConfig):
     lr, batch_size, epochs
         Of Adam on the networks, patches per step, and passes; in a pass each slide gives as many patches as cover
         it.
+
+    Raises
+    ------
+    InputError
+        If a setting is impossible; the message names it and what would be possible.
     """
 
     family: ClassVar[str] = "xfuse"

@@ -71,6 +71,11 @@ class XFuse(Reviewed):
     Per-gene scores on held-out donors need as many more trainings as donors; without ``score_folds=True`` (or
     ``validation=`` slides) no gene is marked as trusted.
 
+    References
+    ----------
+    Bergenstråhle et al. (2022), Super-resolved spatial transcriptomics by deep data fusion, Nature Biotechnology
+    40:476.
+
     Examples
     --------
     >>> import stpred as st

@@ -128,6 +128,12 @@ def pretrain_encoder(
     The check says whether the task was learned, :func:`stpred.tl.probe_encoder` what the features are worth wherever
     some labels exist. With several processes, batch norms see the tiles of all of them on GPUs only.
 
+    References
+    ----------
+    Chen, Xie & He (2021), An empirical study of training self-supervised vision transformers, ICCV. Chadoutaud et
+    al. (2026), sCellST predicts single-cell gene expression from H&E images, Nature Communications. There the cells
+    are embedded by such a network.
+
     Examples
     --------
     >>> import stpred as st

@@ -102,6 +102,10 @@ def simulation_study(
     InputError
         If there are fewer cells or types than needed, or the reference holds no raw counts.
 
+    References
+    ----------
+    Chadoutaud et al. (2026), sCellST predicts single-cell gene expression from H&E images, Nature Communications.
+
     Examples
     --------
     >>> import numpy as np, stpred as st
