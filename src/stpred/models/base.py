@@ -1,11 +1,11 @@
-"""Base classes of model families: settings, the record of a trained model, and the model itself."""
+"""Base classes of model families: settings, and the model itself."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import numpy as np
@@ -18,6 +18,7 @@ from stpred._core.disk import stored
 from stpred._core.forks import guard
 from stpred._core.specs import TileSpec
 from stpred._core.targets import scale_of
+from stpred.models._files.record import Record as Record
 from stpred.models.batch import Batch, Needs
 from stpred.models.ood import TrainingDistribution
 
@@ -151,77 +152,6 @@ class BaseConfig:
     def for_slides(self, slides: Sequence[str]) -> Self:
         """Return the settings with defaults that depend on the training slides."""
         return self
-
-
-@dataclass
-class Record:
-    """Metadata of a trained model; stored in ``config.json``.
-
-    Attributes
-    ----------
-    name
-        Name of the model, and suffix of its tables.
-    genes
-        Gene symbols, in output order.
-    var
-        Per-gene columns, name to values: ``cv_pearson``, ``cv_spearman``, ``rmax``, ``n_slides``, ``trusted``,
-        ``gene_id``.
-    encoder, tile, gene_rule
-        Recipes (their ``to_dict``).
-    target
-        Output scale: ``"log1p_cp10k"``, ``"counts"``, ``"log_share"`` or ``"relative"``.
-    pitch_um, region
-        Median spacing and name of the training locations.
-    reach_um
-        Median distance of the furthest context neighbour in training; None without neighbours.
-    cells
-        Region whose cells form the training locations; None: their own tiles.
-    training
-        Slides, donors, numbers of locations, seed, choice of settings.
-    library
-        Genes that library sizes of training were counted over
-        (:meth:`stpred._core.expression.library.Library.to_dict`): ``genes``, the ``share`` of all counts of each,
-        ``median_size`` of a location; or empty.
-    intervals
-        Conformal intervals calibrated on held-out slides, or empty: ``scale`` on which offsets are added
-        (``"identity"`` or ``"sqrt"``), ``slides``, and for each of ``levels`` the genes' offsets ``low`` and ``high``,
-        ``factor``, ``coverage`` and ``coverage_sd`` over slides.
-    output_size
-        Of relative outputs: root mean square of each gene's predictions over the training slides, by which several
-        models are brought to one scale; or empty.
-    hub
-        Where a model of the Hugging Face hub was loaded from: ``repository``, ``revision`` (the commit) and
-        ``model_id`` of what was there; or empty.
-
-    Examples
-    --------
-    >>> import stpred as st
-    >>> record = st.models.load("default").record
-    >>> record.name, len(record.genes), record.target
-    ('default', 3222, 'log1p_cp10k')
-    """
-
-    name: str
-    genes: list[str]
-    var: dict[str, list[Any]] = field(default_factory=dict)
-    encoder: dict[str, Any] = field(default_factory=dict)
-    tile: dict[str, Any] = field(default_factory=dict)
-    gene_rule: dict[str, Any] = field(default_factory=dict)
-    target: str = "log1p_cp10k"
-    pitch_um: float | None = None
-    region: str | None = None
-    reach_um: float | None = None
-    cells: str | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    library: dict[str, Any] = field(default_factory=dict)
-    intervals: dict[str, Any] = field(default_factory=dict)
-    output_size: list[float] = field(default_factory=list)
-    hub: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def n_measured(self) -> int | None:
-        """Number of genes in the denominator of a log share; None of other scales."""
-        return self.training.get("n_measured")
 
 
 class Model(nn.Module, ABC):
