@@ -45,7 +45,7 @@ def toy_hest(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If the folder exists.
 
     Examples

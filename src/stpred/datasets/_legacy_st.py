@@ -43,7 +43,7 @@ def toy_legacy_st(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If the folder exists.
 
     Examples

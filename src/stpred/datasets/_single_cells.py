@@ -46,7 +46,7 @@ def toy_reference(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If a number is not positive, or there are too few genes for the markers.
 
     Examples

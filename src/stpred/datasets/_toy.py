@@ -55,7 +55,7 @@ def toy(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If a size is too small or a number is not positive.
 
     Examples
@@ -110,7 +110,7 @@ def toy_cohort(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If `n_slides` is not a positive whole number, or as in :func:`toy`.
 
     Examples

@@ -58,7 +58,7 @@ def toy_visium(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If `version` or `counts` is unknown or the folder exists.
 
     Examples

@@ -61,7 +61,7 @@ def toy_visium_hd(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If a bin size is unknown or the folder exists.
 
     Examples

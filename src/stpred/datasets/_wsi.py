@@ -51,7 +51,7 @@ def toy_wsi(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If the format is unknown or the file exists.
 
     Examples

@@ -60,7 +60,7 @@ def toy_xenium(
 
     Raises
     ------
-    stpred._core.checks.InputError
+    InputError
         If a number is not positive or the folder exists.
 
     Examples

@@ -93,6 +93,10 @@ def fisher_t_test(correlations: ArrayLike) -> tuple[Any, Any]:
     InputError
         With fewer than three slides, since two leave one degree of freedom: no mean could differ from chance.
 
+    References
+    ----------
+    Fisher (1921), On the "probable error" of a coefficient of correlation deduced from a small sample, Metron 1:3.
+
     Examples
     --------
     >>> from stpred.metrics import fisher_t_test
@@ -149,7 +153,8 @@ def correlation_difference_test(
 
     References
     ----------
-    Schmauch et al., MISO (2025), for models of spatial expression. Meng, Rosenthal and Rubin, Comparing correlated
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications, for models of spatial expression. Meng, Rosenthal and Rubin, Comparing correlated
     correlation coefficients, Psychological Bulletin 111 (1992), for `between`.
 
     Examples

@@ -60,6 +60,10 @@ def bundled() -> builtins.list[str]:
 def list() -> builtins.list[str]:
     """Return the names that `tl.train` and `tl.predict` accept: bundled trained models first, then families to train.
 
+    Returns
+    -------
+    Names, sorted within the two kinds.
+
     Examples
     --------
     >>> import stpred as st

@@ -182,6 +182,11 @@ class SCellST(CellNetwork):
     instead of pixels). Applied to cells, each is its own location. Trained on a region of cells (such as Xenium's), it
     is supervised by each cell.
 
+    References
+    ----------
+    Chadoutaud et al. (2026), sCellST predicts single-cell gene expression from H&E images, Nature Communications.
+    Ilse, Tomczak & Welling (2018), Attention-based deep multiple instance learning, ICML.
+
     Examples
     --------
     >>> import stpred as st
@@ -196,11 +201,6 @@ class SCellST(CellNetwork):
     >>> model = st.tl.train(slides, "scellst", shapes_key="spots", cells_key="cells", encoder=[crop, tile])
     >>> model.config.regressor
     'ridge'
-
-    References
-    ----------
-    Chadoutaud et al. (2026), sCellST. Ilse, Tomczak & Welling (2018), Attention-based deep multiple instance learning,
-    ICML.
     """
 
     hidden_layer = "the last hidden layer's values, mean over the cells of a location (weighted where the model is)"

@@ -81,7 +81,7 @@ def load_truth(path: str | Path) -> dict[str, AnnData]:
 
     Raises
     ------
-    stpred._core.checks.MissingFileError
+    InputError
         If no truth lies beside the file or in the folder.
 
     Examples

@@ -55,7 +55,8 @@ def average(models: Iterable[Model | str | Path] | Mapping[Any, Any], *, name: s
 
     References
     ----------
-    Schmauch et al., MISO (2025): the models of a cross-validation, averaged on external cohorts.
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications: the models of a cross-validation, averaged on external cohorts.
 
     Examples
     --------

@@ -123,7 +123,8 @@ def metagenes(
 
     References
     ----------
-    Bergenstråhle et al. 2022 (XFuse): the summary of metagenes as one image.
+    Bergenstråhle et al. (2022), Super-resolved spatial transcriptomics by deep data fusion, Nature Biotechnology
+    40:476: the summary of metagenes as one image.
 
     Examples
     --------

@@ -73,7 +73,8 @@ def boxes(
 
     References
     ----------
-    Box plots with paired tests are how Schmauch et al., MISO (2025), compare models by section.
+    Box plots with paired tests are how Schmauch et al. (2025), A deep learning-based multiscale integration of
+    spatial omics with tumor morphology, Nature Communications, compare models by section.
 
     Examples
     --------

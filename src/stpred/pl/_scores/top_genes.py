@@ -39,7 +39,8 @@ def top_genes(
 
     References
     ----------
-    Nonchev et al., DeepSpot (2025).
+    Nonchev et al. (2025), DeepSpot: Leveraging Spatial Context for Enhanced Spatial Transcriptomics Prediction from
+    H&E Images, medRxiv 10.1101/2025.02.09.25321567.
 
     Examples
     --------

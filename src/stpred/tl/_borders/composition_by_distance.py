@@ -69,7 +69,8 @@ def composition_by_distance(
 
     References
     ----------
-    Bergenstråhle et al. 2022 (XFuse): cell types by distance from the tumour.
+    Bergenstråhle et al. (2022), Super-resolved spatial transcriptomics by deep data fusion, Nature Biotechnology
+    40:476: cell types by distance from the tumour.
 
     Examples
     --------

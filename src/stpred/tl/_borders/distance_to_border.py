@@ -66,7 +66,8 @@ def distance_to_border(
 
     References
     ----------
-    Bergenstråhle et al. 2022 (XFuse): cell types by distance from the tumour.
+    Bergenstråhle et al. (2022), Super-resolved spatial transcriptomics by deep data fusion, Nature Biotechnology
+    40:476: cell types by distance from the tumour.
 
     Examples
     --------

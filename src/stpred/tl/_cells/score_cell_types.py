@@ -102,7 +102,8 @@ def score_cell_types(
 
     References
     ----------
-    Chadoutaud et al. 2026 (sCellST): normalised cells, scaled genes, and scores of markers less controls.
+    Chadoutaud et al. (2026), sCellST predicts single-cell gene expression from H&E images, Nature Communications:
+    normalised cells, scaled genes, and scores of markers less controls.
 
     Examples
     --------

@@ -92,8 +92,9 @@ def differential_rank(
 
     References
     ----------
-    Schmauch et al. 2025 (MISO): the DR-score, there with n = 25, the risk of a survival model of slides, and ranks of
-    raw counts.
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications: the DR-score, there with n = 25, the risk of a survival model of slides, and ranks of raw
+    counts.
 
     Examples
     --------

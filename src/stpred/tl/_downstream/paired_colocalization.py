@@ -53,7 +53,8 @@ def paired_colocalization(
 
     References
     ----------
-    He et al. 2020 (ST-Net) tested co-localisation by a paired t-test over patients.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827, tested co-localisation by a paired t-test over patients.
 
     Examples
     --------

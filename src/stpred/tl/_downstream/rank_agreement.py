@@ -75,7 +75,8 @@ def rank_agreement(
 
     References
     ----------
-    Schmauch et al. 2025 (MISO): a Spearman correlation of 0.62 over 117 genes on 15 slides, and the 20 first genes of
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications: a Spearman correlation of 0.62 over 117 genes on 15 slides, and the 20 first genes of
     either side.
 
     Examples

@@ -73,7 +73,8 @@ def summarise(
 
     References
     ----------
-    Schmauch et al., MISO (2025): t-test of Fisher's z. He et al., ST-Net, Nat. Biomed. Eng. 4 (2020): genes predicted
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications: t-test of Fisher's z. He et al., ST-Net, Nat. Biomed. Eng. 4 (2020): genes predicted
     consistently. Meinshausen et al., J. Am. Stat. Assoc. 104 (2009): twice the median of p-values.
 
     Examples

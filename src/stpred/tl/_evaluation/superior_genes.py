@@ -62,7 +62,8 @@ def superior_genes(
 
     References
     ----------
-    Schmauch et al., MISO (2025).
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications.
 
     Examples
     --------

@@ -70,7 +70,8 @@ def within_regions(
 
     References
     ----------
-    He et al. 2020 (ST-Net), who predict 63 genes within the tumour as consistently as 102 on all spots.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827, who predict 63 genes within the tumour as consistently as 102 on all spots.
 
     Examples
     --------

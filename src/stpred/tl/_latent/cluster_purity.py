@@ -53,7 +53,8 @@ def cluster_purity(
 
     References
     ----------
-    He et al. 2020 (ST-Net): purity of clusters for tumour and normal tissue.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827: purity of clusters for tumour and normal tissue.
 
     Examples
     --------

@@ -79,7 +79,8 @@ def latent(
 
     References
     ----------
-    He et al. 2020 (ST-Net): the 1 024 values before the last layer, their clusters and nearest neighbours.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827: the 1 024 values before the last layer, their clusters and nearest neighbours.
 
     Examples
     --------

@@ -65,7 +65,8 @@ def latent_clusters(
 
     References
     ----------
-    He et al. 2020 (ST-Net): k-means of the 1 024 values of each tile.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827: k-means of the 1 024 values of each tile.
 
     Examples
     --------

@@ -63,7 +63,8 @@ def similar_tiles(
 
     References
     ----------
-    He et al. 2020 (ST-Net): the tile of another patient that is nearest in the latent space.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827: the tile of another patient that is nearest in the latent space.
 
     Examples
     --------

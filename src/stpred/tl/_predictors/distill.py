@@ -100,7 +100,8 @@ def distill(
 
     References
     ----------
-    Schmauch et al. 2025 (MISO). There, labels are raw means over the models of a cross-validation whose training sets
+    Schmauch et al. (2025), A deep learning-based multiscale integration of spatial omics with tumor morphology,
+    Nature Communications. There, labels are raw means over the models of a cross-validation whose training sets
     *include* the slide.
 
     Examples

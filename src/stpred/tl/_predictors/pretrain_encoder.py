@@ -108,16 +108,16 @@ def pretrain_encoder(
         out: ``recognition`` (probability that two random views of a tile are recognised; 0.5 is guessing, 1 perfect),
         ``effective_rank`` (directions in which features vary) and ``spread`` (0: all tiles look alike to it).
 
-    Warns
-    -----
-    UserWarning
-        When the features collapsed, or tell held-out tiles apart no better than those of the untrained network.
-
     Raises
     ------
     InputError
         If timm or the backbone is missing, a slide lacks image or region or is too coarse, tiles are too few, or the
         loss is not finite.
+
+    Warns
+    -----
+    UserWarning
+        When the features collapsed, or tell held-out tiles apart no better than those of the untrained network.
 
     Notes
     -----

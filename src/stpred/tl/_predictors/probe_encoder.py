@@ -103,15 +103,15 @@ def probe_encoder(
         features, ``knn_balanced`` and ``linear_balanced`` their means over classes: all are means over the folds.
         Further: ``width``, ``n_folds``, ``n_locations``, ``left_out`` (``"donors"`` or ``"blocks"``).
 
-    Warns
-    -----
-    UserWarning
-        When a network does not beat its untrained self by either classifier.
-
     Raises
     ------
     InputError
         If there is no such column, it has a single class, or the slides are too small to leave parts out.
+
+    Warns
+    -----
+    UserWarning
+        When a network does not beat its untrained self by either classifier.
 
     Examples
     --------

@@ -68,7 +68,8 @@ def compare_bulk(
 
     References
     ----------
-    He et al. 2020 (ST-Net) compared pseudo-bulk with TCGA: 177 of 249 genes positive, 55 significant.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827, compared pseudo-bulk with TCGA: 177 of 249 genes positive, 55 significant.
 
     Examples
     --------

@@ -67,6 +67,11 @@ def pseudobulk(
     InputError
         If all locations of a slide are out of distribution, the tables share no gene or scale, or `obs` lacks a slide.
 
+    References
+    ----------
+    Nonchev et al. (2025), DeepSpot: Leveraging Spatial Context for Enhanced Spatial Transcriptomics Prediction from
+    H&E Images, medRxiv 10.1101/2025.02.09.25321567. There pseudo-bulk is the mean of the predictions as they are.
+
     Examples
     --------
     >>> import stpred as st

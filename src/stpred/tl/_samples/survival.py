@@ -95,8 +95,10 @@ def survival(
 
     References
     ----------
-    Simon et al., J. Stat. Softw. 39 (2011), for the Cox elastic net; fitted by lifelines. DeepSpot (Nonchev et al.
-    2025) reports such concordances for pseudo-bulk of TCGA slides, with 75, 100 and 125 random patients, 1 000 times.
+    Simon et al., J. Stat. Softw. 39 (2011), for the Cox elastic net; fitted by lifelines. Nonchev et al. (2025),
+    DeepSpot: Leveraging Spatial Context for Enhanced Spatial Transcriptomics Prediction from H&E Images, medRxiv
+    10.1101/2025.02.09.25321567, reports such concordances for pseudo-bulk of TCGA slides, with 75, 100 and 125
+    random patients, 1 000 times.
 
     Examples
     --------

@@ -119,7 +119,8 @@ def tile_survival(
 
     References
     ----------
-    Courtiol et al. 2018 (Chowder). Schmauch et al. 2025 (MISO): 25 highest and 25 lowest tiles, five folds.
+    Courtiol et al. 2018 (Chowder). Schmauch et al. (2025), A deep learning-based multiscale integration of spatial
+    omics with tumor morphology, Nature Communications: 25 highest and 25 lowest tiles, five folds.
 
     Examples
     --------

@@ -68,7 +68,8 @@ def to_log1p_cp10k(
 
     References
     ----------
-    He et al. 2020 (ST-Net), whose target this is.
+    He et al. (2020), Integrating spatial gene expression and breast tumour morphology via deep learning, Nature
+    Biomedical Engineering 4:827, whose target this is.
 
     Examples
     --------
