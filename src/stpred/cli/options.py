@@ -154,10 +154,10 @@ Encoder = Annotated[
     list[str] | None,
     option(
         "--encoder", metavar="ENCODER", panel=MACHINE, complete=complete.encoders,
-        help="Name (see stpred models) or the folder of a saved one; default: the model family's own (mostly "
-        "morphology). Behind @ come um per pixel and pixels of its tile (morphology@0.5x224), behind a colon the "
-        "layers of a network and how they are pooled (:layers=1-4 or :layers=1+3,pool=max). Repeat the option to put "
-        "the features of several encoders side by side.",
+        help="Name (see stpred models), folder of a saved one or hf:owner/name@revision; default: the model "
+        "family's own (mostly morphology). Behind @ come um per pixel and pixels of its tile "
+        "(morphology@0.5x224), behind a colon the layers of a network and how they are pooled (:layers=1-4 or "
+        ":layers=1+3,pool=max). Repeat the option to put the features of several encoders side by side.",
     ),
 ]  # fmt: skip
 
@@ -186,7 +186,7 @@ Device = Annotated[
 
 ShapesKey = Annotated[
     str | None,
-    option("--shapes", metavar="NAME", help="Region to work on, such as spots, bins_008um or cells; default: found."),
+    option("--shapes", metavar="NAME", help="Region, such as spots, bins_008um or cells; default: found by itself."),
 ]
 
 Groups = Annotated[

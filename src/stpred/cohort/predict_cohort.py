@@ -104,13 +104,15 @@ def predict_cohort(
 
     Examples
     --------
-    >>> import stpred as st, pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    With threads of this process as workers; without ``client=`` they are processes.
+
+    >>> from distributed import Client
+    >>> import stpred as st
     >>> for name in ("first", "second"):
-    ...     _ = st.datasets.toy_legacy_st(folder / "slides" / name, size_um=(600, 600))
-    >>> with st.settings.override(n_workers=1):  # doctest: +SKIP
-    ...     manifest = st.tl.predict_cohort(folder / "slides", None, folder / "predicted")
-    >>> manifest["status"].tolist()  # doctest: +SKIP
+    ...     slide = st.datasets.toy_wsi(f"slides/{name}.svs", format="svs", size_um=(300, 300))
+    >>> with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
+    ...     manifest = st.tl.predict_cohort("slides", None, "predicted", client=client)
+    >>> manifest["status"].tolist()
     ['complete', 'complete']
     """
     from stpred import settings

@@ -50,7 +50,9 @@ def read(path: str | Path, *, format: str | None = None, **kwargs: Any) -> Spati
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.read("sample1/outs")  # doctest: +SKIP
+    >>> slide = st.datasets.toy_wsi("slide.tif", size_um=(300, 300))
+    >>> list(st.io.read(slide).images)
+    ['he']
     """
     from stpred import io
 

@@ -116,7 +116,10 @@ def hest(
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.hest("TENX95.h5ad", "TENX95.tif")  # doctest: +SKIP
+    >>> folder = st.datasets.toy_hest("hest", size_um=(300, 300), n_genes=20)
+    >>> sdata = st.io.hest(folder / "toy.h5ad", folder / "toy.tif")
+    >>> sdata.tables["spots_counts"].n_vars
+    20
     """
     element_name(shapes_key, name="shapes_key")
     counts = _load(adata)

@@ -73,11 +73,28 @@ def hest_bench(task: str | Path, hest: str | Path, *, genes_file: str | None = N
 
     Examples
     --------
+    >>> import json
+    >>> from pathlib import Path
+    >>> import pandas as pd
     >>> import stpred as st
-    >>> task = st.io.hest_bench("hest-bench/IDC", "hest_data")  # doctest: +SKIP
-    >>> scores = st.tl.cross_validate(
-    ...     task.slides, ["ridge"], groups="slide", genes=task.genes, splits=task.splits, scored_on="log1p_cp10k"
-    ... )  # doctest: +SKIP
+    >>> hest, task = Path("hest_data"), Path("hest-bench/IDC")
+    >>> for folder in (hest / "wsis", hest / "st", hest / "metadata", task / "adata", task / "splits"):
+    ...     folder.mkdir(parents=True)
+    >>> for seed, name in enumerate(("A", "B")):
+    ...     toy = st.datasets.toy_hest(f"toy{name}", size_um=(300, 300), n_genes=20, seed=seed)
+    ...     _ = (toy / "toy.h5ad").rename(task / "adata" / f"{name}.h5ad")
+    ...     _ = (toy / "toy.tif").rename(hest / "wsis" / f"{name}.tif")
+    ...     _ = (hest / "metadata" / f"{name}.json").write_text(json.dumps({"patient": name}))
+    >>> for side, name in (("train", "A"), ("test", "B")):
+    ...     paths = {"patches_path": [f"patches/{name}.h5"], "expr_path": [f"adata/{name}.h5ad"]}
+    ...     pd.DataFrame({"sample_id": [name], **paths}).to_csv(task / "splits" / f"{side}_0.csv", index=False)
+    >>> _ = (task / "var_50genes.json").write_text(json.dumps({"genes": ["EPCAM", "COL1A1"]}))
+    >>> found = st.io.hest_bench(task, hest)
+    >>> list(found.slides), found.genes
+    (['A', 'B'], ['EPCAM', 'COL1A1'])
+
+    Scored as published: ``st.tl.cross_validate(found.slides, ["ridge"], groups="slide", genes=found.genes,
+    splits=found.splits, scored_on="log1p_cp10k")``.
     """
     task, hest = Path(task), Path(hest)
     for folder, needed in ((task, "splits"), (hest, hest_folder.IMAGES)):

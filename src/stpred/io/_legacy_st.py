@@ -87,7 +87,10 @@ def legacy_st(
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.legacy_st("C2.counts.tsv.gz", "C2.jpg", "C2.spots.tsv")  # doctest: +SKIP
+    >>> folder = st.datasets.toy_legacy_st("C2", size_um=(600, 600), n_genes=20)
+    >>> sdata = st.io.legacy_st(folder / "counts.tsv.gz", folder / "image.jpg", folder / "spots.tsv")
+    >>> sdata.tables["spots_counts"].n_vars
+    20
     """
     positive(pitch_um, name="pitch_um", unit="um")
     positive(spot_diameter_um, name="spot_diameter_um", unit="um")

@@ -92,8 +92,10 @@ def visium(
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.visium("sample1/outs")  # doctest: +SKIP
-    >>> sdata.tables["spots_counts"]  # doctest: +SKIP
+    >>> outs = st.datasets.toy_visium("sample1/outs", size_um=(400, 400), n_genes=20)
+    >>> sdata = st.io.visium(outs)
+    >>> sdata.tables["spots_counts"].shape
+    (9, 20)
     """
     root = folder(path, what="Visium")
     outs = _outs(root)

@@ -91,7 +91,10 @@ def visium_hd(
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.visium_hd("colon/outs", bin_sizes=8)  # doctest: +SKIP
+    >>> outs = st.datasets.toy_visium_hd("colon/outs", size_um=(300, 300), n_genes=20)
+    >>> sdata = st.io.visium_hd(outs, bin_sizes=8)
+    >>> sorted(sdata.shapes)
+    ['bins_008um', 'cells', 'nuclei']
     """
     root = folder(path, what="Visium HD")
     outs, present = _outs(root)

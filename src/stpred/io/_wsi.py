@@ -47,9 +47,13 @@ def wsi(path: str | Path, *, mpp: float | None = None, scene: int | str | None =
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.wsi("slide.svs")  # doctest: +SKIP
-    >>> sdata = st.io.wsi("slide.png", mpp=0.5)  # doctest: +SKIP
-    >>> sdata = st.io.wsi("slides.scn", scene=2)  # doctest: +SKIP
+    >>> slide = st.datasets.toy_wsi("slide.svs", format="svs", size_um=(300, 300))
+    >>> sdata = st.io.wsi(slide)
+    >>> list(sdata.images), list(sdata.tables)
+    (['he'], [])
+
+    An image that does not state its resolution: ``st.io.wsi("slide.png", mpp=0.5)``; the second of several scenes:
+    ``st.io.wsi("slides.scn", scene=2)``.
     """
     pixels = open_pixels(path, scene=scene)
     resolution = settle_mpp(pixels.evidence, user_mpp=mpp, what=f"the image {pixels.path.name!r}")

@@ -113,7 +113,11 @@ def xenium(
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = st.io.xenium("bundle", he_image="he.ome.tif", he_alignment="he_imagealignment.csv")  # doctest: +SKIP
+    >>> bundle = st.datasets.toy_xenium("bundle", size_um=(300, 300), n_genes=20)
+    >>> image, alignment = bundle / "toy_he_image.ome.tif", bundle / "toy_he_imagealignment.csv"
+    >>> sdata = st.io.xenium(bundle, he_image=image, he_alignment=alignment)
+    >>> list(sdata.tables), "he" in sdata.images
+    (['cells_counts'], True)
     """
     bundle = folder(path, what="Xenium")
     pixel_size = _pixel_size(bundle, pixel_size_um)

@@ -157,7 +157,7 @@ class DeepSpot(Network):
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
     >>> config = st.models.DeepSpot.Config(context="spot+neighbors", width=32, n_phi=2, n_rho=2, epochs=3)
     >>> model = st.tl.train(slides, config, shapes_key="spots")
     """

@@ -190,7 +190,7 @@ class SCellST(CellNetwork):
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
     >>> config = st.models.SCellST.Config.published(epochs=3)
     >>> model = st.tl.train(slides, config, shapes_key="spots", cells_key="cells")
     >>> st.tl.predict(slides["donor0"], model, shapes_key="cells")

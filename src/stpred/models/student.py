@@ -106,7 +106,7 @@ class Student(PerceptronNetwork):
     Examples
     --------
     >>> import stpred as st
-    >>> slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    >>> slides = st.datasets.toy_cohort(2, size_um=(500, 500), n_genes=20)
     >>> model = st.tl.train(slides, st.models.Student.Config(hidden=(32,), epochs=3), shapes_key="spots")
     >>> slide = st.datasets.toy(seed=1, size_um=(300, 300), n_genes=20)
     >>> st.pp.subdivide(slide, "spots", size_um=8)

@@ -99,8 +99,14 @@ def calibrate(
     Examples
     --------
     >>> import stpred as st
-    >>> sdata = spatialdata_io.visium("outs", dataset_id="s1")  # doctest: +SKIP
-    >>> st.pp.calibrate(sdata)  # doctest: +SKIP
+    >>> from spatialdata import SpatialData
+    >>> from spatialdata.models import Image2DModel
+    >>> import numpy as np
+    >>> pixels = np.full((3, 600, 600), 230, dtype=np.uint8)
+    >>> sdata = SpatialData(images={"scan": Image2DModel.parse(pixels, dims=("c", "y", "x"))})
+    >>> st.pp.calibrate(sdata, mpp=0.5)
+    >>> sorted(sdata.coordinate_systems)
+    ['global', 'um']
     """
     sizes = {"um_between_centers": um_between_centers, "um_diameter": um_diameter, "um_square_edge": um_square_edge}
     need_sdata(sdata)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "": [
         ("Is the installation all right? See it work.", "stpred doctor && stpred demo"),
@@ -93,9 +95,9 @@ def epilog(command: str) -> str:
 def _broken(command: str, *, indent: str = "    ") -> list[str]:
     """Return a command on lines that are not too long, as a shell takes them."""
     lines, line = [], indent
-    for word in command.split():
-        if len(line) + len(word) + 3 > WIDTH and line.strip():
+    for part in re.split(r" (?=-)", command):  # an option stays with its value
+        if len(line) + len(part) + 3 > WIDTH and line.strip():
             lines.append(f"{line.rstrip()} \\")
             line = indent * 2
-        line += f"{word} "
+        line += f"{part} "
     return [*lines, line.rstrip()]

@@ -69,13 +69,17 @@ def features_cohort(
 
     Examples
     --------
-    >>> import stpred as st, pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> for name in ("first", "second"):
-    ...     _ = st.datasets.toy_legacy_st(folder / "slides" / name, size_um=(600, 600))
-    >>> done = st.pp.features_cohort(folder / "slides", folder / "features")  # doctest: +SKIP
-    >>> with st.settings.override(cache_dir=folder / "features"):  # doctest: +SKIP
-    ...     model = st.tl.train(st.io.read_cohort([folder / "slides"])[0], "ridge")
+    With threads of this process as workers; without ``client=`` they are processes.
+
+    >>> from distributed import Client
+    >>> import stpred as st
+    >>> slide = st.datasets.toy_legacy_st("slides/first", size_um=(600, 600))
+    >>> with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
+    ...     done = st.pp.features_cohort("slides", "features", models="intensity", client=client)
+    >>> done["status"].tolist()
+    ['complete']
+    >>> with st.settings.override(cache_dir="features"):
+    ...     model = st.tl.train(st.io.read_cohort(["slides"])[0], "intensity")
     """
     if encoder is not None and not all(
         isinstance(e, (str, Path)) for e in (encoder if isinstance(encoder, (list, tuple)) else [encoder])
