@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from spatialdata import SpatialData
+from spatialdata.transformations import Scale, Sequence, get_transformation, set_transformation
 
 import stpred as st
 from stpred import InputError, rasters
+from stpred.pl import _canvas
 from stpred.pl._analyses.metagenes import Inks
 from stpred.pl._canvas import color_limits, window_of
 from stpred.testing import build_table
@@ -122,6 +124,33 @@ def test_a_window_of_a_raster_has_its_pixels(slide: SpatialData) -> None:
     assert axes[0].images[0].get_extent()[:2] == [150, 350]
     with pytest.raises(InputError, match="raster 'map' reaches from"):
         st.pl.raster(slide, "map", "EPCAM", crop_um=(600, 600, 700, 700))
+
+
+@pytest.mark.parametrize("frames", ["um alone", "vendor's pixels too", "other name"])
+def test_rasterised_locations_lie_where_patches_do(frames: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ``"global"`` means of the slide: it is not the frame that is drawn."""
+    sdata = st.datasets.toy(size_um=(400, 400), n_genes=5)
+    frame = "slide7" if frames == "other name" else "um"
+    for element in (sdata.images["he"], sdata.shapes["spots"]):
+        placed = {frame: get_transformation(element, "um")}
+        if frames != "um alone":
+            placed["global"] = Sequence([placed[frame], Scale([4.0, 4.0], axes=("x", "y"))])
+        set_transformation(element, placed, set_all=True)
+    before = get_transformation(sdata.shapes["spots"], get_all=True)
+    sdata["spots_counts"].obs["one"] = 1.0
+    drawn = []
+    for least in (10**6, 3):
+        monkeypatch.setattr(_canvas, "MIN_RASTERISED", least)
+        axes = st.pl.spatial(sdata, "spots_counts", "one", coordinate_system=frame, show_image=False)
+        axes[-1].figure.canvas.draw()
+        box = axes[-1].get_window_extent()
+        pixels = np.asarray(axes[-1].figure.canvas.buffer_rgba())[::-1, :, :3].astype(float)
+        part = pixels[int(box.y0) + 2 : int(box.y1) - 2, int(box.x0) + 2 : int(box.x1) - 2]
+        drawn.append(np.abs(part - 255).sum(axis=-1) > 60)
+    patches, raster = drawn
+    assert 0.05 < patches.mean() < 0.5
+    assert (patches & raster).sum() > 0.8 * (patches | raster).sum()
+    assert get_transformation(sdata.shapes["spots"], get_all=True).keys() == before.keys()
 
 
 def test_windows_keep_what_overlaps() -> None:

@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 MIN_RASTERISED = 20_000
-"""Locations from which on shapes are rasterised instead of drawn one by one."""
+"""Locations from which on shapes are rasterised instead of drawn one by one: of fewer it saves a fifth of the memory at
+most and shows the pixels' pattern."""
 
 MAX_LEGEND_ROWS = 12
+
+_FRAME = keys.UM
+"""Frame of the small copy, whatever the slide's is called."""
 
 MIN_IN_DISTRIBUTION = 0.5
 """Fraction of in-distribution tiles below which a picture warns."""
@@ -50,13 +54,14 @@ class Canvas:
         window = None
         if crop_um is not None:
             window = window_of(crop_um, pyramid.bounds_um, what=f"image {image_key!r}", frame=coordinate_system)
-        thumbnail = thumbnail_element(pyramid, max_px=max_px, box_um=window, coordinate_system=coordinate_system)
-        self.shapes_key, self.coordinate_system, shapes = shapes_key, coordinate_system, sdata.shapes[shapes_key]
+        thumbnail = thumbnail_element(pyramid, max_px=max_px, box_um=window, coordinate_system=_FRAME)
+        self.shapes_key, shapes = shapes_key, sdata.shapes[shapes_key]
         self.instances: pd.Index | None = None
         if window is not None:
             shapes = _touching(sdata, shapes_key, window, coordinate_system)
             self.instances = shapes.index
-        self.box_um = _box(shapes, thumbnail, coordinate_system) if window is None else window
+        shapes = _in_small_copy(shapes, coordinate_system)
+        self.box_um = _box(shapes, thumbnail) if window is None else window
         self.small = Object(images={keys.IMAGE: thumbnail}, shapes={shapes_key: shapes})
 
     def shown(self, instances: pd.Index) -> NDArray[np.bool_]:
@@ -150,7 +155,7 @@ class Canvas:
         del self.small.tables["values"]
 
     def _show(self, drawn: Any, ax: Axes, *, title: str) -> None:
-        drawn.pl.show(coordinate_systems=self.coordinate_system, ax=ax, title=title)
+        drawn.pl.show(coordinate_systems=_FRAME, ax=ax, title=title)
         x0, y0, x1, y1 = self.box_um
         ax.set_xlim(x0, x1)
         ax.set_ylim(y1, y0)
@@ -255,11 +260,24 @@ def _touching(
     return part
 
 
-def _box(shapes: Any, image: Any, coordinate_system: str) -> tuple[float, float, float, float]:
+def _in_small_copy(shapes: Any, coordinate_system: str) -> Any:
+    """Return shapes whose place is stated for `_FRAME` alone, and as none for ``"global"``.
+
+    Where spatialdata-plot rasterises, it transforms shapes to the frame that is drawn, and then takes their extent
+    in ``"global"``: without that frame it fails, and with a vendor's pixels there it draws a part of the slide.
+    """
+    from spatialdata.transformations import Identity, get_transformation
+
+    copy = shapes.copy(deep=False)
+    copy.attrs = {"transform": {_FRAME: get_transformation(shapes, coordinate_system), "global": Identity()}}
+    return copy
+
+
+def _box(shapes: Any, image: Any) -> tuple[float, float, float, float]:
     """Return the part of the image (x0, y0, x1, y1) that holds the region, with a margin."""
     from spatialdata import get_extent
 
-    part, whole = (get_extent(e, coordinate_system=coordinate_system) for e in (shapes, image))
+    part, whole = (get_extent(e, coordinate_system=_FRAME) for e in (shapes, image))
     margin = 0.05 * max(part[a][1] - part[a][0] for a in "xy")
     low = [max(part[a][0] - margin, whole[a][0]) for a in "xy"]
     high = [min(part[a][1] + margin, whole[a][1]) for a in "xy"]
