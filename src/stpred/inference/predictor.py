@@ -42,6 +42,26 @@ LEAST_PIECE = 4096
 
 
 @dataclass(frozen=True)
+class Applied:
+    """What a model says of the locations of a region.
+
+    Attributes
+    ----------
+    mean, std
+        (n, n_genes) predictions; `std` None where the model gives none.
+    distance
+        (n,) distances from the training tiles.
+    context
+        Where neighbours were taken from.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32] | None
+    distance: NDArray[np.float32]
+    context: str | None
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A trained model with its encoder, on its device, and which of its genes are predicted.
 
@@ -191,6 +211,22 @@ class Predictor:
             for piece, part in self.pieces(batch):
                 out[rows[piece]] = self.predict(part)[0]
         return out
+
+    def apply(self, region: data.Region) -> Applied:
+        """Return predictions, deviations and distances of all locations of a region, made block by block."""
+        n, columns = len(region.coords_um), len(self.columns)
+        mean, distance = np.empty((n, columns), np.float32), np.empty(n, np.float32)
+        std: NDArray[np.float32] | None = None
+        context: str | None = None
+        for rows, batch in self.batches(region):
+            for piece, part in self.pieces(batch):
+                mean[rows[piece]], spread = self.predict(part)
+                distance[rows[piece]] = self.model.ood_distance(part)
+                if spread is not None:
+                    std = np.empty_like(mean) if std is None else std
+                    std[rows[piece]] = spread
+            context = batch.context
+        return Applied(mean, std, distance, context)
 
     def provenance(self, region: data.Region, context: str | None) -> dict[str, Any]:
         """Return the provenance of predictions for a region; `context`: where neighbours were taken from."""

@@ -47,20 +47,10 @@ def predict_table(
     model = predictor.model
     finer = _finer(predictor, region, interval)
     comparable = spots is None and predictor.posterior is None and not finer  # values that the intervals are of
-    n, columns = len(region.coords_um), predictor.columns
-    mean, distance = np.empty((n, len(columns)), np.float32), np.empty(n, np.float32)
-    std: NDArray[np.float32] | None = None
-    context: str | None = None
-    for rows, batch in predictor.batches(region):
-        for piece, part in predictor.pieces(batch):
-            found, spread = predictor.predict(part)
-            mean[rows[piece]], distance[rows[piece]] = found, model.ood_distance(part)
-            if spread is not None:
-                std = np.empty_like(mean) if std is None else std
-                std[rows[piece]] = spread
-        context = batch.context
-    obs, slide = ood_columns(model, distance)
-    provenance = predictor.provenance(region, context) | slide
+    found = predictor.apply(region)
+    mean, std = found.mean, found.std
+    obs, slide = ood_columns(model, found.distance)
+    provenance = predictor.provenance(region, found.context) | slide
     if model.record.target == "counts":
         np.maximum(mean, 0, out=mean)
     if spots is not None:
@@ -85,7 +75,7 @@ def predict_table(
         provenance=provenance,
     )
     if comparable and not withheld:
-        intervals.put_intervals(table, model, columns, interval)
+        intervals.put_intervals(table, model, predictor.columns, interval)
         if unlike and interval is not None:
             warn("The slide is out of distribution, so its intervals are too narrow; see stpred.tl.recalibrate.")
     warn_out_of_distribution(model, obs[keys.OOD_SCORE])

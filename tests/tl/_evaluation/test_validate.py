@@ -10,12 +10,15 @@ import pytest
 
 import stpred as st
 from stpred import InputError
+from stpred.data._readers import tiles
 from stpred.testing import copy_slide
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spatialdata import SpatialData
+
+    from stpred.models.batch import Batch
 
 HOW = {"shapes_key": "spots"}
 RULE = st.GeneRule("mean", n=15)
@@ -114,3 +117,39 @@ def test_bad_input_is_named(five: dict[str, SpatialData], models: dict[str, st.m
         found = st.tl.validate({"donor4": few}, models["ridge"], groups=donors, **HOW)
     assert models["ridge"].record.genes[0] not in set(found["gene"])
     assert np.isfinite(found[(found.model == "ridge") & (found.metric == "r2")]["value"]).all()
+
+
+def test_slides_are_read_in_blocks_as_in_prediction(
+    five: dict[str, SpatialData], models: dict[str, st.models.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, model, sizes = {"donor4": five["donor4"]}, models["mlp"], []
+    expected = st.tl.validate(one, model, groups="slide", **HOW)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 0)
+    monkeypatch.setattr(tiles, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(tiles, "PIXEL_BLOCK", 10)
+    predict = type(model).predict
+
+    def counted(self: st.models.Model, batch: Batch) -> tuple[np.ndarray, np.ndarray | None]:
+        sizes.append(len(batch.targets))
+        return predict(self, batch)
+
+    monkeypatch.setattr(type(model), "predict", counted)
+    found = st.tl.validate(one, model, groups="slide", **HOW)
+    assert sum(sizes) == five["donor4"]["spots_counts"].n_obs
+    assert max(sizes) <= 10
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_are_those_of_a_prediction(five: dict[str, SpatialData]) -> None:
+    """On cells, context comes from points at the pitch of the training spots."""
+    train = {s: five[s] for s in list(five)[:2]}
+    model = st.tl.train(
+        train, st.models.Ridge.Config(context_um=150, penalty=1.0), genes=RULE, encoder="colour", groups="slide", **HOW
+    )
+    slide = copy_slide(five["donor4"])
+    found = st.tl.validate({"donor4": slide}, model, groups="slide", shapes_key="cells")
+    st.tl.predict(slide, model, shapes_key="cells")
+    expected = st.tl.compare(slide, "cells_ridge", "cells_counts")
+    values = found[(found["model"] == "ridge") & (found["metric"] == "pearson") & (found["slide"] == "donor4")]
+    values = values.set_index("gene")["value"]
+    np.testing.assert_allclose(values, expected["pearson"][values.index], atol=1e-5)

@@ -15,25 +15,14 @@ from stpred._core.expression.gene_names import mismatch
 from stpred._core.expression.library import Library
 from stpred._core.targets import LOG_SHARE, SCALES, TARGETS
 from stpred.comparison.scoring import Measured, scores, tidy
-from stpred.inference.predictor import Predictor
+from stpred.inference.predictor import Applied, Predictor
 from stpred.inference.provenance import trained_on
 from stpred.tl._evaluation.fold_scores import measurement, pooled_rows
 from stpred.tl._evaluation.out_of_fold import Prediction
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
     from stpred.models import Model
-
-
-@dataclass
-class Applied:
-    """What a model says of one slide."""
-
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32] | None
-    distance: NDArray[np.float32]
-    region: data.Region
 
 
 @dataclass
@@ -52,7 +41,7 @@ class FixedModels:
     regions: Mapping[str, data.Region]
     donors: Mapping[str, str]
     scales: list[str]
-    _applied: dict[tuple[str, str], Applied] = field(default_factory=dict)
+    _applied: dict[tuple[str, str], tuple[Applied, data.Region]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -102,11 +91,11 @@ class FixedModels:
         parts, predicted = [], []
         both: dict[str, list[tuple[Any, Any]]] = {scale: [] for scale in self.scales}
         for s, rows in fold.test.items():
-            found = self._of(name, s)
+            found, whole = self._of(name, s)
             at = slice(None) if rows is None else rows
             raw = np.ascontiguousarray(found.mean[at][:, columns])
             values = np.ascontiguousarray(model.as_scored(found.mean[at])[:, columns])
-            region = found.region if rows is None else found.region.take(rows)
+            region = whole if rows is None else whole.take(rows)
             for scale in self.scales:
                 truth: Measured = measurement(region, names, scale, n_measured=record.n_measured)
                 comparable = own == scale and record.target != "relative"
@@ -127,22 +116,12 @@ class FixedModels:
         said = record.training.get("target", record.training.get("source", record.target))
         return pd.concat(parts).assign(chosen="", trained_on=said), predicted
 
-    def _of(self, name: str, slide: str) -> Applied:
-        """Return what a model says of a slide."""
+    def _of(self, name: str, slide: str) -> tuple[Applied, data.Region]:
+        """Return what a model says of a slide, and the slide on the model's library."""
         if (name, slide) not in self._applied:
             predictor, region = self.predictors[name], self.regions[slide]
             record = predictor.model.record
             if record.target in (TARGETS[0], LOG_SHARE):
                 region, _ = data.on_library(region, Library.parse(record.library))
-            n = len(region.coords_um)
-            mean, distance = np.empty((n, len(record.genes)), np.float32), np.empty(n, np.float32)
-            std: NDArray[np.float32] | None = None
-            for rows, batch in predictor.batches(region):
-                for piece, part in predictor.pieces(batch):
-                    mean[rows[piece]], spread = predictor.predict(part)
-                    distance[rows[piece]] = predictor.model.ood_distance(part)
-                    if spread is not None:
-                        std = np.empty_like(mean) if std is None else std
-                        std[rows[piece]] = spread
-            self._applied[name, slide] = Applied(mean, std, distance, region)
+            self._applied[name, slide] = predictor.apply(region), region
         return self._applied[name, slide]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,16 +199,15 @@ def _score(
     model = predictor.model
     record, per = model.record, model.config.per
     own = record.target if record.target in SCALES and per is None else TARGETS[0]
-    columns = pd.Index(record.genes).get_indexer(genes)
+    predictor = replace(predictor, columns=pd.Index(record.genes).get_indexer(genes).tolist())
     parts, usual = [], {}
     pairs: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
     for s, region in regions.items():
         if own in (TARGETS[0], LOG_SHARE):
             region, _ = data.on_library(region, Library.parse(record.library))
-        batch = data.reader_for(region, predictor.encoder, model.needs).whole()
-        # In one order of memory, as predicted, so that sums over locations are the same to the last bit.
-        predicted = np.ascontiguousarray(model.as_scored(model.predict(batch)[0])[:, columns])
-        score = ood_scores(model.ood_distance(batch), record.training.get("slide_limit"))
+        applied = predictor.apply(region)
+        predicted = model.as_scored(applied.mean)
+        score = ood_scores(applied.distance, record.training.get("slide_limit"))
         usual[s] = float("nan") if np.isnan(score).all() else float((score <= 0).mean())
         for scale in scales:
             truth = measurement(region, genes, scale, n_measured=record.n_measured)
