@@ -319,6 +319,55 @@ def test_stores_that_are_not_what_the_manifest_says(run: Run, tmp_path: Path) ->
     assert not [*tmp_path.glob("x.*"), *tmp_path.glob("t.*"), *tmp_path.glob(".t*")]
 
 
+def test_what_cannot_be_read_is_skipped_on_request(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    shutil.copytree(folder / "b.zarr", folder / "torn.zarr")
+    chunks = [p for p in (folder / "torn.zarr" / "tables" / "spots_ridge" / "X" / "c").rglob("*") if p.is_file()]
+    chunks[-1].write_bytes(b"damage")
+    write_manifest([record(s) for s in ("gone", "a", "torn", "b")], folder)
+    expected = collect_two(folder, run)
+    out = {"out": tmp_path / "x.h5ad", "tables": tmp_path / "t.h5ad"}
+    with pytest.raises(InputError, match="'gone' is complete in the manifest, but its store"):
+        collect_cohort(folder, **out)
+    with pytest.warns(UserWarning, match=r"2 of 4 complete slides cannot be read.*'gone'.*'torn'"):
+        bulk = collect_cohort(folder, **out, skip_errors=True)
+    assert bulk.obs_names.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(bulk.X, expected.X)
+    joined = ad.read_h5ad(tmp_path / "t.h5ad")
+    assert list(dict.fromkeys(joined.obs["slide"])) == ["a", "b"]
+    assert not np.isnan(joined.X).any()
+    said = json.loads(bulk.uns["stpred"])["unreadable"]
+    assert list(said) == ["gone", "torn"]
+    assert "cannot be read" in said["torn"]
+    write_manifest([record("gone"), record("torn")], folder)  # nothing is left
+    refused("'torn'", folder, tmp_path / "y.h5ad", skip_errors=True)
+    assert not [*tmp_path.glob("y*"), *tmp_path.glob(".y*")]
+
+
+def collect_two(folder: Path, run: Run) -> ad.AnnData:
+    """Collect the slides that can be read, alone."""
+    named = folder.parent / "two"
+    for name in ("a", "b"):
+        shutil.copytree(run[0] / f"{name}.zarr", named / f"{name}.zarr")
+    write_manifest([record("a"), record("b")], named)
+    return collect_cohort(named)
+
+
+def test_the_command_lists_what_it_skips(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    write_manifest([record("a"), record("gone"), record("b")], folder)
+    command = ["collect", str(folder), "-o", str(tmp_path / "x.h5ad")]
+    assert CliRunner().invoke(app, command).exit_code == 2
+    said = CliRunner().invoke(app, [*command, "--skip-errors"])
+    assert said.exit_code == 3, said.output
+    assert "Pseudo-bulk of 2 slides" in said.output
+    assert "Left out: gone: Slide 'gone' is complete in the manifest" in " ".join(said.output.split())
+    assert (tmp_path / "x.h5ad").is_file()
+    assert (tmp_path / "x.html").is_file()
+
+
 def test_models_and_scales_are_not_mixed(tmp_path: Path) -> None:
     for name, model, scale in (("a", "m1", "log1p_cp10k"), ("b", "m2", "log1p_cp10k"), ("c", "m1", "relative")):
         stored(tmp_path / f"{name}.zarr", GENES, scale=scale, model_id=model)

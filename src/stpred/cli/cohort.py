@@ -87,7 +87,7 @@ def go_through(
     if not failed:
         console.print(f"Next: {then}")
         return
-    _print_failed(failed)
+    print_failed(failed)
     raise typer.Exit(SKIPPED if cluster.skip_errors else FAILED)
 
 
@@ -108,13 +108,14 @@ def status(
             console.print(f"Running: {found.client}{left}.")
         elif found.n("pending"):
             console.print("Nobody is running it; start the same command again to go on.")
-        _print_failed([r for r in found.records if r.status == "failed"])
+        print_failed([r for r in found.records if r.status == "failed"])
 
 
-def _print_failed(failed: Iterable[Record]) -> None:
+def print_failed(failed: Iterable[Record], *, word: str = "Failed") -> None:
+    """List slides with the reason of each."""
     failed = list(failed)
     for record in failed[:MAX_SHOWN]:
         said = as_options(record.error, known=session.options, slide=record.slide)
-        errors.print(f"[red]Failed:[/red] {escape(record.slide)}: {escape(said)}", highlight=False)
+        errors.print(f"[red]{word}:[/red] {escape(record.slide)}: {escape(said)}", highlight=False)
     if len(failed) > MAX_SHOWN:
         errors.print(f"... and {len(failed) - MAX_SHOWN} more, see the manifest.", highlight=False)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stpred._core.checks import InputError
+from stpred.cli.cohort import SKIPPED, print_failed
 from stpred.cli.help import complete
 from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
@@ -34,6 +35,13 @@ def collect(
     ] = None,
     no_page: Annotated[bool, flag("--no-page", help="Write no overview page.")] = False,
     overwrite: Annotated[bool, flag("--overwrite", help="Replace existing files.")] = False,
+    skip_errors: Annotated[
+        bool,
+        flag(
+            "--skip-errors",
+            help="Leave out slides whose results are missing or cannot be read, list them, and end with exit status 3.",
+        ),
+    ] = False,
     genes: Annotated[
         str | None,
         option(
@@ -73,6 +81,7 @@ def collect(
 ) -> None:  # fmt: skip
     """Collect a run over many slides: pseudo-bulk with each slide's quality, all tables in one file, and a page."""
     import stpred as st
+    from stpred.cohort.manifest import Record
     from stpred.cohort.overview.cohort_overview import check_page
 
     with plain_messages():
@@ -85,8 +94,9 @@ def collect(
             raise InputError("There is nothing to write; give `--out`, `--tables` or `--page`.")
         if page is not None:
             check_page(page, overwrite=overwrite)  # before minutes of reading
+        skipped: dict[str, str] = {}
         if beside is not None:
-            _collect(
+            skipped = _collect(
                 folder,
                 out,
                 tables,
@@ -97,15 +107,20 @@ def collect(
                 table_key=table,
                 model=model,
                 overwrite=overwrite,
+                skip_errors=skip_errors,
             )
         if page is not None:
             st.tl.cohort_overview(folder, page, overwrite=overwrite)
             console.print(f"Overview page   {page}", highlight=False)
+        if skipped:
+            print_failed((Record(slide, "", error=why) for slide, why in skipped.items()), word="Left out")
+            raise typer.Exit(SKIPPED)
 
 
-def _collect(folder: Path, out: Path | None, tables: Path | None, **options: Any) -> None:
-    """Collect, and say what was written."""
+def _collect(folder: Path, out: Path | None, tables: Path | None, **options: Any) -> dict[str, str]:
+    """Collect, say what was written, and return what was skipped and why."""
     import stpred as st
+    from stpred._core.tables import read_prediction
 
     bulk = st.tl.collect_cohort(folder, out, tables=tables, **options)
     if out is not None:
@@ -119,3 +134,4 @@ def _collect(folder: Path, out: Path | None, tables: Path | None, **options: Any
             f"{low} of {bulk.n_obs} slides are mostly out of distribution (share_in_distribution below 50%); what is "
             "said of them should not be relied on."
         )
+    return dict(read_prediction(bulk)["unreadable"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,8 @@ class Cohort:
     in_distribution_only: bool
     average: str
     layers: tuple[str, ...]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Slides that are left out since their results cannot be read, and why."""
 
     @property
     def scale(self) -> str:
@@ -225,6 +227,7 @@ class Cohort:
             "in_distribution_only": self.in_distribution_only,
             "tables": sorted({table.key for table in self.found}),
             "n_slides": len(self.found),
+            "unreadable": dict(self.unreadable),
             "left_out": {str(status): sorted(str(s) for s in part["slide"]) for status, part in left.groupby("status")},
             "n_lacking_genes": len(self._lacking()),
             "versions": package_versions(),

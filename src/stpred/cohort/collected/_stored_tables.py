@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,14 @@ _OF_THE_MODEL = (
     "readout",
 )  # fmt: skip
 """Provenance that is kept of a table: what does not differ between the slides of one model."""
+
+
+class UnreadableSlide(InputError):
+    """A slide's table that cannot be read; ``slide`` names it."""
+
+    def __init__(self, slide: str, message: str) -> None:
+        super().__init__(message)
+        self.slide = slide
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,15 @@ class StoredTable:
         """Description in messages."""
         return f"table {self.key!r} of slide {self.slide!r} in"
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say of any error whose table it is of."""
+        try:
+            with readable(self.store, what=self.what):
+                yield
+        except InputError as error:
+            raise UnreadableSlide(self.slide, str(error)) from error
+
     @property
     def scale(self) -> str:
         """What the values are: as of :class:`stpred._core.expression.bulk.BulkSum`."""
@@ -80,7 +98,7 @@ class StoredTable:
         """Read what is known of the locations."""
         from anndata.io import read_elem
 
-        with readable(self.store, what=self.what):
+        with self._reading():
             group = _group(self.store, self.key)
             obs = group["obs"]
             marked = read_elem(obs[keys.IN_DISTRIBUTION]) if keys.IN_DISTRIBUTION in obs else None
@@ -98,7 +116,7 @@ class StoredTable:
         """Read what is known of the genes."""
         from anndata.io import read_elem
 
-        with readable(self.store, what=self.what):
+        with self._reading():
             return read_elem(_group(self.store, self.key)["var"])
 
     def blocks(
@@ -113,13 +131,13 @@ class StoredTable:
         layer
             Layer instead of ``X``.
         """
-        with readable(self.store, what=self.what):
+        with self._reading():
             group = _group(self.store, self.key)
             values = _values(group["X"] if layer is None else group["layers"][layer])
             step = _rows_at_once(values, len(self.genes))
         for start in range(0, self.n_obs, step):
             rows = slice(start, min(start + step, self.n_obs))
-            with readable(self.store, what=self.what):
+            with self._reading():
                 yield rows, _block(values, rows, columns)
 
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stpred._core.checks import InputError, check_parent, distinct, listing, one_of
+from stpred._core.checks import InputError, check_parent, distinct, listing, one_of, warn
 from stpred._core.disk.staging import staged_file, staged_folder
 from stpred._core.expression.bulk import AVERAGES
 from stpred._core.progress import track
 from stpred._core.tables import write_provenance
 from stpred.cohort.collected._collected import Cohort
 from stpred.cohort.collected._joined_tables import joined_tables, of_either_format
-from stpred.cohort.collected._stored_tables import Opener, StoredTable
+from stpred.cohort.collected._stored_tables import Opener, StoredTable, UnreadableSlide
 from stpred.cohort.manifest import COMPLETE, read_manifest
 from stpred.stores import check_free
 
@@ -35,6 +35,7 @@ def collect_cohort(
     table_key: str | None = None,
     model: str | None = None,
     overwrite: bool = False,
+    skip_errors: bool = False,
 ) -> AnnData:
     """Collect the predictions of a run over many slides: a pseudo-bulk per slide, and if asked all tables in one file.
 
@@ -64,6 +65,9 @@ def collect_cohort(
         Name or id of the model whose slides are collected, where a folder holds results of several.
     overwrite
         Replace existing files.
+    skip_errors
+        Leave out slides that are complete in the manifest and whose results are missing or cannot be read, with a
+        warning, instead of refusing to collect anything.
 
     Returns
     -------
@@ -76,8 +80,8 @@ def collect_cohort(
     ``n_not_predicted`` (off the image, without cells, of poor quality), ``upsampled`` (an image too coarse for the
     model), ``n_locations`` that were averaged, ``n_left_out`` and ``share_left_out`` of the others,
     ``share_in_distribution``, ``median_ood_score``, ``n_genes``. ``var``: what the model states of each gene's
-    predictability, and ``n_collected`` slides that have it. ``uns["stpred"]``: JSON with scale, model and the slides
-    that were left out.
+    predictability, and ``n_collected`` slides that have it. ``uns["stpred"]``: JSON with scale, model, the slides that
+    were left out (``"left_out"``), and those that were skipped with the reason of each (``"unreadable"``).
 
     `tables` holds an AnnData of locations x genes: ``obs_names`` ``slide/instance``, ``obs`` with ``slide``, ``donor``,
     ``region``, ``instance_id``, ``ood_score`` and ``in_distribution``, ``obsm["spatial"]`` in micrometres of each
@@ -117,20 +121,36 @@ def collect_cohort(
     if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
         raise InputError(f"`out` and `tables` are both {str(targets[0])!r}; name two files.")
     complete = _chosen(manifest, folder, model)
-    found = _open(complete, folder, table_key, layers)
-    cohort = Cohort(complete, found, _genes(found, genes), in_distribution_only, average, tuple(layers))
+    found, skipped = _open(complete, folder, table_key, layers, skip_errors=skip_errors)
+    path = None if tables is None else targets[-1]
+    while True:
+        there = complete.loc[[table.slide for table in found]]
+        cohort = Cohort(there, found, _genes(found, genes), in_distribution_only, average, tuple(layers), skipped)
+        try:
+            bulk = _read(cohort, manifest, path)
+            break
+        except UnreadableSlide as error:
+            found = [table for table in found if table.slide != error.slide]
+            if not skip_errors or not found:
+                raise
+            skipped = {**skipped, error.slide: str(error)}
+    if skipped:
+        said = "; ".join(f"{slide!r} ({reason.rstrip('.')})" for slide, reason in list(skipped.items())[:2])
+        warn(f"{len(skipped)} of {len(complete)} complete slides cannot be read and are left out, such as {said}.")
     cohort.warn_of_gaps(manifest)
-    if tables is None:
-        bulk = cohort.read(None)
-    else:
-        path = targets[-1]
-        cohort.check_room(path)
-        with joined_tables(path, **cohort.shape_of_joined(manifest)) as writer:
-            bulk = cohort.read(writer)
     write_provenance(bulk, cohort.provenance(manifest))
     if out is not None:
         _write(bulk, targets[0])
     return bulk
+
+
+def _read(cohort: Cohort, manifest: pd.DataFrame, path: Path | None) -> AnnData:
+    """Return the pseudo-bulk, and write the joined tables where there is a path for them."""
+    if path is None:
+        return cohort.read(None)
+    cohort.check_room(path)
+    with joined_tables(path, **cohort.shape_of_joined(manifest)) as writer:
+        return cohort.read(writer)
 
 
 def _target(path: str | Path, name: str, stores: set[Path], *, overwrite: bool) -> Path:
@@ -178,19 +198,24 @@ def _chosen(manifest: pd.DataFrame, folder: Path, model: str | None) -> pd.DataF
     return complete.set_index("slide")
 
 
-def _open(complete: pd.DataFrame, folder: Path, table_key: str | None, layers: Sequence[str]) -> list[StoredTable]:
-    """Return the table of every slide; all that cannot be opened are named at once."""
-    opener, found, wrong = Opener(layers), [], []
+def _open(
+    complete: pd.DataFrame, folder: Path, table_key: str | None, layers: Sequence[str], *, skip_errors: bool
+) -> tuple[list[StoredTable], dict[str, str]]:
+    """Return the table of every slide, and why those that are skipped cannot be opened.
+
+    Without `skip_errors`, or where none can be opened, all that cannot are refused at once.
+    """
+    opener, found, wrong = Opener(layers), [], {}
     for slide, row in track(complete.iterrows(), total=len(complete), describe="opening stores"):
         try:
             found.append(opener(str(slide), folder / row["store"], row["table"] if table_key is None else table_key))
         except InputError as error:
-            wrong.append(str(error))
-    if wrong:
+            wrong[str(slide)] = str(error)
+    if wrong and not (skip_errors and found):
         more = f" (the first of {len(wrong)} such slides of {len(complete)})" if len(wrong) > 1 else ""
         raise InputError(
-            f"{wrong[0].rstrip('.')}{more}; remove such a store and predict the slide again, or name another table "
-            "(table_key)."
+            f"{next(iter(wrong.values())).rstrip('.')}{more}; remove such a store and predict the slide again, or name "
+            "another table (table_key)."
         )
     scales: dict[str, list[str]] = {}
     for table in found:
@@ -207,7 +232,7 @@ def _open(complete: pd.DataFrame, folder: Path, table_key: str | None, layers: S
             f"The tables in the stores are of {len(models)} models, whose values are not to be mixed: {said}; "
             "choose another table (table_key) or predict these slides again."
         )
-    return found
+    return found, wrong
 
 
 def _genes(found: list[StoredTable], wanted: Iterable[str] | None) -> pd.Index:

@@ -21,7 +21,6 @@ from stpred.tl._evaluation.fold_scores import measurement, pooled_rows
 from stpred.tl._evaluation.out_of_fold import Prediction
 
 if TYPE_CHECKING:
-
     from stpred.models import Model
 
 
