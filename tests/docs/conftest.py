@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def _write_legacy(folder: Path) -> None:
 
     from stpred import datasets
 
-    section = datasets.toy_legacy_st(folder / "section", n_genes=GENES)
+    section = datasets.toy_legacy_st(folder / "section", size_um=(1200.0, 1200.0), n_genes=GENES)
     target = folder / "legacy"
     target.mkdir()
     pd.read_csv(section / "counts.tsv.gz", sep="\t", index_col=0).to_csv(target / "counts.tsv", sep="\t")
@@ -88,9 +89,10 @@ def _write_trained(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the files, written once, also where several processes test."""
+    """Folder of the files, written once, also where several processes test; $STPRED_PAGE_FILES keeps them."""
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if "popen" in base.name else base
+    base = Path(os.environ.get("STPRED_PAGE_FILES", base.parent if "popen" in base.name else base)).absolute()
+    base.mkdir(parents=True, exist_ok=True)
     folder = base / "pages"
     with FileLock(base / "pages.lock"):
         if not folder.exists():
