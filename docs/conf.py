@@ -28,10 +28,12 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
+    "_sphinx.commands",
     "_sphinx.notebooks",
+    "_sphinx.public_names",
     "_sphinx.repository_links",
 ]
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "_sphinx", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
@@ -57,10 +59,15 @@ napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_custom_sections = ["Returns"]  # prose, where others have a type on a line of its own
 
 # Names of stpred must resolve; those of other packages are links on the published pages only.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!stpred\.).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!stpred\.).*"),
+    # Types of parameters and bases of classes that are not public stay without a link.
+    ("py:class", r"stpred\.(_core|links|models\.(parts|pretrained|xfuse)|\w+\._).*"),
+]
 intersphinx_mapping = {}
 if os.environ.get("READTHEDOCS"):
     intersphinx_mapping = {
@@ -83,6 +90,8 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "show_navbar_depth": 1,
+    "max_navbar_depth": 2,  # the pages of single functions are listed on their subject's page; 200 entries cost minutes
+    "collapse_navbar": True,
     "show_toc_level": 2,
     "repository_url": repository_url,
     "use_repository_button": True,

@@ -161,7 +161,7 @@ def reliability(
 
     Every count is thrown into one of two halves at random, each half is brought to the scale by its own library size,
     and the correlation r of the halves is extrapolated to the full depth (Spearman-Brown, ``2 r / (1 + r)``); its root
-    is the ceiling. On raw counts that estimates the same as :func:`stpred.genes.rmax`, which does not hold on the log
+    is the ceiling. On raw counts that estimates the same as ``stpred.genes.rmax``, which does not hold on the log
     scale.
 
     Parameters

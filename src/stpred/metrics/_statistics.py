@@ -44,7 +44,7 @@ class ConsistentGenes:
     n_donors: NDArray[np.int64]
     p_value: NDArray[np.float64]
     p_holm: NDArray[np.float64]
-    consistent: NDArray[np.bool_]
+    consistent: NDArray[np.bool]
 
 
 @dataclass(frozen=True)

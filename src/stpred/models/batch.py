@@ -217,7 +217,7 @@ class Batch:
     colour: NDArray[np.float32] | None = None
     context: str | None = None
     pixel_grid: PixelGrid | None = None
-    measured: NDArray[np.bool_] | None = None
+    measured: NDArray[np.bool] | None = None
     n_tile: int | None = None
     blocks: tuple[int, ...] | None = None
     moments: Moments | None = None

@@ -33,7 +33,7 @@ class Record:
         Slides, donors, numbers of locations, seed, choice of settings.
     library
         Genes that library sizes of training were counted over
-        (:meth:`stpred._core.expression.library.Library.to_dict`): ``genes``, the ``share`` of all counts of each,
+        (``Library.to_dict``): ``genes``, the ``share`` of all counts of each,
         ``median_size`` of a location; or empty.
     intervals
         Conformal intervals calibrated on held-out slides, or empty: ``scale`` on which offsets are added

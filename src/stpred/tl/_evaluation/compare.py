@@ -101,7 +101,7 @@ def compare(
     - ``library_size``: Pearson of the measurement with a location's total of all other genes, which is what knowing
       nothing but the amount of RNA gives; raw-count scores are never to be read without it;
     - ``rmax``: highest Pearson that the Poisson noise of the measured *raw counts* allows in just the locations that
-      are compared (:func:`stpred.genes.rmax`), as estimated from these: 0 for a gene that varies no more than such
+      are compared (``stpred.genes.rmax``), as estimated from these: 0 for a gene that varies no more than such
       noise, NaN for one without counts. Where `target` is ``"log1p_cp10k"`` it is still that of the raw counts, and no
       bound on ``pearson``: normalising takes away the part of the variance that the amount of RNA makes. It is there
       to tell whether scores fall with the size of the squares because the prediction is blurred or because there is
