@@ -11,79 +11,64 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PLACE = "<!-- commands -->"
-EXAMPLES = re.compile(r"^(?:Examples?:?)$|^ *(?:\\$ )?stpred ")
+USED = re.compile(r"(--?[a-z][\w-]*)")
 
 
 def commands_page() -> str:
-    """Return Markdown: each command with its text, its arguments and its options in their groups."""
+    """Return Markdown: each command with its text, its examples, its arguments and its options in their groups."""
     from typer.main import get_command
 
     from stpred.cli import app
 
     root: Any = get_command(app)
-    lines = ["## Before the command", "", *_options("stpred", root.params)]
+    lines = ["## Before the command", "", *_options(root, "stpred"), *_epilog(root.epilog or "")]
     for name, command in root.commands.items():
-        if not command.hidden:
-            usage = " ".join(["stpred", name, *(p.make_metavar(_context(command)) for p in _arguments(command))])
-            lines += [f"## stpred {name}", "", f"```text\n{usage} [OPTIONS]\n```", "", *_text(command.help or "")]
-            lines += _options(name, command.params)
+        if command.hidden:
+            continue
+        usage = " ".join(["stpred", name, *command.collect_usage_pieces(_context(command, name))])
+        text = [_plain(line.strip()) for line in (command.help or "").splitlines()]
+        lines += [f"## stpred {name}", "", *text, "", "```text", usage, "```", ""]
+        lines += [*_epilog(command.epilog or ""), *_options(command, name)]
     return "\n".join(lines)
 
 
-def _context(command: Any) -> Any:
-    return command.context_class(command, info_name=command.name)
+def _context(command: Any, name: str) -> Any:
+    return command.context_class(command, info_name=name)
 
 
-def _arguments(command: Any) -> list[Any]:
-    return [p for p in command.params if p.param_type_name == "argument"]
-
-
-def _text(text: str) -> Iterator[str]:
-    """Give a help text; lines of commands are a block of code."""
+def _epilog(text: str) -> Iterator[str]:
+    """Give what stands below the options: commands and lists of values as they are."""
     block: list[str] = []
-    for line in [*text.replace("\b", "").splitlines(), ""]:
-        if re.match(r"\s*(\$ )?stpred ", line) or (block and line.startswith("  ")):
-            block.append(line.strip().removeprefix("$ "))
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("  "):
+            block.append(line.removeprefix("  "))
             continue
         if block:
-            yield "\n".join(["", "```bash", *block, "```", ""])
+            yield from ("```text", *block, "```", "")
             block = []
-        yield _plain(line.strip())
-    yield ""
+        yield from (_plain(line.strip()), "")
 
 
 def _plain(text: str) -> str:
-    """Return text without the marks of the terminal, and with capitals in brackets as they are."""
-    text = re.sub(r"\[/?(?:bold|dim|italic|red|green|cyan|yellow|blue)[^\]]*\]", "", text)
-    return text.replace("<", "&lt;").replace("|", "\\|")
+    """Return text as Markdown shows it unchanged."""
+    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text)
 
 
-def _options(name: str, params: list[Any]) -> Iterator[str]:
+def _options(command: Any, name: str) -> Iterator[str]:
     """Give a table for each group of options."""
-    groups: dict[str, list[Any]] = {}
-    for param in params:
-        if not getattr(param, "hidden", False) and param.name != "help":
-            standard = "Arguments" if param.param_type_name == "argument" else "Options"
-            groups.setdefault(getattr(param, "rich_help_panel", None) or standard, []).append(param)
-    for title, found in groups.items():
-        yield from (f"### {title}", "", "| | |", "|---|---|")
-        for param in found:
-            yield f"| {_names(param)} | {_plain(' '.join((param.help or '').split()))}{_default(param)} |"
+    context, groups = _context(command, name), {}
+    for param in command.params:
+        record = param.get_help_record(context)
+        if record is not None:
+            title = "Arguments" if param.param_type_name == "argument" else "Options"
+            groups.setdefault(getattr(param, "rich_help_panel", None) or title, []).append(record)
+    for title, records in groups.items():
+        yield from (f"### {title}", "", "| option | what it does |", "|---|---|")
+        for names, text in records:
+            # Names and the kind of value stay on one line each.
+            shown = USED.sub(r"`\1`", names) if names.startswith("-") else f"`{names.split()[0]}`"
+            yield f"| {shown} | {_plain(' '.join(text.split()))} |"
         yield ""
-
-
-def _names(param: Any) -> str:
-    if param.param_type_name == "argument":
-        return f"`{param.human_readable_name}`"
-    names = ", ".join(f"`{o}`" for o in (*param.opts, *param.secondary_opts))
-    return names if param.is_flag else f"{names} {param.type.name.upper()}"
-
-
-def _default(param: Any) -> str:
-    value = param.default
-    if value is None or value is False or callable(value) or param.required or value in ((), [], ""):
-        return ""
-    return f" Default: `{value}`."
 
 
 def _on_read(app: Sphinx, docname: str, source: list[str]) -> None:
