@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import stpred
+import stpred.testing  # documented, and imported by no other part
 
 ROOT = Path(__file__).parents[1]
 BUILT = ("_build", "generated")
