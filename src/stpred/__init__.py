@@ -14,12 +14,12 @@ from stpred._core.settings import settings
 from stpred._core.specs import FineTuning, GeneRule, Posterior, TileSpec
 
 if TYPE_CHECKING:
-    from stpred import datasets, encoders, io, metrics, models, pl, pp, tl
+    from stpred import datasets, encoders, io, metrics, models, pl, pp, testing, tl
     from stpred._report import report
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "tl")
+_SUBMODULES = ("datasets", "encoders", "io", "metrics", "models", "pl", "pp", "testing", "tl")
 
 __all__ = [
     "QC",
@@ -41,6 +41,7 @@ __all__ = [
     "pp",
     "report",
     "settings",
+    "testing",
     "tl",
 ]
 

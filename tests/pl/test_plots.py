@@ -13,6 +13,7 @@ from PIL import Image
 import stpred as st
 from stpred import InputError
 from stpred.models import Model
+from stpred.testing import fitted_model
 
 mpl.use("Agg")
 
@@ -112,3 +113,16 @@ def test_a_map_is_drawn_where_it_is(tmp_path: object) -> None:
         st.pl.raster(sdata, "nothing", "EPCAM")
     with pytest.raises(InputError, match="`genes` is empty"):
         st.pl.raster(sdata, "mine", [])
+
+
+def test_the_line_across_a_figure_says_what_is_known() -> None:
+    slide = st.datasets.toy(size_um=(400, 400), n_genes=5)
+    model = fitted_model("mean")
+    st.tl.predict(slide, model, shapes_key="spots", genes=["EPCAM"])
+    obs = slide["spots_mean"].obs
+    obs["in_distribution"] = False
+    for scores, said in [(2.0, "Out of distribution: 100% of the tiles"), (np.nan, "training tiles are not known")]:
+        obs["ood_score"] = np.float32(scores)
+        figure = st.pl.spatial(slide, "spots_mean", ["EPCAM"])[0].figure
+        assert said in figure.get_suptitle()
+        plt.close(figure)

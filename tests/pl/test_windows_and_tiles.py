@@ -287,6 +287,7 @@ def test_metagenes_are_one_picture_with_a_legend(slide: SpatialData) -> None:
     metagene_table(slide, shares)
     panels = st.pl.metagenes(slide, "metagenes", darken=False, n_genes=1)
     assert len(panels) == 2
+    assert max(panels[0].get_facecolor()[:3]) < 0.9  # a place without ink is white, and seen
     faces = panels[0].collections[0].get_facecolors()
     np.testing.assert_allclose(faces[:, :3], Inks.of(slide["metagenes"].X.astype(float)).colours(shares), atol=1e-4)
     text = [t.get_text() for t in panels[1].texts]
@@ -315,6 +316,23 @@ def test_a_volcano_colours_what_is_large_and_clear() -> None:
         st.pl.volcano(FRAME)
     with pytest.raises(InputError, match="no comparison 'c'"):
         st.pl.volcano(FRAME, group="c")
+
+
+def test_names_of_a_volcano_lie_inside_and_apart() -> None:
+    n = 24
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"gene": [f"G{i}" for i in range(n)], "log2_fold_change": rng.uniform(1.5, 2, n), "group": "a"}
+    )
+    frame["p_adj"] = np.r_[1e-30, np.full(n - 1, 1e-2)]  # nearly all at the bottom
+    ax = st.pl.volcano(frame, n_labels=10)
+    names = [t for t in ax.texts if t.get_text().startswith("G")]
+    heights = np.sort([t.xyann[1] for t in names])
+    assert len(names) == 10
+    assert heights[0] > ax.get_ylim()[0]
+    assert np.diff(heights).min() > 0.03 * np.ptp(ax.get_ylim())
+    assert len({t.xyann[0] for t in names}) == 1
+    assert names[0].xyann[0] > frame["log2_fold_change"].max()
 
 
 def test_a_volcano_of_a_posterior_and_of_scanpy() -> None:

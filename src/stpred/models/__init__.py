@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stpred.models.nmf_composition import NMFComposition
     from stpred.models.parts.network import Network, NetworkConfig
     from stpred.models.random_forest import RandomForest
-    from stpred.models.registry import list
+    from stpred.models.registry import list, register
     from stpred.models.retrieval import Retrieval
     from stpred.models.ridge import Ridge
     from stpred.models.scellst import SCellST
@@ -78,6 +78,7 @@ _HOMES = {
     "list": "registry",
     "load": "files",
     "load_reference": "_files.reference",
+    "register": "registry",
     "save": "files",
 }
 
@@ -118,6 +119,7 @@ __all__ = [
     "list",
     "load",
     "load_reference",
+    "register",
     "save",
 ]
 

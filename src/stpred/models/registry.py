@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stpred._core.checks import InputError, listing
+from stpred._core.checks import InputError, element_name, listing
 
 if TYPE_CHECKING:
     from stpred.models.base import BaseConfig, Model
@@ -44,12 +44,60 @@ STORED = {"pretrained": "stpred.models.pretrained.model:Pretrained"}
 
 ENTRY_POINTS = "stpred.models"
 
+_registered: dict[str, type[Model]] = {}
+"""Families of this session, by name."""
+
 BUNDLED = Path(__file__).parent / "_bundled"
 
 
 def families() -> dict[str, str]:
-    """Return every family's name and where its class is, third parties' (entry points) included."""
-    return FAMILIES | {e.name: e.value for e in entry_points(group=ENTRY_POINTS)}
+    """Return every family's name and where its class is, those of entry points and of this session included."""
+    own = {name: f"{c.__module__}:{c.__qualname__}" for name, c in _registered.items()}
+    return FAMILIES | {e.name: e.value for e in entry_points(group=ENTRY_POINTS)} | own
+
+
+def register(model: type[Model]) -> None:
+    """Register a model family of your own for this session, under the ``family`` of its ``Config``.
+
+    Its name is then known wherever families have names, and :func:`stpred.models.load` reads its saved models. A family
+    that comes with a package is registered by an entry point of the group ``stpred.models`` instead, which other
+    processes (:func:`stpred.tl.predict_cohort`, the command line) find as well.
+
+    Parameters
+    ----------
+    model
+        Subclass of :class:`stpred.models.Model` with a ``Config`` that names its ``family``. A class registered before
+        is replaced by one of the same name, so that a notebook cell can be run twice.
+
+    Raises
+    ------
+    InputError
+        If it is no such class, or the name is that of a family that exists already.
+
+    Examples
+    --------
+    >>> import stpred as st
+    >>> class NothingConfig(st.models.BaseConfig):
+    ...     family = "nothing"
+    >>> class Nothing(st.models.Model):
+    ...     Config = NothingConfig
+    ...     def predict(self, batch):
+    ...         import numpy as np
+    ...         return np.zeros((len(batch.targets), self.n_genes), np.float32), None
+    >>> st.models.register(Nothing)
+    >>> "nothing" in st.models.list()
+    True
+    """
+    from stpred.models.base import Model
+
+    if not (isinstance(model, type) and issubclass(model, Model) and hasattr(model, "family")):
+        raise InputError(
+            f"`model` must be a subclass of stpred.models.Model whose Config names its family, got {model!r}."
+        )
+    taken = {*FAMILIES, *STORED, *bundled(), *(e.name for e in entry_points(group=ENTRY_POINTS))}
+    if model.family in taken:
+        raise InputError(f"The family name {model.family!r} is taken; give the Config of {model.__name__} another.")
+    _registered[element_name(model.family, name="family")] = model
 
 
 def bundled() -> builtins.list[str]:
@@ -78,6 +126,8 @@ def family(name: str, *, stored: bool = False) -> type[Model]:
     available = families() | (STORED if stored else {})
     if not isinstance(name, str) or name not in available:
         raise InputError(f"No model family named {name!r}; available: {listing(sorted(available), most=40)}.")
+    if name in _registered:
+        return _registered[name]
     module, _, attribute = available[name].partition(":")
     return getattr(import_module(module), attribute)
 

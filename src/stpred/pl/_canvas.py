@@ -190,18 +190,25 @@ def scale_bar(ax: Axes) -> None:
     ax.add_artist(ScaleBar(1.0, "um", location="upper right", box_alpha=0, border_pad=0, pad=0.1, **below))
 
 
-def warn_across(figure: Any, in_distribution: NDArray[Any], *, what: str = "tiles") -> None:
-    """Write a line across the top of a figure where most tiles are out of distribution."""
+def warn_across(
+    figure: Any, in_distribution: NDArray[Any], *, scores: NDArray[Any] | None = None, what: str = "tiles"
+) -> None:
+    """Write a line across the top of a figure where most tiles are out of distribution, or nothing is known of it.
+
+    `scores`: their out-of-distribution scores, NaN where what the model was trained on is not known.
+    """
     fraction = float(np.mean(in_distribution)) if len(in_distribution) else 1.0
-    if fraction < MIN_IN_DISTRIBUTION:
-        figure.get_layout_engine().set(h_pad=0.1)
-        figure.suptitle(
-            f"Out of distribution: {1 - fraction:.0%} of the {what} are unlike the model's training tiles; do not rely "
-            "on these values.",
-            color="white",
-            bbox={"facecolor": "firebrick", "edgecolor": "none", "pad": 3},
-            wrap=True,
-        )
+    if fraction >= MIN_IN_DISTRIBUTION:
+        return
+    text, colour = (
+        f"Out of distribution: {1 - fraction:.0%} of the {what} are unlike the model's training tiles; do not rely "
+        "on these values.",
+        "firebrick",
+    )
+    if scores is not None and not np.isfinite(scores).any():
+        text, colour = "The model's training tiles are not known: nothing says how far to rely on these values.", "0.4"
+    figure.get_layout_engine().set(h_pad=0.1)
+    figure.suptitle(text, color="white", bbox={"facecolor": colour, "edgecolor": "none", "pad": 3}, wrap=True)
 
 
 def window_of(

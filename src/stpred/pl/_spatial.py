@@ -126,7 +126,8 @@ def spatial(
     for ax in panels[len(wanted) + 1 :]:
         ax.set_axis_off()
     if keys.IN_DISTRIBUTION in table.obs:
-        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows][inside].astype(bool))
+        scores = table.obs[keys.OOD_SCORE].to_numpy(np.float32)[rows] if keys.OOD_SCORE in table.obs else None
+        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows][inside].astype(bool), scores=scores)
     return finish(panels[: len(wanted) + 1], save)
 
 

@@ -145,8 +145,10 @@ def _record(
         width = encoder.card.dense[2]
         record.training["token_um"] = encoder.card.tile.size_um / encoder.card.dense[0]
     if width != model.n_features:
+        each = " for each patch token" if model.needs.tokens else ""
         raise InputError(
-            f"The {name!r} weights take {model.n_features} features, the encoder {encoder.card.name!r} gives {width}."
+            f"The {name!r} weights take {model.n_features} features{each}, the encoder {encoder.card.name!r} gives "
+            f"{width}."
         )
     record.encoder, record.tile = encoder.card.to_dict(), encoder.card.tile.to_dict()
     return record

@@ -28,6 +28,9 @@ ENDS = (0.01, 0.99)
 """Quantiles of a component that get no ink and all of it."""
 
 MAX_INK = 0.9
+GROUND = "0.82"
+"""Behind the colours: a mixture without any ink is white."""
+
 TYPICAL = 0.05
 """Share of all places that a metagene's colour in the legend is the mean of."""
 
@@ -226,7 +229,7 @@ class _Side:
             ax.add_collection(PolyCollection(rings, facecolors=[c for ps, c in parts for _ in ps], edgecolors="none"))
             low, high = np.concatenate(rings).min(axis=0), np.concatenate(rings).max(axis=0)
             (x0, y0), (x1, y1) = low - 0.03 * (high - low), high + 0.03 * (high - low)
-        ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal")
+        ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal", facecolor=GROUND)
         scale_bar(ax)
 
 

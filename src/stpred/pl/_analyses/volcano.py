@@ -8,6 +8,7 @@ import numpy as np
 
 from stpred._core.checks import InputError, fraction_of, listing, whole
 from stpred.pl._figure import finish, need_columns, plain, single
+from stpred.pl.labels import spaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,17 +108,20 @@ def volcano(
 
 
 def _name(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], names: NDArray[Any]) -> None:
-    """Write names beside points, from the highest down, each below the one before it."""
-    away = 0.03 * ax.get_xlim()[1]
-    step = 0.035 * (ax.get_ylim()[1] - ax.get_ylim()[0])
-    last = np.inf
-    for i in np.argsort(-y, kind="stable"):
-        last = min(y[i], last - step)
-        left = x[i] < 0
+    """Write names in a column beyond the outermost point, inside the axes, with a line from each to its point."""
+    if not len(x):
+        return
+    low, high = ax.get_ylim()
+    step = 0.035 * (high - low)
+    column = float(np.abs(x).max()) + 0.06 * ax.get_xlim()[1]
+    order = np.argsort(y, kind="stable")
+    heights = spaced(y[order], step)
+    heights += max(0.0, low + 2 * step - heights[0])  # above the number of genes
+    for i, height in zip(order, heights, strict=True):
         ax.annotate(
-            str(names[i]), (x[i], y[i]), xytext=(x[i] - away if left else x[i] + away, last), fontsize=7,
-            va="center", ha="right" if left else "left", textcoords="data",
-            arrowprops=None if last == y[i] else {"arrowstyle": "-", "linewidth": 0.3, "color": "0.5"},
+            str(names[i]), (x[i], y[i]), xytext=(np.sign(x[i]) * column, height), fontsize=7, va="center",
+            ha="right" if x[i] < 0 else "left", textcoords="data",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": "0.5", "shrinkA": 1, "shrinkB": 2},
         )  # fmt: skip
 
 

@@ -67,6 +67,12 @@ def pseudobulk(
     InputError
         If all locations of a slide are out of distribution, the tables share no gene or scale, or `obs` lacks a slide.
 
+    Notes
+    -----
+    Models that standardise features within each slide (``standardize="slide"``, the default of ``"ridge"`` and of
+    networks) say little of what whole slides differ in, such as how much of them is tumour. To compare slides, train
+    with ``standardize="train"``, on slides of one stain or after :func:`stpred.pp.stain_normalize`.
+
     References
     ----------
     Nonchev et al. (2025), DeepSpot: Leveraging Spatial Context for Enhanced Spatial Transcriptomics Prediction from
