@@ -193,3 +193,28 @@ def test_scores_refuse_wrong_shapes_in_one_sentence(name: str, arguments: tuple[
         getattr(metrics, name)(*arguments, **more)
     assert str(error.value).endswith(".")
     assert ". " not in re.sub(r"\d\.\d", "", str(error.value))
+
+
+DATACLASSES = [n for n, thing in PUBLIC.items() if dataclasses.is_dataclass(thing) and inspect.isclass(thing)]
+
+
+@pytest.mark.parametrize("name", DATACLASSES)
+def test_fields_of_results_and_records_are_documented(name: str) -> None:
+    """What is documented exists, and each field is documented by the class or one that it inherits from."""
+    thing = PUBLIC[name]
+    documented: set[str] = set()
+    for cls in thing.__mro__[:-1]:
+        said = sections(doc_of(cls))
+        documented |= entries(said.get("Parameters", "")) | entries(said.get("Attributes", ""))
+    properties = {n for n, value in inspect.getmembers(thing) if isinstance(value, property)}
+    fields = {f.name for f in dataclasses.fields(thing) if not f.name.startswith("_")}
+    assert not fields - documented
+    assert not documented - fields - properties
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isclass(PUBLIC[n])])
+def test_public_methods_are_documented(name: str) -> None:
+    own = [
+        (n, m) for n, m in vars(PUBLIC[name]).items() if not n.startswith("_") and callable(getattr(m, "__func__", m))
+    ]
+    assert not [n for n, m in own if not inspect.getdoc(getattr(m, "__func__", m))]

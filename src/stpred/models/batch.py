@@ -176,6 +176,9 @@ class Batch:
         The slide's pixels and which of them lie in each target; or None.
     measured
         (n_genes,) whether each gene was measured on this slide; None: all.
+    n_tile
+        Number of last features that are of the tile around a location, the same for all of its cells; those before are
+        of each cell's crop. None: there are none of a tile around.
     blocks
         Widths of the members' features side by side, of several encoders at once; they add up to n_features. None: one
         block.

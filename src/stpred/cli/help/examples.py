@@ -34,7 +34,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "export": [
         ("Detections for QuPath, with three genes.", "stpred export out.zarr -o out.geojson --genes EPCAM,KRT8,CD3E"),
         ("Counts for Seurat, with positions.", "stpred export out.zarr -o out.h5 --counts --positions out.csv"),
-        ("A map for Fiji.", "stpred export out.zarr -o map.ome.tif --genes EPCAM"),
+        ("The map of a store that stpred predict --map wrote, for Fiji.", "stpred export fine.zarr -o map.ome.tif"),
     ],
     "features": [
         ("For a ridge regression that is trained later.", "stpred features slides.csv -o features"),
@@ -61,7 +61,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "finetune": [
         ("Go on from the bundled model on own slides.", "stpred finetune default own.csv -o ours"),
-        ("Of a network, its last layer alone.", "stpred finetune mymodel own.csv -o ours --trains head --epochs 5"),
+        ("Of a network, its last layer alone.", "stpred finetune mynet own.csv -o head --trains head --epochs 5"),
     ],
     "evaluate": [
         ("Baselines and ridge, one donor left out at a time.", "stpred evaluate slides.csv --report report.html"),
