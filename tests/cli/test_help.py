@@ -61,7 +61,7 @@ def test_options_are_grouped(name: str) -> None:
         assert list(groups)[-2] == formatting.LAST
     options = [p for p in command(name).params if p.param_type_name == "option" and not p.is_flag]
     assert not [p.name for p in options if not p.metavar]
-    assert not [p.name for p in command(name).params if not p.help]
+    assert not [p.name for p in options if not p.help]
 
 
 @each

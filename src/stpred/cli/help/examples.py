@@ -32,7 +32,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("Many slides, in four processes.", "stpred predict slides.csv -o predicted --workers 4 --previews"),
     ],
     "export": [
-        ("Detections for QuPath, with three genes.", "stpred export out.zarr -o out.geojson --genes EPCAM,KRT8,CD3E"),
+        ("Detections for QuPath, with three genes.", "stpred export out.zarr -o out.geojson --genes EPCAM,KRT8,CD74"),
         ("Counts for Seurat, with positions.", "stpred export out.zarr -o out.h5 --counts --positions out.csv"),
         ("The map of a store that stpred predict --map wrote, for Fiji.", "stpred export fine.zarr -o map.ome.tif"),
     ],
@@ -48,7 +48,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "collect": [
         ("Pseudo-bulk per slide, with an overview page beside it.", "stpred collect predicted -o cohort.h5ad"),
-        ("All locations of all slides, two genes.", "stpred collect predicted --tables all.zarr --genes EPCAM,CD3E"),
+        ("All locations of all slides, two genes.", "stpred collect predicted --tables all.zarr --genes EPCAM,CD74"),
         ("The overview page alone.", "stpred collect predicted --page overview.html"),
     ],
     "train": [

@@ -46,7 +46,7 @@ def grouped(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
     for param in command.get_params(context):
         if param.param_type_name != "option" or (record := param.get_help_record(context)) is None:
             continue
-        generic = param.name in ("help", "install_completion", "show_completion")
+        generic = not {"--help", "--install-completion", "--show-completion"}.isdisjoint(param.opts)
         panel = OTHER if generic else getattr(param, "rich_help_panel", None) or FIRST
         groups.setdefault(panel, []).append((option_names(param), record[1]))
     order = [k for k in groups if k not in (LAST, OTHER)] + [k for k in (LAST, OTHER) if k in groups]
