@@ -1,4 +1,4 @@
-"""How far intervals, `trusted` and `ood_score` can be trusted: the README's numbers.
+"""How far intervals, `trusted` and `ood_score` can be trusted: the numbers of docs/results.md.
 
     python scripts/trust_study.py cohorts                     # synthetic cohorts of 12 slides that differ
     python scripts/trust_study.py her2st ../shared/data/her2st
@@ -80,14 +80,14 @@ def one_cohort(seed: int, *, shift: float) -> dict[str, float]:
         slides=[b.slide for b in held],
         groups=[b.slide for b in held],
         width_um=100.0,
-        how="held out",
+        calibrated_on="held out",
     )
     split = covered(model, test)
     train = slides[:9]
     model, donors = fitted(train), [b.slide for b in train]
     labels, _ = training.out_of_fold(Ridge, model.config, train, groups=donors)
     calibrate(
-        model, [b.y - labels[b.slide] for b in train], slides=donors, groups=donors, width_um=100.0, how="out of fold"
+        model, [b.y - labels[b.slide] for b in train], slides=donors, groups=donors, width_um=100.0, calibrated_on="out of fold"
     )
     scores = np.stack([metrics.pearson(labels[b.slide], b.y) for b in train])
     trusted = HeldOut(scores, scores, np.full(len(train), N_LOCATIONS)).columns()["trusted"]
