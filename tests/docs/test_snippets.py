@@ -33,7 +33,7 @@ REASONS = (
 """Why a block may be left out."""
 
 FOLDERS = ("getting_started", "howto", "concepts", "methods")
-PENDING = {ROOT / "README.md"}
+PENDING: set[Path] = set()
 """Pages that are being written."""
 
 PAGES = [ROOT / "README.md", *sorted(p for f in FOLDERS for p in (DOCS / f).glob("*.md"))]
