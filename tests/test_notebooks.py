@@ -163,7 +163,7 @@ def test_names_and_parameters_exist(path: Path) -> None:
 def test_it_says_which_public_data_to_use_and_what_comes_next(path: Path) -> None:
     texts = [c.source for c in read(path).cells if c.cell_type == "markdown"]
     assert texts[0].startswith("# ")
-    assert any(re.search(r"^## .*public data", t, flags=re.MULTILINE | re.IGNORECASE) for t in texts)
+    assert any(re.search(r"^###? .*public data", t, flags=re.MULTILINE | re.IGNORECASE) for t in texts)
     assert re.search(r"^## What next", texts[-1], flags=re.MULTILINE)
     targets = [t for text in texts for t in re.findall(r"\]\((?!https?:)([^)#\s]+)", text)]
     assert targets
