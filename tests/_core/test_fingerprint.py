@@ -120,7 +120,7 @@ def test_a_changed_table_is_told_where_it_is_used(tmp_path: Any) -> None:
     written.write_zarr(tmp_path / "table.zarr")
     backed = read_h5ad(tmp_path / "table.h5ad", backed="r")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         for same in (written, written[::-3, 5:9], read_h5ad(tmp_path / "table.h5ad"), backed, concat([written[:9]])):
             if "stpred" in same.uns:
                 tables.read_prediction(same)
@@ -140,7 +140,7 @@ def test_rows_of_another_region_are_not_those_of_the_facts() -> None:
     second.obs["region"] = pd.Categorical(["others"] * second.n_obs)
     joined = concat([first, second], uns_merge="first", index_unique="-")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         tables.read_prediction(joined)
         tables.read_prediction(joined[60:])
     joined.X[:60] += 1
@@ -155,5 +155,5 @@ def test_tables_of_earlier_versions_pass() -> None:
     old.uns["stpred"] = json.dumps(facts)
     old.X = old.X * 2
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         tables.read_prediction(old)

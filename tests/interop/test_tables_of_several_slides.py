@@ -299,7 +299,8 @@ def test_after_a_round_trip_and_with_unused_categories(together: SpatialData, tm
     expected = st.tl.compare(together, *PAIRED, coordinate_system="um-b")
     together.write(tmp_path / "all.zarr")
     back = read_zarr(tmp_path / "all.zarr")
-    pd.testing.assert_frame_equal(st.tl.compare(back, *PAIRED, coordinate_system="um-b"), expected, rtol=1e-5)
+    found = st.tl.compare(back, *PAIRED, coordinate_system="um-b")
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-5, check_index_type=False)  # names may be of another dtype
     for key in PAIRED:  # rows of b alone; a table that was cut still names all regions
         part = together[key][(together[key].obs["region"] == "spots-b").to_numpy()].copy()
         part.obs["region"] = part.obs["region"].cat.set_categories(["spots-a", "spots-b", "spots-c"])

@@ -244,7 +244,7 @@ def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
         assert facts["n_empty"] == (truth.sum(axis=1) == 0).sum() >= 1
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 @pytest.mark.parametrize(("values", "rare"), [(4_000_000, 0.1), (1, 0.1), (1, 99)])
 def test_broken_empty_and_merely_touching_outlines(values: int, rare: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sums, "MAX_VALUES", values)

@@ -305,7 +305,7 @@ def _array(counts: AnnData) -> np.ndarray | None:
         return None
     try:
         frame = counts.obs[columns].astype(object).apply(pd.to_numeric, errors="coerce")
-        array = frame.to_numpy(dtype=np.float64)
+        array = frame.to_numpy(dtype=np.float64, copy=True)
     except (TypeError, ValueError) as error:
         logger.info("obs['array_row'] and obs['array_col'] are not used: %s.", error)
         return None

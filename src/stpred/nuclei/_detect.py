@@ -92,7 +92,7 @@ def detect(
     slide = segmenter.measure(*_samples(pyramid, stained, found.excluded))
     parts = list(_work(pyramid, segmenter, slide, stained, chunk_um=chunk_um))
     frame = _frame(parts)
-    keep = frame["area_um2"].between(low, high).to_numpy()
+    keep = frame["area_um2"].between(low, high).to_numpy(copy=True)
     if found.excluded.any() and len(frame):
         keep &= ~_lies_on(found.excluded, frame.geometry.centroid.get_coordinates().to_numpy() - origin_um)
     if tissue is not None and len(frame):

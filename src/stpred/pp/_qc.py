@@ -128,6 +128,6 @@ def _put(obs: pd.DataFrame, name: str, rows: np.ndarray, values: np.ndarray) -> 
     if len(rows) == len(obs):
         obs[name] = values
         return
-    column = obs[name].to_numpy(dtype=object) if name in obs else np.full(len(obs), None, dtype=object)
+    column = obs[name].to_numpy(dtype=object, copy=True) if name in obs else np.full(len(obs), None, dtype=object)
     column[rows] = values
     obs[name] = column

@@ -187,7 +187,7 @@ def test_unclear_cells_are_unassigned(slide: SpatialData) -> None:
     assert ((table.obs["kind"] != "unassigned").to_numpy() == clear).all()
     assert 0.2 < clear.mean() < 1.0
     st.tl.score_cell_types(slide, "cells_counts", {"tumour": markers["tumour"]})
-    positive = (table.obs["score_tumour"] > 0).to_numpy()
+    positive = (table.obs["score_tumour"] > 0).to_numpy(copy=True)
     positive[7] = False
     assert ((table.obs["cell_type"] == "tumour").to_numpy() == positive).all()
 

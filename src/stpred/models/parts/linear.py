@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from stpred.models.parts.closed_form import thin_svd
 Array = NDArray[np.float64]
 
 
-@runtime_checkable
 class Linear(Protocol):
     """A model that predicts ``design(batch) @ weights + intercept``."""
 
@@ -38,6 +37,11 @@ class Linear(Protocol):
     def column_scale(self, blocks: Sequence[int] | None) -> Array | None:
         """Return what the (width,) columns were multiplied by when the weights were penalised; None: 1."""
         ...
+
+
+def is_linear(model: object) -> bool:
+    """Whether a model is :class:`Linear`; ``isinstance`` does not see buffers of a network from Python 3.12 on."""
+    return all(hasattr(model, name) for name in ("intercept", "weights", "design", "set_weights", "column_scale"))
 
 
 @dataclass(frozen=True)

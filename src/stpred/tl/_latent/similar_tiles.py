@@ -104,7 +104,7 @@ def _row(space: Space, table_key: str, instance: Any, slide: str | None) -> int:
     places = space.places
     hit = (places["instance"] == instance).to_numpy(dtype=bool)
     if not hit.any():
-        hit = (places["instance"].astype(str) == str(instance)).to_numpy()
+        hit = (places["instance"].astype(str) == str(instance)).to_numpy(copy=True)
     if slide is not None:
         name = name_of(slide, what="slide")
         if name not in space.tables:

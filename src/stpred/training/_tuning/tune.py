@@ -16,7 +16,7 @@ from stpred.models.base import Model
 from stpred.models.batch import Batch
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
-from stpred.models.parts.linear import Linear
+from stpred.models.parts.linear import is_linear
 from stpred.training._run import Run
 from stpred.training._samplers import bootstrap
 from stpred.training._scores import HeldOut
@@ -57,7 +57,7 @@ class Tuned:
 def can_tune(model: Model) -> bool:
     """Whether a model has weights that fine-tuning can go on from."""
     first = model.first if isinstance(model, Ensemble) else model
-    return (isinstance(first, Iterative) and not first.config.generative) or isinstance(first, Linear)
+    return (isinstance(first, Iterative) and not first.config.generative) or is_linear(first)
 
 
 def tune(
