@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,7 +121,8 @@ def test_bad_input_says_what_is_wrong(sample: SimpleNamespace) -> None:
         st.io.hest(normalised, sample.image, layer="raw")
     twice = counts.copy()
     twice.obs_names = ["s0", *twice.obs_names[:-1]]
-    with pytest.raises(InputError, match="not unique"):
+    with warnings.catch_warnings(), pytest.raises(InputError, match="not unique"):
+        warnings.simplefilter("ignore")  # of anndata, in the name of whoever called it
         st.io.hest(twice, sample.image)
 
 

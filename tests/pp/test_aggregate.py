@@ -227,7 +227,7 @@ def test_what_lies_in_several_shapes_counts_in_each_and_blocks_do_not_matter(
     slide.shapes["discs"] = ShapesModel.parse(discs, transformations={"um": Identity()})
     cells, counts = slide.shapes["cells"].geometry.to_numpy(), slide.tables["cells_counts"].X.toarray()
     truth, n = np.zeros((40, counts.shape[1])), np.zeros(40)
-    for i, disc in enumerate(discs.buffer(discs["radius"], quad_segs=32)):
+    for i, disc in enumerate(shapely.buffer(discs.geometry.to_numpy(), discs["radius"].to_numpy(), quad_segs=32)):
         share = np.array([disc.intersection(c).area / c.area if fractions else disc.covers(c.centroid) for c in cells])
         truth[i], n[i] = share @ counts, (share > 0).sum()
     assert n.sum() > 1.5 * len(cells)

@@ -97,6 +97,8 @@ def fetch(name: str | Path, *, what: str) -> Snapshot:
         If the name is none, or the repository or revision is not there, closed, or holds something else.
     """
     wanted = HubName.parse(name)
+    if _COMMIT.fullmatch(wanted.revision or "") and (folder := _in_cache(wanted)) is not None:
+        return Snapshot(folder, wanted.repository, folder.name)
     hub = _huggingface_hub()
     with _answered(wanted):
         path = hub.snapshot_download(
@@ -115,6 +117,13 @@ def fetch(name: str | Path, *, what: str) -> Snapshot:
     if not _COMMIT.fullmatch(folder.name):
         raise InputError(f"The hub did not say which commit of {str(wanted)!r} it gave, so it cannot be recorded.")
     return Snapshot(folder, wanted.repository, folder.name)
+
+
+def _in_cache(wanted: HubName) -> Path | None:
+    """Return the folder of a commit, which never changes, if both files are in the cache."""
+    hub = _huggingface_hub()
+    found = [hub.try_to_load_from_cache(wanted.repository, f, revision=wanted.revision) for f in (CONFIG, WEIGHTS)]
+    return Path(found[0]).parent if all(isinstance(f, str) for f in found) else None
 
 
 def push(folder: Path, repo_id: str, card: str, *, private: bool, branch: str | None, message: str) -> str:
