@@ -52,7 +52,6 @@ autosummary_generate = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = False
@@ -89,6 +88,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the search field is in the sidebar
     "show_navbar_depth": 1,
     "max_navbar_depth": 2,  # the pages of single functions are listed on their subject's page; 200 entries cost minutes
     "collapse_navbar": True,
