@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,17 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 
+def from_the_copy(text: str) -> str:
+    """Return a notebook with its links out of `notebooks/` as they are from `docs/tutorials/`."""
+    return re.sub(r"\]\(\.\./(docs/)?", lambda found: "](../" if found[1] else "](../../", text)
+
+
 def copy_notebooks(notebooks: Path, tutorials: Path) -> list[str]:
     """Copy each notebook that changed beside the tutorials' index, and remove copies of those that are gone.
 
-    Links to ``../docs/`` become links from the copy.
+    Links become links from the copy.
     """
-    wanted = {p.name: p.read_text(encoding="utf-8").replace("](../docs/", "](../") for p in notebooks.glob("*.ipynb")}
+    wanted = {p.name: from_the_copy(p.read_text(encoding="utf-8")) for p in notebooks.glob("*.ipynb")}
     for copy in tutorials.glob("*.ipynb"):
         if copy.name not in wanted:
             copy.unlink()
