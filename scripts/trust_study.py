@@ -87,7 +87,12 @@ def one_cohort(seed: int, *, shift: float) -> dict[str, float]:
     model, donors = fitted(train), [b.slide for b in train]
     labels, _ = training.out_of_fold(Ridge, model.config, train, groups=donors)
     calibrate(
-        model, [b.y - labels[b.slide] for b in train], slides=donors, groups=donors, width_um=100.0, calibrated_on="out of fold"
+        model,
+        [b.y - labels[b.slide] for b in train],
+        slides=donors,
+        groups=donors,
+        width_um=100.0,
+        calibrated_on="out of fold",
     )
     scores = np.stack([metrics.pearson(labels[b.slide], b.y) for b in train])
     trusted = HeldOut(scores, scores, np.full(len(train), N_LOCATIONS)).columns()["trusted"]
