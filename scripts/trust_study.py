@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 import stpred as st
 from stpred import metrics, training
 from stpred._core.targets import totals, transform
-from stpred.inference.intervals import LEVEL, calibrate
+from stpred.inference.intervals import LEVEL, calibrate, residual_sketch
 from stpred.models import Batch, Ridge
 from stpred.training._scores import HeldOut
 
@@ -76,7 +76,7 @@ def one_cohort(seed: int, *, shift: float) -> dict[str, float]:
     model = fitted(train)
     calibrate(
         model,
-        [b.y - model.predict(b)[0] for b in held],
+        [residual_sketch(b.y, model.predict(b)[0], "log1p_cp10k") for b in held],
         slides=[b.slide for b in held],
         groups=[b.slide for b in held],
         width_um=100.0,
@@ -88,7 +88,7 @@ def one_cohort(seed: int, *, shift: float) -> dict[str, float]:
     labels, _ = training.out_of_fold(Ridge, model.config, train, groups=donors)
     calibrate(
         model,
-        [b.y - labels[b.slide] for b in train],
+        [residual_sketch(b.y, labels[b.slide], "log1p_cp10k") for b in train],
         slides=donors,
         groups=donors,
         width_um=100.0,

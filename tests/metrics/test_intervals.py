@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from stpred import InputError
 from stpred.metrics import conformal_intervals, coverage
+from stpred.metrics import intervals as _intervals
 
 
 def slides(rng: np.random.Generator, n: int, *, shift: float, n_genes: int = 8) -> list[NDArray[np.float64]]:
@@ -77,6 +78,18 @@ def test_genes_that_some_slides_lack() -> None:
     assert np.isfinite(found.low).tolist() == [True, True, True, False]
     values = rng.normal(size=(9, 4))
     assert np.isnan(coverage(values, np.broadcast_to(found.low, (9, 4)), np.broadcast_to(found.high, (9, 4)))[3])
+
+
+def test_residuals_in_blocks_of_genes_give_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    residuals = slides(rng, 4, shift=0.2, n_genes=11)
+    residuals[0][:, 4] = np.nan
+    residuals[1][::3, 7] = np.nan
+    whole = conformal_intervals(residuals)
+    monkeypatch.setattr(_intervals, "_BLOCK_VALUES", 2 * len(residuals[0]))
+    blocks = conformal_intervals(residuals)
+    for name in ("low", "high", "factor", "coverage"):
+        np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name))
 
 
 def test_what_intervals_cannot_be_made_of() -> None:

@@ -11,8 +11,9 @@ from stpred import metrics
 from stpred._core.checks import InputError, listing
 from stpred._core.expression.library import LIBRARY, Library
 from stpred._core.tables import read_provenance
-from stpred._core.targets import LOG_SHARE, SCALES
+from stpred._core.targets import LOG_SHARE, SCALES, dense
 from stpred.comparison.scoring import Measured
+from stpred.metrics.intervals import intervals_of, sketch_in_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,9 +59,22 @@ def as_stable(values: Any, output_scale: str) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(values, 0)) if output_scale == "counts" else values
 
 
+def residual_sketch(observed: Any, predicted: NDArray[np.float32], output_scale: str) -> NDArray[np.float64]:
+    """Return the sketch of observed (dense or sparse) minus predicted (n, G) values, see `as_stable` and `calibrate`.
+
+    Values in double precision are made of some genes at a time.
+    """
+    by_gene = observed.tocsc() if hasattr(observed, "tocsc") else observed
+
+    def residuals(genes: slice) -> NDArray[np.float64]:
+        return as_stable(dense(by_gene[:, genes]), output_scale) - as_stable(predicted[:, genes], output_scale)
+
+    return sketch_in_blocks(predicted.shape, residuals)
+
+
 def calibrate(
     model: Model,
-    residuals: Sequence[NDArray[np.float64]],
+    sketches: Sequence[NDArray[np.float64]],
     *,
     slides: Sequence[str],
     groups: Sequence[str],
@@ -73,9 +87,10 @@ def calibrate(
     Parameters
     ----------
     model
-        Trained; its genes are the columns of the residuals.
-    residuals
-        (n_i, G) observed minus predicted of each slide that the predicting model was not trained on, see `as_stable`.
+        Trained; its genes are those of the sketches.
+    sketches
+        (G, Q) quantiles of observed minus predicted values of each slide that the predicting model was not trained on,
+        see `residual_sketch`.
     slides, groups, calibrated_on
         Names of these slides, their donors, and which slides these are, as text.
     width_um
@@ -83,7 +98,8 @@ def calibrate(
     donors_given
         Whether `groups` are donors, and not slides of donors that nobody named.
     """
-    found = {level: metrics.conformal_intervals(residuals, level=level, groups=groups) for level in LEVELS}
+    stacked = np.stack(sketches)
+    found = {level: intervals_of(stacked, level=level, groups=groups) for level in LEVELS}
     record = model.record
     record.intervals = {
         "scale": "sqrt" if record.target == "counts" else "identity",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from stpred.metrics._bootstrap import bootstrap_ci
 from stpred.metrics._context import RmaxTest, library_size_baseline, neighbour_baseline, reliability, rmax_test
 from stpred.metrics._curves import PositiveDonors, TopGenes, positive_donors, top_genes
-from stpred.metrics._intervals import Intervals, conformal_intervals, coverage
 from stpred.metrics._models import ModelComparison, compare_models, signed_rank_p
 from stpred.metrics._p_values import benjamini_hochberg, holm, median_p
 from stpred.metrics._scores import auroc, mae, partial_pearson, pearson, r2, rmse, smooth, spearman, ssim
@@ -21,6 +20,7 @@ from stpred.metrics._statistics import (
     fisher_t_test,
     permutation_null,
 )
+from stpred.metrics.intervals import Intervals, conformal_intervals, coverage
 from stpred.metrics.summary import average, summarise
 
 __all__ = [

@@ -17,6 +17,7 @@ from stpred._core.targets import LOG_SHARE, WITHOUT_LIBRARY
 from stpred.inference.intervals import HIGH, LOW, as_stable, calibrate, refused
 from stpred.inference.predictor import Predictor, gene_columns, load_trained
 from stpred.inference.provenance import trained_on
+from stpred.metrics.intervals import sketch
 from stpred.models.ensemble import Ensemble
 from stpred.models.parts.iterative import Iterative
 from stpred.models.pretrained.model import Pretrained
@@ -356,7 +357,7 @@ def _calibrate(
         one[:, ~learned] = np.nan
     calibrate(
         model,
-        residuals,
+        sketch(residuals),
         slides=tuned.units,
         groups=tuned.units if tuned.by_block else [donors[s] for s in tuned.units],
         width_um=float(np.median([data.median_width_um(r) for r in regions])),

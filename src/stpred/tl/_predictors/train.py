@@ -12,8 +12,8 @@ from stpred._core.names import names_of
 from stpred._core.places import Place
 from stpred._core.recipes.quality import QC
 from stpred._core.specs import GeneRule, TileSpec
-from stpred._core.targets import TRAINED_ON, dense
-from stpred.inference.intervals import as_stable, calibrate, refused
+from stpred._core.targets import TRAINED_ON
+from stpred.inference.intervals import calibrate, refused, residual_sketch
 from stpred.models import Model, registry
 from stpred.models.auto import Auto
 from stpred.models.batch import Batch
@@ -192,10 +192,10 @@ def _calibrate(
     width_um = float(np.median([data.median_width_um(r) for r in cohort.regions if r.slide in slides]))
     predictions, _ = training.out_of_fold(type(model), config, batches, groups=groups, seed=seed, run=run)
     scale = model.record.target
-    residuals = [as_stable(dense(b.scored), scale) - as_stable(predictions.pop(b.slide), scale) for b in batches]
+    sketches = [residual_sketch(b.scored, predictions.pop(b.slide), scale) for b in batches]
     calibrate(
         model,
-        residuals,
+        sketches,
         slides=[b.slide for b in batches],
         groups=groups,
         width_um=width_um,

@@ -13,11 +13,12 @@ from stpred._core.checks import InputError, listing, warn
 from stpred._core.expression.library import Library, Overlap
 from stpred._core.places import Place
 from stpred._core.targets import LOG_SHARE
-from stpred.inference.intervals import as_stable, calibrate, refused
+from stpred.inference.intervals import calibrate, refused, residual_sketch
 from stpred.inference.predictor import Predictor, load_trained
 from stpred.inference.provenance import trained_on
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stpred.models import Model
@@ -102,7 +103,7 @@ def conformal(
         )
     predictor = Predictor.of(trained, encoder=encoder, device=device)
     place = Place(shapes_key=shapes_key, image_key=image_key, table_key=table_key, coordinate_system=coordinate_system)
-    names, residuals = trained.record.genes, []
+    names, sketches = trained.record.genes, []
     regions = {
         s: data.read_region(sdata, place, slide=s, measured=True, prefer=trained.record.region)
         for s, sdata in slides.items()
@@ -125,15 +126,13 @@ def conformal(
         if not measured.any():
             raise InputError(f"Slide {region.slide!r} measured none of the model's genes.")
         genes = [g for g, k in zip(names, measured, strict=True) if k]
-        found = np.full((len(region.coords_um), len(names)), np.nan)
         guess = predictor.values(region)[:, measured]
         truth = region.target(genes, trained.record.target, n_measured=trained.record.n_measured)
-        found[:, measured] = as_stable(truth, trained.record.target) - as_stable(guess, trained.record.target)
-        residuals.append(found)
+        sketches.append(_with_gaps(residual_sketch(truth, guess, trained.record.target), measured))
     donors = data.donor_folds(list(slides), "slide" if groups is None else groups)
     calibrate(
         trained,
-        residuals,
+        sketches,
         slides=list(slides),
         groups=list(donors.values()),
         width_um=float(np.median([data.median_width_um(r) for r in regions.values()])),
@@ -151,6 +150,13 @@ def conformal(
         frame["same_library"] = False
     frame.attrs["library"] = {s: found.to_dict() for s, found in libraries.items()}
     return frame
+
+
+def _with_gaps(sketch: NDArray[np.float64], measured: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the sketch of measured genes with NaN for the others."""
+    found = np.full((len(measured), sketch.shape[1]), np.nan)
+    found[measured] = sketch
+    return found
 
 
 def _different(model: Model, libraries: dict[str, Overlap]) -> list[str]:

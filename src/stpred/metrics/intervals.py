@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ _FOLDS = 10
 """Upper bound of the number of folds of held-out slides."""
 
 _MAX_FACTOR = 50.0
+
+_BLOCK_VALUES = 2**22
+"""Residuals that are in memory at a time, in double precision: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,13 @@ def conformal_intervals(
     >>> bool(np.all(found.low < -1.3) and np.all(found.high > 1.3))
     True
     """
+    return intervals_of(sketch(residuals), level=level, groups=groups)
+
+
+def intervals_of(sketches: NDArray[np.float64], *, level: float, groups: Sequence[str] | None = None) -> Intervals:
+    """Return the intervals of the residuals that (S, G, Q) sketches are of, see :func:`conformal_intervals`."""
     if isinstance(level, (bool, str)) or not 0 < float(level) < 1:
         raise InputError(f"`level` must be between 0 and 1, such as 0.9, got {level!r}.")
-    sketches = sketch(residuals)
     if len(sketches) < 2:
         raise InputError(
             "Intervals need the residuals of at least two slides, got one: how slides vary cannot be estimated."
@@ -165,19 +172,28 @@ def coverage(observed: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np
 
 def sketch(residuals: Sequence[ArrayLike]) -> NDArray[np.float64]:
     """Return (S, G, Q) quantiles of each slide's residuals, at the middles of Q equal shares."""
-    at = (np.arange(_SKETCH) + 0.5) / _SKETCH
     found: list[NDArray[np.float64]] = []
     for values in residuals:
-        array = np.asarray(values, dtype=np.float64)
-        array = np.where(np.isfinite(array), array, np.nan)
+        array = np.asarray(values)
         if array.ndim != 2 or (found and array.shape[1] != len(found[0])):
             raise InputError(f"Residuals must be (n, genes) with the same genes on every slide, got {array.shape}.")
-        finite = np.isfinite(array).any(axis=0)
-        quantiles = np.full((array.shape[1], _SKETCH), np.nan)
-        if finite.any():
-            quantiles[finite] = _quantile(np.ascontiguousarray(array[:, finite].T), at).T
-        found.append(quantiles)
+        found.append(sketch_in_blocks(array.shape, lambda genes, array=array: array[:, genes]))
     return np.stack(found) if found else np.empty((0, 0, _SKETCH))
+
+
+def sketch_in_blocks(shape: tuple[int, ...], residuals: Callable[[slice], ArrayLike]) -> NDArray[np.float64]:
+    """Return the (G, Q) sketch of a slide's (n, G) residuals, which are asked for so many genes at a time."""
+    n, n_genes = shape
+    at = (np.arange(_SKETCH) + 0.5) / _SKETCH
+    quantiles = np.full((n_genes, _SKETCH), np.nan)
+    step = max(_BLOCK_VALUES // max(n, 1), 1)
+    for first in range(0, n_genes, step):
+        genes = slice(first, min(first + step, n_genes))
+        array = np.asarray(residuals(genes), dtype=np.float64)
+        array = np.where(np.isfinite(array), array, np.nan)
+        if (finite := np.flatnonzero(np.isfinite(array).any(axis=0))).size:
+            quantiles[first + finite] = _quantile(np.ascontiguousarray(array[:, finite].T), at).T
+    return quantiles
 
 
 def _quantiles(sketches: NDArray[np.float64], level: float) -> tuple[NDArray, NDArray, NDArray]:
