@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -177,8 +178,12 @@ def sketch(residuals: Sequence[ArrayLike]) -> NDArray[np.float64]:
         array = np.asarray(values)
         if array.ndim != 2 or (found and array.shape[1] != len(found[0])):
             raise InputError(f"Residuals must be (n, genes) with the same genes on every slide, got {array.shape}.")
-        found.append(sketch_in_blocks(array.shape, lambda genes, array=array: array[:, genes]))
+        found.append(sketch_in_blocks(array.shape, partial(_columns, array)))
     return np.stack(found) if found else np.empty((0, 0, _SKETCH))
+
+
+def _columns(values: NDArray, genes: slice) -> NDArray:
+    return values[:, genes]
 
 
 def sketch_in_blocks(shape: tuple[int, ...], residuals: Callable[[slice], ArrayLike]) -> NDArray[np.float64]:
