@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 import stpred as st
 from stpred import InputError
+from stpred._core.checks import InputWarning
 from stpred._core.expression.bulk import bulk_profile
 from stpred.tl._samples.pseudobulk import log1p_cpm
+from stpred.tl._samples.sample_table import features
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -93,3 +96,22 @@ def test_bad_input_is_named(cohort: dict[str, SpatialData], unseen: SpatialData,
     unseen[KEY].uns.pop("stpred")
     with pytest.raises(InputError, match="raw counts are needed"):
         st.tl.pseudobulk(unseen, KEY)
+
+
+def test_comparing_slides_by_a_model_that_removes_their_differences_is_warned_of(
+    cohort: dict[str, SpatialData],
+) -> None:
+    for standardize in ("slide", "train"):
+        config = st.models.Ridge.Config(standardize=standardize)
+        model = st.tl.train(cohort, config, genes=st.GeneRule("mean", n=10), encoder="colour", shapes_key="spots")
+        predicted = {
+            name: st.tl.predict(slide, model, shapes_key="spots", inplace=False) for name, slide in cohort.items()
+        }
+        slides = {}
+        for name, table in predicted.items():
+            slides[name] = st.testing.copy_slide(cohort[name])
+            slides[name].tables["own"] = table
+        bulk = st.tl.pseudobulk(slides, "own", in_distribution_only=False)
+        warned = pytest.warns(InputWarning, match="standardises features within each slide")
+        with warned if standardize == "slide" else nullcontext():
+            features(bulk, None)

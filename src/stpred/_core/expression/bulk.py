@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from stpred._core import targets
 
 KIND = "pseudobulk"
 """Kind of a table of such profiles, in its provenance."""
+
+WITHIN_SLIDES = "standardized_within_slides"
+"""Whether what whole slides differ in was removed before the prediction, in the provenance of profiles."""
 
 TOTAL = "total_counts"
 """Column of ``obs``: counts of all genes, also of those that are left out."""
@@ -29,6 +33,20 @@ _HOW = {
 def how_averaged(scale: str, average: str) -> str:
     """Describe how values of a scale are averaged, such as ``"log1p(mean(expm1))"``."""
     return "mean" if average == "values" and scale != "counts" else _HOW.get(scale, "log1p(mean(expm1))")
+
+
+def removes_slide_differences(config: object) -> bool:
+    """Whether settings of a model, or of one of its members, standardise features within each slide.
+
+    Examples
+    --------
+    >>> from stpred._core.expression.bulk import removes_slide_differences
+    >>> removes_slide_differences({"members": [{"standardize": "slide"}]})
+    True
+    """
+    if isinstance(config, Mapping):
+        return config.get("standardize") == "slide" or any(removes_slide_differences(v) for v in config.values())
+    return isinstance(config, (list, tuple)) and any(removes_slide_differences(v) for v in config)
 
 
 class BulkSum:

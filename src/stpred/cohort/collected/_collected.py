@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpred._core.checks import InputError, listing, warn
-from stpred._core.expression.bulk import KIND, TOTAL, BulkSum, how_averaged
+from stpred._core.expression.bulk import KIND, TOTAL, WITHIN_SLIDES, BulkSum, how_averaged, removes_slide_differences
 from stpred._core.progress import track
 from stpred._core.tables import package_versions, plain
 from stpred.cohort.collected._joined_tables import JoinedTables
@@ -225,6 +225,7 @@ class Cohort:
             "comparable": "within genes only" if self.scale == "relative" else "within and between genes",
             "average": how_averaged(self.scale, self.average),
             "in_distribution_only": self.in_distribution_only,
+            WITHIN_SLIDES: any(removes_slide_differences(table.provenance.get("config")) for table in self.found),
             "tables": sorted({table.key for table in self.found}),
             "n_slides": len(self.found),
             "unreadable": dict(self.unreadable),

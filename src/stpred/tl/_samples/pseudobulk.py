@@ -7,7 +7,15 @@ import numpy as np
 
 from stpred._core import keys, tables, targets
 from stpred._core.checks import InputError, listing, one_of
-from stpred._core.expression.bulk import AVERAGES, KIND, TOTAL, bulk_profile, how_averaged
+from stpred._core.expression.bulk import (
+    AVERAGES,
+    KIND,
+    TOTAL,
+    WITHIN_SLIDES,
+    bulk_profile,
+    how_averaged,
+    removes_slide_differences,
+)
 from stpred._core.names import names_of
 from stpred.comparison.slide_tables import SlideTable, slide_tables
 
@@ -121,6 +129,7 @@ def pseudobulk(
         "comparable": "within genes only" if scale == "relative" else "within and between genes",
         "average": how_averaged(scale, average),
         "in_distribution_only": in_distribution_only,
+        WITHIN_SLIDES: any(removes_slide_differences(side.provenance.get("config")) for side in sides.values()),
         "models": {name: side.provenance.get("model_id") for name, side in sides.items()},
         "genes_left_out": {name: side.table.n_vars - len(genes) for name, side in sides.items()},
         "versions": tables.package_versions(),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stpred._core import keys, targets
-from stpred._core.checks import InputError, listing
+from stpred._core import keys, tables, targets
+from stpred._core.checks import InputError, listing, warn
+from stpred._core.expression.bulk import WITHIN_SLIDES
 from stpred._core.names import named, names_of
 from stpred.tl._samples.pseudobulk import log1p_cpm
 
@@ -25,6 +26,12 @@ def features(samples: AnnData, genes: Iterable[str] | None) -> tuple[NDArray[np.
     if not samples.obs_names.is_unique:
         raise InputError("The names of the samples are not unique.")
     values = log1p_cpm(samples)[0] if keys.UNS in samples.uns else targets.dense(samples.X)
+    if keys.UNS in samples.uns and tables.read_provenance(samples).get(WITHIN_SLIDES):
+        warn(
+            'The model of these predictions standardises features within each slide (standardize="slide"), which '
+            'removes most of what whole slides differ in. To compare slides, train with standardize="train" on slides '
+            "of one stain, or after `stpred.pp.stain_normalize`."
+        )
     names = samples.var_names
     if genes is not None:
         wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
