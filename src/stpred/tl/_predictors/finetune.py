@@ -357,7 +357,7 @@ def _calibrate(
         one[:, ~learned] = np.nan
     calibrate(
         model,
-        sketch(residuals),
+        list(sketch(residuals)),
         slides=tuned.units,
         groups=tuned.units if tuned.by_block else [donors[s] for s in tuned.units],
         width_um=float(np.median([data.median_width_um(r) for r in regions])),
