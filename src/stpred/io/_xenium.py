@@ -294,8 +294,8 @@ def _to_morphology(
             return scaling(_physical(user_mpp, name="mpp") / pixel_size)
         raise InputError(
             f"The H&E image {pixels.path.name!r} has no alignment file beside it; pass he_alignment= (csv or 3 x 3 "
-            "matrix from H&E pixels to morphology pixels), or mpp= if its corner is the origin of the transcripts. "
-            "Without either, read it by stpred.io.wsi, put it beside the cells, and place it by stpred.pp.register."
+            "matrix from H&E pixels to morphology pixels), or mpp= if its corner is the origin of the transcripts; "
+            "without either, read it by stpred.io.wsi, put it beside the cells, and place it by stpred.pp.register."
         )
     if isinstance(source, (str, Path)):
         matrix, name = _read_matrix(Path(source)), f"The alignment {Path(source).name!r}"

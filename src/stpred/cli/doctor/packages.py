@@ -34,8 +34,10 @@ MODULES = {
 """Modules of packages whose names differ in more than a hyphen."""
 
 BRINGS = {
+    "all": "everything that the other extras bring",
     "analysis": "pathway activity and enrichment (decoupler), attribution (captum), survival models (lifelines)",
     "encoders": "encoders by name: any vision model of timm, pathology models of lazyslide-models",
+    "hub": "models and encoders from the Hugging Face hub, and pushing yours",
     "imagenet": "encoders with ImageNet weights without a download, and the bundled model default-imagenet",
     "wsi": "scanner formats: mrxs, ndpi, scn, bif and others that need OpenSlide",
 }
