@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpred._core.checks import InputError, listing
+from stpred._core.compute.gpu import enough_memory
 from stpred._core.settings import settings
 from stpred._image.scale import scale_into
 from stpred.encoders.base import EncoderCard
@@ -138,7 +139,9 @@ class TorchEncoder:
             rows, cols, width = (1, 1, self.card.width) if self.card.dense is None else self.card.dense
             return np.empty((0, self.card.width) if ndim == 2 else (0, rows * cols, width), dtype=np.float32)
         parts = []
-        with evaluating(self._module):
+        doing = f"while {self.card.name!r} encoded tiles"
+        advice = f"lower stpred.settings.batch_size ({settings.batch_size}), or take a smaller encoder"
+        with evaluating(self._module), enough_memory(doing, advice=advice):
             if self._folding is not None:
                 forward = self._folding(forward, lambda: self._prepare(_example(size)))
             with torch.inference_mode():

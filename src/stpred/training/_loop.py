@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stpred import metrics
 from stpred._core.checks import InputError
+from stpred._core.compute.gpu import enough_memory
 from stpred._core.progress import track
 from stpred._core.targets import dense
 from stpred.models.batch import Batch
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 30.0
 """Between two states on disk: a large model's takes seconds to write."""
+
+ADVICE = "lower `batch_size` in the model's Config, or set stpred.settings.precision to 'bf16-mixed'"
+"""Where the memory of the GPU does not suffice for a step."""
 
 
 def train(
@@ -90,7 +94,8 @@ def train(
             model.train()
             total, n_batches = 0.0, 0
             for sample, what in sampler.epoch(state.order):
-                total += _step(model, wrapped, state.optimizer, sample, fabric, what, epoch, strict=run.strict)
+                with enough_memory(f"in a step of {what}", advice=ADVICE):
+                    total += _step(model, wrapped, state.optimizer, sample, fabric, what, epoch, strict=run.strict)
                 n_batches += 1
             return _agreed(model, total / max(n_batches, 1), fabric)
 

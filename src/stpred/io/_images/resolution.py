@@ -101,7 +101,7 @@ def tiff_resolution(tif: Any, page: Any, *, image: Any = None) -> tuple[Evidence
             continue
         found.append(sizes[0])
     if unequal and all(e.placeholder for e in found):
-        raise InputError(f"The pixels are not square according to {unequal[0]}.")
+        raise InputError(f"The pixels are not square according to {unequal[0]}; resample the image to square pixels.")
     found.sort(key=lambda e: e.placeholder)
     first, others = found[:1], found[1:]
     return (*first, *(e._replace(secondary=True) for e in others if _differs(e, first[0])))
