@@ -28,7 +28,8 @@ def test_tiles_that_do_not_fit_are_told_of_the_batch_size() -> None:
     network = Full()
     encoder = st.encoders.get(network, tile=st.TileSpec(mpp=0.5, size_px=8), name="full")
     network.is_full = True
-    with st.settings.override(batch_size=16), pytest.raises(InputError, match=r"GPU ran out.*'full'.*batch_size \(16\)"):
+    message = r"GPU ran out.*'full'.*batch_size \(16\)"
+    with st.settings.override(batch_size=16), pytest.raises(InputError, match=message):
         encoder.encode(np.full((2, 8, 8, 3), 9, np.uint8))
 
 

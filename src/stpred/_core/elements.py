@@ -246,8 +246,8 @@ def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None
     if not candidates:
         all_regions = {k: table_regions(t) for k, t in sdata.tables.items()}
         raise InputError(
-            f"No measured table annotates shapes {shapes_key!r}; tables and their regions: {all_regions}; name a measured "
-            "region with `shapes_key`, or give these shapes a table of counts (spatialdata.models.TableModel)."
+            f"No measured table annotates shapes {shapes_key!r}; tables and their regions: {all_regions}; name a "
+            "measured region with `shapes_key`, or give these shapes a table of counts (spatialdata.models.TableModel)."
         )
     raise InputError(f"Several tables annotate {shapes_key!r}: {listing(candidates)}; name one with `table_key`.")
 

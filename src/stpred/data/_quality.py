@@ -81,8 +81,8 @@ def passing(region: Region, qc: QC) -> Region:
     found = judge(region, qc)
     if not found.passes.any():
         raise InputError(
-            f"No location of slide {region.slide!r} passes `qc`: {found.left_out()}; look at stpred.pp.qc(sdata), and relax "
-            "the limits (qc=stpred.QC(...)) if they do not suit the slide."
+            f"No location of slide {region.slide!r} passes `qc`: {found.left_out()}; look at stpred.pp.qc(sdata), and "
+            "relax the limits (qc=stpred.QC(...)) if they do not suit the slide."
         )
     if left := found.left_out():
         logger.info("Slide %r: locations left out by quality: %s.", region.slide, left)

@@ -257,8 +257,8 @@ def read_region(
         logger.info("Slide %r: %d locations of %r without any count are skipped.", slide, empty, shapes_key)
     if not keep.any():
         raise InputError(
-            f"Slide {slide!r} has no usable location in {shapes_key!r} (of {len(keep)}): all are without counts or off the "
-            "image; check that counts, shapes and image belong together."
+            f"Slide {slide!r} has no usable location in {shapes_key!r} (of {len(keep)}): all are without counts or off "
+            "the image; check that counts, shapes and image belong together."
         )
     return Region(
         sdata=sdata,
@@ -315,7 +315,9 @@ def _locations(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> t
     """Return centres and ids of a region; an empty one, NaN and repeated ids are refused."""
     coords, instances = centroids(sdata, shapes_key, coordinate_system=coordinate_system)
     if len(instances) == 0:
-        raise InputError(f"Shapes {shapes_key!r} are empty; name others with `shapes_key`, or make some with stpred.pp.grid.")
+        raise InputError(
+            f"Shapes {shapes_key!r} are empty; name others with `shapes_key`, or make some with stpred.pp.grid."
+        )
     if (odd := ~np.isfinite(coords).all(axis=1)).any():
         raise InputError(
             f"{int(odd.sum())} of the shapes {shapes_key!r} have no finite centre: {listing(instances[odd])}."
@@ -323,7 +325,8 @@ def _locations(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> t
     if not instances.is_unique:
         repeated = instances[instances.duplicated()].unique()
         raise InputError(
-            f"The index of shapes {shapes_key!r} is not unique: {listing(repeated)}; give every shape a name of its own."
+            f"The index of shapes {shapes_key!r} is not unique: {listing(repeated)}; give every shape a name of its "
+            "own."
         )
     return coords, instances
 
