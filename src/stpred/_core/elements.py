@@ -68,7 +68,8 @@ def mpp_of(affine: np.ndarray, *, what: str = "image") -> float:
 
 def apply_affine(affine: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Map (n, 2) x, y points through a (3, 3) affine."""
-    return np.asarray(xy, dtype=np.float64) @ affine[:2, :2].T + affine[:2, 2]
+    found: np.ndarray = np.asarray(xy, dtype=np.float64) @ affine[:2, :2].T + affine[:2, 2]
+    return found
 
 
 def scale0(image: Any) -> Any:
@@ -145,7 +146,7 @@ def find_image(
         raise InputError(
             f"{len(largest)} images could be the H&E slide: {listing(largest)}; name one with `image_key`."
         )
-    return largest[0]
+    return str(largest[0])
 
 
 def normalisation(sdata: SpatialData, image_key: str) -> dict[str, Any] | None:
@@ -214,7 +215,7 @@ def find_region(
             if name in candidates:
                 return name
     if len(candidates) == 1:
-        return candidates[0]
+        return str(candidates[0])
     if not candidates:
         raise InputError("The object has no shapes to work on; make some with stpred.pp.grid(sdata).")
     raise InputError(f"Several shapes elements could be meant: {listing(candidates)}; name one with `shapes_key`.")
@@ -242,7 +243,7 @@ def find_table(sdata: SpatialData, shapes_key: str, table_key: str | None = None
         usual = [k for k in candidates if k.endswith(_COUNTS) and shapes_key.startswith(k.removesuffix(_COUNTS) + "-")]
         candidates = usual if len(usual) == 1 else candidates
     if len(candidates) == 1:
-        return candidates[0]
+        return str(candidates[0])
     if not candidates:
         all_regions = {k: table_regions(t) for k, t in sdata.tables.items()}
         raise InputError(

@@ -225,7 +225,8 @@ def _median(values: NDArray[np.int16], counts: NDArray[np.int64]) -> NDArray[np.
     total = int(counts.sum())
     sums = np.stack([np.bincount(column, counts, 256) for column in values.T]).cumsum(axis=1)
     middle = [[np.searchsorted(row, k, side="right") for k in ((total - 1) // 2, total // 2)] for row in sums]
-    return np.mean(middle, axis=1, dtype=np.float64)
+    colour: NDArray[np.float64] = np.mean(middle, axis=1, dtype=np.float64)
+    return colour
 
 
 def _min_border(shape: tuple[int, ...]) -> float:

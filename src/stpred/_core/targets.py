@@ -170,4 +170,5 @@ def standardised(values: Any) -> NDArray[np.float64]:
     """Return (n, n_genes) values with mean 0 and standard deviation 1 of each gene; a constant one is 0."""
     values = np.asarray(values, dtype=np.float64)
     std = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(std < 1e-8, np.inf, std)
+    scaled: NDArray[np.float64] = (values - values.mean(axis=0)) / np.where(std < 1e-8, np.inf, std)
+    return scaled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,4 +22,4 @@ def kernel(function: F) -> F:
         compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:
         compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast("F", compiled)

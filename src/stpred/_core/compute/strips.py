@@ -40,4 +40,5 @@ def label_sums(labels: NDArray[np.integer[Any]], n: int) -> NDArray[np.int64]:
 
 def looked_up(table: NDArray[Any], labels: NDArray[np.integer[Any]]) -> NDArray[Any]:
     """Return ``table[labels]``; NumPy would make 8 bytes of each label first."""
-    return in_strips(lambda part: table[part], labels, dtype=table.dtype)
+    found: NDArray[Any] = in_strips(lambda part: table[part], labels, dtype=table.dtype)
+    return found

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,12 @@ def _huggingface_hub() -> Any:
 
 def _no_bar() -> Any:
     """Return the class of bars that are not drawn."""
-    from huggingface_hub.utils import tqdm
+    bar: Any = import_module("huggingface_hub.utils").tqdm
 
-    class NoBar(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **(kwargs | {"disable": True}))
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        bar.__init__(self, *args, **(kwargs | {"disable": True}))
 
-    return NoBar
+    return type("NoBar", (bar,), {"__init__": init})
 
 
 @contextmanager

@@ -113,7 +113,8 @@ def _amounts(values: Any, scale: str, average: str) -> NDArray[np.float64]:
     if average == "values" and scale != "counts":
         return np.log1p(dense.clip(min=0)) if scale == "cp10k" else dense
     if scale == targets.LOG_SHARE:
-        return np.exp(dense)
+        counts: NDArray[np.float64] = np.exp(dense)
+        return counts
     return np.expm1(dense) if scale == "log1p_cp10k" else dense
 
 

@@ -142,7 +142,8 @@ class Cut:
         if self.sets is None:
             return found
         copies = self.sets.nnz / max(self.sets.shape[1], 1)
-        return np.maximum(found, np.minimum(found * copies, m).astype(np.int64))
+        bounded: NDArray[np.int64] = np.maximum(found, np.minimum(found * copies, m).astype(np.int64))
+        return bounded
 
     def _row_sums(self) -> NDArray[Any]:
         return np.concatenate([np.asarray(part.sum(axis=1)).ravel() for part in self._strips(self.columns)])
