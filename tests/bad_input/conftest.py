@@ -155,7 +155,8 @@ def _table(table: Any) -> Any:
     stored = (x.data, x.indices, x.indptr) if hasattr(x, "indptr") else (np.asarray(x),)
     text = table.obs.to_csv() + table.var.to_csv()
     digest = hashlib.sha256(b"".join(part.tobytes() for part in stored) + text.encode())
-    return digest.hexdigest(), sorted(table.layers), sorted(table.obsm), repr(dict(table.uns))
+    layers = sorted(name for name in table.layers if name is not None)  # None: X, in newer versions of anndata
+    return digest.hexdigest(), layers, sorted(table.obsm), repr(dict(table.uns))
 
 
 def _disk(folder: Path) -> dict[str, tuple[int, int]]:

@@ -157,7 +157,7 @@ class Ensemble(Model):
     >>> slides = st.datasets.toy_cohort(3, size_um=(600, 600), n_genes=20)
     >>> model = st.tl.train(slides, st.models.Ensemble.Config("ridge", n_members=3), shapes_key="spots")
     >>> st.tl.predict(slides["donor0"], model, shapes_key="spots")
-    >>> list(slides["donor0"].tables["spots_ridge"].layers)
+    >>> [name for name in slides["donor0"].tables["spots_ridge"].layers if name]
     ['std']
     """
 
