@@ -10,10 +10,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 import stpred
+
+nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
