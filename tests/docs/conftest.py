@@ -30,6 +30,8 @@ def write_files(folder: Path) -> None:
         ds.toy_wsi(folder / "slides" / f"{name}.tif", donor=n, size_um=(500.0, 500.0), mpp=MPP)
     rows = ["slide,path,donor", "a1,slides/a1.tif,a", "a2,slides/a2.tif,a", "b1,slides/b1.tif,b"]
     (folder / "slides.csv").write_text("\n".join(rows) + "\n")
+    rows = ["slide,path,donor", *(f"{donor},{donor}/outs,{donor}" for donor in DONORS[:3])]
+    (folder / "measured.csv").write_text("\n".join(rows) + "\n")
     _write_legacy(folder)
     pair = ds.toy_hest(folder / "pair", **small)
     (folder / "hest").mkdir()
