@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from matplotlib.testing.compare import compare_images
 from matplotlib.text import Text
+from packaging.version import Version
 from PIL import Image
 from spatialdata import SpatialData
 
@@ -194,6 +195,7 @@ def figure_of(axes: Any) -> Any:
     return np.ravel(axes)[0].figure
 
 
+@pytest.mark.skipif(Version(mpl.__version__) < Version("3.10"), reason="matplotlib laid figures out otherwise")
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_picture_is_as_it_was_when_it_was_looked_at(name: str, tmp_path: Path) -> None:
     figure = figure_of(PICTURES[name]())
