@@ -9,6 +9,7 @@ Everything is read from the `Config` dataclasses and their docstrings.
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def described(config: type) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return each setting's companions in one entry of the docstring, and that entry's text."""
     found: dict[str, tuple[tuple[str, ...], str]] = {}
     for cls in reversed(config.__mro__):
-        doc = re.sub(r"^ {4}", "", cls.__doc__ or "", flags=re.M)
+        doc = inspect.cleandoc(cls.__doc__ or "")
         if "\nParameters\n" not in doc:
             continue
         part = doc.split("\nParameters\n----------\n")[1].split("\n\n")[0]

@@ -35,7 +35,7 @@ def named(text: str) -> set[str]:
 def written(table: AnnData) -> set[str]:
     """Return the names of a table's parts in the same form."""
     parts = ("obs", "var", "obsm", "varm", "layers", "uns")
-    return {f'{part}["{key}"]' for part in parts for key in getattr(table, part).keys()}
+    return {f'{part}["{key}"]' for part in parts for key in getattr(table, part).keys() if key}
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,8 @@ def test_all_others_are_the_other_class_or_all_other_shapes(slide: SpatialData) 
     assert set(rest["second"]) == {"rest"}
     # Of three classes: what is not the first, whether it is named in another pair or not. Missing ones are no others.
     rows = slide.shapes["squares"]["row"]
-    slide.shapes["squares"]["first"] = rows.map({"row0": "a"}).where(rows == "row0", rows.map(lambda r: r and "b"))
+    others = rows.map(lambda row: row and "b", na_action="ignore")
+    slide.shapes["squares"]["first"] = rows.map({"row0": "a"}).where(rows == "row0", others)
     two = differential_expression(slide, model, "squares", groupby="first", posterior=Posterior(4))
     several = differential_expression(
         slide,

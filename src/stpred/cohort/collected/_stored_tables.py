@@ -177,7 +177,7 @@ class Opener:
             lacking += [f"layers[{name!r}]" for name in self.layers if name not in group["layers"]]
             ids = None if lacking else group["obs"][INSTANCE_KEY]
             regions = () if lacking else _categories(group["obs"][REGION_KEY])
-            n_obs = int(group["obs"][group["obs"].attrs["_index"]].shape[0])
+            n_obs = _length(group["obs"][group["obs"].attrs["_index"]])
         place = f"Table {key!r} of slide {slide!r} in {str(store)!r}"
         provenance = _provenance(said, place)
         if lacking:
@@ -199,6 +199,11 @@ class Opener:
         if digest not in self._genes:
             self._genes[digest] = pd.Index(names, dtype=object)
         return self._genes[digest]
+
+
+def _length(column: Any) -> int:
+    """Return the number of entries of a column, which newer versions of pandas have stored as a group."""
+    return int((column["values"] if hasattr(column, "keys") else column).shape[0])
 
 
 def _categories(column: Any) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def names(column: pd.Series, *, what: str) -> Sequence[str]:
     """
     from pandas.api.types import infer_dtype
 
-    if infer_dtype(column, skipna=False) == "string" and (column != "").all():
+    if infer_dtype(column, skipna=False) == "string" and column.notna().all() and (column != "").all():
         return column.to_numpy(dtype=object)
     found = []
     for value in column:

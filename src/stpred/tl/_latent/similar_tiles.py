@@ -102,7 +102,7 @@ def similar_tiles(
 def _row(space: Space, table_key: str, instance: Any, slide: str | None) -> int:
     """Return the row of a location."""
     places = space.places
-    hit = (places["instance"] == instance).to_numpy(dtype=bool)
+    hit = (places["instance"] == instance).to_numpy(dtype=bool, copy=True)
     if not hit.any():
         hit = (places["instance"].astype(str) == str(instance)).to_numpy(copy=True)
     if slide is not None:

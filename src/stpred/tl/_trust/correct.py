@@ -99,7 +99,7 @@ def correct(
     >>> model = st.tl.train(st.datasets.toy_cohort(2, **small), genes="all", shapes_key="spots")
     >>> st.tl.predict(slide, model)
     >>> st.tl.correct(slide, "spots_ridge", "spots_counts")
-    >>> sorted(slide["spots_corrected"].layers)
+    >>> sorted(name for name in slide["spots_corrected"].layers if name)
     ['measured', 'predicted', 'weight']
     """
     need_sdata(sdata)
