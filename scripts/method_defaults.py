@@ -129,8 +129,8 @@ def tables(family: str) -> str:
     if issubclass(cls, IterativeConfig):
         base = NetworkConfig if issubclass(cls, NetworkConfig) else IterativeConfig
         shared = [f.name for f in fields(base)]
-        entries = vars(cls).get("__doc__", "")
-        shared = [n for n in shared if not re.search(rf"^ {{4}}([\w, ]*\b)?{n}\b[\w, ]*$", entries, flags=re.M)]
+        entries = inspect.cleandoc(vars(cls).get("__doc__") or "")
+        shared = [n for n in shared if not re.search(rf"^([\w, ]*\b)?{n}\b[\w, ]*$", entries, flags=re.M)]
         described_here = [n for n in own if n not in shared]
         inherited = {f.name for f in fields(base)}
         own = sorted(described_here, key=lambda n: n in inherited)
