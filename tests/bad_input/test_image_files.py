@@ -158,7 +158,7 @@ def test_contradictions_of_more_than_five_percent_are_told(tmp_path: Path) -> No
     assert affine_to(sdata.images["he"])[0, 0] == 0.53
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_contradictions_of_less_are_not(tmp_path: Path) -> None:
     path = tif(tmp_path / "slide.tif", resolution=(20000, 20000), resolutionunit="CENTIMETER")
     assert affine_to(st.io.wsi(path, mpp=0.52).images["he"])[0, 0] == 0.52

@@ -203,7 +203,7 @@ def test_genes_that_a_slide_lacks_are_nan_and_said(tmp_path: Path) -> None:
     assert np.isnan(joined["NEW"]).tolist() == [True] * 7 + [False] * 7
     np.testing.assert_array_equal(joined["DCN"], np.r_[tables["a"][:, "DCN"].X[:, 0], tables["b"][:, "DCN"].X[:, 0]])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         read_prediction(ad.read_h5ad(tmp_path / "bulk.h5ad"))  # NaN is what was written
 
 

@@ -1,18 +1,22 @@
 """Every command and snippet of the pages runs, in order, page by page, on small synthetic files.
 
-A block of ``python`` or ``bash`` that cannot is preceded by ``<!-- not run: reason -->``, with one of `REASONS`.
+A block of ``python`` or ``bash`` that cannot is preceded by ``<!-- not run: reason -->``, with one of `REASONS`. A
+block of ``text`` right behind one of ``python`` is what that prints, with the value of its last line, as in a notebook.
 """
 
 from __future__ import annotations
 
+import ast
+import io
+import math
 import os
 import re
 import shlex
 import shutil
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +37,6 @@ REASONS = (
 """Why a block may be left out."""
 
 FOLDERS = ("getting_started", "howto", "concepts", "methods")
-PENDING: set[Path] = set()
-"""Pages that are being written."""
-
 PAGES = [ROOT / "README.md", *sorted(p for f in FOLDERS for p in (DOCS / f).glob("*.md"))]
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,})\s*(?P<language>[^`]*?)\s*$")
 MARKER = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->")
@@ -44,12 +45,13 @@ LANGUAGES = ("python", "bash")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: its language, its text, its first line's number, and why it is not run."""
+    """A block of code: its language, its text, its first line's number, why it is not run, and what it shows."""
 
     language: str
     text: str
     line: int
     not_run: str | None
+    shows: str | None = None
 
 
 def blocks_of(text: str) -> list[Block]:
@@ -66,7 +68,10 @@ def blocks_of(text: str) -> list[Block]:
         end = next((m for m in range(n + 1, len(lines)) if close.match(lines[m])), len(lines))
         body = [line.removeprefix(opened["indent"]) for line in lines[n + 1 : end]]
         marked = MARKER.search(before)
-        found.append(Block(opened["language"], "\n".join(body), n + 2, marked["reason"] if marked else None))
+        block = Block(opened["language"], "\n".join(body), n + 2, marked["reason"] if marked else None)
+        if block.language == "text" and found and found[-1].language == "python" and not before:
+            found[-1] = replace(found[-1], shows=block.text)
+        found.append(block)
         before, n = "", end + 1
     return found
 
@@ -89,10 +94,29 @@ def commands_of(block: Block) -> Iterator[tuple[int, dict[str, str], list[str]]]
             yield number, variables, words
 
 
-def run_python(block: Block, page: str, namespace: dict[str, Any]) -> None:
-    """Run a block so that errors carry the page's own line numbers."""
-    code = compile("\n" * (block.line - 1) + block.text, page, "exec")
-    exec(code, namespace)
+def run_python(block: Block, page: str, namespace: dict[str, Any]) -> str:
+    """Run a block so that errors carry the page's own line numbers; return what it prints and ends with."""
+    body = ast.parse("\n" * (block.line - 1) + block.text, page)
+    last = ast.Expression(body.body.pop().value) if body.body and isinstance(body.body[-1], ast.Expr) else None  # type: ignore[attr-defined]
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(compile(body, page, "exec"), namespace)
+        value = None if last is None else eval(compile(last, page, "eval"), namespace)
+    return printed.getvalue() + ("" if value is None else repr(value))
+
+
+def same_output(shown: str, printed: str) -> bool:
+    """Whether the words are the same, and numbers of a fraction to 0.02, which versions of libraries may move."""
+    a, b = shown.split(), printed.split()
+    return len(a) == len(b) and all(x == y or _close(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _close(a: str, b: str) -> bool:
+    number = re.compile(r"-?\d+\.\d+(?=[,}\])]*$)")
+    found = number.match(a), number.match(b)
+    if found[0] is None or found[1] is None:
+        return False
+    same_rest = number.sub("", a) == number.sub("", b)
+    return same_rest and math.isclose(float(found[0][0]), float(found[1][0]), rel_tol=0.02, abs_tol=0.02)
 
 
 def run_bash(block: Block, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +176,6 @@ def page_folder(
 @pytest.mark.filterwarnings("default::UserWarning:stpred.*")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_block_of_the_page_runs(page: Path, page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if page in PENDING:
-        pytest.skip("the page is being written")
     name, namespace = str(page.relative_to(ROOT)), {"__name__": "__main__"}
     for block in blocks_of(page.read_text()):
         if block.not_run is not None or block.language not in LANGUAGES:
@@ -162,18 +184,18 @@ def test_every_block_of_the_page_runs(page: Path, page_folder: Path, monkeypatch
             run_bash(block, name, monkeypatch)
             continue
         try:
-            run_python(block, name, namespace)
+            printed = run_python(block, name, namespace)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
             line = frames[-1] if frames else getattr(error, "lineno", block.line)
             pytest.fail(f"{name}:{line}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+        if block.shows is not None and not same_output(block.shows, printed):
+            pytest.fail(f"{name}:{block.line}: the page shows\n{block.shows}\nand the block gives\n{printed}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_blocks_are_marked_in_the_agreed_way(page: Path) -> None:
     """Reasons are those of the list, code is in plain fences, and each marker is followed by a block of code."""
-    if page in PENDING:
-        pytest.skip("the page is being written")
     text = page.read_text()
     blocks = blocks_of(text)
     assert not [b.line for b in blocks if b.not_run is not None and b.not_run not in REASONS], f"reasons are {REASONS}"
@@ -191,4 +213,16 @@ def test_blocks_are_found_with_their_lines_and_markers() -> None:
     assert (first.text, first.line, first.not_run) == ("a = 1", 4, None)
     assert (second.line, second.not_run) == (10, "needs a GPU")
     assert list(commands_of(second)) == [(10, {"X": "1"}, ["stpred", "predict", "a", "-o", "b"])]
+    assert blocks_of("```python\n1\n```\n\n```text\n1\n```")[0].shows == "1"
+    assert blocks_of("```python\n1\n```\n\nSo:\n\n```text\n1\n```")[0].shows is None
     assert os.linesep.join(b.text for b in blocks_of("````text\n```python\n````")) == "```python"
+
+
+def test_outputs_are_compared() -> None:
+    namespace: dict[str, Any] = {}
+    assert run_python(Block("python", "a = 2\nprint(a)\n[a, 0.5]", 1, None), "page", namespace) == "2\n[2, 0.5]"
+    assert same_output("n  2\nr 0.50}", "n 2\nr   0.51}")
+    assert not same_output("n 2", "n 3")
+    assert not same_output("0.50", "0.54")
+    assert not same_output("r 0.5", "s 0.5")
+    assert not same_output("r 0.5", "r 0.5 more")

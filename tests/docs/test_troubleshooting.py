@@ -23,11 +23,13 @@ def printed() -> tuple[str, ...]:
 
 
 def test_headings_are_messages_of_the_package() -> None:
-    headings = re.findall(r"^### (.*)$", PAGE.read_text(), flags=re.MULTILINE)
+    text, others = PAGE.read_text().split("## Messages of other packages")
+    headings = re.findall(r"^### (.*)$", text, flags=re.MULTILINE)
     messages = [h.strip("`") for h in headings if re.fullmatch(r"`[^`]+`", h)]
     assert len(messages) == len(headings) >= LEAST
     assert len(set(messages)) == len(messages)
     assert not [m for m in messages if not any(m in text for text in printed())]
+    assert len(re.findall(r"^### `[^`]+`$", others, flags=re.MULTILINE)) == others.count("\n### ")
 
 
 def test_each_message_has_a_cause_and_a_remedy() -> None:
