@@ -15,9 +15,10 @@ from stpred._core.disk.wheels import WHEELS, Wheel
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-needs_weights = pytest.mark.skipif(
-    any(w.folder() is None for w in WHEELS.values()), reason="needs the extra: pip install 'stpred[imagenet]'"
-)
+
+def needs_weights(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(WHEELS[name].folder() is None, reason=f"needs the weights of {name}")
+
 
 NAME = "tiny-net"
 
@@ -160,8 +161,7 @@ def test_own_training_starts_from_a_package(folder, tensors, tmp_path) -> None:
     assert encoders.load(encoders.save(encoder, tmp_path / "own"), device="cpu").card == encoder.card
 
 
-@needs_weights
-@pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_weights(name)) for name in WHEELS])
 def test_the_weights_know_a_cat_and_a_cup_of_coffee(name) -> None:
     """The whole network with its classes, given pixels as the encoder gives them: places, order and scale are right."""
     data = pytest.importorskip("skimage.data")
@@ -188,7 +188,7 @@ def test_the_weights_know_a_cat_and_a_cup_of_coffee(name) -> None:
         assert float(chances[known].sum()) > 0.6
 
 
-@needs_weights
+@needs_weights("efficientnet-lite0")
 def test_padding_and_scale_are_those_of_the_weights() -> None:
     """Of the two architectures and scales of pixels, timm's ``tf_`` one at -1..1 is surest of what it sees."""
     data = pytest.importorskip("skimage.data")

@@ -136,6 +136,17 @@ def test_bundles_without_he_say_so(make_xenium: Make, caplog: pytest.LogCaptureF
     assert "Incomplete bundle (no experiment.xenium, cells.zarr.zip)" in caplog.text
 
 
+def test_cells_are_read_without_an_image_that_no_file_places(make_xenium: Make) -> None:
+    truth = make_xenium()
+    write_he(truth.path / "a_he_image.tif")
+    write_he(truth.path / "b_he_image.tif")
+    sdata = st.io.xenium(truth.path, he_image=False)
+    assert "he" not in sdata.images
+    assert "cells" in sdata.shapes
+    with pytest.raises(InputError, match="`he_alignment` places the H&E image, which `he_image`=False leaves out"):
+        st.io.xenium(truth.path, he_image=False, he_alignment=np.eye(3))
+
+
 def test_missing_parts_are_named(make_xenium: Make) -> None:
     truth = make_xenium()
     with pytest.raises(

@@ -195,7 +195,12 @@ def figure_of(axes: Any) -> Any:
     return np.ravel(axes)[0].figure
 
 
-@pytest.mark.skipif(Version(mpl.__version__) < Version("3.10"), reason="matplotlib laid figures out otherwise")
+other_layout = pytest.mark.skipif(
+    Version(mpl.__version__) < Version("3.10"), reason="matplotlib laid figures out otherwise"
+)
+
+
+@other_layout
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_picture_is_as_it_was_when_it_was_looked_at(name: str, tmp_path: Path) -> None:
     figure = figure_of(PICTURES[name]())
@@ -221,6 +226,7 @@ def test_every_plot_returns_axes_and_writes_a_file(name: str, tmp_path: Path) ->
     assert not plt.get_fignums()  # what is written is closed
 
 
+@other_layout
 def test_a_picture_of_something_else_is_told_from_it(tmp_path: Path) -> None:
     """The tolerance has teeth: other values, other colours and a missing panel are all beyond it."""
     if MAKE:

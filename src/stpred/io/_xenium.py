@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -57,7 +57,7 @@ _HE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpg", ".jpeg")
 def xenium(
     path: str | Path,
     *,
-    he_image: str | Path | None = None,
+    he_image: str | Path | Literal[False] | None = None,
     he_alignment: str | Path | np.ndarray | None = None,
     scene: int | str | None = None,
     mpp: float | None = None,
@@ -75,8 +75,8 @@ def xenium(
         Incomplete ones (without ``experiment.xenium`` or ``cells.zarr.zip``; csv instead of parquet) are read as far as
         they go.
     he_image
-        The H&E image; None takes the only image of the bundle named like ``*he_image*``. Without any, the object has no
-        ``he``.
+        The H&E image; None takes the only image of the bundle named like ``*he_image*``. Without any, or with False,
+        the object has no ``he``.
     he_alignment
         Affine from H&E pixels to morphology pixels: an ``*imagealignment.csv`` as Xenium Explorer writes it, or a
         (3, 3) matrix. Rotation, flip and scale are kept. None takes the file of the bundle that belongs to the image.
@@ -227,7 +227,7 @@ def _table(counts: AnnData, cells: GeoDataFrame) -> tuple[AnnData, np.ndarray]:
 
 def _he(
     bundle: Path,
-    image: str | Path | None,
+    image: str | Path | Literal[False] | None,
     alignment: str | Path | np.ndarray | None,
     *,
     scene: int | str | None,
@@ -236,6 +236,12 @@ def _he(
     centres_um: np.ndarray,
 ) -> Mapping[str, Any]:
     """Return the H&E image in micrometres, or nothing where there is none."""
+    if image is False:
+        if alignment is not None:
+            raise InputError(
+                "`he_alignment` places the H&E image, which `he_image`=False leaves out; give one of them."
+            )
+        return {}
     path = Path(image) if image is not None else _find_he(bundle)
     if path is None:
         if alignment is not None:
@@ -295,7 +301,8 @@ def _to_morphology(
         raise InputError(
             f"The H&E image {pixels.path.name!r} has no alignment file beside it; pass he_alignment= (csv or 3 x 3 "
             "matrix from H&E pixels to morphology pixels), or mpp= if its corner is the origin of the transcripts; "
-            "without either, read it by stpred.io.wsi, put it beside the cells, and place it by stpred.pp.register."
+            "without either, read the cells with he_image=False and the image by stpred.io.wsi, put it beside them and "
+            "place it by stpred.pp.register."
         )
     if isinstance(source, (str, Path)):
         matrix, name = _read_matrix(Path(source)), f"The alignment {Path(source).name!r}"

@@ -172,6 +172,12 @@ class Model(nn.Module, ABC):
     >>> model = st.models.load("default")
     >>> isinstance(model, st.models.Model), model.family
     (True, 'ridge')
+    >>> model
+    Ridge 'default': 3,222 genes, log1p_cp10k
+        encoder: morphology-112um+morphology-448um, tiles of 448 um at 2 um per pixel
+        trained on: 4 slides (donors not stated), ... spots; ...; ...
+        cross-validation: median Pearson ...; ... of 3,222 genes trusted
+        a value depends on: 1488 um of tissue
     """
 
     family: ClassVar[str]
@@ -191,6 +197,11 @@ class Model(nn.Module, ABC):
         self.config, self.n_features, self.n_genes = config, n_features, n_genes
         self.typical = TrainingDistribution(self.n_ood_features)
         self.record = Record(name=self.family, genes=[])
+
+    def __repr__(self) -> str:
+        from stpred.models._files.summary import summary
+
+        return summary(self)
 
     @property
     def needs(self) -> Needs:

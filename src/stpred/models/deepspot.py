@@ -325,6 +325,12 @@ class DeepCellConfig(DeepSpotConfig):
         if self.neighbors_pool in PLACED:
             raise InputError(f"DeepCell pools its neighbours by one of {list(POOLS)}, got {self.neighbors_pool!r}.")
 
+    @classmethod
+    def published(cls, **changes: Any) -> DeepCellConfig:
+        """Return the publication's settings for cells: lr 1e-4, features and gradients as they are."""
+        values: dict[str, Any] = {"lr": 1e-4, "standardize": "none", "clip_norm": None}
+        return cls(**(values | changes))
+
     def at_pitch(self, pitch_um: float | None) -> Self:
         """Return the settings as they are: a number of cells is no distance."""
         return self

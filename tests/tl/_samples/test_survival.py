@@ -92,13 +92,15 @@ def test_a_planted_gene_is_found_and_shuffled_survival_is_not() -> None:
 
 def test_screening_sees_only_training_samples() -> None:
     # Of 300 genes without any meaning, those that are chosen on all samples would look predictive.
-    made = cohort(60, 300, effect=0.0, seed=3)
-    time, event = made.obs["time"].to_numpy(), made.obs["event"].to_numpy()
-    best = np.argsort(-score_statistics(made.X, time, event))[:5]
-    leaky = st.tl.survival(made[:, best].copy(), "time", "event", n_folds=3, penalizer=0.1)
-    honest = st.tl.survival(made, "time", "event", n_folds=3, penalizer=0.1, n_screened=5)
-    assert leaky.attrs["concordance"] > 0.65
-    assert honest.attrs["concordance"] < 0.62
+    leaky, honest = [], []
+    for seed in range(3, 7):
+        made = cohort(60, 300, effect=0.0, seed=seed)
+        time, event = made.obs["time"].to_numpy(), made.obs["event"].to_numpy()
+        best = np.argsort(-score_statistics(made.X, time, event))[:5]
+        leaky.append(st.tl.survival(made[:, best].copy(), "time", "event", n_folds=3, penalizer=0.1))
+        honest.append(st.tl.survival(made, "time", "event", n_folds=3, penalizer=0.1, n_screened=5))
+    assert np.mean([found.attrs["concordance"] for found in leaky]) > 0.65
+    assert np.mean([found.attrs["concordance"] for found in honest]) < 0.59
 
 
 def test_donors_are_never_shared_and_repeats_are_others() -> None:
