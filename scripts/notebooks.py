@@ -5,7 +5,8 @@ python scripts/notebooks.py write FILE.py ...             a script with "# %%" c
 python scripts/notebooks.py text NAME ...                 print a notebook as such a script
 
 A script has cells that begin with "# %%" (code) or "# %% [markdown]" (lines that begin with "# "). The kernel starts in
-an empty temporary folder with one thread, so a notebook finds only what it has made itself. Two run at a time.
+an empty temporary folder with one thread, so a notebook finds only what it has made itself. Two run at a time. One
+whose cells print something else than it shows fails, but for the last digits; --in-place keeps the new outputs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from shown_outputs import differences
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -77,12 +79,22 @@ def run(paths: list[Path], out: Path, *, jobs: int) -> int:
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         for path, (error, cpu_s, wall_s) in zip(paths, pool.map(execute, paths, [out] * len(paths)), strict=True):
             slow = cpu_s > CPU_LIMIT_S
-            bad += bool(error or slow)
             state = "failed" if error else f"longer than {CPU_LIMIT_S:.0f} s" if slow else "ok"
+            if not error and out != FOLDER:
+                error = "\n".join(differences(read(path), read(out / path.name)))
+                state = "other outputs" if error else state
+            bad += bool(error or slow)
             print(f"{path.stem:36} {cpu_s:5.0f} s of CPU {wall_s:5.0f} s  {state}", flush=True)
             if error:
                 print(error, flush=True)
     return int(bad > 0)
+
+
+def read(path: Path) -> Any:
+    """Return the notebook of a file."""
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
 
 
 def execute(path: Path, out: Path) -> tuple[str, float, float]:
@@ -91,7 +103,7 @@ def execute(path: Path, out: Path) -> tuple[str, float, float]:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook, start, error = nbformat.read(path, as_version=4), time.perf_counter(), ""
+    notebook, start, error = read(path), time.perf_counter(), ""
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as settings:
         rc = Path(settings) / "matplotlibrc"
         rc.write_text(RC)

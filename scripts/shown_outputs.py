@@ -37,7 +37,8 @@ def differences(shown: Any, given: Any) -> list[str]:
     for n, (a, b) in enumerate(zip(shown.cells, given.cells, strict=True)):
         if a.cell_type != "code":
             continue
-        if not same_output(text_outputs(a), text_outputs(b)):
+        # Warnings and output of another process come in either order.
+        if not same_output(*("\n".join(sorted(text_outputs(c).splitlines())) for c in (a, b))):
             found.append(f"cell {n} shows\n{text_outputs(a)}\nand gives\n{text_outputs(b)}")
         pictures = [sum("image/png" in o.get("data", {}) for o in c.outputs) for c in (a, b)]
         if pictures[0] != pictures[1]:
