@@ -254,8 +254,7 @@ def _cut(
     from scipy.ndimage import binary_dilation
 
     here = ~away
-    inside = density[here] if away.any() else density
-    otsu = _otsu(inside[inside <= _MAX_TISSUE_OD])
+    otsu = _otsu(density[here & (density <= _MAX_TISSUE_OD)])
     cut = float(np.clip(otsu, _GLASS_OD, _TISSUE_OD))
     even = here & (texture <= _GLASS_TEXTURE) & (gray >= _DARKEST_GLASS) & (density < _TISSUE_OD)
     has_glass = bool(even.sum() >= max(_MIN_GLASS_SHARE * here.sum(), 8))
