@@ -17,6 +17,8 @@ nbformat = pytest.importorskip("nbformat")
         ("{'r': 0.50, 'n': 3}", "{'r': 0.51, 'n': 3}", True),
         ("1500.0 um", "1510.5 um", True),
         ("97.5%", "97.9%", True),
+        ("  obsm: 'a'", "  obsm: 'a'\n  layers: None (.X)\n", True),
+        ("  layers: 'a'", "  layers: None (.X), 'a'", True),
         ("n 2", "n 3", False),
         ("0.50", "0.54", False),
         ("-0.50", "0.50", False),
