@@ -10,7 +10,7 @@ TOLERANCE = 0.02
 """Of numbers with decimals, absolute or relative: versions of libraries and processors move the last digits."""
 _NUMBER = re.compile(r"-?\d+\.\d+(?=[,}\])%]*$)")
 
-_ANY_ANNDATA = re.compile(r"None \(\.X\), |^ *layers: None \(\.X\)$", re.MULTILINE)
+_ANY_ANNDATA = re.compile(r"None \(\.X\), |, None \(\.X\)|^ *layers: None \(\.X\)$", re.MULTILINE)
 """What anndata from 0.13 on says of ``X`` among the layers."""
 
 

@@ -19,6 +19,7 @@ nbformat = pytest.importorskip("nbformat")
         ("97.5%", "97.9%", True),
         ("  obsm: 'a'", "  obsm: 'a'\n  layers: None (.X)\n", True),
         ("  layers: 'a'", "  layers: None (.X), 'a'", True),
+        ("  layers: 'a', 'b'", "  layers: 'a', None (.X), 'b'", True),
         ("n 2", "n 3", False),
         ("0.50", "0.54", False),
         ("-0.50", "0.50", False),
