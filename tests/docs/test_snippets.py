@@ -37,7 +37,7 @@ REASONS = (
 """Why a block may be left out."""
 
 FOLDERS = ("getting_started", "howto", "concepts", "methods")
-PAGES = [ROOT / "README.md", *sorted(p for f in FOLDERS for p in (DOCS / f).glob("*.md"))]
+PAGES = [ROOT / "README.md", DOCS / "index.md", *sorted(p for f in FOLDERS for p in (DOCS / f).glob("*.md"))]
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,})\s*(?P<language>[^`]*?)\s*$")
 MARKER = re.compile(r"<!--\s*not run:\s*(?P<reason>.*?)\s*-->")
 LANGUAGES = ("python", "bash")
