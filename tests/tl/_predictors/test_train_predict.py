@@ -133,12 +133,17 @@ def test_a_slide_without_shapes_gets_tissue_and_grid(ridge: Model, unseen: Spati
     from spatialdata import SpatialData as Object
 
     bare = Object(images=dict(unseen.images))
+    alone = st.tl.predict(bare, ridge, inplace=False)
+    assert not bare.shapes
+    assert not bare.tables
     st.tl.predict(bare, ridge)
     assert {"tissue", "grid"} == set(bare.shapes)
     assert "grid_ridge" in bare.tables
     table = bare.tables["grid_ridge"]
     pitch = np.diff(np.unique(table.obsm["spatial"][:, 0])).min()
     assert pitch == pytest.approx(ridge.record.pitch_um, rel=0.01)
+    np.testing.assert_array_equal(alone.X, table.X)
+    assert alone.obs_names.equals(table.obs_names)
 
 
 def test_locations_off_the_image_are_left_out_and_counted(ridge: Model, unseen: SpatialData) -> None:

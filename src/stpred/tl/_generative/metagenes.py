@@ -141,7 +141,7 @@ def metagenes(
         return predict_raster(
             predictor, sdata, place, key_added=key_added, resolution_um=resolution_um, out=out, inplace=inplace
         )
-    region = predictor.region(sdata, place, create=inplace)
+    region = predictor.region(sdata, place, create=True)
     key = result_key(sdata, region, predictor.name, key_added) if inplace else ""
     table, region = predictor.table(region)
     if not inplace:

@@ -102,7 +102,7 @@ def latent(
     place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     found = {}
     for name, sdata in by_name.items():
-        region = predictor.region(sdata, place, create=inplace, cells_key=cells_key)
+        region = predictor.region(sdata, place, create=True, cells_key=cells_key)
         key = result_key(sdata, region, f"{predictor.name}_latent", key_added) if inplace else ""
         found[name] = _table(predictor, region)
         if inplace:

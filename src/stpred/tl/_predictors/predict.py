@@ -93,7 +93,8 @@ def predict(
         The slide's micrometre frame: ``"um"``, or of one slide among several in an object, such as ``"um-a"`` after
         ``spatialdata.concatenate({"a": a, "b": b})``.
     inplace
-        With False the table is returned and the object is not changed.
+        With False the table is returned and the object is not changed; of a slide without shapes it names the
+        locations of a ``grid`` that only :func:`stpred.pp.grid` or a prediction in place adds to the object.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def predict(
     place = Place(shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     limits = QC.of_image(qc)
     spots = None if preserve is None else Spots.of(sdata, preserve, predictor, place)
-    region = predictor.region(sdata, place, create=inplace, cells_key=cells_key)
+    region = predictor.region(sdata, place, create=True, cells_key=cells_key)
     if limits is not None:
         region = data.passing(region, limits)
     key = result_key(sdata, region, predictor.name, key_added) if inplace else ""
