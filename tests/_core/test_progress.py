@@ -55,7 +55,7 @@ def test_nothing_in_a_script_or_when_quiet(
 
 def test_weights_are_tiles(clock: list[float], capsys: pytest.CaptureFixture) -> None:
     with progress.lines():
-        for _ in progress.track([[1] * 30, [1] * 10], total=40, describe="enc", weight=len):
+        for _ in progress.track([[1] * 30, [1] * 10], total=40, describe="enc", weight=len, unit="tile"):
             clock[0] += 31
     assert capsys.readouterr().err.splitlines()[0] == "enc: 30 of 40 tiles (75%), about 10 s left"
 

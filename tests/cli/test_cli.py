@@ -77,6 +77,7 @@ def test_train_predict_evaluate(folder: Path, tmp_path: Path) -> None:
 
     said = ok("predict", folder / "a" / "outs", "-o", tmp_path / "out.zarr", "--model", tmp_path / "mine")
     assert "Predicted 10 genes" in said
+    assert "a is one of the slides that the model was trained on" in said
     assert "Next:" in said
     back = sd.read_zarr(tmp_path / "out.zarr")
     assert {"spots_mine", "spots_counts"} <= set(back.tables)
@@ -300,6 +301,7 @@ def test_many_slides(folder: Path, model: Path, tmp_path: Path) -> None:
     frame = pd.read_parquet(out / "manifest.parquet").set_index("slide")
     assert frame["status"].to_dict() == {"a": "complete", "b": "complete", "cut": "failed", "gone": "failed"}
     assert frame.loc["a", ["donor", "table", "model"]].tolist() == ["p", "spots_m", "m"]
+    assert "a is one of the slides that the model was trained on" in frame.loc["a", "warnings"]
     table = sd.read_zarr(out / "a.zarr").tables["spots_m"]
     assert table.shape == tuple(frame.loc["a", ["n_tiles", "n_genes"]])
     before = {p: p.stat().st_mtime_ns for p in (out / "a.zarr").rglob("*")}

@@ -79,3 +79,21 @@ def test_training_from_the_cache_gives_the_same_model_again(
     second = st.tl.train(slide, config, genes=["EPCAM"], shapes_key="spots")
     assert first.id == second.id
     assert len(list(tmp_path.glob("*.npy"))) == 2  # tiles and sub-tiles
+
+
+def test_progress_names_the_slide_its_locations_and_encoders(
+    slide: SpatialData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """One line for encoders of one name at two widths; what is counted are locations, however many tiles each has."""
+    from stpred._core import progress
+
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    region = data.read_region(slide, Place(shapes_key="spots"))
+    wide = st.encoders.get("intensity", tile=st.TileSpec(2.0, 224))
+    with progress.lines():
+        data.embed(region, st.encoders.get(["intensity", wide]), region.coords_um)
+    last = capsys.readouterr().err.splitlines()[-1]
+    n = len(region.coords_um)
+    assert last.startswith(
+        f"{region.slide}, spots: features of intensity at 112 and 448 um: {n} of {n} locations (100%)"
+    )

@@ -449,7 +449,9 @@ def test_stpred_export(store: Path, tmp_path: Path) -> None:
     assert read_10x(tmp_path / "w.h5").X.dtype == np.float32  # what scanpy makes of whole numbers
     assert ome(tmp_path / "w.ome.tif")[1] == ["EPCAM", "KRT8"]
     assert "--overwrite" in run("-o", tmp_path / "w.h5", "--table", "spots_known", code=2)
-    assert "name one with `--table`" in run("-o", tmp_path / "x.h5", code=2)
+    said = run("-o", tmp_path / "x.h5", code=2)
+    assert "has 2 predicted tables; name one with `--table`" in said
+    assert "spots_counts" not in said  # measured
     assert "ends in none of" in run("-o", tmp_path / "x.csv", code=2)
     assert "`--mpp` is for .geojson files" in run("-o", tmp_path / "x.h5", "--mpp", 1, code=2)
     assert "no gene ['NO']" in run("-o", tmp_path / "x.h5", "--table", "spots_known", "--genes", "NO", code=2)

@@ -25,16 +25,16 @@ def track(
     total: int | None = None,
     describe: str = "",
     weight: Any = None,
+    unit: str = "",
     line_every_s: float | None = None,
 ) -> Iterator[T]:
     """Yield items while a bar, or a count in lines, advances by one each, or by ``weight(item)``.
 
-    `line_every_s`: between two lines, instead of `LINE_EVERY_S`.
+    `unit`: what is counted, such as ``"tile"``. `line_every_s`: between two lines, instead of `LINE_EVERY_S`.
     """
     from tqdm.auto import tqdm
 
     hidden = is_hidden()
-    unit = "" if weight is None else "tile"
     if hidden and settings.progress is None and _last_line is not None:
         every_s = LINE_EVERY_S if line_every_s is None else line_every_s
         yield from _counted(items, total=total, describe=describe, weight=weight, unit=unit, every_s=every_s)

@@ -146,7 +146,7 @@ def _predict_one(
     trained: Model = st.models.load("default" if model is None else model)
     options.check(trained)
     sdata = read_slide(sample)
-    key, notes = options.predict(sdata, trained)
+    key, notes = options.predict(sdata, trained, slide=sample.slide)
     for note in notes:
         console.print(note)
     write_result(sdata, out, with_image=options.with_image, overwrite=overwrite)

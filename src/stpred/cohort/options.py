@@ -11,8 +11,10 @@ from stpred._core.checks import InputError
 from stpred._core.disk import hub
 from stpred._core.places import Place
 from stpred._core.recipes.quality import QC
+from stpred._core.tables import read_provenance
 from stpred.cohort.regions import region_to_predict
 from stpred.inference.predictor import Predictor, gene_columns
+from stpred.inference.provenance import is_of_training, said_of_training
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -69,8 +71,8 @@ class PredictOptions:
         limits = QC.of_image(self.qc)
         return said if limits is None else said | {"qc": limits.to_dict()}  # results without are found as before
 
-    def predict(self, sdata: SpatialData, model: Model) -> tuple[str, list[str]]:
-        """Add the predicted table to a slide; return its key, and what there is to say."""
+    def predict(self, sdata: SpatialData, model: Model, *, slide: str) -> tuple[str, list[str]]:
+        """Add the predicted table to a slide; return its key, and what there is to say of the slide, by this name."""
         shapes, said = region_to_predict(sdata, model, self.shapes_key, cells=self.cells)
         before = set(sdata.tables)
         tl.predict(
@@ -78,6 +80,8 @@ class PredictOptions:
             qc=self.qc,
         )  # fmt: skip
         (key,) = set(sdata.tables) - before
+        if is_of_training(read_provenance(sdata.tables[key])):
+            said = [*said, said_of_training(slide)]
         return key, said
 
     def strips(self, sdata: SpatialData, model: Model) -> list[data.Strip]:

@@ -109,7 +109,7 @@ class Prediction:
                 sdata = read_slide(sample)
                 if not is_table_there:
                     with _kept_features(sample, _features_of(draft)):
-                        table, notes = self.options.predict(sdata, model)
+                        table, notes = self.options.predict(sdata, model, slide=sample.slide)
             if not is_table_there:
                 said = {"key": key, **_facts(sdata, table), "warnings": "\n".join([*notes, *warned])}
                 attrs = {ATTRIBUTE: json.dumps(said, sort_keys=True)}

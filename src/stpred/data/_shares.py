@@ -98,14 +98,35 @@ def encoded(
     kinds = {(shares[k].tile, id(shares[k].coords_um)): k for k in missing}
     views = [(shares[k].coords_um, shares[k].tile) for k in kinds.values()]
     which_view = {k: list(kinds).index((shares[k].tile, id(shares[k].coords_um))) for k in missing}
-    names = " + ".join(shares[k].encoder.card.name for k in missing)
     wanted = np.any([todo[k] for k in missing], axis=0)
     gpu = any(getattr(shares[k].encoder, "on_gpu", False) for k in missing)
     read = region.pyramid.read_several(views, wanted=wanted, beside=gpu)
     for rows, tiles in track(
-        read, total=int(wanted.sum()), describe=f"{names}: {region.slide}", weight=lambda item: wanted[item[0]].sum()
+        read,
+        total=int(wanted.sum()),
+        describe=f"{region.slide}, {region.shapes_key}: features of {_names([shares[k] for k in missing])}",
+        weight=lambda item: wanted[item[0]].sum(),
+        unit="sub-tile" if shares[missing[0]].what == "parts" else "location",
     ):
         for k in missing:
             if (needed := todo[k][rows]).any():
                 values = shares[k].encode(tiles[which_view[k]])
                 yield k, rows[needed], values if needed.all() else values[needed]
+
+
+def _names(shares: Sequence[Share]) -> str:
+    """Name the encoders of some shares, and their widths where one stands at several.
+
+    >>> from stpred import encoders
+    >>> two = [encoders.get("intensity", tile=TileSpec(mpp, 224)) for mpp in (0.5, 2.0)]
+    >>> _names([Share(e, np.empty((0, 2)), e.card.tile, "tiles") for e in two])
+    'intensity at 112 and 448 um'
+    """
+    widths: dict[str, list[float]] = {}
+    for share in shares:
+        widths.setdefault(share.encoder.card.name, []).append(share.tile.size_um)
+    each = []
+    for name, sizes in widths.items():
+        said = [f"{size:.4g}" for size in sorted(set(sizes))]
+        each.append(name if len(said) == 1 else f"{name} at {', '.join(said[:-1])} and {said[-1]} um")
+    return " + ".join(each)

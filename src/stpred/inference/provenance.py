@@ -33,6 +33,21 @@ def provenance_in_frame(
     return found | {"image": Pyramid.from_image(image, coordinate_system=coordinate_system).fingerprint}
 
 
+def is_of_training(provenance: dict[str, Any]) -> bool:
+    """Whether predictions are of an image that their model was trained on."""
+    slides = (provenance.get("training") or {}).get("slides") or {}
+    images = {slide.get("image") for slide in slides.values() if isinstance(slide, dict)}
+    return provenance.get("image") in images - {None}
+
+
+def said_of_training(slide: str) -> str:
+    """Say what predictions of a training slide are worth."""
+    return (
+        f"{slide} is one of the slides that the model was trained on, so its values look better here than on a new "
+        "slide."
+    )
+
+
 def trained_on(model: Model, region: data.Region, donor: str) -> bool:
     """Whether a model was trained on this slide's counts, by the image, or by name or donor where that is unknown."""
     slides = model.record.training.get("slides", {})

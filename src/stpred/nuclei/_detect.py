@@ -183,7 +183,7 @@ def _work(
     waiting: deque[Future[tuple[Any, ...]]] = deque()
     with segmenter.pool(workers) as pool:
         fields = pyramid.read(centers, tile, batch_size=1)
-        for rows, tiles in track(fields, total=len(centers), describe="Nuclei"):
+        for rows, tiles in track(fields, total=len(centers), describe=f"{slide}: looking for nuclei", unit="field"):
             waiting.append(pool.submit(one, tiles[0], corners[rows[0]]))
             if len(waiting) > at_once:
                 yield waiting.popleft().result()

@@ -78,7 +78,11 @@ def read_crops(regions: list[Region], chosen: list[NDArray[np.int64]], tile: Til
         for region, rows in zip(regions, chosen, strict=True):
             batches = region.pyramid.read(region.coords_um[rows], tile)
             for which, images in track(
-                batches, total=len(rows), describe=f"tiles: {region.slide}", weight=lambda item: len(item[0])
+                batches,
+                total=len(rows),
+                describe=f"{region.slide}: reading",
+                weight=lambda item: len(item[0]),
+                unit="tile",
             ):
                 out[start + which] = images
             start += len(rows)

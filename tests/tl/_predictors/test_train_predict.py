@@ -224,3 +224,14 @@ def test_unlike_tiles_are_warned_about_once(ridge: Model, unseen: SpatialData) -
         st.tl.predict(strange, ridge)
     assert len([w for w in caught if "out of distribution" in str(w.message)]) == 1
     assert not strange.tables["spots_ridge"].obs["in_distribution"].any()
+
+
+def test_slides_of_training_are_told(
+    ridge: Model, cohort: dict[str, SpatialData], unseen: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="stpred")
+    st.tl.predict(unseen, ridge, inplace=False)
+    assert "trained on" not in caplog.text
+    name, slide = next(iter(cohort.items()))
+    st.tl.predict(slide, ridge, inplace=False)
+    assert f"{name} is one of the slides that the model was trained on" in caplog.text

@@ -16,6 +16,9 @@ from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 _KINDS = {
@@ -154,18 +157,27 @@ def _table(sdata: SpatialData, named: str | None) -> str:
     """Return the named table, or the only predicted one."""
     if named is not None:
         return named
-    found = []
-    for key, table in sdata.tables.items():
-        try:
-            predicted = "output_scale" in json.loads(table.uns[keys.UNS])
-        except (KeyError, TypeError, ValueError):
-            predicted = False
-        found += [key] * predicted
-    if len(found) != 1:
-        raise InputError(
-            f"The store has {len(found) or 'no'} predicted tables; name one with `table_key`: {listing(sdata.tables)}."
-        )
-    return found[0]
+    found = [key for key, table in sdata.tables.items() if _is_predicted(table)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"The store has {len(found)} predicted tables; name one with `table_key`: {_each(found)}.")
+    others = _each(sdata.tables)
+    raise InputError(
+        "The store has no predicted table"
+        + (f"; name another one with `table_key` if it is what you want to write: {others}." if others else ".")
+    )
+
+
+def _is_predicted(table: AnnData) -> bool:
+    try:
+        return "output_scale" in json.loads(table.uns[keys.UNS])
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _each(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _map(sdata: SpatialData, named: str | None) -> str:
@@ -173,6 +185,8 @@ def _map(sdata: SpatialData, named: str | None) -> str:
     if named is not None:
         return named
     found = [key for key, image in sdata.images.items() if rgb_problem(image) is not None]
-    if len(found) != 1:
-        raise InputError(f"The store has {len(found) or 'no'} maps; name one with `raster`: {listing(sdata.images)}.")
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"The store has {len(found)} maps; name one with `raster`: {_each(found)}.")
+    raise InputError("The store has no map; stpred predict --map writes one, with a model of patches such as student.")

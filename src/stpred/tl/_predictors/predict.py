@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from stpred._core.checks import InputError
 from stpred._core.elements import need_sdata
 from stpred._core.places import Place
 from stpred._core.recipes.quality import QC
+from stpred._core.tables import read_provenance
 from stpred.inference.intervals import check_level
 from stpred.inference.predictor import Predictor
 from stpred.inference.preserve import Spots
+from stpred.inference.provenance import is_of_training, said_of_training
 from stpred.inference.tables import predict_table, put_result, result_key
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     from stpred._core.specs import Posterior
     from stpred.models import Model
+
+logger = logging.getLogger("stpred")
 
 
 def predict(
@@ -145,6 +150,8 @@ def predict(
         region = data.passing(region, limits)
     key = result_key(sdata, region, predictor.name, key_added) if inplace else ""
     table = predict_table(predictor, region, interval=interval, spots=spots)
+    if is_of_training(read_provenance(table)):
+        logger.info(said_of_training(region.slide))
     if not inplace:
         return table
     put_result(sdata, key, table, region)
