@@ -303,6 +303,11 @@ def test_violins_show_each_gene_once_with_its_context() -> None:
     assert mean == "0.00"  # a prediction that does not vary tells nothing
     one = st.pl.models(scores()[lambda f: f.target == "counts"], points="slide")
     assert len(one.collections[1].get_offsets()) == 3
+    donors = scores().assign(donor=lambda f: f.slide.map({"a": "A", "b": "A", "c": "B"}))
+    said = st.pl.models(donors, target="counts").get_xlabel()
+    assert said == "each point is one of 60 genes, averaged over 3 slides of 2 donors"
+    narrow = st.pl.models(donors, target="counts", points="slide", order=["miso"]).get_xlabel()
+    assert narrow == "each point is one of 3 slides of 2 donors,\naveraged over 60 genes"
     bounds = scores()[lambda f: f.metric != "reliability"]
     assert st.pl.models(bounds, target="log1p_cp10k").get_legend() is None  # rmax is of raw counts
     assert "rmax" in st.pl.models(bounds, target="counts").get_legend().get_texts()[0].get_text()

@@ -126,3 +126,32 @@ def test_the_line_across_a_figure_says_what_is_known() -> None:
         figure = st.pl.spatial(slide, "spots_mean", ["EPCAM"])[0].figure
         assert said in figure.get_suptitle()
         plt.close(figure)
+
+
+def test_a_score_over_other_locations_names_them(slide: object) -> None:
+    """A score over spots is none of nuclei: titles say over which locations it is."""
+    from stpred._core.tables import read_provenance, write_provenance
+
+    table = slide.tables["spots_intensity"].copy()
+    assert read_provenance(table)["training_region"] == "spots"
+    table.var["cv_pearson"] = 0.5
+    slide.tables["again"] = table
+    assert st.pl.spatial(slide, "again", "EPCAM")[1].get_title() == "EPCAM (cross-validated r = 0.50)"
+    provenance = read_provenance(table)
+    for region, said in (("nuclei", "nuclei"), ("bins_008um", "8 µm bins")):
+        write_provenance(table, provenance | {"training_region": region})
+        assert st.pl.spatial(slide, "again", "EPCAM")[1].get_title() == f"EPCAM (r = 0.50 over held-out {said})"
+
+
+def test_a_picture_without_anything_out_of_distribution_has_no_panel_of_it(slide: object) -> None:
+    from stpred.cohort.pictures import draw_picture
+
+    table = slide.tables["spots_intensity"].copy()
+    table.obs["ood_score"], table.obs["in_distribution"] = 0.0, True
+    slide.tables["inside"] = table
+    titles = [ax.get_title() for ax in draw_picture(slide, "inside", None)]
+    assert titles[0] == "H&E (all in distribution)"
+    assert "ood_score" not in titles
+    table.obs.iloc[0, table.obs.columns.get_loc("ood_score")] = 0.5
+    titles = [ax.get_title() for ax in draw_picture(slide, "inside", None)]
+    assert (titles[0], titles[-1]) == ("H&E", "ood_score")

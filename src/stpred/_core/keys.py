@@ -46,6 +46,12 @@ def bins(size_um: int) -> str:
     return f"bins_{size_um:03d}um"
 
 
+def in_words(shapes_key: str) -> str:
+    """Name the locations of a region, such as ``8 µm bins``, in a title or a sentence."""
+    found = re.fullmatch(r"bins_0*(\d+)um", shapes_key)
+    return shapes_key.replace("_", " ") if found is None else f"{found[1]} µm bins"
+
+
 def squares(shapes_key: str, size_um: float) -> str:
     """Name of the squares into which a region is cut, such as ``spots_008um``."""
     size = f"{int(size_um):03d}" if float(size_um).is_integer() else f"{size_um:g}"

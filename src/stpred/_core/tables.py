@@ -160,6 +160,19 @@ def read_prediction(table: AnnData, *, what: str = "table") -> dict[str, Any]:
     return provenance
 
 
+def one_donor(provenance: Mapping[str, Any]) -> bool:
+    """Whether the model of a prediction (or of each of its folds) was trained on a single donor, so far as is known."""
+    if folds := provenance.get("cross_validated"):
+        return all(f.get("n_donors", len(f.get("trained_on") or ())) == 1 for f in folds)
+    return (provenance.get("training") or {}).get("n_donors") == 1
+
+
+def scored_over(provenance: Mapping[str, Any], shapes_key: str) -> str | None:
+    """Return in words over which locations genes were scored in training, where these are not those of `shapes_key`."""
+    region = provenance.get("training_region")
+    return None if region is None or region == shapes_key else keys.in_words(str(region))
+
+
 def check_values(table: AnnData, *, what: str, layer: str | None = None) -> None:
     """Warn if the values of a table that stpred wrote were changed since; of a layer or another's table nothing."""
     if layer is None and keys.UNS in table.uns:

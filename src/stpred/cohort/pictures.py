@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred import pl
+from stpred._core import keys
 from stpred._core.disk.staging import staged_file
 from stpred.pl.labels import best_genes
 
@@ -26,8 +27,16 @@ def write_picture(sdata: SpatialData, key: str, raster_key: str | None, path: Pa
 
 
 def draw_picture(sdata: SpatialData, key: str, raster_key: str | None) -> Any:
-    """Draw the genes that are predicted best and the out-of-distribution score; return the axes."""
-    genes = best_genes(sdata.tables[key])
+    """Draw the genes that are predicted best, and the out-of-distribution score where it is not zero; return the axes.
+
+    Where no location is out of distribution the title of the image says so.
+    """
+    table = sdata.tables[key]
+    genes, score = best_genes(table), table.obs[keys.OOD_SCORE]
     if raster_key is not None:
-        return pl.raster(sdata, raster_key, genes, table_key=key)
-    return pl.spatial(sdata, key, [*genes, "ood_score"], ncols=5)
+        axes = pl.raster(sdata, raster_key, genes, table_key=key)
+    else:
+        axes = pl.spatial(sdata, key, [*genes, keys.OOD_SCORE] if score.gt(0).any() else genes, ncols=5)
+    if score.eq(0).all():
+        axes[0].set_title("H&E (all in distribution)")
+    return axes

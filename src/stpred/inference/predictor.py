@@ -248,6 +248,7 @@ class Predictor:
             "tile": record.tile,
             "gene_rule": record.gene_rule,
             "training": record.training,
+            **({} if record.region is None else {"training_region": record.region}),
             "output_scale": record.target,
             "support_um": model.support_um,
             "context": context,

@@ -22,7 +22,7 @@ from stpred._core.progress import track
 from stpred._core.recipes.quality import QC, REASONS
 from stpred.inference.default_regions import put_regions, with_tissue
 from stpred.inference.preserve import Spots, as_amounts
-from stpred.inference.tables import OOD_LIMIT
+from stpred.inference.tables import OOD_LIMIT, of_one_donor
 from stpred.regions.squares import centres_inside
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class _Map:
         if share > OOD_LIMIT:
             warn(
                 f"{share:.0%} of the map is out of distribution for model {self.predictor.model.record.name!r}; "
-                "its predictions here are guesses."
+                "its predictions here are guesses." + of_one_donor(self.predictor.model)
             )
         quality = self.area.quality
         region = replace(self.area.region, left_out=filled.left_out, qc=None if quality is None else quality.qc)

@@ -121,6 +121,13 @@ def ood_columns(model: Model, distance: NDArray[np.float32]) -> tuple[dict[str, 
     return obs, {"slide": slide_ood_summary(distance, limit)}
 
 
+def of_one_donor(model: Model) -> str:
+    """Return what has to be added to a warning about a slide where a model has seen a single donor."""
+    if not tables.one_donor({"training": model.record.training}):
+        return ""
+    return " It was trained on one donor, so it cannot tell how far donors differ."
+
+
 def warn_out_of_distribution(model: Model, score: NDArray[np.float32]) -> None:
     """Warn where most tiles are out of the distribution of the training tiles."""
     if len(score) and np.isnan(score).all():
@@ -134,4 +141,5 @@ def warn_out_of_distribution(model: Model, score: NDArray[np.float32]) -> None:
         warn(
             f"{fraction:.0%} of the tiles are out of distribution for model {model.record.name!r} "
             "(obs['in_distribution'] is False); its predictions here are guesses. Train on slides like this one."
+            + of_one_donor(model)
         )

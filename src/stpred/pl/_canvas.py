@@ -191,18 +191,19 @@ def scale_bar(ax: Axes) -> None:
 
 
 def warn_across(
-    figure: Any, in_distribution: NDArray[Any], *, scores: NDArray[Any] | None = None, what: str = "tiles"
+    figure: Any, in_distribution: NDArray[Any], *, scores: NDArray[Any] | None = None, one_donor: bool = False
 ) -> None:
     """Write a line across the top of a figure where most tiles are out of distribution, or nothing is known of it.
 
-    `scores`: their out-of-distribution scores, NaN where what the model was trained on is not known.
+    `scores`: their out-of-distribution scores, NaN where what the model was trained on is not known. `one_donor`:
+    whether that was a single donor.
     """
     fraction = float(np.mean(in_distribution)) if len(in_distribution) else 1.0
     if fraction >= MIN_IN_DISTRIBUTION:
         return
+    of = "those of the single training donor" if one_donor else "the model's training tiles"
     text, colour = (
-        f"Out of distribution: {1 - fraction:.0%} of the {what} are unlike the model's training tiles; do not rely "
-        "on these values.",
+        f"Out of distribution: {1 - fraction:.0%} of the tiles are unlike {of}; do not rely on these values.",
         "firebrick",
     )
     if scores is not None and not np.isfinite(scores).any():

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONTEXT = keys.CONTEXT[:3]
 """Rows that are no models and tell what a score is worth."""
 
+NARROW_INCHES = 5.5
+"""Width of axes under which the line below them is broken."""
+
 CEILING = keys.CEILING
 CORRELATIONS = ("pearson", "spearman", "pearson_smoothed", "pearson_given_library_size")
 """Metrics of which an undefined value means that nothing was predicted: 0."""
@@ -96,8 +99,7 @@ def models(
         ax.tick_params(axis="x", labelrotation=30)
         for text in ax.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    what = "a gene, averaged over slides" if points == "gene" else "a slide, averaged over genes"
-    ax.set(xlim=(-0.6, len(names) - 0.4), xlabel=f"each point is {what}")
+    ax.set(xlim=(-0.6, len(names) - 0.4), xlabel=_what_points_are(part, points, ax))
     ax.set_ylabel(axis_name(metric, str(_target(frame, target))))
     if metric in CORRELATIONS:
         ax.axhline(0, color="black", linewidth=0.5)
@@ -106,6 +108,21 @@ def models(
     if comparison is not None:
         _joined(ax, names, comparison)
     return finish(ax, save)
+
+
+def _what_points_are(part: pd.DataFrame, points: str, ax: Axes) -> str:
+    """Say what a point is, and of how many genes, slides and donors the scores are; on narrow axes in two lines."""
+    part = part[part["slide"].notna()]
+    n_genes, n_slides = part["gene"].nunique(), part["slide"].nunique()
+    slides = f"{n_slides} slide{'s' * (n_slides != 1)}"
+    if "donor" in part and not ("donor_shared" in part and part["donor_shared"].astype(bool).any()):
+        n_donors = part["donor"].nunique()
+        slides += f" of {n_donors} donor{'s' * (n_donors != 1)}"
+    genes = f"{n_genes:,} gene{'s' * (n_genes != 1)}"
+    one, over = (slides, genes) if points == "slide" else (genes, slides)
+    narrow = ax.get_window_extent().width / ax.figure.dpi < NARROW_INCHES
+    gap = "\n" if narrow else " "
+    return f"each point is one of {one},{gap}averaged over {over}"
 
 
 def _target(frame: pd.DataFrame, target: str | None) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import affine_to, find_image, need_sdata, region_in_frame, scale0, table_instances
+from stpred._core.tables import one_donor
 from stpred.pl._canvas import Canvas, color_limits, scale_bar, warn_across, window_of
 from stpred.pl._figure import finish
-from stpred.pl.labels import OOD_UNIT, title_of, unit_of
+from stpred.pl.labels import OOD_UNIT, stated_of, title_of, unit_of
 from stpred.tiles import Pyramid
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def raster(
         Colours, and the values of their ends; None: quantiles 0.01 and 0.99 of each gene.
     table_key
         Predicted table of the same model: titles then say how far its genes were predictable, and its
-        out-of-distribution score has a panel.
+        out-of-distribution score has a panel where any location is out of distribution.
     crop_um
         Window ``(x0, y0, x1, y1)`` in micrometres of `coordinate_system`, as of :func:`stpred.pl.spatial`; what lies
         beyond the raster is cut off.
@@ -98,7 +99,7 @@ def raster(
     element, (x0, y0, x1, y1) = raster_part(sdata, raster_key, crop_um, coordinate_system)
     unit = unit_of(raster_scale(sdata, raster_key))
     table = None if table_key is None else sdata.tables[key_in(table_key, sdata.tables, what="table", name="table_key")]
-    scored = table is not None and keys.OOD_SCORE in table.obs and bool(table.obs[keys.OOD_SCORE].notna().any())
+    scored = table is not None and keys.OOD_SCORE in table.obs and bool(table.obs[keys.OOD_SCORE].gt(0).any())
     n = len(shown) + with_image + scored
     figure, axes = plt.subplots(1, n, figsize=(5 * n, 4.6), squeeze=False, layout="constrained")
     panels = axes[0]
@@ -115,14 +116,15 @@ def raster(
         low, high = color_limits(values) if limits is None else limits
         drawn = ax.imshow(values, extent=(x0, x1, y1, y0), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=ax, shrink=0.8, label=unit)
-        ax.set_title(gene if table is None or gene not in table.var_names else title_of(table, gene))
+        ax.set_title(gene if table is None or gene not in table.var_names else title_of(table, gene, ""))
     if scored and table is not None:
         region = region_in_frame(sdata, str(table_key), coordinate_system=coordinate_system)
         rows, instances = table_instances(table, region)
         canvas = Canvas(sdata, region, image_key=image_key, coordinate_system=coordinate_system, crop_um=crop_um)
         score = table.obs[keys.OOD_SCORE].to_numpy(dtype=np.float32)[rows]
         canvas.values(panels[-1], score, instances, title=keys.OOD_SCORE, cmap=cmap, unit=OOD_UNIT)
-        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows].astype(bool))
+        usual = table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows].astype(bool)
+        warn_across(figure, usual, one_donor=one_donor(stated_of(table)))
     for ax in panels:
         ax.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], aspect="equal")
         scale_bar(ax)

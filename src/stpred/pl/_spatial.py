@@ -10,10 +10,10 @@ from stpred._core import keys, targets
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import region_in_frame, table_instances
 from stpred._core.expression.counts import are_counts
-from stpred._core.tables import changed_values, check_values, read_provenance
+from stpred._core.tables import changed_values, check_values, one_donor
 from stpred.pl._canvas import MIN_IN_DISTRIBUTION, Canvas, warn_across
 from stpred.pl._figure import finish
-from stpred.pl.labels import OOD_UNIT, best_genes, title_of, unit_of
+from stpred.pl.labels import OOD_UNIT, best_genes, stated_of, title_of, unit_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -120,14 +120,15 @@ def spatial(
         gene = name in table.var_names
         unit = unit_in(table, layer) if gene else OOD_UNIT if name == keys.OOD_SCORE else ""
         canvas.values(
-            ax, shown[name], instances, title=title_of(table, name), cmap=cmap, image=show_image,
+            ax, shown[name], instances, title=title_of(table, name, region), cmap=cmap, image=show_image,
             limits=limits if gene else None, unit=unit,
         )  # fmt: skip
     for ax in panels[len(wanted) + 1 :]:
         ax.set_axis_off()
     if keys.IN_DISTRIBUTION in table.obs:
         scores = table.obs[keys.OOD_SCORE].to_numpy(np.float32)[rows] if keys.OOD_SCORE in table.obs else None
-        warn_across(figure, table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows][inside].astype(bool), scores=scores)
+        usual = table.obs[keys.IN_DISTRIBUTION].to_numpy()[rows][inside].astype(bool)
+        warn_across(figure, usual, scores=scores, one_donor=one_donor(stated_of(table)))
     return finish(panels[: len(wanted) + 1], save)
 
 
@@ -163,8 +164,7 @@ def values_of(table: AnnData, name: str, layer: str | None) -> Any:
 
 def unit_in(table: AnnData, layer: str | None = None) -> str:
     """Return what the values of genes are measured in, as far as that is known."""
-    known = table.uns.get(keys.UNS)
-    provenance = read_provenance(table) if isinstance(known, str) else {}
+    provenance = stated_of(table)
     scale = provenance.get("output_scale")
     if changed_values(table, provenance, what="") is not None:
         return ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from stpred._core import keys
+from stpred._core.tables import read_provenance, scored_over
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,9 +39,24 @@ def unit_of(scale: str | None) -> str:
     return names.get(scale or "", "")
 
 
-def title_of(table: AnnData, name: str) -> str:
-    """Say beside the gene how well it was predicted on slides that were held out during training."""
+def stated_of(table: AnnData) -> dict[str, Any]:
+    """Return the provenance of a table, empty where it has none."""
+    return read_provenance(table) if isinstance(table.uns.get(keys.UNS), str) else {}
+
+
+def title_of(table: AnnData, name: str, shapes_key: str) -> str:
+    """Say beside the gene how well it was predicted on slides that were held out during training.
+
+    Where that was over other locations than those of `shapes_key`, which are drawn, it says over which.
+    """
     if name not in table.var_names or "cv_pearson" not in table.var:
         return name
     score = table.var.loc[name, "cv_pearson"]
-    return f"{name} (cross-validated r = {score:.2f})" if np.isfinite(score) else f"{name} (not validated)"
+    if not np.isfinite(score):
+        return f"{name} (not validated)"
+    where = scored_over(stated_of(table), shapes_key)
+    return (
+        f"{name} (cross-validated r = {score:.2f})"
+        if where is None
+        else f"{name} (r = {score:.2f} over held-out {where})"
+    )

@@ -125,6 +125,15 @@ def test_too_few_donors_leave_consistency_open(caplog: pytest.LogCaptureFixture)
     assert "consistent" not in enough.attrs
 
 
+def test_a_model_without_a_score_does_not_ask_for_donors(caplog: pytest.LogCaptureFixture) -> None:
+    values = {"m": np.full((3, 4), 0.9), "n": np.full((3, 4), 0.8), "mean": np.full((3, 4), np.nan)}
+    found = st.tl.summarise(frame(values, list("abc")), groupby="gene")
+    assert found["consistent"].isna().all()
+    assert found.attrs["consistent"].startswith("consistent is not determined for m, n: of 4 genes over 3 donors")
+    assert "of 1 genes" not in caplog.text
+    assert "mean" not in found.attrs["consistent"]
+
+
 def test_a_comparison_prints_as_tables() -> None:
     rng = np.random.default_rng(3)
     values = {m: rng.normal(0.3, 0.1, (5, 8)) for m in ("good", "other")}

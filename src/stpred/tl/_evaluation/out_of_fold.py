@@ -80,12 +80,14 @@ class OutOfFold:
 
         What a table says of its genes is from the slides of other donors: nothing of its own is in it.
         """
+        donors = scores.groupby("slide", observed=True)["donor"].first().to_dict()
         for (slide, name), parts in self.found.items():
             (donor,) = scores.loc[scores["slide"] == slide, "donor"].unique()
             others = scores[(scores["model"] == name) & ~(scores["donor"] == donor)]
             table = _table(
-                self.regions[slide], parts, _of_genes(others, self.regions), images=self.images, library=self.library
-            )
+                self.regions[slide], parts, _of_genes(others, self.regions), images=self.images, donors=donors,
+                library=self.library,
+            )  # fmt: skip
             tables.put_table(slides[slide], self.keys[slide, name], table)
 
 
@@ -95,6 +97,7 @@ def _table(
     statistics: pd.DataFrame,
     *,
     images: dict[str, dict[str, str]],
+    donors: Mapping[str, str],
     library: dict[str, Any],
 ) -> Any:
     first = parts[0]
@@ -130,7 +133,7 @@ def _table(
             "output_scale": first.scale,
             **({} if first.per is None else {"per": first.per}),
             LIBRARY: library,
-            "cross_validated": [{"fold": p.fold, "trained_on": p.trained_on, "chosen": p.chosen} for p in parts],
+            "cross_validated": [_fold(p, donors) for p in parts],
             "training": {
                 "slides": {s: images[s] for s in dict.fromkeys(s for p in parts for s in p.trained_on)},
                 **({} if first.n_measured is None else {"n_measured": first.n_measured}),
@@ -144,6 +147,14 @@ def _table(
             "versions": tables.package_versions(),
         },
     )
+
+
+def _fold(part: Prediction, donors: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a table says of the fold that predicted (a part of) it; of a fixed model, no slides."""
+    found = {"fold": part.fold, "trained_on": part.trained_on, "chosen": part.chosen}
+    if not part.trained_on:
+        return found
+    return found | {"n_donors": len({donors.get(s, s) for s in part.trained_on})}
 
 
 def _one_limit(parts: list[Prediction]) -> float | None:

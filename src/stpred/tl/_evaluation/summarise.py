@@ -96,6 +96,7 @@ def summarise(
     draws: dict[str, Any] = {"n": n_bootstrap, "seed": seed}
     found: list[pd.DataFrame] = []
     reasons: set[str] = set()
+    unknown: dict[str, list[str]] = {}
     for (target, model), rows in part.groupby(["target", "model"], sort=False, observed=True):
         repeats = [r for _, r in rows.groupby("repeat", sort=False, dropna=False)] if "repeat" in rows else [rows]
         wide, donors, missing = _values(repeats, nan=nan)
@@ -106,18 +107,20 @@ def summarise(
         else:
             frame = _of_genes(wide, donors, missing, **draws)
             if metric.startswith(("pearson", "spearman")):
-                frame = frame.join(_tests(repeats, alpha=round(1 - level, 12), reasons=reasons))
+                frame = frame.join(
+                    _tests(repeats, str(model), alpha=round(1 - level, 12), reasons=reasons, unknown=unknown)
+                )
             frame = frame.sort_values("mean", ascending=less, kind="stable").reset_index(names="gene")
         found.append(frame.assign(target=target, model=model))
     index = ["target", "model"] if groupby == "model" else ["target", "model", "gene"]
     result = pd.concat(found).set_index(index)
     if groupby == "model":
         return result.sort_values(["target", "mean"], ascending=[True, less], kind="stable")
-    unknown = {r for r in reasons if r.startswith(_UNKNOWN)}
-    for name, sentences in (("p_values", reasons - unknown), ("consistent", unknown)):
+    undetermined = [f"{_UNKNOWN} for {', '.join(names)}: {why}" for why, names in sorted(unknown.items())]
+    for name, sentences in (("p_values", sorted(reasons)), ("consistent", undetermined)):
         if sentences:
-            result.attrs[name] = "; ".join(sorted(sentences))
-    for sentence in sorted(unknown):
+            result.attrs[name] = "; ".join(sentences)
+    for sentence in undetermined:
         logger.warning("%s", sentence)
     return result
 
@@ -204,8 +207,13 @@ def _interval(values: np.ndarray, donors: pd.Series, *, n: int, seed: int) -> tu
     return metrics.bootstrap_ci(values, groups=donors.astype(str).to_numpy(), n_samples=n, seed=seed)
 
 
-def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> pd.DataFrame:
-    """Return the tests of each gene over donors; missing, with the reason kept, where there are too few."""
+def _tests(
+    repeats: list[pd.DataFrame], model: str, *, alpha: float, reasons: set[str], unknown: dict[str, list[str]]
+) -> pd.DataFrame:
+    """Return the tests of each gene over donors; missing, with the reason kept, where there are too few.
+
+    `reasons` takes why there are no p-values, `unknown` why ``consistent`` is missing, with the models it is so of.
+    """
     wide, donors = as_matrix(repeats)
     per_donor = wide.groupby(donors.to_numpy()).mean()
     found = metrics.consistent_genes(per_donor.to_numpy(), alpha=alpha)
@@ -221,14 +229,17 @@ def _tests(repeats: list[pd.DataFrame], *, alpha: float, reasons: set[str]) -> p
     elif each:
         p = metrics.median_p(np.stack(each)) if len(each) > 1 else each[0]
     # Even a gene that is positive in every donor must stay below alpha, after Holm's correction over the genes.
-    n_donors, n_genes = int(found.n_donors.max(initial=0)), max(1, int((found.n_donors > 0).sum()))
+    n_donors, n_genes = int(found.n_donors.max(initial=0)), int((found.n_donors > 0).sum())
     consistent = pd.array(found.consistent, dtype="boolean")
-    if 0.5**n_donors * n_genes > alpha:
+    if n_genes == 0:  # a model without any defined score, such as a constant
         consistent[:] = pd.NA
-        reasons.add(
-            f"{_UNKNOWN}: of {n_genes} genes over {n_donors} donors none could pass the sign test at {alpha:g}, "
+    elif 0.5**n_donors * n_genes > alpha:
+        consistent[:] = pd.NA
+        why = (
+            f"of {n_genes} genes over {n_donors} donors none could pass the sign test at {alpha:g}, "
             f"whatever its scores; {math.ceil(math.log2(n_genes / alpha))} donors or more can tell"
         )
+        unknown.setdefault(why, []).append(model)
     return pd.DataFrame(
         {
             "p_t": p,
