@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import runpy
 import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -376,3 +378,26 @@ def test_waiting_for_another_process_has_an_end(
     with locks.held(_made(tmp_path) / "s0.copy.lock", what="slide"):
         record = run_task(Copies(), Task(samples[0], "s0.copy", tmp_path))
     assert "is being written by process" in record.error
+
+
+@pytest.mark.parametrize(
+    ("script", "refused"),
+    [
+        ("run()", True),
+        ("def main():\n    run()\n\n\nmain()", True),
+        ("if __name__ == '__main__':\n    run()", False),
+        ("if True:\n    run()", True),
+        ("if __name__ == '__main__':\n    print()\nelse:\n    pass\nrun()", True),
+    ],
+)
+def test_a_script_without_a_guard_starts_no_workers(script: str, refused: bool, tmp_path: Path) -> None:
+    """Its workers would import it and call for workers of their own; Dask would start them anew without an end."""
+    started: list[int] = []
+    head = "from stpred.cohort import clusters\ndef run():\n    with clusters.workers(None, n_slides=2): pass\n"
+    (tmp_path / "script.py").write_text(head + script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distributed.LocalCluster", lambda **kwargs: started.append(1) or nullcontext())
+        patch.setattr("distributed.Client", lambda cluster: nullcontext())
+        with pytest.raises(InputError, match="below `if __name__ == '__main__':`") if refused else nullcontext():
+            runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")
+    assert started == [1] * (not refused)

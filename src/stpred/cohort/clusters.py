@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpred._core.checks import InputError, listing, whole
@@ -114,7 +117,7 @@ def _on_this_machine(n_slides: int, n_workers: int | None, devices: Sequence[int
 def _local(n_slides: int, n_workers: int | None, devices: Sequence[int] | None) -> Iterator[Workers]:
     from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
+    if getattr(multiprocessing.current_process(), "_inheriting", False) or _is_unguarded():
         raise InputError(
             "A script that starts workers is imported by each of them: put what it does below "
             "`if __name__ == '__main__':`."
@@ -145,6 +148,35 @@ def _local(n_slides: int, n_workers: int | None, devices: Sequence[int] | None) 
         )
     with cluster, Client(cluster) as client:
         yield Workers(client, n, resources)
+
+
+def _is_unguarded() -> bool:
+    """Whether each worker would start this very run, since a script calls for it outside ``if __name__ == ...``.
+
+    Dask starts a worker anew for each that fails to import the script, without an end.
+    """
+    import dask
+
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if (
+        dask.config.get("distributed.worker.multiprocessing-method") == "fork"
+        or getattr(main, "__spec__", None)
+        or not file
+    ):
+        return False
+    frame = sys._getframe()
+    while frame.f_code.co_name != "<module>" or frame.f_globals is not vars(main):
+        if frame.f_back is None:  # called from a thread
+            return False
+        frame = frame.f_back
+    try:
+        statements = ast.walk(ast.parse(Path(file).read_bytes()))
+    except (OSError, SyntaxError, ValueError):  # such as a notebook
+        return False
+    guards = [s for s in statements if isinstance(s, ast.If) and "__name__" in ast.unparse(s.test)]
+    line = frame.f_lineno
+    return not any(s.body[0].lineno <= line <= (s.body[-1].end_lineno or line) for s in guards)
 
 
 @contextmanager
