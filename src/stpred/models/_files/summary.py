@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +20,15 @@ def summary(model: Model) -> str:
         return f"{kind}, not trained"
     lines = {
         "encoder": _encoder(record),
+        "members": _members(model),
         "trained on": _training(record),
+        "fine-tuned": _fine_tuned(record),
+        "distilled": _distilled(record),
         "cross-validation": _scores(record),
-        "a value depends on": f"{model.support_um:.4g} um of tissue",
+        "a value depends on": _support(model),
         "from": model.hub,
     }
-    head = f"{kind} {record.name!r}: {_number(len(record.genes), 'gene')}, {record.target}"
+    head = f"{kind} {record.name!r}: {_number(len(record.genes), 'gene')} on the scale {record.target}"
     return "\n".join([head, *(f"    {name}: {said}" for name, said in lines.items() if said)])
 
 
@@ -31,19 +36,64 @@ def _number(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def _encoder(record: Record) -> str | None:
-    name = record.encoder.get("name")
-    if name is None or not record.tile:
-        return name
-    mpp, size_px = record.tile["mpp"], record.tile["size_px"]
-    return f"{name}, tiles of {mpp * size_px:.4g} um at {mpp:.4g} um per pixel"
+    """Name the encoder and its tiles; of several all, those of one name together."""
+    if record.encoder.get("name") is None:
+        return None
+    tiles: dict[str, set[tuple[float, float]]] = {}
+    for card in record.encoder.get("members") or [record.encoder | {"tile": record.tile}]:
+        tile = card.get("tile") or {}
+        found = tiles.setdefault(card["name"], set())
+        if tile:
+            found.add((tile["mpp"] * tile["size_px"], tile["mpp"]))
+    return "; ".join(name + _tiles(sorted(found)) for name, found in tiles.items())
+
+
+def _tiles(sizes: Sequence[tuple[float, float]]) -> str:
+    """Write edges of tiles and micrometres per pixel."""
+    if not sizes:
+        return ""
+    edges, mpp = ([f"{v:.4g}" for v in dict.fromkeys(column)] for column in zip(*sizes, strict=True))
+    return f", tiles of {_listed(edges)} um at {_listed(mpp)} um per pixel"
+
+
+def _members(model: Model) -> str | None:
+    """Count the members of an ensemble by their class."""
+    kinds = Counter(type(m).__name__ for m in getattr(model, "members", ()))
+    return " + ".join(f"{n} {kind}" for kind, n in kinds.items()) or None
+
+
+def _fine_tuned(record: Record) -> str | None:
+    if not (tuned := record.training.get("finetuned")):
+        return None
+    n = len(tuned.get("slides", []))
+    return f"from {tuned.get('base_name')!r}, on {n} of these slides"
+
+
+def _distilled(record: Record) -> str | None:
+    teachers = Counter(str(t.get("family")) for t in record.training.get("distilled", {}).get("teachers", []))
+    return ("from " + " + ".join(f"{n} {family}" for family, n in teachers.items())) if teachers else None
+
+
+def _support(model: Model) -> str:
+    """Say which tissue a value depends on, `support_um` and what is beyond it."""
+    said, needs = f"{model.support_um:.4g} um of tissue", model.needs
+    if needs.pixel_grid:
+        return f"a pixel of {model.support_um:.4g} um, and what is seen around it"
+    if needs.whole_slide:
+        return f"{said}, and the whole slide"
+    return f"{said}, and the mean and deviation of the slide's features" if needs.slide_statistics else said
 
 
 def _training(record: Record) -> str | None:
     slides = record.training.get("slides", {})
     said = record.training.get("summary")
     if not slides:
-        return said
+        return said and f"slides that are not listed; {said}"
     n_locations = sum(int(s.get("n_locations", 0)) for s in slides.values())
     where = _number(n_locations, "location") if record.region is None else f"{n_locations:,} {record.region}"
     if record.training.get("donors_given", True):
