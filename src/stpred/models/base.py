@@ -173,11 +173,11 @@ class Model(nn.Module, ABC):
     >>> isinstance(model, st.models.Model), model.family
     (True, 'ridge')
     >>> model
-    Ridge 'default': 3,222 genes, log1p_cp10k
-        encoder: morphology-112um+morphology-448um, tiles of 448 um at 2 um per pixel
+    Ridge 'default': 3,222 genes on the scale log1p_cp10k
+        encoder: morphology, tiles of 112 and 448 um at 0.5 and 2 um per pixel
         trained on: 4 slides (donors not stated), ... spots; ...; ...
         cross-validation: median Pearson ...; ... of 3,222 genes trusted
-        a value depends on: 1488 um of tissue
+        a value depends on: 1488 um of tissue, and the mean and deviation of the slide's features
     """
 
     family: ClassVar[str]
