@@ -251,6 +251,74 @@ def test_warnings_say_what_is_wrong(tmp_path: Path) -> None:
     assert "No gene was validated" in said()
 
 
+def test_folds_of_one_donor_do_not_call_a_slide_unlike_training(tmp_path: Path) -> None:
+    """Nothing says how far donors differ where one was seen; genes of some folds alone are not untrusted."""
+    slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
+    asked = {"groups": "slide", "shapes_key": "spots", "genes": "all", "key_added": "cv"}
+    scores = st.tl.cross_validate(slides, ["intensity"], **asked)
+    tables = [sdata.tables["spots_intensity_cv"] for sdata in slides.values()]
+    shared = [g for g in tables[0].var_names if g in tables[1].var_names]
+    first, second = shared[:1], shared[1:3]  # as of genes that one fold chose alone
+    for sdata, dropped, alone in zip(slides.values(), (first, second), (second, first), strict=True):
+        table = sdata.tables["spots_intensity_cv"]
+        assert json.loads(table.uns["stpred"])["cross_validated"][0]["n_donors"] == 1
+        table = table[:, [g for g in shared if g not in dropped]].copy()
+        table.obs["in_distribution"] = False
+        table.var["n_slides"] = np.where(table.var_names.isin(alone), 0, 1)
+        table.var["trusted"] = ~table.var_names.isin(alone)
+        sdata.tables["spots_intensity_cv"] = table
+    n = len(shared)
+    path = st.report(tmp_path / "r.html", slides, "spots_intensity_cv", scores=scores)
+    text = path.read_text()
+    assert "Each fold was trained on one donor, so how far donors differ is not known" in warned(path)
+    assert "100% of donor0, 100% of donor1" in warned(path)
+    assert "predictions there are guesses" not in text
+    assert (
+        f"<span class=value>{n - 3} of {n - 3}</span><span class=label>genes scored in every fold are trusted" in text
+    )
+    assert "3 more were chosen in some folds only" in text
+    assert f"{n} genes predicted from the H&amp;E image for" in text
+    assert "spots of 2 slides of 2 donors by <strong>intensity</strong>, cross-validated" in text
+    data = embedded(path)
+    assert [data["trusted"].count(v) for v in (None, 0, 1)] == [3, 0, n - 3]
+
+
+def test_a_single_slide_has_its_own_name_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from stpred._report import _collect
+
+    _own_name = _collect._own_name
+
+    def called(path: str | None, frames: list[str]) -> str:
+        return _own_name(SimpleNamespace(path=path, coordinate_systems=frames), "um")  # type: ignore[arg-type]
+
+    assert called("/there/p1.zarr", ["um"]) == "p1"
+    assert called(None, ["um", "global", "run7", "run7_downscaled_hires", "run7_downscaled_lowres"]) == "run7"
+    assert called(None, ["um", "a", "b"]) == called(None, ["um", "global"]) == ""
+    slide = cohort(1)["donor0"]
+    text = st.report(tmp_path / "r.html", slide, "predicted").read_text()
+    assert "<h1>made-up: predicted expression of toy</h1>" in text
+    monkeypatch.setattr(_collect, "_own_name", lambda *_: "")
+    text = st.report(tmp_path / "r.html", slide, "predicted", overwrite=True).read_text()
+    assert "<h1>made-up: predicted expression</h1>" in text
+    assert "20% of this slide" in text
+    scores = tidy({"slide": slide})  # as cross-validation calls a single one
+    st.report(tmp_path / "r.html", slide, "predicted", scores=scores, overwrite=True)
+
+
+def test_scores_over_other_locations_name_them(tmp_path: Path) -> None:
+    slides = cohort(1)
+    old = slides["donor0"].tables["predicted"]
+    path = tmp_path / "r.html"
+    for region, said in (("spots", False), ("nuclei", True)):
+        predicted(slides["donor0"], old.X, old.var, training_region=region)
+        text = st.report(path, slides, "predicted", overwrite=True).read_text()
+        assert ("Genes are scored over nuclei, and predicted for spots" in warned(path)) == said
+        assert ("median Pearson over nuclei on left-out slides of training" in text) == said
+        assert ("as the model states, over nuclei" in text) == said
+
+
 def test_scores_on_raw_counts_stand_beside_the_library_size(page: Path) -> None:
     text = page.read_text()
     table = text[text.index("On raw counts") :]
@@ -284,6 +352,10 @@ def test_locations_beyond_what_a_screen_shows_are_averaged(monkeypatch: pytest.M
     data = embedded(st.report(tmp_path / "r.html", slides, "predicted"))
     place = data["slides"][0]
     assert place["square"]
+    assert (
+        "Of slides with more than 9 locations the maps show averages in squares." in (tmp_path / "r.html").read_text()
+    )
+    assert "drawn larger" not in (tmp_path / "r.html").read_text()
     table = slides["donor0"].tables["predicted"]
     import base64
 
@@ -376,7 +448,15 @@ def test_search_sort_and_a_gene(browser: Any, page: Path) -> None:
             }"""
         )
         assert colours > 500  # the tissue, and locations upon it
-        tab.locator("#detail tbody button").nth(2).click()  # another slide: its maps
+        drawn = tab.locator("#detail figure")
+        assert drawn.locator(".scale").all_inner_texts() == ["200 µm", "200 µm"]
+        assert drawn.locator(".unit").all_inner_texts() == ["log1p CP10k", "log1p CP10k"]
+        assert drawn.locator(".scale").first.bounding_box()["y"] >= sum(
+            drawn.locator("canvas").first.bounding_box()[k] for k in ("y", "height")
+        )  # below the map, which it does not cover
+        hidden = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
+        assert tab.evaluate(hidden) == 0  # every table is as wide as the page
+        tab.locator("#every tbody button").nth(2).click()  # another slide: its maps
         assert "Maps on donor2" in tab.locator("#detail").inner_text()
         assert tab.locator("#slide").input_value() == "2"
         tab.keyboard.press("Escape")

@@ -21,12 +21,12 @@ def put_alignment(slides: list[Slide], found: pd.DataFrame | None) -> None:
     if not isinstance(found, pd.DataFrame) or not set(COLUMNS) <= set(found.columns):
         raise InputError(f"`alignment` must be a frame of stpred.tl.alignment, with columns {list(COLUMNS)}.")
     rows = {str(row["slide"]): row for _, row in found.iterrows()}
-    if not rows.keys() & {s.name for s in slides}:
+    for slide in slides:
+        slide.alignment = rows.get(slide.name, rows.get(slide.known_as))
+    if all(slide.alignment is None for slide in slides):
         raise InputError(
             f"`alignment` is of slides {listing(rows)}, and the report of {listing([s.name for s in slides])}."
         )
-    for slide in slides:
-        slide.alignment = rows.get(slide.name)
 
 
 def shift_text(slide: Slide) -> str:

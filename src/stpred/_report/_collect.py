@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from stpred import data, metrics
 from stpred import genes as gene_rules
-from stpred import metrics
 from stpred._core import keys
 from stpred._core.checks import InputError, key_in, listing
 from stpred._core.elements import need_sdata, region_in_frame, table_instances, table_regions
 from stpred._core.names import name_of, named
-from stpred._core.tables import changed_values, read_provenance
+from stpred._core.tables import changed_values, read_provenance, scored_over
 from stpred.comparison.pairing import pair
 from stpred.inference.intervals import interval_coverage
 from stpred.inference.provenance import provenance_in_frame
@@ -43,6 +44,9 @@ SCALES = {
     "log_share": "log share of a gene in its location (holds the library size)",
     "relative": "relative: only differences between locations mean something",
 }
+NAMELESS = "this slide"
+"""What a single slide without a name is called."""
+
 LEVEL = 0.9
 """Of the intervals that are spoken of."""
 
@@ -51,7 +55,10 @@ TIDY = ("model", "slide", "gene", "metric", "value", "target")
 
 @dataclass
 class Slide:
-    """One slide: its predicted table's rows of one region, and what was measured there."""
+    """One slide: its predicted table's rows of one region, and what was measured there.
+
+    `name` is how the page calls it, `known_as` how scores do, and `anonymous` that it has no name of its own.
+    """
 
     name: str
     sdata: SpatialData
@@ -64,6 +71,8 @@ class Slide:
     changed: str | None = None
     covered: pd.DataFrame | None = None
     alignment: pd.Series | None = None
+    known_as: str = ""
+    anonymous: bool = False
 
     @property
     def usual(self) -> float | None:
@@ -103,6 +112,10 @@ class Content:
         One row per scale and model, mean scores.
     warnings
         Sentences.
+    n_donors
+        Donors that the scores are of, where they are known.
+    scored_over
+        Locations that genes are scored over, in words, where these are others than those that are shown.
     """
 
     slides: list[Slide]
@@ -113,6 +126,8 @@ class Content:
     per_slide: dict[str, NDArray[np.float64]]
     overview: pd.DataFrame
     warnings: list[str] = field(default_factory=list)
+    n_donors: int | None = None
+    scored_over: str | None = None
 
 
 def read_slides(
@@ -123,9 +138,12 @@ def read_slides(
     coordinate_system: str,
 ) -> list[Slide]:
     """Return the slides with their tables, refusing what is not there."""
+    only = None
     if not isinstance(slides, Mapping):
         need_sdata(slides)
-        slides = {"slide": slides}
+        ((known_as, sdata),) = data.as_slides(slides).items()
+        only = _own_name(sdata, coordinate_system)
+        slides = {known_as: sdata}
     if not slides:
         raise InputError("`slides` is empty; give one SpatialData object or a mapping of names to several.")
     found = []
@@ -153,7 +171,9 @@ def read_slides(
             raise InputError(
                 f"Table {predicted_key!r} of slide {str(name)!r} holds {provenance.get('kind')}, not predictions."
             )
-        slide = Slide(str(name), sdata, table, region, rows, instances, provenance)
+        slide = Slide(str(name), sdata, table, region, rows, instances, provenance, known_as=str(name))
+        if only is not None:
+            slide.name, slide.anonymous = only or NAMELESS, not only
         slide.changed = changed_values(table, provenance, what=f"table {predicted_key!r} of slide {str(name)!r}")
         if measured_key is not None:
             slide.both = pair(sdata, predicted_key, measured_key, coordinate_system=coordinate_system)
@@ -161,6 +181,15 @@ def read_slides(
                 slide.covered = interval_coverage(slide.both, table, predicted_key)
         found.append(slide)
     return found
+
+
+def _own_name(sdata: SpatialData, coordinate_system: str) -> str:
+    """Return what a single slide is called: its store, or the vendor's name of its run; empty where neither is."""
+    if sdata.path is not None:
+        return PurePath(str(sdata.path)).name.removesuffix(".zarr")
+    frames = [c for c in sdata.coordinate_systems if c not in (coordinate_system, keys.UM, "global")]
+    own = [c for c in frames if not c.endswith(("_downscaled_hires", "_downscaled_lowres"))]
+    return str(own[0]) if len(own) == 1 else ""
 
 
 def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | None) -> Content:
@@ -183,11 +212,13 @@ def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | No
             "Scores on raw counts came without those of the library size alone and are left out: they cannot be read "
             "without them."
         )
+    where = None
     target = _main_scale(tidy, slides)
     part = tidy[tidy["target"] == target]
     if part.empty:
         genes["score"] = genes.get("cv_pearson", pd.Series(np.nan, index=genes.index))
-        score = "Pearson on left-out slides of training"
+        where = scored_over(slides[0].provenance, slides[0].region)
+        score = f"Pearson {'' if where is None else f'over {where} '}on left-out slides of training"
     else:
         genes["score"] = _gene_means(part, called, "pearson", names)
         score = "Pearson on left-out slides" if held_out else "Pearson on these slides"
@@ -199,18 +230,23 @@ def collect(slides: list[Slide], scores: pd.DataFrame | None, *, model: str | No
         genes["ceiling"] = ceilings[0] if len(ceilings) == 1 else ceilings[0].fillna(ceilings[1])
     order = [s.name for s in slides]
     return Content(
-        slides, genes, score, target, called, _per_slide(part, called, order, names), _overview(tidy, called), warned
-    )
+        slides, genes, score, target, called, _per_slide(part, called, order, names), _overview(tidy, called), warned,
+        n_donors=_n_donors(tidy), scored_over=where,
+    )  # fmt: skip
 
 
 def _stated(slides: list[Slide], names: list[str]) -> pd.DataFrame:
-    """Return what the tables state of each gene: means of numbers, trusted where every slide says so."""
+    """Return what the tables state of each gene: means of numbers, trusted where every slide says so.
+
+    Of a gene that was not scored in every fold of a cross-validation, trust is missing: nobody has tried it.
+    """
     frame = pd.DataFrame(index=pd.Index(names, name="gene"))
     for column in ("cv_pearson", "rmax"):
         if parts := [s.table.var[column].astype(float) for s in slides if column in s.table.var]:
             frame[column] = pd.concat(parts, axis=1).mean(axis=1).reindex(names)
     if parts := [s.table.var["trusted"].astype(float) for s in slides if "trusted" in s.table.var]:
-        frame["trusted"] = pd.concat(parts, axis=1).min(axis=1).reindex(names).eq(1.0)
+        frame["trusted"] = pd.concat(parts, axis=1).min(axis=1).reindex(names).eq(1.0).astype("boolean")
+        frame.loc[~_scored_in_every_fold(slides, names), "trusted"] = pd.NA
     if counts := [
         pd.Series(np.asarray(s.both.counts[:, s.both.columns].mean(axis=0)).ravel(), index=s.both.genes)
         for s in slides
@@ -218,6 +254,22 @@ def _stated(slides: list[Slide], names: list[str]) -> pd.DataFrame:
     ]:
         frame["mean_count"] = pd.concat(counts, axis=1).mean(axis=1).reindex(names)
     return frame
+
+
+def _scored_in_every_fold(slides: list[Slide], names: list[str]) -> NDArray[np.bool_]:
+    """Return (genes,) which ones every slide has, with scores on other donors; all that are of one model."""
+    every = np.ones(len(names), dtype=bool)
+    for s in slides:
+        if "cross_validated" in s.provenance and "n_slides" in s.table.var:
+            every &= s.table.var["n_slides"].reindex(names).fillna(0).gt(0).to_numpy()
+    return every
+
+
+def _n_donors(tidy: pd.DataFrame) -> int | None:
+    """Return the number of donors that scores are of; None where none were named."""
+    if "donor" not in tidy or ("donor_shared" in tidy and tidy["donor_shared"].astype(bool).any()):
+        return None
+    return int(tidy["donor"].nunique())
 
 
 def _tidy(scores: pd.DataFrame, model: str | None, slides: list[Slide]) -> tuple[pd.DataFrame, str]:
@@ -236,7 +288,8 @@ def _tidy(scores: pd.DataFrame, model: str | None, slides: list[Slide]) -> tuple
         model = candidates[0]
     key_in(model, there, what="model in `scores`", name="model")
     names = {s.name for s in slides}
-    spoken = scores["slide"].map(name_of)
+    own = {s.known_as: s.name for s in slides}
+    spoken = scores["slide"].map(name_of).map(lambda n: own.get(n, n))
     known = scores.assign(slide=spoken)[spoken.isin(names).to_numpy()]
     if known.empty:
         raise InputError(

@@ -121,6 +121,16 @@ def lay_out(slide: Slide, *, image_key: str | None, max_px: int, coordinate_syst
     return Layout(box, xy, member, size, square, image)
 
 
+def drawn_note(layouts: list[Layout]) -> str:
+    """Say in what way the small maps are not as the slide is."""
+    said = ""
+    if any(layout.filled_um > 1.01 * layout.size_um for layout in layouts):
+        said += "Locations are drawn larger here than they are; the maps of a gene below show their size. "
+    if any(layout.member is not None for layout in layouts):
+        said += f"Of slides with more than {MAX_DRAWN:,} locations the maps show averages in squares."
+    return f'<p class="note">{said.strip()}</p>' if said else ""
+
+
 def _footprint(slide: Slide, coordinate_system: str) -> tuple[float, bool]:
     """Return the radius of a location, or half its edge and that it is a square."""
     import shapely

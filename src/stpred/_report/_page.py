@@ -10,8 +10,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from stpred._core.tables import package_versions
+from stpred._core import keys
+from stpred._core.tables import one_donor, package_versions
 from stpred._report._alignment import shift_text
 from stpred._report._collect import (
     CONTEXT,
@@ -24,10 +26,11 @@ from stpred._report._collect import (
     SCALES,
     Content,
 )
-from stpred._report._maps import Layout, Values, lay_out
+from stpred._report._maps import Layout, Values, drawn_note, lay_out
+from stpred._report._stated import stated
+from stpred.pl.labels import unit_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from numpy.typing import NDArray
 
 FEW = 8
@@ -37,7 +40,7 @@ COLUMNS = {
     "score": ("Pearson", ""),
     "cv_pearson": ("In training", "Pearson on left-out slides of the model's own training"),
     LIBRARY: ("Library size", "Pearson that a location's total of all other genes gives"),
-    NEIGHBOURS: ("Places around", "Pearson that the measured mean of the nearest locations gives"),
+    NEIGHBOURS: ("Neighbour average", "Pearson that the measured mean of the nearest locations gives"),
     "ceiling": ("Ceiling", "Highest Pearson that the noise of the measurement allows"),
     "rmax": ("rmax", "Highest Pearson that the noise of the raw counts of training allows"),
     "mean_count": ("Mean count", "Measured counts per location"),
@@ -45,7 +48,7 @@ COLUMNS = {
 
 NAMES = {
     LIBRARY: "library size alone",
-    NEIGHBOURS: "mean of measured neighbours",
+    NEIGHBOURS: "neighbour average",
     MEAN: "mean of training",
     RELIABILITY: "ceiling: reliability of the measurement",
     RMAX: "ceiling: rmax, the noise of raw counts",
@@ -54,7 +57,7 @@ NAMES = {
 METRIC_NAMES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
-    "pearson_given_library_size": "Pearson, library size held",
+    "pearson_given_library_size": "Pearson given library size",
     "pearson_smoothed": "Pearson, smoothed truth",
     "r2": "R²",
     "rmse": "RMSE",
@@ -62,8 +65,14 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "ssim": "SSIM",
     LIBRARY: "library size",
-    NEIGHBOURS: "neighbours",
+    NEIGHBOURS: "neighbour average",
 }
+
+EXPLAINED = {
+    "pearson_given_library_size": "“Given library size” is the partial correlation, the log library size held fixed.",
+    "pearson_smoothed": "“Smoothed truth” is the measurement averaged over neighbouring locations.",
+}
+"""Sentences below the table of scores for metrics that it has."""
 
 
 def render(
@@ -80,7 +89,8 @@ def render(
     worst = [g for g in ranked[::-1][:n_maps] if g not in best]
     data = _data(content, layouts, best, worst)
     named = ", ".join(s.name for s in slides[:3]) + (f" and {len(slides) - 3} more" if len(slides) > 3 else "")
-    heading = title if title is not None else f"{content.model}: predicted expression of {named}"
+    of = "" if slides[0].anonymous else f" of {named}"
+    heading = title if title is not None else f"{content.model}: predicted expression{of}"
     unscored = [g for g in range(len(content.genes)) if g not in set(ranked)]
     order = list(dict.fromkeys([*_alternate(best, worst), *ranked, *unscored]))
     slots = {
@@ -91,8 +101,9 @@ def render(
         "histogram": _histogram(content),
         "overview": _overview(content),
         "slides": _slide_table(content),
-        "provenance": _provenance(content),
+        "provenance": stated(content),
         "score": escape(content.score),
+        "drawn": drawn_note(layouts),
         "footer": f"Written on {datetime.now(UTC):%Y-%m-%d} by stpred {package_versions().get('stpred', '')}.",
         "style": _read("page.css"),
         "script": _read("page.js"),
@@ -150,7 +161,11 @@ def _data(content: Content, layouts: list[Layout], best: list[int], worst: list[
     return {
         "genes": [str(g) for g in genes.index],
         "columns": columns,
-        "trusted": [int(t) for t in genes["trusted"]] if "trusted" in genes else None,
+        "trusted": [None if pd.isna(t) else int(t) for t in genes["trusted"]] if "trusted" in genes else None,
+        "units": [
+            unit_of(content.slides[0].provenance.get("output_scale")),
+            next((unit_of(s.both.target) for s in content.slides if s.both is not None), ""),
+        ],
         "perSlide": per_slide,
         "slides": [layout.to_json(s.name) for s, layout in zip(content.slides, layouts, strict=True)],
         "measured": any(s.both is not None for s in content.slides),
@@ -176,10 +191,28 @@ def _maps(content: Content, layouts: list[Layout], order: list[int], *, room: in
 def _lead(content: Content) -> str:
     n, where = len(content.genes), len(content.slides)
     total = sum(len(s.rows) for s in content.slides)
+    words = {keys.in_words(s.region) for s in content.slides}
+    one = words.pop() if len(words) == 1 else ""
+    what = one if one.endswith("s") or one == keys.NUCLEI else "locations"
+    donors = "" if content.n_donors is None else f" of {_several(content.n_donors, 'donor')}"
     return (
-        f"{n:,} gene{'s' * (n != 1)} predicted from the H&amp;E image for {total:,} locations of "
-        f"{where} slide{'s' * (where != 1)} by <strong>{escape(content.model)}</strong>."
+        f"{_several(n, 'gene')} predicted from the H&amp;E image for {total:,} "
+        f"{escape(what)} of {_several(where, 'slide')}{donors} by "
+        f"<strong>{escape(content.model)}</strong>{_trained(content)}."
     )
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _trained(content: Content) -> str:
+    """Say of how many donors the model learned, or that each slide's did not see it."""
+    provenance = content.slides[0].provenance
+    if provenance.get("cross_validated"):
+        return ", cross-validated"
+    donors = (provenance.get("training") or {}).get("n_donors")
+    return f", trained on {_several(donors, 'donor')}" if donors else ""
 
 
 def _warning_list(content: Content) -> str:
@@ -199,9 +232,7 @@ def _tiles(content: Content) -> str:
     genes, found = content.genes, []
     score = genes["score"].dropna()
     if "trusted" in genes:
-        found.append(
-            _tile(f"{int(genes['trusted'].sum()):,} of {len(genes):,}", "genes are trusted", "as the model states")
-        )
+        found.append(_trusted(genes["trusted"], over=content.scored_over))
     if len(score):
         note = ""
         if LIBRARY in genes and genes[LIBRARY].notna().any():
@@ -213,11 +244,22 @@ def _tiles(content: Content) -> str:
     usual = [s.usual for s in content.slides if s.usual is not None]
     if usual:
         worst = f"lowest slide: {min(usual):.0%}" if len(usual) > 1 else ""
+        if all(one_donor(s.provenance) for s in content.slides):
+            worst = "which are of one donor"
         found.append(_tile(f"{np.mean(usual):.0%}", "of locations look like those of training", worst))
     covered = [s.coverage for s in content.slides if s.coverage is not None]
     if covered:
         found.append(_tile(f"{np.mean(covered):.0%}", f"of measurements inside their {LEVEL:.0%} intervals"))
     return "".join(found)
+
+
+def _trusted(trusted: pd.Series, *, over: str | None) -> str:
+    """Count trusted genes among those that were scored; of a cross-validation, in every fold."""
+    known = trusted.dropna()
+    label, note = "genes are trusted", "as the model states" + ("" if over is None else f", over {over}")
+    if n_unknown := len(trusted) - len(known):
+        label, note = "genes scored in every fold are trusted", f"{n_unknown:,} more were chosen in some folds only"
+    return _tile(f"{int(known.sum()):,} of {len(known):,}", label, note)
 
 
 def _histogram(content: Content) -> str:
@@ -298,9 +340,10 @@ def _overview(content: Content) -> str:
         light = {i for i, m in enumerate(part.index) if m in CONTEXT}
         parts.append(f"<h3>On {escape(SCALES.get(scale, str(scale)))}</h3>" + _table(header, rows, marked=light))
     note = (
-        "Means over genes, each averaged over its slides first; a correlation that is undefined counts as 0. The "
-        "lighter rows are no models: they say what a score is worth."
+        f"Means over {_several(len(content.genes), 'gene')}, each averaged over its slides first; a correlation that "
+        "is undefined counts as 0. The lighter rows are no models: they say what a score is worth."
     )
+    note += "".join(f" {said}" for metric, said in EXPLAINED.items() if metric in frame)
     return "".join(parts) + f'<p class="note">{note}</p>'
 
 
@@ -325,74 +368,3 @@ def _slide_table(content: Content) -> str:
 def _mean(values: NDArray[np.float64]) -> float | None:
     """Return the mean of a correlation over the genes that have one on a slide, None where none has."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
-
-
-def _provenance(content: Content) -> str:
-    """Return what made the predictions, in words, and all that the tables state, folded."""
-    provenance = content.slides[0].provenance
-    training = provenance.get("training") or {}
-    encoder, tile = provenance.get("encoder") or {}, provenance.get("tile") or {}
-    learned = training.get("slides") or {}
-    versions = provenance.get("versions") or {}
-    ids = list(dict.fromkeys(str(s.provenance.get("model_id")) for s in content.slides if s.provenance.get("model_id")))
-    rows = {
-        "Model": f"{provenance.get('model', 'not stated')} (family {provenance.get('family', 'not stated')})",
-        "Model id": ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else ""),
-        "Encoder": " ".join(str(encoder[k]) for k in ("name", "revision") if encoder.get(k)),
-        "Licence of the encoder": str(encoder.get("licence") or ""),
-        "Tile": (
-            f"{tile['size_px']} px at {tile['mpp']:g} µm per pixel ({tile['size_px'] * tile['mpp']:g} µm)"
-            if {"size_px", "mpp"} <= set(tile)
-            else ""
-        ),
-        "A prediction sees": f"{provenance['support_um']:g} µm of tissue" if provenance.get("support_um") else "",
-        "Output scale": SCALES.get(
-            str(provenance.get("output_scale")), str(provenance.get("output_scale", "not stated"))
-        ),
-        "Trained on": _learned(training, learned, folds=provenance.get("cross_validated")),
-        "Intervals": _intervals(provenance.get("intervals") or {}),
-        "Genes chosen by": _rule(provenance.get("gene_rule") or {}),
-        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
-    }
-    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows.items() if v)
-    stated = {s.name: s.provenance for s in content.slides}
-    raw = escape(json.dumps(stated, indent=1, sort_keys=True, default=str))
-    return f"<dl>{entries}</dl><details><summary>Everything that the tables state</summary><pre>{raw}</pre></details>"
-
-
-def _learned(training: dict[str, Any], learned: dict[str, Any], *, folds: Any) -> str:
-    """Write what the model learned from."""
-    if folds:
-        return "cross-validation: every slide is predicted by a model of slides that it shares no fold with"
-    if not learned:
-        return "not stated"
-    donors = training.get("n_donors")
-    of = f" of {donors} donor{'s' * (donors != 1)}" if donors else ""
-    named = ", ".join(list(learned)[:12]) + (f" and {len(learned) - 12} more" if len(learned) > 12 else "")
-    return f"{len(learned)} slide{'s' * (len(learned) != 1)}{of}: {named}"
-
-
-def _intervals(stated: dict[str, Any]) -> str:
-    """Write how intervals were calibrated, and what they held on slides that were left out of that."""
-    level = next((i for i in stated.get("levels", []) if i.get("level") == LEVEL), None)
-    if level is None:
-        return ""
-    held = level.get("coverage")
-    notes = "".join(f" {sentence}" for sentence in stated.get("doubts", ()))
-    if stated.get("withheld"):
-        return f"withheld: {notes.strip()}"
-    if not stated.get("slides"):
-        return f"of {stated.get('how', 'not stated what')}.{notes}"
-    text = f": at {LEVEL:.0%} they held {held:.0%} of the measurements of slides left out" if held is not None else ""
-    return f"calibrated on {len(stated['slides'])} slides ({stated.get('how', 'not stated how')}){text}.{notes}"
-
-
-def _rule(rule: dict[str, Any]) -> str:
-    """Write a gene rule."""
-    method, n = rule.get("method"), rule.get("n")
-    if not method:
-        return ""
-    what = {"mean": "highest mean count", "hvg": "variability", "svg": "spatial variability", "rmax": "rmax"}
-    if method == "list":
-        return "a list that was given"
-    return "all" if method == "all" else f"{what.get(method, method)}" + (f" (the first {n})" if n else "")

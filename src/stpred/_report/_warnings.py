@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stpred._core import keys
+from stpred._core.tables import one_donor
 from stpred._report._alignment import misaligned
 from stpred._report._collect import LIBRARY, SCALES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stpred._report._collect import Content
+    from stpred._report._collect import Content, Slide
 
 OUTSIDE_LIMIT = 0.15
 """Fraction of out-of-distribution locations from which on a slide is named in the warnings."""
@@ -46,8 +48,13 @@ def _warnings_of_training(content: Content, scores: pd.DataFrame | None) -> list
             messages.append(
                 "No gene was validated on left-out slides: nothing says how far to trust these predictions."
             )
-    elif "trusted" in genes and not genes["trusted"].any():
+    elif "trusted" in genes and genes["trusted"].notna().any() and not genes["trusted"].any():
         messages.append("The model marks no gene as trusted.")
+    if content.scored_over is not None and slides[0].region != keys.GRID:
+        messages.append(
+            f"Genes are scored over {content.scored_over}, and predicted for {keys.in_words(slides[0].region)}: "
+            "nothing was measured there, so how well these are predicted is not known."
+        )
     return messages
 
 
@@ -57,7 +64,7 @@ def _warnings_of_slides(content: Content) -> list[str]:
     fractions = {s.name: 1 - s.usual for s in slides if s.usual is not None and 1 - s.usual > OUTSIDE_LIMIT}
     if fractions:
         each = _join([f"{fraction:.0%} of {name}" for name, fraction in fractions.items()])
-        messages.append(f"Many locations look unlike those of training, so predictions there are guesses: {each}.")
+        messages.append(_outside(slides, each))
     if strange := [s.name for s in slides if (s.provenance.get("slide") or {}).get("in_distribution") is False]:
         messages.append(f"As a whole, {_join(strange)} look{'s' * (len(strange) == 1)} unlike the slides of training.")
     if coarse := [s.name for s in slides if s.provenance.get("upsampled")]:
@@ -89,6 +96,17 @@ def _warnings_of_slides(content: Content) -> list[str]:
                 f"{', '.join(sorted(kinds))})."
             )
     return messages
+
+
+def _outside(slides: list[Slide], each: str) -> str:
+    """Return what locations out of distribution mean: little, where the model has seen a single donor."""
+    if not all(one_donor(s.provenance) for s in slides):
+        return f"Many locations look unlike those of training, so predictions there are guesses: {each}."
+    folds = any("cross_validated" in s.provenance for s in slides)
+    return (
+        f"{'Each fold' if folds else 'The model'} was trained on one donor, so how far donors differ is not known, and "
+        f"the out-of-distribution score may flag too much: {each}."
+    )
 
 
 def _warnings_of_scores(content: Content) -> list[str]:

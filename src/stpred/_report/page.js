@@ -13,6 +13,7 @@
     const size = Math.abs(value);
     return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : digits);
   };
+  const flag = (value) => (value === null ? "–" : value ? "yes" : "no");
 
   // Theme: what the system says, until the reader says otherwise.
   const theme = byId("theme");
@@ -57,9 +58,15 @@
     return slide.picture;
   };
 
-  const bar = (slide) => {
+  // A scale bar below the map, as wide as its length is there, so that it covers no location.
+  const scaleBar = (slide) => {
     const step = 10 ** Math.floor(Math.log10(slide.width / 3));
-    return Math.max(...[1, 2, 5].map((m) => m * step).filter((v) => v <= slide.width / 2.5));
+    const length = Math.max(...[1, 2, 5].map((m) => m * step).filter((v) => v <= slide.width / 2.5));
+    const line = make("span", null, { class: "length" });
+    line.style.width = `${(100 * length) / slide.width}%`;
+    const scale = make("div", null, { class: "scale" });
+    scale.append(make("span", length >= 1000 ? `${length / 1000} mm` : `${length} µm`), line);
+    return scale;
   };
 
   const draw = async (canvas, slide, values, small) => {
@@ -71,13 +78,13 @@
     const pen = canvas.getContext("2d");
     pen.fillStyle = "#ffffff";
     pen.fillRect(0, 0, canvas.width, canvas.height);
+    const dots = small || slide.size * scale < 2; // too small to be visible at their own size
+    const size = Math.max((dots ? slide.filled : slide.size) * scale, 0.7);
     if (image) {
-      pen.globalAlpha = small ? 0.4 : 0.65;
+      pen.globalAlpha = size < 2 ? 0.15 : small ? 0.4 : 0.65; // the colours of small dots mix with the tissue's
       pen.drawImage(image, 0, 0, canvas.width, canvas.height);
       pen.globalAlpha = 1;
     }
-    const dots = small || slide.size * scale < 2; // too small to be visible at their own size
-    const size = Math.max((dots ? slide.filled : slide.size) * scale, 0.7);
     for (let i = 0; i < values.length; i++) {
       if (values[i] === 255) continue;
       pen.fillStyle = COLOURS[values[i]];
@@ -91,19 +98,6 @@
         pen.fill();
       }
     }
-    const length = bar(slide);
-    const unit = canvas.width / Math.max(canvas.clientWidth, 60);
-    const said = length >= 1000 ? `${length / 1000} mm` : `${length} µm`;
-    pen.font = `${11 * unit}px system-ui, sans-serif`;
-    const wide = Math.max(length * scale, pen.measureText(said).width) + 10 * unit;
-    const left = canvas.width - wide - 5 * unit;
-    const top = canvas.height - 29 * unit;
-    pen.fillStyle = "rgba(255,255,255,0.8)";
-    pen.fillRect(left, top, wide, 24 * unit);
-    pen.fillStyle = "#000000";
-    pen.fillRect(left + (wide - length * scale) / 2, top + 4 * unit, length * scale, 3 * unit);
-    pen.textAlign = "center";
-    pen.fillText(said, left + wide / 2, top + 20 * unit);
     canvas.dataset.drawn = String(values.length);
   };
 
@@ -125,7 +119,8 @@
     ramp.style.background = RAMP;
     const ends = make("div", null, { class: "ends" });
     ends.append(make("span", number(low, 2)), make("span", number(high, 2)));
-    figure.append(canvas, ramp, ends);
+    figure.append(canvas, scaleBar(slide), ramp, ends);
+    if (data.units[which]) figure.append(make("div", data.units[which], { class: "unit" }));
     const decoded = bytes(text);
     const redraw = () => draw(canvas, slide, decoded, small);
     requestAnimationFrame(redraw);
@@ -202,7 +197,7 @@
   const columns = [
     { key: "gene", label: "Gene", title: "Symbol", values: data.genes, text: true },
     ...data.columns,
-    ...(data.trusted ? [{ key: "trusted", label: "Trusted", title: "The model marks it as trusted", values: data.trusted, flag: true }] : []),
+    ...(data.trusted ? [{ key: "trusted", label: "Trusted", title: "The model marks it as trusted; –: not scored in every fold", values: data.trusted, flag: true }] : []),
   ];
   let sorted = { column: 1, down: true };
   let order = [];
@@ -285,7 +280,7 @@
         row.append(cell);
       } else {
         const value = column.values[gene];
-        const text = column.flag ? (value ? "yes" : "–") : number(value, 2);
+        const text = column.flag ? flag(value) : number(value, 2);
         row.append(make("td", text, { class: column.flag ? "flag" : i > 1 ? "wide" : "" }));
       }
     });
@@ -326,18 +321,22 @@
   });
 
   const detail = byId("detail");
+  const every = byId("every"); // beneath, since a narrow panel does not hold all metrics
   const nothing = detail.innerHTML;
   const close = () => {
     const gene = chosen;
     chosen = null;
     detail.innerHTML = nothing;
+    every.hidden = true;
     render(true);
     const at = order.indexOf(gene);
     if (at >= 0) focusRow(at);
   };
-  detail.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && chosen !== null) close();
-  });
+  for (const part of [detail, every]) {
+    part.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && chosen !== null) close();
+    });
+  }
 
   const showGene = (gene, moved) => {
     chosen = gene;
@@ -353,10 +352,11 @@
     for (const column of columns.slice(1)) {
       const value = column.values[gene];
       values.append(make("dt", column.label, { title: column.title }));
-      values.append(make("dd", column.flag ? (value ? "yes" : "no") : number(value)));
+      values.append(make("dd", column.flag ? flag(value) : number(value)));
     }
     detail.append(top, values, make("p", `Maps on ${slides[current].name}`, { class: "note" }), pairOf(gene, current, false));
-    if (data.perSlide.length) detail.append(make("h4", "On every slide"), slideTable(gene));
+    every.hidden = !data.perSlide.length;
+    if (data.perSlide.length) every.replaceChildren(make("h3", `${data.genes[gene]} on every slide`), slideTable(gene));
     if (moved && detail.getBoundingClientRect().top > window.innerHeight * 0.6) detail.scrollIntoView({ block: "start" });
   };
 
@@ -376,7 +376,7 @@
       row.append(name);
       row.addEventListener("click", () => {
         showSlide(at); // draws the panel anew, so the focus is put back
-        detail.querySelectorAll("tbody button")[at].focus({ preventScroll: true });
+        every.querySelectorAll("tbody button")[at].focus({ preventScroll: true });
       });
       data.perSlide.forEach((m) => row.append(make("td", number(m.values[at][gene]))));
     });
