@@ -254,8 +254,8 @@ def test_warnings_say_what_is_wrong(tmp_path: Path) -> None:
 def test_folds_of_one_donor_do_not_call_a_slide_unlike_training(tmp_path: Path) -> None:
     """Nothing says how far donors differ where one was seen; genes of some folds alone are not untrusted."""
     slides = st.datasets.toy_cohort(2, size_um=(600, 600), n_genes=20)
-    asked = {"groups": "slide", "shapes_key": "spots", "genes": "all", "key_added": "cv"}
-    scores = st.tl.cross_validate(slides, ["intensity"], **asked)
+    asked: dict[str, Any] = {"shapes_key": "spots", "genes": "all", "key_added": "cv"}
+    scores = st.tl.cross_validate(slides, ["intensity"], groups={"donor0": "A", "donor1": "B"}, **asked)
     tables = [sdata.tables["spots_intensity_cv"] for sdata in slides.values()]
     shared = [g for g in tables[0].var_names if g in tables[1].var_names]
     first, second = shared[:1], shared[1:3]  # as of genes that one fold chose alone
