@@ -51,6 +51,8 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert said["settings"]["batch_size"]["value"] == str(st.settings.batch_size)
     assert set(said["extras"]) == set(packages.requirements()[1])
     assert said["extras"]["encoders"]["details"]["install"] == "pip install 'stpred[encoders]'"
+    assert list(said["extras"])[-1] == "all"
+    assert "encoder: morphology, tiles of 112 and 448 um" in said["weights"]["model default"]["value"]
     assert {f"model {n}" for n in ("default", "default-imagenet")} <= set(said["weights"])
     assert said["weights"]["model default"]["status"] == OK
     assert said["weights"]["encoder morphology"]["details"]["seconds_per_tile"] > 0

@@ -44,7 +44,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def common(
     context: typer.Context,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, nothing on what will be done.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and warnings only.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -59,7 +61,7 @@ def common(
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "First steps": {"doctor": doctor, "demo": demo, "models": list_models},
     "Predict": {"predict": predict, "export": export},
-    "Own models": {"train": train, "finetune": finetune, "evaluate": evaluate},
+    "Your own models": {"train": train, "finetune": finetune, "evaluate": evaluate},
     "Many slides": {"features": features, "status": status, "collect": collect},
 }
 for panel, commands in COMMANDS.items():

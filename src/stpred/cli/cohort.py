@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from stpred._core.progress import duration, track
-from stpred.cli.messages import as_options
+from stpred.cli.messages import as_options, count
 from stpred.cli.session import console, errors, plain_messages, session
 
 if TYPE_CHECKING:
@@ -73,10 +73,11 @@ def go_through(
     shard, devices = parse_shard(cluster.shard), parse_devices(cluster.devices)
     with open_run(samples, job, out, shard=shard, overwrite=overwrite) as run:
         if not session.quiet:
-            console.print(f"{len(run.records)} slides, {run.n_complete} complete already: {out}")
+            console.print(f"{count(len(run.records), 'slide')}, {run.n_complete} complete already: {out}")
         if run.n_stale and job.suffix == ".zarr":
             console.print(
-                f"{run.n_stale} results are of another model or other settings; they go to {out / 'replaced'}."
+                f"Of another model or other settings: {count(run.n_stale, 'result')}; replaced ones go to "
+                f"{out / 'replaced'}."
             )
         results = run.results(client=cluster.scheduler, n_workers=cluster.workers, devices=devices)
         for _ in track(results, total=len(run.tasks), describe="slides", line_every_s=60.0):
@@ -92,7 +93,10 @@ def go_through(
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run of stpred predict.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder that stpred predict or stpred features wrote for many slides."),
+    ],
 ) -> None:
     """Print how far a run over many slides is, and what failed."""
     from stpred.cohort.status import Status
@@ -101,7 +105,7 @@ def status(
         found = Status.of(folder)
         console.print(
             f"{found.n('complete')} complete, {found.n('failed')} failed, {found.n('pending')} pending of "
-            f"{len(found.records)} slides: {folder}"
+            f"{count(len(found.records), 'slide')}: {folder}"
         )
         if found.client is not None:
             left = "" if found.left_s is None else f", about {duration(found.left_s)} left"

@@ -10,6 +10,7 @@ import typer
 from stpred._core.checks import InputError
 from stpred.cli.cohort import SKIPPED, print_failed
 from stpred.cli.help import complete
+from stpred.cli.messages import count
 from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
 
@@ -56,7 +57,8 @@ def collect(
         str,
         option(
             "--average", metavar="WHAT", panel=COLLECTED, complete=complete.one_of(("amounts", "values")),
-            help="amounts (of what logarithms are of, as bulk measurements do) or values.",
+            help="amounts: average before the logarithm, as a bulk measurement does; values: average the predictions "
+            "as they are.",
         ),
     ] = "amounts",
     layer: Annotated[
@@ -124,10 +126,12 @@ def _collect(folder: Path, out: Path | None, tables: Path | None, **options: Any
 
     bulk = st.tl.collect_cohort(folder, out, tables=tables, **options)
     if out is not None:
-        console.print(f"Pseudo-bulk of {bulk.n_obs} slides x {bulk.n_vars} genes   {out}", highlight=False)
+        console.print(
+            f"Pseudo-bulk of {count(bulk.n_obs, 'slide')} x {count(bulk.n_vars, 'gene')}   {out}", highlight=False
+        )
     if tables is not None:
         n = int(bulk.obs["n_tiles"].sum())
-        console.print(f"Tables of {n:,} locations x {bulk.n_vars} genes   {tables}", highlight=False)
+        console.print(f"Tables of {n:,} locations x {count(bulk.n_vars, 'gene')}   {tables}", highlight=False)
     low = int((bulk.obs["share_in_distribution"] < 0.5).sum())
     if low:
         console.print(

@@ -9,6 +9,7 @@ import typer
 
 from stpred.cli.encoders import load_encoder
 from stpred.cli.help import complete
+from stpred.cli.messages import count
 from stpred.cli.options import (
     OUTPUT,
     TRAINING,
@@ -83,7 +84,7 @@ def finetune(
     *,
     reading: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Go on from a trained model on own slides with measured expression."""
+    """Fine-tune a trained model on your own slides with measured expression."""
     import stpred as st
     from stpred.stores import check_free
 
@@ -112,5 +113,8 @@ def finetune(
         found = said.get("quality")
         scored = f"; held out: {found['base']:.3f} before, {found['tuned']:.3f} now" if found else ""
         moved = "each gene's mean alone" if said["moved"] == "intercept" else f"{said['moved']} moved"
-        console.print(f"Fine-tuned {model} on {len(read)} slides, {said['n_genes']} genes, {moved}{scored}: {out}")
+        console.print(
+            f"Fine-tuned {model} on {count(len(read), 'slide')}, {count(said['n_genes'], 'gene')}, "
+            f"{moved}{scored}: {out}"
+        )
         console.print(f"Next: stpred predict SLIDE -o OUT.zarr --model {out}")

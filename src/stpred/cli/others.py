@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from stpred.cli.messages import count
 from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages, session
 
@@ -28,6 +29,7 @@ def list_models() -> None:
     from rich.markup import escape
 
     import stpred as st
+    from stpred._core.names import encoder_words
     from stpred.cli.help.families import grouped
     from stpred.encoders.registry import summaries
     from stpred.models.registry import bundled, resolve
@@ -36,8 +38,8 @@ def list_models() -> None:
     rows = []
     for name in bundled():
         record = st.models.load(name).record
-        said = f"{record.training.get('summary', 'trained')}; {len(record.genes)} genes, {record.target}"
-        rows.append((name, f"{said}, encoder {record.encoder['name']}"))
+        said = f"{record.training.get('summary', 'trained')}; {count(len(record.genes), 'gene')} on the scale"
+        rows.append((name, f"{said} {record.target}; encoder: {encoder_words(record.encoder, record.tile)}"))
     _print_rows(rows)
     console.print("\n[bold]Families to train[/bold] (stpred train SLIDES -o MODEL --model FAMILY)")
     for question, families in grouped().items():

@@ -10,6 +10,7 @@ import typer
 from stpred._core.checks import InputError, listing
 from stpred.cli.encoders import load_encoder
 from stpred.cli.help import complete
+from stpred.cli.messages import count
 from stpred.cli.options import (
     MACHINE,
     MANY,
@@ -153,12 +154,16 @@ def _predict_one(
     raster_key = options.predict_map(sdata, trained, out) if options.with_map else None
     write_picture(sdata, key, raster_key, picture)
     table = sdata.tables[key]
-    console.print(f"Predicted {table.n_vars} genes for {table.n_obs} locations of slide {sample.slide!r} ({key!r}).")
+    console.print(
+        f"Predicted {count(table.n_vars, 'gene')} for {count(table.n_obs, 'location')} of slide "
+        f"{sample.slide!r} ({key!r})."
+    )
     console.print(f"  store    {out}\n  picture  {picture}")
     if raster_key is not None:
         size = sdata.images[raster_key]["scale0"].ds["image"].sizes
         console.print(
-            f"  map      {raster_key!r}: {size['x']} x {size['y']} pixels of {size['c']} genes, an image element"
+            f"  map      {raster_key!r}: {size['x']} x {size['y']} pixels of {count(size['c'], 'gene')}, an image "
+            "element"
         )
     console.print(f"  trust    {_trust(table)}")
     console.print(f'Next: spatialdata.read_zarr("{out}").tables["{key}"], ready for scanpy and squidpy.')

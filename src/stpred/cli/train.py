@@ -10,6 +10,7 @@ from stpred._core.settings import settings
 from stpred._core.targets import TRAINED_ON
 from stpred.cli.encoders import load_encoder
 from stpred.cli.help import complete
+from stpred.cli.messages import count
 from stpred.cli.options import (
     OUTPUT,
     TRAINING,
@@ -118,7 +119,10 @@ def train(
         st.models.save(trained, out, overwrite=overwrite)
         scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
         held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else "not validated (one donor)"
-        console.print(f"Trained {model} on {len(read)} slides, {len(trained.record.genes)} genes, {held_out}: {out}")
+        console.print(
+            f"Trained {model} on {count(len(read), 'slide')}, {count(len(trained.record.genes), 'gene')}, "
+            f"{held_out}: {out}"
+        )
         console.print(f"Next: stpred predict SLIDE -o OUT.zarr --model {out}")
 
 

@@ -79,14 +79,15 @@ def versions() -> Section:
 
 def extras() -> Section:
     """Yield the extras, what each brings and how to install it."""
-    for extra, needed in sorted(requirements()[1].items()):
+    for extra, needed in sorted(requirements()[1].items(), key=lambda item: (item[0] == "all", item)):
         found = [check(r, imported=False) for r in needed]
         wrong = [f for f in found if f.status == BROKEN]
+        # Of a clone, too: the installed stpred satisfies pip, which looks for the extra's packages alone.
         install = f"pip install 'stpred[{extra}]'"
         brings = BRINGS.get(extra, "")
         details = {"install": install, "brings": brings, "packages": {f.name: f.value for f in found}}
         if not wrong:
-            said = ", ".join(f"{f.name} {f.value}" for f in found)
+            said = "installed" if extra == "all" else ", ".join(f"{f.name} {f.value}" for f in found)
             yield Finding(extra, said, hint=brings, details=details | {"installed": True})
             continue
         missing = ", ".join(f.name for f in wrong)

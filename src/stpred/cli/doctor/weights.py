@@ -15,6 +15,7 @@ from stpred._core.files import reason
 from stpred.cli.doctor.finding import BROKEN, NOTE, Finding, Section
 from stpred.cli.doctor.machine import hub_folder
 from stpred.cli.doctor.packages import import_failure, is_importable
+from stpred.cli.messages import count
 
 _ENCODERS = "pip install 'stpred[encoders]'"
 _AGAIN = "pip install --force-reinstall --no-deps stpred"
@@ -60,6 +61,7 @@ def programs() -> Section:
 def _model(name: str) -> Finding:
     """Load a bundled model, and its encoder where that is installed."""
     from stpred import models
+    from stpred._core.names import encoder_words
     from stpred.encoders.registry import from_card
 
     try:
@@ -67,7 +69,7 @@ def _model(name: str) -> Finding:
     except (InputError, OSError) as error:
         return Finding(f"model {name}", "does not load", BROKEN, f"{error} {_AGAIN}")
     details = {"genes": len(record.genes), "encoder": record.encoder["name"]}
-    said = f"{len(record.genes)} genes, encoder {record.encoder['name']}"
+    said = f"{count(len(record.genes), 'gene')}; encoder: {encoder_words(record.encoder, record.tile)}"
     try:
         from_card(record.encoder, device="cpu")
     except InputError as error:

@@ -8,7 +8,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "": [
         ("Is the installation all right? See it work.", "stpred doctor && stpred demo"),
         ("Predict one slide with the bundled model.", "stpred predict slide.svs -o out.zarr"),
-        ("Train on own measured slides, and use it.", "stpred train slides.csv -o mymodel"),
+        ("Train a model on your own measured slides.", "stpred train slides.csv -o mymodel"),
     ],
     "demo": [
         ("Run it, with results in the folder demo.", "stpred demo"),
@@ -44,7 +44,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "status": [
         ("How far is it, and what failed?", "stpred status predicted"),
-        ("Begin again where it was, with one line of output.", "stpred -q predict slides.csv -o predicted"),
+        ("Go on after an interruption, without progress.", "stpred -q predict slides.csv -o predicted"),
     ],
     "collect": [
         ("Pseudo-bulk per slide, with an overview page beside it.", "stpred collect predicted -o cohort.h5ad"),

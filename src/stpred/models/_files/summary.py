@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from stpred._core.names import encoder_words
 
 if TYPE_CHECKING:
     from stpred.models._files.record import Record
@@ -19,7 +20,7 @@ def summary(model: Model) -> str:
     if not record.genes:
         return f"{kind}, not trained"
     lines = {
-        "encoder": _encoder(record),
+        "encoder": encoder_words(record.encoder, record.tile),
         "members": _members(model),
         "trained on": _training(record),
         "fine-tuned": _fine_tuned(record),
@@ -34,31 +35,6 @@ def summary(model: Model) -> str:
 
 def _number(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _encoder(record: Record) -> str | None:
-    """Name the encoder and its tiles; of several all, those of one name together."""
-    if record.encoder.get("name") is None:
-        return None
-    tiles: dict[str, set[tuple[float, float]]] = {}
-    for card in record.encoder.get("members") or [record.encoder | {"tile": record.tile}]:
-        tile = card.get("tile") or {}
-        found = tiles.setdefault(card["name"], set())
-        if tile:
-            found.add((tile["mpp"] * tile["size_px"], tile["mpp"]))
-    return "; ".join(name + _tiles(sorted(found)) for name, found in tiles.items())
-
-
-def _tiles(sizes: Sequence[tuple[float, float]]) -> str:
-    """Write edges of tiles and micrometres per pixel."""
-    if not sizes:
-        return ""
-    edges, mpp = ([f"{v:.4g}" for v in dict.fromkeys(column)] for column in zip(*sizes, strict=True))
-    return f", tiles of {_listed(edges)} um at {_listed(mpp)} um per pixel"
 
 
 def _members(model: Model) -> str | None:
