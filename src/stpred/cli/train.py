@@ -118,7 +118,8 @@ def train(
             return
         st.models.save(trained, out, overwrite=overwrite)
         scores = [v for v in trained.record.var["cv_pearson"] if v is not None]
-        held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else "not validated (one donor)"
+        why = " (one donor)" if trained.record.training.get("n_donors") == 1 else ""
+        held_out = f"mean held-out Pearson {sum(scores) / len(scores):.3f}" if scores else f"no held-out scores{why}"
         console.print(
             f"Trained {model} on {count(len(read), 'slide')}, {count(len(trained.record.genes), 'gene')}, "
             f"{held_out}: {out}"
