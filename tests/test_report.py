@@ -277,6 +277,7 @@ def test_folds_of_one_donor_do_not_call_a_slide_unlike_training(tmp_path: Path) 
         f"<span class=value>{n - 3} of {n - 3}</span><span class=label>genes scored in every fold are trusted" in text
     )
     assert "3 more were chosen in some folds only" in text
+    assert "Where “Trusted” is –, the gene was not scored in every fold." in text
     assert f"{n} genes predicted from the H&amp;E image for" in text
     assert "spots of 2 slides of 2 donors by <strong>intensity</strong>, cross-validated" in text
     data = embedded(path)
@@ -356,6 +357,7 @@ def test_locations_beyond_what_a_screen_shows_are_averaged(monkeypatch: pytest.M
         "Of slides with more than 9 locations the maps show averages in squares." in (tmp_path / "r.html").read_text()
     )
     assert "drawn larger" not in (tmp_path / "r.html").read_text()
+    assert "“Trusted” is –" not in (tmp_path / "r.html").read_text()
     table = slides["donor0"].tables["predicted"]
     import base64
 

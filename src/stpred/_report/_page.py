@@ -104,6 +104,7 @@ def render(
         "provenance": stated(content),
         "score": escape(content.score),
         "drawn": drawn_note(layouts),
+        "untried": " Where “Trusted” is –, the gene was not scored in every fold." if _any_untried(content) else "",
         "footer": f"Written on {datetime.now(UTC):%Y-%m-%d} by stpred {package_versions().get('stpred', '')}.",
         "style": _read("page.css"),
         "script": _read("page.js"),
@@ -251,6 +252,10 @@ def _tiles(content: Content) -> str:
     if covered:
         found.append(_tile(f"{np.mean(covered):.0%}", f"of measurements inside their {LEVEL:.0%} intervals"))
     return "".join(found)
+
+
+def _any_untried(content: Content) -> bool:
+    return "trusted" in content.genes and bool(content.genes["trusted"].isna().any())
 
 
 def _trusted(trusted: pd.Series, *, over: str | None) -> str:
