@@ -107,6 +107,13 @@ def test_a_map_is_drawn_where_it_is(tmp_path: object) -> None:
     shown = axes[1].images[0]
     np.testing.assert_allclose(shown.get_extent(), (80, 240, 200, 40))
     assert np.ma.getmaskarray(shown.get_array()).sum() == values[0].size - 64
+    table = sdata.tables["spots_counts"]
+    table.obs["in_distribution"], table.obs["ood_score"] = True, 0.0
+    assert len(st.pl.raster(sdata, "mine", "COL1A2", table_key="spots_counts")) == 2  # a score of zero tells nothing
+    table.obs["in_distribution"], table.obs["ood_score"] = False, 1.0
+    axes = st.pl.raster(sdata, "mine", "COL1A2", table_key="spots_counts")
+    assert [ax.get_title() for ax in axes] == ["H&E", "COL1A2", "ood_score"]
+    assert "unlike the model's training tiles" in axes[0].figure.get_suptitle()
     with pytest.raises(InputError, match="has no gene"):
         st.pl.raster(sdata, "mine", "NOPE")
     with pytest.raises(InputError, match="No image named"):
@@ -138,6 +145,10 @@ def test_a_score_over_other_locations_names_them(slide: object) -> None:
     slide.tables["again"] = table
     assert st.pl.spatial(slide, "again", "EPCAM")[1].get_title() == "EPCAM (cross-validated r = 0.50)"
     provenance = read_provenance(table)
+    table.obs["in_distribution"] = False
+    write_provenance(table, provenance | {"training": {"n_donors": 1}})
+    across = st.pl.spatial(slide, "again", "EPCAM")[0].figure.get_suptitle()
+    assert "unlike those of the single training donor" in across
     for region, said in (("nuclei", "nuclei"), ("bins_008um", "8 µm bins")):
         write_provenance(table, provenance | {"training_region": region})
         assert st.pl.spatial(slide, "again", "EPCAM")[1].get_title() == f"EPCAM (r = 0.50 over held-out {said})"
