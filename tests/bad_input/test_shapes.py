@@ -79,7 +79,7 @@ def test_several_shapes_without_a_name(rebuild: Any, refused: Any, trained: Mode
 
 def test_no_shapes_at_all(rebuild: Any, refused: Any, trained: Model) -> None:
     sdata = rebuild(shapes={}, tables={})
-    for use in (*uses(sdata, trained)[1:], lambda: st.tl.predict(sdata, trained, inplace=False)):
+    for use in uses(sdata, trained)[1:]:
         with refused("has no shapes", "stpred.pp.grid(sdata)", sdata=sdata):
             use()
     with refused("No shapes element named 'cells'", "available: []", sdata=sdata):

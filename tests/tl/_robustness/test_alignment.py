@@ -126,7 +126,7 @@ def test_a_report_says_how_well_a_slide_is_aligned(cohort: dict[str, SpatialData
     how: dict[str, Any] = {"measured_key": "spots_counts", "n_maps": 1, "max_mb": 2}
     page = st.report(tmp_path / "r.html", slide, "p", alignment=found, **how).read_text()
     assert f"{found['shift_um'].item():.0f} µm, {found['gain'].item():+.3f}" in page
-    assert "fit the image better after a shift: slide by about" in page
+    assert "fit the image better after a shift: toy by about" in page
     plain = st.report(tmp_path / "plain.html", slide, "p", **how).read_text()
     assert "best shift" not in plain
     for wrong, message in ((found.assign(slide="other"), "is of slides"), (found[["slide"]], "must be a frame of")):
