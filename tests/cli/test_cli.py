@@ -156,6 +156,7 @@ def test_qc_leaves_locations_out(model: Path, tmp_path: Path) -> None:
     assert judged.obsm["spatial"][:, 1].min() > SIZE_UM[1] / 3
 
 
+@pytest.mark.slow
 def test_predict_takes_the_usual_region_of_several(tmp_path: Path, model: Path) -> None:
     bundle = st.datasets.toy_xenium(tmp_path / "x", size_um=(320, 320), n_genes=30, rotation_deg=25)
     said = ok("predict", bundle, "-o", tmp_path / "o.zarr", "--model", model)
@@ -263,6 +264,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_predict_reads_what_evaluate_reads(folder: Path, model: Path, tmp_path: Path) -> None:
     """A folder that holds a slide is that slide; of several, each is predicted, as of a csv."""

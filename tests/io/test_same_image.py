@@ -269,6 +269,7 @@ def test_xenium_needs_tissue_under_its_cells(make_xenium: Make, tmp_path: Path) 
                 st.io.xenium(truth.path, he_image=tmp_path / "he.png", mpp=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["turned by 180 degrees", "mirrored left to right", "mirrored top to bottom"])
 def test_real_sections_fit_their_own_image_only(real_data: Path, tmp_path: Path, name: str) -> None:

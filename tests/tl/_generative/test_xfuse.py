@@ -136,6 +136,7 @@ def state(model: Any) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["drop_and_split", "extra"])
 def test_training_goes_on_bit_for_bit_after_a_kill(
     strategy: str, slides: dict[str, SpatialData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

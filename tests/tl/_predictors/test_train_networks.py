@@ -92,6 +92,7 @@ def test_pixels_stream_through_in_blocks(
     np.testing.assert_allclose(again.X, blocks.X, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_learns_from_pixels(donors: dict[str, SpatialData]) -> None:
     config = replace(PIXELS, epochs=12, normalize="slide")
     assert recovered(donors, config, tile=TILE) >= 0.5

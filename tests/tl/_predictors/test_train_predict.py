@@ -104,6 +104,7 @@ def test_genes_are_a_selection(ridge: Model, unseen: SpatialData) -> None:
     assert np.array_equal(table.X, whole[:, names].X)
 
 
+@pytest.mark.slow
 def test_context_of_a_finer_region_comes_from_the_training_pitch(ridge: Model, unseen: SpatialData) -> None:
     """Cells that sit where spots sit get a spot's value, whether their own pitch is the spots' or much finer."""
     from spatialdata.models import ShapesModel

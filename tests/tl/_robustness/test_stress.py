@@ -395,6 +395,7 @@ def test_restarts_in_regions_anywhere_on_the_tissue_against_what_runs_state(
     assert np.isnan(plain[["rms_stated", "rms_ratio", "within_95"]].astype(float)).all()
 
 
+@pytest.mark.slow
 def test_restarts_of_a_generative_model_are_compared_with_its_posterior(
     slides: Slides, xfuse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +481,7 @@ def test_calibration_knows_its_own_counts_from_more_scattered_ones(slides: Slide
     assert some["gene"].unique().tolist() == xfuse.record.genes[3:5]
 
 
+@pytest.mark.slow
 def test_generative_models_are_scored_on_counts_and_by_their_intervals(slides: Slides, trainings: Trainings) -> None:
     from spatialdata import SpatialData as Object
 

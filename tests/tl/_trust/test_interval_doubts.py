@@ -54,6 +54,7 @@ def covered(slide: SpatialData, key: str, level: float) -> float:
     return float(found.loc[found["level"] == level, "coverage"].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [8, 30])
 def test_a_few_measured_spots_bring_coverage_back(shifted: SpatialData, calibrated: Model, n: int) -> None:
     st.tl.predict(shifted, calibrated, shapes_key="spots", interval=0.9)
