@@ -8,6 +8,7 @@ from stpred._core import keys
 from stpred._core.tables import one_donor
 from stpred._report._alignment import misaligned
 from stpred._report._collect import LIBRARY, SCALES
+from stpred.inference.provenance import is_of_training
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,16 +33,14 @@ def _warnings_of_training(content: Content, scores: pd.DataFrame | None) -> list
             "Slides of one donor are on both sides of the cross-validation (donor_shared): for new donors these scores "
             "are optimistic."
         )
-    learned = set(training.get("slides") or ())
-    images = {v.get("image") for v in (training.get("slides") or {}).values()} if learned else set()
-    if scores is None and (own := [s.name for s in slides if s.provenance.get("image") in images - {None}]):
+    if scores is None and (own := [s.name for s in slides if is_of_training(s.provenance)]):
         messages.append(
             f"The model was trained on {_join(own)}: scores and maps there say how well it fits, not how well it "
             "predicts."
         )
     if training.get("n_donors") == 1:
         messages.append("The model was trained on one donor only, so nothing is known of how it does on another.")
-    if training.get("donors_given") is False and len(learned) > 1:
+    if training.get("donors_given") is False and len(training.get("slides") or ()) > 1:
         messages.append("No donors were named in training: each slide was taken for a donor of its own.")
     if "cv_pearson" not in genes or genes["cv_pearson"].isna().all():
         if content.per_slide.get("pearson") is None:

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from stpred._core.progress import duration, track
-from stpred.cli.messages import as_options, count
+from stpred._core.words.phrases import count
+from stpred.cli.messages import as_options
 from stpred.cli.session import console, errors, plain_messages, session
 
 if TYPE_CHECKING:

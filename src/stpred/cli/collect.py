@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from stpred._core.checks import InputError
+from stpred._core.words.phrases import count
 from stpred.cli.cohort import SKIPPED, print_failed
 from stpred.cli.help import complete
-from stpred.cli.messages import count
 from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stpred._core.words.phrases import count
 from stpred.cli.encoders import load_encoder
 from stpred.cli.help import complete
-from stpred.cli.messages import count
 from stpred.cli.options import (
     OUTPUT,
     TRAINING,

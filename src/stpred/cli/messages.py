@@ -91,15 +91,6 @@ _BARE = re.compile(rf"(?<![\w.`'\"/-])(?<!\w\()(?P<name>{_NAMES})=(?P<value>{_VA
 _STAYS = re.compile(r"name=path")
 
 
-def count(n: int, noun: str) -> str:
-    """Write a number of things, such as "1 slide".
-
-    >>> count(1, "slide"), count(1200, "gene")
-    ('1 slide', '1,200 genes')
-    """
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def as_options(message: str, *, known: Collection[str], slide: str | None = None) -> str:
     """Return a message with options in the place of Python parameters.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from stpred.cli.messages import count
+from stpred._core.words.phrases import count
 from stpred.cli.options import flag, option
 from stpred.cli.session import console, plain_messages, session
 
@@ -29,7 +29,7 @@ def list_models() -> None:
     from rich.markup import escape
 
     import stpred as st
-    from stpred._core.names import encoder_words
+    from stpred._core.words.encoders import encoder_words
     from stpred.cli.help.families import grouped
     from stpred.encoders.registry import summaries
     from stpred.models.registry import bundled, resolve

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stpred._core.checks import InputError, listing
+from stpred._core.words.phrases import count
 from stpred.cli.encoders import load_encoder
 from stpred.cli.help import complete
-from stpred.cli.messages import count
 from stpred.cli.options import (
     MACHINE,
     MANY,

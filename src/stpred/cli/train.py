@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from stpred._core.checks import InputError, whole
 from stpred._core.settings import settings
 from stpred._core.targets import TRAINED_ON
+from stpred._core.words.phrases import count
 from stpred.cli.encoders import load_encoder
 from stpred.cli.help import complete
-from stpred.cli.messages import count
 from stpred.cli.options import (
     OUTPUT,
     TRAINING,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stpred._core.progress import track
 from stpred._core.settings import settings
 from stpred._core.specs import TileSpec
+from stpred._core.words.phrases import listed
 from stpred.data._feature_cache import Busy, Entry, FeatureCache
 from stpred.data._regions import Region
 
@@ -128,5 +129,5 @@ def _names(shares: Sequence[Share]) -> str:
     each = []
     for name, sizes in widths.items():
         said = [f"{size:.4g}" for size in sorted(set(sizes))]
-        each.append(name if len(said) == 1 else f"{name} at {', '.join(said[:-1])} and {said[-1]} um")
+        each.append(name if len(said) == 1 else f"{name} at {listed(said)} um")
     return " + ".join(each)

@@ -12,10 +12,10 @@ import numpy as np
 from stpred._core.checks import InputError
 from stpred._core.disk.wheels import WHEELS
 from stpred._core.files import reason
+from stpred._core.words.phrases import count
 from stpred.cli.doctor.finding import BROKEN, NOTE, Finding, Section
 from stpred.cli.doctor.machine import hub_folder
 from stpred.cli.doctor.packages import import_failure, is_importable
-from stpred.cli.messages import count
 
 _ENCODERS = "pip install 'stpred[encoders]'"
 _AGAIN = "pip install --force-reinstall --no-deps stpred"
@@ -61,7 +61,7 @@ def programs() -> Section:
 def _model(name: str) -> Finding:
     """Load a bundled model, and its encoder where that is installed."""
     from stpred import models
-    from stpred._core.names import encoder_words
+    from stpred._core.words.encoders import encoder_words
     from stpred.encoders.registry import from_card
 
     try:

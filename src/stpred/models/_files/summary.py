@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stpred._core.names import encoder_words
+from stpred._core.words.encoders import encoder_words
+from stpred._core.words.phrases import count
 
 if TYPE_CHECKING:
     from stpred.models._files.record import Record
@@ -29,12 +30,8 @@ def summary(model: Model) -> str:
         "a value depends on": _support(model),
         "from": model.hub,
     }
-    head = f"{kind} {record.name!r}: {_number(len(record.genes), 'gene')} on the scale {record.target}"
+    head = f"{kind} {record.name!r}: {count(len(record.genes), 'gene')} on the scale {record.target}"
     return "\n".join([head, *(f"    {name}: {said}" for name, said in lines.items() if said)])
-
-
-def _number(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _members(model: Model) -> str | None:
@@ -71,12 +68,12 @@ def _training(record: Record) -> str | None:
     if not slides:
         return said and f"slides that are not listed; {said}"
     n_locations = sum(int(s.get("n_locations", 0)) for s in slides.values())
-    where = _number(n_locations, "location") if record.region is None else f"{n_locations:,} {record.region}"
+    where = count(n_locations, "location") if record.region is None else f"{n_locations:,} {record.region}"
     if record.training.get("donors_given", True):
-        whose = f" of {_number(len({s.get('donor') or name for name, s in slides.items()}), 'donor')}"
+        whose = f" of {count(len({s.get('donor') or name for name, s in slides.items()}), 'donor')}"
     else:
         whose = " (donors not stated)"
-    return f"{_number(len(slides), 'slide')}{whose}, {where}" + (f"; {said}" if said else "")
+    return f"{count(len(slides), 'slide')}{whose}, {where}" + (f"; {said}" if said else "")
 
 
 def _scores(record: Record) -> str:

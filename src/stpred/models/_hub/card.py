@@ -11,6 +11,7 @@ import numpy as np
 
 from stpred._core.disk.hub_cards import header, metric, section, table, text_of
 from stpred._core.keys import UM
+from stpred._core.words.phrases import count
 
 if TYPE_CHECKING:
     from stpred.models.base import Model, Record
@@ -117,7 +118,7 @@ def _training(record: Record) -> str:
     donors = {str(s.get("donor") or name) for name, s in slides.items()}
     total = sum(int(s.get("n_locations", 0)) for s in slides.values())
     stated = "" if training.get("donors_given", True) else " Donors were not stated, so each slide counts as one."
-    lines = [f"{_number(len(slides), 'slide')} of {_number(len(donors), 'donor')}, {total:,} locations.{stated}", ""]
+    lines = [f"{count(len(slides), 'slide')} of {count(len(donors), 'donor')}, {total:,} locations.{stated}", ""]
     mpp = training.get("mpp", {})
     rows = [
         (text_of(name), text_of(s.get("donor") or name), f"{int(s.get('n_locations', 0)):,}", _decimals(mpp.get(name)))
@@ -243,7 +244,7 @@ def _limits(model: Model) -> str:
     if 0 < len(donors) < FEW_DONORS:
         most = "" if record.training.get("donors_given", True) else "at most "
         found.append(
-            f"It was trained on {most}{_number(len(donors), 'donor')}: the scores say little about other donors, "
+            f"It was trained on {most}{count(len(donors), 'donor')}: the scores say little about other donors, "
             "laboratories and diseases."
         )
     if record.target == "relative":
@@ -291,7 +292,3 @@ def _decimals(value: Any) -> str:
     if value is None or not math.isfinite(value):
         return ""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.3f}"
-
-
-def _number(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

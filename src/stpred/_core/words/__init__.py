@@ -1,0 +1,1 @@
+"""Words of messages: numbers of things, lists, and names of encoders."""
